@@ -1,0 +1,162 @@
+r"""Poutine handlers that weight the KL of any Pyro model and guide.
+
+In :math:`\mathcal L_\beta = E_q[\log p(x|z)] - \beta\, KL(q(z|x) \| p(z))` the weight stands on the latent sites, on
+**both** sides: on log p(z) in the model and on log q(z|x) in the guide. :func:`scale_kl_pair` puts it on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+Beta = float | Tensor
+
+
+def _is_latent(msg: Mapping[str, Any]) -> bool:
+    """Whether a message is a latent sample site that enters the bound."""
+    return (
+        msg["type"] == "sample"
+        and not msg["is_observed"]
+        and type(msg["fn"]).__name__ != "_Subsample"
+        and not msg["infer"].get("auxiliary_loss", False)
+    )
+
+
+def _check_beta(beta: Any) -> Beta:
+    value = beta if isinstance(beta, Tensor) else torch.tensor(float(beta))
+    if not bool((torch.isfinite(value) & (value >= 0)).all()):
+        raise ValueError(f"beta: expected finite numbers of at least 0, got {beta}; use 0 to switch the KL off.")
+    return beta if isinstance(beta, Tensor) else float(beta)
+
+
+class ScaleKL(Messenger):
+    """The handler behind :func:`scale_kl`.
+
+    Each latent site it touches has its log-probability multiplied by beta, and carries the product of all such factors
+    as ``infer["kl_scale"]`` and, one by one, as ``kl_scales`` of the trace's node (which, unlike ``infer``, survives
+    ``poutine.replay``).
+    """
+
+    def __init__(self, beta: Beta, sites: Collection[str] | None = None) -> None:
+        super().__init__()
+        self.beta = _check_beta(beta)
+        self.sites = None if sites is None else frozenset([sites] if isinstance(sites, str) else sites)
+        self._seen: set[str] = set()
+
+    def __enter__(self) -> ScaleKL:
+        self._seen.clear()
+        super().__enter__()
+        return self
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        missing = (self.sites or frozenset()) - self._seen
+        if exc_type is None and missing:
+            raise ValueError(
+                f"scale_kl: expected a latent site named {sorted(missing)[0]!r}, got the latent sites "
+                f"{sorted(self._seen)}; name one of these in sites."
+            )
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not _is_latent(msg):
+            return
+        self._seen.add(msg["name"])
+        if self.sites is not None and msg["name"] not in self.sites:
+            return
+        msg["scale"] = msg["scale"] * self.beta
+        msg["kl_scales"] = (*msg.get("kl_scales", ()), self.beta)
+        # A dict of its own: the user's may be shared between calls.
+        msg["infer"] = {**msg["infer"], "kl_scale": msg["infer"].get("kl_scale", 1.0) * self.beta}
+
+
+def scale_kl(
+    fn: Callable[..., Any] | None = None, beta: Beta = 1.0, sites: Collection[str] | None = None
+) -> Callable[..., Any]:
+    r"""Multiply the log-probability of the latent sites of ``fn`` by :math:`\beta`.
+
+    One side of :math:`\beta\, KL(q \| p)`: the model's side is :math:`\beta \log p(z)`, the guide's
+    :math:`\beta \log q(z|x)`. Unless both sides carry the same weight the objective is no beta-ELBO, and the
+    objectives of this package refuse it; :func:`scale_kl_pair` does both. Observed sites, subsampling sites and sites
+    marked ``infer={"auxiliary_loss": True}`` are left alone. Unlike ``poutine.scale`` it takes 0.
+
+    Args:
+        fn: A model or a guide.
+        beta: The weight, at least 0: a number, a 0-dim tensor (changed in place it stays live), or a tensor that
+            broadcasts to the plates of the site, such as shape ``(B,)``, one weight for each datum.
+        sites: Names of the sites to weight; all latent sites if None.
+
+    Returns:
+        The same function with the weight applied, or, without ``fn``, the handler, a context manager.
+
+    Raises:
+        ValueError: If ``beta`` is negative, infinite or NaN; when called, if ``sites`` names a site that is not there.
+    """
+    handler = ScaleKL(beta, sites)
+    return handler if fn is None else handler(fn)
+
+
+def scale_kl_pair(
+    model: Callable[..., Any], guide: Callable[..., Any], beta: Beta | Mapping[str, Beta]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    r"""The pair whose ELBO is :math:`E_q[\log p(x|z)] - \sum_s \beta_s\, KL_s`, for any model and guide.
+
+    Args:
+        model: A Pyro model.
+        guide: Its guide.
+        beta: The weight of the KL, as in :func:`scale_kl`, or one for each site, ``{site: beta}``; sites that are not
+            named keep weight 1.
+
+    Returns:
+        ``(model, guide)`` with the weight on both sides.
+
+    Raises:
+        ValueError: If a weight is negative, infinite or NaN; when called, if a named site is missing on either side.
+
+    References:
+        Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework", 2017, eq. 4.
+    """
+    if not isinstance(beta, Mapping):
+        return scale_kl(model, beta), scale_kl(guide, beta)
+    for site, value in beta.items():
+        model, guide = scale_kl(model, value, [site]), scale_kl(guide, value, [site])
+    return model, guide
+
+
+def _same(a: Beta, b: Beta) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
+    return a == b
+
+
+def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse a KL weight that stands on one side only.
+
+    Args:
+        model_trace: Trace of the model, replayed against the guide.
+        guide_trace: Trace of the guide.
+
+    Raises:
+        ValueError: If a latent site carries other weights of :func:`scale_kl` in the model than in the guide.
+    """
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or site["is_observed"] or name not in guide_trace.nodes:
+            continue
+        ours, theirs = site.get("kl_scales", ()), guide_trace.nodes[name].get("kl_scales", ())
+        if len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
+            raise ValueError(
+                f"site {name!r}: expected the same KL weight on both sides, got {[*map(_show, ours)] or 1} in the model "
+                f"and {[*map(_show, theirs)] or 1} in the guide; use scale_kl_pair(model, guide, beta)."
+            )
+
+
+def _show(beta: Beta) -> float | str:
+    if isinstance(beta, Tensor):
+        return float(beta) if beta.dim() == 0 else f"a tensor of shape {tuple(beta.shape)}"
+    return beta

@@ -1,0 +1,287 @@
+"""Objectives: ``pyro.infer.ELBO`` classes that also tell the true bound for each datum.
+
+Each works in ``pyro.infer.SVI`` and as ``elbo(model, guide)(*args)``, and has no ``.item()`` on its main path.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer.util import torch_item
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.weights import (
+    ProposalDraws,
+    Site,
+    check_match,
+    check_scales,
+    find_layout,
+    is_auxiliary_loss,
+    sample_sites,
+    site_log_prob,
+)
+from pyro_vae.lookup import lookup
+
+Program = Callable[..., Any]
+
+
+class Terms(NamedTuple):
+    """What one evaluation of an objective gives; each a 0-dim tensor, nats, summed over the batch.
+
+    Attributes:
+        loss: What is minimized: with every weight and plate scale in it. Differentiable; its value is minus the
+            (scaled) bound also where its gradient is a surrogate's.
+        distortion: -E_q log p(x|z), detached, without scales.
+        rate: KL(q(z|x) || p(z)), or its one-draw estimate, detached, without scales: beta does not enter.
+    """
+
+    loss: Tensor
+    distortion: Tensor
+    rate: Tensor
+
+
+class _Bound:
+    """What the objectives here add to Pyro's: terms, a bound for each datum, and a tensor-only loss."""
+
+    num_particles: int
+    vectorize_particles: bool
+    _get_traces: Callable[..., Any]
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """The loss with its rate and distortion, from one set of draws.
+
+        Args:
+            model: A Pyro model.
+            guide: Its guide.
+            *args: What both take.
+            **kwargs: Likewise.
+
+        Raises:
+            ValueError: If a KL weight stands on one side only.
+        """
+        parts = []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            check_kl_scales(model_trace, guide_trace)
+            parts.append(self._particle(model_trace, guide_trace))
+        loss, distortion, rate = (sum(part) / self.num_particles for part in zip(*parts, strict=True))
+        return Terms(loss, torch.as_tensor(distortion), torch.as_tensor(rate))
+
+    def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
+        raise NotImplementedError
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Minus the (scaled) bound, nats, summed over the batch: what ``SVI.evaluate_loss`` returns."""
+        with torch.no_grad():
+            return torch_item(self.terms(model, guide, *args, **kwargs).loss)
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a 0-dim tensor, nats, summed over the batch; differentiable in model and guide."""
+        return self.terms(model, guide, *args, **kwargs).loss
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss, its gradient added to the parameters': what ``SVI.step`` calls."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)  # type: ignore[attr-defined]
+        return torch_item(loss)
+
+
+def _true_sum(site: Site) -> Tensor:
+    """Sum of a site's log-probability, masked, without scales, detached."""
+    if isinstance(site["scale"], float) and site["scale"] == 1.0:
+        return site["log_prob_sum"].detach()
+    return site_log_prob(site).detach().sum()
+
+
+class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
+    r"""The evidence lower bound, every term sampled.
+
+    .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
+
+    A ``pyro.infer.Trace_ELBO``, with its options. The estimate is unbiased for the ELBO; reparameterized sites have
+    pathwise gradients, others Pyro's score-function terms. Under ``scale_kl_pair`` the loss is exactly distortion +
+    beta x rate; ``bound`` never contains beta.
+
+    Args:
+        num_particles: K, draws averaged for each datum.
+        vectorize_particles: Draw them in one call, in an outermost plate.
+        **options: Pyro's further options of ``Trace_ELBO``.
+
+    References:
+        Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, eq. 2; Ranganath, Gerrish, Blei, "Black Box
+        Variational Inference", 2014.
+    """
+
+    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The ELBO of each datum, from ``num_particles`` draws.
+
+        Args:
+            model: A Pyro model whose data lie in one plate.
+            guide: Its guide.
+            *args: What both take.
+            **kwargs: Likewise.
+
+        Returns:
+            Shape ``(B,)``, nats, higher is better; unbiased, no KL weight and no N/B in it.
+
+        Raises:
+            ValueError: If model and guide give no weights for each datum, see ``log_weights``.
+        """
+        draws = ProposalDraws(model, guide, args, kwargs, vectorize=self.vectorize_particles)
+        return draws(self.num_particles).log_w.mean(0)
+
+    def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
+        loss: Any = 0.0
+        distortion: Any = 0.0
+        rate: Any = 0.0
+        for _, site in sample_sites(model_trace):
+            loss = loss - site["log_prob_sum"]
+            if is_auxiliary_loss(site):
+                continue
+            if site["is_observed"]:
+                distortion = distortion - _true_sum(site)
+            else:
+                rate = rate - _true_sum(site)
+        for _, site in sample_sites(guide_trace):
+            loss = loss + site["log_prob_sum"]
+            if not is_auxiliary_loss(site):
+                rate = rate + _true_sum(site)
+        if not all(_is_reparameterized(site) for _, site in sample_sites(guide_trace)):
+            _, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+            loss = loss.detach() + (surrogate - surrogate.detach())
+        return Terms(loss, distortion, rate)
+
+
+def _is_reparameterized(site: Site) -> bool:
+    return is_identically_zero(site["score_parts"].score_function)
+
+
+class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
+    r"""The evidence lower bound, the KL in closed form where there is one.
+
+    .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x|z)] - \sum_s KL(q(z_s|x) \| p(z_s)) \le \log p(x)
+
+    A ``pyro.infer.TraceMeanField_ELBO``, with its options and its condition: no latent site's parents in the model may
+    descend from it in the guide. Where a pair of distributions has no closed form, the term is sampled. Lower variance
+    than :class:`TraceELBO` away from the optimum, higher near it. Under ``scale_kl_pair`` the loss is exactly
+    distortion + beta x rate.
+
+    Args:
+        num_particles: K, draws averaged for each datum.
+        vectorize_particles: Draw them in one call, in an outermost plate.
+        **options: Pyro's further options of ``TraceMeanField_ELBO``.
+
+    References:
+        Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, eq. 7 and appendix B.
+    """
+
+    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The ELBO of each datum, from ``num_particles`` draws.
+
+        Args:
+            model: A Pyro model whose data lie in one plate.
+            guide: Its guide, of mean-field structure.
+            *args: What both take.
+            **kwargs: Likewise.
+
+        Returns:
+            Shape ``(B,)``, nats, higher is better; unbiased, no KL weight and no N/B in it.
+
+        Raises:
+            ValueError: If model and guide give no terms for each datum, see ``log_weights``.
+        """
+        total: Any = 0.0
+        particles = 0
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            check_match(model_trace, guide_trace)
+            check_kl_scales(model_trace, guide_trace)
+            check_scales(model_trace, guide_trace)
+            layout = find_layout(model_trace, guide_trace)
+            value: Any = 0.0
+            for name, site in sample_sites(model_trace):
+                if is_auxiliary_loss(site):
+                    continue
+                term = site_log_prob(site) if site["is_observed"] else -_kl(site, guide_trace.nodes[name])
+                value = value + layout.per_datum(term)
+            for _, site in _auxiliary(model_trace, guide_trace):
+                value = value - layout.per_datum(site_log_prob(site))
+            total = total + value.sum(0)
+            particles += value.shape[0]
+        return total / particles
+
+    def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
+        loss: Any = 0.0
+        distortion: Any = 0.0
+        rate: Any = 0.0
+        for name, site in sample_sites(model_trace):
+            if site["is_observed"]:
+                loss = loss - site["log_prob_sum"]
+                if not is_auxiliary_loss(site):
+                    distortion = distortion - _true_sum(site)
+                continue
+            guide_site = guide_trace.nodes[name]
+            _check_reparameterized(name, guide_site)
+            kl = _kl(site, guide_site)
+            loss = loss + scale_and_mask(kl, scale=guide_site["scale"]).sum()
+            rate = rate + kl.detach().sum()
+        for name, guide_site in _auxiliary(model_trace, guide_trace):
+            _check_reparameterized(name, guide_site)
+            loss = loss + guide_site["log_prob_sum"]
+            rate = rate + _true_sum(guide_site)
+        return Terms(loss, distortion, rate)
+
+
+def _kl(site: Site, guide_site: Site) -> Tensor:
+    """KL of a latent site, masked, without scales, in closed form where there is one, else from the draw."""
+    try:
+        kl = kl_divergence(guide_site["fn"], site["fn"])
+    except NotImplementedError:
+        return site_log_prob(guide_site) - site_log_prob(site)
+    return scale_and_mask(kl.expand(guide_site["fn"].batch_shape), mask=guide_site["mask"])
+
+
+def _auxiliary(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site]]:
+    return [(n, s) for n, s in sample_sites(guide_trace) if n not in model_trace.nodes and not is_auxiliary_loss(s)]
+
+
+def _check_reparameterized(name: str, site: Site) -> None:
+    if not _is_reparameterized(site):
+        raise ValueError(
+            f"mean-field: expected a reparameterized distribution at site {name!r}, got {type(site['fn']).__name__}; "
+            "use elbo('trace'), which has score-function gradients."
+        )
+
+
+OBJECTIVES: dict[str, type[pyro.infer.ELBO]] = {"trace": TraceELBO, "mean-field": TraceMeanFieldELBO}
+
+
+def elbo(name: str, **options: Any) -> Any:
+    """An objective by name.
+
+    Args:
+        name: ``"trace"`` (a ``pyro.infer.Trace_ELBO``) or ``"mean-field"`` (a ``pyro.infer.TraceMeanField_ELBO``).
+        **options: ``num_particles``, ``vectorize_particles`` and Pyro's further options of that class.
+
+    Returns:
+        A ``pyro.infer.ELBO`` with ``bound(model, guide, *args)``, shape ``(B,)``, nats.
+
+    Raises:
+        ValueError: If the name is unknown, or ``num_particles`` is below 1.
+        TypeError: If the class has no such option.
+    """
+    make = lookup("objective", name, OBJECTIVES)
+    known = inspect.signature(make.__init__).parameters
+    for option in options:
+        if option not in known:
+            raise TypeError(f"elbo({name!r}): unknown option {option!r}: expected one of {', '.join([*known][1:])}.")
+    if options.get("num_particles", 1) < 1:
+        raise ValueError(f"num_particles: expected at least 1, got {options['num_particles']}.")
+    return make(**options)

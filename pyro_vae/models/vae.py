@@ -1,0 +1,193 @@
+"""The variational autoencoder, a Pyro model and its amortized guide."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
+from pyro_vae.lookup import lookup
+from pyro_vae.networks import MLP
+
+# Who holds which name in the parameter store: two models under one name would share the first one's parameters, and
+# the second would silently never train. A name is not given again when its holder is gone, since the store is not.
+_HOLDERS: dict[str, weakref.ref[nn.Module]] = {}
+_NUMBERS = itertools.count(2)
+
+
+class VAE(nn.Module):
+    r"""Variational autoencoder: :math:`p(z)\, p_\theta(x|z)` with the guide :math:`q_\phi(z|x)`.
+
+    ``model`` and ``guide`` are Pyro stochastic functions with plate ``"data"`` and sites ``"z"`` and ``"x"``. They
+    register their networks by ``pyro.module``, under names that belong to this instance alone.
+
+    Args:
+        data_shape: Shape of one datum, such as ``(1, 28, 28)``.
+        latent_dim: Z, the size of the latent vector.
+        hidden: Widths of the hidden layers of the encoder; the decoder has them in reverse. Empty: a linear map.
+        activation: Name of the activation, see ``networks.ACTIVATIONS``.
+        likelihood: Name from ``distributions.LIKELIHOODS``, or a module from the decoder's output to p(x|z).
+        posterior: Name from ``distributions.POSTERIORS``, or a module with ``num_params`` from the encoder's output,
+            shape ``(..., num_params)``, to q(z|x).
+        prior: Name from ``distributions.PRIORS``, or a module without input that gives p(z), event shape ``(Z,)``.
+        encoder: Module from ``(..., *data_shape)`` to ``(..., num_params)``, in place of the perceptron.
+        decoder: Module from ``(..., Z)`` to ``(..., *data_shape)``, in place of the perceptron.
+
+    Raises:
+        ValueError: If a size is below 1 or a name is unknown.
+
+    References:
+        Kingma, Welling, "Auto-Encoding Variational Bayes", 2014.
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        *,
+        likelihood: str | nn.Module = "bernoulli",
+        posterior: str | nn.Module = "normal",
+        prior: str | nn.Module = "normal",
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim: expected at least 1, got {latent_dim}.")
+        if min(data_shape, default=0) < 1:
+            raise ValueError(f"data_shape: expected positive sizes such as (1, 28, 28), got {tuple(data_shape)}.")
+        self.data_shape, self.latent_dim = tuple(data_shape), latent_dim
+        self.likelihood = _named("likelihood", likelihood, LIKELIHOODS, self.data_shape)
+        self.posterior = _named("posterior", posterior, POSTERIORS, latent_dim)
+        self.prior = _named("prior", prior, PRIORS, latent_dim)
+        self.encoder = encoder or MLP(self.data_shape, (self.posterior.num_params,), hidden, activation)
+        self.decoder = decoder or MLP((latent_dim,), self.data_shape, hidden[::-1], activation)
+
+    @property
+    def name(self) -> str:
+        """The name under which this instance registers its networks, its own within the process (copies get another)."""
+        held = self.__dict__.get("_name", "vae")
+        while held in _HOLDERS and _HOLDERS[held]() is not self:
+            held = f"vae_{next(_NUMBERS)}"
+        if held not in _HOLDERS:
+            _HOLDERS[held] = weakref.ref(self)
+            self.__dict__["_name"] = held
+        return held
+
+    def _register(self, *parts: str) -> None:
+        """``pyro.module`` for each part that has parameters, refusing a store that holds others under its name."""
+        store = pyro.get_param_store()
+        for part in parts:
+            module: nn.Module = getattr(self, part)
+            key, parameter = next(iter(module.named_parameters()), (None, None))
+            if parameter is None:
+                continue
+            pyro.module(f"{self.name}.{part}", module)
+            full = f"{self.name}.{part}$$${key}"
+            if parameter.requires_grad and full in store and store[full] is not parameter:
+                raise RuntimeError(
+                    f"parameter store: expected this model's own tensor under {full}, got another, so that the model "
+                    "would never train; call pyro.clear_param_store() first."
+                )
+
+    def model(self, x: Tensor) -> Tensor:
+        """The generative model p(z) p(x|z).
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``.
+
+        Returns:
+            The latent vectors, shape ``(B, Z)``.
+        """
+        self._register("prior", "decoder", "likelihood")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.decode(z), obs=x)
+        return z
+
+    def guide(self, x: Tensor) -> Tensor:
+        """The amortized posterior q(z|x).
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``.
+
+        Returns:
+            The latent vectors, shape ``(B, Z)``.
+        """
+        self._register("encoder", "posterior")
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.encode(x))
+
+    def encode(self, x: Tensor) -> TorchDistributionMixin:
+        """q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        return self.posterior(self.encoder(x))
+
+    def decode(self, z: Tensor) -> TorchDistributionMixin:
+        """p(x|z): latent vectors of shape ``(..., Z)`` to a distribution with event shape ``data_shape``."""
+        return self.likelihood(self.decoder(z))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> Tensor:
+        """Draws from the model, x ~ p(x|z) with z ~ p(z).
+
+        Args:
+            num_samples: How many.
+
+        Returns:
+            Shape ``(num_samples, *data_shape)``.
+
+        Raises:
+            ValueError: If ``num_samples`` is below 1.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
+        return self.decode(self.prior().sample((num_samples,))).sample()
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean image E[x'|z] at one draw z ~ q(z|x).
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``.
+
+        Returns:
+            Shape ``(B, *data_shape)``.
+        """
+        return mean_image(self.decode(self.encode(x).sample()))
+
+    @torch.no_grad()
+    def center_output(self, mean: Tensor) -> None:
+        """Set the decoder's output bias so that p(x|z) starts at the data's mean.
+
+        The decoder's optimum without latent information, from which training need not first learn the background.
+
+        Args:
+            mean: Mean of the training data, shape ``data_shape``.
+
+        Raises:
+            ValueError: If the shape is another one, or the decoder has no ``head`` with a bias of that size.
+        """
+        if tuple(mean.shape) != self.data_shape:
+            raise ValueError(f"mean: expected shape {self.data_shape}, got {tuple(mean.shape)}.")
+        head: Any = getattr(self.decoder, "head", None)
+        if getattr(head, "bias", None) is None or head.bias.numel() != mean.numel():
+            raise ValueError("center_output: expected a decoder with a linear `head` that has one bias a pixel, got none.")
+        head.bias.copy_(self.likelihood.bias(mean).reshape(-1))
+
+
+def mean_image(p: TorchDistributionMixin) -> Tensor:
+    """The mean of p(x|z), from the base distribution where the wrapper has none; shape ``(..., *data_shape)``."""
+    return p.mean if hasattr(p, "mean") else p.base_dist.mean
+
+
+def _named(kind: str, given: str | nn.Module, table: dict[str, Any], argument: Any) -> Any:
+    return lookup(kind, given, table)(argument) if isinstance(given, str) else given

@@ -1,0 +1,68 @@
+"""The multilayer perceptron, for encoder and decoder alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pyro_vae.lookup import lookup
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "leaky-relu": nn.LeakyReLU,
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+class MLP(nn.Module):
+    r"""Multilayer perceptron between tensors of any shape.
+
+    .. math:: h_0 = \mathrm{vec}(x), \quad h_l = a(W_l h_{l-1} + b_l), \quad y = W h_L + b
+
+    With no hidden layer it is the linear (affine) map. All leading dimensions are batch dimensions, so particles
+    ahead of the batch need no reshaping.
+
+    Args:
+        in_shape: Shape of one input, such as ``(1, 28, 28)``.
+        out_shape: Shape of one output.
+        hidden: Width of each hidden layer; empty for a linear map.
+        activation: A name from ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: If a width or a shape is not positive, or the activation is unknown.
+    """
+
+    def __init__(
+        self, in_shape: Sequence[int], out_shape: Sequence[int], hidden: Sequence[int] = (), activation: str = "relu"
+    ) -> None:
+        super().__init__()
+        widths = [math.prod(in_shape), *hidden, math.prod(out_shape)]
+        if min(widths) < 1:
+            raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}; leave it empty for a linear map.")
+        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
+        make = lookup("activation", activation, ACTIVATIONS)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
+            layers += [nn.Linear(fan_in, fan_out), make()]
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-2], widths[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs to outputs.
+
+        Args:
+            x: Shape ``(..., *in_shape)``.
+
+        Returns:
+            Shape ``(..., *out_shape)``.
+        """
+        batch = x.shape[: x.dim() - len(self.in_shape)]
+        h = self.layers(x.reshape(*batch, -1))
+        return self.head(h).reshape(*batch, *self.out_shape)
