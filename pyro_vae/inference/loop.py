@@ -329,7 +329,7 @@ def fit(
         NonFiniteLossError: If the loss becomes NaN or infinite; the model keeps the parameters of the step before.
     """
     data = Data("data", Split(data)) if isinstance(data, Tensor) else data
-    _check_numbers(epochs=epochs, batch_size=batch_size, lr=lr)
+    check_options(epochs, batch_size, optimizer, lr, lr_schedule, clip_norm)
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
     schedule = beta if callable(beta) else Constant(beta)
     with _own_randomness(seed, data.train.x.device), pyro.get_param_store().scope():
@@ -383,12 +383,22 @@ def _line(row: Row, epochs: int) -> str:
     )
 
 
-def _check_numbers(epochs: int, batch_size: int, lr: float) -> None:
+def check_options(
+    epochs: int, batch_size: int, optimizer: str, lr: float, lr_schedule: str, clip_norm: float | None
+) -> None:
+    """Refuse options of :func:`fit` that are out of range or unknown.
+
+    Raises:
+        ValueError: With a sentence that says which, and what would have been right.
+    """
     for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}.")
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr: expected a positive number such as 1e-3, got {lr}.")
+    for name, rate in {"lr": lr, "clip_norm": 1.0 if clip_norm is None else clip_norm}.items():
+        if not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"{name}: expected a positive number, got {rate}.")
+    lookup("optimizer", optimizer, OPTIMIZERS)
+    lookup("learning-rate schedule", lr_schedule, LR_SCHEDULES)
 
 
 def _warn_if_unfinished(schedule: Schedule, steps: int) -> None:

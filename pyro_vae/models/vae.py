@@ -52,7 +52,7 @@ class VAE(nn.Module):
         data_shape: Sequence[int],
         latent_dim: int,
         hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
+        activation: str = "tanh",
         *,
         likelihood: str | nn.Module = "bernoulli",
         posterior: str | nn.Module = "normal",

@@ -1,0 +1,130 @@
+"""What a run is: frozen dataclasses, from which the command line and ``config.json`` are both made."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyro_vae.lookup import unknown
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data: what is modelled, and how it is split and binarized."""
+
+    dataset: str = "digits"
+    """digits (embedded in scikit-learn, 8x8, offline) or mnist."""
+    data_dir: str | None = None
+    """Folder with (or for) the files, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
+    download: bool = True
+    """Whether missing files may be fetched."""
+    val_size: int | None = None
+    """How many training images to set aside for validation, 0 for none; default: as many as test images."""
+    binarize: str | None = None
+    """dynamic (redrawn for every batch), static (drawn once), threshold or none; default: dynamic for a Bernoulli."""
+    data_seed: int = 0
+    """Seed of the validation split and of the binarization of fixed images, so that runs of many seeds share them."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model p(z) p(x|z) and its guide q(z|x)."""
+
+    likelihood: str = "bernoulli"
+    """bernoulli, continuous-bernoulli or normal (one learned scale)."""
+    latent_dim: int = 16
+    """Size of the latent vector."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the encoder's hidden layers, the decoder's in reverse; none at all: a linear map."""
+    activation: str = "tanh"
+    """elu, gelu, leaky-relu, relu, sigmoid, silu, softplus or tanh."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training: stochastic variational inference."""
+
+    elbo: str = "trace"
+    """trace (every term sampled) or mean-field (the KL in closed form)."""
+    num_particles: int = 1
+    """Draws of the guide for each datum and step."""
+    vectorize_particles: bool = False
+    """Whether to make these draws in one call."""
+    epochs: int = 200
+    """Passes over the training data, in total."""
+    batch_size: int = 64
+    """Data a step."""
+    optimizer: str = "adam"
+    """adam, adamw or sgd."""
+    lr: float = 1e-3
+    """Learning rate."""
+    lr_schedule: str = "constant"
+    """constant, cosine (to 0) or step (a tenth at half, again at three quarters)."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient of the loss per datum; default: no clipping."""
+    patience: int | None = None
+    """Stop when the validation ELBO has not risen for so many epochs; default: never."""
+    beta: float = 1.0
+    """Final weight of the KL."""
+    anneal: str = "constant"
+    """How beta is reached: constant, linear:START:STEPS or cyclical:START:STEPS[:CYCLES]."""
+    seed: int = 0
+    """Seed of the parameters, the data order and every draw."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation on the test data."""
+
+    num_samples: int = 1000
+    """Importance samples for each datum."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.binarize is None:
+            mode = "dynamic" if self.model.likelihood == "bernoulli" else "none"
+            object.__setattr__(self, "data", dataclasses.replace(self.data, binarize=mode))
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain containers, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: If a section or key is unknown.
+        """
+        sections = typing.get_type_hints(cls)
+        made = {}
+        for name, given in values.items():
+            if name not in sections:
+                raise unknown("section of the configuration", name, sections)
+            keys = {f.name for f in dataclasses.fields(sections[name])}
+            for key in given:
+                if key not in keys:
+                    raise unknown(f"key of the configuration's section {name!r}", key, keys)
+            made[name] = sections[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        return cls(**made)
+
+    def differences(self, other: Config, free: frozenset[str] = frozenset()) -> list[str]:
+        """What differs, as ``"lr 0.001 (there 0.01)"``, leaving out the keys in ``free``."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"{key} {value!r} (there {theirs[section][key]!r})"
+            for section, values in mine.items()
+            for key, value in values.items()
+            if key not in free and value != theirs[section][key]
+        ]

@@ -1,0 +1,106 @@
+"""Can an importance-sampling estimate be trusted for this datum?"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def pareto_k(log_w: Tensor) -> Tensor:
+    r"""Shape k of a generalized Pareto distribution fitted to the largest weights of each datum, by ArviZ.
+
+    The weights have about 1/k finite moments: at k >= 1/2 their variance, and with it the usual standard error, is
+    infinite. The largest :math:`\min(K/5, 3\sqrt K)` weights are fitted.
+
+    Args:
+        log_w: Log importance weights, shape ``(K, B)``, nats.
+
+    Returns:
+        Shape ``(B,)``, float64; ``inf`` where K is too small for a fit (below about 25). Weights that are all equal
+        give ``inf`` too: ask :func:`equal_weights` first.
+
+    Raises:
+        ValueError: If ``log_w`` is not two-dimensional.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2024, section 2.4; Zhang, Stephens,
+        "A New and Efficient Estimation Method for the Generalized Pareto Distribution", 2009.
+    """
+    if log_w.dim() != 2:
+        raise ValueError(f"log_w: expected shape (K, B), got {tuple(log_w.shape)}.")
+    fit = _psislw()
+    columns = log_w.detach().cpu().double().numpy().T
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # ArviZ warns of large k, which is what is being asked
+        # A copy each time: ArviZ works in place.
+        return torch.tensor([float(fit(column.copy())) for column in columns], dtype=torch.float64)
+
+
+def _psislw() -> Callable[[np.ndarray], Any]:
+    """ArviZ's fit of one vector of log weights: 1.x keeps it in arviz_stats, 0.x at the top."""
+    try:
+        from arviz_stats.base import array_stats
+    except ImportError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 when it is imported
+            import arviz
+        return lambda column: arviz.psislw(column, normalize=False)[1]
+    return lambda column: array_stats.psislw(column)[1]
+
+
+def pareto_k_threshold(num_samples: int) -> float:
+    r"""The largest k at which K draws can be trusted: :math:`\min(1 - 1 / \log_{10} K,\ 0.7)`.
+
+    Args:
+        num_samples: K.
+
+    Returns:
+        The threshold; minus infinity at K = 1, where nothing can be.
+
+    References:
+        Vehtari et al., "Pareto Smoothed Importance Sampling", 2024, section 3.2.4.
+    """
+    if num_samples < 2:
+        return -math.inf
+    return min(1 - 1 / math.log10(num_samples), 0.7)
+
+
+def equal_weights(log_w: Tensor) -> Tensor:
+    """Whether all weights of a datum are equal up to rounding, as they are when the guide is the exact posterior.
+
+    Such an estimate is exact, and no tail is there to be fitted. Rounding is judged by the dtype of ``log_w``: its terms
+    are sums over pixels, so a thousand units in the last place of the larger of 1 and \\|log w\\| are allowed.
+
+    Args:
+        log_w: Log importance weights, shape ``(K, B)``, nats, in the dtype in which they were computed.
+
+    Returns:
+        Shape ``(B,)``, bool; False at K = 1, where equality says nothing.
+    """
+    if len(log_w) < 2:
+        return torch.zeros(log_w.shape[1], dtype=torch.bool, device=log_w.device)
+    low, high = log_w.min(0).values, log_w.max(0).values
+    size = torch.maximum(low.abs(), high.abs()).clamp(min=1)
+    return (high - low) <= 1000 * torch.finfo(log_w.dtype).eps * size
+
+
+def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
+    r"""Which latent units vary with the data: :math:`\mathrm{Var}_x(E_{q(z_j|x)}[z_j]) > 0.01`.
+
+    Args:
+        means: Posterior means, shape ``(N, Z)``.
+        threshold: The variance above which a unit counts as active.
+
+    Returns:
+        Shape ``(Z,)``, bool.
+
+    References:
+        Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, section 5.2.
+    """
+    return means.var(0) > threshold

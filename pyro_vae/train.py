@@ -1,0 +1,152 @@
+"""Train a variational autoencoder and report its log p(x) with error bars.
+
+Examples:
+  python -m pyro_vae.train --elbo trace
+  python -m pyro_vae.train --elbo mean-field --dataset mnist --latent-dim 50 --anneal linear:0:2000
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+import pyro_vae
+from pyro_vae import pipeline
+from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from pyro_vae.inference.svi import NonFiniteLossError
+from pyro_vae.runs import RunDirectory
+
+#: What may differ between a run and its continuation.
+FREE = frozenset({"epochs", "patience", "num_samples", "data_dir", "download"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the command runs; not a part of what the run is."""
+
+    run_dir: Path | None = None
+    """Folder for the run's files; default: a new one under runs/."""
+    resume: Path | None = None
+    """Go on with this run; --epochs is the total."""
+    overwrite: bool = False
+    """Whether to replace the run that --run-dir holds."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    threads: int | None = None
+    """CPU threads; default: torch's choice."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    version: bool = False
+    """Print the version and leave."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    run: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
+    """Read the command line; with ``--resume``, over the configuration of that run.
+
+    Returns:
+        The configuration, the options, and the checkpoint to go on from or None.
+
+    Raises:
+        ValueError: If the run to be resumed cannot be read, or something else than ``FREE`` differs from it.
+    """
+    checkpoint = None
+    default = Arguments()
+    folder = _resumed(argv)
+    if folder is not None:
+        checkpoint = RunDirectory(folder).read_checkpoint()
+        before = Config.from_dict(checkpoint["config"])
+        default = Arguments(before.data, before.model, before.train, before.evaluate)
+    args = tyro.cli(
+        Arguments,
+        args=list(argv),
+        default=default,
+        prog="python -m pyro_vae.train",
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    config = Config(args.data, args.model, args.train, args.evaluate)
+    if folder is not None and (changed := config.differences(before, FREE)):
+        raise ValueError(
+            f"--resume {folder}: expected the configuration of that run, got {', '.join(changed)}; leave these flags out, or "
+            "start a new run."
+        )
+    return config, args.run, checkpoint
+
+
+def _resumed(argv: Sequence[str]) -> Path | None:
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--resume" and following and not following.startswith("--"):
+            return Path(following)
+        if word.startswith("--resume="):
+            return Path(word.removeprefix("--resume="))
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The words of the command line; None: those of the process.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 1 for a loss that is not finite, 130 when interrupted.
+    """
+    try:
+        config, options, checkpoint = parse(sys.argv[1:] if argv is None else argv)
+        if options.version:
+            print(f"pyro_vae {pyro_vae.__version__}")
+            return 0
+        say = pipeline.silent if options.quiet else _say
+        if options.threads is not None:
+            if options.threads < 1:
+                raise ValueError(f"threads: expected at least 1, got {options.threads}.")
+            torch.set_num_threads(options.threads)
+        device, words = pipeline.resolve_device(options.device)
+        prepared = pipeline.prepare(config, device, checkpoint)
+        if options.resume is not None:
+            directory = RunDirectory(options.resume)
+        else:
+            directory = RunDirectory.create(options.run_dir, f"{config.data.dataset}-{config.train.elbo}", options.overwrite)
+    except (ValueError, TypeError) as error:
+        print(f"pyro_vae.train: error: {error}", file=sys.stderr)
+        return 2
+    say(pipeline.describe(prepared, words))
+    return _run(prepared, directory, say)
+
+
+def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say) -> int:
+    try:
+        history, seconds = pipeline.train(prepared, directory, say)
+        pipeline.finish(prepared, history, directory, seconds, say)
+    except NonFiniteLossError as error:
+        print(f"pyro_vae.train: {error} The checkpoint of the last whole epoch is in {directory.path}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\npyro_vae.train: interrupted; go on with --resume {directory.path}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
