@@ -22,8 +22,8 @@ def pareto_k(log_w: Tensor) -> Tensor:
         log_w: Log importance weights, shape ``(K, B)``, nats.
 
     Returns:
-        Shape ``(B,)``, float64; ``inf`` where K is too small for a fit (below about 25). Weights that are all equal
-        give ``inf`` too: ask :func:`equal_weights` first.
+        Shape ``(B,)``, float64; ``inf`` where K is too small for a fit (at most 20 draws: fewer than five in the tail).
+        Weights that are all equal give ``inf`` too: ask :func:`equal_weights` first.
 
     Raises:
         ValueError: If ``log_w`` is not two-dimensional.
@@ -34,6 +34,8 @@ def pareto_k(log_w: Tensor) -> Tensor:
     """
     if log_w.dim() != 2:
         raise ValueError(f"log_w: expected shape (K, B), got {tuple(log_w.shape)}.")
+    if len(log_w) <= 20:
+        return torch.full((log_w.shape[1],), math.inf, dtype=torch.float64)
     fit = _psislw()
     columns = log_w.detach().cpu().double().numpy().T
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -136,7 +136,8 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
             ValueError: If model and guide give no weights for each datum, see ``log_weights``.
         """
         draws = ProposalDraws(model, guide, args, kwargs, vectorize=self.vectorize_particles)
-        return draws(self.num_particles).log_w.mean(0)
+        terms = draws.first if self.num_particles == 1 else draws(self.num_particles)
+        return terms.log_w.mean(0)
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
         loss: Any = 0.0

@@ -59,7 +59,8 @@ class FusedOptim:
         """Whether this ``PyroOptim`` can be fused without changing what it does."""
         options = source.pt_optim_args
         plain = isinstance(options, dict) and not {"foreach", "fused", "capturable", "differentiable"} & set(options)
-        return source.pt_optim_constructor in FUSIBLE and plain and not source.pt_clip_args
+        # A PyroLRScheduler is a PyroOptim too, with an optimizer class of its own for each parameter.
+        return type(source) is PyroOptim and source.pt_optim_constructor in FUSIBLE and plain and not source.pt_clip_args
 
     def __call__(self, params: Iterable[Tensor]) -> None:
         """Step all ``params`` that have a gradient; those not seen before are added."""

@@ -1,0 +1,28 @@
+"""Every test starts from an empty parameter store and the same generator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyro
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def clean_pyro() -> Iterator[None]:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with MNIST, for the tests that need it."""
+    beside = Path(__file__).parents[1] / ".." / "shared" / "data"
+    folder = Path(os.environ.get("PYRO_VAE_TEST_DATA", beside))
+    if not (folder / "MNIST" / "raw").is_dir():
+        pytest.skip("MNIST is not here: name its folder by PYRO_VAE_TEST_DATA")
+    return folder

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyro_vae.data import BINARIZE, batches, binarize
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered(n: int) -> torch.Tensor:
+    """Images that carry their number in seven pixels of 0 and 1, which binarization leaves alone, beside 64 grey ones."""
+    bits = (torch.arange(n)[:, None] >> torch.arange(7)) & 1
+    return torch.cat([bits.float(), torch.full((n, 64), 0.5)], dim=1).reshape(n, 1, 1, 71)
+
+
+def numbers(x: torch.Tensor) -> torch.Tensor:
+    return (x.reshape(len(x), -1)[:, :7].long() << torch.arange(7)).sum(1)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_draws_have_the_grey_value_as_their_mean(mode):
+    n = 40_000
+    grey = torch.tensor([0.01, 0.2, 0.5, 0.77, 0.99], dtype=torch.float64)
+    mean = binarize(grey.expand(n, 5), mode, seeded()).mean(0)
+    assert bool(((mean - grey).abs() < 4 * (grey * (1 - grey) / n).sqrt()).all())
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_draws_of_two_pixels_are_independent(mode):
+    n = 40_000
+    x = binarize(torch.full((n, 2), 0.3, dtype=torch.float64), mode, seeded())
+    covariance = ((x[:, 0] - 0.3) * (x[:, 1] - 0.3)).mean()
+    assert abs(float(covariance)) < 4 * 0.21 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_draws_keep_black_and_white_and_repeat_by_seed(mode):
+    x = torch.tensor([0.0, 1.0, 0.5]).repeat(500, 1)
+    drawn = binarize(x, mode, seeded(1))
+    assert torch.equal(drawn[:, :2], x[:, :2])
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(drawn, binarize(x, mode, seeded(1)))
+    assert not torch.equal(drawn, binarize(x, mode, seeded(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", BINARIZE)
+def test_shape_and_dtype_stay(mode, dtype):
+    x = torch.rand(3, 2, 4, 5, dtype=dtype, generator=seeded())
+    found = binarize(x, mode, seeded())
+    assert (found.shape, found.dtype) == (x.shape, dtype)
+
+
+def test_threshold_and_none():
+    x = torch.tensor([0.0, 0.3, 0.5, 0.5001, 1.0])
+    assert binarize(x, "threshold").tolist() == [0, 0, 0, 1, 1]
+    assert binarize(x, "none") is x
+
+
+def test_an_unknown_mode_lists_the_known_and_the_nearest():
+    with pytest.raises(ValueError, match="unknown binarization 'dynamics'") as caught:
+        binarize(torch.zeros(1), "dynamics")
+    assert str(caught.value).endswith("expected one of dynamic, none, static, threshold; did you mean 'dynamic'?")
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+@pytest.mark.parametrize(("n", "size"), [(103, 10), (100, 10), (3, 10), (5, 1)])
+def test_an_epoch_has_every_image_once(n, size, redraw):
+    found = list(batches(numbered(n), size, seeded(), redraw))
+    assert [len(batch) for batch in found] == [size] * (n // size) + [n % size] * (n % size > 0)
+    assert sorted(numbers(torch.cat(found)).tolist()) == list(range(n))
+
+
+def test_each_epoch_has_its_own_order_and_a_seed_repeats_it():
+    def orders(seed):
+        generator = seeded(seed)
+        return [numbers(torch.cat(list(batches(numbered(103), 10, generator)))).tolist() for _ in range(2)]
+
+    first, second = orders(0)
+    assert first != second
+    assert first != list(range(103))
+    assert orders(0) == [first, second]
+    assert orders(1) != [first, second]
+
+
+def test_no_redraw_leaves_the_pixels():
+    x = numbered(103)
+    generator = seeded()
+    for _ in range(2):
+        epoch = torch.cat(list(batches(x, 10, generator)))
+        assert torch.equal(epoch, x[numbers(epoch)])
+
+
+def test_redraw_gives_each_epoch_other_pixels():
+    x, generator, drawn = numbered(103), seeded(), []
+    for _ in range(2):
+        epoch = torch.cat(list(batches(x, 10, generator, redraw=True)))
+        assert set(epoch.unique().tolist()) == {0.0, 1.0}
+        drawn.append(epoch[numbers(epoch).argsort()].reshape(103, -1)[:, 7:])
+    same = (drawn[0] == drawn[1]).double().mean()
+    assert abs(float(same) - 0.5) < 4 * 0.5 / math.sqrt(drawn[0].numel())
+    assert torch.equal(x, numbered(103))

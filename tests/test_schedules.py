@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+
+from pyro_vae import schedules
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 10**6])
+def test_constant_is_its_value_at_every_step(step):
+    assert schedules.constant(0.25)(step) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("step", "beta"), [(0, 0.5), (1, 0.65), (5, 1.25), (9, 1.85), (10, 2.0), (11, 2.0), (10**6, 2.0)]
+)
+def test_linear_by_hand(step, beta):
+    assert schedules.linear(0.5, 2.0, steps=10)(step) == pytest.approx(beta, rel=1e-12)
+
+
+@pytest.mark.parametrize(("step", "beta"), [(0, 4.0), (1, 3.25), (2, 2.5), (4, 1.0), (5, 1.0)])
+def test_linear_may_fall(step, beta):
+    assert schedules.linear(4.0, 1.0, steps=4)(step) == pytest.approx(beta, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("step", "beta"),
+    [
+        # Four cycles of 20 steps, of which the first 10 rise from 0.2 to 2.
+        (0, 0.2),
+        (1, 0.38),
+        (5, 1.1),
+        (10, 2.0),
+        (15, 2.0),
+        (19, 2.0),
+        (20, 0.2),
+        (25, 1.1),
+        (40, 0.2),
+        (60, 0.2),
+        (61, 0.38),
+        (79, 2.0),
+        (80, 2.0),
+        (81, 2.0),
+        (10**6, 2.0),
+    ],
+)
+def test_cyclical_by_hand(step, beta):
+    assert schedules.cyclical(0.2, 2.0, steps=80, cycles=4, ratio=0.5)(step) == pytest.approx(beta, rel=1e-12)
+
+
+@pytest.mark.parametrize(("step", "beta"), [(0, 0.0), (2, 0.5), (4, 1.0), (5, 1.0), (15, 1.0), (16, 0.0), (18, 0.5)])
+def test_cyclical_ratio_is_the_share_that_rises(step, beta):
+    assert schedules.cyclical(0.0, 1.0, steps=32, cycles=2, ratio=0.25)(step) == pytest.approx(beta, rel=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "cycles"), [(80, 4), (10, 6), (7, 3), (25, 25), (100, 7), (1000, 12), (21, 18)])
+def test_cyclical_is_its_formula_in_exact_arithmetic(steps, cycles):
+    schedule = schedules.cyclical(0.0, 1.0, steps=steps, cycles=cycles, ratio=0.5)
+    period = Fraction(steps, cycles)
+    for step in range(steps):
+        exact = min(Fraction(1), (step % period) / period / Fraction(1, 2))
+        assert schedule(step) == pytest.approx(float(exact), abs=1e-9), step
+
+
+def test_steps_say_when_a_schedule_has_settled():
+    for schedule in (
+        schedules.constant(0.3),
+        schedules.linear(0.1, 0.3, 12),
+        schedules.cyclical(0.1, 0.3, 12, cycles=3),
+    ):
+        assert {schedule(step) for step in range(schedule.steps, schedule.steps + 30)} == {0.3}
+    assert [schedules.constant(1.0).steps, schedules.linear(0, 1, 12).steps, schedules.cyclical(0, 1, 12).steps] == [
+        0,
+        12,
+        12,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("constant", schedules.constant(4.0)),
+        ("linear:0:2000", schedules.linear(0.0, 4.0, 2000)),
+        ("linear:0.5:1", schedules.linear(0.5, 4.0, 1)),
+        ("linear:1e-2:30", schedules.linear(0.01, 4.0, 30)),
+        ("cyclical:0:2000", schedules.cyclical(0.0, 4.0, 2000, cycles=4)),
+        ("cyclical:0.1:2000:7", schedules.cyclical(0.1, 4.0, 2000, cycles=7)),
+    ],
+)
+def test_parse(text, expected):
+    assert schedules.parse(text, end=4.0) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "constant:1",
+        "linear",
+        "linear:0",
+        "linear:0:10:2",
+        "linear:a:10",
+        "linear:0:b",
+        "linear:0:1.5",
+        "linear::",
+        "cyclical",
+        "cyclical:0",
+        "cyclical:0:100:2:3",
+        "cyclical:0:100:x",
+    ],
+)
+def test_parse_says_the_form_that_was_expected(text):
+    form = {
+        "constant": "constant",
+        "linear": "linear:START:STEPS",
+        "cyclical": "cyclical:START:STEPS[:CYCLES]",
+    }[text.partition(":")[0]]
+    with pytest.raises(ValueError, match="^schedule: expected") as caught:
+        schedules.parse(text, end=1.0)
+    assert str(caught.value) == f"schedule: expected {form} such as linear:0:2000, got {text!r}."
+
+
+def test_parse_of_an_unknown_kind_lists_the_known_and_the_nearest():
+    with pytest.raises(ValueError, match="unknown schedule 'liner'") as caught:
+        schedules.parse("liner:0:10", end=1.0)
+    assert str(caught.value).endswith("expected one of constant, cyclical, linear; did you mean 'linear'?")
+
+
+@pytest.mark.parametrize("bad", [-1e-6, -math.inf, math.inf, math.nan])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bad: schedules.constant(bad),
+        lambda bad: schedules.linear(bad, 1.0, 10),
+        lambda bad: schedules.linear(0.0, bad, 10),
+        lambda bad: schedules.cyclical(bad, 1.0, 10),
+        lambda bad: schedules.cyclical(0.0, bad, 10),
+        lambda bad: schedules.parse("constant", bad),
+        lambda bad: schedules.parse("linear:0:10", bad),
+        lambda bad: schedules.parse(f"linear:{bad}:10", 1.0),
+        lambda bad: schedules.parse(f"cyclical:{bad}:10", 1.0),
+    ],
+    ids=[
+        "constant",
+        "linear-start",
+        "linear-end",
+        "cyclical-start",
+        "cyclical-end",
+        "parse-constant",
+        "parse-linear",
+        "parse-linear-start",
+        "parse-cyclical-start",
+    ],
+)
+def test_a_weight_below_0_or_not_finite_is_refused(make, bad):
+    with pytest.raises(
+        ValueError, match=r"(beta|the (start|end) of a schedule): expected a finite number of at least 0"
+    ):
+        make(bad)
+
+
+def test_zero_is_allowed():
+    assert schedules.constant(0.0)(3) == 0.0
+    assert schedules.linear(1.0, 0.0, 4)(4) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: schedules.linear(0, 1, 0), "steps of a schedule: expected at least 1, got 0"),
+        (lambda: schedules.parse("linear:0:-3", 1.0), "steps of a schedule: expected at least 1, got -3"),
+        (lambda: schedules.cyclical(0, 1, 3, cycles=4), "cycles: expected between 1 and steps = 3, got 4"),
+        (lambda: schedules.parse("cyclical:0:10:0", 1.0), "cycles: expected between 1 and steps = 10, got 0"),
+        (lambda: schedules.cyclical(0, 1, 0), "cycles: expected between 1 and steps = 0, got 4"),
+        (lambda: schedules.cyclical(0, 1, 10, ratio=0.0), "ratio: expected the share of a cycle that rises"),
+        (lambda: schedules.cyclical(0, 1, 10, ratio=1.1), "ratio: expected the share of a cycle that rises"),
+        (lambda: schedules.cyclical(0, 1, 10, ratio=math.nan), "ratio: expected the share of a cycle that rises"),
+    ],
+)
+def test_lengths_and_ratios_out_of_range_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
