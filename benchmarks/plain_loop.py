@@ -26,7 +26,11 @@ class PlainVAE(nn.Module):
     def __init__(self, data_dim: int, hidden: int, latent_dim: int, mean: Tensor) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Linear(data_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 2 * latent_dim)
+            nn.Linear(data_dim, hidden),
+            nn.Tanh(),
+            nn.Linear(hidden, hidden),
+            nn.Tanh(),
+            nn.Linear(hidden, 2 * latent_dim),
         )
         self.decoder = nn.Sequential(
             nn.Linear(latent_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, data_dim)
@@ -84,9 +88,14 @@ def main() -> None:
     for _ in range(args.rounds):
         plain, ours = train_plain(x, args.epochs, args.batch_size), train_ours(x, args.epochs, args.batch_size)
         ratios.append(ours / plain)
-        rate = len(x) * args.epochs
-        print(f"plain {plain:7.2f} s ({rate / plain:8,.0f} images/s)   ours {ours:7.2f} s ({rate / ours:8,.0f} images/s)   ratio {ours / plain:.3f}")
-    print(f"median ratio {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}, {torch.get_num_threads()} threads")
+        images = len(x) * args.epochs
+        print(
+            f"plain {plain:7.2f} s ({images / plain:8,.0f} images/s)   ours {ours:7.2f} s ({images / ours:8,.0f} images/s)"
+            f"   ratio {ours / plain:.3f}",
+            flush=True,
+        )
+    low, high, threads = min(ratios), max(ratios), torch.get_num_threads()
+    print(f"median ratio {statistics.median(ratios):.3f}, from {low:.3f} to {high:.3f}, {threads} threads")
 
 
 if __name__ == "__main__":

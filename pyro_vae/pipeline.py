@@ -24,7 +24,6 @@ from pyro_vae.inference.loop import Callback, History, Training, check_options, 
 from pyro_vae.inference.objectives import elbo
 from pyro_vae.lookup import lookup
 from pyro_vae.models import VAE
-from pyro_vae.report import draw_pictures
 from pyro_vae.runs import SCHEMA, Run, RunDirectory, load_data, make_vae
 
 #: Data of one call of an estimator: with 10 draws each, a chunk of 1,000 rows, which stays in the processor's cache.
@@ -72,12 +71,14 @@ def resolve_device(text: str) -> tuple[torch.device, str]:
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {text!r}.")
     there = {
-        "cpu": lambda: True,
-        "cuda": lambda: (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available,
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
     }
-    if not there[device.type]():
-        raise ValueError(f"device: expected one that this machine has, got {text!r}, which is not there; use --device cpu.")
+    if not there[device.type]:
+        raise ValueError(
+            f"device: expected one that this machine has, got {text!r}, which is not there; use --device cpu."
+        )
     return device, text
 
 
@@ -120,9 +121,7 @@ def make_objective(config: Config) -> Any:
     """The objective that a configuration names."""
     t = config.train
     # The data plate is the only one; said here, Pyro need not run the model to find out.
-    return elbo(
-        t.elbo, num_particles=t.num_particles, vectorize_particles=t.vectorize_particles, max_plate_nesting=1
-    )
+    return elbo(t.elbo, num_particles=t.num_particles, vectorize_particles=t.vectorize_particles, max_plate_nesting=1)
 
 
 def callbacks(config: Config) -> list[Callback]:
@@ -198,7 +197,9 @@ def estimate(vae: VAE, x: Tensor, num_samples: int, seed: int, progress: bool = 
     """
     devices = [x.device] if x.device.type == "cuda" else []
     parts = x.split(EVALUATION_BATCH)
-    shown: Iterable[Tensor] = tqdm(parts, disable=None if progress else True, unit="batch", leave=False, desc="log p(x)")
+    shown: Iterable[Tensor] = tqdm(
+        parts, disable=None if progress else True, unit="batch", leave=False, desc="log p(x)"
+    )
     vae.eval()
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -251,7 +252,8 @@ def evaluate(prepared: Prepared, history: History, train_seconds: float | None, 
         "device": str(prepared.device),
         "threads": torch.get_num_threads(),
         "seed": config.train.seed,
-        "versions": {"pyro_vae": pyro_vae.__version__} | {p: version(p) for p in ("torch", "pyro-ppl", "numpy", "arviz")},
+        "versions": {"pyro_vae": pyro_vae.__version__}
+        | {p: version(p) for p in ("torch", "pyro-ppl", "numpy", "arviz")},
     }
 
 
@@ -288,13 +290,17 @@ def table(summary: dict[str, Any]) -> str:
         f"Test set: {test['num_data']:,} images, {px['num_samples']:,} importance samples each; {kind}, nats per image, "
         "higher is better",
         "                 value   error (data)   error (Monte Carlo)",
-        f"ELBO        {test['elbo']['value']:10.3f} {_error(test['elbo']['std_error']):>14} {_error(test['elbo']['mc_error']):>21}",
-        f"log p(x)    {px['value']:10.3f} {_error(px['std_error']):>14} {_error(px['mc_error']):>21}",
+        _row("ELBO", test["elbo"]),
+        _row("log p(x)", px),
         f"gap {test['gap']:.3f} = log p(x) - ELBO; rate {test['rate']:.3f}; distortion {test['distortion']:.3f}; "
         f"{test['active_units']} active units",
         f"with probability 95 %, mean log p(x) of these images is above {px['lower_bound_95']:.3f}",
     ]
     return "\n".join([*rows, _verdict(test["num_data"], px)])
+
+
+def _row(name: str, figure: dict[str, Any]) -> str:
+    return f"{name:<12}{figure['value']:10.3f} {_error(figure['std_error']):>14} {_error(figure['mc_error']):>21}"
 
 
 def _error(value: float | None) -> str:
@@ -315,6 +321,8 @@ def _verdict(num_data: int, px: dict[str, Any]) -> str:
 
 def finish(prepared: Prepared, history: History, directory: RunDirectory, seconds: float | None, say: Say) -> None:
     """Evaluate a trained model, write the summary and the pictures, and say what came out."""
+    from pyro_vae.report import draw_pictures  # brings matplotlib, which nothing before the end needs
+
     summary = evaluate(prepared, history, seconds, progress=say is not silent)
     directory.write_json("summary.json", summary)
     say(table(summary))

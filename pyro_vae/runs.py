@@ -115,12 +115,16 @@ class RunDirectory:
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
-            raise ValueError(f"run {self.path}: expected a folder with checkpoint.pt, got none there; name a run's folder.")
+            raise ValueError(
+                f"run {self.path}: expected a folder with checkpoint.pt, got none there; name a run's folder."
+            )
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({reason}).") from None
+            raise ValueError(
+                f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({reason})."
+            ) from None
         if not isinstance(checkpoint, dict) or checkpoint.get("schema") != SCHEMA:
             found = checkpoint.get("schema") if isinstance(checkpoint, dict) else None
             raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, got {found}; train it again.")

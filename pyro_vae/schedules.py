@@ -150,7 +150,11 @@ def parse(text: str, end: float) -> Schedule:
         ValueError: If the kind is unknown, or its numbers are missing, superfluous or out of range.
     """
     kind, *words = text.split(":")
-    forms = {"constant": ("constant", 0, 0), "linear": ("linear:START:STEPS", 2, 2), "cyclical": ("cyclical:START:STEPS[:CYCLES]", 2, 3)}
+    forms = {
+        "constant": ("constant", 0, 0),
+        "linear": ("linear:START:STEPS", 2, 2),
+        "cyclical": ("cyclical:START:STEPS[:CYCLES]", 2, 3),
+    }
     form, least, most = lookup("schedule", kind, forms)
     try:
         if not least <= len(words) <= most:

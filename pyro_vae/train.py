@@ -123,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.resume is not None:
             directory = RunDirectory(options.resume)
         else:
-            directory = RunDirectory.create(options.run_dir, f"{config.data.dataset}-{config.train.elbo}", options.overwrite)
+            directory = RunDirectory.create(
+                options.run_dir, f"{config.data.dataset}-{config.train.elbo}", options.overwrite
+            )
     except (ValueError, TypeError) as error:
         print(f"pyro_vae.train: error: {error}", file=sys.stderr)
         return 2
@@ -136,7 +138,9 @@ def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say
         history, seconds = pipeline.train(prepared, directory, say)
         pipeline.finish(prepared, history, directory, seconds, say)
     except NonFiniteLossError as error:
-        print(f"pyro_vae.train: {error} The checkpoint of the last whole epoch is in {directory.path}.", file=sys.stderr)
+        print(
+            f"pyro_vae.train: {error} The checkpoint of the last whole epoch is in {directory.path}.", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print(f"\npyro_vae.train: interrupted; go on with --resume {directory.path}", file=sys.stderr)

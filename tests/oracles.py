@@ -149,7 +149,9 @@ class Mixture:
 
 
 def mixture() -> Mixture:
-    return Mixture(torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64), torch.tensor([-2.0, 0.0, 1.5], dtype=torch.float64))
+    return Mixture(
+        torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64), torch.tensor([-2.0, 0.0, 1.5], dtype=torch.float64)
+    )
 
 
 def within(value: Tensor | float, exact: Tensor | float, error: Tensor | float, factor: float = 4.0) -> bool:

@@ -212,7 +212,7 @@ def test_no_code_in_a_plain_pickle_is_run(tmp_path, protocol):
 
 
 def test_load_gives_the_run(made):
-    directory, states, history = made
+    directory, _, history = made
     run = pv.load(str(directory.path))
     assert run.path == directory.path
     assert run.config == SMALL
@@ -224,7 +224,7 @@ def test_load_gives_the_run(made):
 
 
 def test_load_gives_the_best_epoch_and_not_the_last(made, monkeypatch):
-    directory, states, history = made
+    directory, states, _ = made
     checkpoint = directory.read_checkpoint()
     for best in range(1, 4):  # whichever was the best, by hand
         checkpoint["training"]["best"] = states[best - 1]

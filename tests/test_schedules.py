@@ -116,7 +116,7 @@ def test_parse_says_the_form_that_was_expected(text):
         "linear": "linear:START:STEPS",
         "cyclical": "cyclical:START:STEPS[:CYCLES]",
     }[text.partition(":")[0]]
-    with pytest.raises(ValueError, match="^schedule: expected") as caught:
+    with pytest.raises(ValueError, match=r"^schedule: expected") as caught:
         schedules.parse(text, end=1.0)
     assert str(caught.value) == f"schedule: expected {form} such as linear:0:2000, got {text!r}."
 

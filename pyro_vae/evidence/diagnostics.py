@@ -77,7 +77,7 @@ def equal_weights(log_w: Tensor) -> Tensor:
     """Whether all weights of a datum are equal up to rounding, as they are when the guide is the exact posterior.
 
     Such an estimate is exact, and no tail is there to be fitted. Rounding is judged by the dtype of ``log_w``: its terms
-    are sums over pixels, so a thousand units in the last place of the larger of 1 and \\|log w\\| are allowed.
+    are sums over pixels, so a thousand units in the last place of the larger of 1 and log w in absolute value are allowed.
 
     Args:
         log_w: Log importance weights, shape ``(K, B)``, nats, in the dtype in which they were computed.

@@ -142,7 +142,9 @@ class Estimate:
         import xarray
 
         values = {
-            f.name: ("datum", getattr(self, f.name).numpy()) for f in dataclasses.fields(self) if f.name != "num_samples"
+            f.name: ("datum", getattr(self, f.name).numpy())
+            for f in dataclasses.fields(self)
+            if f.name != "num_samples"
         }
         attributes = {"num_samples": self.num_samples, "pareto_k_threshold": self.threshold, "units": "nats"}
         dataset = xarray.Dataset(values, attrs=attributes)
@@ -203,5 +205,5 @@ class Summary:
 
     @property
     def gap(self) -> float:
-        """log p(x) - ELBO, the mean KL from the guide to the posterior."""
+        """Log p(x) - ELBO, the mean KL from the guide to the posterior."""
         return self.log_px - self.elbo

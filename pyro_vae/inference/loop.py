@@ -92,7 +92,12 @@ class Training:
         seed: int,
     ) -> None:
         self.model, self.data, self.epochs, self.batch_size = model, data, epochs, batch_size
-        self.lr, self.lr_factor, self.schedule, self.seed = lr, lookup("learning-rate schedule", lr_schedule, LR_SCHEDULES), beta, seed
+        self.lr, self.lr_factor, self.schedule, self.seed = (
+            lr,
+            lookup("learning-rate schedule", lr_schedule, LR_SCHEDULES),
+            beta,
+            seed,
+        )
         self.history = History()
         self.best: dict[str, Tensor] | None = None
         self.stop_reason: str | None = None
@@ -126,8 +131,8 @@ class Training:
         """
         started = time.perf_counter()
         self.model.train()
-        exact = {} if self.beta.device.type == "mps" else {"dtype": torch.float64}  # MPS has no float64
-        totals = torch.zeros(3, device=self.beta.device, **exact)  # loss, distortion, rate
+        dtype = torch.float32 if self.beta.device.type == "mps" else torch.float64  # MPS has no float64
+        totals = torch.zeros(3, device=self.beta.device, dtype=dtype)  # loss, distortion, rate
         seen = 0
 
         def running_elbo() -> float:
@@ -350,9 +355,7 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
     total = training.epochs * training.steps_per_epoch
     if progress and not training.history.rows:
         print(_HEADER)
-    with tqdm(
-        total=total, initial=training.step, disable=None if progress else True, unit="step", leave=False
-    ) as bar:
+    with tqdm(total=total, initial=training.step, disable=None if progress else True, unit="step", leave=False) as bar:
 
         def advance(train_elbo: Callable[[], float]) -> None:
             if bar.update():  # true when the bar was drawn: no more often than the eye can see
@@ -376,7 +379,9 @@ _HEADER = (
 
 def _line(row: Row, epochs: int) -> str:
     prefix = "validation" if "validation_elbo" in row else "train"
-    validation = f"{row['validation_elbo']:.2f} ± {row['validation_elbo_std_error']:.2f}" if prefix == "validation" else "-"
+    validation = (
+        f"{row['validation_elbo']:.2f} ± {row['validation_elbo_std_error']:.2f}" if prefix == "validation" else "-"
+    )
     return (
         f"{row['epoch']:6.0f}/{epochs:<5d} {row['train_elbo']:12.2f} {validation:>17} {row[prefix + '_rate']:11.2f} "
         f"{row[prefix + '_distortion']:12.2f} {row['beta']:8.3f} {row['images_per_second']:10,.0f}"

@@ -11,7 +11,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -30,7 +29,7 @@ class NonFiniteLossError(ArithmeticError):
         site: Name of the first site whose log-probability is not finite, or None.
     """
 
-    def __init__(self, loss: float, step: int, site: str | None) -> None:
+    def __init__(self, loss: Any, step: int, site: str | None) -> None:
         self.step, self.site = step, site
         where = f"site {site!r} has a log-probability that is not finite" if site else "no single site is to blame"
         super().__init__(
@@ -60,7 +59,9 @@ class FusedOptim:
         options = source.pt_optim_args
         plain = isinstance(options, dict) and not {"foreach", "fused", "capturable", "differentiable"} & set(options)
         # A PyroLRScheduler is a PyroOptim too, with an optimizer class of its own for each parameter.
-        return type(source) is PyroOptim and source.pt_optim_constructor in FUSIBLE and plain and not source.pt_clip_args
+        return (
+            type(source) is PyroOptim and source.pt_optim_constructor in FUSIBLE and plain and not source.pt_clip_args
+        )
 
     def __call__(self, params: Iterable[Tensor]) -> None:
         """Step all ``params`` that have a gradient; those not seen before are added."""
@@ -78,7 +79,7 @@ class FusedOptim:
     def add(self, p: Tensor, state: dict[str, Any] | None = None) -> None:
         """Take in a parameter, with the state that its optimizer had before, if any."""
         source = self.source
-        single = source.pt_optim_constructor([p], **{"fused": True, **source.pt_optim_args})  # type: ignore[operator]
+        single = source.pt_optim_constructor([p], **{"fused": True, **source.pt_optim_args})
         if state is not None:
             single.load_state_dict(state)
         source.optim_objs[p] = single
@@ -90,7 +91,7 @@ class FusedOptim:
         groups: dict[Any, list[Tensor]] = {}
         for p, single in singles.items():
             groups.setdefault(float(single.param_groups[0]["lr"]), []).append(p)
-        self._fused = self.source.pt_optim_constructor(  # type: ignore[operator]
+        self._fused = self.source.pt_optim_constructor(
             [{**singles[members[0]].param_groups[0], "params": members} for members in groups.values()]
         )
         for p, single in singles.items():
@@ -98,7 +99,7 @@ class FusedOptim:
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every parameter seen so far, and of those to come."""
-        self.source.pt_optim_args = {**self.source.pt_optim_args, "lr": lr}  # type: ignore[dict-item]
+        self.source.pt_optim_args = {**self.source.pt_optim_args, "lr": lr}
         for single in self.source.optim_objs.values():
             single.param_groups[0]["lr"] = lr
 

@@ -13,10 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
-from pyro import poutine
+from pyro import poutine, validation_enabled
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
-from pyro import validation_enabled
 from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
@@ -205,7 +204,9 @@ def check_match(model_trace: Trace, guide_trace: Trace) -> None:
     ours = {n for n, s in sample_sites(model_trace) if not s["is_observed"]}
     theirs = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
     for name in ours - set(theirs):
-        raise ValueError(f"latent site {name!r}: expected in model and guide, got in the model only; add it to the guide.")
+        raise ValueError(
+            f"latent site {name!r}: expected in model and guide, got in the model only; add it to the guide."
+        )
     for name in set(theirs) - ours:
         if not theirs[name]["infer"].get("is_auxiliary", False):
             raise ValueError(
@@ -228,7 +229,7 @@ def check_scales(*traces: Trace) -> None:
             for beta in site.get("kl_scales", ()):
                 known = known * beta
             got = torch.as_tensor(site["scale"], dtype=torch.float64)
-            if not torch.allclose(*torch.broadcast_tensors(got, torch.as_tensor(known).to(got)), rtol=1e-5):
+            if not bool(torch.isclose(got, torch.as_tensor(known).to(got), rtol=1e-5).all()):
                 raise ValueError(
                     f"site {name!r}: expected a scale of 1 beside the plates' N/B and scale_kl, got a poutine.scale; "
                     "log weights have no meaning for it: take it off, or pass outer_scale='ignore'."
@@ -316,7 +317,9 @@ class ProposalDraws:
     def _draw(self, num_samples: int) -> WeightTerms:
         guide_trace = self._guide_trace(num_samples)
         with self._particles(num_samples):
-            model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*self.args, **self.kwargs)
+            model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(
+                *self.args, **self.kwargs
+            )
         return self._reduce(model_trace, guide_trace, num_samples)
 
     def _particles(self, num_samples: int) -> AbstractContextManager[Any]:
@@ -337,7 +340,8 @@ class ProposalDraws:
         return trace
 
     def _reduce(self, model_trace: Trace, guide_trace: Trace, num_samples: int) -> WeightTerms:
-        likelihood, ratio = [], []
+        likelihood: list[Tensor] = []
+        ratio: list[Tensor] = []
         for _, site in sample_sites(model_trace):
             if not is_auxiliary_loss(site):
                 (likelihood if site["is_observed"] else ratio).append(self.layout.per_datum(site_log_prob(site)))
@@ -345,8 +349,8 @@ class ProposalDraws:
             if not is_auxiliary_loss(site):
                 ratio.append(-self.layout.per_datum(site_log_prob(site)))
         shape = (num_samples, self.layout.size)
-        zero = likelihood[0].new_zeros(())
-        return WeightTerms(sum(likelihood, zero).expand(shape), sum(ratio, zero).expand(shape))
+        zero = likelihood[0].new_zeros(shape)
+        return WeightTerms(sum(likelihood, start=zero).expand(shape), sum(ratio, start=zero).expand(shape))
 
 
 def prior_guide(model: Callable[..., Any]) -> Callable[..., Any]:

@@ -180,7 +180,9 @@ class VAE(nn.Module):
             raise ValueError(f"mean: expected shape {self.data_shape}, got {tuple(mean.shape)}.")
         head: Any = getattr(self.decoder, "head", None)
         if getattr(head, "bias", None) is None or head.bias.numel() != mean.numel():
-            raise ValueError("center_output: expected a decoder with a linear `head` that has one bias a pixel, got none.")
+            raise ValueError(
+                "center_output: expected a decoder with a linear `head` that has one bias a pixel, got none."
+            )
         head.bias.copy_(self.likelihood.bias(mean).reshape(-1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -45,11 +46,13 @@ class MLP(nn.Module):
         super().__init__()
         widths = [math.prod(in_shape), *hidden, math.prod(out_shape)]
         if min(widths) < 1:
-            raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}; leave it empty for a linear map.")
+            raise ValueError(
+                f"hidden: expected widths of at least 1, got {list(hidden)}; leave it empty for a linear map."
+            )
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         make = lookup("activation", activation, ACTIVATIONS)
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
+        for fan_in, fan_out in itertools.pairwise(widths[:-1]):
             layers += [nn.Linear(fan_in, fan_out), make()]
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-2], widths[-1])

@@ -13,7 +13,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def numbered(n: int) -> torch.Tensor:
-    """Images that carry their number in seven pixels of 0 and 1, which binarization leaves alone, beside 64 grey ones."""
+    """Images with their number in seven pixels of 0 and 1, which binarization leaves alone, beside 64 grey ones."""
     bits = (torch.arange(n)[:, None] >> torch.arange(7)) & 1
     return torch.cat([bits.float(), torch.full((n, 64), 0.5)], dim=1).reshape(n, 1, 1, 71)
 

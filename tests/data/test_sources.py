@@ -111,7 +111,7 @@ def test_static_draws_everything_once():
 
 def test_threshold_and_none():
     grey, data = load("digits", mode="none"), load("digits", mode="threshold")
-    assert not (grey.redraw or data.redraw)
+    assert (grey.redraw, data.redraw) == (False, False)
     for s in SPLITS:
         assert torch.equal(getattr(data, s).x, (getattr(grey, s).x > 0.5).float())
 
@@ -157,7 +157,7 @@ def test_the_folder_comes_from_the_environment(monkeypatch, tmp_path):
 
 
 def test_mnist_without_its_files_says_so_in_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="^mnist: expected its files in") as caught:
+    with pytest.raises(ValueError, match=r"^mnist: expected its files in") as caught:
         load("mnist", data_dir=tmp_path, download=False)
     sentence = str(caught.value)
     assert "\n" not in sentence
@@ -171,7 +171,7 @@ def test_mnist_with_broken_files_says_so_in_one_sentence(tmp_path, content):
     raw.mkdir(parents=True)
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (raw / f"{stem}-ubyte").write_bytes(content)
-    with pytest.raises(ValueError, match="^mnist: expected its files in"):
+    with pytest.raises(ValueError, match=r"^mnist: expected its files in"):
         load("mnist", data_dir=tmp_path, download=False)
 
 

@@ -170,7 +170,9 @@ def test_num_samples_and_chunks_act(num_samples, chunk_rows):
     rows = []
     vae = VAE((6,), 2, (5,))
     vae.decoder.register_forward_hook(lambda _m, _i, out: rows.append(out.shape[:-1].numel()))
-    estimate = importance_sampling(vae.model, vae.guide, torch.ones(4, 6), num_samples=num_samples, chunk_rows=chunk_rows)
+    estimate = importance_sampling(
+        vae.model, vae.guide, torch.ones(4, 6), num_samples=num_samples, chunk_rows=chunk_rows
+    )
     assert sum(rows[1:]) == 4 * num_samples
     assert max(rows[1:]) <= max(4, chunk_rows)
     assert estimate.num_samples == num_samples
@@ -180,7 +182,8 @@ def test_num_samples_and_chunks_act(num_samples, chunk_rows):
 def test_chunks_change_an_estimate_only_as_other_draws_do():
     x = ORACLE.draw(5)
     estimates = [
-        importance_sampling(ORACLE.model, ORACLE.guide(0.3, 1.2), x, num_samples=4000, chunk_rows=rows) for rows in (5, 77, 9999)
+        importance_sampling(ORACLE.model, ORACLE.guide(0.3, 1.2), x, num_samples=4000, chunk_rows=rows)
+        for rows in (5, 77, 9999)
     ]
     for estimate in estimates:
         assert within(estimate.log_px, ORACLE.log_px(x), estimate.std_error)

@@ -243,7 +243,9 @@ def test_auxiliary_loss_is_trained_but_is_no_distortion(name):
     def model(x):
         ORACLE.model(x)
         with pyro.plate("labels", len(x)):
-            pyro.sample("y", dist.Bernoulli(weight), obs=torch.ones(len(x), dtype=x.dtype), infer={"auxiliary_loss": True})
+            pyro.sample(
+                "y", dist.Bernoulli(weight), obs=torch.ones(len(x), dtype=x.dtype), infer={"auxiliary_loss": True}
+            )
 
     x = ORACLE.draw(4)
     pyro.set_rng_seed(2)

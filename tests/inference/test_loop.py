@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae import VAE, fit, schedules
+from pyro_vae.data import Data, Split
+from pyro_vae.inference import NonFiniteLossError, early_stopping
+from pyro_vae.inference.loop import LR_SCHEDULES, evaluate_terms
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.rand(90, 6, generator=generator)
+    return Data("toy", Split(grey), Split((grey[:30] < 0.5).float()), Split((grey[30:50] < 0.5).float()), redraw=True)
+
+
+def _vae(seed=0):
+    torch.manual_seed(seed)
+    return VAE((6,), 2, (5,))
+
+
+def _parameters(vae):
+    return [p.detach().clone() for p in vae.parameters()]
+
+
+class Stop(Exception):
+    pass
+
+
+def _interrupt_after(epochs, states):
+    def callback(training):
+        if len(training.history) == epochs:
+            states.append(copy.deepcopy(training.state_dict()))
+            raise Stop
+
+    return callback
+
+
+OPTIONS = [
+    {},
+    {"elbo": "mean-field", "beta": schedules.linear(0.0, 1.0, 9)},
+    {"optimizer": "sgd", "lr_schedule": "step", "lr": 1e-4, "clip_norm": 0.1},
+    {"optimizer": "adamw", "lr_schedule": "cosine", "beta": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("with_validation", [True, False])
+def test_a_resumed_run_equals_the_uninterrupted_one(data, options, with_validation):
+    if not with_validation:
+        data = Data("toy", data.train, redraw=True)
+    whole, last = _vae(), []
+    history = fit(
+        whole,
+        data,
+        epochs=6,
+        batch_size=25,
+        progress=False,
+        callbacks=[lambda t: last.append(t.state_dict())],
+        **options,
+    )
+    states = []
+    with pytest.raises(Stop):
+        fit(_vae(), data, epochs=6, batch_size=25, progress=False, callbacks=[_interrupt_after(3, states)], **options)
+    torch.randn(17)  # the caller's generator moves on in between
+    resumed, end = _vae(seed=99), []
+    again = fit(
+        resumed, data, epochs=6, batch_size=25, progress=False, resume=states[0],
+        callbacks=[lambda t: end.append(t.state_dict())], **options
+    )  # fmt: skip
+    torch.testing.assert_close(_parameters(resumed), _parameters(whole), rtol=0, atol=0)
+    for key in ("model", "optimizer", "random", "order", "step"):
+        torch.testing.assert_close(end[-1][key], last[-1][key], rtol=0, atol=0)
+    clock = {"seconds", "images_per_second"}
+    assert [{k: v for k, v in r.items() if k not in clock} for r in again.rows] == [
+        {k: v for k, v in r.items() if k not in clock} for r in history.rows
+    ]
+    assert (len(end), len(last)) == (3, 6)
+
+
+def test_the_seed_decides(data):
+    runs = []
+    for seed, noise in ((0, 1), (0, 7), (1, 1)):
+        vae = _vae()
+        torch.manual_seed(noise)  # what ran before does not matter
+        fit(vae, data, epochs=2, seed=seed, progress=False)
+        runs.append(_parameters(vae))
+    torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
+    assert not torch.equal(runs[0][0], runs[2][0])
+
+
+def test_the_callers_store_and_generator_are_left_as_they_were(data):
+    mine = pyro.param("mine", torch.tensor(3.0))
+    vae = _vae()
+    before = torch.get_rng_state()
+    fit(vae, data, epochs=1, progress=False)
+    assert list(pyro.get_param_store()) == ["mine"]
+    assert pyro.param("mine") is mine
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_vaes_and_one_fitted_twice_do_not_disturb_each_other(data):
+    alone = [_vae(1), _vae(2)]
+    for vae in alone:
+        fit(vae, data, epochs=2, progress=False)
+    first, second = _vae(1), _vae(2)
+    fit(first, data, epochs=2, progress=False)
+    after_first = _parameters(first)
+    fit(second, data, epochs=2, progress=False)
+    torch.testing.assert_close(_parameters(first), after_first, rtol=0, atol=0)
+    torch.testing.assert_close(_parameters(second), _parameters(alone[1]), rtol=0, atol=0)
+    fit(first, data, epochs=2, progress=False)
+    assert not torch.equal(_parameters(first)[0], after_first[0])
+
+
+def test_rows_are_true_bounds_whatever_beta(data):
+    vae = _vae()
+    history = fit(vae, data, epochs=3, batch_size=25, beta=schedules.linear(0.0, 4.0, 12), progress=False)
+    for row in history.rows:
+        assert row["train_elbo"] == pytest.approx(-row["train_rate"] - row["train_distortion"])
+        assert row["validation_elbo"] == pytest.approx(-row["validation_rate"] - row["validation_distortion"])
+        assert row["validation_elbo_std_error"] > 0
+    assert history["beta"] == pytest.approx([4 * 3 / 12, 4 * 7 / 12, 4 * 11 / 12])
+    assert history["step"] == [4, 8, 12]
+    assert all(row["objective"] != pytest.approx(row["train_elbo"]) for row in history.rows)
+    plain = fit(_vae(), data, epochs=1, progress=False)
+    assert plain["objective"] == pytest.approx(plain["train_elbo"])
+
+
+def test_validation_elbo_is_that_of_the_model(data):
+    vae = _vae()
+    history = fit(vae, data, epochs=1, progress=False)
+    bounds = pv.elbo("trace", num_particles=3000, vectorize_particles=True).bound(
+        vae.model, vae.guide, data.validation.x
+    )
+    exact = float(bounds.detach().mean())
+    # One draw a datum, against 3,000: its own scatter over data and draws.
+    assert abs(history.rows[0]["validation_elbo"] - exact) < 4 * history.rows[0]["validation_elbo_std_error"]
+
+
+def test_means_are_over_data_not_over_batches():
+    """With lr so small that nothing moves, an epoch's training ELBO is that of the data, uneven last batch or not."""
+    x = (torch.rand(50, 6, generator=torch.Generator().manual_seed(3)) < 0.5).float()
+    x[40:] = 1.0
+    vae = _vae()
+    even, uneven = (
+        fit(vae, Data("toy", Split(x)), epochs=200, batch_size=size, lr=1e-12, optimizer="sgd", progress=False)
+        for size in (50, 47)
+    )
+    a, b = torch.tensor(even["train_elbo"]), torch.tensor(uneven["train_elbo"])
+    error = math.sqrt(float(a.var() + b.var()) / 200)
+    assert abs(float(a.mean() - b.mean())) < 4 * error
+    assert error < 0.05
+
+
+def test_the_best_epoch_is_kept(data):
+    vae = _vae()
+    states = []
+
+    def damage(training):
+        states.append(_parameters(training.model))
+        if len(states) == 4:
+            with torch.no_grad():
+                training.model.decoder.head.bias.fill_(9.0)
+
+    history = fit(vae, data, epochs=8, progress=False, callbacks=[damage])
+    best = max(range(8), key=lambda i: history["validation_elbo"][i])
+    assert history.best_epoch == best + 1 <= 4
+    torch.testing.assert_close(_parameters(vae), states[best], rtol=0, atol=0)
+
+
+def test_without_validation_the_last_epoch_is_kept(data):
+    vae, states = _vae(), []
+    data = Data("toy", data.train, redraw=True)
+    history = fit(
+        vae, data, epochs=3, lr=0.5, progress=False, callbacks=[lambda t: states.append(_parameters(t.model))]
+    )
+    assert history.best_epoch == 3
+    torch.testing.assert_close(_parameters(vae), states[-1], rtol=0, atol=0)
+
+
+def test_patience_stops_and_says_so(data):
+    history = fit(_vae(), data, epochs=200, lr=0.5, progress=False, callbacks=[early_stopping(4)])
+    assert history.stopped_by == "patience"
+    assert len(history) == history.best_epoch + 4 < 200
+    with pytest.raises(ValueError, match="patience: expected at least 1 epoch, got 0"):
+        early_stopping(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("constant", [1, 1, 1]), ("cosine", [1, 0.5, 0]), ("step", [1, 0.1, 0.01])]
+)
+def test_learning_rate_schedules(name, values):
+    assert [LR_SCHEDULES[name](done) for done in (0.0, 0.5, 1.0)] == pytest.approx(values)
+
+
+def test_a_learning_rate_schedule_acts(data):
+    rates = fit(_vae(), data, epochs=4, lr=0.01, lr_schedule="step", progress=False)["lr"]
+    assert rates == pytest.approx([0.01, 0.001, 0.0001, 0.0001])
+    frozen = _vae()
+    before = _parameters(frozen)
+    fit(frozen, data, epochs=1, lr=1e-30, lr_schedule="cosine", progress=False)
+    torch.testing.assert_close(_parameters(frozen), before, rtol=0, atol=1e-9)
+
+
+def test_a_schedule_that_outlives_training_is_told(data):
+    with pytest.warns(UserWarning, match="takes 100 steps but training only 3"):
+        fit(_vae(), data, epochs=3, beta=schedules.linear(0.0, 1.0, 100), progress=False)
+
+
+def test_a_nan_stops_training_with_its_site(data):
+    def poison(training):
+        if len(training.history) == 2:
+            with torch.no_grad():
+                training.model.decoder.head.bias[0] = math.nan
+
+    with pytest.raises(NonFiniteLossError, match=r"step 2: .*site 'x'"):
+        fit(_vae(), data, epochs=5, progress=False, callbacks=[poison])
+
+
+def test_a_tensor_is_data(capsys):
+    x = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]).repeat(50, 1)
+    torch.manual_seed(0)
+    vae = VAE((4,), 1, (8,))
+    history = fit(vae, x, epochs=60, lr=0.02, batch_size=20)
+    assert -2.5 * math.log(2) < history["train_elbo"][-1] < -math.log(2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 62
+    assert "60/60" in lines[-1]
+
+
+def test_evaluation_repeats_and_leaves_the_mode(data):
+    vae = _vae().train()
+    first, second = (torch.stack(evaluate_terms(vae, data.test.x, 3)) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert vae.training
+    assert not torch.equal(first, torch.stack(evaluate_terms(vae, data.test.x, 4)))
+
+
+def test_parameters_that_fit_cannot_save_are_refused(data):
+    class Loose(nn.Module):
+        def model(self, x):
+            loc = pyro.param("loose", torch.zeros(6))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Bernoulli(logits=loc).to_event(1), obs=x)
+
+        def guide(self, x):
+            pass
+
+    with pytest.raises(ValueError, match="parameter 'loose': expected a parameter of the model's modules"):
+        fit(Loose(), data, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"lr": -1.0}, "lr: expected a positive number"),
+        ({"lr": math.nan}, "lr: expected a positive number"),
+        ({"clip_norm": 0.0}, "clip_norm: expected a positive number"),
+        ({"beta": -1.0}, "beta: expected a finite number of at least 0"),
+        ({"elbo": "trase"}, "did you mean 'trace'"),
+        ({"optimizer": "adan"}, "did you mean 'adam'"),
+        ({"lr_schedule": "cosin"}, "did you mean 'cosine'"),
+    ],
+)
+def test_bad_options_are_refused(data, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        fit(_vae(), data, progress=False, **options)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import pyro_vae
+
+
+def test_the_public_names_are_there():
+    for name in pyro_vae.__all__:
+        assert getattr(pyro_vae, name) is not None
+        assert name in dir(pyro_vae)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'vea'"):
+        _ = pyro_vae.vea
+
+
+def test_import_is_light_and_sets_nothing():
+    """Importing the package loads no torch, and using it loads no pyplot, ArviZ or scikit-learn."""
+    code = (
+        "import sys, pyro_vae; assert 'torch' not in sys.modules; "
+        "import torch; state = torch.get_rng_state(); dtype = torch.get_default_dtype(); "
+        "pyro_vae.VAE; pyro_vae.fit; pyro_vae.evidence; "
+        "assert torch.get_default_dtype() == dtype and torch.equal(torch.get_rng_state(), state); "
+        "heavy = {'matplotlib', 'arviz', 'sklearn', 'tyro'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
