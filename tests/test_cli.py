@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import evaluate, pipeline, train
+from pyro_vae import evaluate, pipeline, report, train
 from pyro_vae.config import Config
 from pyro_vae.inference.loop import Training
 from pyro_vae.inference.svi import SVI
@@ -36,7 +36,7 @@ def threads():
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Spare the time of drawing where the pictures are not the point."""
-    monkeypatch.setattr(pipeline, "draw_pictures", lambda *args: [])
+    monkeypatch.setattr(report, "draw_pictures", lambda *args: [])
 
 
 def run(folder: Path, *words: str) -> int:
@@ -674,7 +674,7 @@ def short_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("short") / "run"
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "draw_pictures", lambda *args: [])
+        patch.setattr(report, "draw_pictures", lambda *args: [])
         assert run(folder) == 0
     torch.set_num_threads(threads)
     return folder
@@ -696,7 +696,7 @@ def short_run(tmp_path_factory) -> Path:
 )
 def test_bad_input_to_a_resumed_run_leaves_it_as_it_was(short_run, tmp_path, monkeypatch, capsys, words, what):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "draw_pictures", lambda *args: [])
+    monkeypatch.setattr(report, "draw_pictures", lambda *args: [])
     before = {p.name: p.read_bytes() for p in short_run.iterdir()}
     code = resume(short_run, *words.split())
     error = capsys.readouterr().err

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def _run(monkeypatch, capsys, name, *words):
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_plain_pyro_reaches_the_closed_form(monkeypatch, capsys):
+    out = _run(monkeypatch, capsys, "plain_pyro.py")
+    exact, estimated = map(float, re.search(r"exact (\S+), estimated (\S+),", out).groups())
+    assert estimated == pytest.approx(exact, abs=0.005)
+    assert "weights (7, 500)" in out
+
+
+def test_quickstart(monkeypatch, capsys):
+    out = _run(monkeypatch, capsys, "quickstart.py", "3")
+    bound, log_px = (float(re.search(rf"^{name} +(-[\d.]+),", out, re.M)[1]) for name in ("ELBO", r"log p\(x\)"))
+    # Independent pixels at their means get about -27 nats; a model without images gets -64 log 2 = -44.
+    assert -40 < bound < log_px < -20
+
+
+def test_the_readme_names_what_is_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert len(links) >= 4
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"make ([a-z-]+)", text)) - {"in"} <= targets | {"train", "test"}
