@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import pickle
 import re
 import time
 from dataclasses import dataclass
@@ -18,37 +16,13 @@ import torch
 from pyro_vae import data as data_module
 from pyro_vae.config import Config
 from pyro_vae.data import Data
+from pyro_vae.files import write_atomically
 from pyro_vae.inference.loop import History, Training
 from pyro_vae.models import VAE
 
 SCHEMA = 1
 PICTURES = ("reconstructions", "samples", "interpolations", "curves", "latents", "grid")
 FILES = ("config.json", "metrics.csv", "checkpoint.pt", "summary.json", *(f"{name}.png" for name in PICTURES))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment either the old one or the new one is there, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where folders can be opened (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -120,7 +94,7 @@ class RunDirectory:
             )
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        except Exception as error:  # bytes that are no checkpoint fail in any way, down to IndexError
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
                 f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({reason})."

@@ -16,7 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro_vae.data import Data, Split, load
 from pyro_vae.inference.loop import History
 from pyro_vae.models.vae import VAE
-from pyro_vae.report import draw_pictures, pictures
+from pyro_vae.report import curves, draw_pictures, images, latents, pictures
 
 IMAGES = ["reconstructions", "samples", "interpolations"]
 
@@ -183,7 +183,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(pictures.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         draw_pictures(make_vae(2, (5,)), vectors(), HISTORY, tmp_path)
     assert list(tmp_path.iterdir()) == [path]
@@ -192,11 +192,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
 def test_classes_are_picked_in_turn(digits: Data) -> None:
     assert digits.test is not None
-    picked = pictures._pick(digits.test, 30)
+    picked = images._pick(digits.test, 30)
     rows = (picked[:, None] == digits.test.x[None]).flatten(2).all(-1).int().argmax(1)
     assert digits.test.y is not None
     assert digits.test.y[rows].tolist() == list(range(10)) * 3
-    assert len(pictures._pick(Split(digits.test.x[:7]), 30)) == 7
+    assert len(images._pick(Split(digits.test.x[:7]), 30)) == 7
 
 
 def test_reconstructions_stand_below_their_originals(digits: Data) -> None:
@@ -205,7 +205,7 @@ def test_reconstructions_stand_below_their_originals(digits: Data) -> None:
             return 1 - x
 
     assert digits.test is not None
-    figure = pictures._reconstructions(Echo((1, 8, 8), 2, hidden=()), digits.test, "test")
+    figure = images.reconstructions(Echo((1, 8, 8), 2, hidden=()), digits.test, "test")
     shown = {tuple(image.get_extent()): np.asarray(image.get_array()) for image in figure.axes[0].images}
     tops = sorted({extent[3] for extent in shown})
     assert len(shown) == 60
@@ -219,10 +219,10 @@ def test_interpolations_run_from_one_posterior_mean_to_the_other(digits: Data) -
     assert digits.test is not None
     vae = make_vae(3)
     with torch.no_grad():
-        axes = pictures._interpolations(vae, digits.test, "test").axes[0]
+        axes = images.interpolations(vae, digits.test, "test").axes[0]
         row = [torch.from_numpy(np.asarray(image.get_array())).float()[None, None] for image in axes.images[:13]]
         ends = vae.encode(torch.cat([row[0], row[-1]])).mean
-        expected = [pictures.mean_image(vae.decode(z[None])) for z in (ends[0], ends.mean(0), ends[1])]
+        expected = [images.mean_image(vae.decode(z[None])) for z in (ends[0], ends.mean(0), ends[1])]
     for found, wanted in zip((row[1], row[6], row[11]), expected, strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -230,7 +230,7 @@ def test_interpolations_run_from_one_posterior_mean_to_the_other(digits: Data) -
 def test_the_grid_has_its_axes_the_right_way_round() -> None:
     vae = make_vae(2)
     with torch.no_grad():
-        axes = pictures._grid(vae).axes[0]
+        axes = images.plane(vae).axes[0]
         z1, z2 = (
             [float(t.get_text().replace("−", "-")) for t in ticks]
             for ticks in (axes.get_xticklabels(), axes.get_yticklabels())
@@ -240,12 +240,12 @@ def test_the_grid_has_its_axes_the_right_way_round() -> None:
         # Column 17 and row 3 from below; imshow draws the first row at the top.
         tile = mosaic[8 * (19 - 3) : 8 * (20 - 3), 8 * 17 : 8 * 18]
         exact = torch.distributions.Normal(0.0, 1.0).icdf((torch.tensor([17.0, 3.0]) + 0.5) / 20)
-        torch.testing.assert_close(torch.from_numpy(tile).float(), pictures.mean_image(vae.decode(exact))[0])
+        torch.testing.assert_close(torch.from_numpy(tile).float(), images.mean_image(vae.decode(exact))[0])
     assert [z1[17], z2[3]] == pytest.approx(exact.tolist(), abs=0.006)
 
 
 def panels(history: History) -> dict[str, Axes]:
-    figure: Figure = pictures._curves(history)
+    figure: Figure = curves.curves(history)
     return dict(zip(("elbo", "rate", "distortion", "beta"), figure.axes, strict=True))
 
 
@@ -291,7 +291,7 @@ def test_latents_are_the_posterior_means_and_at_most_5000() -> None:
     data = vectors(5300, labels=True).train
     vae = make_vae(2, (5,))
     with torch.no_grad():
-        axes = pictures._latents(vae, data, "test").axes[0]
+        axes = latents.latents(vae, data, "test").axes[0]
         means = vae.encode(data.x).mean
     assert "5,000 of 5,300" in axes.get_title()
     assert [c.get_label() for c in axes.collections] == ["0", "1", "2"]
@@ -305,7 +305,7 @@ def test_latents_are_the_posterior_means_and_at_most_5000() -> None:
 def test_twenty_classes_differ_in_colour_or_marker() -> None:
     x = torch.rand(60, 5, generator=torch.Generator().manual_seed(0)).round()
     with torch.no_grad():
-        axes = pictures._latents(make_vae(2, (5,)), Split(x, torch.arange(60) % 20), "test").axes[0]
+        axes = latents.latents(make_vae(2, (5,)), Split(x, torch.arange(60) % 20), "test").axes[0]
     kinds = {(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in axes.collections}
     assert len(kinds) == 20
 
@@ -313,8 +313,8 @@ def test_twenty_classes_differ_in_colour_or_marker() -> None:
 def test_principal_components_keep_distances_and_bear_constant_means() -> None:
     plane = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[0]
-    points, axis_names = pictures._at_most_two((plane @ turn[:2]).numpy())
+    points, axis_names = latents._at_most_two((plane @ turn[:2]).numpy())
     torch.testing.assert_close(torch.pdist(torch.from_numpy(points)), torch.pdist(plane))
     assert sum(float(name.split("(")[1].split("%")[0]) for name in axis_names) == pytest.approx(100, abs=0.11)
-    points, _ = pictures._at_most_two(np.ones((5, 4)))
+    points, _ = latents._at_most_two(np.ones((5, 4)))
     assert np.all(points == 0)

@@ -14,7 +14,8 @@ import torch
 import pyro_vae as pv
 from pyro_vae import runs
 from pyro_vae.config import Config, DataConfig, ModelConfig, TrainConfig
-from pyro_vae.runs import FILES, RunDirectory, load_data, make_vae, write_atomically
+from pyro_vae.files import write_atomically
+from pyro_vae.runs import FILES, RunDirectory, load_data, make_vae
 
 SMALL = Config(
     DataConfig(val_size=100, data_seed=3), ModelConfig(latent_dim=2, hidden=(4,)), TrainConfig(epochs=3, batch_size=500)
