@@ -20,8 +20,9 @@ from pyro_vae.config import Config
 from pyro_vae.data import Data
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.evidence import Estimate, Summary
-from pyro_vae.inference.loop import Callback, History, Training, check_options, early_stopping, fit
+from pyro_vae.inference.loop import Callback, check_options, early_stopping, fit
 from pyro_vae.inference.objectives import elbo
+from pyro_vae.inference.training import History, Training
 from pyro_vae.lookup import lookup
 from pyro_vae.models import VAE
 from pyro_vae.runs import SCHEMA, Run, RunDirectory, load_data, make_vae

@@ -17,7 +17,7 @@ from pyro_vae import data as data_module
 from pyro_vae.config import Config
 from pyro_vae.data import Data
 from pyro_vae.files import write_atomically
-from pyro_vae.inference.loop import History, Training
+from pyro_vae.inference.training import History, Training
 from pyro_vae.models import VAE
 
 SCHEMA = 1

@@ -375,6 +375,25 @@ def test_an_interruption_within_an_epoch_goes_on_from_the_last_whole_one(tmp_pat
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_the_best_epoch_before_an_interruption_is_not_forgotten(tmp_path, monkeypatch):
+    values = [-3.0, -2.0, -4.0, -5.0]
+
+    def validate(self, split):
+        return {"validation_elbo": values[len(self.history)], "validation_elbo_std_error": 0.1}
+
+    monkeypatch.setattr(Training, "_validate", validate)
+    assert run(tmp_path / "whole", "--epochs", "4") == 0
+    with monkeypatch.context() as patch:
+        interrupt_save(patch, call=3)
+        assert run(tmp_path / "broken", "--epochs", "4") == 130
+    at_best = checkpoint(tmp_path / "broken")["training"]["model"]
+    assert resume(tmp_path / "broken") == 0
+    assert differing(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "broken")) == []
+    assert differing(dict(pv.load(tmp_path / "broken").vae.state_dict()), dict(at_best)) == []
+    assert summary(tmp_path / "broken")["best_epoch"] == 2
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_finished_run_goes_on_to_a_larger_total(tmp_path):
     assert run(tmp_path / "whole", "--epochs", "4") == 0
     assert run(tmp_path / "halves", "--epochs", "2") == 0

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.weights import (
-    ProposalDraws,
+from pyro_vae.inference.layout import (
     Site,
     check_match,
     check_scales,
@@ -28,6 +27,7 @@ from pyro_vae.inference.weights import (
     sample_sites,
     site_log_prob,
 )
+from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.lookup import lookup
 
 Program = Callable[..., Any]

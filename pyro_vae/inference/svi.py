@@ -15,8 +15,8 @@ from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vae.inference.layout import plates_of, sample_sites
 from pyro_vae.inference.objectives import Terms
-from pyro_vae.inference.weights import plates_of, sample_sites
 
 FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
@@ -198,6 +198,11 @@ class SVI(pyro.infer.SVI):
         return self.loss_and_grads(self.model, self.guide, *args, **kwargs), None
 
     def _terms_and_grads(self, *args: Any, **kwargs: Any) -> tuple[float, Terms]:
+        if not hasattr(self.objective, "terms"):
+            raise TypeError(
+                f"objective: expected one of pyro_vae.elbo, got {type(self.objective).__name__}, whose rate and "
+                "distortion are not known; use pyro_vae.elbo('trace'), or SVI.step in a loop of your own."
+            )
         terms = self.objective.terms(self.model, self.guide, *args, **kwargs)
         if terms.loss.requires_grad:
             terms.loss.backward()

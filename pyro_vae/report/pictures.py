@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.data import Data, Split
 from pyro_vae.files import write_atomically
-from pyro_vae.inference.loop import History
+from pyro_vae.inference.training import History
 from pyro_vae.models.vae import VAE
 from pyro_vae.report.curves import curves
 from pyro_vae.report.images import interpolations, plane, reconstructions, samples

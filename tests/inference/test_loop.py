@@ -13,7 +13,7 @@ import pyro_vae as pv
 from pyro_vae import VAE, fit, schedules
 from pyro_vae.data import Data, Split
 from pyro_vae.inference import NonFiniteLossError, early_stopping
-from pyro_vae.inference.loop import LR_SCHEDULES, evaluate_terms
+from pyro_vae.inference.training import LR_SCHEDULES, evaluate_terms
 
 
 @pytest.fixture
@@ -277,3 +277,8 @@ def test_parameters_that_fit_cannot_save_are_refused(data):
 def test_bad_options_are_refused(data, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         fit(_vae(), data, progress=False, **options)
+
+
+def test_pyros_own_objective_has_no_terms(data):
+    with pytest.raises(TypeError, match=r"expected one of pyro_vae.elbo, got Trace_ELBO"):
+        fit(_vae(), data, elbo=pyro.infer.Trace_ELBO(), epochs=1, progress=False)

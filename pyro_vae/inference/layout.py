@@ -1,0 +1,165 @@
+"""Where the data lie in a Pyro program: its sample sites, its data plate, and what is refused about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from torch import Tensor
+
+Site = dict[str, Any]
+PARTICLES = "_log_weights_particles"
+_PARTICLE_PLATES = {PARTICLES, "num_particles_vectorized"}  # ours, and that of Pyro's objectives
+
+
+def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
+    """The sample sites of a trace that have a log-probability: no subsampling, no ``pyro.deterministic``."""
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+            continue
+        if not site["infer"].get("_deterministic", False):
+            yield name, site
+
+
+def site_log_prob(site: Site) -> Tensor:
+    """Log-probability of a site's value, masked, without any scale; shape of the site's batch."""
+    log_prob = site.get("unscaled_log_prob")
+    if log_prob is None:
+        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, mask=site["mask"])
+
+
+def is_auxiliary_loss(site: Site) -> bool:
+    """Whether a site is a training term only, which enters no bound and no evidence."""
+    return bool(site["infer"].get("auxiliary_loss", False))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the data lie in the batch shape of a program's sites.
+
+    Attributes:
+        plate: Name of the data plate.
+        dim: Its dimension, negative.
+        size: B, how many data are in it.
+        full_size: N, how many data it stands for (B unless it subsamples).
+        nesting: How many batch dimensions the program's plates use; the particle axis lies to their left.
+    """
+
+    plate: str
+    dim: int
+    size: int
+    full_size: int
+    nesting: int
+
+    def per_datum(self, log_prob: Tensor) -> Tensor:
+        """Sum a log-probability over everything inside one datum.
+
+        Args:
+            log_prob: Shape that broadcasts to ``(K, ..., B, ...)`` with ``nesting`` dimensions after K.
+
+        Returns:
+            Shape ``(K, B)``; K is 1 where there is no particle axis.
+        """
+        padded = log_prob.reshape((1,) * (self.nesting + 1 - log_prob.dim()) + log_prob.shape)
+        kept = padded.movedim(self.dim, 1)
+        return kept.reshape(*kept.shape[:2], -1).sum(-1).expand(-1, self.size)
+
+
+def find_layout(model_trace: Trace, guide_trace: Trace, plate: str | None = None) -> Layout:
+    """Find the data plate of a model and guide, from one trace of each.
+
+    Args:
+        model_trace: Trace of the model, replayed against the guide.
+        guide_trace: Trace of the guide.
+        plate: Its name, where several plates enclose every site.
+
+    Raises:
+        ValueError: If no plate encloses every observed site, a latent site lies outside, or several would do.
+    """
+    sites = [(n, s) for n, s in sample_sites(model_trace) if not is_auxiliary_loss(s)]
+    observed = [(n, s) for n, s in sites if s["is_observed"]]
+    if not observed:
+        raise ValueError("model: expected an observed site, got none; pass the data by obs=... or pyro.condition.")
+    latent = [(n, s) for n, s in sites if not s["is_observed"]]
+    latent += [(n, s) for n, s in sample_sites(guide_trace) if not s["is_observed"]]
+    around = [plates_of(s) for _, s in observed]
+    candidates = set(around[0]).intersection(*around)
+    if not candidates:
+        raise ValueError(
+            f"data plate: expected one pyro.plate around every observed site, got none around {observed[0][0]!r}; "
+            "write `with pyro.plate('data', len(x)):` around the sites of one datum."
+        )
+    if plate is not None and plate not in candidates:
+        raise ValueError(f"plate: expected one that encloses every observed site, {sorted(candidates)}, got {plate!r}.")
+    inside = [p for p in candidates if all(p in plates_of(s) for _, s in latent)]
+    chosen = [plate] if plate else inside
+    for name, site in latent:
+        if not set(chosen or candidates) & set(plates_of(site)):
+            raise ValueError(
+                f"latent site {name!r}: expected inside the data plate {sorted(chosen or candidates)}, got outside; "
+                "log weights are for each datum, so move it into the plate or make it a parameter."
+            )
+    if len(chosen) != 1:
+        raise ValueError(f"data plate: expected one, got {sorted(chosen or candidates)}; name it by plate=...")
+    frame = plates_of(observed[0][1])[chosen[0]]
+    if frame.dim is None:
+        raise ValueError(
+            f"data plate {frame.name!r}: expected a vectorized plate, got a loop over it; write `with pyro.plate(...)`."
+        )
+    return Layout(frame.name, frame.dim, frame.size, frame.full_size, _nesting(model_trace, guide_trace))
+
+
+def plates_of(site: Site) -> dict[str, Any]:
+    """The plates around a site by name, without particle axes."""
+    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.name not in _PARTICLE_PLATES}
+
+
+def _nesting(*traces: Trace) -> int:
+    dims = [f.dim for t in traces for _, s in sample_sites(t) for f in plates_of(s).values() if f.vectorized]
+    return -min(dims, default=0)
+
+
+def check_match(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse a model and guide that do not have the same latent sites.
+
+    Raises:
+        ValueError: If a latent site is in one of the two only (a guide's site may be marked ``is_auxiliary``).
+    """
+    ours = {n for n, s in sample_sites(model_trace) if not s["is_observed"]}
+    theirs = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
+    for name in ours - set(theirs):
+        raise ValueError(
+            f"latent site {name!r}: expected in model and guide, got in the model only; add it to the guide."
+        )
+    for name in set(theirs) - ours:
+        if not theirs[name]["infer"].get("is_auxiliary", False):
+            raise ValueError(
+                f"latent site {name!r}: expected in model and guide, got in the guide only; add it to the model, or mark "
+                "it infer={'is_auxiliary': True}."
+            )
+
+
+def check_scales(*traces: Trace) -> None:
+    """Refuse a scale that is neither a plate's N/B nor ``scale_kl``'s.
+
+    Raises:
+        ValueError: If a site carries another factor.
+    """
+    for trace in traces:
+        for name, site in sample_sites(trace):
+            known: Any = 1.0
+            for frame in site["cond_indep_stack"]:
+                known = known * frame.full_size / frame.size
+            for beta in site.get("kl_scales", ()):
+                known = known * beta
+            got = torch.as_tensor(site["scale"], dtype=torch.float64)
+            if not bool(torch.isclose(got, torch.as_tensor(known).to(got), rtol=1e-5).all()):
+                raise ValueError(
+                    f"site {name!r}: expected a scale of 1 beside the plates' N/B and scale_kl, got a poutine.scale; "
+                    "log weights have no meaning for it: take it off, or pass outer_scale='ignore'."
+                )

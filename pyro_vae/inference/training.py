@@ -1,0 +1,263 @@
+"""One training run: its state, its epochs, and everything that must be saved to go on exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.data import Data, Split, batches
+from pyro_vae.handlers import scale_kl_pair
+from pyro_vae.inference.svi import SVI, FusedOptim
+from pyro_vae.inference.weights import ProposalDraws
+from pyro_vae.lookup import lookup
+from pyro_vae.schedules import Constant, Schedule
+
+Row = dict[str, float]
+
+#: Optimizers by name: the ``pyro.optim`` class that becomes one fused torch optimizer.
+OPTIMIZERS = {"adam": pyro.optim.Adam, "adamw": pyro.optim.AdamW, "sgd": pyro.optim.SGD}
+
+#: Learning-rate schedules by name: share of training done, in [0, 1), to the factor on ``lr``.
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "step": lambda done: 0.1 ** (int(done >= 0.5) + int(done >= 0.75)),
+}
+
+EVALUATION_ROWS = 1000
+
+
+@dataclass
+class History:
+    """What training was like, a row an epoch; every bound is the true one (beta = 1), nats per datum.
+
+    Attributes:
+        rows: A dict an epoch, see ``docs/run-directory.md`` for the columns.
+        stopped_by: ``"epochs"``, or the reason that a callback gave.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    stopped_by: str = "epochs"
+
+    def __getitem__(self, column: str) -> list[float]:
+        return [row[column] for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, counted from 1, with the highest validation ELBO; the last where there is no validation."""
+        if not self.rows or "validation_elbo" not in self.rows[-1]:
+            return len(self.rows)
+        values = self["validation_elbo"]
+        return 1 + max(range(len(values)), key=values.__getitem__)
+
+
+class Training:
+    """One training run: a model, its data, and everything that must be saved to go on exactly.
+
+    Callbacks get this object after each epoch.
+
+    Attributes:
+        model: The model, in training, with ``model`` and ``guide``.
+        history: Rows so far.
+        epochs: The total to reach.
+        best: State of the model at the best epoch, or None without validation data.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Data,
+        objective: Any,
+        optimizer: str,
+        lr: float,
+        lr_schedule: str,
+        clip_norm: float | None,
+        batch_size: int,
+        epochs: int,
+        beta: Schedule,
+        seed: int,
+    ) -> None:
+        self.model, self.data, self.epochs, self.batch_size = model, data, epochs, batch_size
+        self.lr, self.lr_factor, self.schedule, self.seed = (
+            lr,
+            lookup("learning-rate schedule", lr_schedule, LR_SCHEDULES),
+            beta,
+            seed,
+        )
+        self.history = History()
+        self.best: dict[str, Tensor] | None = None
+        self.stop_reason: str | None = None
+        device = data.train.x.device
+        self.order = torch.Generator(device).manual_seed(seed)
+        self.beta = torch.tensor(float(beta(0)), device=device)
+        pair = (model.model, model.guide)
+        if not (isinstance(beta, Constant) and beta.value == 1.0):
+            pair = scale_kl_pair(*pair, self.beta)
+        self.svi = SVI(*pair, lookup("optimizer", optimizer, OPTIMIZERS)({"lr": lr}), objective, clip_norm=clip_norm)
+        self.steps_per_epoch = math.ceil(len(data.train.x) / batch_size)
+
+    def stop(self, reason: str) -> None:
+        """Ask the loop to end after this epoch."""
+        self.stop_reason = reason
+
+    @property
+    def step(self) -> int:
+        """Optimization steps taken."""
+        return self.svi.steps_taken
+
+    def run_epoch(self, advance: Callable[[Callable[[], float]], None]) -> Row:
+        """Train one epoch, then evaluate on the validation data.
+
+        Args:
+            advance: Called after every step with a function that gives the mean training ELBO of the epoch so far, nats
+                per datum (calling it waits for the device).
+
+        Returns:
+            The row of this epoch.
+        """
+        started = time.perf_counter()
+        self.model.train()
+        dtype = torch.float32 if self.beta.device.type == "mps" else torch.float64  # MPS has no float64
+        totals = torch.zeros(3, device=self.beta.device, dtype=dtype)  # loss, distortion, rate
+        seen = 0
+
+        def running_elbo() -> float:
+            return -float(totals[1] + totals[2]) / seen
+
+        for x in batches(self.data.train.x, self.batch_size, self.order, self.data.redraw):
+            self._set_rates()
+            with pyro.validation_enabled(self.step == 0):
+                terms = self.svi.step_terms(x)
+            totals += torch.stack(terms)
+            seen += len(x)
+            advance(running_elbo)
+        if self.step == self.steps_per_epoch:
+            self._check_parameters()
+        loss, distortion, rate = (totals / seen).tolist()
+        seconds = time.perf_counter() - started
+        row = {
+            "epoch": len(self.history) + 1,
+            "step": self.step,
+            "objective": -loss,
+            "train_elbo": -distortion - rate,
+            "train_rate": rate,
+            "train_distortion": distortion,
+            "beta": float(self.beta),
+            "lr": self._lr(),
+            "images_per_second": seen / seconds,
+            "seconds": seconds,
+        }
+        if self.data.validation is not None:
+            row |= self._validate(self.data.validation)
+        self.history.rows.append(row)
+        if self.data.validation is not None and self.history.best_epoch == len(self.history):
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        return row
+
+    def _lr(self) -> float:
+        return self.lr * self.lr_factor(self.step / (self.epochs * self.steps_per_epoch))
+
+    def _set_rates(self) -> None:
+        self.beta.fill_(float(self.schedule(self.step)))
+        if self.lr_factor is not LR_SCHEDULES["constant"]:
+            self._optimizer.set_lr(self._lr())
+
+    @property
+    def _optimizer(self) -> FusedOptim:
+        assert isinstance(self.svi._stepper, FusedOptim)  # every entry of OPTIMIZERS is fusible
+        return self.svi._stepper
+
+    def _check_parameters(self) -> None:
+        """Refuse trained tensors that are not the model's: they would be lost with the store's scope."""
+        own = {id(p) for p in self.model.parameters()}
+        store = pyro.get_param_store()
+        for p in self._optimizer.source.optim_objs:
+            if id(p) not in own:
+                raise ValueError(
+                    f"parameter {store.param_name(p)!r}: expected a parameter of the model's modules, got one of "
+                    "pyro.param alone, which fit could not save; make it an nn.Parameter or a PyroParam of the model."
+                )
+
+    def _validate(self, split: Split) -> Row:
+        likelihood, ratio = evaluate_terms(self.model, split.x, self.seed)
+        elbo = likelihood + ratio
+        return {
+            "validation_elbo": float(elbo.mean()),
+            "validation_elbo_std_error": float(elbo.std() / math.sqrt(len(elbo))),
+            "validation_rate": -float(ratio.mean()),
+            "validation_distortion": -float(likelihood.mean()),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on exactly: plain containers, numbers and tensors."""
+        singles = self._optimizer.source.optim_objs
+        state = {
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "optimizer": {k: singles[p].state_dict() for k, p in self.model.named_parameters() if p in singles},
+            "step": self.step,
+            "rows": self.history.rows,
+            "random": torch.get_rng_state(),
+            "order": self.order.get_state(),
+        }
+        if self.beta.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.beta.device)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.best = state["best"]
+        for name, p in self.model.named_parameters():
+            if name in state["optimizer"]:
+                self._optimizer.add(p, state["optimizer"][name])
+        self.svi.steps_taken = state["step"]
+        self.history.rows = list(state["rows"])
+        torch.set_rng_state(state["random"].cpu())
+        self.order.set_state(state["order"].cpu())
+        if self.beta.device.type == "cuda" and "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.beta.device)
+
+
+@torch.no_grad()
+def evaluate_terms(model: Any, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """One draw of log p(x|z) and of log p(z) - log q(z|x) for each datum, the same draw at every call.
+
+    Args:
+        model: An object with Pyro functions ``model`` and ``guide``.
+        x: Data, shape ``(N, *data_shape)``.
+        seed: Seed of the draws; the caller's generators are left as they were.
+
+    Returns:
+        Two tensors of shape ``(N,)``, nats, float64, on the CPU.
+    """
+    was_training = model.training
+    model.eval()
+    parts = []
+    with own_randomness(seed, x.device), pyro.validation_enabled(False):
+        for batch in x.split(EVALUATION_ROWS):
+            first = ProposalDraws(model.model, model.guide, (batch,), {}).first
+            parts.append([part[0].cpu().double() for part in first])
+    model.train(was_training)
+    likelihood, ratio = (torch.cat(part) for part in zip(*parts, strict=True))
+    return likelihood, ratio
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from ``seed`` inside, the caller's generators as they were after."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
