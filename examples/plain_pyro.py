@@ -1,6 +1,7 @@
 """KL weights, log weights and log p(x) for two plain Pyro functions, with no class of pyro_vae in sight.
 
-A two-layer model with a closed form: a ~ N(0, 1), b ~ N(a, 1), x ~ N(b, 1), so that x ~ N(0, 3) and the last line can be checked.
+A two-layer model with a closed form: a ~ N(0, 1), b ~ N(a, 1), x ~ N(b, 1), so that x ~ N(0, 3) and the estimate of
+log p(x) can be checked.
 
     python examples/plain_pyro.py
 """

@@ -1,6 +1,6 @@
 """Train a VAE on digits, estimate its log p(x), and load the figures: the README's Python in one file.
 
-    python examples/quickstart.py [EPOCHS]
+python examples/quickstart.py [EPOCHS]
 """
 
 from __future__ import annotations

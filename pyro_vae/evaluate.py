@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 
 from pyro_vae import pipeline
@@ -50,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not args.runs:
             raise ValueError("runs: expected the folder of at least one run, got none.")
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
+        pipeline.set_threads(args.threads)
         device, _ = pipeline.resolve_device(args.device)
         for run in [load(path) for path in args.runs]:
             say(f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}")

@@ -5,30 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 import pyro_vae
-from pyro_vae import evidence, schedules
-from pyro_vae.config import Config
+from pyro_vae import schedules, summary
+from pyro_vae.config import Config, EvaluateConfig
 from pyro_vae.data import Data
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.evidence import Estimate, Summary
 from pyro_vae.inference.loop import Callback, check_options, early_stopping, fit
 from pyro_vae.inference.objectives import elbo
 from pyro_vae.inference.training import History, Training
 from pyro_vae.lookup import lookup
 from pyro_vae.models import VAE
-from pyro_vae.runs import SCHEMA, Run, RunDirectory, load_data, make_vae
-
-#: Data of one call of an estimator: with 10 draws each, a chunk of 1,000 rows, which stays in the processor's cache.
-EVALUATION_BATCH = 100
+from pyro_vae.runs import Run, RunDirectory, load_data, make_vae
 
 Say = Callable[[str], None]
 
@@ -43,6 +37,7 @@ class Prepared:
         vae: Its model, on the device.
         device: Where.
         resume: The training state to go on from, or None.
+        seconds: How long it has been trained before.
     """
 
     config: Config
@@ -50,6 +45,7 @@ class Prepared:
     vae: VAE
     device: torch.device
     resume: dict[str, Any] | None = None
+    seconds: float = 0.0
 
 
 def resolve_device(text: str) -> tuple[torch.device, str]:
@@ -83,6 +79,18 @@ def resolve_device(text: str) -> tuple[torch.device, str]:
     return device, text
 
 
+def set_threads(threads: int | None) -> None:
+    """Set how many CPU threads torch uses; None leaves its choice.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}.")
+        torch.set_num_threads(threads)
+
+
 def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | None = None) -> Prepared:
     """Build and check everything a run needs, without writing anything.
 
@@ -95,11 +103,11 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
         ValueError: If anything in the configuration is wrong.
     """
     t = config.train
+    _check_numbers(config)
     check_options(t.epochs, t.batch_size, t.optimizer, t.lr, t.lr_schedule, t.clip_norm)
     make_objective(config)
     schedules.parse(t.anneal, t.beta)
     callbacks(config)
-    _check_samples(config.evaluate.num_samples)
     lookup("likelihood", config.model.likelihood, LIKELIHOODS)
     data = load_data(config)
     if t.patience is not None and data.validation is None:
@@ -109,13 +117,29 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
         torch.manual_seed(t.seed)
         vae = make_vae(config, data.data_shape)
     vae.center_output(data.train.x.mean(0))
-    resume = checkpoint["training"] if checkpoint else None
-    return Prepared(config, data.to(device), vae.to(device), device, resume)
+    state, seconds = _resumed(config, checkpoint)
+    return Prepared(config, data.to(device), vae.to(device), device, state, seconds)
 
 
-def _check_samples(num_samples: int) -> None:
-    if num_samples < 2:
-        raise ValueError(f"num_samples: expected at least 2 importance samples, for an error, got {num_samples}.")
+def _check_numbers(config: Config) -> None:
+    if config.evaluate.num_samples < 2:
+        got = config.evaluate.num_samples
+        raise ValueError(f"num_samples: expected at least 2 importance samples, for an error, got {got}.")
+    for name, seed in {"seed": config.train.seed, "data_seed": config.data.data_seed}.items():
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"{name}: expected a whole number from 0 to 2^63 - 1, got {seed}.")
+
+
+def _resumed(config: Config, checkpoint: dict[str, Any] | None) -> tuple[dict[str, Any] | None, float]:
+    """The training state to go on from, and the seconds already spent."""
+    if checkpoint is None:
+        return None, 0.0
+    state, done = checkpoint["training"], len(checkpoint["training"]["rows"])
+    if config.train.epochs < done:
+        raise ValueError(f"epochs: expected at least the {done} that the run has done, got {config.train.epochs}.")
+    if config.train.patience != checkpoint["config"]["train"]["patience"]:
+        state = {**state, "stop_reason": None}  # another patience, another verdict
+    return state, checkpoint["seconds"]
 
 
 def make_objective(config: Config) -> Any:
@@ -143,6 +167,11 @@ def check_support(config: Config, data: Data) -> None:
             "likelihood bernoulli: expected pixels of 0 and 1, got grey ones, of which it is no likelihood; binarize them "
             "(--binarize dynamic), or take --likelihood continuous-bernoulli."
         )
+    if support == "unit" and not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError(
+            f"likelihood continuous-bernoulli: expected pixels in [0, 1], got {float(x.min()):g} to {float(x.max()):g}; "
+            "rescale them, or take --likelihood normal."
+        )
 
 
 def train(prepared: Prepared, directory: RunDirectory, say: Say) -> tuple[History, float]:
@@ -151,18 +180,20 @@ def train(prepared: Prepared, directory: RunDirectory, say: Say) -> tuple[Histor
     Args:
         prepared: The run.
         directory: Where its files go.
-        say: Receives a line of text; None is quiet.
+        say: Receives a line of text.
 
     Returns:
-        The history, and the seconds that it took.
+        The history, and the seconds that training took in all its sessions.
     """
     config, t = prepared.config, prepared.config.train
     directory.write_json("config.json", config.to_dict())
+    started, seconds = time.perf_counter() - prepared.seconds, prepared.seconds
 
     def checkpoint(training: Training) -> None:
-        directory.save(training, config)
+        nonlocal seconds
+        seconds = time.perf_counter() - started
+        directory.save(training, config, seconds)
 
-    started = time.perf_counter()
     history = fit(
         prepared.vae,
         prepared.data,
@@ -179,155 +210,22 @@ def train(prepared: Prepared, directory: RunDirectory, say: Say) -> tuple[Histor
         resume=prepared.resume,
         progress=say is not silent,
     )
-    return history, time.perf_counter() - started
+    return history, seconds
 
 
 def silent(line: str) -> None:
     """Say nothing."""
 
 
-def estimate(vae: VAE, x: Tensor, num_samples: int, seed: int, progress: bool = False) -> Estimate:
-    """Importance-sampled log p(x) of test images, in batches, from generators of its own.
-
-    Args:
-        vae: The model.
-        x: Images, shape ``(N, *data_shape)``.
-        num_samples: K.
-        seed: Seed of the draws.
-        progress: Whether to show a bar on a terminal.
-    """
-    devices = [x.device] if x.device.type == "cuda" else []
-    parts = x.split(EVALUATION_BATCH)
-    shown: Iterable[Tensor] = tqdm(
-        parts, disable=None if progress else True, unit="batch", leave=False, desc="log p(x)"
-    )
-    vae.eval()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        return Estimate.cat(
-            [evidence.importance_sampling(vae.model, vae.guide, part, num_samples=num_samples) for part in shown]
-        )
-
-
-@torch.no_grad()
-def active_units(vae: VAE, x: Tensor) -> int:
-    """How many latent units vary with the data, see :func:`evidence.active_units`."""
-    means = torch.cat([vae.encode(part).mean.cpu() for part in x.split(1000)])
-    return int(evidence.active_units(means).sum())
-
-
-def evaluate(prepared: Prepared, history: History, train_seconds: float | None, progress: bool) -> dict[str, Any]:
-    """The summary of a run: what ``summary.json`` holds.
-
-    Args:
-        prepared: The run, its model trained.
-        history: Its history.
-        train_seconds: How long training took, or None where that is not known.
-        progress: Whether to show a bar on a terminal.
-
-    Returns:
-        Nested plain containers; every figure in nats per datum, higher is better.
-    """
-    config, vae, test = prepared.config, prepared.vae, prepared.data.test
-    if test is None:
-        raise ValueError("test data: expected some to evaluate on, got none.")
-    started = time.perf_counter()
-    found = estimate(vae, test.x, config.evaluate.num_samples, config.train.seed, progress).summary()
-    best = history.rows[history.best_epoch - 1]
-    return {
-        "test": {**_test_figures(found), "active_units": active_units(vae, test.x)},
-        "validation": {
-            "elbo": {"value": best["validation_elbo"], "std_error": best["validation_elbo_std_error"]}
-            if "validation_elbo" in best
-            else None
-        },
-        "units": "nats per datum",
-        "density": LIKELIHOODS[config.model.likelihood].support != "binary",
-        "schema": SCHEMA,
-        "seconds": {"train": train_seconds, "evaluate": time.perf_counter() - started},
-        "best_epoch": history.best_epoch,
-        "epochs": len(history),
-        "stopped_by": history.stopped_by,
-        "images_per_second": _median(history["images_per_second"]),
-        "compiled": False,
-        "device": str(prepared.device),
-        "threads": torch.get_num_threads(),
-        "seed": config.train.seed,
-        "versions": {"pyro_vae": pyro_vae.__version__}
-        | {p: version(p) for p in ("torch", "pyro-ppl", "numpy", "arviz")},
-    }
-
-
-def _median(values: list[float]) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).quantile(0.5))
-
-
-def _test_figures(found: Summary) -> dict[str, Any]:
-    return {
-        "elbo": {"value": found.elbo, "std_error": found.elbo_std_error, "mc_error": found.elbo_mc_error},
-        "log_px": {
-            "value": found.log_px,
-            "std_error": found.std_error,
-            "mc_error": found.mc_error,
-            "mc_error_reliable": found.mc_error_reliable,
-            "bias": found.bias,
-            "lower_bound_95": found.lower_bound,
-            "num_samples": found.num_samples,
-            "pareto_k_bad": found.pareto_k_bad,
-            "pareto_k_threshold": found.pareto_k_threshold,
-        },
-        "gap": found.gap,
-        "rate": found.rate,
-        "distortion": found.distortion,
-        "num_data": found.num_data,
-    }
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The test figures of a summary as a short table for the terminal."""
-    test, px = summary["test"], summary["test"]["log_px"]
-    kind = "log density" if summary["density"] else "log probability"
-    rows = [
-        f"Test set: {test['num_data']:,} images, {px['num_samples']:,} importance samples each; {kind}, nats per image, "
-        "higher is better",
-        "                 value   error (data)   error (Monte Carlo)",
-        _row("ELBO", test["elbo"]),
-        _row("log p(x)", px),
-        f"gap {test['gap']:.3f} = log p(x) - ELBO; rate {test['rate']:.3f}; distortion {test['distortion']:.3f}; "
-        f"{test['active_units']} active units",
-        f"with probability 95 %, mean log p(x) of these images is above {px['lower_bound_95']:.3f}",
-    ]
-    return "\n".join([*rows, _verdict(test["num_data"], px)])
-
-
-def _row(name: str, figure: dict[str, Any]) -> str:
-    return f"{name:<12}{figure['value']:10.3f} {_error(figure['std_error']):>14} {_error(figure['mc_error']):>21}"
-
-
-def _error(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"
-
-
-def _verdict(num_data: int, px: dict[str, Any]) -> str:
-    bad, threshold = px["pareto_k_bad"], px["pareto_k_threshold"]
-    if not bad:
-        return f"every Pareto k is at most {threshold:.2f}: the Monte Carlo error can be trusted (bias about {px['bias']:.4f})"
-    rest = px["mc_error_reliable"]
-    others = "" if rest is None else f"; over the other {num_data - bad:,} it is {rest:.4f}"
-    return (
-        f"for {bad:,} of {num_data:,} images Pareto k is above {threshold:.2f}: their log p(x) is likely too low and the "
-        f"Monte Carlo error is not known{others}"
-    )
-
-
-def finish(prepared: Prepared, history: History, directory: RunDirectory, seconds: float | None, say: Say) -> None:
+def finish(prepared: Prepared, history: History, directory: RunDirectory, seconds: float, say: Say) -> None:
     """Evaluate a trained model, write the summary and the pictures, and say what came out."""
     from pyro_vae.report import draw_pictures  # brings matplotlib, which nothing before the end needs
 
-    summary = evaluate(prepared, history, seconds, progress=say is not silent)
-    directory.write_json("summary.json", summary)
-    say(table(summary))
-    pictures = draw_pictures(prepared.vae, prepared.data, history, directory.path, prepared.config.train.seed)
+    config, vae, data = prepared.config, prepared.vae, prepared.data
+    found = summary.evaluate(config, vae, data, history, seconds, progress=say is not silent)
+    directory.write_json("summary.json", found)
+    say(summary.table(found))
+    pictures = draw_pictures(vae, data, history, directory.path, config.train.seed)
     say(f"{directory.path}: summary.json, metrics.csv, checkpoint.pt, {', '.join(p.name for p in pictures)}")
 
 
@@ -348,16 +246,13 @@ def reevaluate(run: Run, device: torch.device, num_samples: int | None, say: Say
     """
     config = run.config
     if num_samples is not None:
-        _check_samples(num_samples)
-        config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_samples=num_samples))
-    before = run.summary
-    prepared = Prepared(config, run.data().to(device), run.vae.to(device), device)
-    history = dataclasses.replace(run.history, stopped_by=before.get("stopped_by", "interrupted"))
-    seconds = before.get("seconds", {}).get("train")
-    summary = evaluate(prepared, history, seconds, progress=say is not silent)
-    RunDirectory(run.path).write_json("summary.json", summary)
-    say(table(summary))
-    return summary
+        config = dataclasses.replace(config, evaluate=EvaluateConfig(num_samples))
+        _check_numbers(config)
+    vae, data = run.vae.to(device), run.data().to(device)
+    found = summary.evaluate(config, vae, data, run.history, run.seconds, progress=say is not silent)
+    RunDirectory(run.path).write_json("summary.json", found)
+    say(summary.table(found))
+    return found
 
 
 def describe(prepared: Prepared, device_words: str) -> str:

@@ -68,13 +68,20 @@ class RunDirectory:
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(self.path / name, (text + "\n").encode())
 
-    def save(self, training: Training, config: Config) -> None:
-        """Write ``checkpoint.pt`` and ``metrics.csv``: a callback of ``fit``, given the configuration."""
+    def save(self, training: Training, config: Config, seconds: float) -> None:
+        """Write ``checkpoint.pt`` and ``metrics.csv``.
+
+        Args:
+            training: What a callback of ``fit`` gets.
+            config: What the run is.
+            seconds: How long it has been trained, in all its sessions.
+        """
         buffer = io.BytesIO()
         checkpoint = {
             "schema": SCHEMA,
             "config": config.to_dict(),
             "data_shape": list(training.data.data_shape),
+            "seconds": seconds,
             "training": training.state_dict(),
         }
         torch.save(checkpoint, buffer)
@@ -99,9 +106,12 @@ class RunDirectory:
             raise ValueError(
                 f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({reason})."
             ) from None
-        if not isinstance(checkpoint, dict) or checkpoint.get("schema") != SCHEMA:
-            found = checkpoint.get("schema") if isinstance(checkpoint, dict) else None
+        checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
+        if checkpoint.get("schema") != SCHEMA:
+            found = checkpoint.get("schema")
             raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, got {found}; train it again.")
+        if missing := {"config", "data_shape", "seconds", "training"} - checkpoint.keys():
+            raise ValueError(f"{path}: expected a whole checkpoint, got one without {sorted(missing)}; train it again.")
         return checkpoint
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -141,12 +151,14 @@ class Run:
         config: What it is.
         vae: The model with the parameters of the best epoch, on the CPU, in eval mode.
         history: A row an epoch.
+        seconds: How long it was trained.
     """
 
     path: Path
     config: Config
     vae: VAE
     history: History
+    seconds: float
 
     def data(self) -> Data:
         """The very data of the run: same split, same binarized test images."""
@@ -192,4 +204,6 @@ def load(path: str | Path) -> Run:
     vae = make_vae(config, tuple(checkpoint["data_shape"]))
     vae.load_state_dict(training["best"] or training["model"])
     vae.eval()
-    return Run(Path(path), config, vae, History(training["rows"]))
+    done = "epochs" if len(training["rows"]) >= config.train.epochs else "interrupted"
+    history = History(training["rows"], training["stop_reason"] or done)
+    return Run(Path(path), config, vae, history, checkpoint["seconds"])

@@ -84,8 +84,7 @@ class Cyclical:
     def __call__(self, step: int) -> float:
         if step >= self.steps:
             return self.end
-        period = self.steps / self.cycles
-        tau = (step % period) / period
+        tau = (step * self.cycles % self.steps) / self.steps  # whole numbers, so that a cycle begins where it should
         return self.start + (self.end - self.start) * min(1.0, tau / self.ratio)
 
 

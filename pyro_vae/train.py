@@ -8,12 +8,12 @@ Examples:
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 import pyro_vae
@@ -91,12 +91,14 @@ def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
 
 
 def _resumed(argv: Sequence[str]) -> Path | None:
+    """The run named by the last ``--resume``, which is the one that counts."""
+    folder = None
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         if word == "--resume" and following and not following.startswith("--"):
-            return Path(following)
-        if word.startswith("--resume="):
-            return Path(word.removeprefix("--resume="))
-    return None
+            folder = Path(following)
+        elif word.startswith("--resume="):
+            folder = Path(word.removeprefix("--resume="))
+    return folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,23 +116,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"pyro_vae {pyro_vae.__version__}")
             return 0
         say = pipeline.silent if options.quiet else _say
-        if options.threads is not None:
-            if options.threads < 1:
-                raise ValueError(f"threads: expected at least 1, got {options.threads}.")
-            torch.set_num_threads(options.threads)
+        pipeline.set_threads(options.threads)
         device, words = pipeline.resolve_device(options.device)
         prepared = pipeline.prepare(config, device, checkpoint)
-        if options.resume is not None:
-            directory = RunDirectory(options.resume)
-        else:
-            directory = RunDirectory.create(
-                options.run_dir, f"{config.data.dataset}-{config.train.elbo}", options.overwrite
-            )
+        directory = _directory(config, options)
     except (ValueError, TypeError) as error:
         print(f"pyro_vae.train: error: {error}", file=sys.stderr)
         return 2
     say(pipeline.describe(prepared, words))
-    return _run(prepared, directory, say)
+    usual, warnings.formatwarning = warnings.formatwarning, _format_warning
+    try:
+        return _run(prepared, directory, say)
+    finally:
+        warnings.formatwarning = usual
+
+
+def _directory(config: Config, options: Options) -> RunDirectory:
+    if options.resume is None:
+        name = f"{config.data.dataset}-{config.train.elbo}"
+        return RunDirectory.create(options.run_dir, name, options.overwrite)
+    if options.run_dir is not None or options.overwrite:
+        flag = "--overwrite" if options.overwrite else "--run-dir"
+        raise ValueError(
+            f"{flag}: expected without --resume, which goes on in the run's own folder, got both; drop one."
+        )
+    return RunDirectory(options.resume)
 
 
 def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say) -> int:
@@ -138,14 +148,25 @@ def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say
         history, seconds = pipeline.train(prepared, directory, say)
         pipeline.finish(prepared, history, directory, seconds, say)
     except NonFiniteLossError as error:
-        print(
-            f"pyro_vae.train: {error} The checkpoint of the last whole epoch is in {directory.path}.", file=sys.stderr
-        )
+        print(f"pyro_vae.train: {error} {_what_is_kept(directory)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\npyro_vae.train: interrupted; go on with --resume {directory.path}", file=sys.stderr)
+        print(f"\npyro_vae.train: interrupted. {_what_is_kept(directory)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _what_is_kept(directory: RunDirectory) -> str:
+    if not (directory.path / "checkpoint.pt").exists():
+        return f"No epoch was finished; there is no checkpoint in {directory.path}."
+    return f"The last whole epoch is kept: go on with --resume {directory.path}"
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A sentence for the user of a command, who has no use for a line of our source."""
+    return f"pyro_vae.train: warning: {message}\n"
 
 
 def _say(line: str) -> None:

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import evaluate, pipeline, report, train
+from pyro_vae import evaluate, report, train
+from pyro_vae import summary as summaries
 from pyro_vae.config import Config
 from pyro_vae.inference.loop import Training
 from pyro_vae.inference.svi import SVI
-from pyro_vae.runs import FILES, RunDirectory
+from pyro_vae.runs import FILES, RunDirectory, load_data
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--latent-dim 2 --hidden 8 --num-samples 5 --threads 1 --device cpu --quiet --batch-size 100 --epochs 2".split()
@@ -221,8 +222,8 @@ def test_load_gives_the_best_parameters_and_the_same_test_images(finished):
     assert differing(dict(loaded.vae.state_dict()), dict(checkpoint(folder)["training"]["best"])) == []
     assert loaded.summary == summary(folder)
     x = loaded.data().test.x
-    assert torch.equal(x, pipeline.load_data(loaded.config).test.x)
-    again = pipeline.estimate(loaded.vae, x, 20, loaded.config.train.seed).summary()
+    assert torch.equal(x, load_data(loaded.config).test.x)
+    again = summaries.estimate(loaded.vae, x, 20, loaded.config.train.seed).summary()
     assert again.log_px == summary(folder)["test"]["log_px"]["value"]  # the very images and parameters
 
 
@@ -354,7 +355,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch, capsys, words
     torch.manual_seed(99)  # what the process did before is of no matter
     assert resume(broken) == 0
     expected, found = checkpoint(whole), checkpoint(broken)
-    assert set(found["training"]) == {"model", "best", "optimizer", "step", "rows", "random", "order"}
+    assert set(found["training"]) == {"model", "best", "optimizer", "step", "rows", "stop_reason", "random", "order"}
     assert found["training"]["step"] == 4 * math.ceil((1617 if "0" == words[-1] else 1437) / 100)
     assert differing(expected, found) == []
     assert timeless(metrics(whole)) == timeless(metrics(broken))
@@ -536,7 +537,7 @@ def test_a_run_that_patience_stopped_is_not_trained_further_by_a_resume(tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "evaluate", interrupted)
+        patch.setattr(summaries, "evaluate", interrupted)
         assert run(tmp_path / "broken", *words) == 130
     assert resume(tmp_path / "broken") == 0
     assert [row["epoch"] for row in metrics(tmp_path / "broken")] == [1, 2, 3, 4]
@@ -757,8 +758,8 @@ def test_bad_input_to_the_command_as_a_process(tmp_path):
 def test_a_loss_that_is_not_finite_keeps_the_last_whole_epoch(tmp_path, monkeypatch, capsys):
     folder, save, saved = tmp_path / "run", RunDirectory.save, []
 
-    def spoil_after_two(self, training, config):
-        save(self, training, config)
+    def spoil_after_two(self, training, *more):
+        save(self, training, *more)
         saved.append({k: v.clone() for k, v in training.model.state_dict().items()})
         if len(saved) == 2:
             training.model.decoder.head.bias.data.fill_(math.nan)

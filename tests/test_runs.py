@@ -35,7 +35,7 @@ def made(tmp_path):
     vae = make_vae(SMALL, data.data_shape)
 
     def save(training):
-        directory.save(training, SMALL)
+        directory.save(training, SMALL, 1.5)
         states.append({k: v.clone() for k, v in training.model.state_dict().items()})
 
     history = pv.fit(vae, data, epochs=3, batch_size=500, callbacks=[save], progress=False)

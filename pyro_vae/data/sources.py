@@ -96,7 +96,7 @@ def _mnist(data_dir: Path, download: bool) -> tuple[Split, Split]:
     for train in (True, False):
         try:
             found = MNIST(str(data_dir), train=train, download=download)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:  # missing, empty or damaged
             raise ValueError(
                 f"mnist: expected its files in {data_dir / 'MNIST' / 'raw'}, got none that can be read ({error}); give the "
                 "folder that holds MNIST by --data-dir, allow --download, or take --dataset digits, which needs no files."

@@ -58,7 +58,8 @@ class _LogBernoulli(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         logits, x = ctx.saved_tensors
-        return grad[0] * (x - torch.sigmoid(logits)), (grad[0] * logits if ctx.needs_input_grad[1] else None)
+        # The residual leads: an expanded gradient would give its own memory layout to the product.
+        return (x - torch.sigmoid(logits)) * grad[0], (logits * grad[0] if ctx.needs_input_grad[1] else None)
 
 
 class _Pixels(dist.Bernoulli):

@@ -130,10 +130,10 @@ _HEADER = (
 
 
 def _line(row: Row, epochs: int) -> str:
-    prefix = "validation" if "validation_elbo" in row else "train"
-    validation = (
-        f"{row['validation_elbo']:.2f} ± {row['validation_elbo_std_error']:.2f}" if prefix == "validation" else "-"
-    )
+    prefix, validation = "train", "-"
+    if "validation_elbo" in row:
+        prefix, error = "validation", row["validation_elbo_std_error"]
+        validation = f"{row['validation_elbo']:.2f}" + (f" ± {error:.2f}" if math.isfinite(error) else "")
     return (
         f"{row['epoch']:6.0f}/{epochs:<5d} {row['train_elbo']:12.2f} {validation:>17} {row[prefix + '_rate']:11.2f} "
         f"{row[prefix + '_distortion']:12.2f} {row['beta']:8.3f} {row['images_per_second']:10,.0f}"

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer.util import torch_item
+from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -71,11 +74,22 @@ class _Bound:
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             check_kl_scales(model_trace, guide_trace)
             parts.append(self._particle(model_trace, guide_trace))
-        loss, distortion, rate = (sum(part) / self.num_particles for part in zip(*parts, strict=True))
-        return Terms(loss, torch.as_tensor(distortion), torch.as_tensor(rate))
+        if self.num_particles == 1:
+            return parts[0]
+        return Terms(*(sum(part[1:], start=part[0]) / self.num_particles for part in zip(*parts, strict=True)))
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
         raise NotImplementedError
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        """Traces with log-probabilities: Pyro's checked ones under validation, else the sample sites alone."""
+        if is_validation_enabled() or isinstance(poutine.unwrap(guide), Messenger):
+            return super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
+        guide_trace = _SampleTrace()(guide).get_trace(*args, **kwargs)
+        model_trace = _SampleTrace()(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        model_trace.compute_log_prob()
+        guide_trace.compute_score_parts()
+        return model_trace, guide_trace
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the (scaled) bound, nats, summed over the batch: what ``SVI.evaluate_loss`` returns."""
@@ -92,6 +106,17 @@ class _Bound:
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)  # type: ignore[attr-defined]
         return torch_item(loss)
+
+
+class _SampleTrace(TraceMessenger):
+    """``poutine.trace`` without parameters and subsampling sites, of which no objective has a use."""
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        pass
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if type(msg["fn"]).__name__ != "_Subsample":
+            super()._pyro_post_sample(msg)
 
 
 def _true_sum(site: Site) -> Tensor:
@@ -140,25 +165,39 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
         return terms.log_w.mean(0)
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
-        loss: Any = 0.0
-        distortion: Any = 0.0
-        rate: Any = 0.0
+        loss, distortion, rate = _Sum(), _Sum(), _Sum()
         for _, site in sample_sites(model_trace):
-            loss = loss - site["log_prob_sum"]
-            if is_auxiliary_loss(site):
-                continue
-            if site["is_observed"]:
-                distortion = distortion - _true_sum(site)
-            else:
-                rate = rate - _true_sum(site)
-        for _, site in sample_sites(guide_trace):
-            loss = loss + site["log_prob_sum"]
+            loss.subtract(site["log_prob_sum"])
             if not is_auxiliary_loss(site):
-                rate = rate + _true_sum(site)
+                (distortion if site["is_observed"] else rate).subtract(_true_sum(site))
+        for _, site in sample_sites(guide_trace):
+            loss.add(site["log_prob_sum"])
+            if not is_auxiliary_loss(site):
+                rate.add(_true_sum(site))
+        value = loss.value()
         if not all(_is_reparameterized(site) for _, site in sample_sites(guide_trace)):
             _, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
-            loss = loss.detach() + (surrogate - surrogate.detach())
-        return Terms(loss, distortion, rate)
+            value = value.detach() + (surrogate - surrogate.detach())
+        return Terms(value, distortion.value(value), rate.value(value))
+
+
+class _Sum:
+    """A running sum of tensors that begins with its first term: adding to 0 would cost a step of the backward pass."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+
+    def add(self, term: Tensor) -> None:
+        self._total = term if self._total is None else self._total + term
+
+    def subtract(self, term: Tensor) -> None:
+        self._total = -term if self._total is None else self._total - term
+
+    def value(self, like: Tensor | None = None) -> Tensor:
+        """The sum; without any term, 0 on the device of ``like``."""
+        if self._total is not None:
+            return self._total
+        return torch.zeros(()) if like is None else torch.zeros_like(like.detach())
 
 
 def _is_reparameterized(site: Site) -> bool:
@@ -219,25 +258,24 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
         return total / particles
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
-        loss: Any = 0.0
-        distortion: Any = 0.0
-        rate: Any = 0.0
+        loss, distortion, rate = _Sum(), _Sum(), _Sum()
         for name, site in sample_sites(model_trace):
             if site["is_observed"]:
-                loss = loss - site["log_prob_sum"]
+                loss.subtract(site["log_prob_sum"])
                 if not is_auxiliary_loss(site):
-                    distortion = distortion - _true_sum(site)
+                    distortion.subtract(_true_sum(site))
                 continue
             guide_site = guide_trace.nodes[name]
             _check_reparameterized(name, guide_site)
             kl = _kl(site, guide_site)
-            loss = loss + scale_and_mask(kl, scale=guide_site["scale"]).sum()
-            rate = rate + kl.detach().sum()
+            loss.add(scale_and_mask(kl, scale=guide_site["scale"]).sum())
+            rate.add(kl.detach().sum())
         for name, guide_site in _auxiliary(model_trace, guide_trace):
             _check_reparameterized(name, guide_site)
-            loss = loss + guide_site["log_prob_sum"]
-            rate = rate + _true_sum(guide_site)
-        return Terms(loss, distortion, rate)
+            loss.add(guide_site["log_prob_sum"])
+            rate.add(_true_sum(guide_site))
+        value = loss.value()
+        return Terms(value, distortion.value(value), rate.value(value))
 
 
 def _kl(site: Site, guide_site: Site) -> Tensor:

@@ -22,7 +22,7 @@ FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss is not finite; the parameters are those of the last good step.
+    """The loss is not finite, and the step was not taken.
 
     Attributes:
         step: Which step, counted from 0.
@@ -33,8 +33,8 @@ class NonFiniteLossError(ArithmeticError):
         self.step, self.site = step, site
         where = f"site {site!r} has a log-probability that is not finite" if site else "no single site is to blame"
         super().__init__(
-            f"step {step}: expected a finite loss, got {loss}: {where}; the parameters are those before this step. "
-            "Try a smaller learning rate or clip_norm."
+            f"step {step}: expected a finite loss, got {loss}: {where}; the step was not taken. Try a smaller learning rate "
+            "or clip_norm."
         )
 
 
@@ -194,6 +194,19 @@ class SVI(pyro.infer.SVI):
         """
         return self._step(args, kwargs, self._terms_and_grads)[1]
 
+    def check_finite(self, *args: Any, **kwargs: Any) -> None:
+        """Evaluate the loss once, taking no step and no random numbers, to see whether training could go on.
+
+        Raises:
+            NonFiniteLossError: If the loss is NaN or infinite.
+        """
+        random_state = torch.get_rng_state()
+        try:
+            with poutine.block():
+                self._refuse_non_finite(self.evaluate_loss(*args, **kwargs), args, kwargs, random_state)
+        finally:
+            torch.set_rng_state(random_state)
+
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return self.loss_and_grads(self.model, self.guide, *args, **kwargs), None
 
@@ -210,14 +223,15 @@ class SVI(pyro.infer.SVI):
 
     def _step(self, args: Any, kwargs: Any, evaluate: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
         random_state = torch.get_rng_state()
-        with _Capture() as capture:
+        with (_Capture if self.clip_norm is None else _CaptureData)() as capture:
             loss, terms = evaluate(*args, **kwargs)
         params = list(capture.params.values())
         value = type(loss)(map(_item, loss)) if isinstance(loss, tuple) else _item(loss)
-        if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+        try:
+            self._refuse_non_finite(value, args, kwargs, random_state)
+        except NonFiniteLossError:
             _clear(params)
-            torch.set_rng_state(random_state)
-            raise NonFiniteLossError(value, self.steps_taken, self._culprit(args, kwargs))
+            raise
         if self.clip_norm is not None:
             bound = self.clip_norm * capture.num_data
             torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], bound)
@@ -225,6 +239,11 @@ class SVI(pyro.infer.SVI):
         _clear(params)
         self.steps_taken += 1
         return value, terms
+
+    def _refuse_non_finite(self, value: Any, args: Any, kwargs: Any, random_state: Tensor) -> None:
+        if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+            torch.set_rng_state(random_state)
+            raise NonFiniteLossError(value, self.steps_taken, self._culprit(args, kwargs))
 
     def _culprit(self, args: Any, kwargs: Any) -> str | None:
         """Name of the first site, guide first, whose log-probability is not finite.
@@ -243,17 +262,25 @@ class SVI(pyro.infer.SVI):
 
 
 class _Capture(Messenger):
-    """Sees one evaluation of the loss: which parameters it used, and for how many data it stands."""
+    """Sees which parameters one evaluation of the loss used."""
 
-    def __enter__(self) -> _Capture:
+    num_data = 1
+
+    def __init__(self) -> None:
+        super().__init__()
         self.params: dict[int, Tensor] = {}
-        self._plates: dict[str, Any] | None = None
-        super().__enter__()
-        return self
 
     def _pyro_post_param(self, msg: Any) -> None:
         p = msg["value"].unconstrained()
         self.params[id(p)] = p
+
+
+class _CaptureData(_Capture):
+    """Sees, besides, for how many data the loss stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._plates: dict[str, Any] | None = None
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if type(msg["fn"]).__name__ != "_Subsample" and not msg["infer"].get("_deterministic", False):
@@ -262,7 +289,7 @@ class _Capture(Messenger):
             self._plates = kept
 
     @property
-    def num_data(self) -> int:
+    def num_data(self) -> int:  # type: ignore[override]
         """Full size of the one plate around all sites, 1 where there is none or several."""
         plates = list((self._plates or {}).values())
         return plates[0].full_size if len(plates) == 1 else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class History:
         """The epoch, counted from 1, with the highest validation ELBO; the last where there is no validation."""
         if not self.rows or "validation_elbo" not in self.rows[-1]:
             return len(self.rows)
-        values = self["validation_elbo"]
+        values = [value if math.isfinite(value) else -math.inf for value in self["validation_elbo"]]
         return 1 + max(range(len(values)), key=values.__getitem__)
 
 
@@ -135,13 +135,17 @@ class Training:
         def running_elbo() -> float:
             return -float(totals[1] + totals[2]) / seen
 
-        for x in batches(self.data.train.x, self.batch_size, self.order, self.data.redraw):
-            self._set_rates()
-            with pyro.validation_enabled(self.step == 0):
-                terms = self.svi.step_terms(x)
-            totals += torch.stack(terms)
-            seen += len(x)
-            advance(running_elbo)
+        with ExitStack() as unchecked:
+            for x in batches(self.data.train.x, self.batch_size, self.order, self.data.redraw):
+                self._set_rates()
+                # Pyro and torch validate the first step of a run; the others would take half as long again.
+                if self.step == 1 or (self.step > 0 and seen == 0):
+                    unchecked.enter_context(pyro.validation_enabled(False))
+                totals += torch.stack(self.svi.step_terms(x))
+                seen += len(x)
+                advance(running_elbo)
+        with pyro.validation_enabled(False):
+            self.svi.check_finite(x)  # the last step may have been one too far: such an epoch must not be saved
         if self.step == self.steps_per_epoch:
             self._check_parameters()
         loss, distortion, rate = (totals / seen).tolist()
@@ -194,7 +198,7 @@ class Training:
         elbo = likelihood + ratio
         return {
             "validation_elbo": float(elbo.mean()),
-            "validation_elbo_std_error": float(elbo.std() / math.sqrt(len(elbo))),
+            "validation_elbo_std_error": float(elbo.std() / math.sqrt(len(elbo))) if len(elbo) > 1 else math.nan,
             "validation_rate": -float(ratio.mean()),
             "validation_distortion": -float(likelihood.mean()),
         }
@@ -208,6 +212,7 @@ class Training:
             "optimizer": {k: singles[p].state_dict() for k, p in self.model.named_parameters() if p in singles},
             "step": self.step,
             "rows": self.history.rows,
+            "stop_reason": self.stop_reason,
             "random": torch.get_rng_state(),
             "order": self.order.get_state(),
         }
@@ -224,6 +229,7 @@ class Training:
                 self._optimizer.add(p, state["optimizer"][name])
         self.svi.steps_taken = state["step"]
         self.history.rows = list(state["rows"])
+        self.stop_reason = state["stop_reason"]
         torch.set_rng_state(state["random"].cpu())
         self.order.set_state(state["order"].cpu())
         if self.beta.device.type == "cuda" and "random_cuda" in state:

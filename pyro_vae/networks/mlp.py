@@ -66,6 +66,7 @@ class MLP(nn.Module):
         Returns:
             Shape ``(..., *out_shape)``.
         """
-        batch = x.shape[: x.dim() - len(self.in_shape)]
-        h = self.layers(x.reshape(*batch, -1))
-        return self.head(h).reshape(*batch, *self.out_shape)
+        # A vector stays as it is: a reshape that does nothing still costs a step of the backward pass.
+        h = x if len(self.in_shape) == 1 else x.flatten(-len(self.in_shape))
+        y = self.head(self.layers(h))
+        return y if len(self.out_shape) == 1 else y.unflatten(-1, self.out_shape)

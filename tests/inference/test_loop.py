@@ -13,7 +13,7 @@ import pyro_vae as pv
 from pyro_vae import VAE, fit, schedules
 from pyro_vae.data import Data, Split
 from pyro_vae.inference import NonFiniteLossError, early_stopping
-from pyro_vae.inference.training import LR_SCHEDULES, evaluate_terms
+from pyro_vae.inference.training import LR_SCHEDULES, History, evaluate_terms
 
 
 @pytest.fixture
@@ -282,3 +282,26 @@ def test_bad_options_are_refused(data, options, sentence):
 def test_pyros_own_objective_has_no_terms(data):
     with pytest.raises(TypeError, match=r"expected one of pyro_vae.elbo, got Trace_ELBO"):
         fit(_vae(), data, elbo=pyro.infer.Trace_ELBO(), epochs=1, progress=False)
+
+
+def test_an_epoch_that_ends_in_nonsense_is_not_kept(data):
+    """One step of a huge learning rate: its loss was finite, what it leaves is not."""
+    kept = []
+    with pytest.raises(NonFiniteLossError, match="step 1: expected a finite loss"):
+        fit(_vae(), data, epochs=3, lr=1e30, progress=False, callbacks=[lambda t: kept.append(1)])
+    assert kept == []
+
+
+def test_a_validation_elbo_that_is_no_number_is_never_the_best():
+    rows = [{"validation_elbo": value} for value in (math.nan, -3.0, -2.0, math.nan, -4.0)]
+    assert History(rows).best_epoch == 3
+
+
+def test_a_stop_reason_survives_the_checkpoint(data):
+    states = []
+    options = {"epochs": 50, "lr": 0.5, "progress": False}
+    callbacks = [early_stopping(3), lambda t: states.append(copy.deepcopy(t.state_dict()))]
+    history = fit(_vae(), data, callbacks=callbacks, **options)
+    assert history.stopped_by == "patience"
+    again = fit(_vae(), data, resume=states[-1], callbacks=callbacks, **options)
+    assert (len(again), again.stopped_by) == (len(history), "patience")

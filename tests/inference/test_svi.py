@@ -9,6 +9,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam, PyroSample
 
 import pyro_vae as pv
 from pyro_vae import SVI, VAE, elbo
@@ -224,3 +226,49 @@ def test_a_program_in_pyros_own_style_end_to_end():
     torch.testing.assert_close(estimate.log_px, exact.double(), rtol=0, atol=0.02)
     bound = elbo("trace", num_particles=100).bound(*pv.handlers.scale_kl_pair(model, guide, 3.0), rows).detach()
     assert 0 < float((estimate.log_px - bound).mean()) < 0.01
+
+
+def test_check_finite_takes_nothing_and_names_the_site():
+    vae = _vae()
+    _, params, svi = _train(SVI, pyro.optim.Adam({"lr": 0.01}), 2, vae)
+    random = torch.get_rng_state()
+    svi.check_finite(X.double())
+    assert torch.equal(torch.get_rng_state(), random)
+    torch.testing.assert_close([p.detach() for p in vae.parameters()], params, rtol=0, atol=0)
+    assert svi.steps_taken == 2
+    with torch.no_grad():
+        vae.decoder.head.bias[0] = math.inf
+    with (
+        pytest.warns(UserWarning, match="Encountered"),
+        pyro.validation_enabled(False),
+        pytest.raises(NonFiniteLossError, match="step 2: .*site 'x'"),
+    ):
+        svi.check_finite(X.double())
+
+
+def test_a_pyro_module_with_an_autoguide_goes_the_same_path():
+    """Global latent sites, no amortization, another objective of Pyro's: a drop-in for any program."""
+
+    class Regression(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = PyroSample(dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+            self.noise = PyroParam(torch.tensor(1.0, dtype=torch.float64), constraint=constraints.positive)
+
+        def forward(self, x, y):
+            mean = x @ self.weight
+            with pyro.plate("rows", len(y)):
+                pyro.sample("y", dist.Normal(mean, self.noise), obs=y)
+
+    x = torch.randn(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = x @ torch.tensor([1.0, -2.0], dtype=torch.float64)
+    paths = []
+    for make in (SVI, pyro.infer.SVI):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(11)
+        model = Regression()
+        guide = AutoNormal(model)
+        svi = make(model, guide, pyro.optim.Adam({"lr": 0.05}), pyro.infer.TraceMeanField_ELBO())
+        paths.append([svi.step(x, y) for _ in range(30)])
+    assert paths[0] == pytest.approx(paths[1], rel=1e-9)
+    assert paths[0][-1] < paths[0][0]
