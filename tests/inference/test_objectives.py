@@ -13,6 +13,16 @@ from pyro_vae.inference import OBJECTIVES
 from tests.oracles import LinearGaussian, mixture, within
 
 ORACLE = LinearGaussian()
+#: Without validation the objectives trace in a way of their own.
+CHECKED = pytest.mark.parametrize("checked", [True, False], ids=["checked", "unchecked"], indirect=True)
+
+
+@pytest.fixture
+def checked(request):
+    with pyro.validation_enabled(request.param):
+        yield
+
+
 OPTIONS = [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}]
 
 
@@ -102,6 +112,8 @@ def test_exact_posterior_by_mean_field_only_in_expectation():
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 4.0])
 @pytest.mark.parametrize("options", OPTIONS)
+@CHECKED
+@pytest.mark.usefixtures("checked")
 def test_beta_elbo_value_and_gradient_by_hand(name, beta, options):
     """scale_kl_pair under an objective = distortion + beta KL, written without Pyro, from the same noise."""
     vae = VAE((4,), 2, (3,), likelihood="normal").double()
@@ -145,6 +157,8 @@ def test_beta_elbo_value_and_gradient_by_hand(name, beta, options):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+@CHECKED
+@pytest.mark.usefixtures("checked")
 def test_value_and_gradient_are_those_of_pyros_class(name):
     vae = VAE((4,), 2, (3,)).double()
     x = (torch.rand(6, 4, dtype=torch.float64) < 0.5).double()
@@ -193,6 +207,8 @@ def test_beta_on_one_side_is_refused(name, side):
         elbo(name).bound(model, guide, x)
 
 
+@CHECKED
+@pytest.mark.usefixtures("checked")
 def test_score_function_gradient_of_a_discrete_guide():
     """The mean gradient of the trace objective over draws is the exact gradient, by enumeration."""
     oracle, x = mixture(), torch.tensor([0.7], dtype=torch.float64)
@@ -218,6 +234,8 @@ def test_mean_field_refuses_discrete_sites():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+@CHECKED
+@pytest.mark.usefixtures("checked")
 def test_subsampling_scales_the_loss_and_not_the_bound(name):
     def model(x):
         with pyro.plate("data", 12, subsample=torch.arange(len(x))):
