@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for run in [load(path) for path in args.runs]:
             say(f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}")
             pipeline.reevaluate(run, device, args.num_samples, say)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"pyro_vae.evaluate: error: {error}", file=sys.stderr)
         return 2
     return 0

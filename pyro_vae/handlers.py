@@ -28,6 +28,8 @@ def _is_latent(msg: Mapping[str, Any]) -> bool:
 
 
 def _check_beta(beta: Any) -> Beta:
+    if isinstance(beta, bool) or not isinstance(beta, int | float | Tensor):
+        raise TypeError(f"beta: expected a number or a tensor, got {type(beta).__name__} {beta!r}.")
     value = beta if isinstance(beta, Tensor) else torch.tensor(float(beta))
     if not bool((torch.isfinite(value) & (value >= 0)).all()):
         raise ValueError(f"beta: expected finite numbers of at least 0, got {beta}; use 0 to switch the KL off.")
@@ -127,12 +129,21 @@ def scale_kl_pair(
     return model, guide
 
 
-def _same(a: Beta, b: Beta) -> bool:
-    if a is b:
+def _same(ours: tuple[Beta, ...], theirs: tuple[Beta, ...]) -> bool:
+    """Whether two lists of weights have the same product, up to rounding."""
+    if len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True)):
         return True
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
-    return a == b
+    one, other = (_product(betas) for betas in (ours, theirs))
+    if one.dim() and other.dim() and one.shape != other.shape:
+        return False
+    return bool(torch.isclose(one, other, rtol=1e-6).all())
+
+
+def _product(betas: tuple[Beta, ...]) -> Tensor:
+    value = torch.ones((), dtype=torch.float64)
+    for beta in betas:
+        value = value * torch.as_tensor(beta).detach().cpu().double()
+    return value
 
 
 def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
@@ -149,7 +160,7 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
         if site["type"] != "sample" or site["is_observed"] or name not in guide_trace.nodes:
             continue
         ours, theirs = site.get("kl_scales", ()), guide_trace.nodes[name].get("kl_scales", ())
-        if len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
+        if not _same(ours, theirs):
             raise ValueError(
                 f"site {name!r}: expected the same KL weight on both sides, got {[*map(_show, ours)] or 1} in the model "
                 f"and {[*map(_show, theirs)] or 1} in the guide; use scale_kl_pair(model, guide, beta)."

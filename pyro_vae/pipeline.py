@@ -22,6 +22,7 @@ from pyro_vae.inference.objectives import elbo
 from pyro_vae.inference.training import History, Training
 from pyro_vae.lookup import lookup
 from pyro_vae.models import VAE
+from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import Run, RunDirectory, load_data, make_vae
 
 Say = Callable[[str], None]
@@ -113,8 +114,7 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     if t.patience is not None and data.validation is None:
         raise ValueError("patience: expected validation data to judge by, got --val-size 0; set some aside.")
     check_support(config, data)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(t.seed)
+    with own_randomness(t.seed):
         vae = make_vae(config, data.data_shape)
     vae.center_output(data.train.x.mean(0))
     state, seconds = _resumed(config, checkpoint)
@@ -267,5 +267,13 @@ def describe(prepared: Prepared, device_words: str) -> str:
         f"{torch.get_num_threads()} threads\n"
         f"{prepared.data.name}: {prepared.data.sizes} images of {sizes}, binarize {prepared.data.binarize}\n"
         f"VAE: latent_dim {vae.latent_dim}, hidden {hidden}, {config.model.likelihood} likelihood, {count:,} parameters; "
-        f"objective {config.train.elbo}, {steps} steps an epoch"
+        f"objective {config.train.elbo}, {steps} steps an epoch" + _stopped(prepared)
     )
+
+
+def _stopped(prepared: Prepared) -> str:
+    """Why a resumed run is not trained further although epochs are left; nothing where it is."""
+    state = prepared.resume
+    if state is None or state["stop_reason"] is None or len(state["rows"]) >= prepared.config.train.epochs:
+        return ""
+    return f"\nstopped by {state['stop_reason']} at epoch {len(state['rows'])}; pass another --patience to go on"

@@ -20,6 +20,7 @@ from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.evidence import Estimate, Summary
 from pyro_vae.inference.training import History
 from pyro_vae.models import VAE
+from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import SCHEMA
 
 #: Data of one call of an estimator: with 10 draws each, a chunk of 1,000 rows, which stays in the processor's cache.
@@ -39,14 +40,12 @@ def estimate(vae: VAE, x: Tensor, num_samples: int, seed: int, progress: bool = 
         seed: Seed of the draws.
         progress: Whether to show a bar on a terminal.
     """
-    devices = [x.device] if x.device.type == "cuda" else []
     parts = x.split(EVALUATION_BATCH)
     shown: Iterable[Tensor] = tqdm(
         parts, disable=None if progress else True, unit="batch", leave=False, desc="log p(x)"
     )
     vae.eval()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with own_randomness(seed):
         return Estimate.cat(
             [evidence.importance_sampling(vae.model, vae.guide, part, num_samples=num_samples) for part in shown]
         )

@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device, words = pipeline.resolve_device(options.device)
         prepared = pipeline.prepare(config, device, checkpoint)
         directory = _directory(config, options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"pyro_vae.train: error: {error}", file=sys.stderr)
         return 2
     say(pipeline.describe(prepared, words))
@@ -150,6 +150,12 @@ def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say
     except NonFiniteLossError as error:
         print(f"pyro_vae.train: {error} {_what_is_kept(directory)}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(
+            f"pyro_vae.train: error: the run's files cannot be written: {error}. {_what_is_kept(directory)}",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"\npyro_vae.train: interrupted. {_what_is_kept(directory)}", file=sys.stderr)
         return 130

@@ -475,8 +475,8 @@ def test_anneal_sets_beta_of_each_step(tmp_path, anneal, betas):
     ("schedule", "factors"),
     [
         ("constant", [1, 1, 1, 1]),
-        ("cosine", [0.5 + 0.5 * math.sqrt(0.5), 0.5, 0.5 - 0.5 * math.sqrt(0.5), 0]),
-        ("step", [1, 0.1, 0.01, 0.01]),
+        ("cosine", [0.5 + 0.5 * math.cos(math.pi * (epoch - 1 / STEPS) / 4) for epoch in (1, 2, 3, 4)]),
+        ("step", [1, 1, 0.1, 0.01]),  # of the last step of each epoch
     ],
 )
 def test_lr_schedule_sets_the_learning_rate(tmp_path, schedule, factors):

@@ -87,6 +87,26 @@ def test_bad_weights_are_refused(beta):
         scale_kl_pair(model, guide, {"a": beta})
 
 
+@pytest.mark.parametrize("beta", ["4", True, None])
+def test_what_is_no_number_is_refused(beta):
+    with pytest.raises(TypeError, match="beta: expected a number or a tensor, got"):
+        scale_kl(model, beta)
+
+
+def test_weights_are_compared_by_their_product():
+    x = X
+    same = (scale_kl(model, 0.1), scale_kl(guide, torch.tensor(0.1, dtype=torch.float64)))
+    assert elbo("trace").bound(*same, x).shape == (3,)
+    nested = (scale_kl(scale_kl(model, 2.0), 3.0), scale_kl(guide, 6.0))
+    assert elbo("trace").bound(*nested, x).shape == (3,)
+    scaled = scale_kl(model, torch.ones(3) * 2)
+    guide_trace = poutine.trace(scale_kl(guide, torch.ones(3) * 2)).get_trace(x)
+    guide_trace.nodes["a"]["kl_scales"] = (torch.ones(2) * 2,)
+    model_trace = poutine.trace(poutine.replay(scaled, trace=guide_trace)).get_trace(x)
+    with pytest.raises(ValueError, match="same KL weight on both sides"):
+        check_kl_scales(model_trace, guide_trace)
+
+
 def test_a_site_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"latent site named 'z'.*\['a', 'b'\]"):
         scale_kl(model, 2.0, sites=["z"])(X)

@@ -66,8 +66,11 @@ class _Pixels(dist.Bernoulli):
     """A Bernoulli by logits with a faster log-probability."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+        if self._validate_args and not bool(((value == 0) | (value == 1)).all()):
+            raise ValueError(
+                "likelihood bernoulli: expected pixels of 0 and 1, got others, of which it is no likelihood; binarize them, or "
+                "use likelihood='continuous-bernoulli'."
+            )
         return _LogBernoulli.apply(*torch.broadcast_tensors(self.logits, value))
 
 

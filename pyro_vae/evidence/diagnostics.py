@@ -77,7 +77,8 @@ def equal_weights(log_w: Tensor) -> Tensor:
     """Whether all weights of a datum are equal up to rounding, as they are when the guide is the exact posterior.
 
     Such an estimate is exact, and no tail is there to be fitted. Rounding is judged by the dtype of ``log_w``: its terms
-    are sums over pixels, so a thousand units in the last place of the larger of 1 and log w in absolute value are allowed.
+    are sums over pixels, so a thousand units in the last place of the larger of 1 and log w in absolute value are allowed,
+    and never more than 0.01 nats: the error of the estimate is then below 0.01 / sqrt(K).
 
     Args:
         log_w: Log importance weights, shape ``(K, B)``, nats, in the dtype in which they were computed.
@@ -89,7 +90,7 @@ def equal_weights(log_w: Tensor) -> Tensor:
         return torch.zeros(log_w.shape[1], dtype=torch.bool, device=log_w.device)
     low, high = log_w.min(0).values, log_w.max(0).values
     size = torch.maximum(low.abs(), high.abs()).clamp(min=1)
-    return (high - low) <= 1000 * torch.finfo(log_w.dtype).eps * size
+    return (high - low) <= (1000 * torch.finfo(log_w.dtype).eps * size).clamp(max=0.01)
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 
 from pyro_vae.evidence.estimate import Estimate
+from pyro_vae.inference.layout import sample_sites
 from pyro_vae.inference.weights import OuterScale, ProposalDraws, WeightTerms, prior_guide
 
 #: Rows (draws x data) of one call of the model. Larger calls fall out of the processor's cache.
@@ -49,7 +51,8 @@ def importance_sampling(
         The estimate of each datum, with its standard error, ESS and Pareto k.
 
     Raises:
-        ValueError: If model and guide have no weights for each datum (see ``log_weights``), or a number is below 1.
+        ValueError: If model and guide have no weights for each datum (see ``log_weights``), the guide is a Delta, or a number
+            is below 1.
 
     References:
         Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, eq. 8; Vehtari et al., "Pareto Smoothed
@@ -59,10 +62,25 @@ def importance_sampling(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}.")
     draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, vectorize)
+    _refuse_delta(draws)
     chunk = max(1, chunk_rows // max(1, draws.layout.size))
     sizes = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]
     parts = [WeightTerms(*(part.cpu() for part in draws(size))) for size in sizes]
     return Estimate.from_weights(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _refuse_delta(draws: ProposalDraws) -> None:
+    sites = dict(sample_sites(draws.guide_trace))
+    for name, site in sites.items():
+        base = site["fn"]
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        # Pyro's autoguides draw an auxiliary site and pass it on by Delta sites, whose log_density is the Jacobian.
+        if isinstance(base, Delta) and not any(s["infer"].get("is_auxiliary", False) for s in sites.values()):
+            raise ValueError(
+                f"guide site {name!r}: expected a distribution with a density, got a Delta, whose weights estimate no "
+                "log p(x); use a guide with a scale, such as AutoNormal."
+            )
 
 
 def prior_sampling(model: Callable[..., Any], *args: Any, num_samples: int = 5000, **kwargs: Any) -> Estimate:

@@ -46,14 +46,12 @@ class Layout:
         plate: Name of the data plate.
         dim: Its dimension, negative.
         size: B, how many data are in it.
-        full_size: N, how many data it stands for (B unless it subsamples).
         nesting: How many batch dimensions the program's plates use; the particle axis lies to their left.
     """
 
     plate: str
     dim: int
     size: int
-    full_size: int
     nesting: int
 
     def per_datum(self, log_prob: Tensor) -> Tensor:
@@ -111,7 +109,7 @@ def find_layout(model_trace: Trace, guide_trace: Trace, plate: str | None = None
         raise ValueError(
             f"data plate {frame.name!r}: expected a vectorized plate, got a loop over it; write `with pyro.plate(...)`."
         )
-    return Layout(frame.name, frame.dim, frame.size, frame.full_size, _nesting(model_trace, guide_trace))
+    return Layout(frame.name, frame.dim, frame.size, _nesting(model_trace, guide_trace))
 
 
 def plates_of(site: Site) -> dict[str, Any]:

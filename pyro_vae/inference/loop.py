@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from pyro_vae.data import Data, Split
 from pyro_vae.inference.objectives import elbo as make_elbo
-from pyro_vae.inference.training import LR_SCHEDULES, OPTIMIZERS, History, Row, Training, own_randomness
+from pyro_vae.inference.training import LR_SCHEDULES, OPTIMIZERS, History, Row, Training
 from pyro_vae.lookup import lookup
+from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Constant, Schedule
 
 Callback = Callable[[Training], None]
@@ -43,7 +44,7 @@ def fit(
     model: Any,
     data: Data | Tensor,
     *,
-    elbo: str | pyro.infer.ELBO = "trace",
+    elbo: Any = "trace",
     epochs: int = 100,
     batch_size: int = 128,
     optimizer: str = "adam",
@@ -83,13 +84,16 @@ def fit(
 
     Raises:
         ValueError: If a number is out of its range or a name is unknown.
-        NonFiniteLossError: If the loss becomes NaN or infinite; the model keeps the parameters of the step before.
+        NonFiniteLossError: If the loss becomes NaN or infinite; the model is left as it then is, and what callbacks saved
+            is the last whole epoch.
     """
     data = Data("data", Split(data)) if isinstance(data, Tensor) else data
+    if len(data.train.x) == 0:
+        raise ValueError("data: expected at least one training datum, got none.")
     check_options(epochs, batch_size, optimizer, lr, lr_schedule, clip_norm)
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
     schedule = beta if callable(beta) else Constant(beta)
-    with own_randomness(seed, data.train.x.device), pyro.get_param_store().scope():
+    with own_randomness(seed), pyro.get_param_store().scope():
         training = Training(
             model, data, objective, optimizer, lr, lr_schedule, clip_norm, batch_size, epochs, schedule, seed
         )
@@ -149,8 +153,8 @@ def check_options(
         ValueError: With a sentence that says which, and what would have been right.
     """
     for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}.")
+        if value < 1 or value != int(value):
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value}.")
     for name, rate in {"lr": lr, "clip_norm": 1.0 if clip_norm is None else clip_norm}.items():
         if not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"{name}: expected a positive number, got {rate}.")

@@ -30,7 +30,7 @@ from pyro_vae.inference.layout import (
     sample_sites,
     site_log_prob,
 )
-from pyro_vae.inference.weights import ProposalDraws
+from pyro_vae.inference.weights import OuterScale, ProposalDraws
 from pyro_vae.lookup import lookup
 
 Program = Callable[..., Any]
@@ -145,13 +145,23 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
         Variational Inference", 2014.
     """
 
-    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def bound(
+        self,
+        model: Program,
+        guide: Program,
+        *args: Any,
+        plate: str | None = None,
+        outer_scale: OuterScale = "refuse",
+        **kwargs: Any,
+    ) -> Tensor:
         """The ELBO of each datum, from ``num_particles`` draws.
 
         Args:
             model: A Pyro model whose data lie in one plate.
             guide: Its guide.
             *args: What both take.
+            plate: Name of the data plate, where several enclose every site.
+            outer_scale: See ``log_weights``.
             **kwargs: Likewise.
 
         Returns:
@@ -160,7 +170,7 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
         Raises:
             ValueError: If model and guide give no weights for each datum, see ``log_weights``.
         """
-        draws = ProposalDraws(model, guide, args, kwargs, vectorize=self.vectorize_particles)
+        draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, self.vectorize_particles)
         terms = draws.first if self.num_particles == 1 else draws(self.num_particles)
         return terms.log_w.mean(0)
 
@@ -223,13 +233,23 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, eq. 7 and appendix B.
     """
 
-    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def bound(
+        self,
+        model: Program,
+        guide: Program,
+        *args: Any,
+        plate: str | None = None,
+        outer_scale: OuterScale = "refuse",
+        **kwargs: Any,
+    ) -> Tensor:
         """The ELBO of each datum, from ``num_particles`` draws.
 
         Args:
             model: A Pyro model whose data lie in one plate.
             guide: Its guide, of mean-field structure.
             *args: What both take.
+            plate: Name of the data plate, where several enclose every site.
+            outer_scale: See ``log_weights``.
             **kwargs: Likewise.
 
         Returns:
@@ -243,8 +263,9 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             check_match(model_trace, guide_trace)
             check_kl_scales(model_trace, guide_trace)
-            check_scales(model_trace, guide_trace)
-            layout = find_layout(model_trace, guide_trace)
+            if outer_scale == "refuse":
+                check_scales(model_trace, guide_trace)
+            layout = find_layout(model_trace, guide_trace, plate)
             value: Any = 0.0
             for name, site in sample_sites(model_trace):
                 if is_auxiliary_loss(site):
@@ -265,6 +286,8 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
                 if not is_auxiliary_loss(site):
                     distortion.subtract(_true_sum(site))
                 continue
+            if name not in guide_trace.nodes:
+                check_match(model_trace, guide_trace)
             guide_site = guide_trace.nodes[name]
             _check_reparameterized(name, guide_site)
             kl = _kl(site, guide_site)

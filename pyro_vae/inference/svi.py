@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_vae.inference.layout import plates_of, sample_sites
 from pyro_vae.inference.objectives import Terms
+from pyro_vae.randomness import own_randomness
 
 FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
@@ -201,11 +202,8 @@ class SVI(pyro.infer.SVI):
             NonFiniteLossError: If the loss is NaN or infinite.
         """
         random_state = torch.get_rng_state()
-        try:
-            with poutine.block():
-                self._refuse_non_finite(self.evaluate_loss(*args, **kwargs), args, kwargs, random_state)
-        finally:
-            torch.set_rng_state(random_state)
+        with own_randomness(), poutine.block():
+            self._refuse_non_finite(self.evaluate_loss(*args, **kwargs), args, kwargs, random_state)
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return self.loss_and_grads(self.model, self.guide, *args, **kwargs), None
@@ -224,7 +222,7 @@ class SVI(pyro.infer.SVI):
     def _step(self, args: Any, kwargs: Any, evaluate: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
         random_state = torch.get_rng_state()
         with (_Capture if self.clip_norm is None else _CaptureData)() as capture:
-            loss, terms = evaluate(*args, **kwargs)
+            loss, terms = self._evaluated(evaluate, args, kwargs, random_state)
         params = list(capture.params.values())
         value = type(loss)(map(_item, loss)) if isinstance(loss, tuple) else _item(loss)
         try:
@@ -234,11 +232,25 @@ class SVI(pyro.infer.SVI):
             raise
         if self.clip_norm is not None:
             bound = self.clip_norm * capture.num_data
-            torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], bound)
+            norm = torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], bound)
+            if not math.isfinite(norm.item()):
+                _clear(params)
+                raise NonFiniteLossError(f"a gradient of norm {norm.item()}", self.steps_taken, None)
         self._stepper(params)
         _clear(params)
         self.steps_taken += 1
         return value, terms
+
+    def _evaluated(self, evaluate: Callable[..., Any], args: Any, kwargs: Any, random_state: Tensor) -> tuple[Any, Any]:
+        """Evaluate; where validation by Pyro or torch refuses a number that is not finite, say which step and site."""
+        try:
+            return evaluate(*args, **kwargs)
+        except ValueError as error:
+            torch.set_rng_state(random_state)
+            site = self._culprit(args, kwargs)
+            if site is None:
+                raise
+            raise NonFiniteLossError(math.nan, self.steps_taken, site) from error
 
     def _refuse_non_finite(self, value: Any, args: Any, kwargs: Any, random_state: Tensor) -> None:
         if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):

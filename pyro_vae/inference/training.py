@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from pyro_vae.handlers import scale_kl_pair
 from pyro_vae.inference.svi import SVI, FusedOptim
 from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.lookup import lookup
+from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Constant, Schedule
 
 Row = dict[str, float]
@@ -158,7 +159,7 @@ class Training:
             "train_rate": rate,
             "train_distortion": distortion,
             "beta": float(self.beta),
-            "lr": self._lr(),
+            "lr": self._lr(self.step - 1),
             "images_per_second": seen / seconds,
             "seconds": seconds,
         }
@@ -169,13 +170,18 @@ class Training:
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         return row
 
-    def _lr(self) -> float:
-        return self.lr * self.lr_factor(self.step / (self.epochs * self.steps_per_epoch))
+    def _lr(self, step: int) -> float:
+        return self.lr * self.lr_factor(step / (self.epochs * self.steps_per_epoch))
 
     def _set_rates(self) -> None:
-        self.beta.fill_(float(self.schedule(self.step)))
+        beta = float(self.schedule(self.step))
+        if not (math.isfinite(beta) and beta >= 0):
+            raise ValueError(
+                f"beta: expected finite numbers of at least 0 from its schedule, got {beta} at step {self.step}."
+            )
+        self.beta.fill_(beta)
         if self.lr_factor is not LR_SCHEDULES["constant"]:
-            self._optimizer.set_lr(self._lr())
+            self._optimizer.set_lr(self._lr(self.step))
 
     @property
     def _optimizer(self) -> FusedOptim:
@@ -251,19 +257,12 @@ def evaluate_terms(model: Any, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     was_training = model.training
     model.eval()
     parts = []
-    with own_randomness(seed, x.device), pyro.validation_enabled(False):
-        for batch in x.split(EVALUATION_ROWS):
-            first = ProposalDraws(model.model, model.guide, (batch,), {}).first
-            parts.append([part[0].cpu().double() for part in first])
-    model.train(was_training)
+    try:
+        with own_randomness(seed), pyro.validation_enabled(False):
+            for batch in x.split(EVALUATION_ROWS):
+                first = ProposalDraws(model.model, model.guide, (batch,), {}).first
+                parts.append([part[0].cpu().double() for part in first])
+    finally:
+        model.train(was_training)
     likelihood, ratio = (torch.cat(part) for part in zip(*parts, strict=True))
     return likelihood, ratio
-
-
-@contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from ``seed`` inside, the caller's generators as they were after."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -5,6 +5,7 @@ r"""The array everything else is a reduction of: log importance weights, one for
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,11 @@ from typing import Any, Literal, NamedTuple
 import pyro
 import torch
 from pyro import poutine, validation_enabled
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
 from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
@@ -124,6 +129,11 @@ class ProposalDraws:
         if outer_scale not in ("refuse", "ignore"):
             raise ValueError(f"outer_scale: expected 'refuse' or 'ignore', got {outer_scale!r}.")
         self.model, self.args, self.kwargs, self.vectorize = model, args, kwargs, vectorize
+        if isinstance(poutine.unwrap(guide), GuideMessenger):
+            raise ValueError(
+                f"guide: expected a function with sample sites of its own, got the messenger {type(guide).__name__}, which "
+                "runs the model itself; use its counterpart among the autoguides, such as AutoNormal."
+            )
         self.guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.trace(poutine.replay(model, trace=self.guide_trace)).get_trace(*args, **kwargs)
         check_match(replayed, self.guide_trace)
@@ -131,7 +141,13 @@ class ProposalDraws:
         if outer_scale == "refuse":
             check_scales(replayed, self.guide_trace)
         self.layout = find_layout(replayed, self.guide_trace, plate)
+        for trace in (self.guide_trace, replayed):
+            # Scored once under the caller's validation: later calls are made without.
+            prune_subsample_sites(trace).compute_log_prob()
+            for _, site in sample_sites(trace) if is_validation_enabled() else ():
+                check_site_shape(site, math.inf)
         self._first = replayed
+        self._compared = False
         # Every call sees the same data: the draws of subsampling sites stay as they are.
         fixed = Trace()
         for trace in (self.guide_trace, replayed):
@@ -155,12 +171,7 @@ class ProposalDraws:
                 try:
                     return self._draw(num_samples)
                 except (RuntimeError, ValueError, IndexError) as error:
-                    self.vectorize = False
-                    warnings.warn(
-                        f"log weights: this program does not run inside an outer plate ({error}); drawing one by one "
-                        "instead, which is slower. Fold leading dimensions in its networks, or pass vectorize=False.",
-                        stacklevel=3,
-                    )
+                    self._give_up(f"does not run inside an outer plate ({error})")
             terms = [self._draw(1) for _ in range(num_samples)]
             return WeightTerms(*(torch.cat(part) for part in zip(*terms, strict=True)))
 
@@ -172,10 +183,41 @@ class ProposalDraws:
     def _draw(self, num_samples: int) -> WeightTerms:
         guide_trace = self._guide_trace(num_samples)
         with self._particles(num_samples):
-            model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(
-                *self.args, **self.kwargs
-            )
-        return self._reduce(model_trace, guide_trace, num_samples)
+            model_trace = self._replayed(guide_trace)
+        terms = self._reduce(model_trace, guide_trace, num_samples)
+        if self.vectorize and not self._compared:
+            self._compare(terms, guide_trace)
+        return terms
+
+    def _replayed(self, guide_trace: Trace) -> Trace:
+        return poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*self.args, **self.kwargs)
+
+    def _give_up(self, reason: str) -> None:
+        """From now on, draw one by one."""
+        self.vectorize = False
+        warnings.warn(
+            f"log weights: this program {reason}; drawing one by one instead, which is slower. Let it use its last dimensions "
+            "alone (z[..., 0], not z[:, 0]), or pass vectorize=False.",
+            stacklevel=4,
+        )
+
+    def _compare(self, terms: WeightTerms, guide_trace: Trace) -> None:
+        """Refuse to trust an outer plate under which a draw has other weights than alone.
+
+        A program that indexes from the left, ``z[:, 0]``, may run there without an error and mix up draws and data.
+        """
+        values = Trace()
+        for name, site in sample_sites(guide_trace):
+            node = dict(self.guide_trace.nodes[name])
+            node.pop("unscaled_log_prob")
+            values.add_node(name, **{**node, "value": site["value"][0].reshape(node["value"].shape)})
+        if len(values) > 1:  # a later site may depend on an earlier one
+            values = poutine.trace(poutine.replay(self.guide, trace=values)).get_trace(*self.args, **self.kwargs)
+        alone = self._reduce(self._replayed(values), values, 1)
+        for ours, single in zip(terms, alone, strict=True):
+            if not torch.allclose(ours[:1], single, rtol=1e-3, atol=1e-3, equal_nan=True):
+                raise ValueError("a draw has other weights there than alone")
+        self._compared = True
 
     def _particles(self, num_samples: int) -> AbstractContextManager[Any]:
         return pyro.plate(PARTICLES, num_samples, dim=-self.layout.nesting - 1) if self.vectorize else nullcontext()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from pyro_vae.data import Data, Split
 from pyro_vae.files import write_atomically
 from pyro_vae.inference.training import History
 from pyro_vae.models.vae import VAE
+from pyro_vae.randomness import own_randomness
 from pyro_vae.report.curves import curves
 from pyro_vae.report.images import interpolations, plane, reconstructions, samples
 from pyro_vae.report.latents import latents
@@ -45,20 +45,11 @@ def draw_pictures(vae: VAE, data: Data, history: History, directory: Path, seed:
     was_training = vae.training
     vae.eval()
     try:
-        with torch.no_grad(), _own_randomness(seed):
+        with torch.no_grad(), own_randomness(seed):
             figures = _figures(vae, split, source, history)
             return [_write(directory / f"{name}.png", figure) for name, figure in figures]
     finally:
         vae.train(was_training)
-
-
-@contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    # manual_seed reaches every CUDA device, so every one that is in use must be put back.
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def _figures(vae: VAE, split: Split, source: str, history: History) -> Iterator[tuple[str, Figure]]:

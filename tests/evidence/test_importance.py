@@ -5,8 +5,10 @@ import math
 import warnings
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 
 from pyro_vae import VAE, log_weights
 from pyro_vae.evidence import Estimate, importance_sampling, prior_sampling
@@ -173,8 +175,8 @@ def test_num_samples_and_chunks_act(num_samples, chunk_rows):
     estimate = importance_sampling(
         vae.model, vae.guide, torch.ones(4, 6), num_samples=num_samples, chunk_rows=chunk_rows
     )
-    assert sum(rows[1:]) == 4 * num_samples
-    assert max(rows[1:]) <= max(4, chunk_rows)
+    assert sum(rows) == 4 * num_samples + 8  # the first trace, and one draw alone to compare
+    assert max(rows) <= max(4, chunk_rows)
     assert estimate.num_samples == num_samples
     assert estimate.log_px.dtype == torch.float64
 
@@ -205,6 +207,24 @@ def test_no_gradients_and_no_effect_on_the_model():
     estimate = importance_sampling(vae.model, vae.guide, torch.ones(4, 6), num_samples=5)
     assert not estimate.log_px.requires_grad
     assert all(p.grad is None for p in vae.parameters())
+
+
+def test_a_delta_guide_is_no_perfect_proposal():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(torch.zeros(len(x), 2, dtype=x.dtype), event_dim=1))
+
+    with pytest.raises(ValueError, match="guide site 'z': expected a distribution with a density, got a Delta"):
+        importance_sampling(ORACLE.model, guide, ORACLE.draw(3), num_samples=30)
+
+
+def test_an_autoguide_with_local_sites():
+    x = ORACLE.draw(6)
+    guide = AutoNormal(ORACLE.model, init_scale=0.3)
+    estimate = importance_sampling(ORACLE.model, guide, x, num_samples=20_000)
+    good = estimate.reliable
+    assert int(good.sum()) > 0
+    assert within(estimate.log_px[good], ORACLE.log_px(x)[good], estimate.std_error[good])
 
 
 def test_bad_numbers_and_nan_weights_are_refused():

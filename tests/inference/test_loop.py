@@ -147,6 +147,23 @@ def test_validation_elbo_is_that_of_the_model(data):
     assert abs(history.rows[0]["validation_elbo"] - exact) < 4 * history.rows[0]["validation_elbo_std_error"]
 
 
+def test_validation_uses_the_same_draws_at_every_epoch(data):
+    rows = fit(_vae(), data, epochs=3, lr=1e-30, progress=False).rows
+    assert len({row["validation_elbo"] for row in rows}) == 1
+
+
+def test_a_schedule_that_goes_astray_is_stopped(data):
+    with pytest.raises(
+        ValueError, match="beta: expected finite numbers of at least 0 from its schedule, got -5.0 at step 1"
+    ):
+        fit(_vae(), data, epochs=2, beta=lambda step: 1.0 if step < 1 else -5.0, progress=False)
+
+
+def test_empty_data_are_refused():
+    with pytest.raises(ValueError, match="data: expected at least one training datum, got none"):
+        fit(_vae(), torch.zeros(0, 6), progress=False)
+
+
 def test_means_are_over_data_not_over_batches():
     """With lr so small that nothing moves, an epoch's training ELBO is that of the data, uneven last batch or not."""
     x = (torch.rand(50, 6, generator=torch.Generator().manual_seed(3)) < 0.5).float()
@@ -205,7 +222,7 @@ def test_learning_rate_schedules(name, values):
 
 def test_a_learning_rate_schedule_acts(data):
     rates = fit(_vae(), data, epochs=4, lr=0.01, lr_schedule="step", progress=False)["lr"]
-    assert rates == pytest.approx([0.01, 0.001, 0.0001, 0.0001])
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.0001])
     frozen = _vae()
     before = _parameters(frozen)
     fit(frozen, data, epochs=1, lr=1e-30, lr_schedule="cosine", progress=False)
@@ -263,8 +280,9 @@ def test_parameters_that_fit_cannot_save_are_refused(data):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected a whole number"),
+        ({"epochs": 1.5}, "epochs: expected a whole number"),
         ({"lr": -1.0}, "lr: expected a positive number"),
         ({"lr": math.nan}, "lr: expected a positive number"),
         ({"clip_norm": 0.0}, "clip_norm: expected a positive number"),

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from pyro_vae import SVI, VAE, elbo
 from pyro_vae.handlers import scale_kl, scale_kl_pair
@@ -272,6 +273,21 @@ def test_auxiliary_loss_is_trained_but_is_no_distortion(name):
     plain = elbo(name).terms(ORACLE.model, _diagonal(None), x)
     torch.testing.assert_close(terms[1:], plain[1:])
     assert (terms.loss - plain.loss).item() == pytest.approx(-4 * math.log(0.3))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_masked_latent_counts_nothing(name):
+    x = ORACLE.draw(4)
+    mask = torch.tensor([True, False, False, True])
+    pair = (poutine.mask(ORACLE.model, mask=mask), poutine.mask(_diagonal(None), mask=mask))
+    pyro.set_rng_seed(2)
+    masked = elbo(name).terms(*pair, x)
+    pyro.set_rng_seed(2)
+    bound = elbo(name).bound(*pair, x)
+    assert bound[~mask].tolist() == [0.0, 0.0]
+    assert float(masked.rate + masked.distortion) == pytest.approx(-float(bound.sum()))
+    pyro.set_rng_seed(2)
+    torch.testing.assert_close(bound[mask], elbo(name).bound(ORACLE.model, _diagonal(None), x)[mask])
 
 
 @pytest.mark.parametrize("num_particles", [1, 10, 101])

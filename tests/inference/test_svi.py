@@ -180,6 +180,62 @@ def test_the_guides_site_is_named_too():
         svi.step(X.double())
 
 
+def test_validation_names_step_and_site_too():
+    """Under Pyro's default validation torch refuses a NaN before there is a loss."""
+    vae = _vae()
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), elbo("trace"))
+    svi.step(X.double())
+    with torch.no_grad():
+        vae.encoder.head.bias[0] = math.nan
+        vae.decoder.head.bias[0] = math.nan
+    with pytest.raises(NonFiniteLossError, match="step 1: .*site 'z'"):  # the guide's site comes first
+        svi.step(X.double())
+    # What is refused for another reason keeps its own sentence.
+    sound = _vae()
+    with pytest.raises(ValueError, match="expected pixels of 0 and 1"):
+        SVI(sound.model, sound.guide, pyro.optim.Adam({}), elbo("trace")).step(X.double() / 2)
+
+
+def test_a_gradient_that_is_not_finite_is_not_clipped_into_the_model():
+    class Cusp(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, p):
+            return p.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * math.nan
+
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(Cusp.apply(loc), 1.0), obs=x)
+
+    svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), elbo("trace"), clip_norm=1.0)
+    with pytest.raises(NonFiniteLossError, match="step 0: expected a finite loss, got a gradient of norm nan"):
+        svi.step(torch.zeros(5))
+    assert pyro.param("loc").item() == 1.0
+
+
+def test_clip_norm_counts_the_whole_data_of_a_subsampled_plate():
+    """The loss of a subsampled plate stands for all N data: its gradient per datum is that of the sum over N."""
+
+    def steps(clip_norm):
+        pyro.clear_param_store()
+
+        def model(x):
+            loc = pyro.param("loc", torch.tensor(3.0, dtype=torch.float64))
+            with pyro.plate("data", 100, subsample=torch.arange(len(x))):
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+        svi = SVI(model, lambda x: None, pyro.optim.SGD({"lr": 1.0}), elbo("trace"), clip_norm=clip_norm)
+        svi.step(torch.zeros(10, dtype=torch.float64))
+        return 3.0 - pyro.param("loc").item()
+
+    assert steps(None) == pytest.approx(300.0)  # 3 a datum
+    assert steps(1.0) == pytest.approx(100.0, rel=1e-5)  # 1 a datum
+
+
 def test_evaluate_loss_moves_nothing():
     vae = _vae()
     _, params, svi = _train(SVI, pyro.optim.SGD({"lr": 0.01, "momentum": 0.9}), 3, vae)

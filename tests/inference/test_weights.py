@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoNormalMessenger
 from torch import nn
 
 from pyro_vae import VAE, log_weights
@@ -65,7 +66,7 @@ def test_encoder_runs_once_and_decoder_once_a_call():
         rows.clear()
         log_weights(vae.model, vae.guide, torch.ones(4, 6), num_samples=num_samples)
         assert calls["encoder"] == 1
-        assert rows == [4, 4 * num_samples]  # the first trace, then all draws at once
+        assert rows == [4, 4 * num_samples, 4]  # the first trace, all draws at once, and one draw alone to compare
 
 
 def test_a_masked_observation_counts_nothing():
@@ -122,7 +123,7 @@ def test_plate_scale_never_enters(size):
             pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=factor))
 
     draws = ProposalDraws(model, guide, (x,), {})
-    assert (draws.layout.size, draws.layout.full_size) == (size, 12)
+    assert draws.layout.size == size
     first, second = draws(2).log_w, draws(1).log_w
     torch.testing.assert_close(first[:1], second)  # the same subsample at every call
     exact = ORACLE.log_px(x)
@@ -208,6 +209,37 @@ def test_a_program_that_cannot_be_batched_is_drawn_one_by_one():
     assert w.shape == (500, 3)
     assert within(w.mean(0), exact, w.std(0) / math.sqrt(500))
     assert len(log_w[:, 0].unique()) == 500
+
+
+def test_a_program_that_indexes_from_the_left_is_found_out():
+    """z[:, 0] runs inside an outer plate without an error, and gives all data the z of the first."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=x.dtype), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[:, 0], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None] / 2, math.sqrt(0.5)).to_event(1))
+
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="other weights there than alone"):
+        log_w = log_weights(model, guide, x, num_samples=6)
+    exact = dist.Normal(torch.zeros((), dtype=torch.float64), math.sqrt(2)).log_prob(x)
+    torch.testing.assert_close(log_w, exact.expand(6, 5))
+
+
+def test_the_first_trace_is_validated():
+    vae = VAE((4,), 2, (5,))
+    with pytest.raises(ValueError, match="expected pixels of 0 and 1"):
+        log_weights(vae.model, vae.guide, torch.rand(6, 4))
+
+
+def test_guide_messengers_are_refused():
+    guide = AutoNormalMessenger(ORACLE.model)
+    with pytest.raises(ValueError, match="got the messenger AutoNormalMessenger"):
+        log_weights(ORACLE.model, guide, ORACLE.draw(3))
 
 
 def _no_plate(x):
