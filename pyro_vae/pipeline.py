@@ -17,9 +17,9 @@ from pyro_vae import schedules, summary
 from pyro_vae.config import Config, EvaluateConfig
 from pyro_vae.data import Data
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.inference.loop import Callback, check_options, early_stopping, fit
+from pyro_vae.inference.loop import Callback, early_stopping, fit
 from pyro_vae.inference.objectives import elbo
-from pyro_vae.inference.training import History, Training
+from pyro_vae.inference.training import FitOptions, History, Training
 from pyro_vae.lookup import lookup
 from pyro_vae.models import VAE
 from pyro_vae.randomness import own_randomness
@@ -105,7 +105,7 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     """
     t = config.train
     _check_numbers(config)
-    check_options(t.epochs, t.batch_size, t.optimizer, t.lr, t.lr_schedule, t.clip_norm)
+    fit_options(config)
     make_objective(config)
     schedules.parse(t.anneal, t.beta)
     callbacks(config)
@@ -149,6 +149,11 @@ def make_objective(config: Config) -> Any:
     return elbo(t.elbo, num_particles=t.num_particles, vectorize_particles=t.vectorize_particles, max_plate_nesting=1)
 
 
+def fit_options(config: Config) -> FitOptions:
+    """The options of ``fit`` that a configuration names."""
+    return FitOptions(**{f.name: getattr(config.train, f.name) for f in dataclasses.fields(FitOptions)})
+
+
 def callbacks(config: Config) -> list[Callback]:
     """The callbacks that a configuration asks for."""
     return [] if config.train.patience is None else [early_stopping(config.train.patience)]
@@ -185,7 +190,7 @@ def train(prepared: Prepared, directory: RunDirectory, say: Say) -> tuple[Histor
     Returns:
         The history, and the seconds that training took in all its sessions.
     """
-    config, t = prepared.config, prepared.config.train
+    config = prepared.config
     directory.write_json("config.json", config.to_dict())
     started, seconds = time.perf_counter() - prepared.seconds, prepared.seconds
 
@@ -198,14 +203,8 @@ def train(prepared: Prepared, directory: RunDirectory, say: Say) -> tuple[Histor
         prepared.vae,
         prepared.data,
         elbo=make_objective(config),
-        epochs=t.epochs,
-        batch_size=t.batch_size,
-        optimizer=t.optimizer,
-        lr=t.lr,
-        lr_schedule=t.lr_schedule,
-        clip_norm=t.clip_norm,
-        beta=schedules.parse(t.anneal, t.beta),
-        seed=t.seed,
+        beta=schedules.parse(config.train.anneal, config.train.beta),
+        **dataclasses.asdict(fit_options(config)),
         callbacks=[*callbacks(config), checkpoint],
         resume=prepared.resume,
         progress=say is not silent,

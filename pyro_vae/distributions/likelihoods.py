@@ -45,9 +45,9 @@ def _logit(mean: Tensor) -> Tensor:
 class _LogBernoulli(torch.autograd.Function):
     r"""The log mass :math:`x l - \max(l, 0) + \log \sigma(|l|)` with gradient :math:`x - \sigma(l)`.
 
-    Equal to minus the binary cross-entropy with logits, which computes log1p(exp(-|l|)); log and sigmoid are vectorized
-    where log1p is not, and this is four times as fast on a CPU. The absolute error is one rounding of a number in
-    [1/2, 1]: below 6e-8 nats a pixel in float32.
+    Equal to minus the binary cross-entropy with logits, which computes log1p(exp(-|l|)); on a CPU log and sigmoid are
+    vectorized where log1p is not (benchmarks/kernels.py). The absolute error is one rounding of a number in [1/2, 1]:
+    below 6e-8 nats a pixel in float32.
     """
 
     @staticmethod

@@ -88,8 +88,8 @@ def prior_sampling(model: Callable[..., Any], *args: Any, num_samples: int = 500
 
     .. math:: \widehat{\log p}(x) = \log \tfrac1K \textstyle\sum_k p(x | z_k), \quad z_k \sim p(z)
 
-    Unbiased for p(x), but nearly always far too low for log p(x), with an error bar that does not show it: almost no
-    draw lands where the posterior is. For comparison.
+    Unbiased for p(x), but nearly always far too low for log p(x), since almost no draw lands where the posterior is; the
+    delta-method error does not show it, Pareto k usually does. For comparison.
 
     Args:
         model: A Pyro model whose data lie in one plate.

@@ -3,7 +3,7 @@
 from pyro_vae.inference.loop import early_stopping, fit
 from pyro_vae.inference.objectives import OBJECTIVES, Terms, TraceELBO, TraceMeanFieldELBO, elbo
 from pyro_vae.inference.svi import SVI, NonFiniteLossError
-from pyro_vae.inference.training import LR_SCHEDULES, OPTIMIZERS, History, Training
+from pyro_vae.inference.training import LR_SCHEDULES, OPTIMIZERS, FitOptions, History, Training
 from pyro_vae.inference.weights import WeightTerms, log_weights
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "OBJECTIVES",
     "OPTIMIZERS",
     "SVI",
+    "FitOptions",
     "History",
     "NonFiniteLossError",
     "Terms",

@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from pyro_vae.data import Data, Split
 from pyro_vae.inference.objectives import elbo as make_elbo
-from pyro_vae.inference.training import LR_SCHEDULES, OPTIMIZERS, History, Row, Training
-from pyro_vae.lookup import lookup
+from pyro_vae.inference.training import FitOptions, History, Row, Training
 from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Constant, Schedule
 
@@ -90,13 +89,11 @@ def fit(
     data = Data("data", Split(data)) if isinstance(data, Tensor) else data
     if len(data.train.x) == 0:
         raise ValueError("data: expected at least one training datum, got none.")
-    check_options(epochs, batch_size, optimizer, lr, lr_schedule, clip_norm)
+    options = FitOptions(epochs, batch_size, optimizer, lr, lr_schedule, clip_norm, seed)
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
     schedule = beta if callable(beta) else Constant(beta)
     with own_randomness(seed), pyro.get_param_store().scope():
-        training = Training(
-            model, data, objective, optimizer, lr, lr_schedule, clip_norm, batch_size, epochs, schedule, seed
-        )
+        training = Training(model, data, objective, schedule, options)
         _warn_if_unfinished(schedule, epochs * training.steps_per_epoch)
         if resume is not None:
             training.load_state_dict(resume)
@@ -108,7 +105,7 @@ def fit(
 
 
 def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> None:
-    total = training.epochs * training.steps_per_epoch
+    total = training.options.epochs * training.steps_per_epoch
     if progress and not training.history.rows:
         print(_HEADER)
     with tqdm(total=total, initial=training.step, disable=None if progress else True, unit="step", leave=False) as bar:
@@ -117,11 +114,11 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
             if bar.update():  # true when the bar was drawn: no more often than the eye can see
                 bar.set_postfix_str(f"ELBO {train_elbo():.2f}", refresh=False)
 
-        while len(training.history) < training.epochs and training.stop_reason is None:
+        while len(training.history) < training.options.epochs and training.stop_reason is None:
             row = training.run_epoch(advance)
             if progress:
                 bar.clear()
-                print(_line(row, training.epochs), flush=True)
+                print(_line(row, training.options.epochs), flush=True)
             for callback in callbacks:
                 callback(training)
     training.history.stopped_by = training.stop_reason or "epochs"
@@ -142,24 +139,6 @@ def _line(row: Row, epochs: int) -> str:
         f"{row['epoch']:6.0f}/{epochs:<5d} {row['train_elbo']:12.2f} {validation:>17} {row[prefix + '_rate']:11.2f} "
         f"{row[prefix + '_distortion']:12.2f} {row['beta']:8.3f} {row['images_per_second']:10,.0f}"
     )
-
-
-def check_options(
-    epochs: int, batch_size: int, optimizer: str, lr: float, lr_schedule: str, clip_norm: float | None
-) -> None:
-    """Refuse options of :func:`fit` that are out of range or unknown.
-
-    Raises:
-        ValueError: With a sentence that says which, and what would have been right.
-    """
-    for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
-        if value < 1 or value != int(value):
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {value}.")
-    for name, rate in {"lr": lr, "clip_norm": 1.0 if clip_norm is None else clip_norm}.items():
-        if not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"{name}: expected a positive number, got {rate}.")
-    lookup("optimizer", optimizer, OPTIMIZERS)
-    lookup("learning-rate schedule", lr_schedule, LR_SCHEDULES)
 
 
 def _warn_if_unfinished(schedule: Schedule, steps: int) -> None:

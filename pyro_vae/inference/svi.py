@@ -43,7 +43,8 @@ class FusedOptim:
     """One fused torch optimizer over all parameters, in place of a ``PyroOptim``'s one for each.
 
     The ``PyroOptim`` stays in charge: its per-parameter optimizers hold the very state that the fused one updates, so
-    its ``get_state``, ``set_state``, ``save`` and ``load`` act as ever, and so does a learning rate changed there.
+    its ``get_state``, ``set_state``, ``save`` and ``load`` act as ever, and so does a learning rate changed there. Other
+    hyperparameters are read when a parameter is first seen.
 
     Args:
         source: A ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments.

@@ -63,6 +63,35 @@ class History:
         return 1 + max(range(len(values)), key=values.__getitem__)
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """The numbers and names of one training run, see :func:`pyro_vae.fit`.
+
+    Raises:
+        ValueError: If a number is out of its range or a name is unknown.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    lr_schedule: str = "constant"
+    clip_norm: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if value < 1 or value != int(value):
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value}.")
+        for name in ("lr", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}: expected a positive number, got {value}.")
+        lookup("optimizer", self.optimizer, OPTIMIZERS)
+        lookup("learning-rate schedule", self.lr_schedule, LR_SCHEDULES)
+
+
 class Training:
     """One training run: a model, its data, and everything that must be saved to go on exactly.
 
@@ -70,43 +99,26 @@ class Training:
 
     Attributes:
         model: The model, in training, with ``model`` and ``guide``.
+        data: Its data.
+        options: Numbers and names.
         history: Rows so far.
-        epochs: The total to reach.
         best: State of the model at the best epoch, or None without validation data.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        data: Data,
-        objective: Any,
-        optimizer: str,
-        lr: float,
-        lr_schedule: str,
-        clip_norm: float | None,
-        batch_size: int,
-        epochs: int,
-        beta: Schedule,
-        seed: int,
-    ) -> None:
-        self.model, self.data, self.epochs, self.batch_size = model, data, epochs, batch_size
-        self.lr, self.lr_factor, self.schedule, self.seed = (
-            lr,
-            lookup("learning-rate schedule", lr_schedule, LR_SCHEDULES),
-            beta,
-            seed,
-        )
+    def __init__(self, model: Any, data: Data, objective: Any, schedule: Schedule, options: FitOptions) -> None:
+        self.model, self.data, self.schedule, self.options = model, data, schedule, options
         self.history = History()
         self.best: dict[str, Tensor] | None = None
         self.stop_reason: str | None = None
         device = data.train.x.device
-        self.order = torch.Generator(device).manual_seed(seed)
-        self.beta = torch.tensor(float(beta(0)), device=device)
+        self.order = torch.Generator(device).manual_seed(options.seed)
+        self.beta = torch.tensor(float(schedule(0)), device=device)
         pair = (model.model, model.guide)
-        if not (isinstance(beta, Constant) and beta.value == 1.0):
+        if not (isinstance(schedule, Constant) and schedule.value == 1.0):
             pair = scale_kl_pair(*pair, self.beta)
-        self.svi = SVI(*pair, lookup("optimizer", optimizer, OPTIMIZERS)({"lr": lr}), objective, clip_norm=clip_norm)
-        self.steps_per_epoch = math.ceil(len(data.train.x) / batch_size)
+        optim = OPTIMIZERS[options.optimizer]({"lr": options.lr})
+        self.svi = SVI(*pair, optim, objective, clip_norm=options.clip_norm)
+        self.steps_per_epoch = math.ceil(len(data.train.x) / options.batch_size)
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after this epoch."""
@@ -137,7 +149,7 @@ class Training:
             return -float(totals[1] + totals[2]) / seen
 
         with ExitStack() as unchecked:
-            for x in batches(self.data.train.x, self.batch_size, self.order, self.data.redraw):
+            for x in batches(self.data.train.x, self.options.batch_size, self.order, self.data.redraw):
                 self._set_rates()
                 # Pyro and torch validate the first step of a run; the others would take half as long again.
                 if self.step == 1 or (self.step > 0 and seen == 0):
@@ -171,7 +183,8 @@ class Training:
         return row
 
     def _lr(self, step: int) -> float:
-        return self.lr * self.lr_factor(step / (self.epochs * self.steps_per_epoch))
+        share = step / (self.options.epochs * self.steps_per_epoch)
+        return self.options.lr * LR_SCHEDULES[self.options.lr_schedule](share)
 
     def _set_rates(self) -> None:
         beta = float(self.schedule(self.step))
@@ -180,7 +193,7 @@ class Training:
                 f"beta: expected finite numbers of at least 0 from its schedule, got {beta} at step {self.step}."
             )
         self.beta.fill_(beta)
-        if self.lr_factor is not LR_SCHEDULES["constant"]:
+        if self.options.lr_schedule != "constant":
             self._optimizer.set_lr(self._lr(self.step))
 
     @property
@@ -200,7 +213,7 @@ class Training:
                 )
 
     def _validate(self, split: Split) -> Row:
-        likelihood, ratio = evaluate_terms(self.model, split.x, self.seed)
+        likelihood, ratio = evaluate_terms(self.model, split.x, self.options.seed)
         elbo = likelihood + ratio
         return {
             "validation_elbo": float(elbo.mean()),
