@@ -6,6 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
@@ -18,6 +19,7 @@ from torch import Tensor
 from pyro_vae.inference.layout import plates_of, sample_sites
 from pyro_vae.inference.objectives import Terms
 from pyro_vae.randomness import own_randomness
+from pyro_vae.registration import Recorder
 
 FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
@@ -163,6 +165,8 @@ class SVI(pyro.infer.SVI):
         self.objective = loss
         self.clip_norm = clip_norm
         self.steps_taken = 0
+        self._modules = Recorder()
+        self._capture = _Capture if clip_norm is None else _CaptureData
         self._stepper: Callable[[Iterable[Tensor]], None] = source
         if FusedOptim.accepts(source):
             self._stepper = FusedOptim(source)
@@ -222,9 +226,14 @@ class SVI(pyro.infer.SVI):
 
     def _step(self, args: Any, kwargs: Any, evaluate: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
         random_state = torch.get_rng_state()
-        with (_Capture if self.clip_norm is None else _CaptureData)() as capture:
+        # Pyro's own objectives look for param sites before they go backward; ours do not need them.
+        listening: AbstractContextManager[Any] = (
+            self._modules.recording() if hasattr(self.objective, "terms") else nullcontext()
+        )
+        used: dict[int, Tensor] = self._modules.begin()
+        with listening, self._capture(used) as capture:
             loss, terms = self._evaluated(evaluate, args, kwargs, random_state)
-        params = list(capture.params.values())
+        params = list(used.values())
         value = type(loss)(map(_item, loss)) if isinstance(loss, tuple) else _item(loss)
         try:
             self._refuse_non_finite(value, args, kwargs, random_state)
@@ -275,13 +284,13 @@ class SVI(pyro.infer.SVI):
 
 
 class _Capture(Messenger):
-    """Sees which parameters one evaluation of the loss used."""
+    """Sees which parameters one evaluation of the loss used, and adds them to ``params``, by id."""
 
     num_data = 1
 
-    def __init__(self) -> None:
+    def __init__(self, params: dict[int, Tensor]) -> None:
         super().__init__()
-        self.params: dict[int, Tensor] = {}
+        self.params = params
 
     def _pyro_post_param(self, msg: Any) -> None:
         p = msg["value"].unconstrained()
@@ -291,8 +300,8 @@ class _Capture(Messenger):
 class _CaptureData(_Capture):
     """Sees, besides, for how many data the loss stands."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, params: dict[int, Tensor]) -> None:
+        super().__init__(params)
         self._plates: dict[str, Any] | None = None
 
     def _pyro_post_sample(self, msg: Any) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
 from pyro_vae.lookup import lookup
 from pyro_vae.networks import MLP
+from pyro_vae.registration import register
 
 # Who holds which name in the parameter store: two models under one name would share the first one's parameters, and
 # the second would silently never train. A name is not given again when its holder is gone, since the store is not.
@@ -84,20 +85,8 @@ class VAE(nn.Module):
         return held
 
     def _register(self, *parts: str) -> None:
-        """``pyro.module`` for each part that has parameters, refusing a store that holds others under its name."""
-        store = pyro.get_param_store()
         for part in parts:
-            module: nn.Module = getattr(self, part)
-            key, parameter = next(iter(module.named_parameters()), (None, None))
-            if parameter is None:
-                continue
-            pyro.module(f"{self.name}.{part}", module)
-            full = f"{self.name}.{part}$$${key}"
-            if parameter.requires_grad and full in store and store[full] is not parameter:
-                raise RuntimeError(
-                    f"parameter store: expected this model's own tensor under {full}, got another, so that the model "
-                    "would never train; call pyro.clear_param_store() first."
-                )
+            register(f"{self.name}.{part}", getattr(self, part))
 
     def model(self, x: Tensor) -> Tensor:
         """The generative model p(z) p(x|z).

@@ -328,3 +328,39 @@ def test_a_pyro_module_with_an_autoguide_goes_the_same_path():
         paths.append([svi.step(x, y) for _ in range(30)])
     assert paths[0] == pytest.approx(paths[1], rel=1e-9)
     assert paths[0][-1] < paths[0][0]
+
+
+def test_modules_are_known_after_the_first_step_and_only_while_they_are_the_same():
+    """The second step sends no message for each parameter; a parameter that is replaced is trained all the same."""
+
+    class Count(poutine.messenger.Messenger):
+        params = 0
+
+        def _pyro_param(self, msg):
+            self.params += 1
+
+    vae = _vae()
+    svi = SVI(vae.model, vae.guide, pyro.optim.SGD({"lr": 0.01}), elbo("trace"))
+    seen = []
+    for _ in range(3):
+        with Count() as count:
+            svi.step(X.double())
+        seen.append(count.params)
+    assert seen == [8, 0, 0]
+    vae.decoder.head.bias = torch.nn.Parameter(torch.zeros(6, dtype=torch.float64))
+    pyro.clear_param_store()
+    before = vae.decoder.head.bias.detach().clone()
+    with Count() as count:
+        svi.step(X.double())
+    assert count.params == 4  # the decoder's
+    assert not torch.equal(vae.decoder.head.bias.detach(), before)
+
+
+def test_parameters_that_a_handler_hides_are_never_taken_for_known():
+    vae = _vae()
+    svi = SVI(poutine.block(vae.model, hide_types=["param"]), vae.guide, pyro.optim.Adam({"lr": 0.01}), elbo("trace"))
+    before = {k: p.detach().clone() for k, p in vae.named_parameters()}
+    for _ in range(3):
+        svi.step(X.double())
+    moved = {k for k, p in vae.named_parameters() if not torch.equal(p.detach(), before[k])}
+    assert moved == {k for k in before if k.startswith("encoder")}

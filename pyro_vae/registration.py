@@ -1,0 +1,87 @@
+"""``pyro.module`` for networks that train step after step, without a message for each parameter at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro
+from torch import Tensor, nn
+
+
+class Recorder:
+    """The parameters that one SVI has seen in registered modules, and which of them the step under way uses.
+
+    Attributes:
+        known: Module (by id) to its parameters, from an earlier step in which all of them came as ``param`` messages.
+        used: The parameters of the step under way, by id.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[nn.Module, list[nn.Parameter]]] = {}
+        self.used: dict[int, Tensor] = {}
+        self._registered: list[nn.Module] = []
+
+    def begin(self) -> dict[int, Tensor]:
+        """Begin a step: nothing is used yet."""
+        self.used, self._registered = {}, []
+        return self.used
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Listen to :func:`register` during one step."""
+        _recorders.append(self)
+        try:
+            yield
+        finally:
+            _recorders.pop()
+        for module in self._registered:
+            own = [p for p in module.parameters() if p.requires_grad]
+            # Parameters that a handler replaced, such as poutine.lift, came as no messages: never known.
+            if own and all(id(p) in self.used for p in own):
+                self.known[id(module)] = module, own
+
+    def takes(self, module: nn.Module) -> bool:
+        """Use the known parameters of ``module``, if they are known and still its own."""
+        _, params = self.known.get(id(module), (None, []))
+        current = iter(module.parameters())
+        if not params or any(next(current, None) is not p for p in params) or next(current, None) is not None:
+            return False
+        self.used.update({id(p): p for p in params})
+        return True
+
+    def note(self, module: nn.Module) -> None:
+        """Remember that ``module`` went through ``pyro.module`` in this step."""
+        self._registered.append(module)
+
+
+_recorders: list[Recorder] = []
+
+
+def register(name: str, module: nn.Module) -> None:
+    """``pyro.module``, refusing a store that holds other tensors under its name.
+
+    Inside a step of :class:`pyro_vae.SVI` that has seen the module's parameters before, the SVI is told of the module at
+    once, and no message is sent for each parameter.
+
+    Args:
+        name: Its name in the parameter store.
+        module: A network.
+
+    Raises:
+        RuntimeError: If the store holds another tensor under one of its names: the network would never train.
+    """
+    if _recorders and _recorders[-1].takes(module):
+        return
+    key, parameter = next(iter(module.named_parameters()), (None, None))
+    if parameter is None:
+        return
+    pyro.module(name, module)
+    if _recorders:
+        _recorders[-1].note(module)
+    store, full = pyro.get_param_store(), f"{name}$$${key}"
+    if parameter.requires_grad and full in store and store[full] is not parameter:
+        raise RuntimeError(
+            f"parameter store: expected this model's own tensor under {full}, got another, so that the model would never "
+            "train; call pyro.clear_param_store() first."
+        )
