@@ -58,8 +58,11 @@ class _LogBernoulli(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         logits, x = ctx.saved_tensors
-        # The residual leads: an expanded gradient would give its own memory layout to the product.
-        return (x - torch.sigmoid(logits)) * grad[0], (logits * grad[0] if ctx.needs_input_grad[1] else None)
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: nothing may be overwritten
+            residual = (x - torch.sigmoid(logits)) * grad[0]
+        else:
+            residual = torch.sigmoid(logits).sub_(x).mul_(grad[0]).neg_()
+        return residual, (logits * grad[0] if ctx.needs_input_grad[1] else None)
 
 
 class _Pixels(dist.Bernoulli):
