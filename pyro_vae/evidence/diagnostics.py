@@ -41,7 +41,14 @@ def pareto_k(log_w: Tensor) -> Tensor:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # ArviZ warns of large k, which is what is being asked
         # A copy each time: ArviZ works in place.
-        return torch.tensor([float(fit(column.copy())) for column in columns], dtype=torch.float64)
+        return torch.tensor([_fitted(fit, column.copy()) for column in columns], dtype=torch.float64)
+
+
+def _fitted(fit: Callable[[np.ndarray], Any], column: np.ndarray) -> float:
+    try:
+        return float(fit(column))
+    except ValueError:  # ArviZ 1.x refuses a tail of equal values
+        return math.inf
 
 
 def _psislw() -> Callable[[np.ndarray], Any]:
@@ -53,7 +60,8 @@ def _psislw() -> Callable[[np.ndarray], Any]:
             warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 when it is imported
             import arviz
         return lambda column: arviz.psislw(column, normalize=False)[1]
-    return lambda column: array_stats.psislw(column)[1]
+    # ArviZ 1.x takes log-likelihoods, for leave-one-out, and fits the tail of their negatives.
+    return lambda column: array_stats.psislw(-column)[1]
 
 
 def pareto_k_threshold(num_samples: int) -> float:

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -148,12 +149,12 @@ class Estimate:
         }
         attributes = {"num_samples": self.num_samples, "pareto_k_threshold": self.threshold, "units": "nats"}
         dataset = xarray.Dataset(values, attrs=attributes)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 when it is imported
-            import arviz
-        if hasattr(arviz, "InferenceData") and not issubclass(arviz.InferenceData, xarray.DataTree):
+        if int(version("arviz").split(".")[0]) < 1:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 when it is imported
                 warnings.simplefilter("ignore", UserWarning)  # the group is not one of ArviZ's own
+                import arviz
+
                 return arviz.InferenceData(evidence=dataset)
         return xarray.DataTree.from_dict({"evidence": dataset})
 
