@@ -118,6 +118,8 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
         """q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        if x.shape[-len(self.data_shape) :] != self.data_shape:
+            raise ValueError(f"x: expected shape (..., {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}.")
         return self.posterior(self.encoder(x))
 
     def decode(self, z: Tensor) -> TorchDistributionMixin:

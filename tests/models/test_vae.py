@@ -130,6 +130,12 @@ def test_bad_arguments_are_refused(options, sentence):
         VAE(**{"data_shape": (6,), "latent_dim": 2, **options})
 
 
+def test_data_of_another_shape_are_refused():
+    vae = VAE((1, 2, 3), 2, (5,))
+    with pytest.raises(ValueError, match=r"x: expected shape \(..., 1, 2, 3\), got \(4, 6\)"):
+        vae.guide(torch.zeros(4, 6))
+
+
 def test_it_survives_saving_and_double_precision():
     vae = VAE((6,), 2, (5,), likelihood="normal")
     other = VAE((6,), 2, (5,), likelihood="normal")
