@@ -15,7 +15,15 @@ class DataConfig:
     """The data: what is modelled, and how it is split and binarized."""
 
     dataset: str = "digits"
-    """digits (embedded in scikit-learn, 8x8, offline) or mnist."""
+    """A name (digits, which needs no files; mnist) or a path: .npy, .npz, .csv, .parquet, or a folder of images."""
+    array: str | None = None
+    """Which array of an .npz; default: the only one."""
+    image_size: tuple[int, ...] = ()
+    """Height and width of the images, or one number for both; default: as they are."""
+    skip_broken: bool = False
+    """Whether broken images of a folder are left out instead of refused."""
+    num_workers: int = 0
+    """Processes that read ahead, where the data are too large for memory."""
     data_dir: str | None = None
     """Folder with (or for) the files, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
     download: bool = True

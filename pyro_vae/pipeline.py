@@ -16,6 +16,7 @@ import pyro_vae
 from pyro_vae import schedules, summary
 from pyro_vae.config import Config, EvaluateConfig
 from pyro_vae.data import Data
+from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.inference.loop import Callback, early_stopping, fit
 from pyro_vae.inference.objectives import elbo
@@ -116,7 +117,7 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     check_support(config, data)
     with own_randomness(t.seed):
         vae = make_vae(config, data.data_shape)
-    vae.center_output(data.train.x.mean(0))
+    vae.center_output(data.mean())
     state, seconds = _resumed(config, checkpoint)
     return Prepared(config, data.to(device), vae.to(device), device, state, seconds)
 
@@ -151,7 +152,8 @@ def make_objective(config: Config) -> Any:
 
 def fit_options(config: Config) -> FitOptions:
     """The options of ``fit`` that a configuration names."""
-    return FitOptions(**{f.name: getattr(config.train, f.name) for f in dataclasses.fields(FitOptions)})
+    values = dataclasses.asdict(config.data) | dataclasses.asdict(config.train)
+    return FitOptions(**{f.name: values[f.name] for f in dataclasses.fields(FitOptions)})
 
 
 def callbacks(config: Config) -> list[Callback]:
@@ -166,17 +168,19 @@ def check_support(config: Config, data: Data) -> None:
         ValueError: If they are grey under a Bernoulli, or outside [0, 1] under a continuous one.
     """
     support = LIKELIHOODS[config.model.likelihood].support
-    x = data.train.x
-    if support == "binary" and not data.redraw and bool(((x != 0) & (x != 1)).any()):
+    parts = data.train.x.split(rows_of(data.train.x.shape))
+    if support == "binary" and not data.redraw and any(bool(((x != 0) & (x != 1)).any()) for x in parts):
         raise ValueError(
             "likelihood bernoulli: expected pixels of 0 and 1, got grey ones, of which it is no likelihood; binarize them "
             "(--binarize dynamic), or take --likelihood continuous-bernoulli."
         )
-    if support == "unit" and not bool(((x >= 0) & (x <= 1)).all()):
-        raise ValueError(
-            f"likelihood continuous-bernoulli: expected pixels in [0, 1], got {float(x.min()):g} to {float(x.max()):g}; "
-            "rescale them, or take --likelihood normal."
-        )
+    if support == "unit":
+        for x in parts:
+            if not bool(((x >= 0) & (x <= 1)).all()):
+                raise ValueError(
+                    f"likelihood continuous-bernoulli: expected pixels in [0, 1], got {float(x.min()):g} to "
+                    f"{float(x.max()):g}; rescale them, or take --likelihood normal."
+                )
 
 
 def train(prepared: Prepared, directory: RunDirectory, say: Say) -> tuple[History, float]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import pyro_vae
 from pyro_vae import evidence
 from pyro_vae.config import Config
-from pyro_vae.data import Data
+from pyro_vae.data import Data, Stored
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.evidence import Estimate, Summary
 from pyro_vae.inference.training import History
@@ -30,7 +30,7 @@ EVALUATION_BATCH = 100
 PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "arviz")
 
 
-def estimate(vae: VAE, x: Tensor, num_samples: int, seed: int, progress: bool = False) -> Estimate:
+def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress: bool = False) -> Estimate:
     """Importance-sampled log p(x) of test images, in batches, from generators of its own.
 
     Args:
@@ -40,9 +40,14 @@ def estimate(vae: VAE, x: Tensor, num_samples: int, seed: int, progress: bool = 
         seed: Seed of the draws.
         progress: Whether to show a bar on a terminal.
     """
-    parts = x.split(EVALUATION_BATCH)
+    count = math.ceil(len(x) / EVALUATION_BATCH)
     shown: Iterable[Tensor] = tqdm(
-        parts, disable=None if progress else True, unit="batch", leave=False, desc="log p(x)"
+        x.split(EVALUATION_BATCH),
+        total=count,
+        disable=None if progress else True,
+        unit="batch",
+        leave=False,
+        desc="log p(x)",
     )
     vae.eval()
     with own_randomness(seed):
@@ -52,7 +57,7 @@ def estimate(vae: VAE, x: Tensor, num_samples: int, seed: int, progress: bool = 
 
 
 @torch.no_grad()
-def active_units(vae: VAE, x: Tensor) -> int:
+def active_units(vae: VAE, x: Tensor | Stored) -> int:
     """How many latent units vary with the data, see :func:`evidence.active_units`."""
     means = torch.cat([vae.encode(part).mean.cpu() for part in x.split(1000)])
     return int(evidence.active_units(means).sum())

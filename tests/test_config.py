@@ -9,7 +9,18 @@ from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, Tra
 
 #: A configuration in which every key differs from its default.
 CHANGED = Config(
-    DataConfig("mnist", "some/where", download=False, val_size=0, binarize="static", data_seed=3),
+    DataConfig(
+        dataset="faces.npz",
+        array="images",
+        image_size=(28, 20),
+        skip_broken=True,
+        num_workers=2,
+        data_dir="some/where",
+        download=False,
+        val_size=0,
+        binarize="static",
+        data_seed=3,
+    ),
     ModelConfig("normal", latent_dim=5, hidden=(7, 3), activation="relu"),
     TrainConfig(
         elbo="mean-field",

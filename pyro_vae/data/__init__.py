@@ -1,6 +1,9 @@
-"""Data: where images come from, how they are split and binarized, and how batches are drawn."""
+"""Data: where they come from, how they are split and binarized, and how batches are drawn."""
 
-from pyro_vae.data.batches import BINARIZE, batches, binarize
-from pyro_vae.data.sources import SOURCES, Data, Split, load
+from pyro_vae.data.batches import Batches
+from pyro_vae.data.binarization import BINARIZE, binarize
+from pyro_vae.data.named import NAMED
+from pyro_vae.data.sources import Data, Split, load
+from pyro_vae.data.stored import Stored
 
-__all__ = ["BINARIZE", "SOURCES", "Data", "Split", "batches", "binarize", "load"]
+__all__ = ["BINARIZE", "NAMED", "Batches", "Data", "Split", "Stored", "binarize", "load"]

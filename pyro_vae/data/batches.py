@@ -1,60 +1,111 @@
-"""Binarization, and shuffled batches from tensors in memory."""
+"""Shuffled batches, from a tensor in memory or from data that stay where they are stored."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pyro_vae.lookup import unknown
-
-#: How grey pixels become 0 or 1: "dynamic" (redrawn for every batch), "static" (drawn once), "threshold", "none".
-BINARIZE = ("dynamic", "static", "threshold", "none")
-
-
-def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> Tensor:
-    """Grey pixels to 0 and 1.
-
-    Args:
-        x: Pixels in [0, 1], any shape.
-        mode: ``"dynamic"`` and ``"static"`` both draw each pixel as a Bernoulli of its grey value (they differ in how
-            often they are called), ``"threshold"`` gives ``x > 0.5``, ``"none"`` gives ``x``.
-        generator: Source of the draws.
-
-    Returns:
-        Same shape and dtype.
-
-    Raises:
-        ValueError: If the mode is unknown.
-
-    References:
-        Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks", 2008 (drawn once); Burda,
-        Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016 (drawn for every batch).
-    """
-    if mode not in BINARIZE:
-        raise unknown("binarization", mode, BINARIZE)
-    if mode == "none":
-        return x
-    if mode == "threshold":
-        return (x > 0.5).to(x.dtype)
-    # The same law as torch.bernoulli, faster on a CPU (benchmarks/kernels.py).
-    return torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype).lt_(x)
+from pyro_vae.data.binarization import binarize
+from pyro_vae.data.stored import Stored
 
 
-def batches(x: Tensor, batch_size: int, generator: torch.Generator, redraw: bool = False) -> Iterator[Tensor]:
-    """One epoch of shuffled batches, the last one smaller where it must be.
+class Batches:
+    """Epochs of shuffled batches: the same ones, bit for bit, from memory, from the disk and from workers.
 
     Args:
-        x: Data, shape ``(N, *data_shape)``.
-        batch_size: B.
-        generator: Source of the order and of the binarization, on the device of ``x``.
+        x: Data, shape ``(N, *data_shape)``: a tensor, or :class:`Stored`.
+        batch_size: B; the last batch of an epoch is smaller where it must be.
         redraw: Whether to binarize each batch afresh.
-
-    Yields:
-        Shape ``(B, *data_shape)``.
+        num_workers: Processes that read ahead where the data are stored; a tensor needs none. They outlive an epoch.
+        context: How the workers start (``"fork"``, ``"spawn"``, ``"forkserver"``); None: the platform's way.
     """
-    order = torch.randperm(len(x), generator=generator, device=x.device)
-    for index in order.split(batch_size):
-        batch = x.index_select(0, index)
-        yield binarize(batch, "dynamic", generator) if redraw else batch
+
+    def __init__(
+        self,
+        x: Tensor | Stored,
+        batch_size: int,
+        redraw: bool = False,
+        num_workers: int = 0,
+        context: str | None = None,
+    ) -> None:
+        self.x, self.batch_size, self.redraw = x, batch_size, redraw
+        self._order = _Order()
+        self._loader: DataLoader[Tensor] | None = None
+        if isinstance(x, Stored) and num_workers > 0:
+            self._loader = DataLoader(
+                _Rows(x.to(torch.device("cpu"))),
+                sampler=self._order,
+                batch_size=None,  # the sampler gives whole batches
+                num_workers=num_workers,
+                persistent_workers=True,
+                multiprocessing_context=context,
+                generator=torch.Generator(),  # else each epoch would take a number from torch's global one
+            )
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return math.ceil(len(self.x) / self.batch_size)
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """One epoch in a new order.
+
+        Args:
+            generator: Source of the order and of the binarization, on the device of ``x``.
+
+        Yields:
+            Shape ``(B, *data_shape)``.
+        """
+        order = torch.randperm(len(self.x), generator=generator, device=generator.device)
+        yield from self.rest(order, 0, generator)
+
+    def rest(self, order: Tensor, done: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """What is left of an epoch of which ``done`` batches were given before.
+
+        Args:
+            order: All indices in the order of the epoch, shape ``(N,)``.
+            done: How many batches to leave out.
+            generator: Source of the binarization.
+
+        Yields:
+            Shape ``(B, *data_shape)``.
+        """
+        for x in self._read(order[done * self.batch_size :].split(self.batch_size)):
+            yield binarize(x, "dynamic", generator) if self.redraw else x
+
+    def _read(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        if isinstance(self.x, Tensor):
+            yield from (self.x.index_select(0, rows) for rows in batches)
+        elif self._loader is None:
+            yield from (self.x[rows] for rows in batches)
+        else:
+            self._order.batches = batches
+            for x in self._loader:
+                yield x.to(self.x.device, non_blocking=True)
+
+
+class _Order(Sampler[Tensor]):
+    """The batches of the epoch to come, as rows."""
+
+    def __init__(self) -> None:
+        self.batches: tuple[Tensor, ...] = ()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Rows(Dataset[Tensor]):
+    """Stored data as a DataLoader takes them."""
+
+    def __init__(self, x: Stored) -> None:
+        self.x = x
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        return self.x[rows]

@@ -1,35 +1,48 @@
-"""Data sets by name, their splits, and what a run is trained and tested on."""
+"""What a run is trained, selected and tested on: a named set or a path, split and binarized."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Callable
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import platformdirs
 import torch
 from torch import Tensor
 
-from pyro_vae.data.batches import BINARIZE, binarize
-from pyro_vae.lookup import lookup, unknown
+from pyro_vae.data.binarization import BINARIZE, binarize
+from pyro_vae.data.named import NAMED
+from pyro_vae.data.parts import Part, Parts, Request
+from pyro_vae.data.stored import Stored
+from pyro_vae.lookup import unknown
+
+#: Splits up to this size, as float32, are held in memory; larger ones are read a batch at a time.
+IN_MEMORY_BYTES = 2**30
+
+#: Data over which a mean is taken where they are not in memory.
+MEAN_ROWS = 10_000
 
 
 class Split(NamedTuple):
     """Images with their labels.
 
     Attributes:
-        x: Pixels in [0, 1], shape ``(N, C, H, W)``, float32.
+        x: Pixels in [0, 1], shape ``(N, *data_shape)``, float32: a tensor, or :class:`Stored` where they are too large.
         y: Labels, shape ``(N,)``, int64, or None.
     """
 
-    x: Tensor
+    x: Tensor | Stored
     y: Tensor | None = None
 
     def take(self, index: Tensor) -> Split:
         """The images at ``index``."""
-        return Split(self.x[index], None if self.y is None else self.y[index])
+        x = self.x.take(index) if isinstance(self.x, Stored) else self.x[index]
+        return Split(x, None if self.y is None else self.y[index])
 
 
 @dataclass(frozen=True)
@@ -37,12 +50,13 @@ class Data:
     """What a run is trained, selected and tested on.
 
     Attributes:
-        name: Name of the data set.
+        name: Name of the data set, or the path of a file or folder.
         train: Training images; grey where they are binarized afresh for every batch.
         validation: Images by which the best epoch is chosen, binarized, or None.
         test: Test images, binarized.
         redraw: Whether training batches are binarized when they are drawn.
         binarize: The mode of binarization.
+        words: What was found in a file or folder.
     """
 
     name: str
@@ -51,6 +65,7 @@ class Data:
     test: Split | None = None
     redraw: bool = False
     binarize: str = "none"
+    words: str = ""
 
     @property
     def data_shape(self) -> tuple[int, ...]:
@@ -58,97 +73,158 @@ class Data:
         return tuple(self.train.x.shape[1:])
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        return {k: s for k in ("train", "validation", "test") if (s := getattr(self, k)) is not None}
+
+    @property
     def sizes(self) -> str:
         """The sizes of the splits in words."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return ", ".join(f"{len(s.x):,} {name}" for name, s in parts.items() if s is not None)
+        return ", ".join(f"{len(s.x):,} {name}" for name, s in self.splits.items())
 
     def to(self, device: torch.device) -> Data:
-        """The same data with their pixels on a device."""
-        moved = {
-            k: s._replace(x=s.x.to(device))
-            for k in ("train", "validation", "test")
-            if (s := getattr(self, k)) is not None
-        }
+        """The same data with their pixels on a device; stored ones go there when they are read."""
+        moved: dict[str, Any] = {k: s._replace(x=s.x.to(device)) for k, s in self.splits.items()}
         return dataclasses.replace(self, **moved)
 
+    def mean(self) -> Tensor:
+        """Mean of the training data, shape ``data_shape``; over 10,000 evenly spaced ones where they are stored."""
+        x = self.train.x
+        return x.mean(0) if isinstance(x, Tensor) else x[_spaced(len(x), MEAN_ROWS)].mean(0)
 
-def default_data_dir() -> Path:
-    """``PYRO_VAE_DATA`` where it is set, else a cache folder of the user's."""
-    return Path(os.environ.get("PYRO_VAE_DATA") or Path.home() / ".cache" / "pyro_vae")
-
-
-def _digits(data_dir: Path, download: bool) -> tuple[Split, Split]:
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 16
-    whole = Split(x, torch.from_numpy(labels).long())
-    # The set has no test split of its own: one in ten, the same ones whatever the seed, so that runs can be compared.
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1797))
-    return whole.take(order[180:]), whole.take(order[:180])
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others: shape, sizes, and a checksum over some of each split."""
+        found: dict[str, Any] = {"data_shape": list(self.data_shape)}
+        for name, split in self.splits.items():
+            some = split.x[_spaced(len(split.x), 100).to(split.x.device)]
+            found[f"num_{name}"] = len(split.x)
+            found[f"checksum_{name}"] = zlib.crc32(some.cpu().contiguous().numpy().tobytes())
+        return found
 
 
-def _mnist(data_dir: Path, download: bool) -> tuple[Split, Split]:
-    from torchvision.datasets import MNIST
-
-    splits = []
-    for train in (True, False):
-        try:
-            found = MNIST(str(data_dir), train=train, download=download)
-        except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:  # missing, empty or damaged
-            raise ValueError(
-                f"mnist: expected its files in {data_dir / 'MNIST' / 'raw'}, got none that can be read ({error}); give the "
-                "folder that holds MNIST by --data-dir, allow --download, or take --dataset digits, which needs no files."
-            ) from None
-        splits.append(Split(found.data[:, None].float() / 255, found.targets.long()))
-    return splits[0], splits[1]
+def _spaced(total: int, count: int) -> Tensor:
+    """At most ``count`` indices below ``total``, evenly spaced."""
+    return torch.linspace(0, total - 1, min(total, count), dtype=torch.float64).round().long()
 
 
-#: Data sets by name: (folder, may download) -> (training images, test images).
-SOURCES: dict[str, Callable[[Path, bool], tuple[Split, Split]]] = {"digits": _digits, "mnist": _mnist}
+def data_folders(data_dir: str | Path | None = None) -> tuple[Path, ...]:
+    """Where named data sets are looked for, and, into the first of these, fetched.
+
+    ``data_dir`` alone where it is given; else ``PYRO_VAE_DATA``, if set, and a cache folder of the user's.
+    """
+    if data_dir is not None:
+        return (Path(data_dir).expanduser(),)
+    named, cache = os.environ.get("PYRO_VAE_DATA"), platformdirs.user_cache_path("pyro_vae", appauthor=False)
+    return (Path(named).expanduser(), cache) if named else (cache,)
 
 
 def load(
-    name: str = "digits",
+    name: str | Path = "digits",
     *,
     data_dir: str | Path | None = None,
     download: bool = True,
+    array: str | None = None,
+    image_size: Sequence[int] | None = None,
+    skip_broken: bool = False,
     val_size: int | None = None,
     mode: str = "dynamic",
     seed: int = 0,
+    progress: bool = False,
 ) -> Data:
-    """Load a data set, split it and binarize it.
+    """Load a data set or a user's own file or folder, split it and binarize it.
 
-    The test images are the set's own; ``digits`` has none, so one in ten is set aside, the same for every seed.
-    Validation images are taken from the training images by seed. Under ``"dynamic"`` and ``"static"`` validation and
-    test images are drawn once, by seed, so that two evaluations agree.
+    A set's own splits are kept. Without a test split one in ten is set aside, by seed (``digits``: always the same
+    ones). Validation data come from the training data, by seed. Under ``"dynamic"`` and ``"static"`` validation and
+    test images are drawn once, by seed, so that two evaluations agree. A split above 1 GiB as float32 is not held in
+    memory but read a batch at a time.
 
     Args:
-        name: A name from ``SOURCES``.
-        data_dir: Folder with (or for) the files, in torchvision's layout; None: :func:`default_data_dir`.
+        name: A name from ``NAMED``, or a path: a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file, or a folder of images.
+        data_dir: Folder with (or for) the files of named sets, in torchvision's layout; None: :func:`data_folders`.
         download: Whether missing files may be fetched.
-        val_size: How many training images to set aside for validation; None: as many as there are test images.
+        array: Which array of an ``.npz``; None: the only one.
+        image_size: Height and width, or one number for both, to which images are brought; None: as they are.
+        skip_broken: Whether broken images of a folder are left out instead of refused.
+        val_size: How many training data to set aside for validation; None: as many as there are test data.
         mode: A mode of binarization, see :func:`binarize`.
         seed: Seed of the split and of the binarization.
+        progress: Whether to show a bar where all of a large file is checked.
 
     Raises:
-        ValueError: If the name or mode is unknown, files are missing, or ``val_size`` leaves no training images.
+        ValueError: If the name or mode is unknown, files are missing or not as they should be, or ``val_size`` leaves no
+            training data.
     """
-    source = lookup("data set", name, SOURCES)
     if mode not in BINARIZE:
         raise unknown("binarization", mode, BINARIZE)
-    train, test = source(default_data_dir() if data_dir is None else Path(data_dir), download)
-    size = len(test.x) if val_size is None else val_size
-    if not 0 <= size < len(train.x):
-        raise ValueError(f"val_size: expected between 0 and {len(train.x) - 1} for {name}, got {size}.")
+    folders = data_folders(data_dir)
+    request = Request(folders, download, array, _height_and_width(image_size), skip_broken, progress)
+    parts = _find(str(name), request)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(train.x), generator=generator)
-    validation = train.take(order[:size]) if size else None
-    train = train.take(order[size:]) if size else train
-    fixed = lambda s: s._replace(x=binarize(s.x, mode, generator))  # noqa: E731
-    test = fixed(test)
-    validation = fixed(validation) if validation is not None else None
-    if mode != "dynamic":
-        train = fixed(train)
-    return Data(name, train, validation, test, redraw=mode == "dynamic", binarize=mode)
+    parts = _with_test(parts, generator)
+    assert parts.test is not None
+    size = _val_size(val_size, parts, str(name))
+    order = torch.randperm(len(parts.train.x), generator=generator)
+    validation, train = parts.validation, parts.train
+    if validation is None and size:
+        validation, train = train.take(order[:size]), train.take(order[size:])
+    elif size == 0:
+        validation = None
+    fixed = lambda part: _finished(part, mode, seed, generator)  # noqa: E731
+    test = fixed(parts.test)
+    validation_split = None if validation is None else fixed(validation)
+    train_split = fixed(train) if mode != "dynamic" else _finished(train, "none", seed, generator)
+    return Data(str(name), train_split, validation_split, test, mode == "dynamic", mode, parts.words)
+
+
+def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | None:
+    if image_size is None or len(image_size) == 0:
+        return None
+    if len(image_size) > 2 or min(image_size) < 1:
+        raise ValueError(
+            "image_size: expected one or two whole numbers of at least 1, such as 64 or 28 20 (height and width), got "
+            f"{' '.join(map(str, image_size))}."
+        )
+    return image_size[0], image_size[-1]
+
+
+def _find(name: str, request: Request) -> Parts:
+    """The parts of a named set, or of the file or folder at a path."""
+    if name in NAMED:
+        return NAMED[name](request)
+    from pyro_vae.data.paths import is_path, open_path
+
+    if is_path(name):
+        return open_path(Path(name).expanduser(), request)
+    raise unknown("data set", name, NAMED)
+
+
+def _with_test(parts: Parts, generator: torch.Generator) -> Parts:
+    """One in ten set aside for the test where the source has no test data."""
+    if parts.test is not None:
+        return parts
+    order = torch.randperm(len(parts.train.x), generator=generator)
+    size = math.ceil(len(order) / 10)
+    return dataclasses.replace(parts, train=parts.train.take(order[size:]), test=parts.train.take(order[:size]))
+
+
+def _val_size(asked: int | None, parts: Parts, name: str) -> int:
+    assert parts.test is not None
+    if parts.validation is not None:
+        if asked not in (None, 0, len(parts.validation.x)):
+            raise ValueError(
+                f"val_size: expected 0 or nothing, since {name} brings {len(parts.validation.x)} validation data of its own, "
+                f"got {asked}."
+            )
+        return len(parts.validation.x) if asked is None else asked
+    size = len(parts.test.x) if asked is None else asked
+    if not 0 <= size < len(parts.train.x):
+        raise ValueError(f"val_size: expected between 0 and {len(parts.train.x) - 1} for {name}, got {size}.")
+    return size
+
+
+def _finished(part: Part, mode: str, seed: int, generator: torch.Generator) -> Split:
+    """A split in memory if it is small enough, binarized once."""
+    mode = "static" if mode == "dynamic" else mode
+    if part.x.nbytes > IN_MEMORY_BYTES:
+        return Split(dataclasses.replace(part.x, mode=mode, seed=seed), part.y)
+    return Split(binarize(part.x.in_memory(), mode, generator), part.y)

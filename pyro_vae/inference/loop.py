@@ -50,6 +50,7 @@ def fit(
     lr: float = 1e-3,
     lr_schedule: str = "constant",
     clip_norm: float | None = None,
+    num_workers: int = 0,
     beta: float | Schedule = 1.0,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -72,6 +73,7 @@ def fit(
         lr: Learning rate.
         lr_schedule: ``"constant"``, ``"cosine"`` (to 0) or ``"step"`` (a tenth at half, again at three quarters).
         clip_norm: Largest norm of the whole gradient of the loss per datum; None: no clipping.
+        num_workers: Processes that read ahead, where the data are stored on the disk and not in memory.
         beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``.
         seed: Seed of the data order, the binarization and the draws.
         callbacks: Called with the :class:`Training` after each epoch.
@@ -89,7 +91,7 @@ def fit(
     data = Data("data", Split(data)) if isinstance(data, Tensor) else data
     if len(data.train.x) == 0:
         raise ValueError("data: expected at least one training datum, got none.")
-    options = FitOptions(epochs, batch_size, optimizer, lr, lr_schedule, clip_norm, seed)
+    options = FitOptions(epochs, batch_size, optimizer, lr, lr_schedule, clip_norm, num_workers, seed)
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
     schedule = beta if callable(beta) else Constant(beta)
     with own_randomness(seed), pyro.get_param_store().scope():

@@ -13,7 +13,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Data, Split, batches
+from pyro_vae.data import Batches, Data, Split, Stored
 from pyro_vae.handlers import scale_kl_pair
 from pyro_vae.inference.svi import SVI, FusedOptim
 from pyro_vae.inference.weights import ProposalDraws
@@ -77,6 +77,7 @@ class FitOptions:
     lr: float = 1e-3
     lr_schedule: str = "constant"
     clip_norm: float | None = None
+    num_workers: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -118,7 +119,8 @@ class Training:
             pair = scale_kl_pair(*pair, self.beta)
         optim = OPTIMIZERS[options.optimizer]({"lr": options.lr})
         self.svi = SVI(*pair, optim, objective, clip_norm=options.clip_norm)
-        self.steps_per_epoch = math.ceil(len(data.train.x) / options.batch_size)
+        self.batches = Batches(data.train.x, options.batch_size, data.redraw, options.num_workers)
+        self.steps_per_epoch = len(self.batches)
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after this epoch."""
@@ -149,7 +151,7 @@ class Training:
             return -float(totals[1] + totals[2]) / seen
 
         with ExitStack() as unchecked:
-            for x in batches(self.data.train.x, self.options.batch_size, self.order, self.data.redraw):
+            for x in self.batches.epoch(self.order):
                 self._set_rates()
                 # Pyro and torch validate the first step of a run; the others would take half as long again.
                 if self.step == 1 or (self.step > 0 and seen == 0):
@@ -256,7 +258,7 @@ class Training:
 
 
 @torch.no_grad()
-def evaluate_terms(model: Any, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def evaluate_terms(model: Any, x: Tensor | Stored, seed: int) -> tuple[Tensor, Tensor]:
     """One draw of log p(x|z) and of log p(z) - log q(z|x) for each datum, the same draw at every call.
 
     Args:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_vae.data import BINARIZE, batches, binarize
+from pyro_vae.data import BINARIZE, Batches, binarize
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -71,7 +71,7 @@ def test_an_unknown_mode_lists_the_known_and_the_nearest():
 @pytest.mark.parametrize("redraw", [False, True])
 @pytest.mark.parametrize(("n", "size"), [(103, 10), (100, 10), (3, 10), (5, 1)])
 def test_an_epoch_has_every_image_once(n, size, redraw):
-    found = list(batches(numbered(n), size, seeded(), redraw))
+    found = list(Batches(numbered(n), size, redraw).epoch(seeded()))
     assert [len(batch) for batch in found] == [size] * (n // size) + [n % size] * (n % size > 0)
     assert sorted(numbers(torch.cat(found)).tolist()) == list(range(n))
 
@@ -79,7 +79,7 @@ def test_an_epoch_has_every_image_once(n, size, redraw):
 def test_each_epoch_has_its_own_order_and_a_seed_repeats_it():
     def orders(seed):
         generator = seeded(seed)
-        return [numbers(torch.cat(list(batches(numbered(103), 10, generator)))).tolist() for _ in range(2)]
+        return [numbers(torch.cat(list(Batches(numbered(103), 10).epoch(generator)))).tolist() for _ in range(2)]
 
     first, second = orders(0)
     assert first != second
@@ -92,14 +92,14 @@ def test_no_redraw_leaves_the_pixels():
     x = numbered(103)
     generator = seeded()
     for _ in range(2):
-        epoch = torch.cat(list(batches(x, 10, generator)))
+        epoch = torch.cat(list(Batches(x, 10).epoch(generator)))
         assert torch.equal(epoch, x[numbers(epoch)])
 
 
 def test_redraw_gives_each_epoch_other_pixels():
     x, generator, drawn = numbered(103), seeded(), []
     for _ in range(2):
-        epoch = torch.cat(list(batches(x, 10, generator, redraw=True)))
+        epoch = torch.cat(list(Batches(x, 10, redraw=True).epoch(generator)))
         assert set(epoch.unique().tolist()) == {0.0, 1.0}
         drawn.append(epoch[numbers(epoch).argsort()].reshape(103, -1)[:, 7:])
     same = (drawn[0] == drawn[1]).double().mean()

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from pyro_vae.data import Data, Split, load
-from pyro_vae.data.sources import default_data_dir
+from pyro_vae.data.sources import data_folders
 
 SPLITS = ("train", "validation", "test")
 
@@ -146,14 +146,16 @@ def test_loading_leaves_the_callers_generator_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_folder_comes_from_the_environment(monkeypatch, tmp_path):
+def test_the_folders_come_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path / "there"))
-    assert default_data_dir() == tmp_path / "there"
+    assert data_folders() == (tmp_path / "there", tmp_path / "cache" / "pyro_vae")
     with pytest.raises(ValueError, match="there"):
         load("mnist", download=False)
     monkeypatch.delenv("PYRO_VAE_DATA")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_data_dir() == tmp_path / ".cache" / "pyro_vae"
+    assert data_folders() == (tmp_path / "cache" / "pyro_vae",)
+    assert data_folders("~/mine") == (tmp_path / "mine",)
 
 
 def test_mnist_without_its_files_says_so_in_one_sentence(tmp_path):

@@ -1,0 +1,40 @@
+"""Grey pixels to 0 and 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_vae.lookup import unknown
+
+#: How grey pixels become 0 or 1: "dynamic" (redrawn for every batch), "static" (drawn once), "threshold", "none".
+BINARIZE = ("dynamic", "static", "threshold", "none")
+
+
+def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> Tensor:
+    """Grey pixels to 0 and 1.
+
+    Args:
+        x: Pixels in [0, 1], any shape.
+        mode: ``"dynamic"`` and ``"static"`` both draw each pixel as a Bernoulli of its grey value (they differ in how
+            often they are called), ``"threshold"`` gives ``x > 0.5``, ``"none"`` gives ``x``.
+        generator: Source of the draws.
+
+    Returns:
+        Same shape and dtype.
+
+    Raises:
+        ValueError: If the mode is unknown.
+
+    References:
+        Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks", 2008 (drawn once); Burda,
+        Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016 (drawn for every batch).
+    """
+    if mode not in BINARIZE:
+        raise unknown("binarization", mode, BINARIZE)
+    if mode == "none":
+        return x
+    if mode == "threshold":
+        return (x > 0.5).to(x.dtype)
+    # The same law as torch.bernoulli, faster on a CPU (benchmarks/kernels.py).
+    return torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype).lt_(x)

@@ -1,0 +1,210 @@
+"""Data that stay where they are stored, uint8 in memory or on the disk, and are read a batch at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_vae.data.binarization import binarize
+
+#: Data of one read where all of them are passed over, in bytes as float32.
+CHUNK_BYTES = 2**25
+
+
+class Reader(Protocol):
+    """Rows of an array wherever it is. It is pickled to the workers of a DataLoader, so it holds a path, not the data."""
+
+    shape: tuple[int, ...]
+    """Shape of the whole, ``(N, *data_shape)``."""
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """These rows as float32, shape ``(len(rows), *data_shape)``, in the units of the model (pixels in [0, 1])."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """How stored values become float32: divided by ``divisor``, with the axes put in the order of ``axes``."""
+
+    divisor: float = 1.0
+    axes: tuple[int, ...] | None = None
+    data_shape: tuple[int, ...] | None = None
+
+    def __call__(self, values: NDArray[Any]) -> Tensor:
+        """Values of shape ``(B, ...)`` as stored to the model's, shape ``(B, *data_shape)``."""
+        if self.axes is not None:
+            values = values.transpose(self.axes)
+        x = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        if self.data_shape is not None:
+            x = x.reshape(len(x), *self.data_shape)
+        return x / self.divisor if self.divisor != 1 else x
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that an array of shape ``stored`` gets."""
+        if self.data_shape is not None:
+            return (stored[0], *self.data_shape)
+        return stored if self.axes is None else tuple(stored[axis] for axis in self.axes)
+
+
+class MemoryReader:
+    """An array in memory, such as uint8, which takes a quarter of float32.
+
+    Args:
+        values: Shape ``(N, ...)``.
+        scaled: How a row becomes a datum.
+    """
+
+    def __init__(self, values: NDArray[Any], scaled: Scaled | None = None) -> None:
+        self.values, self.scaled = values, scaled or Scaled()
+        self.shape = self.scaled.shape(values.shape)
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """See :class:`Reader`."""
+        return self.scaled(self.values[rows])
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """An array in a ``.npy`` file, mapped into memory anew for each read.
+
+    The pages that a mapping has touched count as memory of the process for as long as it lasts; a mapping for each
+    batch keeps them to those of one batch.
+
+    Attributes:
+        path: The file.
+        offset: Where the values begin, in bytes.
+        dtype: Their type.
+        stored: Their shape, ``(N, ...)``.
+        fortran: Whether the first axis moves fastest.
+        scaled: How a row becomes a datum.
+    """
+
+    path: Path
+    offset: int
+    dtype: np.dtype[Any]
+    stored: tuple[int, ...]
+    fortran: bool = False
+    scaled: Scaled = Scaled()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`Reader`."""
+        return self.scaled.shape(self.stored)
+
+    def values(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
+        """These rows as they are stored."""
+        order: Any = "F" if self.fortran else "C"
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.stored, order)
+        return np.array(mapped[rows])
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """See :class:`Reader`."""
+        return self.scaled(self.values(rows))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Data read when they are asked for, with the part of a tensor's interface that this package uses.
+
+    ``len``, ``shape``, ``device``, ``x[rows]``, ``x.split(n)`` and ``x.to(device)`` act as on a tensor; rows come as
+    float32.
+
+    Attributes:
+        reader: Where they are.
+        index: Which of its rows, shape ``(N,)``, int64; None: all.
+        image_size: Height and width to which images are brought, or None.
+        mode: How they are binarized, always the same for one row: ``"static"``, ``"threshold"`` or ``"none"``.
+        seed: Seed of static binarization.
+        device: Where rows go.
+    """
+
+    reader: Reader
+    index: Tensor | None = None
+    image_size: tuple[int, int] | None = None
+    mode: str = "none"
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __len__(self) -> int:
+        return self.reader.shape[0] if self.index is None else len(self.index)
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(N, *data_shape)``."""
+        one = self.reader.shape[1:]
+        return torch.Size((len(self), *(one if self.image_size is None else (*one[:-2], *self.image_size))))
+
+    @property
+    def nbytes(self) -> int:
+        """Size as float32."""
+        return 4 * math.prod(self.shape)
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        rows = torch.arange(len(self))[rows] if isinstance(rows, slice) else rows.cpu()
+        chosen = rows if self.index is None else self.index[rows]
+        x = self.reader.read(chosen.numpy())
+        if self.image_size is not None:
+            x = fit_to(x, self.image_size)
+        if self.mode == "static":
+            noise = [np.random.Generator(np.random.Philox(key=[self.seed, int(i)])) for i in chosen]
+            uniform = np.stack([g.random(x[0].numel(), dtype=np.float32) for g in noise])
+            x = torch.from_numpy(uniform).reshape(x.shape).lt(x).float()
+        elif self.mode != "none":
+            x = binarize(x, self.mode)
+        return x.to(self.device, non_blocking=True)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Batches of ``size`` in order, the last one smaller where it must be."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def take(self, index: Tensor) -> Stored:
+        """The data at ``index``, which stay where they are."""
+        return dataclasses.replace(self, index=index if self.index is None else self.index[index])
+
+    def to(self, device: torch.device) -> Stored:
+        """The same data, whose rows go to ``device``."""
+        return dataclasses.replace(self, device=device)
+
+    def in_memory(self) -> Tensor:
+        """All of them as one tensor, read in chunks, so that nothing else of their size is ever needed."""
+        whole = torch.empty(self.shape, device=self.device)
+        start = 0
+        for part in self.split(rows_of(self.shape)):
+            whole[start : start + len(part)] = part
+            start += len(part)
+        return whole
+
+
+def rows_of(shape: Sequence[int]) -> int:
+    """How many data of an array of shape ``(N, ...)`` make one chunk."""
+    return max(1, CHUNK_BYTES // (4 * math.prod(shape[1:])))
+
+
+def fit_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring images to a size: scaled, with antialiasing, until they just cover it, then cropped around the centre.
+
+    Args:
+        x: Images, shape ``(..., C, H, W)``.
+        size: Height and width.
+
+    Returns:
+        Shape ``(..., C, *size)``.
+    """
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    from torchvision.transforms.v2 import functional as F
+
+    height, width = x.shape[-2:]
+    factor = max(size[0] / height, size[1] / width)
+    covering = [max(side, round(old * factor)) for side, old in zip(size, (height, width), strict=True)]
+    return F.center_crop(F.resize(x, covering, antialias=True), list(size)).clamp(0, 1)
