@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import pyro_vae
 from pyro_vae import schedules, summary
@@ -117,7 +119,7 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     check_support(config, data)
     with own_randomness(t.seed):
         vae = make_vae(config, data.data_shape)
-    vae.center_output(data.mean())
+    vae.center_output(*data.moments())
     state, seconds = _resumed(config, checkpoint)
     return Prepared(config, data.to(device), vae.to(device), device, state, seconds)
 
@@ -261,17 +263,23 @@ def reevaluate(run: Run, device: torch.device, num_samples: int | None, say: Say
 def describe(prepared: Prepared, device_words: str) -> str:
     """What is about to be run, in three lines."""
     vae, config = prepared.vae, prepared.config
-    sizes = " x ".join(map(str, vae.data_shape))
     count = sum(p.numel() for p in vae.parameters())
     hidden = "-".join(map(str, config.model.hidden)) or "no hidden layer"
     steps = math.ceil(len(prepared.data.train.x) / config.train.batch_size)
     return (
         f"pyro_vae {pyro_vae.__version__}, torch {version('torch')}, Pyro {version('pyro-ppl')}, device {device_words}, "
         f"{torch.get_num_threads()} threads\n"
-        f"{prepared.data.name}: {prepared.data.sizes} images of {sizes}, binarize {prepared.data.binarize}\n"
+        f"{_data_words(prepared.data)}, binarize {prepared.data.binarize}\n"
         f"VAE: latent_dim {vae.latent_dim}, hidden {hidden}, {config.model.likelihood} likelihood, {count:,} parameters; "
         f"objective {config.train.elbo}, {steps} steps an epoch" + _stopped(prepared)
     )
+
+
+def _data_words(data: Data) -> str:
+    sizes = " x ".join(map(str, data.data_shape))
+    words = f"{data.words}\n" if data.words else ""
+    where = "" if isinstance(data.train.x, Tensor) else ", read a batch at a time"
+    return f"{words}{Path(data.name).name}: {data.sizes} {data.noun} of {sizes}{where}"
 
 
 def _stopped(prepared: Prepared) -> str:

@@ -7,6 +7,7 @@ Examples:
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ import tyro
 import pyro_vae
 from pyro_vae import pipeline
 from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from pyro_vae.data.named import NAMED
+from pyro_vae.data.paths import is_path
 from pyro_vae.inference.svi import NonFiniteLossError
 from pyro_vae.runs import RunDirectory
 
@@ -81,13 +84,23 @@ def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
         description=__doc__,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    config = Config(args.data, args.model, args.train, args.evaluate)
+    config = Config(_located(args.data), args.model, args.train, args.evaluate)
     if folder is not None and (changed := config.differences(before, FREE)):
         raise ValueError(
             f"--resume {folder}: expected the configuration of that run, got {', '.join(changed)}; leave these flags out, or "
             "start a new run."
         )
     return config, args.run, checkpoint
+
+
+def _located(data: DataConfig) -> DataConfig:
+    """With absolute paths, so that the run can be resumed and evaluated from another folder."""
+    path = data.dataset not in NAMED and is_path(data.dataset)
+    return dataclasses.replace(
+        data,
+        dataset=str(Path(data.dataset).expanduser().resolve()) if path else data.dataset,
+        data_dir=str(Path(data.data_dir).expanduser().resolve()) if data.data_dir else data.data_dir,
+    )
 
 
 def _resumed(argv: Sequence[str]) -> Path | None:

@@ -57,9 +57,11 @@ class Parts:
         validation: Validation data, where the source has its own.
         test: Test data, where the source has its own.
         words: What was found, for the terminal; "" where the name says it all.
+        unit: Whether all values are in [0, 1].
     """
 
     train: Part
     validation: Part | None = None
     test: Part | None = None
     words: str = ""
+    unit: bool = True

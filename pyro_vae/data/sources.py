@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_vae.data.binarization import BINARIZE, binarize
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.parts import Part, Parts, Request
-from pyro_vae.data.stored import Stored
+from pyro_vae.data.stored import Stored, rows_of
 from pyro_vae.lookup import unknown
 
 #: Splits up to this size, as float32, are held in memory; larger ones are read a batch at a time.
@@ -78,6 +78,11 @@ class Data:
         return {k: s for k in ("train", "validation", "test") if (s := getattr(self, k)) is not None}
 
     @property
+    def noun(self) -> str:
+        """What the data are called: images where they have a channel, a height and a width, else data."""
+        return "images" if len(self.data_shape) == 3 else "data"
+
+    @property
     def sizes(self) -> str:
         """The sizes of the splits in words."""
         return ", ".join(f"{len(s.x):,} {name}" for name, s in self.splits.items())
@@ -87,10 +92,16 @@ class Data:
         moved: dict[str, Any] = {k: s._replace(x=s.x.to(device)) for k, s in self.splits.items()}
         return dataclasses.replace(self, **moved)
 
-    def mean(self) -> Tensor:
-        """Mean of the training data, shape ``data_shape``; over 10,000 evenly spaced ones where they are stored."""
+    def moments(self) -> tuple[Tensor, float]:
+        """Mean of the training data, shape ``data_shape``, and their standard deviation about it over all pixels.
+
+        Taken over 10,000 evenly spaced data where they are stored.
+        """
         x = self.train.x
-        return x.mean(0) if isinstance(x, Tensor) else x[_spaced(len(x), MEAN_ROWS)].mean(0)
+        some = x if isinstance(x, Tensor) else x[_spaced(len(x), MEAN_ROWS)]
+        mean = some.mean(0)
+        variance = sum(float((part - mean).square().sum()) for part in some.split(rows_of(some.shape))) / some.numel()
+        return mean, math.sqrt(variance)
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells these data from others: shape, sizes, and a checksum over some of each split."""
@@ -159,6 +170,11 @@ def load(
     folders = data_folders(data_dir)
     request = Request(folders, download, array, _height_and_width(image_size), skip_broken, progress)
     parts = _find(str(name), request)
+    if mode in ("dynamic", "static") and not parts.unit:
+        raise ValueError(
+            f"binarize {mode}: expected values in [0, 1], which are probabilities, got others ({parts.words}); take --binarize "
+            "none with --likelihood normal, or rescale them."
+        )
     generator = torch.Generator().manual_seed(seed)
     parts = _with_test(parts, generator)
     assert parts.test is not None
@@ -191,11 +207,11 @@ def _find(name: str, request: Request) -> Parts:
     """The parts of a named set, or of the file or folder at a path."""
     if name in NAMED:
         return NAMED[name](request)
-    from pyro_vae.data.paths import is_path, open_path
+    from pyro_vae.data.paths import KINDS, is_path, open_path
 
     if is_path(name):
         return open_path(Path(name).expanduser(), request)
-    raise unknown("data set", name, NAMED)
+    raise ValueError(f"{str(unknown('data set', name, NAMED)).removesuffix('.')}; or give the path of {KINDS}.")
 
 
 def _with_test(parts: Parts, generator: torch.Generator) -> Parts:

@@ -23,8 +23,10 @@ CHUNK_BYTES = 2**25
 class Reader(Protocol):
     """Rows of an array wherever it is. It is pickled to the workers of a DataLoader, so it holds a path, not the data."""
 
-    shape: tuple[int, ...]
-    """Shape of the whole, ``(N, *data_shape)``."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole, ``(N, *data_shape)``."""
+        ...
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
         """These rows as float32, shape ``(len(rows), *data_shape)``, in the units of the model (pixels in [0, 1])."""

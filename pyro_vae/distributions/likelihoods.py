@@ -6,6 +6,7 @@ mean) and ``image(p)``, what to show of a distribution.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -35,6 +36,9 @@ class Likelihood(nn.Module):
     def bias(self, mean: Tensor) -> Tensor:
         """The decoder's output for which p(x|z) has this mean; both of shape ``data_shape``."""
         return mean
+
+    def start_at(self, scale: float) -> None:
+        """Set a scale of its own, where it has one, to the data's standard deviation about their mean."""
 
 
 def _logit(mean: Tensor) -> Tensor:
@@ -131,6 +135,11 @@ class Normal(Likelihood):
     def forward(self, params: Tensor) -> TorchDistributionMixin:
         """p(x|z) from means, shape ``(..., *data_shape)``."""
         return dist.Normal(params, self.log_scale.exp()).to_event(self.event_dim)
+
+    @torch.no_grad()
+    def start_at(self, scale: float) -> None:
+        """See :meth:`Likelihood.start_at`; training only has to find how much less the latent vector leaves."""
+        self.log_scale.fill_(math.log(max(scale, 1e-3)))
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {

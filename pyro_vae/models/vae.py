@@ -156,13 +156,15 @@ class VAE(nn.Module):
         return mean_image(self.decode(self.encode(x).sample()))
 
     @torch.no_grad()
-    def center_output(self, mean: Tensor) -> None:
-        """Set the decoder's output bias so that p(x|z) starts at the data's mean.
+    def center_output(self, mean: Tensor, scale: float | None = None) -> None:
+        """Set the decoder's output bias so that p(x|z) starts at the data's mean, and with their scale.
 
         The decoder's optimum without latent information, from which training need not first learn the background.
 
         Args:
             mean: Mean of the training data, shape ``data_shape``.
+            scale: Standard deviation of the training data about this mean, over all pixels; only a likelihood with a scale
+                of its own, such as ``"normal"``, uses it. None: leave that as it is.
 
         Raises:
             ValueError: If the shape is another one, or the decoder has no ``head`` with a bias of that size.
@@ -175,6 +177,8 @@ class VAE(nn.Module):
                 "center_output: expected a decoder with a linear `head` that has one bias a pixel, got none."
             )
         head.bias.copy_(self.likelihood.bias(mean).reshape(-1))
+        if scale is not None:
+            self.likelihood.start_at(scale)
 
 
 def mean_image(p: TorchDistributionMixin) -> Tensor:

@@ -1,0 +1,94 @@
+"""Tables of numbers, one datum a row: ``.csv`` and ``.parquet``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.data.arrays import LABELS, InMemory, _refuse_array
+from pyro_vae.data.checks import as_labels, check
+from pyro_vae.data.parts import Parts, Request
+
+
+def open_table(path: Path, request: Request) -> Parts:
+    """The numbers of a table; a column named ``label``, ``labels``, ``y``, ``target`` or the like holds the labels.
+
+    Raises:
+        ValueError: If it is no table, or holds anything but numbers.
+    """
+    _refuse_array(path, request)
+    frame = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    named = [column for column in frame.columns if str(column).lower() in LABELS[""]]
+    if len(named) > 1:
+        raise ValueError(
+            f"data set {path}: expected one column of labels, got {', '.join(map(str, named))}; drop some."
+        )
+    labels = None
+    if named:
+        if frame[named[0]].isna().any():
+            raise ValueError(
+                f"data set {path}: expected a label in every row, got rows without one; fill or drop them."
+            )
+        labels = as_labels(frame.pop(named[0]).to_numpy())
+    dropped = _drop_row_numbers(frame)
+    for column in frame.columns:
+        if frame[column].dtype.kind not in "biuf":
+            raise ValueError(
+                f"data set {path}: expected numbers in every column, got others in column {column!r}, such as "
+                f"{str(frame[column].iloc[0])!r}; drop it, encode it, or name it 'label' if that is what it holds."
+            )
+    checked = check(path.name, InMemory(frame.to_numpy()), labels, request)
+    return Parts(checked.part, words=checked.words + dropped, unit=checked.unit)
+
+
+def _drop_row_numbers(frame: Any) -> str:
+    """Leave out the column of row numbers that pandas writes by default, and say so."""
+    first = frame.columns[0] if len(frame.columns) > 1 else None
+    if str(first).startswith("Unnamed: 0") and np.array_equal(frame[first].to_numpy(), np.arange(len(frame))):
+        del frame[first]
+        return "; left out the first column, which numbers the rows"
+    return ""
+
+
+def _read_csv(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline().rstrip("\r\n")
+        separator = max(",;\t", key=first.count)
+        header = None if all(map(_is_number, first.split(separator))) else 0
+        return pd.read_csv(path, sep=separator, header=header, encoding="utf-8-sig", low_memory=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
+        reason = "an empty file" if isinstance(error, pd.errors.EmptyDataError) else str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"data set {path}: expected a table of numbers in UTF-8, separated by commas, semicolons or tabs, with as many in "
+            f"each row, got {reason}."
+        ) from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except ImportError:
+        raise ValueError(
+            "data set: expected the package pyarrow, with which .parquet files are read, got none; install it by "
+            "pip install 'pyro-vae[parquet]', or save the table as .csv."
+        ) from None
+    except Exception as error:  # pyarrow has errors of its own for every way in which a file can be none
+        if isinstance(error, OSError) and not path.stat().st_size == 0 and error.errno is not None:
+            raise
+        reason = "an empty file" if path.stat().st_size == 0 else str(error).strip().splitlines()[0]
+        raise ValueError(f"data set {path}: expected a whole .parquet file, got {reason}; write it again.") from None
