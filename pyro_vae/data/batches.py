@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pyro_vae.data.binarization import binarize
 from pyro_vae.data.stored import Stored
+
+#: How long a worker lives on after a SIGTERM, in seconds.
+WORKER_GRACE = 20
 
 
 class Batches:
@@ -45,6 +49,7 @@ class Batches:
                 persistent_workers=True,
                 multiprocessing_context=context,
                 generator=torch.Generator(),  # else each epoch would take a number from torch's global one
+                worker_init_fn=_outlive_signals,
             )
 
     def __len__(self) -> int:
@@ -60,8 +65,11 @@ class Batches:
         Yields:
             Shape ``(B, *data_shape)``.
         """
-        order = torch.randperm(len(self.x), generator=generator, device=generator.device)
-        yield from self.rest(order, 0, generator)
+        yield from self.rest(self.order(generator), 0, generator)
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The order of the epoch that begins at this state of the generator: all indices, shape ``(N,)``."""
+        return torch.randperm(len(self.x), generator=generator, device=generator.device)
 
     def rest(self, order: Tensor, done: int, generator: torch.Generator) -> Iterator[Tensor]:
         """What is left of an epoch of which ``done`` batches were given before.
@@ -74,7 +82,9 @@ class Batches:
         Yields:
             Shape ``(B, *data_shape)``.
         """
-        for x in self._read(order[done * self.batch_size :].split(self.batch_size)):
+        left = order[done * self.batch_size :]
+        left = left if isinstance(self.x, Tensor) else left.cpu()  # whoever reads is there
+        for x in self._read(left.split(self.batch_size) if len(left) else ()):  # nothing splits into one empty batch
             yield binarize(x, "dynamic", generator) if self.redraw else x
 
     def _read(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
@@ -86,6 +96,15 @@ class Batches:
             self._order.batches = batches
             for x in self._loader:
                 yield x.to(self.x.device, non_blocking=True)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let the parent decide when its workers end: a signal to all processes of a job must not end its epoch by an error."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE))
 
 
 class _Order(Sampler[Tensor]):

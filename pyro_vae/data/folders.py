@@ -160,7 +160,9 @@ class _Found:
         channels = 1 if all(mode in GREY for mode, _ in headers) else 3
         if self.request.image_size is not None:
             return (channels, *self.request.image_size)
-        sizes = {size: name for (_, size), name in zip(headers, self.names, strict=True)}
+        sizes: dict[tuple[int, int], str] = {}
+        for (_, size), name in zip(headers, self.names, strict=True):
+            sizes.setdefault(size, name)
         if len(sizes) > 1:
             (one, first), (other, second) = list(sizes.items())[:2]
             raise ValueError(

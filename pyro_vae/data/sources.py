@@ -95,13 +95,14 @@ class Data:
     def moments(self) -> tuple[Tensor, float]:
         """Mean of the training data, shape ``data_shape``, and their standard deviation about it over all pixels.
 
-        Taken over 10,000 evenly spaced data where they are stored.
+        Taken over some evenly spaced data, at most 10,000 and 1 GiB, where they are stored.
         """
         x = self.train.x
-        some = x if isinstance(x, Tensor) else x[_spaced(len(x), MEAN_ROWS)]
-        mean = some.mean(0)
-        variance = sum(float((part - mean).square().sum()) for part in some.split(rows_of(some.shape))) / some.numel()
-        return mean, math.sqrt(variance)
+        some = x if isinstance(x, Tensor) else x.take(_spaced(len(x), min(MEAN_ROWS, 32 * rows_of(x.shape))))
+        parts = lambda: some.split(rows_of(some.shape))  # noqa: E731
+        mean = x.mean(0) if isinstance(x, Tensor) else sum(part.sum(0) for part in parts()) / len(some)
+        squares = sum(float((part - mean).square().sum()) for part in parts())
+        return mean, math.sqrt(squares / math.prod(some.shape))
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells these data from others: shape, sizes, and a checksum over some of each split."""
@@ -206,12 +207,24 @@ def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | Non
 def _find(name: str, request: Request) -> Parts:
     """The parts of a named set, or of the file or folder at a path."""
     if name in NAMED:
-        return NAMED[name](request)
+        return _sized(NAMED[name](request), request.image_size)
     from pyro_vae.data.paths import KINDS, is_path, open_path
 
     if is_path(name):
         return open_path(Path(name).expanduser(), request)
     raise ValueError(f"{str(unknown('data set', name, NAMED)).removesuffix('.')}; or give the path of {KINDS}.")
+
+
+def _sized(parts: Parts, size: tuple[int, int] | None) -> Parts:
+    """The same images, brought to a size where one is asked for."""
+    if size is None:
+        return parts
+    sized = {
+        split: part._replace(x=dataclasses.replace(part.x, image_size=size))
+        for split in ("train", "validation", "test")
+        if (part := getattr(parts, split)) is not None
+    }
+    return dataclasses.replace(parts, **sized)
 
 
 def _with_test(parts: Parts, generator: torch.Generator) -> Parts:

@@ -106,7 +106,8 @@ class ArrayFile:
         """These rows as they are stored."""
         order: Any = "F" if self.fortran else "C"
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.stored, order)
-        return np.array(mapped[rows])
+        found = mapped[rows]
+        return np.array(found) if isinstance(found, np.memmap) else found  # a slice is still a view of the mapping
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
         """See :class:`Reader`."""

@@ -59,7 +59,9 @@ def _read_csv(path: Path) -> Any:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline().rstrip("\r\n")
         separator = max(",;\t", key=first.count)
-        header = None if all(map(_is_number, first.split(separator))) else 0
+        cells = first.split(separator)
+        numbered = cells == [str(k) for k in range(len(cells))]  # as pandas writes columns that have no names
+        header = 0 if numbered or not all(map(_is_number, cells)) else None
         return pd.read_csv(path, sep=separator, header=header, encoding="utf-8-sig", low_memory=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
         reason = "an empty file" if isinstance(error, pd.errors.EmptyDataError) else str(error).strip().splitlines()[0]

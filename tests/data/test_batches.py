@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from pyro_vae.data import BINARIZE, Batches, binarize
+from pyro_vae.data import BINARIZE, Batches, Stored, binarize
+from pyro_vae.data.stored import ArrayFile, Scaled
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -105,3 +109,77 @@ def test_redraw_gives_each_epoch_other_pixels():
     same = (drawn[0] == drawn[1]).double().mean()
     assert abs(float(same) - 0.5) < 4 * 0.5 / math.sqrt(drawn[0].numel())
     assert torch.equal(x, numbered(103))
+
+
+# The same batches from memory, from a file and from workers
+
+
+def stored(path, x: torch.Tensor) -> Stored:
+    np.save(path, (255 * x).round().byte().numpy())
+    mapped = np.load(path, mmap_mode="r")
+    return Stored(ArrayFile(path, mapped.offset, mapped.dtype, mapped.shape, scaled=Scaled(255)))
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.randint(0, 256, (57, 1, 4, 3), generator=seeded(5)).float() / 255
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "context", "redraw"),
+    [(0, None, False), (0, None, True), (2, None, False), (2, None, True), (2, "spawn", True)],
+)
+def test_memory_files_and_workers_give_the_same_batches(tmp_path, pixels, num_workers, context, redraw):
+    lazy = Batches(stored(tmp_path / "x.npy", pixels), 10, redraw, num_workers, context)
+    memory = Batches(pixels, 10, redraw)
+    one, other = seeded(1), seeded(1)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for _ in range(3):  # the workers outlive an epoch
+        pairs = list(zip(memory.epoch(one), lazy.epoch(other), strict=True))
+        assert [len(a) for a, _ in pairs] == [10, 10, 10, 10, 10, 7]
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_rest_of_an_epoch(tmp_path, pixels, num_workers):
+    lazy = Batches(stored(tmp_path / "x.npy", pixels), 10, num_workers=num_workers)
+    order = torch.randperm(57, generator=seeded(1))
+    rest = list(lazy.rest(order, 4, seeded()))
+    assert torch.equal(torch.cat(rest), pixels[order[40:]])
+
+
+def test_a_worker_gets_the_path_and_not_the_data(tmp_path, pixels):
+    lazy = stored(tmp_path / "x.npy", pixels.repeat(1000, 1, 1, 1))
+    assert len(pickle.dumps(lazy)) < 2000
+    assert torch.equal(pickle.loads(pickle.dumps(lazy))[3:5], pixels[3:5])
+
+
+def test_stored_data_act_as_a_tensor(tmp_path, pixels):
+    lazy = stored(tmp_path / "x.npy", pixels)
+    index = torch.tensor([5, 3, 50, 3])
+    assert (len(lazy), lazy.shape) == (57, pixels.shape)
+    assert torch.equal(lazy[index], pixels[index])
+    assert torch.equal(lazy[10:13], pixels[10:13])
+    assert torch.equal(lazy[:], pixels)
+    assert torch.equal(lazy.in_memory(), pixels)
+    assert [len(part) for part in lazy.split(25)] == [25, 25, 7]
+    assert torch.equal(torch.cat(list(lazy.split(25))), pixels)
+    assert torch.equal(lazy.take(index)[1:3], pixels[index][1:3])
+    assert torch.equal(lazy.take(index).take(torch.tensor([2, 0]))[:], pixels[[50, 5]])
+    assert lazy.to(torch.device("meta"))[:].device.type == "meta"
+
+
+def test_static_binarization_of_stored_data_belongs_to_the_row(tmp_path, pixels):
+    lazy = dataclasses.replace(stored(tmp_path / "x.npy", pixels), mode="static", seed=1)
+    drawn = lazy[:]
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(lazy.take(torch.tensor([9, 4]))[:], drawn[[9, 4]])
+    assert not torch.equal(dataclasses.replace(lazy, seed=2)[:], drawn)
+    many = torch.stack([dataclasses.replace(lazy, seed=seed)[:] for seed in range(400)]).mean(0)
+    error = (pixels * (1 - pixels) / 400).sqrt()
+    assert float((many - pixels).abs().max()) <= 5 * float(error.max())
+    chi2 = ((many - pixels)[error > 0] / error[error > 0]).square()
+    assert abs(float(chi2.mean()) - 1) < 5 * (2 / len(chi2)) ** 0.5
+    assert torch.equal(dataclasses.replace(lazy, mode="threshold")[:], (pixels > 0.5).float())
