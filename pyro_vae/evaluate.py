@@ -1,7 +1,8 @@
 """Evaluate a finished run: its ELBO and importance-sampled log p(x) on the test data, with error bars.
 
-Example:
+Two examples:
   python -m pyro_vae.evaluate runs/mnist-trace-20260101-120000 --num-samples 5000
+  python -m pyro_vae.evaluate runs/one runs/two --device cpu
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tyro
 
-from pyro_vae import pipeline
+from pyro_vae import console, machine, pipeline, threads
 from pyro_vae.runs import load
 
 
@@ -21,18 +23,21 @@ from pyro_vae.runs import load
 class Arguments:
     """What the command line says."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of finished runs."""
     num_samples: int | None = None
     """Importance samples for each datum; default: what the run was evaluated with."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """auto (a GPU where one works), cpu, cuda, cuda:N or mps."""
     threads: int | None = None
-    """CPU threads; default: torch's choice."""
+    """CPU threads; default: as many as this process may use."""
     quiet: bool = False
     """Print nothing but errors; the figures are in summary.json."""
+    version: bool = False
+    """Print the version and leave."""
 
 
+@console.any_encoding()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -42,20 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 for bad input.
     """
-    args = tyro.cli(
-        Arguments, args=None if argv is None else list(argv), prog="python -m pyro_vae.evaluate", description=__doc__
-    )
-    say = pipeline.silent if args.quiet else print
+    argv = sys.argv[1:] if argv is None else argv
+    if "--version" in argv:
+        print(console.versions())
+        return 0
     try:
+        args = console.parse(Arguments, argv, prog="python -m pyro_vae.evaluate", description=__doc__)
+        say = pipeline.silent if args.quiet else print
         if not args.runs:
             raise ValueError("runs: expected the folder of at least one run, got none.")
-        pipeline.set_threads(args.threads)
-        device, _ = pipeline.resolve_device(args.device)
+        threads.set_threads(args.threads)
+        device, words = machine.resolve_device(args.device)
+        say(f"{console.versions()}, device {words}, {torch.get_num_threads()} threads")
         for run in [load(path) for path in args.runs]:
             say(f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}")
             pipeline.reevaluate(run, device, args.num_samples, say)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"pyro_vae.evaluate: error: {error}", file=sys.stderr)
+    except console.ERRORS as error:
+        print(f"pyro_vae.evaluate: error: {console.sentence(error)}", file=sys.stderr)
         return 2
     return 0
 

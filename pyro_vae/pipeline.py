@@ -52,49 +52,6 @@ class Prepared:
     seconds: float = 0.0
 
 
-def resolve_device(text: str) -> tuple[torch.device, str]:
-    """The device, and in words which one and why.
-
-    Args:
-        text: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-
-    Raises:
-        ValueError: If the name is none of these, or the device is not there.
-    """
-    if text == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda"), f"cuda ({torch.cuda.get_device_name()})"
-        return torch.device("cpu"), "cpu (no CUDA device found)"
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {text!r}.")
-    there = {
-        "cpu": True,
-        "cuda": (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there[device.type]:
-        raise ValueError(
-            f"device: expected one that this machine has, got {text!r}, which is not there; use --device cpu."
-        )
-    return device, text
-
-
-def set_threads(threads: int | None) -> None:
-    """Set how many CPU threads torch uses; None leaves its choice.
-
-    Raises:
-        ValueError: If it is below 1.
-    """
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {threads}.")
-        torch.set_num_threads(threads)
-
-
 def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | None = None) -> Prepared:
     """Build and check everything a run needs, without writing anything.
 

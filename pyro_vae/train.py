@@ -1,6 +1,6 @@
 """Train a variational autoencoder and report its log p(x) with error bars.
 
-Examples:
+Two examples:
   python -m pyro_vae.train --elbo trace
   python -m pyro_vae.train --elbo mean-field --dataset mnist --latent-dim 50 --anneal linear:0:2000
 """
@@ -17,8 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
-import pyro_vae
-from pyro_vae import pipeline
+from pyro_vae import console, machine, pipeline, threads
 from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.paths import is_path
@@ -40,9 +39,9 @@ class Options:
     overwrite: bool = False
     """Whether to replace the run that --run-dir holds."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """auto (a GPU where one works), cpu, cuda, cuda:N or mps."""
     threads: int | None = None
-    """CPU threads; default: torch's choice."""
+    """CPU threads; default: as many as this process may use."""
     quiet: bool = False
     """Print nothing but errors."""
     version: bool = False
@@ -55,9 +54,9 @@ class Arguments:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    run: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="training")] = field(default_factory=TrainConfig)
+    evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="evaluation")] = field(default_factory=EvaluateConfig)
+    run: Options = field(default_factory=Options)
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
@@ -76,14 +75,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
         checkpoint = RunDirectory(folder).read_checkpoint()
         before = Config.from_dict(checkpoint["config"])
         default = Arguments(before.data, before.model, before.train, before.evaluate)
-    args = tyro.cli(
-        Arguments,
-        args=list(argv),
-        default=default,
-        prog="python -m pyro_vae.train",
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    args = console.parse(Arguments, argv, default, prog="python -m pyro_vae.train", description=__doc__)
     config = Config(_located(args.data), args.model, args.train, args.evaluate)
     if folder is not None and (changed := config.differences(before, FREE)):
         raise ValueError(
@@ -114,6 +106,7 @@ def _resumed(argv: Sequence[str]) -> Path | None:
     return folder
 
 
+@console.any_encoding()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -121,20 +114,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words of the command line; None: those of the process.
 
     Returns:
-        The exit code: 0, 2 for bad input, 1 for a loss that is not finite, 130 when interrupted.
+        The exit code: 0, 2 for bad input, 1 for a loss that is not finite or a device that gave way, 130 when interrupted.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if "--version" in argv:
+        print(console.versions())
+        return 0
     try:
-        config, options, checkpoint = parse(sys.argv[1:] if argv is None else argv)
-        if options.version:
-            print(f"pyro_vae {pyro_vae.__version__}")
-            return 0
+        config, options, checkpoint = parse(argv)
         say = pipeline.silent if options.quiet else _say
-        pipeline.set_threads(options.threads)
-        device, words = pipeline.resolve_device(options.device)
+        threads.set_threads(options.threads)
+        device, words = machine.resolve_device(options.device)
         prepared = pipeline.prepare(config, device, checkpoint)
         directory = _directory(config, options)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"pyro_vae.train: error: {error}", file=sys.stderr)
+    except console.ERRORS as error:
+        print(f"pyro_vae.train: error: {console.sentence(error)}", file=sys.stderr)
         return 2
     say(pipeline.describe(prepared, words))
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
@@ -169,6 +163,11 @@ def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say
             file=sys.stderr,
         )
         return 2
+    except (RuntimeError, TypeError, MemoryError) as error:
+        kept = (directory.path / "checkpoint.pt").exists()
+        again = f"{_what_is_kept(directory)}{' --device cpu' if kept else ''}"
+        print(f"pyro_vae.train: error: {console.sentence(error, TypeError)} {again}", file=sys.stderr)
+        return 1 if kept else 2
     except KeyboardInterrupt:
         print(f"\npyro_vae.train: interrupted. {_what_is_kept(directory)}", file=sys.stderr)
         return 130

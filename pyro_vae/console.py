@@ -1,0 +1,278 @@
+"""What the commands have in common at the terminal: how words are read, what --help shows, and letters it can print."""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import itertools
+import re
+import sys
+import textwrap
+import typing
+import unicodedata
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+import pyro_vae
+from pyro_vae import machine
+
+T = TypeVar("T")
+
+#: ASCII for what the package and its parser print.
+ASCII = {
+    "±": "+/-",
+    "×": "x",
+    "≤": "<=",
+    "≥": ">=",
+    "≈": "~",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "…": "...",
+    "•": "*",
+    "→": "->",
+    "∞": "inf",
+    "β": "beta",
+    "μ": "mu",
+    "µ": "mu",
+    "σ": "sigma",
+    "“": '"',
+    "”": '"',
+    "‘": "'",
+    "’": "'",
+    "│": "|",
+    **dict.fromkeys("╭╮╰╯├┤┬┴┼", "+"),
+    "─": "-",
+    "█": "#",
+}
+
+#: What a command answers with a sentence instead of a traceback; see :func:`sentence`.
+ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
+
+
+def sentence(error: Exception, *others: type[Exception]) -> str:
+    """What to tell the user of an error of ``ERRORS``.
+
+    Args:
+        error: An error of input, or one of the device.
+        *others: Types that stand for a mistake of ours here unless the device is to blame.
+
+    Raises:
+        Exception: The error itself, if it is neither.
+    """
+    if (meant := machine.explain(error)) is not None:
+        return meant
+    if isinstance(error, (RuntimeError, MemoryError, *others)):
+        raise error
+    return str(error)
+
+
+@contextlib.contextmanager
+def any_encoding() -> Iterator[None]:
+    """Inside, letters that the terminal's encoding lacks are printed in ASCII; also a decorator.
+
+    Bytes of file names that were no text come out as they were.
+    """
+    codecs.register_error("pyro_vae.ascii", _in_ascii)
+    with contextlib.ExitStack() as after:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                after.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors="pyro_vae.ascii")
+        yield
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if "\udc80" <= letter <= "\udcff":
+        return bytes([ord(letter) - 0xDC00]), error.start + 1
+    plain = ASCII.get(letter) or unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+    return plain or letter.encode("ascii", "backslashreplace").decode(), error.start + 1
+
+
+def versions() -> str:
+    """What ``--version`` prints: the package's, and those on which its figures rest."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"pyro_vae {pyro_vae.__version__} (Python {python}, torch {version('torch')}, Pyro {version('pyro-ppl')})"
+
+
+def parse(
+    arguments: type[T], words: Sequence[str], default: T | None = None, *, prog: str, description: str | None
+) -> T:
+    """Read a command line.
+
+    Args:
+        arguments: A dataclass of values, or of dataclasses, of which each is a group of flags.
+        words: The words.
+        default: What flags that are not there stand for; None: the defaults of ``arguments``.
+        prog: How the command is called.
+        description: What ``--help`` says of it.
+
+    Returns:
+        The values.
+
+    Raises:
+        ValueError: If a flag is unknown or its value is not what it should be.
+    """
+    _refuse_unknown(arguments, words)
+    said = io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(said), _REGISTRY:
+            return tyro.cli(
+                arguments,
+                args=list(words),
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                **given,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_sentence(said.getvalue())) from None
+
+
+def _refuse_unknown(arguments: type, words: Sequence[str]) -> None:
+    known = ["--help", *_flags(arguments)]
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and len(flag) > 2 and flag not in known and not flag.startswith("--tyro-"):
+            near = difflib.get_close_matches(flag, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "leave it out."
+            raise ValueError(f"unrecognized flag {flag}: expected one of those that --help shows; {hint}")
+
+
+def _flags(arguments: type) -> Iterator[str]:
+    for name, hint in typing.get_type_hints(arguments).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _flags(typing.cast(type, hint))
+        else:
+            words = name.replace("_", "-")
+            yield from (f"--{words}", f"--no-{words}") if hint is bool else (f"--{words}",)
+
+
+def _sentence(text: str) -> str:
+    """What the parser says on several lines, with a title above and advice below a rule, in one sentence."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    boxed = "╭" in plain  # then the title is in the frame, else it has a rule of its own
+    lines = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = re.split(r"\n[─-]+\n", "\n".join(lines).strip())
+    first = " ".join(parts[0 if boxed or len(parts) == 1 else 1].split())
+    first = re.sub(r"^Error parsing (.*?): ", r"\1: ", first).rstrip(".")
+    first = re.sub(r"^Missing value for argument '(.*?)'\..*", r"\1: expected a value, got none", first)
+    return f"{first}; see --help."
+
+
+# How the values of flags are read and shown.
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.struct_rule
+def _group(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """The fields of a dataclass, with the string below each as its help."""
+    if not (isinstance(info.type, type) and dataclasses.is_dataclass(info.type)):
+        return None
+    hints, helps = typing.get_type_hints(info.type, include_extras=True), _help_texts(info.type)
+    fields = []
+    for f in dataclasses.fields(info.type):
+        default = getattr(info.default, f.name, f.default)
+        if default is dataclasses.MISSING:
+            default = tyro.MISSING if f.default_factory is dataclasses.MISSING else f.default_factory()
+        typ: Any = Annotated[
+            hints[f.name], tyro.conf.arg(help_behavior_hint=_default_hint, metavar=_several(hints[f.name]))
+        ]
+        fields.append(StructFieldSpec(name=f.name, type=typ, default=default, helptext=helps.get(f.name)))
+    return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+
+
+def _help_texts(cls: type) -> dict[str, str]:
+    """The strings below the fields of a dataclass; none where its source is not there."""
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    except (OSError, TypeError):
+        return {}
+    return {
+        field.target.id: below.value.value
+        for field, below in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
+
+
+def _default_hint(default: str) -> str:
+    """Where nothing is the default, the help itself says what that stands for."""
+    words = {"True": "yes", "False": "no"}.get(default, default)
+    return "" if default in ("", "None") else f"(default: {words})"
+
+
+def _several(hint: Any) -> str | None:
+    """How a flag's values are shown where there may be any number of them."""
+    while typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) is not tuple:
+        return None
+    return "N ..." if typing.get_args(hint)[0] is int else "PATH ..."
+
+
+@_REGISTRY.primitive_rule
+def _value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if info.type is int:
+        return _spec(int, "N", "a whole number")
+    if info.type is float:
+        return _spec(float, "X", "a number")
+    if info.type is str:
+        return _spec(str, "WORD", "a word")
+    return None
+
+
+def _spec(make: type[Any], metavar: str, expected: str) -> PrimitiveConstructorSpec[Any]:
+    def read(words: list[str]) -> Any:
+        try:
+            return make(words[0])
+        except ValueError:
+            raise ValueError(f"expected {expected}, got {words[0]!r}") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, make) or (make is float and isinstance(value, int)),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@_REGISTRY.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """``X | None`` is read and shown as X is; the word None stands for none."""
+    options = [t for t in typing.get_args(info.type) if t is not type(None)]
+    if len(options) != 1 or type(None) not in typing.get_args(info.type):
+        return None
+    inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(options[0], info.markers))
+    if not isinstance(inner, PrimitiveConstructorSpec):
+        return None
+    return dataclasses.replace(
+        inner,
+        instance_from_str=lambda words: None if words == ["None"] else inner.instance_from_str(words),
+        is_instance=lambda value: value is None or inner.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else inner.str_from_instance(value),
+    )

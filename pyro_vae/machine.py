@@ -1,0 +1,127 @@
+"""The machine: which device a run is on and why, and what the device's own errors mean."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+
+import torch
+
+_LACKING = re.compile(
+    r"\bMPS\b.*(not|n't).*(implement|support)|(not|n't).*(implement|support).*\bMPS\b"
+    r"|_(mps|cuda)\W.*not implemented|Could not run .*'(MPS|CUDA)'",
+    re.IGNORECASE,
+)
+_FAILING = re.compile(r"^(CUDA|HIP|MPS|cuDNN|cuBLAS|CUBLAS|CUDNN)\b.*\b(error|failed|failure)", re.IGNORECASE)
+_FULL = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def resolve_device(text: str) -> tuple[torch.device, str]:
+    """The device, and in words which one and why.
+
+    Args:
+        text: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``auto`` is CUDA, else MPS, else the CPU: the first of
+            them that works.
+
+    Returns:
+        The device, and words such as ``"cpu (no GPU: this torch is built without CUDA)"``.
+
+    Raises:
+        ValueError: If the name is none of these, or the device is not there or does not work.
+    """
+    if text == "cpu":
+        return torch.device("cpu"), "cpu (as asked)"
+    if text == "auto":
+        return _best()
+    if not re.fullmatch(r"cuda(:\d+)?|mps", text):
+        raise ValueError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {text!r}.")
+    device = torch.device(text)
+    if (reason := _missing(device)) is not None:
+        raise ValueError(
+            f"device: expected one that this machine has, got {text!r}, which is not there: {reason}; use --device cpu."
+        )
+    if (reason := _broken(device)) is not None:
+        raise ValueError(f"device: expected one that works, got {text!r}, which does not: {reason}; use --device cpu.")
+    return device, _words(device)
+
+
+def _best() -> tuple[torch.device, str]:
+    reasons = []
+    for device in (torch.device("cuda"), torch.device("mps")):
+        reason = _missing(device)
+        if reason is None and (failure := _broken(device)) is not None:
+            reason = f"{device} does not work: {failure}"
+        if reason is None:
+            return device, _words(device)
+        reasons.append(reason)
+    # Of a Mac the second reason tells more, of every other machine the first.
+    return torch.device("cpu"), f"cpu (no GPU: {reasons[1] if torch.backends.mps.is_built() else reasons[0]})"
+
+
+def _words(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"{device} (Apple GPU)"
+
+
+def _missing(device: torch.device) -> str | None:
+    """Why a device is not there; None if it is."""
+    if device.type == "mps":
+        if torch.backends.mps.is_available():
+            return None
+        built = torch.backends.mps.is_built()
+        return "no Metal device found" if built else "this torch is built without MPS, which is for Apple's GPUs"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built without CUDA"
+    with warnings.catch_warnings(record=True) as said:  # of a broken driver torch warns, where others would raise
+        warnings.simplefilter("always")
+        there = torch.cuda.is_available()
+        count = torch.cuda.device_count() if there else 0
+    if not there:
+        return _why_no_cuda([str(w.message) for w in said])
+    if (device.index or 0) >= count:
+        return f"it has {count} CUDA device{'s' if count > 1 else ''}, cuda:0" + (f" to cuda:{count - 1}" * (count > 1))
+    return None
+
+
+def _why_no_cuda(said: list[str]) -> str:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and (hidden.strip() == "" or hidden.strip().startswith("-1")):
+        return f"CUDA_VISIBLE_DEVICES={hidden} hides them all"
+    if said:
+        return _first_line(said[0])
+    return "no CUDA device found" + (f" with CUDA_VISIBLE_DEVICES={hidden}" if hidden else "")
+
+
+def _broken(device: torch.device) -> str | None:
+    """Why a device that is there cannot be used; None if it can."""
+    try:
+        with warnings.catch_warnings(record=True):  # such as: this GPU is too old for this torch
+            warnings.simplefilter("always")
+            works = torch.ones(2, device=device).square().sum().item() == 2
+    except (RuntimeError, AssertionError) as error:
+        return _first_line(str(error)) or type(error).__name__
+    return None if works else "its sums are wrong"
+
+
+def explain(error: BaseException) -> str | None:
+    """What an error of the device means and how to go on, in one sentence; None if it is an error of another kind.
+
+    Args:
+        error: What training or evaluation raised.
+    """
+    if not isinstance(error, (RuntimeError, TypeError, MemoryError)):
+        return None
+    line = _first_line(str(error)) or type(error).__name__
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _FULL.search(line):
+        return f"memory: expected enough of it, got: {line}; try a smaller --batch-size, or --device cpu."
+    if _LACKING.search(line):
+        return f"device: expected one that has every operation, got: {line}; use --device cpu."
+    if _FAILING.search(line):
+        return f"device: expected one that works, got: {line}; use --device cpu."
+    return None
+
+
+def _first_line(text: str) -> str:
+    """The first sentence of a message of torch, without its advice to developers."""
+    lines = text.strip().splitlines()
+    return re.sub(r"(?<=[a-z0-9)'])\. .*", "", lines[0]).strip(" .") if lines else ""
