@@ -16,6 +16,7 @@ import torch
 import tyro
 
 from pyro_vae import console, machine, pipeline, threads
+from pyro_vae.interruptions import listening, signal_of
 from pyro_vae.runs import load
 
 
@@ -45,12 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words of the command line; None: those of the process.
 
     Returns:
-        The exit code: 0, or 2 for bad input.
+        The exit code: 0, 2 for bad input, or 128 + the number of a signal (130 for Ctrl-C).
     """
     argv = sys.argv[1:] if argv is None else argv
     if "--version" in argv:
         print(console.versions())
         return 0
+    with listening():
+        try:
+            return _command(argv)
+        except KeyboardInterrupt as stop:
+            print(f"pyro_vae.evaluate: stopped by {signal_of(stop).name}; figures not said are as they were.", file=sys.stderr)
+            return 128 + signal_of(stop)
+
+
+def _command(argv: Sequence[str]) -> int:
     try:
         args = console.parse(Arguments, argv, prog="python -m pyro_vae.evaluate", description=__doc__)
         say = pipeline.silent if args.quiet else print

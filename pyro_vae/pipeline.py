@@ -22,13 +22,17 @@ from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.inference.loop import Callback, early_stopping, fit
 from pyro_vae.inference.objectives import elbo
-from pyro_vae.inference.training import FitOptions, History, Training
+from pyro_vae.inference.state import check_device, check_state
+from pyro_vae.inference.training import FitOptions, History, Training, never
 from pyro_vae.lookup import lookup
 from pyro_vae.models import VAE
 from pyro_vae.randomness import own_randomness
-from pyro_vae.runs import Run, RunDirectory, load_data, make_vae
+from pyro_vae.runs import Run, RunDirectory, check_data, load_data, make_vae
 
 Say = Callable[[str], None]
+
+#: Disk for everything of a run that does not grow with the model: pictures, metrics, generators.
+SPARE_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Prepared:
         data: Its data, on the device.
         vae: Its model, on the device.
         device: Where.
+        fingerprint: What tells its data from others.
         resume: The training state to go on from, or None.
         seconds: How long it has been trained before.
     """
@@ -48,8 +53,15 @@ class Prepared:
     data: Data
     vae: VAE
     device: torch.device
+    fingerprint: dict[str, Any]
     resume: dict[str, Any] | None = None
     seconds: float = 0.0
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the run will write: an old and a new checkpoint, each of last and best parameters and two moments."""
+        parameters = sum(v.numel() * v.element_size() for v in self.vae.state_dict().values())
+        return 2 * 4 * parameters + SPARE_BYTES
 
 
 def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | None = None) -> Prepared:
@@ -77,8 +89,13 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     with own_randomness(t.seed):
         vae = make_vae(config, data.data_shape)
     vae.center_output(*data.moments())
+    fingerprint = data.fingerprint()
+    if checkpoint is not None:
+        check_data(checkpoint["data"], fingerprint, "resume")
+        check_state(checkpoint["training"], vae, "resume")
+        check_device(checkpoint["training"], device.type, "resume")
     state, seconds = _resumed(config, checkpoint)
-    return Prepared(config, data.to(device), vae.to(device), device, state, seconds)
+    return Prepared(config, data.to(device), vae.to(device), device, fingerprint, state, seconds)
 
 
 def _check_numbers(config: Config) -> None:
@@ -94,9 +111,10 @@ def _resumed(config: Config, checkpoint: dict[str, Any] | None) -> tuple[dict[st
     """The training state to go on from, and the seconds already spent."""
     if checkpoint is None:
         return None, 0.0
-    state, done = checkpoint["training"], len(checkpoint["training"]["rows"])
-    if config.train.epochs < done:
-        raise ValueError(f"epochs: expected at least the {done} that the run has done, got {config.train.epochs}.")
+    state = checkpoint["training"]
+    begun = len(state["rows"]) + (state["epoch"] is not None)
+    if config.train.epochs < begun:
+        raise ValueError(f"epochs: expected at least the {begun} that the run has begun, got {config.train.epochs}.")
     if config.train.patience != checkpoint["config"]["train"]["patience"]:
         state = {**state, "stop_reason": None}  # another patience, another verdict
     return state, checkpoint["seconds"]
@@ -142,25 +160,30 @@ def check_support(config: Config, data: Data) -> None:
                 )
 
 
-def train(prepared: Prepared, directory: RunDirectory, say: Say) -> tuple[History, float]:
-    """Fit the model, with a checkpoint an epoch.
+def train(
+    prepared: Prepared, directory: RunDirectory, say: Say, interrupt: Callable[[], bool] = never
+) -> tuple[History, float]:
+    """Fit the model, with a checkpoint an epoch, and one where it is interrupted.
 
     Args:
         prepared: The run.
         directory: Where its files go.
         say: Receives a line of text.
+        interrupt: Asked after every step whether to stop there.
 
     Returns:
         The history, and the seconds that training took in all its sessions.
     """
     config = prepared.config
     directory.write_json("config.json", config.to_dict())
+    if prepared.resume is not None:
+        directory.write_metrics(prepared.resume["rows"])  # a kill may have come after the checkpoint and before them
     started, seconds = time.perf_counter() - prepared.seconds, prepared.seconds
 
     def checkpoint(training: Training) -> None:
         nonlocal seconds
         seconds = time.perf_counter() - started
-        directory.save(training, config, seconds)
+        directory.save(training, config, seconds, prepared.fingerprint)
 
     history = fit(
         prepared.vae,
@@ -170,6 +193,7 @@ def train(prepared: Prepared, directory: RunDirectory, say: Say) -> tuple[Histor
         **dataclasses.asdict(fit_options(config)),
         callbacks=[*callbacks(config), checkpoint],
         resume=prepared.resume,
+        interrupt=interrupt,
         progress=say is not silent,
     )
     return history, seconds
@@ -204,9 +228,14 @@ def reevaluate(run: Run, device: torch.device, num_samples: int | None, say: Say
         The summary.
 
     Raises:
-        ValueError: If ``num_samples`` is below 2.
+        ValueError: If ``num_samples`` is below 2, or the run has no whole epoch.
     """
     config = run.config
+    if not run.history.rows:
+        raise ValueError(
+            f"run {run.path}: expected at least one whole epoch to evaluate, got one interrupted in its first; go on with "
+            f"--resume {run.path}."
+        )
     if num_samples is not None:
         config = dataclasses.replace(config, evaluate=EvaluateConfig(num_samples))
         _check_numbers(config)

@@ -5,23 +5,35 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
-import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import pyro_vae
 from pyro_vae import data as data_module
+from pyro_vae.claim import LOCK, fresh, locked, made, try_out
 from pyro_vae.config import Config
 from pyro_vae.data import Data
-from pyro_vae.files import write_atomically
-from pyro_vae.inference.training import History, Training
+from pyro_vae.files import leftovers, write_atomically
+from pyro_vae.inference.history import History, Row
+from pyro_vae.inference.state import check_keys, check_state
+from pyro_vae.inference.training import Training
 from pyro_vae.models import VAE
 
 SCHEMA = 1
 PICTURES = ("reconstructions", "samples", "interpolations", "curves", "latents", "grid")
+#: The keys of a checkpoint and what they hold.
+KEYS: dict[str, tuple[type, ...]] = {
+    "pyro_vae": (str,),
+    "config": (dict,),
+    "data": (dict,),
+    "seconds": (float, int),
+    "training": (dict,),
+}
 FILES = ("config.json", "metrics.csv", "checkpoint.pt", "summary.json", *(f"{name}.png" for name in PICTURES))
 
 
@@ -36,63 +48,106 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path | None, name: str, overwrite: bool = False) -> RunDirectory:
-        """Make the folder of a new run.
+    @contextmanager
+    def claim(
+        cls, path: str | Path | None, name: str, overwrite: bool = False, needed: int = 0
+    ) -> Iterator[RunDirectory]:
+        """Make the folder of a new run, and keep other processes from it; it is removed again if nothing is put there.
 
         Args:
             path: Where, or None for ``runs/NAME-DATE-TIME``.
             name: What the run is called there; other characters than letters and digits become hyphens.
             overwrite: Whether the run files of an existing folder may be removed.
+            needed: How many bytes the run will write.
 
         Raises:
-            ValueError: If the folder holds something and ``overwrite`` is False, or it cannot be made.
+            ValueError: If the folder holds something and ``overwrite`` is False, is in use, cannot be made or written, or
+                its disk is too full.
         """
-        if path is None:
-            return cls(_fresh_folder(Path("runs"), name))
-        folder = Path(path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()) and not overwrite:
+        with ExitStack() as stack:
+            folder = stack.enter_context(fresh(Path("runs"), name) if path is None else made(Path(path)))
+            directory = cls(folder)
+            stack.enter_context(locked(folder))
+            if directory._others() and not overwrite:
                 raise ValueError(
                     f"run directory {folder}: expected a new or empty folder, got one with files in it; pass --resume "
                     f"{folder} to go on, --overwrite to replace its run, or another --run-dir."
                 )
-        except OSError as error:
-            raise ValueError(f"run directory {folder}: expected a folder that can be written, got {error}.") from None
-        for file in FILES:
-            (folder / file).unlink(missing_ok=True)
-        return cls(folder)
+            try_out(folder, needed)
+            for file in [*leftovers(folder, FILES), *(folder / name for name in FILES)]:
+                file.unlink(missing_ok=True)
+            yield directory
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from the folder of a run, if it is there.
+
+        Raises:
+            ValueError: If it is in use.
+        """
+        with locked(self.path) if self.path.is_dir() else nullcontext():
+            yield
+
+    def reopen(self, needed: int = 0) -> None:
+        """See whether a run can go on in its folder, and remove what a kill may have left there.
+
+        Args:
+            needed: How many bytes the run will write.
+
+        Raises:
+            ValueError: If the folder cannot be written, or its disk is too full.
+        """
+        checkpoint = self.path / "checkpoint.pt"
+        try_out(self.path, needed - (checkpoint.stat().st_size if checkpoint.is_file() else 0))
+        for file in leftovers(self.path, FILES):
+            file.unlink(missing_ok=True)
+
+    def _others(self) -> list[Path]:
+        """What the folder holds besides the lock and what a kill left behind."""
+        ours = {self.path / LOCK, *leftovers(self.path, FILES)}
+        return [path for path in self.path.iterdir() if path not in ours]
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file; numbers that are not finite are refused."""
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(self.path / name, (text + "\n").encode())
 
-    def save(self, training: Training, config: Config, seconds: float) -> None:
+    def save(self, training: Training, config: Config, seconds: float, fingerprint: dict[str, Any]) -> None:
         """Write ``checkpoint.pt`` and ``metrics.csv``.
 
         Args:
             training: What a callback of ``fit`` gets.
             config: What the run is.
             seconds: How long it has been trained, in all its sessions.
+            fingerprint: What tells its data from others.
         """
         buffer = io.BytesIO()
         checkpoint = {
             "schema": SCHEMA,
+            "pyro_vae": pyro_vae.__version__,
             "config": config.to_dict(),
-            "data_shape": list(training.data.data_shape),
+            "data": fingerprint,
             "seconds": seconds,
             "training": training.state_dict(),
         }
         torch.save(checkpoint, buffer)
         write_atomically(self.path / "checkpoint.pt", buffer.getvalue())
-        write_atomically(self.path / "metrics.csv", _csv(training.history).encode())
+        self.write_metrics(training.history.rows)
+
+    def write_metrics(self, rows: list[Row]) -> None:
+        """Write ``metrics.csv``, as soon as there is a whole epoch to write."""
+        if rows:
+            out = io.StringIO()
+            writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_atomically(self.path / "metrics.csv", out.getvalue().encode())
 
     def read_checkpoint(self) -> dict[str, Any]:
         """Read ``checkpoint.pt`` without running any code in it, onto the CPU.
 
         Raises:
-            ValueError: If there is none, or it cannot be read.
+            ValueError: If there is none, or it cannot be read, or another version wrote it.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
@@ -102,44 +157,52 @@ class RunDirectory:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # bytes that are no checkpoint fail in any way, down to IndexError
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({reason})."
+                f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({_reason(error)})."
             ) from None
         checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
         if checkpoint.get("schema") != SCHEMA:
-            found = checkpoint.get("schema")
-            raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, got {found}; train it again.")
-        if missing := {"config", "data_shape", "seconds", "training"} - checkpoint.keys():
-            raise ValueError(f"{path}: expected a whole checkpoint, got one without {sorted(missing)}; train it again.")
+            raise ValueError(
+                f"{path}: expected a checkpoint of schema {SCHEMA} (pyro_vae {pyro_vae.__version__}), got schema "
+                f"{checkpoint.get('schema')!r} (pyro_vae {checkpoint.get('pyro_vae', 'unknown')!s:.20}); take that version, or "
+                "train it again."
+            )
+        check_keys(checkpoint, KEYS, str(path))
+        check_keys(checkpoint["data"], {"data_shape": (list,)}, f"{path}: data")
         return checkpoint
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of the run; empty if it is not there."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    def begun(self) -> tuple[dict[str, Any] | None, Config]:
+        """Checkpoint and configuration of a run to go on with; None and ``config.json`` if it had no checkpoint yet.
 
+        Raises:
+            ValueError: If there is neither, or they cannot be read.
+        """
+        if (self.path / "config.json").is_file() and not (self.path / "checkpoint.pt").exists():
+            return None, self._config(self.read_json("config.json"))
+        checkpoint = self.read_checkpoint()
+        return checkpoint, self._config(checkpoint["config"])
 
-def _fresh_folder(parent: Path, name: str) -> Path:
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    for number in range(1, 1000):
-        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+    def _config(self, values: Any) -> Config:
         try:
-            folder.mkdir(parents=True)  # fails if it exists: two runs of one second do not share a folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ValueError(f"run directory {folder}: expected a folder that can be made, got {error}.") from None
-        return folder
-    raise ValueError(f"run directory {parent / stem}: expected a free name, got 999 taken; pass --run-dir.")
+            return Config.from_dict(values)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"run {self.path}: {_reason(error)}") from None
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run; empty if it is not there.
+
+        Raises:
+            ValueError: If it is no JSON.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: expected a JSON file, got one that cannot be read ({_reason(error)}).") from None
 
 
-def _csv(history: History) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(history.rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history.rows)
-    return out.getvalue()
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -152,6 +215,7 @@ class Run:
         vae: The model with the parameters of the best epoch, on the CPU, in eval mode.
         history: A row an epoch.
         seconds: How long it was trained.
+        fingerprint: What tells its data from others.
     """
 
     path: Path
@@ -159,10 +223,17 @@ class Run:
     vae: VAE
     history: History
     seconds: float
+    fingerprint: dict[str, Any]
 
     def data(self) -> Data:
-        """The very data of the run: same split, same binarized test images."""
-        return load_data(self.config)
+        """The very data of the run: same split, same binarized test images.
+
+        Raises:
+            ValueError: If they cannot be found, or have changed since.
+        """
+        data = load_data(self.config)
+        check_data(self.fingerprint, data.fingerprint(), f"run {self.path}")
+        return data
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -192,8 +263,31 @@ def make_vae(config: Config, data_shape: tuple[int, ...]) -> VAE:
     return VAE(data_shape, m.latent_dim, m.hidden, m.activation, likelihood=m.likelihood)
 
 
+def check_data(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:
+    """Refuse other data than those of a run.
+
+    Args:
+        expected: The fingerprint in the run's checkpoint.
+        found: That of the data at hand.
+        where: What the sentence begins with.
+
+    Raises:
+        ValueError: If they differ; it says in what.
+    """
+    keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+    sizes = [f"{key} {found.get(key)} (there {expected.get(key)})" for key in keys if not key.startswith("checksum")]
+    pixels = [f"other pixels in the {key.removeprefix('checksum_')} data" for key in keys if key.startswith("checksum")]
+    if keys:
+        raise ValueError(
+            f"{where}: expected the data that it was trained on, got {', '.join(sizes or pixels)}; put these data back, or "
+            "start a new run."
+        )
+
+
 def load(path: str | Path) -> Run:
     """Load a run; one made on a GPU loads on a CPU, and no code in its files is run.
+
+    Of a run that was interrupted within its first epoch, or has no validation data, it gives the last parameters.
 
     Args:
         path: The run's folder.
@@ -201,12 +295,17 @@ def load(path: str | Path) -> Run:
     Raises:
         ValueError: If there is no run, or its files cannot be read.
     """
-    checkpoint = RunDirectory(Path(path)).read_checkpoint()
-    config = Config.from_dict(checkpoint["config"])
-    training = checkpoint["training"]
-    vae = make_vae(config, tuple(checkpoint["data_shape"]))
+    directory = RunDirectory(Path(path))
+    checkpoint = directory.read_checkpoint()
+    config, training = directory._config(checkpoint["config"]), checkpoint["training"]
+    where = str(directory.path / "checkpoint.pt")
+    try:
+        vae = make_vae(config, tuple(checkpoint["data"]["data_shape"]))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{where}: expected the configuration of a model, got {_reason(error)}") from None
+    check_state(training, vae, where)
     vae.load_state_dict(training["best"] or training["model"])
     vae.eval()
     done = "epochs" if len(training["rows"]) >= config.train.epochs else "interrupted"
-    history = History(training["rows"], training["stop_reason"] or done)
-    return Run(Path(path), config, vae, history, checkpoint["seconds"])
+    history = History(training["rows"], training["stop_reason"] or done, training["step"])
+    return Run(directory.path, config, vae, history, checkpoint["seconds"], checkpoint["data"])

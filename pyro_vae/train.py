@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +22,13 @@ from pyro_vae import console, machine, pipeline, threads
 from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.paths import is_path
+from pyro_vae.inference.history import History
 from pyro_vae.inference.svi import NonFiniteLossError
+from pyro_vae.interruptions import Interrupted, Signals, listening, signal_of
 from pyro_vae.runs import RunDirectory
 
 #: What may differ between a run and its continuation.
-FREE = frozenset({"epochs", "patience", "num_samples", "data_dir", "download"})
+FREE = frozenset({"epochs", "patience", "num_samples", "num_workers", "data_dir", "download"})
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Options:
 
     run_dir: Path | None = None
     """Folder for the run's files; default: a new one under runs/."""
+    config: Path | None = None
+    """Settings to begin with, as in the config.json of a run; other flags go before it."""
     resume: Path | None = None
     """Go on with this run; --epochs is the total."""
     overwrite: bool = False
@@ -70,19 +75,31 @@ def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
     """
     checkpoint = None
     default = Arguments()
-    folder = _resumed(argv)
+    folder, settings = _value_of("--resume", argv), _value_of("--config", argv)
+    if folder is not None and settings is not None:
+        raise ValueError(
+            "--config: expected without --resume, which takes the settings of that run, got both; drop one."
+        )
+    if settings is not None:
+        given = Config.read(settings)
+        default = Arguments(given.data, given.model, given.train, given.evaluate)
     if folder is not None:
-        checkpoint = RunDirectory(folder).read_checkpoint()
-        before = Config.from_dict(checkpoint["config"])
+        checkpoint, before = RunDirectory(folder).begun()
         default = Arguments(before.data, before.model, before.train, before.evaluate)
     args = console.parse(Arguments, argv, default, prog="python -m pyro_vae.train", description=__doc__)
     config = Config(_located(args.data), args.model, args.train, args.evaluate)
-    if folder is not None and (changed := config.differences(before, FREE)):
+    if folder is not None and (changed := config.differences(before, FREE | _moved(config, before))):
         raise ValueError(
             f"--resume {folder}: expected the configuration of that run, got {', '.join(changed)}; leave these flags out, or "
             "start a new run."
         )
     return config, args.run, checkpoint
+
+
+def _moved(config: Config, before: Config) -> frozenset[str]:
+    """A file or folder may be at another place than it was; whether it is still the same is seen when it is read."""
+    named = {config.data.dataset, before.data.dataset} & NAMED.keys()
+    return frozenset() if named else frozenset({"dataset"})
 
 
 def _located(data: DataConfig) -> DataConfig:
@@ -95,15 +112,15 @@ def _located(data: DataConfig) -> DataConfig:
     )
 
 
-def _resumed(argv: Sequence[str]) -> Path | None:
-    """The run named by the last ``--resume``, which is the one that counts."""
-    folder = None
+def _value_of(flag: str, argv: Sequence[str]) -> Path | None:
+    """The path after the last ``flag``, which is the one that counts: it is needed before the rest can be read."""
+    value = None
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == "--resume" and following and not following.startswith("--"):
-            folder = Path(following)
-        elif word.startswith("--resume="):
-            folder = Path(word.removeprefix("--resume="))
-    return folder
+        if word == flag and following and not following.startswith("--"):
+            value = Path(following)
+        elif word.startswith(f"{flag}="):
+            value = Path(word.removeprefix(f"{flag}="))
+    return value
 
 
 @console.any_encoding()
@@ -114,45 +131,68 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words of the command line; None: those of the process.
 
     Returns:
-        The exit code: 0, 2 for bad input, 1 for a loss that is not finite or a device that gave way, 130 when interrupted.
+        The exit code: 0, 2 for bad input, 1 for a loss that is not finite or a device that gave way, 128 + the
+            number of a signal (130 for Ctrl-C).
     """
     argv = sys.argv[1:] if argv is None else argv
     if "--version" in argv:
         print(console.versions())
         return 0
+    with listening() as signals, ExitStack() as within:
+        try:
+            return _command(argv, signals, within)
+        except KeyboardInterrupt as stop:
+            print(f"pyro_vae.train: stopped by {signal_of(stop).name} before training began.", file=sys.stderr)
+            return 128 + signal_of(stop)
+
+
+def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
+    """The command, within whose time the run's folder is held."""
     try:
+        if (folder := _value_of("--resume", argv)) is not None:
+            within.enter_context(RunDirectory(folder).held())
         config, options, checkpoint = parse(argv)
         say = pipeline.silent if options.quiet else _say
         threads.set_threads(options.threads)
         device, words = machine.resolve_device(options.device)
         prepared = pipeline.prepare(config, device, checkpoint)
-        directory = _directory(config, options)
+        directory = within.enter_context(_directory(prepared, options))
     except console.ERRORS as error:
         print(f"pyro_vae.train: error: {console.sentence(error)}", file=sys.stderr)
         return 2
     say(pipeline.describe(prepared, words))
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
-        return _run(prepared, directory, say)
+        return _run(prepared, directory, say, signals)
     finally:
         warnings.formatwarning = usual
 
 
-def _directory(config: Config, options: Options) -> RunDirectory:
+@contextmanager
+def _directory(prepared: pipeline.Prepared, options: Options) -> Iterator[RunDirectory]:
     if options.resume is None:
-        name = f"{config.data.dataset}-{config.train.elbo}"
-        return RunDirectory.create(options.run_dir, name, options.overwrite)
+        data, elbo = prepared.config.data.dataset, prepared.config.train.elbo
+        name = f"{data if data in NAMED else Path(data).stem}-{elbo}"
+        with RunDirectory.claim(options.run_dir, name, options.overwrite, prepared.disk_bytes) as directory:
+            yield directory
+        return
     if options.run_dir is not None or options.overwrite:
         flag = "--overwrite" if options.overwrite else "--run-dir"
         raise ValueError(
             f"{flag}: expected without --resume, which goes on in the run's own folder, got both; drop one."
         )
-    return RunDirectory(options.resume)
+    directory = RunDirectory(options.resume)
+    directory.reopen(prepared.disk_bytes)
+    yield directory
 
 
-def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say) -> int:
+def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say, signals: Signals) -> int:
+    history = None
     try:
-        history, seconds = pipeline.train(prepared, directory, say)
+        with signals.waiting():
+            history, seconds = pipeline.train(prepared, directory, say, signals)
+        if signals.caught is not None:
+            raise Interrupted(signals.caught)
         pipeline.finish(prepared, history, directory, seconds, say)
     except NonFiniteLossError as error:
         print(f"pyro_vae.train: {error} {_what_is_kept(directory)}", file=sys.stderr)
@@ -164,20 +204,32 @@ def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say
         )
         return 2
     except (RuntimeError, TypeError, MemoryError) as error:
-        kept = (directory.path / "checkpoint.pt").exists()
-        again = f"{_what_is_kept(directory)}{' --device cpu' if kept else ''}"
-        print(f"pyro_vae.train: error: {console.sentence(error, TypeError)} {again}", file=sys.stderr)
-        return 1 if kept else 2
-    except KeyboardInterrupt:
-        print(f"\npyro_vae.train: interrupted. {_what_is_kept(directory)}", file=sys.stderr)
-        return 130
+        print(
+            f"pyro_vae.train: error: {console.sentence(error, TypeError)} {_what_is_kept(directory)}", file=sys.stderr
+        )
+        return 1 if (directory.path / "checkpoint.pt").exists() else 2
+    except KeyboardInterrupt as stop:
+        print(f"pyro_vae.train: stopped by {signal_of(stop).name} {_where(history, directory)}", file=sys.stderr)
+        return 128 + signal_of(stop)
     return 0
+
+
+def _where(history: History | None, directory: RunDirectory) -> str:
+    """Where a signal stopped the run, and what is kept of it."""
+    if history is None:
+        there = (directory.path / "checkpoint.pt").exists()
+        return f"at once. {_what_is_kept(directory)}" + ("" if there else f" --resume {directory.path} begins again.")
+    if history.stopped_by != "interrupted":
+        return f"after training: all of it is saved; for figures and pictures go on with --resume {directory.path}"
+    whole = history.rows[-1]["step"] if history.rows else 0
+    where = f"after epoch {len(history)}" if history.steps == whole else f"in epoch {len(history) + 1}"
+    return f"{where}, step {history.steps}: saved; go on with --resume {directory.path}"
 
 
 def _what_is_kept(directory: RunDirectory) -> str:
     if not (directory.path / "checkpoint.pt").exists():
         return f"No epoch was finished; there is no checkpoint in {directory.path}."
-    return f"The last whole epoch is kept: go on with --resume {directory.path}"
+    return f"The last checkpoint is kept: go on with --resume {directory.path}"
 
 
 def _format_warning(

@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.data import Data, Split
+from pyro_vae.inference.history import History, Row
 from pyro_vae.inference.objectives import elbo as make_elbo
-from pyro_vae.inference.training import FitOptions, History, Row, Training
+from pyro_vae.inference.training import FitOptions, Training, never
 from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Constant, Schedule
 
@@ -55,6 +56,7 @@ def fit(
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     resume: dict[str, Any] | None = None,
+    interrupt: Callable[[], bool] = never,
     progress: bool = True,
 ) -> History:
     r"""Train a model and its guide by SVI, maximizing :math:`E_q[\log p(x|z)] - \beta_t KL(q(z|x) \| p(z))`.
@@ -76,15 +78,17 @@ def fit(
         num_workers: Processes that read ahead, where the data are stored on the disk and not in memory.
         beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``.
         seed: Seed of the data order, the binarization and the draws.
-        callbacks: Called with the :class:`Training` after each epoch.
-        resume: What :meth:`Training.state_dict` gave, to go on from there.
+        callbacks: Called with the :class:`Training` after each epoch, and once more where ``interrupt`` ends one before
+            its time; then ``training.progress`` is not None, and there is no row for it.
+        resume: What :meth:`Training.state_dict` gave, to go on from there, exactly, within an epoch or between two.
+        interrupt: Asked after every step whether to stop there; once True, it must stay so.
         progress: Whether to print a line an epoch, and a bar on a terminal.
 
     Returns:
         The history: true bounds in nats per datum.
 
     Raises:
-        ValueError: If a number is out of its range or a name is unknown.
+        ValueError: If a number is out of its range, a name is unknown, or ``resume`` is not the state of such a run.
         NonFiniteLossError: If the loss becomes NaN or infinite; the model is left as it then is, and what callbacks saved
             is the last whole epoch.
     """
@@ -95,7 +99,7 @@ def fit(
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
     schedule = beta if callable(beta) else Constant(beta)
     with own_randomness(seed), pyro.get_param_store().scope():
-        training = Training(model, data, objective, schedule, options)
+        training = Training(model, data, objective, schedule, options, interrupt)
         _warn_if_unfinished(schedule, epochs * training.steps_per_epoch)
         if resume is not None:
             training.load_state_dict(resume)
@@ -118,12 +122,16 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
 
         while len(training.history) < training.options.epochs and training.stop_reason is None:
             row = training.run_epoch(advance)
-            if progress:
+            if row is not None and progress:
                 bar.clear()
                 print(_line(row, training.options.epochs), flush=True)
             for callback in callbacks:
                 callback(training)
-    training.history.stopped_by = training.stop_reason or "epochs"
+            if training.interrupt():
+                break
+    history, whole = training.history, len(training.history) >= training.options.epochs
+    history.stopped_by = training.stop_reason or ("epochs" if whole else "interrupted")
+    history.steps = training.step
 
 
 _HEADER = (

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -14,89 +13,32 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Batches, Data, Split, Stored
+from pyro_vae.data.stored import rows_of
 from pyro_vae.handlers import scale_kl_pair
+from pyro_vae.inference.history import History, Progress, Row
+from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
+from pyro_vae.inference.state import check_device, check_state
 from pyro_vae.inference.svi import SVI, FusedOptim
 from pyro_vae.inference.weights import ProposalDraws
-from pyro_vae.lookup import lookup
 from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Constant, Schedule
-
-Row = dict[str, float]
-
-#: Optimizers by name: the ``pyro.optim`` class that becomes one fused torch optimizer.
-OPTIMIZERS = {"adam": pyro.optim.Adam, "adamw": pyro.optim.AdamW, "sgd": pyro.optim.SGD}
-
-#: Learning-rate schedules by name: share of training done, in [0, 1), to the factor on ``lr``.
-LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-    "step": lambda done: 0.1 ** (int(done >= 0.5) + int(done >= 0.75)),
-}
 
 EVALUATION_ROWS = 1000
 
 
-@dataclass
-class History:
-    """What training was like, a row an epoch; every bound is the true one (beta = 1), nats per datum.
-
-    Attributes:
-        rows: A dict an epoch, see ``docs/run-directory.md`` for the columns.
-        stopped_by: ``"epochs"``, or the reason that a callback gave.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    stopped_by: str = "epochs"
-
-    def __getitem__(self, column: str) -> list[float]:
-        return [row[column] for row in self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch, counted from 1, with the highest validation ELBO; the last where there is no validation."""
-        if not self.rows or "validation_elbo" not in self.rows[-1]:
-            return len(self.rows)
-        values = [value if math.isfinite(value) else -math.inf for value in self["validation_elbo"]]
-        return 1 + max(range(len(values)), key=values.__getitem__)
+class Paused(Exception):
+    """Training was asked to stop within an epoch; what has been done of it is kept."""
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """The numbers and names of one training run, see :func:`pyro_vae.fit`.
-
-    Raises:
-        ValueError: If a number is out of its range or a name is unknown.
-    """
-
-    epochs: int = 100
-    batch_size: int = 128
-    optimizer: str = "adam"
-    lr: float = 1e-3
-    lr_schedule: str = "constant"
-    clip_norm: float | None = None
-    num_workers: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if value < 1 or value != int(value):
-                raise ValueError(f"{name}: expected a whole number of at least 1, got {value}.")
-        for name in ("lr", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: expected a positive number, got {value}.")
-        lookup("optimizer", self.optimizer, OPTIMIZERS)
-        lookup("learning-rate schedule", self.lr_schedule, LR_SCHEDULES)
+def never() -> bool:
+    """No one asks to stop."""
+    return False
 
 
 class Training:
     """One training run: a model, its data, and everything that must be saved to go on exactly.
 
-    Callbacks get this object after each epoch.
+    Callbacks get this object after each epoch, and where training is interrupted within one.
 
     Attributes:
         model: The model, in training, with ``model`` and ``guide``.
@@ -104,11 +46,22 @@ class Training:
         options: Numbers and names.
         history: Rows so far.
         best: State of the model at the best epoch, or None without validation data.
+        progress: What has been done of an epoch that was interrupted, or None between epochs.
     """
 
-    def __init__(self, model: Any, data: Data, objective: Any, schedule: Schedule, options: FitOptions) -> None:
+    def __init__(
+        self,
+        model: Any,
+        data: Data,
+        objective: Any,
+        schedule: Schedule,
+        options: FitOptions,
+        interrupt: Callable[[], bool] = never,
+    ) -> None:
         self.model, self.data, self.schedule, self.options = model, data, schedule, options
+        self.interrupt = interrupt
         self.history = History()
+        self.progress: Progress | None = None
         self.best: dict[str, Tensor] | None = None
         self.stop_reason: str | None = None
         device = data.train.x.device
@@ -131,41 +84,65 @@ class Training:
         """Optimization steps taken."""
         return self.svi.steps_taken
 
-    def run_epoch(self, advance: Callable[[Callable[[], float]], None]) -> Row:
-        """Train one epoch, then evaluate on the validation data.
+    def run_epoch(self, advance: Callable[[Callable[[], float]], None]) -> Row | None:
+        """Train one epoch, or what is left of it, then evaluate on the validation data.
 
         Args:
             advance: Called after every step with a function that gives the mean training ELBO of the epoch so far, nats
                 per datum (calling it waits for the device).
 
         Returns:
-            The row of this epoch.
+            The row of this epoch, or None if ``interrupt`` asked to stop within it.
         """
-        started = time.perf_counter()
         self.model.train()
+        if self.progress is None:
+            self.progress = self._begin()
+        try:
+            self._finish(self.progress, advance)
+            row = self._row(self.progress)
+            if self.data.validation is not None:
+                row |= self._validate(self.data.validation)
+        except Paused:
+            return None
+        self.progress = None
+        self.history.rows.append(row)
+        if self.data.validation is not None and self.history.best_epoch == len(self.history):
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        return row
+
+    def _begin(self) -> Progress:
         dtype = torch.float32 if self.beta.device.type == "mps" else torch.float64  # MPS has no float64
-        totals = torch.zeros(3, device=self.beta.device, dtype=dtype)  # loss, distortion, rate
-        seen = 0
+        start = self.order.get_state()
+        return Progress(start, self.batches.order(self.order), torch.zeros(3, device=self.beta.device, dtype=dtype))
 
-        def running_elbo() -> float:
-            return -float(totals[1] + totals[2]) / seen
-
+    def _finish(self, progress: Progress, advance: Callable[[Callable[[], float]], None]) -> None:
+        """Take the steps that are left of an epoch; what they leave is looked at before anyone saves it."""
+        started, x, validated = time.perf_counter() - progress.seconds, None, True
         with ExitStack() as unchecked:
-            for x in self.batches.epoch(self.order):
+            for x in self.batches.rest(progress.order, progress.batches, self.order):
                 self._set_rates()
                 # Pyro and torch validate the first step of a run; the others would take half as long again.
-                if self.step == 1 or (self.step > 0 and seen == 0):
+                if validated and self.step > 0:
                     unchecked.enter_context(pyro.validation_enabled(False))
-                totals += torch.stack(self.svi.step_terms(x))
-                seen += len(x)
-                advance(running_elbo)
-        with pyro.validation_enabled(False):
-            self.svi.check_finite(x)  # the last step may have been one too far: such an epoch must not be saved
-        if self.step == self.steps_per_epoch:
+                    validated = False
+                progress.totals += torch.stack(self.svi.step_terms(x))
+                progress.seen += len(x)
+                progress.batches += 1
+                advance(progress.elbo)
+                if self.interrupt():
+                    break
+        if x is not None:
+            with pyro.validation_enabled(False):
+                self.svi.check_finite(x)  # the last step may have been one too far: what it left must not be saved
+        if not self.history.rows:
             self._check_parameters()
-        loss, distortion, rate = (totals / seen).tolist()
-        seconds = time.perf_counter() - started
-        row = {
+        progress.seconds = time.perf_counter() - started
+        if progress.batches < self.steps_per_epoch:
+            raise Paused
+
+    def _row(self, progress: Progress) -> Row:
+        loss, distortion, rate = (progress.totals / progress.seen).tolist()
+        return {
             "epoch": len(self.history) + 1,
             "step": self.step,
             "objective": -loss,
@@ -174,15 +151,9 @@ class Training:
             "train_distortion": distortion,
             "beta": float(self.beta),
             "lr": self._lr(self.step - 1),
-            "images_per_second": seen / seconds,
-            "seconds": seconds,
+            "images_per_second": progress.seen / progress.seconds,
+            "seconds": progress.seconds,
         }
-        if self.data.validation is not None:
-            row |= self._validate(self.data.validation)
-        self.history.rows.append(row)
-        if self.data.validation is not None and self.history.best_epoch == len(self.history):
-            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        return row
 
     def _lr(self, step: int) -> float:
         share = step / (self.options.epochs * self.steps_per_epoch)
@@ -214,8 +185,12 @@ class Training:
                     "pyro.param alone, which fit could not save; make it an nn.Parameter or a PyroParam of the model."
                 )
 
+    def _poll(self) -> None:
+        if self.interrupt():
+            raise Paused
+
     def _validate(self, split: Split) -> Row:
-        likelihood, ratio = evaluate_terms(self.model, split.x, self.options.seed)
+        likelihood, ratio = evaluate_terms(self.model, split.x, self.options.seed, self._poll)
         elbo = likelihood + ratio
         return {
             "validation_elbo": float(elbo.mean()),
@@ -234,37 +209,73 @@ class Training:
             "step": self.step,
             "rows": self.history.rows,
             "stop_reason": self.stop_reason,
+            "device": self.beta.device.type,
             "random": torch.get_rng_state(),
             "order": self.order.get_state(),
+            "epoch": None if self.progress is None else self.progress.state_dict(),
         }
         if self.beta.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.beta.device)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Go on from what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: If it is not whole, or belongs to another model, other data or another kind of device.
+        """
+        check_state(state, self.model, "resume")
+        check_device(state, self.beta.device.type, "resume")
+        try:
+            self._load(state)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"resume: expected a whole training state, got one that cannot be used ({reason}); train it again."
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.best = state["best"]
         for name, p in self.model.named_parameters():
             if name in state["optimizer"]:
                 self._optimizer.add(p, state["optimizer"][name])
         self.svi.steps_taken = state["step"]
+        if self.step > 0:
+            self.beta.fill_(float(self.schedule(self.step - 1)))
         self.history.rows = list(state["rows"])
         self.stop_reason = state["stop_reason"]
         torch.set_rng_state(state["random"].cpu())
-        self.order.set_state(state["order"].cpu())
-        if self.beta.device.type == "cuda" and "random_cuda" in state:
+        if self.beta.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.beta.device)
+        if state["epoch"] is not None:
+            self.progress = self._progress(state["epoch"])
+        self.order.set_state(state["order"].cpu())
+
+    def _progress(self, kept: dict[str, Any]) -> Progress:
+        """What has been done of the epoch under way, with its order drawn again."""
+        batches, seen = kept["batches"], kept["seen"]
+        whole = min(batches * self.options.batch_size, len(self.data.train.x))
+        if not (0 < batches <= self.steps_per_epoch and seen == whole):
+            raise ValueError(f"{seen} data in {batches} steps of an epoch, where it would be {whole}")
+        self.order.set_state(kept["start"].cpu())
+        progress = self._begin()
+        progress.totals.copy_(kept["totals"])
+        progress.batches, progress.seen, progress.seconds = batches, seen, float(kept["seconds"])
+        return progress
 
 
 @torch.no_grad()
-def evaluate_terms(model: Any, x: Tensor | Stored, seed: int) -> tuple[Tensor, Tensor]:
+def evaluate_terms(
+    model: Any, x: Tensor | Stored, seed: int, poll: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
     """One draw of log p(x|z) and of log p(z) - log q(z|x) for each datum, the same draw at every call.
 
     Args:
         model: An object with Pyro functions ``model`` and ``guide``.
         x: Data, shape ``(N, *data_shape)``.
         seed: Seed of the draws; the caller's generators are left as they were.
+        poll: Called before every batch; what it raises ends the evaluation.
 
     Returns:
         Two tensors of shape ``(N,)``, nats, float64, on the CPU.
@@ -274,7 +285,8 @@ def evaluate_terms(model: Any, x: Tensor | Stored, seed: int) -> tuple[Tensor, T
     parts = []
     try:
         with own_randomness(seed), pyro.validation_enabled(False):
-            for batch in x.split(EVALUATION_ROWS):
+            for batch in x.split(min(EVALUATION_ROWS, rows_of(x.shape))):
+                poll()
                 first = ProposalDraws(model.model, model.guide, (batch,), {}).first
                 parts.append([part[0].cpu().double() for part in first])
     finally:
