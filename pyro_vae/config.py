@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import types
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pyro_vae.lookup import unknown
@@ -90,6 +93,38 @@ class EvaluateConfig:
     """Importance samples for each datum."""
 
 
+def _mapping(what: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise ValueError(f"{what}: expected names with their values, got {given!r}; compare with a run's config.json.")
+    return given
+
+
+def _value(name: str, given: Any, hint: Any) -> Any:
+    """A value from JSON, checked against the type of its field: lists become tuples, whole numbers floats."""
+    plain = tuple(given) if isinstance(given, list) else given
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in allowed:
+        if kind is float and type(plain) is int:
+            return float(plain)
+        if kind == tuple[int, ...]:
+            if isinstance(plain, tuple) and all(type(n) is int for n in plain):
+                return plain
+        elif type(plain) is kind:
+            return plain
+    words = " or ".join(_TYPES[kind] for kind in allowed)
+    raise ValueError(f"key {name}: expected {words}, got {given!r}; correct it.")
+
+
+_TYPES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+    tuple[int, ...]: "a list of whole numbers",
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """A run."""
@@ -113,19 +148,38 @@ class Config:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: If a section or key is unknown.
+            ValueError: If a section or key is unknown, or a value is of another type than it should be.
         """
         sections = typing.get_type_hints(cls)
         made = {}
-        for name, given in values.items():
+        for name, given in _mapping("configuration", values).items():
             if name not in sections:
                 raise unknown("section of the configuration", name, sections)
-            keys = {f.name for f in dataclasses.fields(sections[name])}
-            for key in given:
-                if key not in keys:
-                    raise unknown(f"key of the configuration's section {name!r}", key, keys)
-            made[name] = sections[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+            hints = typing.get_type_hints(sections[name])
+            for key in _mapping(f"configuration's section {name!r}", given):
+                if key not in hints:
+                    raise unknown(f"key of the configuration's section {name!r}", key, hints)
+            made[name] = sections[name](**{k: _value(f"{name}.{k}", v, hints[k]) for k, v in given.items()})
         return cls(**made)
+
+    @classmethod
+    def read(cls, path: Path) -> Config:
+        """The configuration in a JSON file, such as the ``config.json`` of a run.
+
+        Raises:
+            ValueError: If it cannot be read or something in it is wrong.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"configuration {path}: expected a JSON file such as the config.json of a run, got {error}; name one, or give "
+                "flags instead."
+            ) from None
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"configuration {path}: {error}") from None
 
     def differences(self, other: Config, free: frozenset[str] = frozenset()) -> list[str]:
         """What differs, as ``"lr 0.001 (there 0.01)"``, leaving out the keys in ``free``."""

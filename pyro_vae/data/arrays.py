@@ -112,11 +112,17 @@ def _refuse_array(path: Path, request: Request) -> None:
 
 def _unreadable(path: Path, reason: object) -> ValueError:
     text = str(reason)
+    with path.open("rb") as file:
+        start = file.read(6)
     if "allow_pickle" in text or "Object arrays" in text:
-        with path.open("rb") as file:
-            start = file.read(6)
         text = "Python objects" if start[1:] == b"NUMPY" or start[:2] == b"PK" else "no array (text, or another format)"
-    elif not text or isinstance(reason, EOFError) or "mmap length" in text or "reading array" in text:
+    elif (
+        not text
+        or isinstance(reason, EOFError)
+        or "mmap length" in text
+        or "reading array" in text
+        or start[:2] == b"PK"
+    ):
         text = "an empty file" if path.stat().st_size == 0 else "a file that ends too early"
     return ValueError(
         f"data set {path}: expected a NumPy {path.suffix} file of numbers, got {text.splitlines()[0]}; save the array again "
@@ -130,10 +136,10 @@ def open_npz(path: Path, request: Request) -> Parts:
     Raises:
         ValueError: If it is no such file, the choice is not clear, or the array is not as data should be.
     """
-    archive = _attempt(path, lambda: np.load(path, allow_pickle=False))
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise _unreadable(path, "another kind of file under this name")
-    with archive:
+    with path.open("rb") as stream:  # np.load would leave it open where the file is broken
+        archive = _attempt(path, lambda: np.load(stream, allow_pickle=False))
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise _unreadable(path, "another kind of file under this name")
         names = {name.lower(): name for name in archive.files}
         wanted = _choose(path, archive, names, request)
         several = len(wanted) > 1

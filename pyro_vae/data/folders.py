@@ -110,6 +110,10 @@ def open_folder(path: Path, request: Request) -> Parts:
         split: Part(Stored(reader).take(rows), _labels([found.names[row] for row in rows.tolist()], len(splits) > 1))
         for split, rows in splits.items()
     }
+    if len(splits) == 1 and len(found.names) < 3:
+        raise ValueError(
+            f"data set {path}: expected at least 3 images, to train, validate and test with, got {len(found.names)}; add some."
+        )
     size = " x ".join(map(str, data_shape))
     left_out = f"; left out {len(names) - len(found.names):,} broken ones" if len(found.names) < len(names) else ""
     kind = "without labels" if parts["train"].y is None else f"{int(parts['train'].y.max()) + 1} labels"

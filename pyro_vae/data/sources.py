@@ -207,6 +207,8 @@ def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | Non
 def _find(name: str, request: Request) -> Parts:
     """The parts of a named set, or of the file or folder at a path."""
     if name in NAMED:
+        if request.array is not None:
+            raise ValueError(f"array: expected only with an .npz, got {request.array!r} for {name}; drop it.")
         return _sized(NAMED[name](request), request.image_size)
     from pyro_vae.data.paths import KINDS, is_path, open_path
 

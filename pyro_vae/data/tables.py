@@ -20,6 +20,8 @@ def open_table(path: Path, request: Request) -> Parts:
     """
     _refuse_array(path, request)
     frame = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    if len(frame) == 0:
+        raise ValueError(f"data set {path}: expected at least 3 rows of numbers below the header, got none; add some.")
     named = [column for column in frame.columns if str(column).lower() in LABELS[""]]
     if len(named) > 1:
         raise ValueError(
