@@ -208,10 +208,10 @@ def finish(prepared: Prepared, history: History, directory: RunDirectory, second
     from pyro_vae.report import draw_pictures  # brings matplotlib, which nothing before the end needs
 
     config, vae, data = prepared.config, prepared.vae, prepared.data
-    found = summary.evaluate(config, vae, data, history, seconds, progress=say is not silent)
+    found, estimate = summary.evaluate(config, vae, data, history, seconds, progress=say is not silent)
     directory.write_json("summary.json", found)
     say(summary.table(found))
-    pictures = draw_pictures(vae, data, history, directory.path, config.train.seed)
+    pictures = draw_pictures(vae, data, history, directory.path, config.train.seed, estimate)
     say(f"{directory.path}: summary.json, metrics.csv, checkpoint.pt, {', '.join(p.name for p in pictures)}")
 
 
@@ -240,7 +240,7 @@ def reevaluate(run: Run, device: torch.device, num_samples: int | None, say: Say
         config = dataclasses.replace(config, evaluate=EvaluateConfig(num_samples))
         _check_numbers(config)
     vae, data = run.vae.to(device), run.data().to(device)
-    found = summary.evaluate(config, vae, data, run.history, run.seconds, progress=say is not silent)
+    found, _ = summary.evaluate(config, vae, data, run.history, run.seconds, progress=say is not silent)
     RunDirectory(run.path).write_json("summary.json", found)
     say(summary.table(found))
     return found

@@ -25,7 +25,18 @@ from pyro_vae.inference.training import Training
 from pyro_vae.models import VAE
 
 SCHEMA = 1
-PICTURES = ("reconstructions", "samples", "interpolations", "curves", "latents", "grid")
+PICTURES = (
+    "reconstructions",
+    "samples",
+    "interpolations",
+    "traversals",
+    "curves",
+    "latents",
+    "units",
+    "tsne",
+    "log-px",
+    "grid",
+)
 #: The keys of a checkpoint and what they hold.
 KEYS: dict[str, tuple[type, ...]] = {
     "pyro_vae": (str,),

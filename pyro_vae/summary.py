@@ -65,8 +65,8 @@ def active_units(vae: VAE, x: Tensor | Stored) -> int:
 
 def evaluate(
     config: Config, vae: VAE, data: Data, history: History, train_seconds: float, progress: bool
-) -> dict[str, Any]:
-    """The summary of a run: what ``summary.json`` holds.
+) -> tuple[dict[str, Any], Estimate]:
+    """The summary of a run: what ``summary.json`` holds, and the estimate of each test datum behind it.
 
     Args:
         config: What the run is.
@@ -77,7 +77,7 @@ def evaluate(
         progress: Whether to show a bar on a terminal.
 
     Returns:
-        Nested plain containers; bounds in nats per datum, higher is better.
+        Nested plain containers, bounds in nats per datum, higher is better; and the estimate, in the order of the data.
 
     Raises:
         ValueError: If there are no test data.
@@ -85,9 +85,9 @@ def evaluate(
     if data.test is None:
         raise ValueError("test data: expected some to evaluate on, got none.")
     started = time.perf_counter()
-    found = estimate(vae, data.test.x, config.evaluate.num_samples, config.train.seed, progress).summary()
-    return {
-        "test": {**_test_figures(found), "active_units": active_units(vae, data.test.x)},
+    found = estimate(vae, data.test.x, config.evaluate.num_samples, config.train.seed, progress)
+    figures = {
+        "test": {**_test_figures(found.summary()), "active_units": active_units(vae, data.test.x)},
         "validation": {"elbo": _validation_figure(history)},
         "units": "nats per datum",
         "density": LIKELIHOODS[config.model.likelihood].support != "binary",
@@ -103,6 +103,7 @@ def evaluate(
         "seed": config.train.seed,
         "versions": {"pyro_vae": pyro_vae.__version__} | {p: version(p) for p in PACKAGES},
     }
+    return figures, found
 
 
 def _validation_figure(history: History) -> dict[str, float | None] | None:

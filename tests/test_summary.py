@@ -47,7 +47,7 @@ def test_batches_do_not_show_and_the_callers_generator_is_left_alone(vae):
 def _summary(vae, rows, num_samples=50):
     config = Config.from_dict({"evaluate": {"num_samples": num_samples}})
     data = Data("toy", Split(X), None, Split(X[:40]))
-    return evaluate(config, vae, data, History(rows), 12.5, progress=False)
+    return evaluate(config, vae, data, History(rows), 12.5, progress=False)[0]
 
 
 def test_it_is_json_and_its_arithmetic_holds(vae):

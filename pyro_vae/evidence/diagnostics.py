@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
+from torch.distributions import Distribution, Independent, kl_divergence
+
+from pyro_vae.imports import import_arviz
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
@@ -56,9 +60,7 @@ def _psislw() -> Callable[[np.ndarray], Any]:
     try:
         from arviz_stats.base import array_stats
     except ImportError:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 when it is imported
-            import arviz
+        arviz = import_arviz()
         return lambda column: arviz.psislw(column, normalize=False)[1]
     # ArviZ 1.x takes log-likelihoods, for leave-one-out, and fits the tail of their negatives.
     return lambda column: array_stats.psislw(-column)[1]
@@ -115,3 +117,35 @@ def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
         Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, section 5.2.
     """
     return means.var(0) > threshold
+
+
+def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
+    r"""The KL of each latent unit, whose sum over units is the rate.
+
+    .. math:: KL(q(z_j | x) \,\|\, p(z_j)), \quad \textstyle\sum_j KL_j = KL(q(z | x) \,\|\, p(z))
+
+    A unit near 0 says nothing of the data. Exact, not sampled; at least 0.
+
+    Args:
+        q: q(z|x), batch shape ``(B,)``, event shape ``(Z,)``.
+        p: p(z), event shape ``(Z,)``.
+
+    Returns:
+        Shape ``(B, Z)``, nats; None where q or p has units that depend on each other, or where no closed form is known:
+        the rate is then no sum over units, or not known as one.
+    """
+    one_q, one_p = _unit(q), _unit(p)
+    if one_q is None or one_p is None:
+        return None
+    try:
+        return kl_divergence(one_q, one_p)
+    except NotImplementedError:
+        return None
+
+
+def _unit(distribution: Distribution) -> Distribution | None:
+    """The units as a batch of scalar distributions; None where they are not independent, or have no density."""
+    if not (isinstance(distribution, Independent) and distribution.reinterpreted_batch_ndims == 1):
+        return None
+    base = distribution.base_dist
+    return None if base.event_shape or isinstance(base, Delta) else base

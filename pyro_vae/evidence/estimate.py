@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.diagnostics import equal_weights, pareto_k, pareto_k_threshold
+from pyro_vae.imports import import_arviz
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,9 @@ class Estimate:
         attributes = {"num_samples": self.num_samples, "pareto_k_threshold": self.threshold, "units": "nats"}
         dataset = xarray.Dataset(values, attrs=attributes)
         if int(version("arviz").split(".")[0]) < 1:
+            arviz = import_arviz()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 when it is imported
                 warnings.simplefilter("ignore", UserWarning)  # the group is not one of ArviZ's own
-                import arviz
-
                 return arviz.InferenceData(evidence=dataset)
         return xarray.DataTree.from_dict({"evidence": dataset})
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_vae.inference.training import History
+from pyro_vae.inference import History
 
 # Okabe and Ito: told apart by every kind of colour vision.
 TRAIN, VALIDATION, OBJECTIVE = "#0072B2", "#D55E00", "#009E73"

@@ -2,97 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
-from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.distributions import StandardNormal
 from pyro_vae.models.vae import VAE, mean_image
-
-Array = NDArray[np.float64]
-
-TILE = 0.75  # inches
-GAP = 0.04  # of a tile, on each side
-FRAME = "0.55"  # without it the white edge of an image is lost on the white page
-
-
-def like_parameters(vae: VAE, x: Tensor) -> Tensor:
-    """``x`` on the device and in the dtype of the model's parameters."""
-    return x.to(next(vae.parameters()))
-
-
-def _pick(split: Split, count: int) -> Tensor:
-    """Random images, the classes in turn, so that each is seen and a column of ten holds one class of ten.
-
-    Args:
-        split: Images, with or without labels.
-        count: How many; fewer where there are not so many.
-
-    Returns:
-        Shape ``(count, *data_shape)``.
-    """
-    order = torch.randperm(len(split.x))
-    if split.y is not None:
-        labels, index = split.y.cpu()[order].sort(stable=True)
-        counts = labels.unique_consecutive(return_counts=True)[1]
-        turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        order = order[index][turn.argsort(stable=True)]
-    return split.x[order[:count].to(split.x.device)]
-
-
-def _pixels(images: Tensor) -> Array:
-    """Images of shape ``(N, C, H, W)`` as matplotlib takes them: ``(N, H, W)`` grey or ``(N, H, W, 3)``."""
-    shown = images.clamp(0, 1).double().cpu().permute(0, 2, 3, 1).numpy()
-    return shown[..., 0] if shown.shape[-1] == 1 else shown
-
-
-def _inches(images: Tensor) -> tuple[float, float]:
-    """Width and height of a tile: its longer side is ``TILE``."""
-    height, width = images.shape[-2:]
-    return TILE * width / max(height, width), TILE * height / max(height, width)
-
-
-def _tiles(images: Tensor, columns: Sequence[float], rows: Sequence[float]) -> tuple[Figure, Axes]:
-    """A table of images.
-
-    Args:
-        images: Shape ``(R * C, *data_shape)``, row after row.
-        columns: Left edges, in tiles from the left; a step above 1 leaves a space.
-        rows: Upper edges, in tiles from the top.
-
-    Returns:
-        The figure, and its axes in units of tiles, without ticks.
-    """
-    width, height = _inches(images)
-    right, bottom = columns[-1] + 1, rows[-1] + 1
-    figure = Figure(figsize=(width * right, height * bottom))
-    axes = figure.add_axes((0, 0, 1, 1))
-    for k, image in enumerate(_pixels(images)):
-        x, y = columns[k % len(columns)], rows[k // len(columns)]
-        left, top, side = x + GAP, y + GAP, 1 - 2 * GAP
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + side, top + side, top), aspect="auto")
-        axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=FRAME, linewidth=0.6))
-    axes.set(xlim=(0, right), ylim=(bottom, 0), xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    return figure, axes
+from pyro_vae.report.tiles import FRAME, inches, like_parameters, pick, pixels, tiles
 
 
 def reconstructions(vae: VAE, split: Split, source: str) -> Figure:
     """Test images above their reconstructions, three rows of pairs."""
     width = min(10, len(split.x))
     height = min(3, len(split.x) // width)
-    x = like_parameters(vae, _pick(split, width * height))
+    x = like_parameters(vae, pick(split, width * height))
     pairs = torch.stack([part.unflatten(0, (height, width)) for part in (x, vae.reconstruct(x))], dim=1)
     rows = [2.2 * pair + half for pair in range(height) for half in (0, 1)]
-    figure, axes = _tiles(pairs.flatten(0, 2), range(width), rows)
+    figure, axes = tiles(pairs.flatten(0, 2), range(width), rows)
     axes.set_yticks([row + 0.5 for row in rows], ["original", "reconstruction"] * height)
     axes.set_title(f"Reconstructions of {source} images\nmean of p(x|z) at one draw z ~ q(z|x)")
     return figure
@@ -101,7 +28,7 @@ def reconstructions(vae: VAE, split: Split, source: str) -> Figure:
 def samples(vae: VAE) -> Figure:
     """Means of p(x|z) at 64 draws from the prior."""
     images = mean_image(vae.decode(vae.prior().sample((64,))))
-    figure, axes = _tiles(images, range(8), range(8))
+    figure, axes = tiles(images, range(8), range(8))
     prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
     axes.set_title(f"Samples: means of p(x|z), z ~ {prior}")
     return figure
@@ -110,14 +37,14 @@ def samples(vae: VAE) -> Figure:
 def interpolations(vae: VAE, split: Split, source: str) -> Figure:
     """Straight lines in latent space between the posterior means of pairs of images."""
     height, steps = max(1, min(6, len(split.x) // 2)), 11
-    x = like_parameters(vae, _pick(split, 2 * height))
+    x = like_parameters(vae, pick(split, 2 * height))
     first, last = x[:height], x[-height:]
     t = torch.linspace(0, 1, steps).to(x)[None, :, None]
     a, b = vae.encode(first).mean[:, None], vae.encode(last).mean[:, None]
     decoded = mean_image(vae.decode((1 - t) * a + t * b))
     columns = [0, *(1.2 + k for k in range(steps)), steps + 1.4]
     images = torch.cat([first[:, None], decoded, last[:, None]], dim=1)
-    figure, axes = _tiles(images.flatten(0, 1), columns, range(height))
+    figure, axes = tiles(images.flatten(0, 1), columns, range(height))
     ticks = ["$x_a$", *(f"{k / (steps - 1):g}" for k in range(steps)), "$x_b$"]
     axes.set_xticks([column + 0.5 for column in columns], ticks)
     axes.set_xlabel("original $x_a$,   decoded at $t$ = 0 to 1,   original $x_b$")
@@ -134,9 +61,9 @@ def plane(vae: VAE) -> Figure:
     z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
     # The first row is the top one, which has the largest z2.
     images = mean_image(vae.decode(like_parameters(vae, torch.cartesian_prod(z.flip(0), z).flip(-1))))
-    tiles = _pixels(images)
-    mosaic = np.concatenate(np.concatenate(tiles.reshape(side, side, *tiles.shape[1:]), axis=1), axis=1)
-    width, height = _inches(images)
+    shown = pixels(images)
+    mosaic = np.concatenate(np.concatenate(shown.reshape(side, side, *shown.shape[1:]), axis=1), axis=1)
+    width, height = inches(images)
     figure = Figure(figsize=(side * width / 2, side * height / 2))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, extent=(-0.5, side - 0.5, -0.5, side - 0.5), aspect="auto")

@@ -10,34 +10,46 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_vae.data import Data, Split
+from pyro_vae.evidence import Estimate
 from pyro_vae.files import write_atomically
-from pyro_vae.inference.training import History
+from pyro_vae.inference import History
 from pyro_vae.models.vae import VAE
 from pyro_vae.randomness import own_randomness
 from pyro_vae.report.curves import curves
+from pyro_vae.report.encoded import encode
 from pyro_vae.report.images import interpolations, plane, reconstructions, samples
 from pyro_vae.report.latents import latents
+from pyro_vae.report.log_px import log_px
+from pyro_vae.report.tsne import MIN_POINTS, tsne
+from pyro_vae.report.units import traversals, units
 
 DOTS_PER_INCH = 150
 
 
-def draw_pictures(vae: VAE, data: Data, history: History, directory: Path, seed: int = 0) -> list[Path]:
+def draw_pictures(
+    vae: VAE, data: Data, history: History, directory: Path, seed: int = 0, estimate: Estimate | None = None
+) -> list[Path]:
     """Draw the pictures of a run, each written whole or not at all.
 
-    ``reconstructions``, ``samples`` and ``interpolations`` are drawn where a datum is an image of shape ``(1, H, W)``
-    or ``(3, H, W)``; for other data, such as shape ``(D,)``, only curves and latents are. ``curves`` needs an epoch of
-    history, ``latents`` two data, and ``grid`` images with a latent vector of size 2. Pixels are shown clipped to
-    [0, 1].
+    ``reconstructions``, ``samples``, ``interpolations`` and ``traversals`` are drawn where a datum is an image of shape
+    ``(1, H, W)`` or ``(3, H, W)``; pixels are shown clipped to [0, 1]. ``traversals`` and ``units`` need a q(z|x) and a
+    p(z) of independent units, for only there is the KL a sum over units. ``curves`` needs an epoch of history, ``latents``
+    and ``units`` two data, ``tsne`` ten, ``log-px`` an estimate, and ``grid`` images with a latent vector of size 2.
 
     Args:
         vae: The model, on any device; its mode (train or eval) is as before at the end.
-        data: The data; the test images are shown, the training images where there are none.
+        data: The data; the test images are shown, the training images where there are none. Of more than 10,000, that
+            many evenly spaced ones are looked at, whatever is drawn from them.
         history: A row an epoch.
         directory: Where the PNG files go; made if it is not there.
         seed: Seed of the choice of images and of the draws; the caller's generators are left as they were.
+        estimate: Of log p(x) for each of the data shown, in their order; None: it is not drawn.
 
     Returns:
-        The files written, in the order in which they are named above.
+        The files written, in the order of ``runs.PICTURES``.
+
+    Raises:
+        ValueError: If the estimate is of another number of data.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -46,22 +58,33 @@ def draw_pictures(vae: VAE, data: Data, history: History, directory: Path, seed:
     vae.eval()
     try:
         with torch.no_grad(), own_randomness(seed):
-            figures = _figures(vae, split, source, history)
+            figures = _figures(vae, split, source, history, estimate)
             return [_write(directory / f"{name}.png", figure) for name, figure in figures]
     finally:
         vae.train(was_training)
 
 
-def _figures(vae: VAE, split: Split, source: str, history: History) -> Iterator[tuple[str, Figure]]:
+def _figures(
+    vae: VAE, split: Split, source: str, history: History, estimate: Estimate | None
+) -> Iterator[tuple[str, Figure]]:
     images = len(vae.data_shape) == 3 and vae.data_shape[0] in (1, 3)
+    encoded = encode(vae, split)
     if images:
         yield "reconstructions", reconstructions(vae, split, source)
         yield "samples", samples(vae)
         yield "interpolations", interpolations(vae, split, source)
+    if images and encoded.unit_kl is not None:
+        yield "traversals", traversals(vae, split, encoded.unit_kl, source)
     if history.rows:
         yield "curves", curves(history)
     if len(split.x) > 1:
-        yield "latents", latents(vae, split, source)
+        yield "latents", latents(encoded, source)
+    if len(split.x) > 1 and encoded.unit_kl is not None:
+        yield "units", units(encoded, encoded.unit_kl, source)
+    if len(split.x) >= MIN_POINTS:
+        yield "tsne", tsne(encoded, split, source)
+    if estimate is not None:
+        yield "log-px", log_px(estimate, split, images, source)
     if images and vae.latent_dim == 2:
         yield "grid", plane(vae)
 

@@ -1,0 +1,64 @@
+"""What the encoder makes of the data, found once for all pictures that show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_vae import evidence
+from pyro_vae.data import Split
+from pyro_vae.data.stored import rows_of
+from pyro_vae.models.vae import VAE
+from pyro_vae.report.tiles import like_parameters, spread_rows
+
+ENCODER_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Data seen through q(z|x): at most ``MAX_ROWS`` of them, evenly spaced; tensors on the CPU.
+
+    Attributes:
+        rows: Which data of the split, shape ``(N,)``, int64.
+        means: Means of q(z|x), shape ``(N, Z)``, float64.
+        labels: Their labels, shape ``(N,)``, or None.
+        unit_kl: KL of each unit, mean over these data, shape ``(Z,)``, nats; None where the rate is no sum over units.
+        total: How many data the split has.
+    """
+
+    rows: Tensor
+    means: Tensor
+    labels: Tensor | None
+    unit_kl: Tensor | None
+    total: int
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows of the split, means and labels of the data at ``index``."""
+        return self.rows[index], self.means[index], None if self.labels is None else self.labels[index]
+
+    def amount(self, count: int | None = None) -> str:
+        """In words, how many of all data ``count`` of these are (None: all of these)."""
+        count = len(self.rows) if count is None else count
+        return f"{self.total:,}" if count == self.total else f"{count:,} of {self.total:,}"
+
+
+def encode(vae: VAE, split: Split) -> Encoded:
+    """Encode the data of a split, a chunk at a time."""
+    rows = spread_rows(len(split.x))
+    means: list[Tensor] = []
+    kls: list[Tensor | None] = []
+    for part in rows.split(min(ENCODER_ROWS, rows_of(split.x.shape))):
+        q = vae.encode(like_parameters(vae, split.x[part]))
+        kl = evidence.kl_per_unit(q, vae.prior())
+        means.append(q.mean.double().cpu())
+        kls.append(None if kl is None else kl.double().cpu())
+    known = [kl for kl in kls if kl is not None]
+    return Encoded(
+        rows=rows,
+        means=torch.cat(means),
+        labels=None if split.y is None else split.y.cpu()[rows],
+        unit_kl=torch.cat(known).mean(0) if len(known) == len(kls) else None,
+        total=len(split.x),
+    )

@@ -1,0 +1,94 @@
+"""Tables of images: which are shown, and how they are laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_vae.data import Split
+from pyro_vae.models.vae import VAE
+
+Array = NDArray[np.float64]
+
+#: The most data that pictures look at; of more, these many evenly spaced ones.
+MAX_ROWS = 10_000
+
+TILE = 0.75  # inches
+GAP = 0.04  # of a tile, on each side
+FRAME = "0.55"  # without it the white edge of an image is lost on the white page
+
+
+def like_parameters(vae: VAE, x: Tensor) -> Tensor:
+    """``x`` on the device and in the dtype of the model's parameters."""
+    return x.to(next(vae.parameters()))
+
+
+def spread_rows(total: int) -> Tensor:
+    """All rows of ``total``, or ``MAX_ROWS`` evenly spaced ones: shape ``(N,)``, int64, ascending."""
+    count = min(total, MAX_ROWS)
+    return torch.arange(count) * total // max(count, 1)
+
+
+def pick(split: Split, count: int) -> Tensor:
+    """Random images, the classes in turn, so that each is seen and a column of ten holds one class of ten.
+
+    Args:
+        split: Images, with or without labels.
+        count: How many; fewer where there are not so many.
+
+    Returns:
+        Shape ``(count, *data_shape)``.
+    """
+    order = spread_rows(len(split.x))
+    order = order[torch.randperm(len(order))]
+    if split.y is not None:
+        labels, index = split.y.cpu()[order].sort(stable=True)
+        counts = labels.unique_consecutive(return_counts=True)[1]
+        turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        order = order[index][turn.argsort(stable=True)]
+    return split.x[order[:count]]
+
+
+def pixels(images: Tensor) -> Array:
+    """Images of shape ``(N, C, H, W)`` as matplotlib takes them: ``(N, H, W)`` grey or ``(N, H, W, 3)``."""
+    shown = images.clamp(0, 1).double().cpu().permute(0, 2, 3, 1).numpy()
+    return shown[..., 0] if shown.shape[-1] == 1 else shown
+
+
+def inches(images: Tensor) -> tuple[float, float]:
+    """Width and height of a tile: its longer side is ``TILE``."""
+    height, width = images.shape[-2:]
+    return TILE * width / max(height, width), TILE * height / max(height, width)
+
+
+def tiles(images: Tensor, columns: Sequence[float], rows: Sequence[float]) -> tuple[Figure, Axes]:
+    """A table of images.
+
+    Args:
+        images: Shape ``(R * C, *data_shape)``, row after row.
+        columns: Left edges, in tiles from the left; a step above 1 leaves a space.
+        rows: Upper edges, in tiles from the top.
+
+    Returns:
+        The figure, and its axes in units of tiles, without ticks.
+    """
+    width, height = inches(images)
+    right, bottom = columns[-1] + 1, rows[-1] + 1
+    figure = Figure(figsize=(width * right, height * bottom))
+    axes = figure.add_axes((0, 0, 1, 1))
+    for k, image in enumerate(pixels(images)):
+        x, y = columns[k % len(columns)], rows[k // len(columns)]
+        left, top, side = x + GAP, y + GAP, 1 - 2 * GAP
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + side, top + side, top), aspect="auto")
+        axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=FRAME, linewidth=0.6))
+    axes.set(xlim=(0, right), ylim=(bottom, 0), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure, axes
