@@ -68,8 +68,9 @@ def _command(argv: Sequence[str]) -> int:
             raise ValueError("runs: expected the folder of at least one run, got none.")
         threads.set_threads(args.threads)
         device, words = machine.resolve_device(args.device)
+        runs = [load(path) for path in args.runs]
         say(f"{console.versions()}, device {words}, {torch.get_num_threads()} threads")
-        for run in [load(path) for path in args.runs]:
+        for run in runs:
             say(f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}")
             pipeline.reevaluate(run, device, args.num_samples, say)
     except console.ERRORS as error:

@@ -733,3 +733,14 @@ def test_parameters_that_cannot_be_evaluated_are_no_traceback(tmp_path, capsys, 
     assert "finite" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_config_repeats_a_run_and_flags_go_before_it(tmp_path, no_pictures):
+    assert run(tmp_path / "one", "--seed", "3") == 0
+    config = str(tmp_path / "one" / "config.json")
+    words = ["--config", config, "--threads", "1", "--device", "cpu", "--quiet"]
+    assert train.main([*words, "--run-dir", str(tmp_path / "again")]) == 0
+    assert differing(checkpoint(tmp_path / "one")["training"], checkpoint(tmp_path / "again")["training"]) == []
+    assert train.main([*words, "--run-dir", str(tmp_path / "other"), "--epochs", "1"]) == 0
+    assert len(metrics(tmp_path / "other")) == 1
+    assert Config.read(tmp_path / "other" / "config.json").train.seed == 3

@@ -108,3 +108,34 @@ def test_a_configuration_is_frozen():
         config.train = TrainConfig(lr=1.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.train.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("train", "epochs", "many", "a whole number"),
+        ("train", "epochs", 1.5, "a whole number"),
+        ("train", "epochs", True, "a whole number"),
+        ("train", "lr", "fast", "a number"),
+        ("train", "clip_norm", "no", "a number or null"),
+        ("train", "vectorize_particles", 1, "true or false"),
+        ("train", "elbo", None, "text"),
+        ("model", "hidden", [3, "4"], "a list of whole numbers"),
+        ("model", "hidden", 3, "a list of whole numbers"),
+        ("data", "val_size", "some", "a whole number or null"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(section, key, value, expected):
+    with pytest.raises(ValueError, match=f"{section}.{key}: expected {expected}, got"):
+        Config.from_dict({section: {key: value}})
+
+
+def test_a_whole_number_is_a_number_and_null_is_none():
+    config = Config.from_dict({"train": {"lr": 1, "clip_norm": None}, "data": {"val_size": 3}})
+    assert (config.train.lr, config.train.clip_norm, config.data.val_size) == (1.0, None, 3)
+    assert isinstance(config.train.lr, float)
+
+
+def test_read_gives_what_was_written(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CHANGED.to_dict()), encoding="utf-8")
+    assert Config.read(tmp_path / "config.json") == CHANGED
