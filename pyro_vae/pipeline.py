@@ -255,16 +255,19 @@ def describe(prepared: Prepared, device_words: str) -> str:
     return (
         f"pyro_vae {pyro_vae.__version__}, torch {version('torch')}, Pyro {version('pyro-ppl')}, device {device_words}, "
         f"{torch.get_num_threads()} threads\n"
-        f"{_data_words(prepared.data)}, binarize {prepared.data.binarize}\n"
+        f"{_data_words(prepared)}, binarize {prepared.data.binarize}\n"
         f"VAE: latent_dim {vae.latent_dim}, hidden {hidden}, {config.model.likelihood} likelihood, {count:,} parameters; "
         f"objective {config.train.elbo}, {steps} steps an epoch" + _stopped(prepared)
     )
 
 
-def _data_words(data: Data) -> str:
+def _data_words(prepared: Prepared) -> str:
+    data = prepared.data
     sizes = " x ".join(map(str, data.data_shape))
     words = f"{data.words}\n" if data.words else ""
     where = "" if isinstance(data.train.x, Tensor) else ", read a batch at a time"
+    if not where and prepared.config.data.num_workers:
+        where = ", held in memory, so that --num-workers has nothing to do"
     return f"{words}{Path(data.name).name}: {data.sizes} {data.noun} of {sizes}{where}"
 
 

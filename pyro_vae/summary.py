@@ -16,8 +16,10 @@ import pyro_vae
 from pyro_vae import evidence
 from pyro_vae.config import Config
 from pyro_vae.data import Data, Stored
+from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.evidence import Estimate, Summary
+from pyro_vae.evidence.importance import CHUNK_ROWS
 from pyro_vae.inference.training import History
 from pyro_vae.models import VAE
 from pyro_vae.randomness import own_randomness
@@ -40,10 +42,12 @@ def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress
         seed: Seed of the draws.
         progress: Whether to show a bar on a terminal.
     """
-    count = math.ceil(len(x) / EVALUATION_BATCH)
+    rows = rows_of(x.shape)
+    size = min(EVALUATION_BATCH, rows)
+    chunk = min(CHUNK_ROWS, rows)
     shown: Iterable[Tensor] = tqdm(
-        x.split(EVALUATION_BATCH),
-        total=count,
+        x.split(size),
+        total=math.ceil(len(x) / size),
         disable=None if progress else True,
         unit="batch",
         leave=False,
@@ -52,14 +56,19 @@ def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress
     vae.eval()
     with own_randomness(seed):
         return Estimate.cat(
-            [evidence.importance_sampling(vae.model, vae.guide, part, num_samples=num_samples) for part in shown]
+            [
+                evidence.importance_sampling(vae.model, vae.guide, part, num_samples=num_samples, chunk_rows=chunk)
+                for part in shown
+            ]
         )
 
 
 @torch.no_grad()
-def active_units(vae: VAE, x: Tensor | Stored) -> int:
-    """How many latent units vary with the data, see :func:`evidence.active_units`."""
-    means = torch.cat([vae.encode(part).mean.cpu() for part in x.split(1000)])
+def active_units(vae: VAE, x: Tensor | Stored) -> int | None:
+    """How many latent units vary with the data, see :func:`evidence.active_units`; None for one datum alone."""
+    if len(x) < 2:
+        return None
+    means = torch.cat([vae.encode(part).mean.cpu() for part in x.split(min(1000, rows_of(x.shape)))])
     return int(evidence.active_units(means).sum())
 
 
@@ -150,7 +159,7 @@ def table(summary: dict[str, Any]) -> str:
         _row("ELBO", test["elbo"]),
         _row("log p(x)", px),
         f"gap {test['gap']:.3f} = log p(x) - ELBO; rate {test['rate']:.3f}; distortion {test['distortion']:.3f}; "
-        f"{test['active_units']} active units",
+        f"{'unknown' if test['active_units'] is None else test['active_units']} active units",
         f"with probability 95 %, mean log p(x) of these images is above {px['lower_bound_95']:.3f}",
     ]
     return "\n".join([*rows, _verdict(test["num_data"], px)])
