@@ -155,8 +155,8 @@ def check_scales(*traces: Trace) -> None:
                 known = known * frame.full_size / frame.size
             for beta in site.get("kl_scales", ()):
                 known = known * beta
-            got = torch.as_tensor(site["scale"], dtype=torch.float64)
-            if not bool(torch.isclose(got, torch.as_tensor(known).to(got), rtol=1e-5).all()):
+            got, known = (torch.as_tensor(scale).cpu().double() for scale in (site["scale"], known))
+            if not bool(torch.isclose(got, known, rtol=1e-5).all()):
                 raise ValueError(
                     f"site {name!r}: expected a scale of 1 beside the plates' N/B and scale_kl, got a poutine.scale; "
                     "log weights have no meaning for it: take it off, or pass outer_scale='ignore'."

@@ -52,8 +52,8 @@ def encode(vae: VAE, split: Split) -> Encoded:
     for part in rows.split(min(ENCODER_ROWS, rows_of(split.x.shape))):
         q = vae.encode(like_parameters(vae, split.x[part]))
         kl = evidence.kl_per_unit(q, vae.prior())
-        means.append(q.mean.double().cpu())
-        kls.append(None if kl is None else kl.double().cpu())
+        means.append(q.mean.cpu().double())
+        kls.append(None if kl is None else kl.cpu().double())
     known = [kl for kl in kls if kl is not None]
     return Encoded(
         rows=rows,

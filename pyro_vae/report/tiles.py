@@ -58,7 +58,7 @@ def pick(split: Split, count: int) -> Tensor:
 
 def pixels(images: Tensor) -> Array:
     """Images of shape ``(N, C, H, W)`` as matplotlib takes them: ``(N, H, W)`` grey or ``(N, H, W, 3)``."""
-    shown = images.clamp(0, 1).double().cpu().permute(0, 2, 3, 1).numpy()
+    shown = images.clamp(0, 1).cpu().double().permute(0, 2, 3, 1).numpy()
     return shown[..., 0] if shown.shape[-1] == 1 else shown
 
 
