@@ -79,7 +79,8 @@ def _missing(device: torch.device) -> str | None:
     if not there:
         return _why_no_cuda([str(w.message) for w in said])
     if (device.index or 0) >= count:
-        return f"it has {count} CUDA device{'s' if count > 1 else ''}, cuda:0" + (f" to cuda:{count - 1}" * (count > 1))
+        names = "one CUDA device, cuda:0" if count == 1 else f"{count} CUDA devices, cuda:0 to cuda:{count - 1}"
+        return f"this machine has {names}"
     return None
 
 
@@ -111,17 +112,18 @@ def explain(error: BaseException) -> str | None:
     """
     if not isinstance(error, (RuntimeError, TypeError, MemoryError)):
         return None
-    line = _first_line(str(error)) or type(error).__name__
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _FULL.search(line):
-        return f"memory: expected enough of it, got: {line}; try a smaller --batch-size, or --device cpu."
-    if _LACKING.search(line):
+    text, line = str(error), _first_line(str(error)) or type(error).__name__
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _FULL.search(text):
+        other = "" if isinstance(error, MemoryError) or "CPU" in text else ", or use --device cpu"
+        return f"memory: expected enough of it, got: {line}; train with a smaller --batch-size{other}."
+    if _LACKING.search(text):
         return f"device: expected one that has every operation, got: {line}; use --device cpu."
-    if _FAILING.search(line):
+    if _FAILING.search(text):
         return f"device: expected one that works, got: {line}; use --device cpu."
     return None
 
 
 def _first_line(text: str) -> str:
     """The first sentence of a message of torch, without its advice to developers."""
-    lines = text.strip().splitlines()
+    lines = re.sub(r"^\[enforce fail at .*?\. ", "", text.strip()).splitlines()
     return re.sub(r"(?<=[a-z0-9)'])\. .*", "", lines[0]).strip(" .") if lines else ""

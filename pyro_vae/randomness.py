@@ -15,9 +15,14 @@ def own_randomness(seed: int | None = None) -> Iterator[None]:
     Args:
         seed: Where to begin; None: at the caller's state.
     """
-    # manual_seed reaches every CUDA device, so every one in use is put back.
+    # manual_seed reaches every device, so every one in use is put back.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+    apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        with torch.random.fork_rng(devices=devices):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+    finally:
+        if apple is not None:
+            torch.mps.set_rng_state(apple)

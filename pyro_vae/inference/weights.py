@@ -31,6 +31,7 @@ from pyro_vae.inference.layout import (
     sample_sites,
     site_log_prob,
 )
+from pyro_vae.machine import explain
 
 OuterScale = Literal["refuse", "ignore"]
 
@@ -171,6 +172,8 @@ class ProposalDraws:
                 try:
                     return self._draw(num_samples)
                 except (RuntimeError, ValueError, IndexError) as error:
+                    if explain(error) is not None:  # the device's fault, and no better one by one
+                        raise
                     self._give_up(f"does not run inside an outer plate ({error})")
             terms = [self._draw(1) for _ in range(num_samples)]
             return WeightTerms(*(torch.cat(part) for part in zip(*terms, strict=True)))
