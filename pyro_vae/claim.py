@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
+CLOCK = "%Y%m%d-%H%M%S"
 
 #: Longest part of a folder's name that comes from what the run is called.
 NAME_LENGTH = 80
@@ -74,7 +75,7 @@ def made(folder: Path, new: bool = False) -> Iterator[Path]:
 def fresh(parent: Path, name: str) -> Iterator[Path]:
     """Make a folder ``NAME-DATE-TIME`` that no one else has: of ASCII letters, digits and hyphens, see :func:`made`."""
     words = re.sub(r"[^A-Za-z0-9]+", "-", name)[:NAME_LENGTH]
-    stem = re.sub("-+", "-", f"{words}-{time.strftime('%Y%m%d-%H%M%S')}").strip("-")
+    stem = re.sub("-+", "-", f"{words}-{time.strftime(CLOCK)}").strip("-")
     for number in range(1, 1000):
         folder = parent / (stem if number == 1 else f"{stem}-{number}")
         with ExitStack() as stack:

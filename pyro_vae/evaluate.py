@@ -56,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _command(argv)
         except KeyboardInterrupt as stop:
-            print(f"pyro_vae.evaluate: stopped by {signal_of(stop).name}; figures not said are as they were.", file=sys.stderr)
+            print(
+                f"pyro_vae.evaluate: stopped by {signal_of(stop).name}; figures not yet found are as they were.",
+                file=sys.stderr,
+            )
             return 128 + signal_of(stop)
 
 

@@ -115,7 +115,7 @@ def _resumed(config: Config, checkpoint: dict[str, Any] | None) -> tuple[dict[st
     begun = len(state["rows"]) + (state["epoch"] is not None)
     if config.train.epochs < begun:
         raise ValueError(f"epochs: expected at least the {begun} that the run has begun, got {config.train.epochs}.")
-    if config.train.patience != checkpoint["config"]["train"]["patience"]:
+    if config.train.patience != Config.from_dict(checkpoint["config"]).train.patience:
         state = {**state, "stop_reason": None}  # another patience, another verdict
     return state, checkpoint["seconds"]
 

@@ -179,7 +179,10 @@ class RunDirectory:
                 "train it again."
             )
         check_keys(checkpoint, KEYS, str(path))
-        check_keys(checkpoint["data"], {"data_shape": (list,)}, f"{path}: data")
+        data = checkpoint["data"]
+        shape, numbers = data.get("data_shape"), [value for key, value in data.items() if key != "data_shape"]
+        if not isinstance(shape, list) or not all(isinstance(number, int) for number in [*shape, *numbers]):
+            raise ValueError(f"{path}: expected the shape and numbers of its data, got something else; train it again.")
         return checkpoint
 
     def begun(self) -> tuple[dict[str, Any] | None, Config]:

@@ -77,7 +77,7 @@ def check_keys(values: Any, keys: Mapping[str, tuple[type, ...]], where: str) ->
         raise ValueError(
             f"{where}: expected a dict with {', '.join(keys)}, got {type(values).__name__}; train it again."
         )
-    if missing := sorted(keys - values.keys()):
+    if missing := [key for key in keys if key not in values]:
         raise ValueError(f"{where}: expected a whole checkpoint, got one without {', '.join(missing)}; train it again.")
     for key, types in keys.items():
         if not isinstance(values[key], types):
