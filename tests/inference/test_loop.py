@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -85,6 +86,120 @@ def test_a_resumed_run_equals_the_uninterrupted_one(data, options, with_validati
         {k: v for k, v in r.items() if k not in clock} for r in history.rows
     ]
     assert (len(end), len(last)) == (3, 6)
+
+
+class Interrupt:
+    """Asks to stop at the given question, counted from 1, and after."""
+
+    def __init__(self, question: int) -> None:
+        self.left = question
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("question", range(1, 20))
+def test_a_run_stopped_at_any_step_or_validation_goes_on_exactly(data, options, question):
+    whole, last = _vae(), []
+    history = fit(
+        whole,
+        data,
+        epochs=3,
+        batch_size=25,
+        progress=False,
+        callbacks=[lambda t: last.append(t.state_dict())],
+        **options,
+    )
+    states = []
+    stopped = fit(
+        _vae(),
+        data,
+        epochs=3,
+        batch_size=25,
+        progress=False,
+        interrupt=Interrupt(question),
+        callbacks=[lambda t: states.append(copy.deepcopy(t.state_dict()))],
+        **options,
+    )
+    # An epoch asks after each of four steps, before validation and after the callbacks; the last but two end training.
+    epochs, asked = divmod(question - 1, 6)
+    steps = 4 * epochs + min(asked + 1, 4)
+    assert (stopped.steps, len(stopped)) == ((steps, epochs + (asked == 5)) if question < 19 else (12, 3))
+    assert stopped.stopped_by == ("interrupted" if question < 18 else "epochs")
+    assert (states[-1]["epoch"] is None) == (asked == 5 or question > 17)
+    resumed, end = _vae(seed=99), [states[-1]]
+    again = fit(
+        resumed, data, epochs=3, batch_size=25, progress=False, resume=states[-1],
+        callbacks=[lambda t: end.append(t.state_dict())], **options
+    )  # fmt: skip
+    torch.testing.assert_close(_parameters(resumed), _parameters(whole), rtol=0, atol=0)
+    for key in ("model", "best", "optimizer", "random", "order", "step"):
+        torch.testing.assert_close(end[-1][key], last[-1][key], rtol=0, atol=0)
+    clock = {"seconds", "images_per_second"}
+    assert [{k: v for k, v in r.items() if k not in clock} for r in again.rows] == [
+        {k: v for k, v in r.items() if k not in clock} for r in history.rows
+    ]
+
+
+def test_the_time_of_a_stopped_epoch_is_that_of_both_its_parts(data):
+    def slowly(seconds):
+        def ask():
+            time.sleep(seconds)
+            return next(answers)
+
+        return ask
+
+    states, answers = [], iter([False, True, True])
+    fit(
+        _vae(),
+        data,
+        epochs=1,
+        batch_size=25,
+        progress=False,
+        interrupt=slowly(0.1),
+        callbacks=[lambda t: states.append(t.state_dict())],
+    )
+    answers = iter([False] * 9)
+    (row,) = fit(_vae(), data, epochs=1, batch_size=25, progress=False, resume=states[0], interrupt=slowly(0.05)).rows
+    assert 0.3 < row["seconds"] < 0.3 + 2 * 0.05 + 1
+    assert row["images_per_second"] == pytest.approx(90 / row["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: s["model"].popitem(), "expected the model's parameter .*, got none"),
+        (
+            lambda s: s["model"].update({"encoder.head.bias": torch.zeros(7)}),
+            r"of shape \(4,\), got one of shape \(7,\)",
+        ),
+        (lambda s: s.pop("rows"), "expected a whole checkpoint, got one without rows"),
+        (lambda s: s.update(step="3"), "expected int as 'step', got str"),
+        (lambda s: s.update(device="cuda"), "expected to go on where the run was begun, on cuda, got cpu"),
+        (lambda s: s.update(random=torch.zeros(3)), "expected the state of a generator as 'random'"),
+        (lambda s: s["epoch"].update(seen=17), "17 data in 2 steps of an epoch, where it would be 50"),
+        (lambda s: s["epoch"].update(batches=-1, seen=-25), "-25 data in -1 steps"),
+        (lambda s: s["optimizer"].update(nothing={}), "got another for 'nothing'"),
+    ],
+)
+def test_a_state_that_is_not_of_this_run_is_refused_with_a_sentence(data, change, sentence):
+    states = []
+    callbacks = [lambda t: states.append(copy.deepcopy(t.state_dict()))]
+    fit(_vae(), data, epochs=1, batch_size=25, progress=False, interrupt=Interrupt(2), callbacks=callbacks)
+    change(states[0])
+    with pytest.raises(ValueError, match=sentence) as caught:
+        fit(_vae(), data, epochs=1, batch_size=25, progress=False, resume=states[0])
+    assert str(caught.value).startswith("resume: expected")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_another_model_is_refused_with_the_first_difference(data):
+    states = []
+    fit(_vae(), data, epochs=1, progress=False, callbacks=[lambda t: states.append(t.state_dict())])
+    with pytest.raises(ValueError, match=r"'encoder\..*' of shape \(7, 6\), got one of shape \(5, 6\)"):
+        fit(VAE((6,), 2, (7,)), data, epochs=2, progress=False, resume=states[0])
 
 
 def test_the_seed_decides(data):
