@@ -100,7 +100,7 @@ class Data:
         x = self.train.x
         some = x if isinstance(x, Tensor) else x.take(_spaced(len(x), min(MEAN_ROWS, 32 * rows_of(x.shape))))
         parts = lambda: some.split(rows_of(some.shape))  # noqa: E731
-        mean = x.mean(0) if isinstance(x, Tensor) else sum(part.sum(0) for part in parts()) / len(some)
+        mean = x.mean(0) if isinstance(x, Tensor) else torch.stack([part.sum(0) for part in parts()]).sum(0) / len(some)
         squares = sum(float((part - mean).square().sum()) for part in parts())
         return mean, math.sqrt(squares / math.prod(some.shape))
 
