@@ -121,7 +121,9 @@ class RunDirectory:
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file; numbers that are not finite are refused."""
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
-        write_atomically(self.path / name, (text + "\n").encode())
+        write_atomically(
+            self.path / name, (text + "\n").encode("utf-8", "surrogateescape")
+        )  # file names that this locale cannot read
 
     def save(self, training: Training, config: Config, seconds: float, fingerprint: dict[str, Any]) -> None:
         """Write ``checkpoint.pt`` and ``metrics.csv``.
