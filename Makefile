@@ -1,32 +1,34 @@
 # make train, make test: each makes .venv first when it is missing or older than pyproject.toml.
 # ARGS are passed on: make train ARGS="--latent-dim 2", make test ARGS="-k handlers".
+# Another interpreter, in an environment of its own: make test PYTHON=python3.12 VENV=.venv-3.12
 
 PYTHON ?= python3
-BIN = .venv/bin
+VENV = .venv
+BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ARGS ?=
 
 .PHONY: train test test-all lint types clean
 
-train: .venv/ready
+train: $(VENV)/ready
 	$(BIN)/python -m pyro_vae.train --elbo trace $(ARGS)
 
-test: .venv/ready
+test: $(VENV)/ready
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: .venv/ready
+test-all: $(VENV)/ready
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
-lint: .venv/ready
+lint: $(VENV)/ready
 	$(BIN)/ruff check . $(ARGS)
 	$(BIN)/ruff format --check .
 
-types: .venv/ready
+types: $(VENV)/ready
 	$(BIN)/mypy $(ARGS)
 
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	touch .venv/ready
+	touch $(VENV)/ready
 
 clean:
-	rm -rf .venv dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-3.* dist build .pytest_cache .ruff_cache .mypy_cache

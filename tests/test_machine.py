@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -335,3 +339,30 @@ def test_the_first_line_names_the_device(tmp_path, monkeypatch, capsys):
     assert train.main([*SMALL, "--epochs", "1", "--run-dir", str(tmp_path / "run")]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert f"device {machine.resolve_device('auto')[1]}, 1 threads" in first
+
+
+# A system without what POSIX has.
+
+WITHOUT_POSIX = """
+import os, signal, sys
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for module, names in ((os, ("fork", "O_DIRECTORY", "sched_getaffinity", "mkfifo")),
+                      (signal, ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGKILL"))):
+    for name in names:
+        if hasattr(module, name):
+            delattr(module, name)
+from pyro_vae import evaluate, report, train
+report.draw_pictures = lambda *args: []
+words = sys.argv[1:]
+codes = [train.main(words), train.main(["--resume", "run", "--epochs", "3", "--quiet"]), evaluate.main(["run"])]
+sys.exit(codes != [0, 0, 0])
+"""
+
+
+def test_both_commands_use_nothing_that_only_posix_has(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(machine.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT_POSIX, *SMALL, "--run-dir", "run", "--device", "cpu"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    assert result.returncode == 0, result.stderr.decode()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["epochs"] == 3
