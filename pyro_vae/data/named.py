@@ -1,4 +1,4 @@
-"""Data sets by name: digits from scikit-learn, the others through torchvision."""
+"""Data sets by name: digits from scikit-learn, the others in files that torchvision fetches."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Callable
 
 import torch
 
+from pyro_vae.data.celeba import CELEBA
+from pyro_vae.data.filesets import FileSet
+from pyro_vae.data.omniglot import OMNIGLOT
 from pyro_vae.data.parts import Part, Parts, Request
 from pyro_vae.data.stored import MemoryReader, Scaled, Stored
+from pyro_vae.data.torchvision_sets import CIFAR10, EMNIST_LETTERS, SVHN, mnist_like
 
 
 def _digits(request: Request) -> Parts:
@@ -21,22 +25,17 @@ def _digits(request: Request) -> Parts:
     return Parts(whole.take(order[180:]), test=whole.take(order[:180]))
 
 
-def _mnist(request: Request) -> Parts:
-    from torchvision.datasets import MNIST
-
-    folder, splits = request.folders[0], []
-    for train in (True, False):
-        try:
-            found = MNIST(str(folder), train=train, download=request.download)
-        except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:  # missing, empty or damaged
-            raise ValueError(
-                f"mnist: expected its files in {folder / 'MNIST' / 'raw'}, got none that can be read ({error}); give the "
-                "folder that holds MNIST by --data-dir, allow --download, or take --dataset digits, which needs no files."
-            ) from None
-        values = found.data[:, None].numpy()
-        splits.append(Part(Stored(MemoryReader(values, Scaled(255))), found.targets.long()))
-    return Parts(splits[0], test=splits[1])
-
+#: Sets in files.
+FILES: tuple[FileSet, ...] = (
+    mnist_like("mnist", "MNIST"),
+    mnist_like("fashion-mnist", "FashionMNIST"),
+    mnist_like("kmnist", "KMNIST"),
+    EMNIST_LETTERS,
+    OMNIGLOT,
+    SVHN,
+    CIFAR10,
+    CELEBA,
+)
 
 #: Data sets by name: what is asked -> what there is.
-NAMED: dict[str, Callable[[Request], Parts]] = {"digits": _digits, "mnist": _mnist}
+NAMED: dict[str, Callable[[Request], Parts]] = {"digits": _digits, **{files.name: files for files in FILES}}

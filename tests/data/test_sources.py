@@ -126,7 +126,8 @@ def test_to_moves_the_pixels_and_keeps_the_rest():
 def test_unknown_names_list_the_known_and_the_nearest():
     with pytest.raises(ValueError, match="unknown data set 'digit'") as caught:
         load("digit")
-    assert str(caught.value).endswith("expected one of digits, mnist; did you mean 'digits'?")
+    assert str(caught.value).startswith("unknown data set 'digit': expected one of celeba, cifar10, digits, ")
+    assert "did you mean 'digits'?" in str(caught.value)
     with pytest.raises(ValueError, match="unknown binarization 'thresh'") as caught:
         load("digits", mode="thresh")
     assert str(caught.value).endswith("expected one of dynamic, none, static, threshold; did you mean 'threshold'?")
@@ -163,8 +164,10 @@ def test_mnist_without_its_files_says_so_in_one_sentence(tmp_path):
         load("mnist", data_dir=tmp_path, download=False)
     sentence = str(caught.value)
     assert "\n" not in sentence
-    for word in (str(tmp_path / "MNIST" / "raw"), "--data-dir", "--download", "--dataset digits"):
+    fetch = f"python -m pyro_vae.data mnist --data-dir {tmp_path}"
+    for word in (str(tmp_path / "MNIST" / "raw"), "--data-dir,", "--download,", fetch, "--dataset digits,"):
         assert word in sentence
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image file", b"\x00\x00\x08\x03\x00\x00\xea\x60"], ids=repr)
@@ -173,8 +176,12 @@ def test_mnist_with_broken_files_says_so_in_one_sentence(tmp_path, content):
     raw.mkdir(parents=True)
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (raw / f"{stem}-ubyte").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^mnist: expected its files in"):
-        load("mnist", data_dir=tmp_path, download=False)
+    for download in (False, True):
+        with pytest.raises(
+            ValueError, match=rf"^mnist: expected its files in {raw}, got some that cannot be read \(.+\);"
+        ):
+            load("mnist", data_dir=tmp_path, download=download)
+    assert {path.read_bytes() for path in raw.iterdir()} == {content}  # no one's files are written over
 
 
 @pytest.mark.parametrize(
