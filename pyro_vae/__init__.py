@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "SVI": "pyro_vae.inference.svi",
     "VAE": "pyro_vae.models.vae",
-    "elbo": "pyro_vae.inference.objectives",
+    "elbo": "pyro_vae.inference.registry",
     "fit": "pyro_vae.inference.loop",
     "load": "pyro_vae.runs",
     "log_weights": "pyro_vae.inference.weights",
@@ -26,7 +26,7 @@ __all__ += ["load", "log_weights", "models", "networks", "report", "schedules"]
 if TYPE_CHECKING:
     from pyro_vae import data, distributions, evidence, handlers, inference, models, networks, report, schedules
     from pyro_vae.inference.loop import fit
-    from pyro_vae.inference.objectives import elbo
+    from pyro_vae.inference.registry import elbo
     from pyro_vae.inference.svi import SVI
     from pyro_vae.inference.weights import log_weights
     from pyro_vae.models.vae import VAE

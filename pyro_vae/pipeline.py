@@ -21,7 +21,7 @@ from pyro_vae.data import Data
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.inference.loop import Callback, early_stopping, fit
-from pyro_vae.inference.objectives import elbo
+from pyro_vae.inference.registry import elbo
 from pyro_vae.inference.state import check_device, check_state
 from pyro_vae.inference.training import FitOptions, History, Training, never
 from pyro_vae.lookup import lookup

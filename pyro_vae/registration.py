@@ -56,6 +56,18 @@ class Recorder:
 
 
 _recorders: list[Recorder] = []
+_collectors: list[list[Tensor]] = []
+
+
+@contextmanager
+def collecting() -> Iterator[list[Tensor]]:
+    """Collect the parameters of every module that is registered meanwhile, messages or not."""
+    params: list[Tensor] = []
+    _collectors.append(params)
+    try:
+        yield params
+    finally:
+        _collectors.pop()
 
 
 def register(name: str, module: nn.Module) -> None:
@@ -71,6 +83,8 @@ def register(name: str, module: nn.Module) -> None:
     Raises:
         RuntimeError: If the store holds another tensor under one of its names: the network would never train.
     """
+    for collected in _collectors:
+        collected.extend(module.parameters())
     if _recorders and _recorders[-1].takes(module):
         return
     key, parameter = next(iter(module.named_parameters()), (None, None))

@@ -1,21 +1,38 @@
 """Inference: log weights, objectives, SVI and the training loop."""
 
+from pyro_vae.inference.combined import CIWAE, MIWAE, PIWAE, RWS, TVO
 from pyro_vae.inference.loop import early_stopping, fit
-from pyro_vae.inference.objectives import OBJECTIVES, Terms, TraceELBO, TraceMeanFieldELBO, elbo
+from pyro_vae.inference.objectives import Terms, TraceELBO, TraceMeanFieldELBO
+from pyro_vae.inference.path_gradient import STL, DReG
+from pyro_vae.inference.registry import OBJECTIVES, elbo
+from pyro_vae.inference.structured import TraceEnumELBO, TraceGraphELBO
 from pyro_vae.inference.svi import SVI, NonFiniteLossError
 from pyro_vae.inference.training import LR_SCHEDULES, OPTIMIZERS, FitOptions, History, Training
+from pyro_vae.inference.weighted import IWAE, VIMCO, Renyi
 from pyro_vae.inference.weights import WeightTerms, log_weights
 
 __all__ = [
+    "CIWAE",
+    "IWAE",
     "LR_SCHEDULES",
+    "MIWAE",
     "OBJECTIVES",
     "OPTIMIZERS",
+    "PIWAE",
+    "RWS",
+    "STL",
     "SVI",
+    "TVO",
+    "VIMCO",
+    "DReG",
     "FitOptions",
     "History",
     "NonFiniteLossError",
+    "Renyi",
     "Terms",
     "TraceELBO",
+    "TraceEnumELBO",
+    "TraceGraphELBO",
     "TraceMeanFieldELBO",
     "Training",
     "WeightTerms",

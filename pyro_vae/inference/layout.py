@@ -13,7 +13,7 @@ from torch import Tensor
 
 Site = dict[str, Any]
 PARTICLES = "_log_weights_particles"
-_PARTICLE_PLATES = {PARTICLES, "num_particles_vectorized"}  # ours, and that of Pyro's objectives
+PARTICLE_PLATES = {PARTICLES, "num_particles_vectorized"}  # ours, and that of Pyro's objectives
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
@@ -114,7 +114,7 @@ def find_layout(model_trace: Trace, guide_trace: Trace, plate: str | None = None
 
 def plates_of(site: Site) -> dict[str, Any]:
     """The plates around a site by name, without particle axes."""
-    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.name not in _PARTICLE_PLATES}
+    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.name not in PARTICLE_PLATES}
 
 
 def _nesting(*traces: Trace) -> int:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pyro_vae.data import Data, Split
 from pyro_vae.inference.history import History, Row
-from pyro_vae.inference.objectives import elbo as make_elbo
+from pyro_vae.inference.registry import elbo as make_elbo
 from pyro_vae.inference.training import FitOptions, Training, never
 from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Constant, Schedule

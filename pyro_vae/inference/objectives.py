@@ -5,7 +5,6 @@ Each works in ``pyro.infer.SVI`` and as ``elbo(model, guide)(*args)``, and has n
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ from pyro_vae.inference.layout import (
     site_log_prob,
 )
 from pyro_vae.inference.weights import OuterScale, ProposalDraws
-from pyro_vae.lookup import lookup
 
 Program = Callable[..., Any]
 
@@ -320,30 +318,3 @@ def _check_reparameterized(name: str, site: Site) -> None:
             f"mean-field: expected a reparameterized distribution at site {name!r}, got {type(site['fn']).__name__}; "
             "use elbo('trace'), which has score-function gradients."
         )
-
-
-OBJECTIVES: dict[str, type[pyro.infer.ELBO]] = {"trace": TraceELBO, "mean-field": TraceMeanFieldELBO}
-
-
-def elbo(name: str, **options: Any) -> Any:
-    """An objective by name.
-
-    Args:
-        name: ``"trace"`` (a ``pyro.infer.Trace_ELBO``) or ``"mean-field"`` (a ``pyro.infer.TraceMeanField_ELBO``).
-        **options: ``num_particles``, ``vectorize_particles`` and Pyro's further options of that class.
-
-    Returns:
-        A ``pyro.infer.ELBO`` with ``bound(model, guide, *args)``, shape ``(B,)``, nats.
-
-    Raises:
-        ValueError: If the name is unknown, or ``num_particles`` is below 1.
-        TypeError: If the class has no such option.
-    """
-    make = lookup("objective", name, OBJECTIVES)
-    known = inspect.signature(make.__init__).parameters
-    for option in options:
-        if option not in known:
-            raise TypeError(f"elbo({name!r}): unknown option {option!r}: expected one of {', '.join([*known][1:])}.")
-    if options.get("num_particles", 1) < 1:
-        raise ValueError(f"num_particles: expected at least 1, got {options['num_particles']}.")
-    return make(**options)

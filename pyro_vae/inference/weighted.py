@@ -1,0 +1,310 @@
+r"""Importance-weighted objectives for any Pyro model and guide, right under plate subsampling and outer scales.
+
+All are functions of the tempered log weights :math:`a_k = \log p(x|z_k) + \beta (\log p(z_k) - \log q(z_k|x))` of each
+datum; at :math:`\beta = 1` these are the log importance weights. N/B and outer scales enter after the log.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.util import is_validation_enabled
+from pyro.util import check_site_shape
+from torch import Tensor
+
+from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.layout import Layout, check_match, sample_sites
+from pyro_vae.inference.objectives import Terms, _Bound
+from pyro_vae.inference.particles import (
+    Pair,
+    Particles,
+    check_sites,
+    reduce,
+)
+from pyro_vae.inference.weights import OuterScale, ProposalDraws
+from pyro_vae.randomness import own_randomness
+
+Program = Callable[..., Any]
+PLATE = "num_particles_vectorized"
+ARRAYS = ("log_likelihood", "log_ratio", "log_w", "log_q", "score")
+
+
+def log_mean_exp(log_w: Tensor, alpha: float = 0.0) -> Tensor:
+    r"""The power mean of order :math:`1 - \alpha` of the weights, as a log.
+
+    .. math:: \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
+
+    At 0 the importance-weighted bound, in the limit 1 the mean of log w: the ELBO.
+
+    Args:
+        log_w: Log weights, shape ``(K, ...)``, nats.
+        alpha: The order.
+
+    Returns:
+        Shape ``(...)``, nats.
+    """
+    if alpha == 1:
+        return log_w.mean(0)
+    return (((1 - alpha) * log_w).logsumexp(0) - math.log(len(log_w))) / (1 - alpha)
+
+
+class WeightedELBO(_Bound, pyro.infer.ELBO):
+    """What the importance-weighted objectives share; see each for its bound.
+
+    Args:
+        num_particles: K, draws for each datum.
+        vectorize_particles: Draw them in one call, in an outermost plate; a program that does not run there, or has
+            other weights there, is drawn from one by one, with a warning.
+        max_plate_nesting: How many batch dimensions the program's plates use; infinite: found by running it.
+        retain_graph: As in Pyro.
+
+    Raises:
+        ValueError: If there are too few draws.
+    """
+
+    name = ""
+    least_particles = 1
+    reparameterized = True
+    takes_beta = True
+
+    def __init__(
+        self,
+        num_particles: int = 5,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        retain_graph: bool | None = None,
+    ) -> None:
+        super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting, retain_graph=retain_graph)
+        self.vectorize_particles = vectorize_particles
+        if num_particles < self.least_particles:
+            raise ValueError(
+                f"num_particles: expected at least {self.least_particles} for {self.name}, got {num_particles}."
+            )
+        self._known: tuple[Any, Any] | None = None
+        self._layout: Layout | None = None
+
+    @property
+    def num_draws(self) -> int:
+        """Draws of the guide for each datum and step."""
+        return self.num_particles
+
+    def value(self, log_w: Tensor) -> Tensor:
+        """The bound as a function of the log weights: shape ``(K, B)`` to ``(B,)``, nats; differentiable."""
+        raise NotImplementedError
+
+    def bound(
+        self,
+        model: Program,
+        guide: Program,
+        *args: Any,
+        plate: str | None = None,
+        outer_scale: OuterScale = "refuse",
+        **kwargs: Any,
+    ) -> Tensor:
+        """The bound on log p(x) of each datum, from one set of draws: never a surrogate, no beta and no N/B in it.
+
+        Args:
+            model: A Pyro model whose data lie in one plate.
+            guide: Its guide.
+            *args: What both take.
+            plate: Name of the data plate, where several enclose every site.
+            outer_scale: See ``log_weights``.
+            **kwargs: Likewise.
+
+        Returns:
+            Shape ``(B,)``, nats, higher is better.
+
+        Raises:
+            ValueError: If model and guide give no weights for each datum, see ``log_weights``, or a site is not allowed.
+        """
+        draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, self.vectorize_particles)
+        check_sites(Pair(draws._first, draws.guide_trace), self.name, self.reparameterized)
+        return self.value(draws(self.num_draws).log_w)
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """The loss with its rate and distortion, from one set of draws; see :class:`Terms`."""
+        self._prepare(model, guide, args, kwargs)
+        particles, surrogate = self._surrogate(model, guide, args, kwargs)
+        bound = self.value(particles.log_w)
+        loss = -(particles.scale * bound).sum() - particles.extra
+        better = -(particles.scale * surrogate).sum() - particles.extra
+        return Terms(
+            loss.detach() + (better - better.detach()) if surrogate is not bound else loss,
+            -particles.log_likelihood.detach().mean(0).sum(),
+            -particles.log_ratio.detach().mean(0).sum(),
+        )
+
+    def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
+        """The draws, and for each datum, shape ``(B,)``, an expression whose gradient is the one to follow."""
+        particles = self._cat(reduce(pair, self._layout_) for pair in self._pairs(model, guide, args, kwargs))
+        return particles, self.value(particles.log_w)
+
+    @property
+    def _layout_(self) -> Layout:
+        assert self._layout is not None
+        return self._layout
+
+    def _prepare(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
+        """Before the first loss of a pair: find the layout, check the sites, and try out the particle axis."""
+        if self._known is not None and self._known[0] is model and self._known[1] is guide:
+            return
+        with own_randomness(), torch.no_grad():
+            draws = ProposalDraws(model, guide, args, kwargs, None, "ignore", self.vectorize_particles)
+            pair = Pair(draws._first, draws.guide_trace)
+            check_sites(pair, self.name, self.reparameterized)
+            self._check_beta(pair)
+            if self.vectorize_particles and self.num_draws > 1:
+                draws(2)
+                self.vectorize_particles = draws.vectorize
+        self._layout = draws.layout
+        self._known = model, guide
+
+    def _check_beta(self, pair: Pair) -> None:
+        if self.takes_beta:
+            return
+        for trace in pair:
+            for name, site in sample_sites(trace):
+                if site.get("kl_scales"):
+                    raise ValueError(
+                        f"{self.name}: expected no weight of the KL, got one at site {name!r}, but this objective has no such "
+                        "term; drop beta, or use elbo('trace')."
+                    )
+
+    def _pairs(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Pair]:
+        """Pairs of traces: one with a particle axis, or one for each draw."""
+        if self.vectorize_particles and self.num_draws > 1:
+            plate = pyro.plate(PLATE, self.num_draws, dim=-self._layout_.nesting - 1)
+            yield self._pair(plate(model), plate(guide), args, kwargs)
+        else:
+            for _ in range(self.num_draws):
+                yield self._pair(model, guide, args, kwargs)
+
+    def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Pair:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        return self._scored(model_trace, guide_trace)
+
+    def _scored(self, model_trace: Any, guide_trace: Any) -> Pair:
+        check_kl_scales(model_trace, guide_trace)
+        if is_validation_enabled():
+            check_match(model_trace, guide_trace)
+        for trace in (model_trace, guide_trace):
+            poutine.util.prune_subsample_sites(trace).compute_log_prob()
+            for _, site in sample_sites(trace) if is_validation_enabled() else ():
+                check_site_shape(site, math.inf)
+        return Pair(model_trace, guide_trace)
+
+    def _cat(self, parts: Iterator[Particles]) -> Particles:
+        """Draws made one by one as one set."""
+        found = list(parts)
+        if len(found) == 1:
+            return found[0]
+        arrays = {name: torch.cat([getattr(part, name) for part in found]) for name in ARRAYS}
+        return found[0]._replace(**arrays, extra=torch.stack([part.extra for part in found]).mean())
+
+
+class IWAE(WeightedELBO):
+    r"""The importance-weighted bound.
+
+    .. math:: \mathcal L_K(x) = E\Big[\log \tfrac1K \textstyle\sum_k w_k\Big] \le \log p(x),
+        \quad w_k = p(x, z_k) / q(z_k|x)
+
+    A lower bound that rises with K to log p(x). The gradient is unbiased; its signal-to-noise ratio for the encoder
+    falls with K (Rainforth et al. 2018): see :class:`DReG`. Under ``scale_kl_pair`` the weights are tempered, equal to
+    distortion + beta x rate only at K = 1. All sites must have reparameterized draws.
+
+    References:
+        Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, eq. 8.
+    """
+
+    name = "iwae"
+
+    def value(self, log_w: Tensor) -> Tensor:
+        """See :meth:`WeightedELBO.value`."""
+        return log_mean_exp(log_w)
+
+
+class Renyi(WeightedELBO):
+    r"""The variational Rényi bound.
+
+    .. math:: \mathcal L_\alpha(x) = \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
+
+    At 0 the importance-weighted bound, at 1 the ELBO. For 0 <= alpha a lower bound in expectation at every K; it rises
+    with K for alpha < 1 and falls for alpha > 1. For alpha < 0 it is no bound at finite K: an upper one in the limit
+    only. All sites must have reparameterized draws.
+
+    Args:
+        alpha: The order.
+        num_particles: K.
+        vectorize_particles: See :class:`WeightedELBO`.
+        max_plate_nesting: Likewise.
+        retain_graph: Likewise.
+
+    References:
+        Li, Turner, "Rényi Divergence Variational Inference", 2016, eq. 8-9 and theorem 2.
+    """
+
+    name = "renyi"
+
+    def __init__(
+        self,
+        alpha: float = 0.0,
+        num_particles: int = 5,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        retain_graph: bool | None = None,
+    ) -> None:
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph)
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha: expected a finite number, got {alpha}; 1 gives the ELBO, 0 the bound of iwae.")
+        self.alpha = alpha
+
+    def value(self, log_w: Tensor) -> Tensor:
+        """See :meth:`WeightedELBO.value`."""
+        return log_mean_exp(log_w, self.alpha)
+
+
+class VIMCO(WeightedELBO):
+    r"""The importance-weighted bound with a usable gradient for sites without reparameterized draws.
+
+    .. math:: \nabla = E\Big[\textstyle\sum_k (\hat L - \hat L_{-k})\, \nabla \log q(z_k|x)
+        + \sum_k \tilde w_k \nabla a_k\Big]
+
+    where :math:`\hat L_{-k}` has the log weight of draw k replaced by the mean of the others. Unbiased; the other draws
+    are the baseline. Sites with reparameterized draws keep their pathwise gradient. Needs K >= 2.
+
+    References:
+        Mnih, Rezende, "Variational Inference for Monte Carlo Objectives", 2016, eq. 10-11.
+    """
+
+    name = "vimco"
+    least_particles = 2
+    reparameterized = False
+
+    def value(self, log_w: Tensor) -> Tensor:
+        """See :meth:`WeightedELBO.value`."""
+        return log_mean_exp(log_w)
+
+    def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
+        particles, bound = super()._surrogate(model, guide, args, kwargs)
+        signal = bound.detach() - leave_one_out(particles.log_w.detach())
+        return particles, bound + (signal * particles.score).sum(0)
+
+
+def leave_one_out(log_w: Tensor) -> Tensor:
+    r"""The bounds :math:`\hat L_{-k}` in which one log weight is the mean of the others.
+
+    Args:
+        log_w: Shape ``(K, B)``, K >= 2.
+
+    Returns:
+        Shape ``(K, B)``.
+    """
+    others = (log_w.sum(0) - log_w) / (len(log_w) - 1)
+    replaced = torch.where(torch.eye(len(log_w), dtype=torch.bool, device=log_w.device)[..., None], others, log_w[None])
+    return replaced.logsumexp(1) - math.log(len(log_w))
