@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60  # seconds
 
 
-def wait_for(condition: Callable[[], Any]) -> Any:
+def wait_for(condition: Callable[[], Any], pause: float = 0.002) -> Any:
     """What a condition gives as soon as it is true."""
     end = time.monotonic() + PATIENCE
     while not (found := condition()):
         if time.monotonic() > end:
             raise TimeoutError
-        time.sleep(0.002)
+        time.sleep(pause)
     return found
 
 
