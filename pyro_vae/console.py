@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
 import io
 import itertools
@@ -198,10 +199,12 @@ def _group(info: StructTypeInfo) -> StructConstructorSpec | None:
         default = getattr(info.default, f.name, f.default)
         if default is dataclasses.MISSING:
             default = tyro.MISSING if f.default_factory is dataclasses.MISSING else f.default_factory()
-        typ: Any = Annotated[
-            hints[f.name], tyro.conf.arg(help_behavior_hint=_default_hint, metavar=_several(hints[f.name]))
-        ]
-        fields.append(StructFieldSpec(name=f.name, type=typ, default=default, helptext=helps.get(f.name)))
+        text, said = _split_default(helps.get(f.name, ""))
+        shown = tyro.conf.arg(
+            metavar=_several(hints[f.name]), help_behavior_hint=functools.partial(_default_hint, said)
+        )
+        typ: Any = Annotated[hints[f.name], shown]
+        fields.append(StructFieldSpec(name=f.name, type=typ, default=default, helptext=text or None))
     return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
 
 
@@ -212,17 +215,22 @@ def _help_texts(cls: type) -> dict[str, str]:
     except (OSError, TypeError):
         return {}
     return {
-        field.target.id: below.value.value
+        field.target.id: " ".join(below.value.value.split())
         for field, below in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
     }
 
 
-def _default_hint(default: str) -> str:
-    """Where nothing is the default, the help itself says what that stands for."""
-    words = {"True": "yes", "False": "no"}.get(default, default)
-    return "" if default in ("", "None") else f"(default: {words})"
+def _split_default(text: str) -> tuple[str, str]:
+    """What a help says of a flag, and of what its absence stands for: ``"Folder; default: a new one."``."""
+    found = re.fullmatch(r"(.*); default: (.*)\.", text, re.DOTALL)
+    return (f"{found[1]}.", found[2]) if found else (text, "none")
+
+
+def _default_hint(said: str, default: str) -> str:
+    words = {"True": "yes", "False": "no", "None": said, "": said}.get(default, default)
+    return f"(default: {words})"
 
 
 def _several(hint: Any) -> str | None:

@@ -128,6 +128,7 @@ def test_help_has_groups_two_examples_and_every_flag(monkeypatch, capsys, column
     assert all(len(line) <= int(columns) for line in shown.splitlines() if "python -m" not in line)
     order = [shown.index(f" {group} options ") for group in ("data", "model", "training", "evaluation", "run")]
     assert order == sorted(order)
+    assert " The model p(z) p(x|z) and its guide q(z|x). " in shown
     examples = [line.split()[3:] for line in shown.splitlines() if line.startswith("  python -m pyro_vae.train ")]
     assert len(examples) == 2
     for words in examples:
@@ -147,7 +148,7 @@ def test_help_says_what_the_string_below_each_field_says(monkeypatch, capsys):
         train.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--latent-dim N Size of the latent vector. (default: 16)" in shown
-    assert "default: as many as test images. " in shown
+    assert "0 for none. (default: as many as test images" in shown
     assert "--download, --no-download Whether missing files may be fetched. (default: yes)" in shown
 
 
