@@ -18,7 +18,8 @@ class DataConfig:
     """The data: what is modelled, and how it is split and binarized."""
 
     dataset: str = "digits"
-    """A name (digits, which needs no files; mnist) or a path: .npy, .npz, .csv, .parquet, or a folder of images."""
+    """digits (which needs no files), mnist, fashion-mnist, kmnist, emnist-letters, omniglot, svhn, cifar10, celeba, or the
+    path of a .npy, .npz, .csv or .parquet file or of a folder of images."""
     array: str | None = None
     """Which array of an .npz; default: the only one."""
     image_size: tuple[int, ...] = ()
@@ -32,7 +33,7 @@ class DataConfig:
     download: bool = True
     """Whether missing files may be fetched."""
     val_size: int | None = None
-    """How many training images to set aside for validation, 0 for none; default: as many as test images."""
+    """How many training images to set aside for validation, 0 for none; default: as many as test images, at most a fifth."""
     binarize: str | None = None
     """dynamic (redrawn for every batch), static (drawn once), threshold or none; default: dynamic for a Bernoulli."""
     data_seed: int = 0
@@ -58,11 +59,20 @@ class TrainConfig:
     """Training: stochastic variational inference."""
 
     elbo: str = "trace"
-    """trace (every term sampled) or mean-field (the KL in closed form)."""
-    num_particles: int = 1
-    """Draws of the guide for each datum and step."""
+    """trace (every term sampled), mean-field (the KL in closed form), graph, enum, iwae, vimco, renyi, dreg, stl, miwae, ciwae,
+    piwae, rws or tvo; docs/objectives.md compares them."""
+    num_particles: int | None = None
+    """Draws of the guide for each datum and step, in each group; default: 1, for iwae and its kin 5, for tvo 10."""
     vectorize_particles: bool = False
-    """Whether to make these draws in one call."""
+    """Whether to make these draws in one call; iwae and its kin always do."""
+    num_groups: int | None = None
+    """Groups of draws, for miwae and piwae; default: 4."""
+    alpha: float | None = None
+    """Order of the bound, for renyi and dreg; default: 0, the bound of iwae."""
+    elbo_weight: float | None = None
+    """Share of the ELBO in ciwae; default: 0.5."""
+    partitions: int | None = None
+    """Intervals of tvo; default: 4."""
     epochs: int = 200
     """Passes over the training data, in total."""
     batch_size: int = 64

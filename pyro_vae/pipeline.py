@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
 import pyro_vae
 from pyro_vae import schedules, summary
 from pyro_vae.config import Config, EvaluateConfig
-from pyro_vae.data import Data
+from pyro_vae.data import Data, binarize
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
+from pyro_vae.handlers import scale_kl_pair
 from pyro_vae.inference.loop import Callback, early_stopping, fit
 from pyro_vae.inference.registry import elbo
 from pyro_vae.inference.state import check_device, check_state
@@ -89,6 +92,7 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     with own_randomness(t.seed):
         vae = make_vae(config, data.data_shape)
     vae.center_output(*data.moments())
+    _try_out(config, vae, data)
     fingerprint = data.fingerprint()
     if checkpoint is not None:
         check_data(checkpoint["data"], fingerprint, "resume")
@@ -96,6 +100,24 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
         check_device(checkpoint["training"], device.type, "resume")
     state, seconds = _resumed(config, checkpoint)
     return Prepared(config, data.to(device), vae.to(device), device, fingerprint, state, seconds)
+
+
+def _try_out(config: Config, vae: VAE, data: Data) -> None:
+    """Evaluate the objective once, on two data, so that what it refuses is said before anything is written."""
+    t = config.train
+    x = data.train.x[:2]
+    pair = (vae.model, vae.guide)
+    if t.beta != 1 or t.anneal != "constant":
+        pair = scale_kl_pair(*pair, torch.tensor(float(schedules.parse(t.anneal, t.beta)(0))))
+    with own_randomness(t.seed), pyro.get_param_store().scope(), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
+        try:
+            make_objective(config).terms(*pair, binarize(x, "threshold") if data.redraw else x)
+        except UserWarning:
+            raise ValueError(
+                "elbo enum: expected a model with sites to enumerate, got one whose only latent site 'z' is continuous; use "
+                "--elbo trace or mean-field."
+            ) from None
 
 
 def _check_numbers(config: Config) -> None:
@@ -124,7 +146,13 @@ def make_objective(config: Config) -> Any:
     """The objective that a configuration names."""
     t = config.train
     # The data plate is the only one; said here, Pyro need not run the model to find out.
-    return elbo(t.elbo, num_particles=t.num_particles, vectorize_particles=t.vectorize_particles, max_plate_nesting=1)
+    options: dict[str, Any] = {"max_plate_nesting": 1}
+    if t.vectorize_particles:
+        options["vectorize_particles"] = True
+    for name in ("num_particles", "num_groups", "alpha", "elbo_weight", "partitions"):
+        if (value := getattr(t, name)) is not None:
+            options[name] = value
+    return elbo(t.elbo, **options)
 
 
 def fit_options(config: Config) -> FitOptions:

@@ -170,6 +170,16 @@ BAD = [
     ("--resume nowhere", "nowhere", "checkpoint.pt"),
     ("--run-dir taken", "taken", "--overwrite"),
     ("--run-dir taken/notes.txt", "notes.txt", "expected a folder"),
+    # What an objective refuses.
+    ("--elbo rws --beta 2", "weight of the KL", "elbo('trace')"),
+    ("--elbo tvo --anneal linear:0:10", "weight of the KL", "elbo('trace')"),
+    ("--elbo trace --alpha 0.5", "unknown option 'alpha'", "num_particles"),
+    ("--elbo iwae --num-groups 2", "unknown option 'num_groups'", "num_particles"),
+    ("--elbo vimco --num-particles 1", "got 1", "at least 2 for vimco"),
+    ("--elbo renyi --alpha nan", "got nan", "0 the bound of iwae"),
+    ("--elbo ciwae --elbo-weight 2", "got 2", "in [0, 1]"),
+    ("--elbo miwae --num-groups 0", "got 0", "num_groups"),
+    ("--elbo enum", "enum", "'z'"),
     # A path that is no data.
     ("--dataset nowhere.npy", "nowhere.npy", "spelling"),
     ("--dataset ./digits", "digits", "spelling"),
@@ -221,6 +231,7 @@ BAD = [
     ("--dataset BAD/ranges.npz", "train 1.0, test 255.0", "save them alike"),
     ("--dataset BAD/grey.npy --array grey", "got 'grey'", "drop it"),
     ("--dataset digits --array grey", "got 'grey'", "drop it"),
+    ("--dataset BAD/grey.npy --skip-broken", "grey.npy", "a folder of images"),
     ("--dataset BAD/grey.npy --val-size 18", "got 18", "between 0 and 17"),
     # A table or a folder that is none.
     ("--dataset BAD/ragged.csv", "line 2", "as many in each row"),

@@ -157,7 +157,8 @@ def load(
         array: Which array of an ``.npz``; None: the only one.
         image_size: Height and width, or one number for both, to which images are brought; None: as they are.
         skip_broken: Whether broken images of a folder are left out instead of refused.
-        val_size: How many training data to set aside for validation; None: as many as there are test data.
+        val_size: How many training data to set aside for validation; None: as many as there are test data,
+            but at most a fifth.
         mode: A mode of binarization, see :func:`binarize`.
         seed: Seed of the split and of the binarization.
         progress: Whether to show a bar where all of a large file is checked.
@@ -206,6 +207,8 @@ def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | Non
 
 def _find(name: str, request: Request) -> Parts:
     """The parts of a named set, or of the file or folder at a path."""
+    if request.skip_broken and not Path(name).expanduser().is_dir():
+        raise ValueError(f"skip_broken: expected only with a folder of images, got {name}; drop it.")
     if name in NAMED:
         if request.array is not None:
             raise ValueError(f"array: expected only with an .npz, got {request.array!r} for {name}; drop it.")
@@ -247,7 +250,7 @@ def _val_size(asked: int | None, parts: Parts, name: str) -> int:
                 f"got {asked}."
             )
         return len(parts.validation.x) if asked is None else asked
-    size = len(parts.test.x) if asked is None else asked
+    size = min(len(parts.test.x), len(parts.train.x) // 5) if asked is None else asked
     if not 0 <= size < len(parts.train.x):
         raise ValueError(f"val_size: expected between 0 and {len(parts.train.x) - 1} for {name}, got {size}.")
     return size

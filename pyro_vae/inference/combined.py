@@ -11,7 +11,7 @@ import pyro
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.inference.particles import Pair, Particles, frozen, parameters_used, reduce, with_values
+from pyro_vae.inference.particles import Pair, Particles, frozen, parameters_used, with_values
 from pyro_vae.inference.weighted import PLATE, WeightedELBO, log_mean_exp
 
 Program = Callable[..., Any]
@@ -136,10 +136,10 @@ class PIWAE(MIWAE):
                 )
             with frozen(of_model):
                 following = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-            found.append(reduce(self._scored(following, guide_trace), self._layout_))
+            found.append(self._reduce(self._scored(following, guide_trace)))
             with frozen(of_guide):
                 scored = poutine.trace(poutine.replay(guide, trace=fixed)).get_trace(*args, **kwargs)
-            tight.append(reduce(self._scored(learning, scored), self._layout_))
+            tight.append(self._reduce(self._scored(learning, scored)))
         particles, others = self._cat(iter(found)), self._cat(iter(tight))
         for_model = log_mean_exp(others.log_w)
         return particles._replace(extra=others.extra), self.value(particles.log_w) + (for_model - for_model.detach())

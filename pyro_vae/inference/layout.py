@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,13 @@ class Layout:
     dim: int
     size: int
     nesting: int
+
+    def at(self, trace: Trace) -> Layout:
+        """The same layout with as many data as there are in this trace."""
+        for _, site in sample_sites(trace):
+            if self.plate in (plates := plates_of(site)):
+                return dataclasses.replace(self, size=plates[self.plate].size)
+        return self
 
     def per_datum(self, log_prob: Tensor) -> Tensor:
         """Sum a log-probability over everything inside one datum.

@@ -13,7 +13,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.inference.layout import sample_sites
-from pyro_vae.inference.particles import Gate, Pair, Particles, frozen, parameters_used, reduce, with_values
+from pyro_vae.inference.particles import Gate, Pair, Particles, frozen, parameters_used, with_values
 from pyro_vae.inference.weighted import PLATE, WeightedELBO, log_mean_exp
 
 Program = Callable[..., Any]
@@ -26,7 +26,7 @@ class _PathGradient(WeightedELBO):
         gates: list[Gate] = []
         found = []
         for pair, gate in self._gated(model, guide, args, kwargs):
-            found.append(reduce(pair, self._layout_))
+            found.append(self._reduce(pair))
             gates.append(gate)
         particles = self._cat(iter(found))
         weights, factors = self._weights(particles.log_w.detach(), found)
@@ -42,10 +42,10 @@ class _PathGradient(WeightedELBO):
             plate = pyro.plate(PLATE, self.num_draws, dim=-self._layout_.nesting - 1)
             model, guide = plate(model), plate(guide)
         for _ in range(1 if vectorized else self.num_draws):
-            gate = Gate(self._layout_)
             random_state = torch.get_rng_state() if is_validation_enabled() else None
             with parameters_used() as params:
                 drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+            gate = Gate(self._layout_.at(drawn))
             values = with_values(drawn, gate)
             model_trace = poutine.trace(poutine.replay(model, trace=values)).get_trace(*args, **kwargs)
             with frozen(params):

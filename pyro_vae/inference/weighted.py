@@ -141,13 +141,16 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
 
     def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
         """The draws, and for each datum, shape ``(B,)``, an expression whose gradient is the one to follow."""
-        particles = self._cat(reduce(pair, self._layout_) for pair in self._pairs(model, guide, args, kwargs))
+        particles = self._cat(self._reduce(pair) for pair in self._pairs(model, guide, args, kwargs))
         return particles, self.value(particles.log_w)
 
     @property
     def _layout_(self) -> Layout:
         assert self._layout is not None
         return self._layout
+
+    def _reduce(self, pair: Pair) -> Particles:
+        return reduce(pair, self._layout_.at(pair.model))
 
     def _prepare(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         """Before the first loss of a pair: find the layout, check the sites, and try out the particle axis."""

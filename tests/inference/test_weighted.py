@@ -24,6 +24,7 @@ from pyro_vae.inference.weighted import log_mean_exp
 from tests.oracles import LinearGaussian, mixture, within
 
 ORACLE = LinearGaussian()
+GUIDE = ORACLE.guide()
 BETAS = (0.0, 0.5, 1.0, 4.0)
 REPLICAS = 20_000
 START = {"weight": 0.8, "loc": 0.5, "log_scale": -0.4}
@@ -374,6 +375,15 @@ def test_every_draw_gives_log_px_at_the_exact_posterior(name):
     torch.testing.assert_close(objective.bound(ORACLE.model, ORACLE.guide(), x), exact)
     assert -objective.loss(ORACLE.model, ORACLE.guide(), x) == pytest.approx(float(exact.sum()))
     assert -objective(ORACLE.model, ORACLE.guide())(x).item() == pytest.approx(float(exact.sum()))
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_batches_of_any_size_are_taken_one_after_the_other(name):
+    objective = elbo(name, num_particles=3)
+    for size in (4, 1, 7):
+        x = ORACLE.draw(size)
+        exact = float(ORACLE.log_px(x).sum())
+        assert -float(objective.terms(ORACLE.model, GUIDE, x).loss) == pytest.approx(exact)
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
