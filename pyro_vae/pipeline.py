@@ -25,7 +25,7 @@ from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.handlers import scale_kl_pair
 from pyro_vae.inference.loop import Callback, early_stopping, fit
 from pyro_vae.inference.registry import elbo
-from pyro_vae.inference.state import check_device, check_state
+from pyro_vae.inference.state import check_state
 from pyro_vae.inference.training import FitOptions, History, Training, never
 from pyro_vae.lookup import lookup
 from pyro_vae.models import VAE
@@ -97,7 +97,6 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     if checkpoint is not None:
         check_data(checkpoint["data"], fingerprint, "resume")
         check_state(checkpoint["training"], vae, "resume")
-        check_device(checkpoint["training"], device.type, "resume")
     state, seconds = _resumed(config, checkpoint)
     return Prepared(config, data.to(device), vae.to(device), device, fingerprint, state, seconds)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -26,3 +27,18 @@ def own_randomness(seed: int | None = None) -> Iterator[None]:
     finally:
         if apple is not None:
             torch.mps.set_rng_state(apple)
+
+
+def device_state(device: torch.device) -> Tensor | None:
+    """State of a device's own generator; None on the CPU, whose generator is torch's."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def set_device_state(device: torch.device, state: Tensor | None) -> None:
+    """Give a device's generator the state that :func:`device_state` gave."""
+    if state is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state.cpu(), device)
+    elif state is not None and device.type == "mps":
+        torch.mps.set_rng_state(state.cpu())

@@ -24,7 +24,7 @@ from pyro_vae.inference.state import check_keys, check_state
 from pyro_vae.inference.training import Training
 from pyro_vae.models import VAE
 
-SCHEMA = 1
+SCHEMA = 2
 PICTURES = (
     "reconstructions",
     "samples",

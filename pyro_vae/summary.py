@@ -23,7 +23,9 @@ from pyro_vae.evidence.importance import CHUNK_ROWS
 from pyro_vae.inference.training import History
 from pyro_vae.models import VAE
 from pyro_vae.randomness import own_randomness
-from pyro_vae.runs import SCHEMA
+
+#: Version of what ``summary.json`` holds.
+SCHEMA = 1
 
 #: Data of one call of an estimator: with 10 draws each, a chunk of 1,000 rows, which stays in the processor's cache.
 EVALUATION_BATCH = 100

@@ -18,7 +18,7 @@ import pyro_vae as pv
 from pyro_vae import claim, evaluate, runs, train
 from pyro_vae.config import Config, DataConfig, ModelConfig, TrainConfig
 from pyro_vae.files import write_atomically
-from pyro_vae.runs import FILES, RunDirectory, load_data, make_vae
+from pyro_vae.runs import FILES, SCHEMA, RunDirectory, load_data, make_vae
 
 SMALL = Config(
     DataConfig(val_size=100, data_seed=3), ModelConfig(latent_dim=2, hidden=(4,)), TrainConfig(epochs=3, batch_size=500)
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
 )
 def test_a_checkpoint_of_another_schema_is_refused(tmp_path, content, found):
     torch.save(content, tmp_path / "foreign")
-    expected = f"expected a checkpoint of schema 1 (pyro_vae {pv.__version__}), got {found};"
+    expected = f"expected a checkpoint of schema {SCHEMA} (pyro_vae {pv.__version__}), got {found};"
     assert expected in refused(tmp_path, (tmp_path / "foreign").read_bytes())
 
 
@@ -307,7 +307,7 @@ class Malicious:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_code_in_a_checkpoint_is_run(tmp_path, zipped):
     target = tmp_path / "executed"
-    content = {"schema": 1, "training": Malicious(target)}
+    content = {"schema": SCHEMA, "training": Malicious(target)}
     torch.save(content, tmp_path / "bad", _use_new_zipfile_serialization=zipped)
     torch.load(tmp_path / "bad", weights_only=False)  # the trap works
     target.rmdir()

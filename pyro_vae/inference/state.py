@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "stop_reason": (str, type(None)),
     "device": (str,),
     "random": (Tensor,),
+    "random_device": (Tensor, type(None)),
     "order": (Tensor,),
     "epoch": (dict, type(None)),
 }
@@ -50,21 +52,26 @@ def check_state(state: Any, model: nn.Module, where: str) -> None:
         if state[key] is not None:
             check_parameters(state[key], model.state_dict(), where)
     _check_rows(state["rows"], where)
+    batches = 0 if state["epoch"] is None else state["epoch"]["batches"]
+    if state["step"] != (state["rows"][-1]["step"] if state["rows"] else 0) + batches:
+        raise ValueError(
+            f"{where}: expected as many steps as its epochs have, got {state['step']} after {len(state['rows'])} epochs; "
+            "train it again."
+        )
     _check_optimizer(state["optimizer"], dict(model.named_parameters()), where)
     _check_generators(state, where)
 
 
-def check_device(state: Mapping[str, Any], device: str, where: str) -> None:
-    """Refuse to go on where other random numbers would be drawn.
-
-    Raises:
-        ValueError: If the state is that of a run on another kind of device.
-    """
-    if state["device"] != device:
-        raise ValueError(
-            f"{where}: expected to go on where the run was begun, on {state['device']}, got {device}, which draws other random "
-            f"numbers; pass --device {state['device']}, or start a new run."
-        )
+def same_device(state: Mapping[str, Any], device: str) -> bool:
+    """Whether a run goes on where it was begun; a warning says what follows if it does not."""
+    if state["device"] == device:
+        return True
+    warnings.warn(
+        f"resume: this run was begun on {state['device']} and goes on, on {device}, with other random numbers: it will not "
+        "end as if it had never been stopped.",
+        stacklevel=3,
+    )
+    return False
 
 
 def check_keys(values: Any, keys: Mapping[str, tuple[type, ...]], where: str) -> None:

@@ -17,10 +17,10 @@ from pyro_vae.data.stored import rows_of
 from pyro_vae.handlers import scale_kl_pair
 from pyro_vae.inference.history import History, Progress, Row
 from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
-from pyro_vae.inference.state import check_device, check_state
+from pyro_vae.inference.state import check_state, same_device
 from pyro_vae.inference.svi import SVI, FusedOptim
 from pyro_vae.inference.weights import ProposalDraws
-from pyro_vae.randomness import own_randomness
+from pyro_vae.randomness import device_state, own_randomness, set_device_state
 from pyro_vae.schedules import Constant, Schedule
 
 EVALUATION_ROWS = 1000
@@ -202,7 +202,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly: plain containers, numbers and tensors."""
         singles = self._optimizer.source.optim_objs
-        state = {
+        return {
             "model": self.model.state_dict(),
             "best": self.best,
             "optimizer": {k: singles[p].state_dict() for k, p in self.model.named_parameters() if p in singles},
@@ -211,23 +211,22 @@ class Training:
             "stop_reason": self.stop_reason,
             "device": self.beta.device.type,
             "random": torch.get_rng_state(),
+            "random_device": device_state(self.beta.device),
             "order": self.order.get_state(),
             "epoch": None if self.progress is None else self.progress.state_dict(),
         }
-        if self.beta.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self.beta.device)
-        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave.
 
         Raises:
-            ValueError: If it is not whole, or belongs to another model, other data or another kind of device.
+            ValueError: If it is not whole, or belongs to another model or other data.
         """
         check_state(state, self.model, "resume")
-        check_device(state, self.beta.device.type, "resume")
         try:
             self._load(state)
+        except torch.OutOfMemoryError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
@@ -245,20 +244,25 @@ class Training:
             self.beta.fill_(float(self.schedule(self.step - 1)))
         self.history.rows = list(state["rows"])
         self.stop_reason = state["stop_reason"]
-        torch.set_rng_state(state["random"].cpu())
-        if self.beta.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.beta.device)
+        if same := same_device(state, self.beta.device.type):
+            torch.set_rng_state(state["random"].cpu())
+            set_device_state(self.beta.device, state["random_device"])
+        else:
+            torch.manual_seed(self.options.seed + self.step)
+            self.order.manual_seed(self.options.seed + self.step)
         if state["epoch"] is not None:
-            self.progress = self._progress(state["epoch"])
-        self.order.set_state(state["order"].cpu())
+            self.progress = self._progress(state["epoch"], same)
+        if same:
+            self.order.set_state(state["order"].cpu())
 
-    def _progress(self, kept: dict[str, Any]) -> Progress:
-        """What has been done of the epoch under way, with its order drawn again."""
+    def _progress(self, kept: dict[str, Any], same: bool) -> Progress:
+        """What has been done of the epoch under way, with its order drawn again: the same one, where it can be had."""
         batches, seen = kept["batches"], kept["seen"]
         whole = min(batches * self.options.batch_size, len(self.data.train.x))
         if not (0 < batches <= self.steps_per_epoch and seen == whole):
             raise ValueError(f"{seen} data in {batches} steps of an epoch, where it would be {whole}")
-        self.order.set_state(kept["start"].cpu())
+        if same:
+            self.order.set_state(kept["start"].cpu())
         progress = self._begin()
         progress.totals.copy_(kept["totals"])
         progress.batches, progress.seen, progress.seconds = batches, seen, float(kept["seconds"])

@@ -177,10 +177,10 @@ def test_the_time_of_a_stopped_epoch_is_that_of_both_its_parts(data):
         ),
         (lambda s: s.pop("rows"), "expected a whole checkpoint, got one without rows"),
         (lambda s: s.update(step="3"), "expected int as 'step', got str"),
-        (lambda s: s.update(device="cuda"), "expected to go on where the run was begun, on cuda, got cpu"),
+        (lambda s: s.update(step=9), "expected as many steps as its epochs have, got 9 after 0 epochs"),
         (lambda s: s.update(random=torch.zeros(3)), "expected the state of a generator as 'random'"),
         (lambda s: s["epoch"].update(seen=17), "17 data in 2 steps of an epoch, where it would be 50"),
-        (lambda s: s["epoch"].update(batches=-1, seen=-25), "-25 data in -1 steps"),
+        (lambda s: (s["epoch"].update(batches=-1, seen=-25), s.update(step=-1)), "-25 data in -1 steps"),
         (lambda s: s["optimizer"].update(nothing={}), "got another for 'nothing'"),
     ],
 )
@@ -193,6 +193,23 @@ def test_a_state_that_is_not_of_this_run_is_refused_with_a_sentence(data, change
         fit(_vae(), data, epochs=1, batch_size=25, progress=False, resume=states[0])
     assert str(caught.value).startswith("resume: expected")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_of_another_device_goes_on_with_a_warning_and_other_numbers(data, epochs):
+    """From within an epoch or after one: every step is taken, from the saved parameters."""
+    states, stop = [], Interrupt(2) if epochs == 1 else lambda: False
+    callbacks = [lambda t: states.append(copy.deepcopy(t.state_dict()))]
+    fit(_vae(), data, epochs=1, batch_size=25, progress=False, interrupt=stop, callbacks=callbacks)
+    exact, other = _vae(), _vae()
+    fit(exact, data, epochs=epochs, batch_size=25, progress=False, resume=copy.deepcopy(states[0]))
+    states[0]["device"] = "cuda"
+    with pytest.warns(UserWarning, match="begun on cuda and goes on, on cpu, with other random numbers"):
+        history = fit(other, data, epochs=epochs, batch_size=25, progress=False, resume=states[0])
+    assert [row["step"] for row in history.rows] == [4 * (k + 1) for k in range(epochs)]
+    pairs = list(zip(_parameters(exact), _parameters(other), strict=True))
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    assert all(torch.allclose(a, b, atol=0.05) for a, b in pairs)  # a few steps of 1e-3 apart
 
 
 def test_a_state_of_another_model_is_refused_with_the_first_difference(data):
