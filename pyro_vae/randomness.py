@@ -33,7 +33,7 @@ def device_state(device: torch.device) -> Tensor | None:
     """State of a device's own generator; None on the CPU, whose generator is torch's."""
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)
-    return torch.mps.get_rng_state() if device.type == "mps" else None
+    return torch.mps.get_rng_state() if device.type == "mps" and torch.backends.mps.is_available() else None
 
 
 def set_device_state(device: torch.device, state: Tensor | None) -> None:
