@@ -87,10 +87,23 @@ class TrainConfig:
     """Largest norm of the whole gradient of the loss per datum; default: no clipping."""
     patience: int | None = None
     """Stop when the validation ELBO has not risen for so many epochs; default: never."""
-    beta: float = 1.0
-    """Final weight of the KL."""
+    beta: float | str = 1.0
+    """Final weight of the KL: a number, or one for each of some sites, SITE=NUMBER,..."""
     anneal: str = "constant"
-    """How beta is reached: constant, linear:START:STEPS or cyclical:START:STEPS[:CYCLES]."""
+    """How beta is reached: constant, linear:START:STEPS, cosine:START:STEPS, sigmoid:START:STEPS or
+    cyclical:START:STEPS[:CYCLES]."""
+    free_bits: float | None = None
+    """Floor under the rate of each unit, nats; with trace or mean-field."""
+    free_bits_per: str = "unit"
+    """Whether that floor is for each unit or each site."""
+    min_rate: float | None = None
+    """Floor under the whole rate, nats."""
+    capacity: str | None = None
+    """Hold the rate at a capacity, NATS or NATS:STEPS until it is reached."""
+    capacity_weight: float = 100.0
+    """Weight of the distance to the capacity."""
+    target_rate: float | None = None
+    """Hold the rate at these nats by a controller that moves beta."""
     seed: int = 0
     """Seed of the parameters, the data order and every draw."""
 

@@ -22,7 +22,8 @@ from pyro_vae.config import Config, EvaluateConfig
 from pyro_vae.data import Data, binarize
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.handlers import scale_kl_pair
+from pyro_vae.inference.betas import Betas
+from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
 from pyro_vae.inference.loop import Callback, early_stopping, fit
 from pyro_vae.inference.registry import elbo
 from pyro_vae.inference.state import check_state
@@ -82,7 +83,7 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     _check_numbers(config)
     fit_options(config)
     make_objective(config)
-    schedules.parse(t.anneal, t.beta)
+    Betas(schedules.parse_all(t.anneal, t.beta))
     callbacks(config)
     lookup("likelihood", config.model.likelihood, LIKELIHOODS)
     data = load_data(config)
@@ -105,9 +106,7 @@ def _try_out(config: Config, vae: VAE, data: Data) -> None:
     """Evaluate the objective once, on two data, so that what it refuses is said before anything is written."""
     t = config.train
     x = data.train.x[:2]
-    pair = (vae.model, vae.guide)
-    if t.beta != 1 or t.anneal != "constant":
-        pair = scale_kl_pair(*pair, torch.tensor(float(schedules.parse(t.anneal, t.beta)(0))))
+    pair = Betas(schedules.parse_all(t.anneal, t.beta)).apply(vae.model, vae.guide)
     with own_randomness(t.seed), pyro.get_param_store().scope(), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
         try:
@@ -151,7 +150,30 @@ def make_objective(config: Config) -> Any:
     for name in ("num_particles", "num_groups", "alpha", "elbo_weight", "partitions"):
         if (value := getattr(t, name)) is not None:
             options[name] = value
-    return elbo(t.elbo, **options)
+    return _controlled(elbo(t.elbo, **options), config)
+
+
+def _controlled(objective: Any, config: Config) -> Any:
+    """The objective under what a configuration asks of the KL beyond a weight."""
+    t = config.train
+    asked = [name for name in ("free_bits", "min_rate", "capacity", "target_rate") if getattr(t, name) is not None]
+    if len(asked) > 1:
+        raise ValueError(f"{asked[1]}: expected without {asked[0]}, since both bend the KL, got both; drop one.")
+    if t.free_bits is not None:
+        return FreeBits(objective, t.free_bits, t.free_bits_per)
+    if t.min_rate is not None:
+        return MinimumRate(objective, t.min_rate)
+    if t.target_rate is not None:
+        return TargetRate(objective, t.target_rate)
+    if t.capacity is not None:
+        nats, _, steps = t.capacity.partition(":")
+        try:
+            return Capacity(objective, float(nats), int(steps or 1), t.capacity_weight)
+        except ValueError as error:
+            if str(error).startswith("capacity"):
+                raise
+            raise ValueError(f"capacity: expected NATS or NATS:STEPS such as 25:5000, got {t.capacity!r}.") from None
+    return objective
 
 
 def fit_options(config: Config) -> FitOptions:
@@ -216,7 +238,7 @@ def train(
         prepared.vae,
         prepared.data,
         elbo=make_objective(config),
-        beta=schedules.parse(config.train.anneal, config.train.beta),
+        beta=schedules.parse_all(config.train.anneal, config.train.beta),
         **dataclasses.asdict(fit_options(config)),
         callbacks=[*callbacks(config), checkpoint],
         resume=prepared.resume,

@@ -88,6 +88,46 @@ class Cyclical:
         return self.start + (self.end - self.start) * min(1.0, tau / self.ratio)
 
 
+@dataclass(frozen=True)
+class Cosine:
+    r""":math:`\beta_t = s + (e - s)\, (1 - \cos(\pi u)) / 2, \quad u = \min(1, t / T)`: slow at both ends."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        Linear(self.start, self.end, self.steps)  # the same conditions
+
+    def __call__(self, step: int) -> float:
+        return self.start + (self.end - self.start) * 0.5 * (1 - math.cos(math.pi * min(1.0, step / self.steps)))
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    r"""A logistic curve, stretched so that it begins at ``start`` and ends at ``end``.
+
+    .. math:: \beta_t = s + (e - s)\, \frac{\sigma(k (2u - 1)) - \sigma(-k)}{\sigma(k) - \sigma(-k)},
+        \quad u = \min(1, t / T), \quad k = 6
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        Linear(self.start, self.end, self.steps)  # the same conditions
+
+    def __call__(self, step: int) -> float:
+        low, high = _logistic(-6.0), _logistic(6.0)
+        share = (_logistic(6.0 * (2 * min(1.0, step / self.steps) - 1)) - low) / (high - low)
+        return self.start + (self.end - self.start) * share
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
 def constant(value: float) -> Constant:
     r"""Constant :math:`\beta`.
 
@@ -136,6 +176,37 @@ def cyclical(start: float, end: float, steps: int, cycles: int = 4, ratio: float
     return Cyclical(start, end, steps, cycles, ratio)
 
 
+def cosine(start: float, end: float, steps: int) -> Cosine:
+    r"""Annealing along half a cosine wave from ``start`` to ``end`` over ``steps`` steps, then ``end``.
+
+    Args:
+        start: The first :math:`\beta`, at least 0.
+        end: The last :math:`\beta`, at least 0.
+        steps: After how many optimization steps ``end`` is reached, at least 1.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or ``steps`` is below 1.
+    """
+    return Cosine(start, end, steps)
+
+
+def sigmoid(start: float, end: float, steps: int) -> Sigmoid:
+    r"""Annealing along a logistic curve from ``start`` to ``end`` over ``steps`` steps, then ``end``.
+
+    Args:
+        start: The first :math:`\beta`, at least 0.
+        end: The last :math:`\beta`, at least 0.
+        steps: After how many optimization steps ``end`` is reached, at least 1.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or ``steps`` is below 1.
+
+    References:
+        Bowman et al., "Generating Sentences from a Continuous Space", 2016, figure 2 (there not stretched).
+    """
+    return Sigmoid(start, end, steps)
+
+
 def parse(text: str, end: float) -> Schedule:
     r"""Read ``KIND[:START:STEPS[:CYCLES]]``, the form of the flag ``--anneal``.
 
@@ -152,6 +223,8 @@ def parse(text: str, end: float) -> Schedule:
     forms = {
         "constant": ("constant", 0, 0),
         "linear": ("linear:START:STEPS", 2, 2),
+        "cosine": ("cosine:START:STEPS", 2, 2),
+        "sigmoid": ("sigmoid:START:STEPS", 2, 2),
         "cyclical": ("cyclical:START:STEPS[:CYCLES]", 2, 3),
     }
     form, least, most = lookup("schedule", kind, forms)
@@ -163,6 +236,41 @@ def parse(text: str, end: float) -> Schedule:
         raise ValueError(f"schedule: expected {form} such as linear:0:2000, got {text!r}.") from None
     if kind == "constant":
         return constant(end)
-    if kind == "linear":
-        return linear(start, end, int(steps))
+    ramps: dict[str, Callable[[float, float, int], Schedule]] = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
+    if kind in ramps:
+        return ramps[kind](start, end, int(steps))
     return cyclical(start, end, int(steps), *map(int, cycles))
+
+
+def parse_all(text: str, beta: float | str) -> Schedule | dict[str, Schedule]:
+    r"""Read ``--anneal`` and ``--beta``, of which the latter may be a number for each of some sites, ``z1=0.5,z2=2``.
+
+    Args:
+        text: See :func:`parse`; each site gets a schedule of its own, to its own final :math:`\beta`.
+        beta: The final weight, or the text.
+
+    Raises:
+        ValueError: See :func:`parse`; or if a part of ``beta`` is not ``SITE=NUMBER``.
+    """
+    try:
+        return parse(text, float(beta))
+    except ValueError:
+        if "=" not in str(beta):
+            if isinstance(beta, str):
+                raise ValueError(
+                    f"beta: expected a number, or SITE=NUMBER,... such as z1=0.5,z2=2, got {beta!r}."
+                ) from None
+            raise
+    found: dict[str, Schedule] = {}
+    for part in str(beta).split(","):
+        site, _, number = part.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise ValueError(
+                f"beta: expected a number, or SITE=NUMBER,... such as z1=0.5,z2=2, got {part!r} in {beta!r}."
+            ) from None
+        if not site or site in found:
+            raise ValueError(f"beta: expected each site once, with its name, got {beta!r}.")
+        found[site] = parse(text, value)
+    return found

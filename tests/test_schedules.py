@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -124,7 +125,9 @@ def test_parse_says_the_form_that_was_expected(text):
 def test_parse_of_an_unknown_kind_lists_the_known_and_the_nearest():
     with pytest.raises(ValueError, match="unknown schedule 'liner'") as caught:
         schedules.parse("liner:0:10", end=1.0)
-    assert str(caught.value).endswith("expected one of constant, cyclical, linear; did you mean 'linear'?")
+    assert str(caught.value).endswith(
+        "expected one of constant, cosine, cyclical, linear, sigmoid; did you mean 'linear'?"
+    )
 
 
 @pytest.mark.parametrize("bad", [-1e-6, -math.inf, math.inf, math.nan])
@@ -181,3 +184,50 @@ def test_zero_is_allowed():
 def test_lengths_and_ratios_out_of_range_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("make", [schedules.cosine, schedules.sigmoid])
+def test_smooth_ramps_begin_and_end_where_they_should(make):
+    ramp = make(0.5, 4.0, 100)
+    assert ramp(0) == pytest.approx(0.5)
+    assert ramp(50) == pytest.approx(2.25)  # both are symmetric about the middle
+    assert ramp(100) == ramp(10_000) == pytest.approx(4.0)
+    values = [ramp(step) for step in range(101)]
+    steps = [b - a for a, b in itertools.pairwise(values)]
+    assert all(step > 0 for step in steps)
+    assert steps.index(max(steps)) in (49, 50)
+    assert steps[0] < 0.2 * max(steps)
+    assert steps == pytest.approx(steps[::-1])
+
+
+def test_cosine_and_sigmoid_by_hand():
+    assert schedules.cosine(0.0, 1.0, 4)(1) == pytest.approx(0.5 * (1 - math.cos(math.pi / 4)))
+    low, high, at = (1 / (1 + math.exp(-k)) for k in (-6.0, 6.0, -3.0))
+    assert schedules.sigmoid(0.0, 1.0, 4)(1) == pytest.approx((at - low) / (high - low))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "sigmoid"])
+def test_parse_of_smooth_ramps(kind):
+    assert schedules.parse(f"{kind}:0.5:100", 4.0) == getattr(schedules, kind)(0.5, 4.0, 100)
+    with pytest.raises(ValueError, match=f"expected {kind}:START:STEPS"):
+        schedules.parse(kind, 1.0)
+    with pytest.raises(ValueError, match="start of a schedule"):
+        schedules.parse(f"{kind}:-1:100", 1.0)
+
+
+def test_a_schedule_for_each_site():
+    found = schedules.parse_all("linear:0:10", "z1=0.5,z2=2")
+    assert found == {"z1": schedules.linear(0.0, 0.5, 10), "z2": schedules.linear(0.0, 2.0, 10)}
+    assert schedules.parse_all("constant", 2.0) == schedules.constant(2.0)
+    assert schedules.parse_all("constant", "3") == schedules.constant(3.0)
+
+
+@pytest.mark.parametrize("beta", ["many", "z1=", "z1=x", "=2", "z1=1,z1=2", "z1=1,z2"])
+def test_a_malformed_beta_for_sites_is_refused(beta):
+    with pytest.raises(ValueError, match=r"beta: expected .*, got"):
+        schedules.parse_all("constant", beta)
+
+
+def test_a_bad_weight_of_a_site_is_refused():
+    with pytest.raises(ValueError, match="got -1"):
+        schedules.parse_all("constant", "z1=-1")

@@ -1,6 +1,7 @@
 """Inference: log weights, objectives, SVI and the training loop."""
 
 from pyro_vae.inference.combined import CIWAE, MIWAE, PIWAE, RWS, TVO
+from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
 from pyro_vae.inference.loop import early_stopping, fit
 from pyro_vae.inference.objectives import Terms, TraceELBO, TraceMeanFieldELBO
 from pyro_vae.inference.path_gradient import STL, DReG
@@ -24,11 +25,15 @@ __all__ = [
     "SVI",
     "TVO",
     "VIMCO",
+    "Capacity",
     "DReG",
     "FitOptions",
+    "FreeBits",
     "History",
+    "MinimumRate",
     "NonFiniteLossError",
     "Renyi",
+    "TargetRate",
     "Terms",
     "TraceELBO",
     "TraceEnumELBO",

@@ -33,10 +33,14 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch, counted from 1, with the highest validation ELBO; the last where there is no validation."""
+        """The epoch, counted from 1, with the highest validation ELBO; the last where there is no validation.
+
+        Where the objective weights or bends the KL, its value at the final weights decides instead.
+        """
         if not self.rows or "validation_elbo" not in self.rows[-1]:
             return len(self.rows)
-        values = [value if math.isfinite(value) else -math.inf for value in self["validation_elbo"]]
+        column = "validation_objective" if "validation_objective" in self.rows[-1] else "validation_elbo"
+        values = [value if math.isfinite(value) else -math.inf for value in self[column]]
         return 1 + max(range(len(values)), key=values.__getitem__)
 
 

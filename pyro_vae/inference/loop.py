@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -12,11 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.data import Data, Split
+from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.history import History, Row
 from pyro_vae.inference.registry import elbo as make_elbo
 from pyro_vae.inference.training import FitOptions, Training, never
 from pyro_vae.randomness import own_randomness
-from pyro_vae.schedules import Constant, Schedule
+from pyro_vae.schedules import Schedule
 
 Callback = Callable[[Training], None]
 
@@ -52,7 +53,7 @@ def fit(
     lr_schedule: str = "constant",
     clip_norm: float | None = None,
     num_workers: int = 0,
-    beta: float | Schedule = 1.0,
+    beta: float | Schedule | Mapping[str, float | Schedule] = 1.0,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     resume: dict[str, Any] | None = None,
@@ -76,7 +77,8 @@ def fit(
         lr_schedule: ``"constant"``, ``"cosine"`` (to 0) or ``"step"`` (a tenth at half, again at three quarters).
         clip_norm: Largest norm of the whole gradient of the loss per datum; None: no clipping.
         num_workers: Processes that read ahead, where the data are stored on the disk and not in memory.
-        beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``.
+        beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``,
+            or one of these for each of some sites, ``{"z1": 0.5}``; sites that are not named keep weight 1.
         seed: Seed of the data order, the binarization and the draws.
         callbacks: Called with the :class:`Training` after each epoch, and once more where ``interrupt`` ends one before
             its time; then ``training.progress`` is not None, and there is no row for it.
@@ -97,10 +99,10 @@ def fit(
         raise ValueError("data: expected at least one training datum, got none.")
     options = FitOptions(epochs, batch_size, optimizer, lr, lr_schedule, clip_norm, num_workers, seed)
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
-    schedule = beta if callable(beta) else Constant(beta)
+    betas = Betas(beta, data.train.x.device)
     with own_randomness(seed), pyro.get_param_store().scope():
-        training = Training(model, data, objective, schedule, options, interrupt)
-        _warn_if_unfinished(schedule, epochs * training.steps_per_epoch)
+        training = Training(model, data, objective, betas, options, interrupt)
+        _warn_if_unfinished(betas.steps, epochs * training.steps_per_epoch)
         if resume is not None:
             training.load_state_dict(resume)
         _loop(training, callbacks, progress)
@@ -151,8 +153,7 @@ def _line(row: Row, epochs: int) -> str:
     )
 
 
-def _warn_if_unfinished(schedule: Schedule, steps: int) -> None:
-    needed = getattr(schedule, "steps", 0)
+def _warn_if_unfinished(needed: int, steps: int) -> None:
     if needed > steps:
         warnings.warn(
             f"the schedule of beta takes {needed:,} steps but training only {steps:,}, so that its end is never reached; "

@@ -146,7 +146,7 @@ class STL(_PathGradient):
         return torch.full_like(log_w, 1 / len(log_w)), torch.ones_like(log_w)
 
 
-def common_beta(pair: Pair) -> Any:
+def common_beta(pair: Pair, what: str = "dreg") -> Any:
     """The weight of the KL that all latent sites share: 1.0, a 0-dim tensor or one of shape ``(B,)``.
 
     Raises:
@@ -163,7 +163,7 @@ def common_beta(pair: Pair) -> Any:
         same = beta is first or (is_validation_enabled() and torch.equal(torch.as_tensor(beta), torch.as_tensor(first)))
         if is_validation_enabled() and not same:
             raise ValueError(
-                f"dreg: expected one weight of the KL for all sites, got another at {name!r}; use elbo('stl') or elbo('iwae') "
-                "for weights of single sites."
+                f"{what}: expected one weight of the KL for all sites, got another at {name!r}; use elbo('stl') or "
+                "elbo('iwae') for weights of single sites."
             )
     return first

@@ -14,6 +14,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "model": (dict,),
     "best": (dict, type(None)),
     "optimizer": (dict,),
+    "objective": (dict, type(None)),
     "step": (int,),
     "rows": (list,),
     "stop_reason": (str, type(None)),

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from pyro_vae.data import Batches, Data, Split, Stored
 from pyro_vae.data.stored import rows_of
-from pyro_vae.handlers import scale_kl_pair
+from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.history import History, Progress, Row
 from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.state import check_state, same_device
 from pyro_vae.inference.svi import SVI, FusedOptim
 from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.randomness import device_state, own_randomness, set_device_state
-from pyro_vae.schedules import Constant, Schedule
 
 EVALUATION_ROWS = 1000
 
@@ -54,22 +53,19 @@ class Training:
         model: Any,
         data: Data,
         objective: Any,
-        schedule: Schedule,
+        betas: Betas,
         options: FitOptions,
         interrupt: Callable[[], bool] = never,
     ) -> None:
-        self.model, self.data, self.schedule, self.options = model, data, schedule, options
+        self.model, self.data, self.betas, self.options = model, data, betas, options
         self.interrupt = interrupt
         self.history = History()
         self.progress: Progress | None = None
         self.best: dict[str, Tensor] | None = None
         self.stop_reason: str | None = None
-        device = data.train.x.device
-        self.order = torch.Generator(device).manual_seed(options.seed)
-        self.beta = torch.tensor(float(schedule(0)), device=device)
-        pair = (model.model, model.guide)
-        if not (isinstance(schedule, Constant) and schedule.value == 1.0):
-            pair = scale_kl_pair(*pair, self.beta)
+        self.device = data.train.x.device
+        self.order = torch.Generator(self.device).manual_seed(options.seed)
+        pair = betas.apply(model.model, model.guide)
         optim = OPTIMIZERS[options.optimizer]({"lr": options.lr})
         self.svi = SVI(*pair, optim, objective, clip_norm=options.clip_norm)
         self.batches = Batches(data.train.x, options.batch_size, data.redraw, options.num_workers)
@@ -111,9 +107,9 @@ class Training:
         return row
 
     def _begin(self) -> Progress:
-        dtype = torch.float32 if self.beta.device.type == "mps" else torch.float64  # MPS has no float64
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
         start = self.order.get_state()
-        return Progress(start, self.batches.order(self.order), torch.zeros(3, device=self.beta.device, dtype=dtype))
+        return Progress(start, self.batches.order(self.order), torch.zeros(3, device=self.device, dtype=dtype))
 
     def _finish(self, progress: Progress, advance: Callable[[Callable[[], float]], None]) -> None:
         """Take the steps that are left of an epoch; what they leave is looked at before anyone saves it."""
@@ -149,7 +145,8 @@ class Training:
             "train_elbo": -distortion - rate,
             "train_rate": rate,
             "train_distortion": distortion,
-            "beta": float(self.beta),
+            **self.betas.columns,
+            **getattr(self.svi.objective, "columns", {}),
             "lr": self._lr(self.step - 1),
             "images_per_second": progress.seen / progress.seconds,
             "seconds": progress.seconds,
@@ -160,12 +157,7 @@ class Training:
         return self.options.lr * LR_SCHEDULES[self.options.lr_schedule](share)
 
     def _set_rates(self) -> None:
-        beta = float(self.schedule(self.step))
-        if not (math.isfinite(beta) and beta >= 0):
-            raise ValueError(
-                f"beta: expected finite numbers of at least 0 from its schedule, got {beta} at step {self.step}."
-            )
-        self.beta.fill_(beta)
+        self.betas.set(self.step)
         if self.options.lr_schedule != "constant":
             self._optimizer.set_lr(self._lr(self.step))
 
@@ -197,7 +189,16 @@ class Training:
             "validation_elbo_std_error": float(elbo.std() / math.sqrt(len(elbo))) if len(elbo) > 1 else math.nan,
             "validation_rate": -float(ratio.mean()),
             "validation_distortion": -float(likelihood.mean()),
+            **self._selection(-float(likelihood.mean()), -float(ratio.mean())),
         }
+
+    def _selection(self, distortion: float, rate: float) -> Row:
+        """What the best epoch is chosen by, where that is not the ELBO: the objective under its final weights."""
+        objective = self.svi.objective
+        beta = 1.0 if self.betas.final is None else self.betas.final
+        if hasattr(objective, "selection"):
+            return {"validation_objective": objective.selection(distortion, rate, beta)}
+        return {} if beta == 1 else {"validation_objective": -distortion - beta * rate}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly: plain containers, numbers and tensors."""
@@ -206,12 +207,13 @@ class Training:
             "model": self.model.state_dict(),
             "best": self.best,
             "optimizer": {k: singles[p].state_dict() for k, p in self.model.named_parameters() if p in singles},
+            "objective": self.svi.objective.state_dict() if hasattr(self.svi.objective, "state_dict") else None,
             "step": self.step,
             "rows": self.history.rows,
             "stop_reason": self.stop_reason,
-            "device": self.beta.device.type,
+            "device": self.device.type,
             "random": torch.get_rng_state(),
-            "random_device": device_state(self.beta.device),
+            "random_device": device_state(self.device),
             "order": self.order.get_state(),
             "epoch": None if self.progress is None else self.progress.state_dict(),
         }
@@ -239,14 +241,16 @@ class Training:
         for name, p in self.model.named_parameters():
             if name in state["optimizer"]:
                 self._optimizer.add(p, state["optimizer"][name])
+        if state["objective"] is not None:
+            self.svi.objective.load_state_dict(state["objective"])
         self.svi.steps_taken = state["step"]
         if self.step > 0:
-            self.beta.fill_(float(self.schedule(self.step - 1)))
+            self.betas.set(self.step - 1)
         self.history.rows = list(state["rows"])
         self.stop_reason = state["stop_reason"]
-        if same := same_device(state, self.beta.device.type):
+        if same := same_device(state, self.device.type):
             torch.set_rng_state(state["random"].cpu())
-            set_device_state(self.beta.device, state["random_device"])
+            set_device_state(self.device, state["random_device"])
         else:
             torch.manual_seed(self.options.seed + self.step)
             self.order.manual_seed(self.options.seed + self.step)

@@ -1,0 +1,78 @@
+"""The weights of the KL during training: one for all sites, or one for each of some, each on a schedule of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pyro_vae.handlers import scale_kl_pair
+from pyro_vae.schedules import Constant, Schedule
+
+Program = Callable[..., Any]
+
+
+class Betas:
+    """Live weights: 0-dim tensors, changed in place before each step.
+
+    Args:
+        given: A number or schedule for all sites, or one for each named site; sites that are not named keep weight 1.
+        device: Where the tensors are.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or the mapping is empty.
+    """
+
+    def __init__(
+        self, given: float | Schedule | Mapping[str, float | Schedule], device: torch.device | None = None
+    ) -> None:
+        sites: Mapping[str, Any] = given if isinstance(given, Mapping) else {"": given}
+        if not sites:
+            raise ValueError(
+                "beta: expected a weight, or one for each of some sites, got an empty mapping; leave it out."
+            )
+        self.schedules: dict[str, Schedule] = {n: s if callable(s) else Constant(s) for n, s in sites.items()}
+        self.values = {name: torch.tensor(float(s(0)), device=device) for name, s in self.schedules.items()}
+
+    def apply(self, model: Program, guide: Program) -> tuple[Program, Program]:
+        """The pair under these weights; as it is where the weight of all is 1 for good."""
+        if "" not in self.values:
+            return scale_kl_pair(model, guide, self.values)
+        schedule = self.schedules[""]
+        if isinstance(schedule, Constant) and schedule.value == 1.0:
+            return model, guide
+        return scale_kl_pair(model, guide, self.values[""])
+
+    def set(self, step: int) -> None:
+        """Take the weights of a step.
+
+        Raises:
+            ValueError: If a schedule gives a negative number or one that is not finite.
+        """
+        for name, schedule in self.schedules.items():
+            beta = float(schedule(step))
+            if not (math.isfinite(beta) and beta >= 0):
+                where = f" for site {name!r}" if name else ""
+                raise ValueError(
+                    f"beta: expected finite numbers of at least 0 from its schedule{where}, got {beta} at step {step}."
+                )
+            self.values[name].fill_(beta)
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """What a row of the history says: ``beta``, that of sites not named, and ``beta_SITE`` of each named one."""
+        named = {f"beta_{name}": float(value) for name, value in self.values.items() if name}
+        return {"beta": float(self.values[""]) if "" in self.values else 1.0, **named}
+
+    @property
+    def final(self) -> float | None:
+        """The weight that all sites have in the end; None where sites have weights of their own, or it is not known."""
+        schedule = self.schedules.get("")
+        return getattr(schedule, "end", getattr(schedule, "value", None))
+
+    @property
+    def steps(self) -> int:
+        """After how many steps all have settled."""
+        return max(getattr(schedule, "steps", 0) for schedule in self.schedules.values())

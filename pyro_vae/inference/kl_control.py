@@ -1,0 +1,410 @@
+r"""What no weight on a site can do: floors, capacities and targets for the KL, as wrappers over an objective.
+
+All of them are functions of the rate *averaged over the batch*,
+
+.. math:: R_j = \tfrac1B \textstyle\sum_i KL(q(z_j | x_i) \,\|\, p(z_j)),
+
+in closed form over ``mean-field``, from the draws over ``trace``. The bound that they tell is the wrapped objective's: the
+true one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro.distributions import Independent
+from pyro.infer.util import torch_item
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.layout import Layout, Site, find_layout, is_auxiliary_loss, sample_sites, site_log_prob
+from pyro_vae.inference.objectives import Terms, TraceELBO, TraceMeanFieldELBO
+from pyro_vae.inference.particles import Pair, data_scale
+from pyro_vae.inference.path_gradient import common_beta
+
+Program = Callable[..., Any]
+
+
+class KLControl(pyro.infer.ELBO):
+    """What the wrappers share.
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``, which decides how the KL is evaluated.
+
+    Raises:
+        TypeError: If it is another objective.
+    """
+
+    name: ClassVar[str] = ""
+    #: Whether the latent vector is taken apart into units, sites, or not at all.
+    per: str = "all"
+    takes_beta: ClassVar[bool] = False
+
+    def __init__(self, objective: Any) -> None:
+        if type(objective) not in (TraceELBO, TraceMeanFieldELBO):
+            raise TypeError(
+                f"{self.name}: expected elbo('trace') or elbo('mean-field'), which have a KL for each site, got "
+                f"{type(objective).__name__}; wrap one of these."
+            )
+        super().__init__(
+            num_particles=objective.num_particles,
+            max_plate_nesting=objective.max_plate_nesting,
+            vectorize_particles=objective.vectorize_particles,
+            retain_graph=objective.retain_graph,
+        )
+        self.objective = objective
+
+    def penalty(self, rates: Tensor) -> Tensor:
+        """What stands in the place of the rate, for one datum.
+
+        Args:
+            rates: Rates averaged over the batch, nats: shape ``(units,)``, ``(sites,)`` or ``(1,)``.
+
+        Returns:
+            0-dim, nats.
+        """
+        raise NotImplementedError
+
+    def selection(self, distortion: float, rate: float, beta: float) -> float:
+        """What a model is chosen by on validation data, higher is better: minus distortion and penalty in the end."""
+        with torch.no_grad():
+            return -distortion - beta * float(self._final_penalty(torch.tensor([rate])))
+
+    def _final_penalty(self, rates: Tensor) -> Tensor:
+        return rates.sum() if self.per == "unit" else self.penalty(rates)
+
+    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The ELBO of each datum, shape ``(B,)``: that of the wrapped objective."""
+        return self.objective.bound(model, guide, *args, **kwargs)
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """The loss with the true rate and distortion; see :class:`Terms`.
+
+        Raises:
+            ValueError: If a site has no reparameterized draws, units are asked for of a posterior that has none, or a weight of
+                the KL is set where none is taken.
+        """
+        pairs = [Pair(*traces) for traces in self.objective._get_traces(model, guide, args, kwargs)]
+        layout = find_layout(pairs[0].model, pairs[0].guide)
+        scale, beta = data_scale(pairs[0], layout), self._beta(pairs[0])
+        distortion = torch.stack([self._distortion(pair, layout) for pair in pairs]).mean(0)
+        rates = torch.stack([self._rates(pair, layout) for pair in pairs]).mean(0)
+        extra = torch.stack([_extra(pair) for pair in pairs]).mean()
+        loss = scale * (distortion + layout.size * beta * self.penalty(rates)) - extra
+        return Terms(loss, distortion.detach(), layout.size * rates.detach().sum())
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return self.objective._get_trace(model, guide, args, kwargs)
+
+    def _beta(self, pair: Pair) -> Any:
+        check_kl_scales(*pair)
+        beta = common_beta(pair, self.name)
+        if not self.takes_beta and any(site.get("kl_scales") for _, site in sample_sites(pair.guide)):
+            raise ValueError(
+                f"{self.name}: expected no weight of the KL beside it, since it sets the KL's part itself, got one; drop beta."
+            )
+        if isinstance(beta, Tensor) and beta.dim():
+            raise ValueError(
+                f"{self.name}: expected one weight of the KL for the whole batch, got one of shape {tuple(beta.shape)}."
+            )
+        return beta
+
+    def _distortion(self, pair: Pair, layout: Layout) -> Tensor:
+        total: Any = 0.0
+        for _, site in sample_sites(pair.model):
+            if site["is_observed"] and not is_auxiliary_loss(site):
+                total = total - layout.per_datum(site_log_prob(site)).mean(0).sum()
+        return total
+
+    def _rates(self, pair: Pair, layout: Layout) -> Tensor:
+        """Rates averaged over the batch: by unit, by site, or of all together."""
+        found = []
+        for name, site, guide_site in _latents(pair):
+            if not guide_site["fn"].has_rsample:
+                raise ValueError(
+                    f"{self.name}: expected reparameterized draws at site {name!r}, got {type(guide_site['fn']).__name__}; "
+                    "a bent KL has no score-function term here."
+                )
+            if self.per == "unit":
+                found.append(_unit_kl(name, site, guide_site, self._analytic, layout))
+            else:
+                kl = _site_kl(site, guide_site, self._analytic)
+                found.append(layout.per_datum(kl).mean(0).sum().reshape(1) / layout.size)
+        rates = torch.cat(found)
+        return rates.sum(0, keepdim=True) if self.per == "all" else rates
+
+    @property
+    def _analytic(self) -> bool:
+        return isinstance(self.objective, TraceMeanFieldELBO)
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """What is minimized, nats, summed over the batch: no bound."""
+        with torch.no_grad():
+            return torch_item(self.terms(model, guide, *args, **kwargs).loss)
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """What is minimized, as a 0-dim tensor."""
+        return self.terms(model, guide, *args, **kwargs).loss
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """What is minimized, its gradient added to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return torch_item(loss)
+
+
+class FreeBits(KLControl):
+    r"""A floor under the rate of each unit, or of each site: below it there is nothing to gain.
+
+    .. math:: \text{distortion} + \beta \textstyle\sum_j \max(\lambda, R_j)
+
+    Keeps units from being switched off early in training. Per unit only where posterior and prior have independent
+    units. A common beta multiplies the floored rate.
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``.
+        nats: :math:`\lambda`, the floor, nats.
+        per: ``"unit"`` or ``"site"``.
+
+    References:
+        Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", 2016, eq. 15.
+    """
+
+    name = "free bits"
+    takes_beta = True
+
+    def __init__(self, objective: Any, nats: float, per: str = "unit") -> None:
+        super().__init__(objective)
+        _check_positive("free_bits", nats)
+        if per not in ("unit", "site"):
+            raise ValueError(f"free_bits_per: expected 'unit' or 'site', got {per!r}.")
+        self.nats, self.per = nats, per
+
+    def penalty(self, rates: Tensor) -> Tensor:
+        """See :meth:`KLControl.penalty`."""
+        return rates.clamp(min=self.nats).sum()
+
+
+class MinimumRate(KLControl):
+    r"""A floor under the whole rate.
+
+    .. math:: \text{distortion} + \beta \max(R_{min}, R)
+
+    Above the floor it is the ELBO; below it the KL costs nothing. Keeps a strong decoder from ignoring z.
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``.
+        nats: :math:`R_{min}`, nats per datum.
+
+    References:
+        Alemi et al., "Fixing a Broken ELBO", 2018, on rates as constraints.
+    """
+
+    name = "minimum rate"
+    takes_beta = True
+
+    def __init__(self, objective: Any, nats: float) -> None:
+        super().__init__(objective)
+        _check_positive("min_rate", nats)
+        self.nats = nats
+
+    def penalty(self, rates: Tensor) -> Tensor:
+        """See :meth:`KLControl.penalty`."""
+        return rates.clamp(min=self.nats).sum()
+
+
+class Capacity(KLControl):
+    r"""A rate held at a capacity that grows.
+
+    .. math:: \text{distortion} + \gamma\, |R - C_t|, \qquad C_t = C \min(1, t / T)
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``.
+        nats: C, nats per datum.
+        steps: T, optimization steps until it is reached.
+        weight: :math:`\gamma`.
+
+    References:
+        Burgess et al., "Understanding disentangling in beta-VAE", 2018, eq. 8.
+    """
+
+    name = "capacity"
+
+    def __init__(self, objective: Any, nats: float, steps: int = 1, weight: float = 100.0) -> None:
+        super().__init__(objective)
+        _check_positive("capacity", nats)
+        _check_positive("capacity_weight", weight)
+        if steps < 1:
+            raise ValueError(f"capacity: expected at least 1 step until it is reached, got {steps}.")
+        self.nats, self.steps, self.weight = nats, steps, weight
+        self.taken = 0
+
+    def penalty(self, rates: Tensor) -> Tensor:
+        """See :meth:`KLControl.penalty`; each call with gradients is a step."""
+        capacity = self.nats * min(1.0, self.taken / self.steps)
+        if torch.is_grad_enabled():
+            self.taken += 1
+        return self.weight * (rates.sum() - capacity).abs()
+
+    def _final_penalty(self, rates: Tensor) -> Tensor:
+        return self.weight * (rates.sum() - self.nats).abs()
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """What a row of the history says besides: the capacity of the last step."""
+        return {"capacity": self.nats * min(1.0, max(0, self.taken - 1) / self.steps)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept to go on exactly."""
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.taken = int(state["taken"])
+
+
+class TargetRate(KLControl):
+    r"""A rate held at a target by a controller that moves beta.
+
+    .. math:: \text{distortion} + \beta_t R, \quad
+        \beta_t = \frac{K_p}{1 + e^{e_t}} - K_i \textstyle\sum_{s \le t} e_s + \beta_{min}, \quad e_t = R^* - R_t
+
+    clipped to [beta_min, beta_max]; the sum stands still while it is clipped. No gradient passes through beta.
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``.
+        nats: :math:`R^*`, nats per datum.
+        proportional: :math:`K_p`.
+        integral: :math:`K_i`.
+        beta_min: Smallest weight.
+        beta_max: Largest weight.
+
+    References:
+        Shao et al., "ControlVAE: Controllable Variational Autoencoder", 2020, eq. 6-8 and algorithm 1.
+    """
+
+    name = "target rate"
+
+    def __init__(
+        self,
+        objective: Any,
+        nats: float,
+        proportional: float = 0.01,
+        integral: float = 0.001,
+        beta_min: float = 0.0,
+        beta_max: float = 100.0,
+    ) -> None:
+        super().__init__(objective)
+        _check_positive("target_rate", nats)
+        if not 0 <= beta_min < beta_max or not math.isfinite(beta_max):
+            raise ValueError(f"beta_max: expected above beta_min, both at least 0, got {beta_min} and {beta_max}.")
+        self.nats, self.proportional, self.integral = nats, proportional, integral
+        self.beta_min, self.beta_max = beta_min, beta_max
+        self.total = torch.zeros(())
+        self.beta = torch.tensor(float(beta_min))
+
+    def penalty(self, rates: Tensor) -> Tensor:
+        """See :meth:`KLControl.penalty`; each call with gradients moves beta first."""
+        rate = rates.sum()
+        if torch.is_grad_enabled():
+            self._control(rate.detach())
+        return self.beta.to(rate) * rate
+
+    def _final_penalty(self, rates: Tensor) -> Tensor:
+        return self.beta_max * (rates.sum() - self.nats).abs()
+
+    def _control(self, rate: Tensor) -> None:
+        error = self.nats - rate
+        total = self.total.to(rate) - self.integral * error
+        wanted = self.proportional * torch.sigmoid(-error) + total + self.beta_min
+        inside = (wanted >= self.beta_min) & (wanted <= self.beta_max)
+        self.total = torch.where(inside, total, self.total.to(rate))
+        self.beta = wanted.clamp(self.beta_min, self.beta_max)
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """What a row of the history says: the weight of the last step."""
+        return {"beta": float(self.beta)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept to go on exactly."""
+        return {"total": self.total, "beta": self.beta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.total, self.beta = state["total"].clone(), state["beta"].clone()
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name}: expected a positive number of nats, got {value}; leave it out for none.")
+
+
+def _latents(pair: Pair) -> Iterator[tuple[str, Site, Site]]:
+    for name, site in sample_sites(pair.model):
+        if not site["is_observed"] and not is_auxiliary_loss(site):
+            yield name, site, pair.guide.nodes[name]
+
+
+def _extra(pair: Pair) -> Tensor:
+    total = torch.zeros(())
+    for sign, trace in ((1.0, pair.model), (-1.0, pair.guide)):
+        for _, site in sample_sites(trace):
+            if is_auxiliary_loss(site):
+                total = total + sign * site["log_prob_sum"]
+    return total
+
+
+def _site_kl(site: Site, guide_site: Site, analytic: bool) -> Tensor:
+    if analytic:
+        try:
+            return kl_divergence(guide_site["fn"], site["fn"])
+        except NotImplementedError:
+            pass
+    return site_log_prob(guide_site) - site_log_prob(site)
+
+
+def _unit_kl(name: str, site: Site, guide_site: Site, analytic: bool, layout: Layout) -> Tensor:
+    """KL of each unit of a site, averaged over the batch: shape ``(units,)``."""
+    q, p = (_units(name, s["fn"]) for s in (guide_site, site))
+    kl = _unit_terms(q, p, guide_site["value"], analytic)
+    event_dim = guide_site["fn"].event_dim
+    units = math.prod(kl.shape[kl.dim() - event_dim :])
+    flat = kl.reshape(*kl.shape[: kl.dim() - event_dim], units)
+    if guide_site["mask"] is not None:
+        flat = flat * torch.as_tensor(guide_site["mask"]).to(flat)[..., None]
+    lead = flat.dim() - 1
+    draws = math.prod(flat.shape[: max(0, lead - layout.nesting)])
+    rows = flat.shape[lead + layout.dim] if lead >= -layout.dim else 1
+    return flat.reshape(-1, units).sum(0) / (draws * rows)
+
+
+def _unit_terms(q: Any, p: Any, value: Tensor, analytic: bool) -> Tensor:
+    if analytic:
+        try:
+            return kl_divergence(q, p)
+        except NotImplementedError:
+            pass
+    return q.log_prob(value) - p.log_prob(value)
+
+
+def _units(name: str, distribution: Any) -> Any:
+    """The units of a site as scalar distributions.
+
+    Raises:
+        ValueError: If they depend on each other.
+    """
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    whole = distribution.event_dim == (distribution.reinterpreted_batch_ndims if base is not distribution else 0)
+    if not whole or base.event_shape:
+        raise ValueError(
+            f"free bits: expected independent units at site {name!r}, got {type(base).__name__}, whose units depend on each "
+            "other; use per='site'."
+        )
+    return base
