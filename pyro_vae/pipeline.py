@@ -116,6 +116,8 @@ def _try_out(config: Config, vae: VAE, data: Data) -> None:
                 "elbo enum: expected a model with sites to enumerate, got one whose only latent site 'z' is continuous; use "
                 "--elbo trace or mean-field."
             ) from None
+        except ValueError as error:  # Pyro adds a table of shapes below the sentence
+            raise ValueError(str(error).strip().splitlines()[0]) from None
 
 
 def _check_numbers(config: Config) -> None:
