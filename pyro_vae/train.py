@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
-from pyro_vae import console, machine, pipeline, threads
+from pyro_vae import console, machine, pipeline, sweep, threads
+from pyro_vae.claim import fresh, made
 from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.paths import is_path
@@ -39,6 +41,9 @@ class Options:
     """Folder for the run's files; default: a new one under runs/."""
     config: Path | None = None
     """Settings to begin with, as in the config.json of a run; other flags go before it."""
+    beta_sweep: tuple[float, ...] = ()
+    """Train once for each of these weights of the KL, and draw the rate-distortion curve; the same command again goes on with
+    a sweep that was interrupted."""
     resume: Path | None = None
     """Go on with this run; --epochs is the total."""
     overwrite: bool = False
@@ -155,6 +160,8 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
         say = pipeline.silent if options.quiet else _say
         threads.set_threads(options.threads)
         device, words = machine.resolve_device(options.device)
+        if options.beta_sweep:
+            return _sweep(argv, config, options, say, signals)
         prepared = pipeline.prepare(config, device, checkpoint)
         directory = within.enter_context(_directory(prepared, options))
     except console.ERRORS as error:
@@ -168,12 +175,56 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
         warnings.formatwarning = usual
 
 
+def _sweep(argv: Sequence[str], config: Config, options: Options, say: pipeline.Say, signals: Signals) -> int:
+    """A run for each weight, each an ordinary one in a folder of its own; then the table and the plot."""
+    sweep.check(options.beta_sweep, config)
+    if options.resume is not None:
+        raise ValueError(
+            "--beta-sweep: expected without --resume, got both; give the sweep's own command again to go on."
+        )
+    for beta in (min(options.beta_sweep), max(options.beta_sweep)):  # what is wrong is said before anything is written
+        pipeline.prepare(sweep.with_beta(config, beta), torch.device("cpu"))
+    name, rows = f"{_run_name(config)}-sweep", []
+    with fresh(Path("runs"), name) if options.run_dir is None else made(options.run_dir) as folder:
+        sweep.check_folder(folder)
+        words = _without(_without(argv, "--beta-sweep"), "--run-dir")
+        for beta in sorted(options.beta_sweep):
+            run = folder / sweep.name_of(beta)
+            if options.overwrite or sweep.finished(run, sweep.with_beta(config, beta)) is None:
+                going_on = (run / "checkpoint.pt").is_file() and not options.overwrite
+                with ExitStack() as within:
+                    where = "--resume" if going_on else "--run-dir"
+                    code = _command([*words, "--beta", repr(beta), where, str(run)], signals, within)
+                if code != 0:
+                    return code
+            rows.append(sweep.row_of(beta, RunDirectory(run).read_json("summary.json"), run.name))
+        sweep.write(folder, rows, f"Rate and distortion: {_run_name(config)}")
+        say(f"{sweep.table(rows)}\n{folder}: {sweep.TABLE}, {sweep.PICTURE}")
+    return 0
+
+
+def _without(argv: Sequence[str], flag: str) -> list[str]:
+    """The words without a flag and its values."""
+    kept, dropping = [], False
+    for word in argv:
+        if word.startswith("--"):
+            dropping = word.split("=")[0] == flag
+        if not dropping:
+            kept.append(word)
+    return kept
+
+
+def _run_name(config: Config) -> str:
+    data = config.data.dataset
+    return f"{data if data in NAMED else Path(data).stem}-{config.train.elbo}"
+
+
 @contextmanager
 def _directory(prepared: pipeline.Prepared, options: Options) -> Iterator[RunDirectory]:
     if options.resume is None:
-        data, elbo = prepared.config.data.dataset, prepared.config.train.elbo
-        name = f"{data if data in NAMED else Path(data).stem}-{elbo}"
-        with RunDirectory.claim(options.run_dir, name, options.overwrite, prepared.disk_bytes) as directory:
+        with RunDirectory.claim(
+            options.run_dir, _run_name(prepared.config), options.overwrite, prepared.disk_bytes
+        ) as directory:
             yield directory
         return
     if options.run_dir is not None or options.overwrite:

@@ -59,7 +59,7 @@ def draw_pictures(
     try:
         with torch.no_grad(), own_randomness(seed):
             figures = _figures(vae, split, source, history, estimate)
-            return [_write(directory / f"{name}.png", figure) for name, figure in figures]
+            return [write_figure(directory / f"{name}.png", figure) for name, figure in figures]
     finally:
         vae.train(was_training)
 
@@ -89,7 +89,8 @@ def _figures(
         yield "grid", plane(vae)
 
 
-def _write(path: Path, figure: Figure) -> Path:
+def write_figure(path: Path, figure: Figure) -> Path:
+    """Write a picture, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.12)
     write_atomically(path, buffer.getvalue())

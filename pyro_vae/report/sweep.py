@@ -1,0 +1,41 @@
+"""The rate-distortion curve as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def rate_distortion(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Distortion over rate, a point a run, with lines of equal ELBO: -(rate + distortion)."""
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
+    axes = figure.subplots()
+    rate, distortion = (np.array([row[key] for row in rows]) for key in ("rate", "distortion"))
+    axes.plot(rate, distortion, "o-", color="#0072B2", markersize=6, zorder=3)
+    for betas, point in _labels(rows, 0.02 * max(np.ptp(rate), np.ptp(distortion))):
+        axes.annotate(f"β = {betas}", point, xytext=(7, 5), textcoords="offset points", fontsize=9)
+    axes.margins(0.12)
+    x, y = np.meshgrid(np.linspace(*axes.get_xlim(), 50), np.linspace(*axes.get_ylim(), 50))
+    lines = axes.contour(x, y, -(x + y), levels=8, colors="0.75", linewidths=0.8, linestyles="--")
+    axes.clabel(lines, fmt=lambda value: f"{value:.4g}".replace("-", "−"), fontsize=8)
+    axes.set(xlabel="rate: KL(q(z|x) || p(z)), nats per datum", ylabel="distortion: −E log p(x|z), nats per datum")
+    axes.set_title(f"{title}\ntest data; dashed: equal ELBO, nats per datum", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _labels(rows: Sequence[dict[str, Any]], near: float) -> list[tuple[str, tuple[float, float]]]:
+    """What is written at each point; one label for those that lie on top of one another."""
+    found: list[tuple[list[str], tuple[float, float]]] = []
+    for row in rows:
+        point = (row["rate"], row["distortion"])
+        for betas, other in found:
+            if max(abs(point[0] - other[0]), abs(point[1] - other[1])) <= near:
+                betas.append(f"{row['beta']:g}")
+                break
+        else:
+            found.append(([f"{row['beta']:g}"], point))
+    return [(", ".join(betas), point) for betas, point in found]
