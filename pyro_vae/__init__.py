@@ -18,13 +18,14 @@ _NAMES = {
     "load": "pyro_vae.runs",
     "log_weights": "pyro_vae.inference.weights",
 }
-_MODULES = ("data", "distributions", "evidence", "handlers", "inference", "models", "networks", "report", "schedules")
+_MODULES = ["data", "distributions", "evidence", "handlers", "inference", "models", "networks", "report", "schedules"]
+_MODULES += ["testing"]
 
 __all__ = ["SVI", "VAE", "__version__", "data", "distributions", "elbo", "evidence", "fit", "handlers", "inference"]
-__all__ += ["load", "log_weights", "models", "networks", "report", "schedules"]
+__all__ += ["load", "log_weights", "models", "networks", "report", "schedules", "testing"]
 
 if TYPE_CHECKING:
-    from pyro_vae import data, distributions, evidence, handlers, inference, models, networks, report, schedules
+    from pyro_vae import data, distributions, evidence, handlers, inference, models, networks, report, schedules, testing
     from pyro_vae.inference.loop import fit
     from pyro_vae.inference.registry import elbo
     from pyro_vae.inference.svi import SVI

@@ -18,7 +18,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro_vae.data import Data, Split, Stored, load
 from pyro_vae.evidence import Estimate
 from pyro_vae.inference import History
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.vae import VAE, mean_image
 from pyro_vae.report import curves, draw_pictures, images, latents, log_px, pictures, tiles, tsne, units
 from pyro_vae.report.encoded import encode
 from pyro_vae.runs import PICTURES
@@ -242,7 +242,7 @@ def test_interpolations_run_from_one_posterior_mean_to_the_other(digits: Data) -
         axes = images.interpolations(vae, digits.test, "test").axes[0]
         row = [torch.from_numpy(np.asarray(image.get_array())).float()[None, None] for image in axes.images[:13]]
         ends = vae.encode(torch.cat([row[0], row[-1]])).mean
-        expected = [images.mean_image(vae.decode(z[None])) for z in (ends[0], ends.mean(0), ends[1])]
+        expected = [mean_image(vae.decode(z[None])) for z in (ends[0], ends.mean(0), ends[1])]
     for found, wanted in zip((row[1], row[6], row[11]), expected, strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -260,7 +260,7 @@ def test_the_grid_has_its_axes_the_right_way_round() -> None:
         # Column 17 and row 3 from below; imshow draws the first row at the top.
         tile = mosaic[8 * (19 - 3) : 8 * (20 - 3), 8 * 17 : 8 * 18]
         exact = torch.distributions.Normal(0.0, 1.0).icdf((torch.tensor([17.0, 3.0]) + 0.5) / 20)
-        torch.testing.assert_close(torch.from_numpy(tile).float(), images.mean_image(vae.decode(exact))[0])
+        torch.testing.assert_close(torch.from_numpy(tile).float(), mean_image(vae.decode(exact))[0])
     assert [z1[17], z2[3]] == pytest.approx(exact.tolist(), abs=0.006)
 
 
@@ -394,7 +394,7 @@ def test_traversals_move_one_unit_over_the_prior_from_the_posterior_mean(loc: fl
                 z = mean.clone()
                 z[unit] = loc + scale * float(tick.get_text().replace("−", "-"))
                 shown = torch.from_numpy(np.asarray(axes.images[13 * row + column].get_array())).float()
-                torch.testing.assert_close(shown, images.mean_image(vae.decode(z))[0])
+                torch.testing.assert_close(shown, mean_image(vae.decode(z))[0])
     frames = axes.patches[-4:]
     for row, unit in enumerate((1, 3, 0, 2)):
         value = min(max(float(mean[unit] - loc) / scale, -3), 3)
@@ -570,3 +570,16 @@ def test_a_run_needs_no_home_and_no_display(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.stem for path in (tmp_path / "run").glob("*.png")} == set(PICTURES)
+
+
+def test_large_images_are_averaged_down_and_decoded_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = torch.arange(320.0).div(320).expand(2, 1, 480, 320)
+    small = tiles.shrunk(ramp)
+    assert small.shape == (2, 1, 160, 107)
+    torch.testing.assert_close(small[0, 0, 80], ramp[0, 0].mean(0).unfold(0, 3, 3).mean(-1)[:107], atol=0.01, rtol=0)
+    assert tiles.shrunk(ramp[..., :100, :100]).shape == (2, 1, 100, 100)
+    vae, z = make_vae(3), torch.randn(5, 2, 3)
+    whole = tiles.decoded(vae, z)
+    monkeypatch.setattr(tiles, "rows_of", lambda shape: 3)
+    torch.testing.assert_close(tiles.decoded(vae, z), whole)
+    torch.testing.assert_close(whole, mean_image(vae.decode(z)).detach())

@@ -21,7 +21,8 @@ from pyro_vae.data.parts import Part, Parts, Request
 from pyro_vae.data.stored import Stored, rows_of
 from pyro_vae.lookup import unknown
 
-#: Splits up to this size, as float32, are held in memory; larger ones are read a batch at a time.
+#: A set up to this size, as float32, is held in memory; of a larger one only the splits up to a quarter of it, and the
+#: others are read a batch at a time.
 IN_MEMORY_BYTES = 2**30
 
 #: Data over which a mean is taken where they are not in memory.
@@ -147,8 +148,8 @@ def load(
 
     A set's own splits are kept. Without a test split one in ten is set aside, by seed (``digits``: always the same
     ones). Validation data come from the training data, by seed. Under ``"dynamic"`` and ``"static"`` validation and
-    test images are drawn once, by seed, so that two evaluations agree. A split above 1 GiB as float32 is not held in
-    memory but read a batch at a time.
+    test images are drawn once, by seed, so that two evaluations agree. A set above 1 GiB as float32 is not held in
+    memory but read a batch at a time, save splits up to a quarter of that.
 
     Args:
         name: A name from ``NAMED``, or a path: a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file, or a folder of images.
@@ -187,10 +188,12 @@ def load(
         validation, train = train.take(order[:size]), train.take(order[size:])
     elif size == 0:
         validation = None
-    fixed = lambda part: _finished(part, mode, seed, generator)  # noqa: E731
+    total = sum(part.x.nbytes for part in (train, validation, parts.test) if part is not None)
+    limit = IN_MEMORY_BYTES if total <= IN_MEMORY_BYTES else IN_MEMORY_BYTES // 4
+    fixed = lambda part: _finished(part, mode, seed, generator, limit)  # noqa: E731
     test = fixed(parts.test)
     validation_split = None if validation is None else fixed(validation)
-    train_split = fixed(train) if mode != "dynamic" else _finished(train, "none", seed, generator)
+    train_split = fixed(train) if mode != "dynamic" else _finished(train, "none", seed, generator, limit)
     return Data(str(name), train_split, validation_split, test, mode == "dynamic", mode, parts.words)
 
 
@@ -256,9 +259,9 @@ def _val_size(asked: int | None, parts: Parts, name: str) -> int:
     return size
 
 
-def _finished(part: Part, mode: str, seed: int, generator: torch.Generator) -> Split:
+def _finished(part: Part, mode: str, seed: int, generator: torch.Generator, limit: int) -> Split:
     """A split in memory if it is small enough, binarized once."""
     mode = "static" if mode == "dynamic" else mode
-    if part.x.nbytes > IN_MEMORY_BYTES:
+    if part.x.nbytes > limit:
         return Split(dataclasses.replace(part.x, mode=mode, seed=seed), part.y)
     return Split(binarize(part.x.in_memory(), mode, generator), part.y)

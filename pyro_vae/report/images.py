@@ -7,9 +7,10 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_vae.data import Split
+from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import StandardNormal
-from pyro_vae.models.vae import VAE, mean_image
-from pyro_vae.report.tiles import FRAME, inches, like_parameters, pick, pixels, tiles
+from pyro_vae.models.vae import VAE
+from pyro_vae.report.tiles import FRAME, decoded, inches, like_parameters, pick, pixels, shrunk, tiles
 
 
 def reconstructions(vae: VAE, split: Split, source: str) -> Figure:
@@ -17,7 +18,8 @@ def reconstructions(vae: VAE, split: Split, source: str) -> Figure:
     width = min(10, len(split.x))
     height = min(3, len(split.x) // width)
     x = like_parameters(vae, pick(split, width * height))
-    pairs = torch.stack([part.unflatten(0, (height, width)) for part in (x, vae.reconstruct(x))], dim=1)
+    made = torch.cat([shrunk(vae.reconstruct(part)) for part in x.split(rows_of(x.shape))])
+    pairs = torch.stack([part.unflatten(0, (height, width)) for part in (shrunk(x), made)], dim=1)
     rows = [2.2 * pair + half for pair in range(height) for half in (0, 1)]
     figure, axes = tiles(pairs.flatten(0, 2), range(width), rows)
     axes.set_yticks([row + 0.5 for row in rows], ["original", "reconstruction"] * height)
@@ -27,7 +29,7 @@ def reconstructions(vae: VAE, split: Split, source: str) -> Figure:
 
 def samples(vae: VAE) -> Figure:
     """Means of p(x|z) at 64 draws from the prior."""
-    images = mean_image(vae.decode(vae.prior().sample((64,))))
+    images = decoded(vae, vae.prior().sample((64,)))
     figure, axes = tiles(images, range(8), range(8))
     prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
     axes.set_title(f"Samples: means of p(x|z), z ~ {prior}")
@@ -41,9 +43,9 @@ def interpolations(vae: VAE, split: Split, source: str) -> Figure:
     first, last = x[:height], x[-height:]
     t = torch.linspace(0, 1, steps).to(x)[None, :, None]
     a, b = vae.encode(first).mean[:, None], vae.encode(last).mean[:, None]
-    decoded = mean_image(vae.decode((1 - t) * a + t * b))
+    between = decoded(vae, (1 - t) * a + t * b)
     columns = [0, *(1.2 + k for k in range(steps)), steps + 1.4]
-    images = torch.cat([first[:, None], decoded, last[:, None]], dim=1)
+    images = torch.cat([shrunk(first)[:, None], between, shrunk(last)[:, None]], dim=1)
     figure, axes = tiles(images.flatten(0, 1), columns, range(height))
     ticks = ["$x_a$", *(f"{k / (steps - 1):g}" for k in range(steps)), "$x_b$"]
     axes.set_xticks([column + 0.5 for column in columns], ticks)
@@ -60,7 +62,7 @@ def plane(vae: VAE) -> Figure:
     side = 20
     z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
     # The first row is the top one, which has the largest z2.
-    images = mean_image(vae.decode(like_parameters(vae, torch.cartesian_prod(z.flip(0), z).flip(-1))))
+    images = decoded(vae, like_parameters(vae, torch.cartesian_prod(z.flip(0), z).flip(-1)))
     shown = pixels(images)
     mosaic = np.concatenate(np.concatenate(shown.reshape(side, side, *shown.shape[1:]), axis=1), axis=1)
     width, height = inches(images)

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pyro_vae.data import Split
 from pyro_vae.evidence import Estimate
-from pyro_vae.report.tiles import FRAME, pixels
+from pyro_vae.report.tiles import FRAME, pixels, shrunk
 
 LEAST = 10
 
@@ -48,7 +48,7 @@ def log_px(estimate: Estimate, split: Split, images: bool, source: str) -> Figur
 
 def _least_likely(figure: SubFigure, estimate: Estimate, split: Split) -> None:
     order = estimate.log_px.argsort(stable=True)[:LEAST]
-    shown, values = pixels(split.x[order]), estimate.log_px[order].tolist()
+    shown, values = pixels(shrunk(split.x[order])), estimate.log_px[order].tolist()
     figure.suptitle(f"The {len(values)} least likely, with log p(x) in nats", fontsize=11)
     panels = figure.subplots(1, LEAST, squeeze=False)[0]
     for axes, image, value in zip(panels, shown, values, strict=False):

@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.data import Split
-from pyro_vae.models.vae import VAE
+from pyro_vae.data.stored import rows_of
+from pyro_vae.models.vae import VAE, mean_image
 
 Array = NDArray[np.float64]
 
 #: The most data that pictures look at; of more, these many evenly spaced ones.
 MAX_ROWS = 10_000
+
+#: Pixels of the longer side of an image; a tile has fewer on the page.
+MAX_SIDE = 160
 
 TILE = 0.75  # inches
 GAP = 0.04  # of a tile, on each side
@@ -54,6 +58,33 @@ def pick(split: Split, count: int) -> Tensor:
         turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
         order = order[index][turn.argsort(stable=True)]
     return split.x[order[:count]]
+
+
+def shrunk(images: Tensor) -> Tensor:
+    """Images of shape ``(N, C, H, W)``, averaged down where they are larger than a tile can show."""
+    height, width = images.shape[-2:]
+    if max(height, width) <= MAX_SIDE:
+        return images
+    factor = MAX_SIDE / max(height, width)
+    return torch.nn.functional.interpolate(
+        images, (max(1, round(height * factor)), max(1, round(width * factor))), mode="area"
+    )
+
+
+@torch.no_grad()
+def decoded(vae: VAE, z: Tensor) -> Tensor:
+    """Means of p(x|z), as large as a tile can show, decoded in chunks.
+
+    Args:
+        vae: The model, of images.
+        z: Latent vectors, shape ``(..., Z)``.
+
+    Returns:
+        Shape ``(..., C, H, W)``.
+    """
+    parts = z.flatten(0, -2).split(rows_of((0, *vae.data_shape)))
+    images = torch.cat([shrunk(mean_image(vae.decode(part))) for part in parts])
+    return images.unflatten(0, z.shape[:-1])
 
 
 def pixels(images: Tensor) -> Array:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pyro_vae import evidence
 from pyro_vae.data import Split
-from pyro_vae.models.vae import VAE, mean_image
+from pyro_vae.models.vae import VAE
 from pyro_vae.report.encoded import Encoded
-from pyro_vae.report.tiles import GAP, like_parameters, pick, tiles
+from pyro_vae.report.tiles import GAP, decoded, like_parameters, pick, tiles
 
 MAX_TRAVERSED = 10
 MAX_NAMED = 64  # more units than this have no room for their numbers
@@ -78,7 +78,7 @@ def traversals(vae: VAE, split: Split, unit_kl: Tensor, source: str) -> Figure:
     z = mean.repeat(len(order), STEPS, 1)
     for row, unit in enumerate(order):
         z[row, :, unit] = prior.mean[unit] + steps * prior.stddev[unit]
-    figure, axes = tiles(mean_image(vae.decode(z.flatten(0, 1))), range(STEPS), range(len(order)))
+    figure, axes = tiles(decoded(vae, z.flatten(0, 1)), range(STEPS), range(len(order)))
     for row, unit in enumerate(order):
         column = int((z[row, :, unit] - mean[unit]).abs().argmin())
         side = 1 - 2 * GAP

@@ -1,0 +1,146 @@
+"""Law ``gradients``: derivatives are those of the terms, and pathwise and score-function estimates agree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_vae.testing.program import Scores, Subject, Values, latent_sites, parameters
+from pyro_vae.testing.report import Ledger
+from pyro_vae.testing.statistics import student_p
+
+LAW = "gradients"
+DRAWS = 4
+DETACHED = "a value detached on its way (z.detach(), .data, torch.no_grad(), numpy), or a backward pass of its own"
+
+
+def check_derivatives(subject: Subject, ledger: Ledger) -> None:
+    r"""Compare :math:`\partial / \partial z` of every term with a difference quotient, along a random direction."""
+    sites = latent_sites(subject.guide_trace)
+    with torch.no_grad():
+        values, _ = subject.draw()
+    checked = 0
+    for name, site in sites.items():
+        if not site["fn"].has_rsample or not values[name].is_floating_point() or site["infer"].get("is_auxiliary"):
+            continue
+        checked += 1
+        direction = torch.randn_like(values[name])
+        slopes = _slopes(subject, values, name, direction)
+        quotients = [_quotients(subject, values, name, direction, step) for step in (1e-2, 3e-3)]
+        for term, slope in slopes.items():
+            differs = [_far(slope, quotient[term]) for quotient in quotients]
+            if all(differs):
+                figures = f"its slope along z is {float(quotients[1][term].norm()):.4g} and {float(slope.norm()):.4g} by autograd"
+                ledger.breaks(LAW, f"{term}, with respect to {name!r}", figures, DETACHED)
+                return
+    if checked:
+        ledger.holds(LAW, "the latent values", "autograd's slopes of all terms are their difference quotients")
+
+
+def _far(slope: Tensor, quotient: Tensor) -> bool:
+    """Whether they differ by more than rounding, a kink or the quotient's own error can explain."""
+    size = torch.maximum(slope.norm(), quotient.norm())
+    return bool(torch.isfinite(quotient).all()) and bool((slope - quotient).norm() > 0.2 * size + 0.05)
+
+
+def _slopes(subject: Subject, values: Values, name: str, direction: Tensor) -> dict[str, Tensor]:
+    leaf = values[name].detach().clone().requires_grad_()
+    found = {}
+    for term, value in subject.evaluate(values | {name: leaf}).parts().items():
+        grad = None
+        if value.requires_grad:
+            (grad,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
+        along = torch.zeros_like(leaf) if grad is None else grad * direction
+        found[term] = _per_datum(subject, name, along)
+    return found
+
+
+def _per_datum(subject: Subject, name: str, value: Tensor) -> Tensor:
+    event_dim = latent_sites(subject.guide_trace)[name]["fn"].event_dim
+    inner = value.flatten(value.dim() - event_dim).sum(-1) if event_dim else value
+    return subject.layout.per_datum(inner)[0].double()
+
+
+@torch.no_grad()
+def _quotients(subject: Subject, values: Values, name: str, direction: Tensor, step: float) -> dict[str, Tensor]:
+    ends = [subject.evaluate(values | {name: values[name] + sign * step * direction}).parts() for sign in (1, -1)]
+    return {term: (ends[0][term].double() - ends[1][term].double()) / (2 * step) for term in ends[0]}
+
+
+def check_gradients(subject: Subject, repeats: int, ledger: Ledger) -> None:
+    r"""Compare two unbiased estimates of :math:`\nabla_\phi E_q[\log w]`, tensor by tensor, from the same draws.
+
+    Pathwise :math:`\nabla \log w(z(\phi))`, against :math:`\sum_k (\log w_k - \overline{\log w}_{-k}) \nabla \log q_k`
+    with the values fixed, plus the terms' own :math:`\nabla \log w` there. The first half of the repeats finds the
+    direction in which they differ, the second half tests it. Likewise :math:`E_q[\nabla \log q] = 0`.
+    """
+    sites = latent_sites(subject.guide_trace)
+    params = {n: p for n, p in parameters(subject.guide_trace).items() if p.requires_grad}
+    if any(s["infer"].get("is_auxiliary") for s in sites.values()):
+        ledger.skips(LAW, "the estimators", "the guide draws an auxiliary site, whose value the others are made from")
+        return
+    if not params:
+        ledger.skips(LAW, "the estimators", "the guide has no parameters")
+        return
+    found = [_estimates(subject, params) for _ in range(repeats)]
+    if not any(s["fn"].has_rsample for s in sites.values()):
+        ledger.skips(LAW, "the estimators", "the guide has no reparameterized site")
+    for i, name in enumerate(params):
+        paths, scores, null = (torch.stack([estimate[part][i] for estimate in found]) for part in range(3))
+        size = float(torch.maximum(paths.square().sum(1).mean(), scores.square().sum(1).mean()).sqrt())
+        if any(s["fn"].has_rsample for s in sites.values()):
+            what, causes = (
+                "pathwise less score-function gradient",
+                f"{DETACHED}, or an rsample that does not draw from log_prob",
+            )
+            _test_mean(name, what, paths - scores, size, causes, ledger)
+        causes = "a guide whose draws are not from the density it scores"
+        _test_mean(name, "gradient of E_q[log q] at fixed draws", null, float(null.norm(dim=1).mean()), causes, ledger)
+
+
+def _test_mean(name: str, what: str, rows: Tensor, size: float, causes: str, ledger: Ledger) -> None:
+    """Whether vectors have mean 0: along the mean of the first half, by the second half."""
+    half = len(rows) // 2
+    direction = rows[:half].mean(0)
+    values = rows[half:] @ (direction / direction.norm().clamp(min=1e-300))
+    mean, error = float(values.mean()), float(values.std() / (len(rows) - half) ** 0.5)
+    p_value = 1.0 if abs(mean) <= 1e-4 * size else student_p(values)  # rounding is no evidence
+    figures = f"{what}, where it is furthest from 0, is {mean:.4g} +- {error:.2g}"
+    ledger.tests(LAW, f"parameter {name!r}", p_value, figures, causes)
+
+
+def _estimates(subject: Subject, params: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Pathwise and score-function gradients, and the mean score, from the same draws; flat, in float64."""
+    paths: list[Tensor] = []
+    at: list[Scores] = []
+    for _ in range(DRAWS):
+        loss, values = _pathwise(subject)
+        paths.append(loss / DRAWS)
+        at.append(subject.evaluate({n: v.detach() for n, v in values.items()}))
+    log_w = torch.stack([s.log_w for s in at])
+    log_q = torch.stack([sum(s.guide.values(), torch.zeros(())) for s in at])
+    signal = (log_w - log_w.mean(0)).detach() / (DRAWS - 1)
+    leaves = list(params.values())
+    score = _flat((signal * log_q).sum() + log_w.sum() / DRAWS, leaves)
+    return _flat(torch.stack(paths).sum(), leaves), score, _flat(log_q.sum() / DRAWS, leaves)
+
+
+def _pathwise(subject: Subject) -> tuple[Tensor, Values]:
+    """log w summed over data, with a score term for sites that are not reparameterized; and the values."""
+    guide_trace = subject.traced(subject.guide, subject.call, subject.index)
+    sites = latent_sites(guide_trace)
+    values = {n: s["value"] for n, s in sites.items()}
+    scores = subject.score(subject.traced(subject.model, subject.call, subject.index | values), guide_trace)
+    loss = scores.log_w.sum()
+    for name, site in sites.items():
+        if not site["fn"].has_rsample:
+            loss = loss + (scores.log_w.detach() * scores.guide[name]).sum()
+    return loss, values
+
+
+def _flat(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    if not loss.requires_grad:
+        return [torch.zeros(leaf.numel(), dtype=torch.float64) for leaf in leaves]
+    grads = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    pairs = zip(grads, leaves, strict=True)
+    return [(torch.zeros_like(leaf) if g is None else g).detach().double().flatten() for g, leaf in pairs]

@@ -1,0 +1,160 @@
+"""Laws ``posterior`` and ``exact``: the weights against what they are weights of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.testing.program import Call, Scores, Subject, Values, latent_sites, observed_sites
+from pyro_vae.testing.report import Ledger
+from pyro_vae.testing.statistics import choice_p, markov_p, student_p
+
+Exact = Tensor | Callable[..., Any]
+GUIDE_DRAWS = 7
+EXACT_DRAWS = 64
+CAUSES = (
+    "a guide or prior that draws from another distribution than it scores (noise that is not in log q, a variance passed as "
+    "a scale, a wrong Jacobian), or a likelihood with a factor that depends on z"
+)
+
+
+def reason_against(subject: Subject, follows: bool) -> str | None:
+    """Why data drawn from the model cannot be put in the place of its data; None if they can.
+
+    Args:
+        subject: The program.
+        follows: Whether the model's terms read the data through observed values only.
+    """
+    if any(s["infer"].get("is_auxiliary") for s in latent_sites(subject.guide_trace).values()):
+        return "the guide draws an auxiliary site, so that log q of a given z is not known"
+    missing = [n for n, _ in observed_sites(subject.model_trace) if n not in subject.slots]
+    if missing:
+        return f"the observed value of {missing[0]!r} is no argument as it is; pass it as one, or name it by data="
+    if not follows:
+        return "the model reads its data before it draws them, so that its draws are not from its density"
+    try:
+        call, values, x = subject.simulate()
+        placed = subject.evaluate(values, call).observed
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        return f"the model does not draw data ({error})"
+    for name, value in x.items():
+        if not torch.allclose(placed[name].double(), value.double(), rtol=1e-4, atol=1e-5):
+            return f"data drawn at {name!r} do not come back as its observed value"
+    return None
+
+
+def check_posterior(subject: Subject, num_samples: int, ledger: Ledger) -> None:
+    r"""On pairs (x, z*) drawn from the model, find z* among draws of the guide.
+
+    Given the unordered set, z* is candidate j with probability :math:`w_j / \sum_j w_j`, whatever the guide; hence
+    also :math:`E[w(z) / w(z^*)] = 1` and :math:`E[\log w(z^*)] \ge E[\log w(z)]`.
+    """
+    law = "posterior"
+    size = subject.layout.size
+    rounds = [_candidates(subject) for _ in range(min(64, math.ceil(num_samples / size)))]
+    log_w = torch.cat([torch.stack([s.log_w.double() for s, _ in r], 1) for r in rounds]).clamp(-1e6, 1e6)
+    if bool(log_w.isnan().any()):
+        ledger.breaks(law, "log w", "it is NaN on data drawn from the model", "an overflow of exp, or a scale of 0")
+        return
+    others = log_w[:, 1:].logsumexp(1) - math.log(log_w.shape[1] - 1)
+    figures = f"on {len(log_w)} simulated pairs mean log w is {_mean(log_w[:, 0])} at the posterior's draws"
+    figures = f"{figures} and {_mean(log_w[:, 1:])} at the guide's"
+    ledger.tests(law, "log w", choice_p(log_w, log_w.log_softmax(1)), figures, CAUSES)
+    ledger.tests(law, "log w, E[w(z) / w(z*)] <= 1", markov_p(others - log_w[:, 0]), figures, CAUSES)
+    for name in rounds[0][0][1]:
+        score = torch.cat([torch.stack([numbers[name].double() for _, numbers in r], 1) for r in rounds])
+        chosen, expected = score[:, 0].mean(), (log_w.softmax(1) * score).nan_to_num().sum(1).mean()
+        figures = f"it is {float(chosen):.4g} on average at the posterior's draws, {float(expected):.4g} by the weights"
+        ledger.tests(law, name, choice_p(log_w, score.clamp(-1e6, 1e6)), figures, CAUSES)
+
+
+def _mean(values: Tensor) -> str:
+    return f"{float(values.mean()):.4g}"
+
+
+def _candidates(subject: Subject) -> list[tuple[Scores, dict[str, Tensor]]]:
+    """The posterior's draw first, then the guide's, for each datum of a simulated batch, each with numbers to tell it by."""
+    call, values, _ = subject.simulate()
+    draws = [(values, subject.evaluate(values, call)), *(subject.draw(call) for _ in range(GUIDE_DRAWS))]
+    return [(scores, _numbers(subject, values, scores)) for values, scores in draws]
+
+
+def _numbers(subject: Subject, values: Values, scores: Scores) -> dict[str, Tensor]:
+    """By a name fit for a sentence: every term of log w, and the sum of each latent value; each of shape ``(B,)``."""
+    found = {f"the log-probability of {name}": term for name, term in scores.parts().items()}
+    for name, site in latent_sites(subject.guide_trace).items():
+        value = values[name].double()
+        inner = value.flatten(value.dim() - site["fn"].event_dim).sum(-1) if site["fn"].event_dim else value
+        found[f"the value of site {name!r}"] = subject.layout.per_datum(inner)[0]
+    return found
+
+
+def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples: int, ledger: Ledger) -> None:
+    r"""Compare the weights with the log p(x) that the caller knows.
+
+    :math:`\prod_i \frac1K \sum_k w_{ki} / p(x_i)` has mean 1, so that by Markov's inequality it exceeds 1/a with
+    probability at most a, at any tail: on the given data, and, if ``exact`` is a function, on data drawn from the model.
+
+    Args:
+        subject: The program.
+        exact: log p(x) of each datum, shape ``(B,)``, nats, or a function of the program's arguments that gives it.
+        against: Why data cannot be simulated, or None.
+        num_samples: How many simulated data.
+        ledger: Where findings go.
+
+    Raises:
+        ValueError: If ``exact`` has another shape.
+    """
+    law, size = "exact", subject.layout.size
+    excess = _log_excess(subject, subject.call, exact)
+    _test_excess(excess, "the given data", ledger)
+    _test_mean(excess, ledger)
+    if not callable(exact):
+        ledger.skips(law, "simulated data", "exact= is a tensor; pass a function of the arguments")
+    elif against is not None:
+        ledger.skips(law, "simulated data", against)
+    else:
+        rounds = min(16, math.ceil(num_samples / 2 / size))
+        parts = [_log_excess(subject, subject.simulate()[0], exact) for _ in range(rounds)]
+        _test_excess(torch.cat(parts, 1), "data drawn from the model", ledger)
+
+
+def _log_excess(subject: Subject, call: Call, exact: Exact) -> Tensor:
+    """log w - log p(x), shape ``(K, B)``."""
+    known = exact(*call.args, **call.kwargs) if callable(exact) else exact
+    known = torch.as_tensor(known).detach().double()
+    if known.shape != (subject.layout.size,):
+        if subject.picked is None or known.dim() != 1 or len(known) <= int(subject.picked.max()):
+            raise ValueError(
+                f"exact: expected log p(x) of each datum, shape ({subject.layout.size},), got {tuple(known.shape)}."
+            )
+        known = known[subject.picked]
+    return torch.stack([subject.draw(call)[1].log_w.double() for _ in range(EXACT_DRAWS)]) - known
+
+
+def _test_excess(excess: Tensor, where: str, ledger: Ledger) -> None:
+    log_ratio = excess.logsumexp(0) - math.log(len(excess))
+    figures = f"the log of the mean of w / p(x) over {len(excess)} draws is {float(log_ratio.mean()):.4g} on average"
+    causes = "a prior, likelihood or parameter that is not the one of exact=: its scale, its bias, or a decoder that ignores z"
+    rounding = 1e-5 * log_ratio.abs().sum() + 1e-6 * len(log_ratio)
+    p_value = 1.0 if float(log_ratio.sum()) <= float(rounding) else markov_p(log_ratio)
+    ledger.tests("exact", where, p_value, f"{figures} of {len(log_ratio)} data, and may not be above 0 by much", causes)
+
+
+def _test_mean(excess: Tensor, ledger: Ledger) -> None:
+    """Both sides, where the weights are even enough for a t test."""
+    weights = (excess - excess.max()).exp()
+    effective = weights.sum(0).square() / weights.square().sum(0)
+    where = "the given data, both sides"
+    if float(effective.min()) < 0.3 * len(excess):
+        why = f"a datum has an effective sample size of {float(effective.min()):.0f} of {len(excess)}, too few for a t test"
+        ledger.skips("exact", where, why)
+        return
+    ratio = excess.clamp(max=700).exp().mean(1)
+    p_value = 1.0 if abs(float(ratio.mean()) - 1) < 0.02 else student_p(ratio, 1.0)
+    causes = "a density that is not the one of exact=, or a guide that leaves out a part of the posterior"
+    ledger.tests("exact", where, p_value, f"the mean of w / p(x) is {float(ratio.mean()):.4g}", causes)
