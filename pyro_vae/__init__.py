@@ -25,7 +25,18 @@ __all__ = ["SVI", "VAE", "__version__", "data", "distributions", "elbo", "eviden
 __all__ += ["load", "log_weights", "models", "networks", "report", "schedules", "testing"]
 
 if TYPE_CHECKING:
-    from pyro_vae import data, distributions, evidence, handlers, inference, models, networks, report, schedules, testing
+    from pyro_vae import (
+        data,
+        distributions,
+        evidence,
+        handlers,
+        inference,
+        models,
+        networks,
+        report,
+        schedules,
+        testing,
+    )
     from pyro_vae.inference.loop import fit
     from pyro_vae.inference.registry import elbo
     from pyro_vae.inference.svi import SVI

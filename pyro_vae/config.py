@@ -194,7 +194,7 @@ class Config:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"configuration {path}: expected a JSON file such as the config.json of a run, got {error}; name one, or give "
                 "flags instead."

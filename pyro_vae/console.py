@@ -11,6 +11,7 @@ import functools
 import inspect
 import io
 import itertools
+import os
 import re
 import sys
 import textwrap
@@ -88,7 +89,8 @@ def sentence(error: Exception, *others: type[Exception]) -> str:
 def any_encoding() -> Iterator[None]:
     """Inside, letters that the terminal's encoding lacks are printed in ASCII; also a decorator.
 
-    Bytes of file names that were no text come out as they were.
+    Bytes of file names that were no text come out as they were. Where whoever read the output has closed it, the process
+    ends without a traceback, by the code of a broken pipe.
     """
     codecs.register_error("pyro_vae.ascii", _in_ascii)
     with contextlib.ExitStack() as after:
@@ -96,7 +98,27 @@ def any_encoding() -> Iterator[None]:
             if isinstance(stream, io.TextIOWrapper):
                 after.callback(stream.reconfigure, errors=stream.errors)
                 stream.reconfigure(errors="pyro_vae.ascii")
-        yield
+        try:
+            yield
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_output()
+            sys.exit(BROKEN_PIPE)
+        except OSError as error:
+            _drop_output()
+            print(f"pyro_vae: error: the output cannot be written: {error}", file=sys.stderr)
+            sys.exit(1)
+
+
+#: The exit code of a process that writes into a closed pipe, 128 + SIGPIPE.
+BROKEN_PIPE = 141
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed nowhere, so that Python does not fail once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:

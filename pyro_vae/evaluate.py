@@ -7,8 +7,14 @@ Two examples:
 
 from __future__ import annotations
 
+from pyro_vae import starting
+
+if __name__ == "__main__":
+    starting.listen("pyro_vae.evaluate")  # the imports below take seconds
+
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +22,9 @@ import torch
 import tyro
 
 from pyro_vae import console, machine, pipeline, threads
+from pyro_vae.claim import try_out
 from pyro_vae.interruptions import listening, signal_of
-from pyro_vae.runs import load
+from pyro_vae.runs import RunDirectory, load
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--version" in argv:
         print(console.versions())
         return 0
-    with listening():
+    with listening(), ExitStack() as within:
         try:
-            return _command(argv)
+            return _command(argv, within)
         except KeyboardInterrupt as stop:
             print(
                 f"pyro_vae.evaluate: stopped by {signal_of(stop).name}; figures not yet found are as they were.",
@@ -63,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + signal_of(stop)
 
 
-def _command(argv: Sequence[str]) -> int:
+def _command(argv: Sequence[str], within: ExitStack) -> int:
     try:
         args = console.parse(Arguments, argv, prog="python -m pyro_vae.evaluate", description=__doc__)
         say = pipeline.silent if args.quiet else print
@@ -74,8 +81,13 @@ def _command(argv: Sequence[str]) -> int:
         runs = [load(path) for path in args.runs]
         say(f"{console.versions()}, device {words}, {torch.get_num_threads()} threads")
         for run in runs:
+            within.enter_context(RunDirectory(run.path).held())
+            try_out(run.path, 0)
+        for run in runs:
             say(f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}")
             pipeline.reevaluate(run, device, args.num_samples, say)
+    except BrokenPipeError:
+        raise
     except console.ERRORS as error:
         print(f"pyro_vae.evaluate: error: {console.sentence(error)}", file=sys.stderr)
         return 2

@@ -254,6 +254,14 @@ def silent(line: str) -> None:
     """Say nothing."""
 
 
+def load_libraries() -> None:
+    """Import what evaluation and pictures need, which nothing before the end does."""
+    from pyro_vae import report  # noqa: F401
+    from pyro_vae.imports import import_arviz
+
+    import_arviz()
+
+
 def finish(prepared: Prepared, history: History, directory: RunDirectory, seconds: float, say: Say) -> None:
     """Evaluate a trained model, write the summary and the pictures, and say what came out."""
     from pyro_vae.report import draw_pictures  # brings matplotlib, which nothing before the end needs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -171,7 +172,8 @@ class RunDirectory:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # bytes that are no checkpoint fail in any way, down to IndexError
             raise ValueError(
-                f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({_reason(error)})."
+                f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({_reason(error):.200}); take "
+                "another run, or train it again."
             ) from None
         checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
         if checkpoint.get("schema") != SCHEMA:
@@ -185,6 +187,8 @@ class RunDirectory:
         shape, numbers = data.get("data_shape"), [value for key, value in data.items() if key != "data_shape"]
         if not isinstance(shape, list) or not all(isinstance(number, int) for number in [*shape, *numbers]):
             raise ValueError(f"{path}: expected the shape and numbers of its data, got something else; train it again.")
+        if not (math.isfinite(checkpoint["seconds"]) and checkpoint["seconds"] >= 0):
+            raise ValueError(f"{path}: expected the seconds of training, got {checkpoint['seconds']}; train it again.")
         return checkpoint
 
     def begun(self) -> tuple[dict[str, Any] | None, Config]:
@@ -291,8 +295,14 @@ def check_data(expected: dict[str, Any], found: dict[str, Any], where: str) -> N
         ValueError: If they differ; it says in what.
     """
     keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-    sizes = [f"{key} {found.get(key)} (there {expected.get(key)})" for key in keys if not key.startswith("checksum")]
-    pixels = [f"other pixels in the {key.removeprefix('checksum_')} data" for key in keys if key.startswith("checksum")]
+    sums = {"checksum_": "pixels", "labels_": "labels"}
+    sizes = [f"{key} {found.get(key)} (there {expected.get(key)})" for key in keys if not key.startswith((*sums,))]
+    pixels = [
+        f"other {what} in the {key.removeprefix(prefix)} data"
+        for key in keys
+        for prefix, what in sums.items()
+        if key.startswith(prefix)
+    ]
     if keys:
         raise ValueError(
             f"{where}: expected the data that it was trained on, got {', '.join(sizes or pixels)}; put these data back, or "

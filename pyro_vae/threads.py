@@ -22,8 +22,11 @@ def set_threads(threads: int | None) -> None:
     Raises:
         ValueError: If it is below 1.
     """
+    most = max(64, 4 * (os.cpu_count() or 1))
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}.")
+    if threads is not None and threads > most:
+        raise ValueError(f"threads: expected at most {most} on this machine, got {threads}; more would only be slower.")
     torch.set_num_threads(usable_threads() if threads is None else threads)
 
 

@@ -7,7 +7,13 @@ Two examples:
 
 from __future__ import annotations
 
+from pyro_vae import starting
+
+if __name__ == "__main__":
+    starting.listen("pyro_vae.train")  # the imports below take seconds
+
 import dataclasses
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -112,7 +118,7 @@ def _located(data: DataConfig) -> DataConfig:
     path = data.dataset not in NAMED and is_path(data.dataset)
     return dataclasses.replace(
         data,
-        dataset=str(Path(data.dataset).expanduser().resolve()) if path else data.dataset,
+        dataset=os.path.abspath(Path(data.dataset).expanduser()) if path else data.dataset,
         data_dir=str(Path(data.data_dir).expanduser().resolve()) if data.data_dir else data.data_dir,
     )
 
@@ -141,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if "--version" in argv:
-        print(console.versions())
+        print(console.versions(), flush=True)
         return 0
     with listening() as signals, ExitStack() as within:
         try:
@@ -164,6 +170,8 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
             return _sweep(argv, config, options, say, signals)
         prepared = pipeline.prepare(config, device, checkpoint)
         directory = within.enter_context(_directory(prepared, options))
+    except BrokenPipeError:
+        raise
     except console.ERRORS as error:
         print(f"pyro_vae.train: error: {console.sentence(error)}", file=sys.stderr)
         return 2
@@ -242,12 +250,16 @@ def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say
     try:
         with signals.waiting():
             history, seconds = pipeline.train(prepared, directory, say, signals)
+            pipeline.load_libraries()  # not to be broken off in the middle
         if signals.caught is not None:
             raise Interrupted(signals.caught)
         pipeline.finish(prepared, history, directory, seconds, say)
     except NonFiniteLossError as error:
         print(f"pyro_vae.train: {error} {_what_is_kept(directory)}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        print(f"pyro_vae.train: whoever read the output has closed it. {_what_is_kept(directory)}", file=sys.stderr)
+        raise
     except OSError as error:
         print(
             f"pyro_vae.train: error: the run's files cannot be written: {error}. {_what_is_kept(directory)}",

@@ -52,6 +52,14 @@ def write_arrays(at: Path) -> None:
     np.savez(at / "unlike.npz", train=grey, test=grey[:, :3])
     np.savez(at / "ranges.npz", train=grey, test=(grey * 255).round())
     np.savez(at / "nothing.npz")
+    np.savez(at / "onehot.npz", images=grey, labels=np.eye(5)[np.arange(20) % 5])
+    np.savez(at / "onelabel.npz", images=grey, labels=np.int64(3))
+    np.savez(at / "nolabel.npz", images=grey, labels=np.where(np.arange(20) == 4, np.nan, 1.5))
+    np.savez(at / "onlylabels.npz", y=np.arange(20))
+    np.savez(at / "case.npz", x=grey, X=grey)
+    np.save(at / "rgba.npy", np.zeros((20, 8, 8, 4)))
+    np.save(at / "vast.npy", grey.reshape(20, 16) * 1e300)
+    (at / "loop.npy").symlink_to(at / "loop.npy")
 
 
 def write_broken(at: Path) -> None:
@@ -77,6 +85,8 @@ def write_tables(at: Path) -> None:
     (at / "labels.csv").write_text("a,b,y,label\n" + "1,2,0,0\n" * 9)
     (at / "unlabelled.csv").write_text("a,b,label\n" + "1,2,0\n3,4,\n" * 9)
     (at / "header.csv").write_text("a,b\n")
+    (at / "comment.csv").write_text("# units: mV\n" + "1.5,2.5,30,4\n" * 9)
+    (at / "onlylabel.csv").write_text("label\n" + "1\n" * 9)
 
 
 def write_folders(at: Path) -> None:
@@ -89,6 +99,9 @@ def write_folders(at: Path) -> None:
     (at / "no-image" / "notes.txt").write_text("notes")
     (at / "nothing").mkdir()
     images(at / "two-images", 2)
+    images(at / "deep-images")
+    for k in range(5):
+        Image.fromarray(np.full((4, 4), k / 5, np.float32)).save(at / "deep-images" / f"f{k}.tiff")
 
 
 def write_configurations(at: Path) -> None:
@@ -102,6 +115,7 @@ def write_configurations(at: Path) -> None:
     }
     for name, values in texts.items():
         (at / f"{name}.json").write_text(json.dumps(values))
+    (at / "deep.json").write_text("[" * 100_000)
     (at / "cut.json").write_text(json.dumps(whole)[:50])
 
 
@@ -196,7 +210,7 @@ BAD = [
     # A path that is no data.
     ("--dataset nowhere.npy", "nowhere.npy", "spelling"),
     ("--dataset ./digits", "digits", "spelling"),
-    ("--dataset fashion", "data set 'fashion'", "did you mean 'fashion-mnist'"),
+    ("--dataset fashion", "data set 'fashion'", "did you mean 'fashion-mnist'? Or give the path"),
     ("--dataset BAD/notes.txt", "a file of another kind", ".parquet"),
     ("--dataset BAD/empty.npy", "an empty file", "save the array again"),
     ("--dataset BAD/empty.npz", "an empty file", "save the array again"),
@@ -246,7 +260,20 @@ BAD = [
     ("--dataset digits --array grey", "got 'grey'", "drop it"),
     ("--dataset BAD/grey.npy --skip-broken", "grey.npy", "a folder of images"),
     ("--dataset BAD/grey.npy --val-size 18", "got 18", "between 0 and 17"),
+    ("--dataset BAD/rgba.npy", "got shape (20, 8, 8, 4)", "1 or 3 channels"),
+    ("--dataset BAD/vast.npy --likelihood normal", "got up to 1e+300", "float32"),
+    ("--dataset BAD/onehot.npz", "got shape (20, 5)", "argmax"),
+    ("--dataset BAD/onelabel.npz", "got shape ()", "one for each datum"),
+    ("--dataset BAD/nolabel.npz", "got none in row 4", "fill or drop"),
+    ("--dataset BAD/onlylabels.npz", "got labels alone (y)", "add the data"),
+    ("--dataset BAD/case.npz", "2 of them (X, x)", "--array"),
+    ("--dataset BAD/loop.npy", "loop.npy", "check"),
+    ("--dataset BAD/grey.npy --image-size 100000000", "got 100000000", "8,192"),
     # A table or a folder that is none.
+    ("--dataset BAD/comment.csv", "one of 1 above rows of more", "take comments out"),
+    ("--dataset BAD/onlylabel.csv", "beside 'label', got none", "add them"),
+    ("--dataset BAD/deep-images", "32 bits, mode F", "save it with 8 or 16"),
+    ("--dataset=", "got nothing", "digits"),
     ("--dataset BAD/ragged.csv", "line 2", "as many in each row"),
     ("--dataset BAD/names.csv", "column 'name', such as 'ann'", "name it 'label'"),
     ("--dataset BAD/gap.csv", "NaN or infinity in row 1", "leave such rows out"),
@@ -268,6 +295,8 @@ BAD = [
     ("--config BAD/type.json", "got 'many'", "a whole number"),
     ("--config BAD/value.json --epochs -3", "got -3", "epochs"),
     ("--config BAD/list.json", "got [1]", "config.json"),
+    ("--config BAD/deep.json", "deep.json", "a JSON file"),
+    ("--threads 100000000", "got 100000000", "at most"),
     ("--config BAD/cut.json", "cut.json", "a JSON file"),
     ("--config BAD/nowhere.json", "nowhere.json", "a JSON file"),
     ("--config BAD/key.json --resume BAD/run-text", "both", "drop one"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from pyro_vae import console
 from pyro_vae.data.filesets import FileSet
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.parts import Parts, Request
@@ -30,6 +31,7 @@ class Arguments:
     """Folder with (or for) the files, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
 
 
+@console.any_encoding()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -39,11 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 if a name is unknown or a set cannot be had; the others are fetched all the same.
     """
-    args = tyro.cli(
-        Arguments, args=None if argv is None else list(argv), prog="python -m pyro_vae.data", description=__doc__
-    )
+    argv = sys.argv[1:] if argv is None else argv
+    if "--version" in argv:
+        print(console.versions())
+        return 0
     code = 0
     try:
+        args = console.parse(Arguments, argv, prog="python -m pyro_vae.data", description=__doc__)
         if not args.names:
             raise ValueError(f"names: expected at least one of {', '.join(NAMED)}, got none.")
         for name in args.names:
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(_found(name, Request(data_folders(args.data_dir))), flush=True)
             except ValueError as error:
                 code = _complain(error)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         code = _complain(error)
     return code
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pyro_vae.data.checks import Checked, as_labels, check
+from pyro_vae.data.checks import Checked, check
+from pyro_vae.data.labels import encode_labels
 from pyro_vae.data.parts import Parts, Request
 from pyro_vae.data.stored import ArrayFile, MemoryReader, Reader, Scaled
 from pyro_vae.lookup import unknown
@@ -124,8 +124,9 @@ def _unreadable(path: Path, reason: object) -> ValueError:
         or start[:2] == b"PK"
     ):
         text = "an empty file" if path.stat().st_size == 0 else "a file that ends too early"
+    reason = text.splitlines()[0].rstrip(".")
     return ValueError(
-        f"data set {path}: expected a NumPy {path.suffix} file of numbers, got {text.splitlines()[0]}; save the array again "
+        f"data set {path}: expected a NumPy {path.suffix} file of numbers, got {reason}; save the array again "
         "by numpy.save or numpy.savez."
     )
 
@@ -143,10 +144,18 @@ def open_npz(path: Path, request: Request) -> Parts:
         names = {name.lower(): name for name in archive.files}
         wanted = _choose(path, archive, names, request)
         several = len(wanted) > 1
-        labels = {split: _labels(path, archive, names, split if several else "") for split in wanted}
+        raw = {split: _labels(path, archive, names, split if several else "") for split in wanted}
+        known = {split: values for split, values in raw.items() if values is not None}
+        encoded, key = encode_labels(list(known.values()), f"{path.name}, labels") if known else ([], "")
+        labels = dict(zip(known, encoded, strict=True))
         checked = {
             split: check(
-                f"{path.name}, array {name}", _load(path, archive, name), labels[split], request, whole=not several
+                f"{path.name}, array {name}",
+                _load(path, archive, name),
+                labels.get(split),
+                request,
+                whole=not several,
+                key=key if split in labels else "without labels",
             )
             for split, name in wanted.items()
         }
@@ -179,7 +188,11 @@ def _choose(path: Path, archive: Any, names: dict[str, str], request: Request) -
     if "train" in found and "test" in found:
         return found
     known_labels = {n for group in LABELS.values() for n in group}
-    others = [name for low, name in names.items() if low not in known_labels]
+    others = [name for name in archive.files if name.lower() not in known_labels]
+    if not others:
+        raise ValueError(
+            f"data set {path}: expected an array of data, got labels alone ({', '.join(archive.files)}); add the data."
+        )
     if len(others) != 1:
         raise ValueError(
             f"data set {path}: expected --array to say which of its arrays to take, got none and {len(others)} of them "
@@ -188,10 +201,10 @@ def _choose(path: Path, archive: Any, names: dict[str, str], request: Request) -
     return {"train": others[0]}
 
 
-def _labels(path: Path, archive: Any, names: dict[str, str], split: str) -> Tensor | None:
+def _labels(path: Path, archive: Any, names: dict[str, str], split: str) -> NDArray[Any] | None:
     for known in LABELS[split]:
         if known in names:
-            return as_labels(_load(path, archive, names[known]).array)
+            return _load(path, archive, names[known]).array
     return None
 
 

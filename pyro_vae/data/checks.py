@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -72,7 +71,14 @@ class Checked:
     unit: bool
 
 
-def check(name: str, values: Values, labels: Tensor | None, request: Request, whole: bool = True) -> Checked:
+def check(
+    name: str,
+    values: Values,
+    labels: Tensor | None,
+    request: Request,
+    whole: bool = True,
+    key: str = "without labels",
+) -> Checked:
     """Make data of an array, or say why it is none.
 
     Args:
@@ -81,6 +87,7 @@ def check(name: str, values: Values, labels: Tensor | None, request: Request, wh
         labels: Its labels, or None.
         request: What is asked.
         whole: Whether the splits are still to be taken from it.
+        key: What the labels are, in words.
 
     Raises:
         ValueError: If its type, shape, length, values or labels are not as they should be.
@@ -96,10 +103,9 @@ def check(name: str, values: Values, labels: Tensor | None, request: Request, wh
     scaled = Scaled(divisor, axes, data_shape)
     size = request.image_size if not table else None
     part = Part(Stored(values.reader(scaled), image_size=size), labels)
-    kind = "without labels" if labels is None else f"{int(labels.max()) + 1} labels"
     words = (
         f"{name}: {' x '.join(f'{n:,}' for n in values.shape)} {values.dtype}, {found.lowest:g} to {found.highest:g}, "
-        f"{note}; {kind}"
+        f"{note}; {key}"
     )
     return Checked(part, words, 0 <= found.lowest and found.highest <= divisor)
 
@@ -136,6 +142,10 @@ def _look(name: str, values: Values, progress: bool) -> Range:
                 f"{name}: expected finite numbers, got NaN or infinity in row {row:,} (counted from 0); leave such rows out "
                 "or replace these values."
             )
+        if float(np.abs(chunk).max() if chunk.dtype.kind == "f" else 0) > float(np.finfo(np.float32).max):
+            raise ValueError(
+                f"{name}: expected numbers that float32 can hold, got up to {chunk.max():g}; rescale them."
+            )
         lowest, highest = min(lowest, float(chunk.min())), max(highest, float(chunk.max()))
         if whole and values.dtype.kind == "f":
             whole = bool((chunk == np.floor(chunk)).all())
@@ -170,7 +180,14 @@ def _layout(
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     """The order of the axes, and the shape of a datum where it is not what that order gives."""
     if len(shape) == 4:
-        return ((0, 3, 1, 2) if shape[1] not in (1, 3) and shape[3] in (1, 3) else None), None
+        if shape[1] in (1, 3):
+            return None, None
+        if shape[3] not in (1, 3):
+            raise ValueError(
+                f"{name}: expected images of 1 or 3 channels, N x H x W x C or N x C x H x W, got shape {shape}; drop other "
+                "channels, such as transparency, by x[..., :3]."
+            )
+        return (0, 3, 1, 2), None
     if len(shape) == 3:
         return None, (1, *shape[1:])
     if image_size is None:
@@ -183,11 +200,3 @@ def _layout(
             f"which has {height * width:,} pixels; leave it out, or give the right one."
         )
     return None, (channels, *image_size)
-
-
-def as_labels(values: NDArray[Any]) -> Tensor:
-    """Labels of any kind to whole numbers from 0, in sorted order; whole numbers that are such already stay."""
-    values = np.asarray(values).reshape(len(values), -1)[:, 0]
-    if values.dtype.kind in "iu" and values.min(initial=0) >= 0 and values.max(initial=0) < 1000:
-        return torch.from_numpy(values.astype(np.int64))
-    return torch.from_numpy(np.unique(values.astype(str), return_inverse=True)[1].astype(np.int64))

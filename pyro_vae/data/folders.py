@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae.data.labels import encode_labels
 from pyro_vae.data.parts import Part, Parts, Request
 from pyro_vae.data.stored import MemoryReader, Scaled, Stored
 
@@ -31,7 +32,7 @@ KEEP_BYTES = 2**30
 LONG = 2000
 
 #: Modes of Pillow without colour.
-GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,23 @@ def decode(path: Path, data_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     channels, height, width = data_shape
     with Image.open(path) as file:
         image: Image.Image = file
-        if image.mode.startswith("I;16"):
+        _check_mode(image)
+        if image.mode.startswith("I"):  # 16 bits; a PNG of them may come as 32
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         if image.size != (width, height):
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
         return np.asarray(image, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _check_mode(image: Image.Image) -> None:
+    """Refuse pixels of 32 bits, which Pillow would cut off at 255.
+
+    Raises:
+        ValueError: If the image has such.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError(f"its pixels have 32 bits, mode {image.mode}; save it with 8 or 16, or all images as one .npy")
 
 
 def open_folder(path: Path, request: Request) -> Parts:
@@ -106,8 +118,9 @@ def open_folder(path: Path, request: Request) -> Parts:
     data_shape = found.data_shape()
     reader = found.reader(data_shape)
     splits = _splits(found.names)
+    labels, key = _labels(found.names, len(splits) > 1)
     parts: dict[str, Any] = {
-        split: Part(Stored(reader).take(rows), _labels([found.names[row] for row in rows.tolist()], len(splits) > 1))
+        split: Part(Stored(reader).take(rows), None if labels is None else labels[rows])
         for split, rows in splits.items()
     }
     if len(splits) == 1 and len(found.names) < 3:
@@ -116,13 +129,17 @@ def open_folder(path: Path, request: Request) -> Parts:
         )
     size = " x ".join(map(str, data_shape))
     left_out = f"; left out {len(names) - len(found.names):,} broken ones" if len(found.names) < len(names) else ""
-    kind = "without labels" if parts["train"].y is None else f"{int(parts['train'].y.max()) + 1} labels"
-    return Parts(**parts, words=f"{path.name}: {len(found.names):,} images as {size}, divided by 255; {kind}{left_out}")
+    return Parts(**parts, words=f"{path.name}: {len(found.names):,} images as {size}, divided by 255; {key}{left_out}")
 
 
 def _find(folder: Path) -> Iterator[str]:
     """Paths of image files below a folder, sorted, hidden ones left out."""
-    for root, folders, files in os.walk(folder):
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:  # a link to a folder above
+            folders[:] = []
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
@@ -220,6 +237,7 @@ def _sentence(broken: list[tuple[Path, str]], total: int) -> str:
 def _header(path: Path) -> tuple[str, tuple[int, int]]:
     """Mode of an image, and its height and width when it is turned upright; no pixel is decoded."""
     with Image.open(path) as image:
+        _check_mode(image)
         width, height = image.size
         sideways = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
         return image.mode, ((width, height) if sideways else (height, width))
@@ -233,11 +251,10 @@ def _splits(names: Sequence[str]) -> dict[str, Tensor]:
     return {split: torch.tensor([k for k, top in enumerate(tops) if top == split]) for split in sorted(set(tops))}
 
 
-def _labels(names: Sequence[str], below_split: bool) -> Tensor | None:
-    """The folder of each image as a label, or None where some lie in none or all in the same."""
+def _labels(names: Sequence[str], below_split: bool) -> tuple[Tensor | None, str]:
+    """The folder of each image as a label, with its key in words; None where some lie in none or all in the same."""
     folders = [name.split("/")[int(below_split) : -1] for name in names]
     if not all(folders) or len({folder[0] for folder in folders}) < 2:
-        return None
-    classes = sorted({folder[0] for folder in folders})
-    number = {name: k for k, name in enumerate(classes)}
-    return torch.tensor([number[folder[0]] for folder in folders])
+        return None, "without labels"
+    (labels,), key = encode_labels([np.array([folder[0] for folder in folders])])
+    return labels, key

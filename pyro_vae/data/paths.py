@@ -23,6 +23,8 @@ KINDS = "a .npy, .npz, .csv or .parquet file, or a folder of images"
 
 def is_path(name: str) -> bool:
     """Whether a data set is meant as a path: it has a separator or a known suffix, or it is there."""
+    if not name.strip():
+        return False
     return "/" in name or "\\" in name or Path(name).suffix in FILES or Path(name).expanduser().exists()
 
 
@@ -40,7 +42,7 @@ def open_path(path: Path, request: Request) -> Parts:
         if path.suffix.lower() not in FILES:
             raise ValueError(f"data set {path}: expected {KINDS}, got a file of another kind; save it as one of these.")
         return FILES[path.suffix.lower()](path, request)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         raise ValueError(
             f"data set {path}: expected data that can be read, got {error}; check its permissions."
         ) from None

@@ -25,6 +25,9 @@ from pyro_vae.lookup import unknown
 #: others are read a batch at a time.
 IN_MEMORY_BYTES = 2**30
 
+#: Pixels of the longer side of an image, at most.
+MAX_SIDE = 8192
+
 #: Data over which a mean is taken where they are not in memory.
 MEAN_ROWS = 10_000
 
@@ -106,13 +109,22 @@ class Data:
         return mean, math.sqrt(squares / math.prod(some.shape))
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells these data from others: shape, sizes, and a checksum over some of each split."""
+        """What tells these data from others: shape, sizes, and checksums of pixels and labels.
+
+        Of splits that are not in memory 100 evenly spaced data are looked at.
+        """
         found: dict[str, Any] = {"data_shape": list(self.data_shape)}
         for name, split in self.splits.items():
-            some = split.x[_spaced(len(split.x), 100).to(split.x.device)]
+            x = split.x if isinstance(split.x, Tensor) else split.x[_spaced(len(split.x), 100)]
             found[f"num_{name}"] = len(split.x)
-            found[f"checksum_{name}"] = zlib.crc32(some.cpu().contiguous().numpy().tobytes())
+            found[f"checksum_{name}"] = _checksum(x)
+            if split.y is not None:
+                found[f"labels_{name}"] = _checksum(split.y)
         return found
+
+
+def _checksum(x: Tensor) -> int:
+    return zlib.crc32(x.cpu().contiguous().numpy().data.cast("B"))
 
 
 def _spaced(total: int, count: int) -> Tensor:
@@ -200,9 +212,9 @@ def load(
 def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | None:
     if image_size is None or len(image_size) == 0:
         return None
-    if len(image_size) > 2 or min(image_size) < 1:
+    if len(image_size) > 2 or min(image_size) < 1 or max(image_size) > MAX_SIDE:
         raise ValueError(
-            "image_size: expected one or two whole numbers of at least 1, such as 64 or 28 20 (height and width), got "
+            f"image_size: expected one or two whole numbers from 1 to {MAX_SIDE:,}, such as 64 or 28 20 (height, width), got "
             f"{' '.join(map(str, image_size))}."
         )
     return image_size[0], image_size[-1]
@@ -210,6 +222,8 @@ def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | Non
 
 def _find(name: str, request: Request) -> Parts:
     """The parts of a named set, or of the file or folder at a path."""
+    if not name.strip():
+        raise ValueError(f"data set: expected a name ({', '.join(NAMED)}) or a path, got nothing; name one.")
     if request.skip_broken and not Path(name).expanduser().is_dir():
         raise ValueError(f"skip_broken: expected only with a folder of images, got {name}; drop it.")
     if name in NAMED:
@@ -220,7 +234,7 @@ def _find(name: str, request: Request) -> Parts:
 
     if is_path(name):
         return open_path(Path(name).expanduser(), request)
-    raise ValueError(f"{str(unknown('data set', name, NAMED)).removesuffix('.')}; or give the path of {KINDS}.")
+    raise ValueError(f"{unknown('data set', name, NAMED)} Or give the path of {KINDS}.")
 
 
 def _sized(parts: Parts, size: tuple[int, int] | None) -> Parts:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyro_vae.data.arrays import LABELS, InMemory, _refuse_array
-from pyro_vae.data.checks import as_labels, check
+from pyro_vae.data.checks import check
+from pyro_vae.data.labels import encode_labels
 from pyro_vae.data.parts import Parts, Request
 
 
@@ -27,13 +29,15 @@ def open_table(path: Path, request: Request) -> Parts:
         raise ValueError(
             f"data set {path}: expected one column of labels, got {', '.join(map(str, named))}; drop some."
         )
-    labels = None
+    labels, key = None, "without labels"
     if named:
         if frame[named[0]].isna().any():
             raise ValueError(
                 f"data set {path}: expected a label in every row, got rows without one; fill or drop them."
             )
-        labels = as_labels(frame.pop(named[0]).to_numpy())
+        (labels,), key = encode_labels([frame.pop(named[0]).to_numpy()], f"{path.name}, {named[0]}")
+        if frame.shape[1] == 0:
+            raise ValueError(f"data set {path}: expected columns of numbers beside {named[0]!r}, got none; add them.")
     dropped = _drop_row_numbers(frame)
     for column in frame.columns:
         if frame[column].dtype.kind not in "biuf":
@@ -41,7 +45,9 @@ def open_table(path: Path, request: Request) -> Parts:
                 f"data set {path}: expected numbers in every column, got others in column {column!r}, such as "
                 f"{str(frame[column].iloc[0])!r}; drop it, encode it, or name it 'label' if that is what it holds."
             )
-    checked = check(path.name, InMemory(frame.to_numpy()), labels, request)
+    alike = len({str(dtype) for dtype in frame.dtypes}) == 1 and isinstance(frame.dtypes.iloc[0], np.dtype)
+    values = frame.to_numpy() if alike else frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    checked = check(path.name, InMemory(values), labels, request, key=key)
     return Parts(checked.part, words=checked.words + dropped, unit=checked.unit)
 
 
@@ -59,12 +65,21 @@ def _read_csv(path: Path) -> Any:
 
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline().rstrip("\r\n")
+            first = next((line.rstrip("\r\n") for line in file if line.strip()), "")
         separator = max(",;\t", key=first.count)
         cells = first.split(separator)
         numbered = cells == [str(k) for k in range(len(cells))]  # as pandas writes columns that have no names
         header = 0 if numbered or not all(map(_is_number, cells)) else None
-        return pd.read_csv(path, sep=separator, header=header, encoding="utf-8-sig", low_memory=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # else columns beyond the header would be dropped
+            return pd.read_csv(
+                path, sep=separator, header=header, encoding="utf-8-sig", low_memory=False, index_col=False
+            )
+    except pd.errors.ParserWarning:
+        raise ValueError(
+            f"data set {path}: expected a header with a name for each column, got one of {len(cells)} above rows of more; take "
+            "comments out, or complete it."
+        ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
         reason = "an empty file" if isinstance(error, pd.errors.EmptyDataError) else str(error).strip().splitlines()[0]
         raise ValueError(
@@ -74,6 +89,8 @@ def _read_csv(path: Path) -> Any:
 
 
 def _is_number(text: str) -> bool:
+    if text.strip().lower() in ("true", "false"):
+        return True
     try:
         float(text)
     except ValueError:

@@ -60,4 +60,13 @@ def _name_classes(axes: Axes, points: Array, classes: Classes) -> None:
             taken.append(centre)
             outline = [withStroke(linewidth=3, foreground="white")]
             x, y = centre.tolist()
-            axes.text(x, y, label, fontsize=14, weight="bold", ha="center", va="center", path_effects=outline)
+            axes.text(
+                x,
+                y,
+                label,
+                fontsize=14 if len(classes) <= 12 else 8,
+                weight="bold",
+                ha="center",
+                va="center",
+                path_effects=outline,
+            )

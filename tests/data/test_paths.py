@@ -15,6 +15,7 @@ from PIL import Image
 from pyro_vae.data import Data, load
 from pyro_vae.data import folders as folders_module
 from pyro_vae.data import sources as sources_module
+from pyro_vae.data.labels import encode_labels
 from pyro_vae.data.stored import Stored
 
 RNG = np.random.default_rng(0)
@@ -50,7 +51,6 @@ def ordered(x: torch.Tensor) -> torch.Tensor:
         (COLOUR, COLOUR.transpose(0, 3, 1, 2) / 255.0),
         (COLOUR.transpose(0, 3, 1, 2), COLOUR.transpose(0, 3, 1, 2) / 255.0),
         (COLOUR[..., :1], COLOUR[..., :1].transpose(0, 3, 1, 2) / 255.0),
-        (COLOUR[..., :2], COLOUR[..., :2] / 255.0),
         (np.asfortranarray(BYTES), BYTES[:, None] / 255.0),
         (BYTES.astype(">f4"), BYTES[:, None] / 255.0),
         (BYTES.reshape(30, 30), BYTES.reshape(30, 30) / 255.0),
@@ -59,7 +59,7 @@ def ordered(x: torch.Tensor) -> torch.Tensor:
     ],
     ids=[
         "bytes", "whole-floats", "int32", "unit-floats", "float16", "bool", "binary-bytes", "channels-last",
-        "channels-first", "one-channel-last", "two-channels", "fortran", "big-endian", "rows-of-bytes", "table",
+        "channels-first", "one-channel-last", "fortran", "big-endian", "rows-of-bytes", "table",
         "table-beyond-255",
     ],
 )  # fmt: skip
@@ -323,3 +323,84 @@ def test_a_folder_of_100_000_images_takes_bounded_memory(tmp_path):
     # As float32 they would take 4.9 GB, as bytes 1.2.
     words = ["--dataset", str(tmp_path / "images"), "--run-dir", str(tmp_path / "run"), "--batch-size", "500"]
     assert peak_memory(*words) < 2
+
+
+# Labels
+
+
+def test_labels_are_the_same_in_every_split(tmp_path):
+    """Also where a split lacks some of them."""
+    np.savez(
+        tmp_path / "a.npz",
+        x_train=BYTES[:20], y_train=np.array(["a", "b", "c", "d"] * 5), x_test=BYTES[20:], y_test=np.array(["b", "d"] * 5),
+    )  # fmt: skip
+    data = plain(tmp_path / "a.npz", val_size=0)
+    assert data.train.y.tolist() == [0, 1, 2, 3] * 5
+    assert data.test.y.tolist() == [1, 3] * 5
+    assert "4 labels: 0 = a, 1 = b, 2 = c, 3 = d" in data.words
+    for k, pixels in enumerate(BYTES):
+        split, label = ("train", "abc"[k % 3]) if k < 20 else ("test", "bc"[k % 2])
+        picture(tmp_path / "f" / split / label / f"{k:02}.png", pixels)
+    data = plain(tmp_path / "f", val_size=0)
+    assert sorted(set(data.train.y.tolist())) == [0, 1, 2]
+    assert sorted(set(data.test.y.tolist())) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "key"),
+    [
+        ([3, 1, 3], [3, 1, 3], "2 labels"),
+        ([10, 2000, -5], [1, 2, 0], "3 labels: 0 = -5, 1 = 10, 2 = 2000"),
+        (["class-10", "class-2", "class-2"], [1, 0, 0], "2 labels: 0 = class-2, 1 = class-10"),
+        ([0.5, 2.5, 0.5], [0, 1, 0], "2 labels: 0 = 0.5, 1 = 2.5"),
+        ([True, False, True], [1, 0, 1], "2 labels"),
+        ([[4], [4], [0]], [4, 4, 0], "2 labels"),
+    ],
+)
+def test_labels_of_any_kind_are_numbered_in_their_order(labels, expected, key):
+    (found,), words = encode_labels([np.array(labels)])
+    assert found.tolist() == expected
+    assert words == key
+
+
+# What looks like data and is something else
+
+
+def test_a_csv_may_begin_with_blank_lines_and_hold_booleans(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\n1,2,True\n3,4,False\n5,6,True\n7,8,False\n")
+    expected = ordered(torch.tensor([[1, 2, 1], [3, 4, 0], [5, 6, 1], [7, 8, 0]]) / 255)
+    assert torch.equal(whole(plain(tmp_path / "a.csv")), expected)
+
+
+def test_nullable_columns_of_parquet_are_numbers(tmp_path):
+    frame = (
+        pd.DataFrame(TABLE, columns=list("abcd")).astype({"a": "Float64"}).assign(e=pd.array([1, 0] * 15, dtype="Int8"))
+    )
+    frame.to_parquet(tmp_path / "a.parquet")
+    expected = np.concatenate([TABLE, np.array([[1], [0]] * 15)], 1)
+    assert torch.allclose(whole(plain(tmp_path / "a.parquet")), ordered(torch.tensor(expected, dtype=torch.float32)))
+
+
+def test_links_to_folders_are_followed_once(folder, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "images").symlink_to(folder)
+    (folder / "loop").symlink_to(folder)
+    assert torch.equal(whole(plain(tmp_path / "links")), whole(plain(folder)))
+    assert len(whole(plain(folder))) == 30
+
+
+def test_changed_pixels_and_labels_are_other_data(tmp_path):
+    images, labels = BYTES.copy(), np.arange(30) % 3
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    before = plain(tmp_path / "a.npz").fingerprint()
+    images[17, 2, 3] ^= 1
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    pixels = plain(tmp_path / "a.npz").fingerprint()
+    changed = [key for key in before if before[key] != pixels[key]]
+    assert len(changed) == 1
+    assert changed[0].startswith("checksum_")
+    images[17, 2, 3] ^= 1
+    labels[4] = 0
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    after = plain(tmp_path / "a.npz").fingerprint()
+    assert [key[:7] for key in before if before[key] != after[key]] == ["labels_"]
