@@ -83,7 +83,9 @@ def _check_plate_scales(subject: Subject, ledger: Ledger) -> None:
     for where, factor in factors.items():
         if factor != most:
             figures = f"its plate {plate!r} has N/B = {factor:g}, and {most:g} elsewhere"
-            causes = f"pyro.plate({plate!r}, N, subsample_size=B) in one of model and guide, pyro.plate({plate!r}, B) in the other"
+            causes = (
+                f"pyro.plate({plate!r}, N, subsample_size=B) in one of the two, pyro.plate({plate!r}, B) in the other"
+            )
             ledger.breaks("invariance", where, figures, causes)
             return
     ledger.holds("invariance", "the plate", f"N/B = {most:g} at every site")
@@ -119,7 +121,7 @@ def _check_order(subject: Subject, values: Values, before: Scores, ledger: Ledge
         if explained:
             return name
     figures = f"reversing the rows of the batch changes a datum's term by {found[1]:.3g} nats"
-    causes = f"a term that reads the position in the batch (arange, an index), an argument that was not reordered; {BATCH_CAUSES}"
+    causes = f"a term that reads the position in the batch (arange, x[:n] for x[index]); {BATCH_CAUSES}"
     ledger.breaks("invariance", found[0], figures, causes)
     return None
 

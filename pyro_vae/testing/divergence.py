@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -16,6 +17,10 @@ from pyro_vae.testing.report import Ledger
 from pyro_vae.testing.statistics import student_p
 
 LAW = "kl"
+CAUSES = (
+    "a distribution whose log_prob is not that of its draws (a variance passed as a scale, a wrong Jacobian), or a "
+    "closed form inherited from a class with another density"
+)
 
 
 def check_scales(subject: Subject, ledger: Ledger) -> None:
@@ -38,7 +43,9 @@ def check_scales(subject: Subject, ledger: Ledger) -> None:
         scale = outer_scale(site)
         if abs(scale - 1) > 1e-5 and (len(common) != 1 or abs(scale - common.copy().pop()) > 1e-5):
             figures = f"the likelihood carries a scale of {scale:.4g}, the KL another"
-            causes = "poutine.scale on the reconstruction, whose ELBO bounds no log p(x); weight the KL by scale_kl_pair instead"
+            causes = (
+                "poutine.scale on the reconstruction, which bounds no log p(x); weight the KL by scale_kl_pair instead"
+            )
             ledger.breaks(LAW, f"site {name!r}", figures, causes)
             return
     ledger.holds(LAW, "the scales", "the same on both sides")
@@ -67,40 +74,52 @@ def check_divergences(subject: Subject, num_samples: int, ledger: Ledger) -> Non
 def _check_site(subject: Subject, name: str, ours: Site, theirs: Site, num_samples: int, ledger: Ledger) -> None:
     """The KL against its closed form, and the guide's log-probability against its entropy."""
     p, q, where = ours["fn"], theirs["fn"], f"latent site {name!r}"
-    try:
+
+    def log_q_and_p() -> tuple[Tensor, Tensor]:
         draws = q(torch.Size((num_samples,)))
-        log_q, log_p = q.log_prob(draws), p.log_prob(draws)
+        return q.log_prob(draws), p.log_prob(draws)
+
+    def log_ratio() -> Tensor:
+        log_q, log_p = log_q_and_p()
+        return log_q - log_p
+
+    try:
+        log_ratio()
     except (RuntimeError, ValueError, NotImplementedError) as error:
         ledger.skips(LAW, where, f"its distribution does not draw {num_samples} values at once ({error})")
         return
     try:
-        _compare(subject, "KL(q || p)", kl_divergence(q, p), log_q - log_p, theirs, ledger)
+        _compare(subject, "KL(q || p)", kl_divergence(q, p), log_ratio, theirs, ledger)
     except NotImplementedError:
         ledger.skips(LAW, where, f"no closed form of KL({_name(q)} || {_name(p)})")
-    # Not every distribution has an entropy, and those that have one do not all say so in the same way.
+    # Not every distribution has an entropy, and those that have none do not all say so in the same way.
     with contextlib.suppress(NotImplementedError, AttributeError):
-        _compare(subject, "the entropy of q", q.entropy(), -log_q, theirs, ledger)
+        _compare(subject, "the entropy of q", q.entropy(), lambda: -log_q_and_p()[0], theirs, ledger)
 
 
-def _compare(subject: Subject, what: str, analytic: Tensor, terms: Tensor, site: Site, ledger: Ledger) -> None:
+def _compare(
+    subject: Subject, what: str, analytic: Tensor, terms: Callable[[], Tensor], site: Site, ledger: Ledger
+) -> None:
     """A closed form, shape of the site's batch, against terms with an axis of draws before it."""
-    layout, shape, num = subject.layout, site["fn"].batch_shape, len(terms)
-    missing = layout.nesting - len(shape)
+    layout, shape = subject.layout, site["fn"].batch_shape
     exact = layout.per_datum(scale_and_mask(analytic.expand(shape), mask=site["mask"])).sum().double()
-    masked = scale_and_mask(terms, mask=site["mask"]).reshape(num, *(1,) * missing, *shape)
-    sampled = layout.per_datum(masked).double().sum(1)
-    error = float(sampled.std() / num**0.5)
+
+    def sums() -> Tensor:
+        drawn = scale_and_mask(terms(), mask=site["mask"])
+        return (
+            layout.per_datum(drawn.reshape(len(drawn), *(1,) * (layout.nesting - len(shape)), *shape)).double().sum(1)
+        )
+
+    sampled = sums()
+    error = float(sampled.std() / len(sampled) ** 0.5)
     means = [float(exact) / layout.size, float(sampled.mean()) / layout.size]
     figures = (
         f"{what} is {means[0]:.5g} in closed form, {means[1]:.5g} +- {error / layout.size:.2g} sampled, nats per datum"
     )
-    causes = (
-        "a distribution whose log_prob is not that of its draws (a variance passed as a scale, a wrong Jacobian), or a "
-        "closed form inherited from a class with another density"
-    )
     rounding = 1e-4 * (1 + float(exact.abs()))
     p_value = student_p(sampled, float(exact)) if abs(float(sampled.mean() - exact)) > rounding else 1.0
-    ledger.tests(LAW, f"latent site {site['name']!r}", p_value, figures, causes)
+    where = f"latent site {site['name']!r}"
+    ledger.tests(LAW, where, p_value, figures, CAUSES, lambda: student_p(sums(), float(exact)))
 
 
 def _name(fn: object) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import torch
 
-from pyro_vae.testing.trained import leaves_of
 from pyro_vae.testing.program import Program, Subject, latent_sites, parameters
 from pyro_vae.testing.report import Ledger
+from pyro_vae.testing.trained import leaves_of
 
 LAW = "instances"
 Factory = Callable[[], tuple[Program, Program]]

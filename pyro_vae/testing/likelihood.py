@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.inference.layout import is_auxiliary_loss, sample_sites
@@ -19,19 +20,11 @@ MOST_VALUES = 256
 
 def check_values(subject: Subject, ledger: Ledger) -> None:
     """Observed values lie in the support of their likelihood; factors are no likelihood."""
-    for trace, whose in ((subject.model_trace, "model"), (subject.guide_trace, "guide")):
-        for name, site in sample_sites(trace):
-            jacobian = whose == "guide" and bool(site["infer"].get("is_auxiliary"))
-            if (
-                is_factor(site)
-                and not is_auxiliary_loss(site)
-                and not (jacobian and site["fn"].log_factor.numel() == 0)
-            ):
-                figures = (
-                    f"pyro.factor adds {float(site['fn'].log_factor.mean()):.3g} nats that no density accounts for"
-                )
-                causes = "a penalty or classifier term written as a factor; mark it infer={'auxiliary_loss': True} or leave it out"
-                ledger.breaks(LAW, f"site {name!r} of the {whose}", figures, causes)
+    for name, site in sample_sites(subject.model_trace):
+        if is_factor(site) and not is_auxiliary_loss(site):
+            figures = f"pyro.factor adds {float(site['fn'].log_factor.mean()):.3g} nats that no density accounts for"
+            causes = "a penalty or classifier term as a factor; leave it out, or sample it with infer={'auxiliary_loss': True}"
+            ledger.breaks(LAW, f"site {name!r} of the model", figures, causes)
     for name, site in observed_sites(subject.model_trace):
         try:
             inside = site["fn"].support.check(site["value"])
@@ -96,7 +89,7 @@ def check_reading(
     for key in subject.data:
         call = subject.reordered(order, (key,))
         after = subject.traced(subject.model, call, subject.index | values, unobserved=True)
-        for name in _moved(subject, trace, after):
+        for name in _moved(trace, after):
             clean = False
             earlier = [s for s in feeds[key] if places.index(s) < places.index(name)]
             if name not in conditional and not earlier:
@@ -106,10 +99,10 @@ def check_reading(
     return clean
 
 
-def _moved(subject: Subject, before: object, after: object) -> list[str]:
+def _moved(before: Trace, after: Trace) -> list[str]:
     terms = []
     for trace in (before, after):
-        sites = [(n, s) for n, s in sample_sites(trace) if not is_auxiliary_loss(s)]  # type: ignore[arg-type]
+        sites = [(n, s) for n, s in sample_sites(trace) if not is_auxiliary_loss(s)]
         terms.append({n: s["fn"].log_prob(s["value"]) for n, s in sites})
     return [n for n, t in terms[0].items() if not float((terms[1][n] - t).abs().max()) <= tolerance(t)]
 
@@ -128,7 +121,7 @@ def _report_reading(subject: Subject, name: str, ledger: Ledger) -> None:
             return
         shown = "" if mass is None else f", and sums to {float(mass.flatten()[0]):.4g} over all values"
         figures = f"its parameters change with the value it scores{shown}"
-        causes = "a skip connection from the data, or a scale fitted to the batch; an autoregressive one is declared conditional=[...]"
+        causes = "a skip connection from the data, or a scale fitted to them; declare an autoregressive one conditional=[...]"
     ledger.breaks(LAW, where, figures, causes)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 #: Cells (grid points x batch elements) beyond which a mass is not computed.
-MOST_CELLS = 20_000_000
+MOST_CELLS = 4_000_000
 
 
 class NoMassError(Exception):
@@ -78,27 +78,18 @@ def _counted(fn: Any) -> Tensor:
 
 def _integrated(fn: Any, size: int) -> Tensor:
     """Trapezoids on the unconstrained line or plane, placed by the distribution's own draws and dense at their center."""
-    try:
-        transform = biject_to(fn.support)
-        places = transform.inv(fn.sample((400,))).double()
-    except NotImplementedError as error:
-        raise NoMassError(f"{type(fn).__name__} has a support that is not mapped to the real line") from error
-    places = places.reshape(400, *fn.batch_shape, -1)
-    if places.shape[-1] != size or not bool(torch.isfinite(places).all()):
-        raise NoMassError(f"{type(fn).__name__} has a support of fewer dimensions than its values")
-    steps, reach = (801, 8.0) if size == 1 else (121, 5.0)
+    transform, places = _unconstrained(fn, size)
+    elements = max(1, fn.batch_shape.numel())
+    steps = 121 if size == 2 else next((n for n in (801, 401) if n * elements <= MOST_CELLS), 201)
+    reach, axes = (5.0 if size == 2 else 8.0), (1,) * len(fn.batch_shape)
+    if steps**size * elements > MOST_CELLS:
+        raise NoMassError(f"{type(fn).__name__} has {elements} elements, too many to integrate; pass fewer data")
     grid = torch.linspace(-reach, reach, steps, dtype=torch.float64)
     points = torch.cartesian_prod(*[grid] * size).reshape(-1, size)
-    if len(points) * max(1, fn.batch_shape.numel()) > MOST_CELLS:
-        raise NoMassError(f"{type(fn).__name__} has too many elements to integrate")
     factor = _spread(places)
-    flat = points.sinh().reshape(-1, *(1,) * len(fn.batch_shape), size)
-    u = places.median(0).values + (factor @ flat[..., None])[..., 0]
-    y = transform(u.reshape(len(points), *fn.batch_shape, *fn.event_shape))
-    jacobian = transform.log_abs_det_jacobian(u.reshape(y.shape), y)
-    log_p = fn.log_prob(y.to(fn.sample().dtype)).double()
-    log_p = log_p + jacobian.reshape(*log_p.shape, -1).sum(-1) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    cells = log_p + points.cosh().log().sum(-1).reshape(-1, *(1,) * len(fn.batch_shape))
+    u = places.median(0).values + (factor @ points.sinh().reshape(-1, *axes, size, 1))[..., 0]
+    stretch = points.cosh().log().sum(-1).reshape(-1, *axes) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    cells = _log_density(fn, transform, u.reshape(len(u), *fn.batch_shape, *fn.event_shape)) + stretch
     cells = torch.where(torch.isfinite(cells), cells, -torch.inf).exp().reshape(*(steps,) * size, *fn.batch_shape)
     width = 2 * reach / (steps - 1)
     coarse = cells[::2] if size == 1 else cells[::2, ::2]
@@ -106,6 +97,32 @@ def _integrated(fn: Any, size: int) -> Tensor:
     if not torch.allclose(fine, rough, rtol=2e-3, atol=1e-3):
         raise NoMassError(f"the integral of {type(fn).__name__} does not settle")
     return fine
+
+
+def _unconstrained(fn: Any, size: int) -> tuple[Any, Tensor]:
+    """The map from real vectors to the support, and 400 draws before it, shape ``(400, *batch, size)``."""
+    support = fn.support
+    if type(support).__name__ == "MixtureSameFamilyConstraint":
+        support = support.base_constraint
+    try:
+        transform = biject_to(support)
+        places = transform.inv(fn.sample((400,))).double()
+    except NotImplementedError as error:
+        raise NoMassError(f"{type(fn).__name__} has a support that is not mapped to real numbers") from error
+    places = places.reshape(400, *fn.batch_shape, -1)
+    if places.shape[-1] != size or not bool(torch.isfinite(places).all()):
+        raise NoMassError(f"{type(fn).__name__} has a support of fewer dimensions than its values")
+    return transform, places
+
+
+def _log_density(fn: Any, transform: Any, u: Tensor) -> Tensor:
+    """Log p of transform(u), Jacobian included; where rounding leaves the support, minus infinity."""
+    inner = fn.sample()
+    y = transform(u).to(inner.dtype)
+    inside = fn.support.check(y)
+    log_p = fn.log_prob(torch.where(inside.reshape(*inside.shape, *(1,) * len(fn.event_shape)), y, inner)).double()
+    jacobian = transform.log_abs_det_jacobian(u, transform(u)).double()
+    return torch.where(inside, log_p + jacobian.reshape(*log_p.shape, -1).sum(-1), -torch.inf)
 
 
 def _spread(places: Tensor) -> Tensor:

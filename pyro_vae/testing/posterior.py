@@ -1,21 +1,17 @@
-"""Laws ``posterior`` and ``exact``: the weights against what they are weights of."""
+"""Law ``posterior``: the weights against the posterior that they are weights of."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.testing.program import Call, Scores, Subject, Values, latent_sites, observed_sites
+from pyro_vae.testing.program import Scores, Subject, Values, latent_sites, observed_sites
 from pyro_vae.testing.report import Ledger
-from pyro_vae.testing.statistics import choice_p, markov_p, student_p
+from pyro_vae.testing.statistics import choice_p, markov_p
 
-Exact = Tensor | Callable[..., Any]
 GUIDE_DRAWS = 7
-EXACT_DRAWS = 64
 CAUSES = (
     "a guide or prior that draws from another distribution than it scores (noise that is not in log q, a variance passed as "
     "a scale, a wrong Jacobian), or a likelihood with a factor that depends on z"
@@ -91,70 +87,3 @@ def _numbers(subject: Subject, values: Values, scores: Scores) -> dict[str, Tens
         inner = value.flatten(value.dim() - site["fn"].event_dim).sum(-1) if site["fn"].event_dim else value
         found[f"the value of site {name!r}"] = subject.layout.per_datum(inner)[0]
     return found
-
-
-def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples: int, ledger: Ledger) -> None:
-    r"""Compare the weights with the log p(x) that the caller knows.
-
-    :math:`\prod_i \frac1K \sum_k w_{ki} / p(x_i)` has mean 1, so that by Markov's inequality it exceeds 1/a with
-    probability at most a, at any tail: on the given data, and, if ``exact`` is a function, on data drawn from the model.
-
-    Args:
-        subject: The program.
-        exact: log p(x) of each datum, shape ``(B,)``, nats, or a function of the program's arguments that gives it.
-        against: Why data cannot be simulated, or None.
-        num_samples: How many simulated data.
-        ledger: Where findings go.
-
-    Raises:
-        ValueError: If ``exact`` has another shape.
-    """
-    law, size = "exact", subject.layout.size
-    excess = _log_excess(subject, subject.call, exact)
-    _test_excess(excess, "the given data", ledger)
-    _test_mean(excess, ledger)
-    if not callable(exact):
-        ledger.skips(law, "simulated data", "exact= is a tensor; pass a function of the arguments")
-    elif against is not None:
-        ledger.skips(law, "simulated data", against)
-    else:
-        rounds = min(16, math.ceil(num_samples / 2 / size))
-        parts = [_log_excess(subject, subject.simulate()[0], exact) for _ in range(rounds)]
-        _test_excess(torch.cat(parts, 1), "data drawn from the model", ledger)
-
-
-def _log_excess(subject: Subject, call: Call, exact: Exact) -> Tensor:
-    """log w - log p(x), shape ``(K, B)``."""
-    known = exact(*call.args, **call.kwargs) if callable(exact) else exact
-    known = torch.as_tensor(known).detach().double()
-    if known.shape != (subject.layout.size,):
-        if subject.picked is None or known.dim() != 1 or len(known) <= int(subject.picked.max()):
-            raise ValueError(
-                f"exact: expected log p(x) of each datum, shape ({subject.layout.size},), got {tuple(known.shape)}."
-            )
-        known = known[subject.picked]
-    return torch.stack([subject.draw(call)[1].log_w.double() for _ in range(EXACT_DRAWS)]) - known
-
-
-def _test_excess(excess: Tensor, where: str, ledger: Ledger) -> None:
-    log_ratio = excess.logsumexp(0) - math.log(len(excess))
-    figures = f"the log of the mean of w / p(x) over {len(excess)} draws is {float(log_ratio.mean()):.4g} on average"
-    causes = "a prior, likelihood or parameter that is not the one of exact=: its scale, its bias, or a decoder that ignores z"
-    rounding = 1e-5 * log_ratio.abs().sum() + 1e-6 * len(log_ratio)
-    p_value = 1.0 if float(log_ratio.sum()) <= float(rounding) else markov_p(log_ratio)
-    ledger.tests("exact", where, p_value, f"{figures} of {len(log_ratio)} data, and may not be above 0 by much", causes)
-
-
-def _test_mean(excess: Tensor, ledger: Ledger) -> None:
-    """Both sides, where the weights are even enough for a t test."""
-    weights = (excess - excess.max()).exp()
-    effective = weights.sum(0).square() / weights.square().sum(0)
-    where = "the given data, both sides"
-    if float(effective.min()) < 0.3 * len(excess):
-        why = f"a datum has an effective sample size of {float(effective.min()):.0f} of {len(excess)}, too few for a t test"
-        ledger.skips("exact", where, why)
-        return
-    ratio = excess.clamp(max=700).exp().mean(1)
-    p_value = 1.0 if abs(float(ratio.mean()) - 1) < 0.02 else student_p(ratio, 1.0)
-    causes = "a density that is not the one of exact=, or a guide that leaves out a part of the posterior"
-    ledger.tests("exact", where, p_value, f"the mean of w / p(x) is {float(ratio.mean()):.4g}", causes)

@@ -51,7 +51,8 @@ class Call(NamedTuple):
 
     def tensors(self) -> dict[int | str, Tensor]:
         """The arguments that are tensors, by position or name."""
-        found: dict[int | str, Any] = {**dict(enumerate(self.args)), **self.kwargs}
+        found: dict[int | str, Any] = dict(enumerate(self.args))
+        found.update(self.kwargs)
         return {key: value for key, value in found.items() if isinstance(value, Tensor)}
 
     def put(self, new: Mapping[int | str, Tensor]) -> Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,9 @@ LAWS: dict[str, str] = {
     "likelihood": "each density is normalized, a function of its site's value and parents, and read once",
     "instances": "a second instance trains by itself",
 }
+
+#: The p-value below which a t test's rejection is confirmed by fresh draws.
+CONFIRMED = 0.01
 
 State = Literal["held", "broken", "not checked"]
 
@@ -115,6 +119,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._findings: list[Finding] = []
+        self._again: dict[int, Callable[[], float]] = {}
 
     def holds(self, law: str, site: str, figures: str) -> None:
         """Note that a law was checked without chance and holds."""
@@ -128,8 +133,28 @@ class Ledger:
         """Note that a law was checked without chance and is broken."""
         self._findings.append(Finding(law, "broken", site, one_line(figures), causes))
 
-    def tests(self, law: str, site: str, p_value: float, figures: str, causes: str) -> None:
-        """Note the p-value of a test; whether the law is broken is decided when all are known."""
+    def tests(
+        self,
+        law: str,
+        site: str,
+        p_value: float,
+        figures: str,
+        causes: str,
+        again: Callable[[], float] | None = None,
+    ) -> None:
+        """Note the p-value of a test; whether the law is broken is decided when all are known.
+
+        Args:
+            law: The law.
+            site: Where.
+            p_value: The test's.
+            figures: What was measured.
+            causes: What would cause a rejection.
+            again: Repeats the test with fresh draws, where its p-value is good to the first order only: a t test of
+                skewed terms rejects too often far out. A rejection has to be repeated at ``CONFIRMED``.
+        """
+        if again is not None:
+            self._again[len(self._findings)] = again
         p = 0.0 if math.isnan(p_value) else p_value  # a figure that is no number is no evidence for the law
         self._findings.append(Finding(law, "held", site, figures, causes, p))
 
@@ -147,9 +172,10 @@ class Ledger:
         p_values = [f.p_value for f in self._findings if f.p_value is not None]
         rejected = iter(holm(p_values, false_alarms))
         done = []
-        for f in self._findings:
+        for i, f in enumerate(self._findings):
             if f.p_value is not None:
-                state: State = "broken" if next(rejected) else "held"
+                confirmed = next(rejected) and (i not in self._again or self._again[i]() <= CONFIRMED)
+                state: State = "broken" if confirmed else "held"
                 figures = f"{f.figures}, p = {f.p_value:.1e} in one of {len(p_values)} tests"
                 f = Finding(f.law, state, f.site, figures, f.causes if state == "broken" else "", f.p_value)
             done.append(f)

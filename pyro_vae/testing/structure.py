@@ -127,14 +127,18 @@ def _check_site(name: str, ours: Site | None, theirs: Site, ledger: Ledger) -> N
         figures = f"its batch shape is {tuple(p.batch_shape)} in the model and {tuple(q.batch_shape)} in the guide"
         ledger.breaks(LAW, where, figures, "a missing .to_event, or a parameter with a dimension too many")
         return
-    if not _is_delta(q):
+    if bool(theirs["value"].isnan().any()):
+        ledger.breaks(
+            LAW, where, "the guide draws NaN", "parameters that training drove to NaN, or a scale of 0 or below"
+        )
+    elif not _is_delta(q):
         _check_support(where, p, q, ledger)
 
 
 def _check_support(where: str, p: Any, q: Any, ledger: Ledger) -> None:
     causes = "a guide without the transform of the latent's range (LogNormal for positive, logistic for (0, 1))"
     ranges = [_range(fn) for fn in (p, q)]
-    if None not in ranges and not all(_equal(a, b) for a, b in zip(*ranges, strict=True)):  # type: ignore[arg-type]
+    if None not in ranges and not all(_equal(a, b) for a, b in zip(*ranges, strict=True)):
         shown = [_show(r) for r in ranges]
         ledger.breaks(LAW, where, f"its support is {shown[0]} in the model and {shown[1]} in the guide", causes)
         return

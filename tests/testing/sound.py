@@ -275,7 +275,8 @@ def correlated_guide() -> Case:
     toy = Toy()
 
     def guide(x: Tensor) -> None:
-        loc, factor = pyro.param("loc", torch.zeros(2)), pyro.param("factor", torch.tensor([[0.8, 0.0], [0.3, 0.5]]))
+        loc = pyro.param("loc", torch.zeros(2))
+        factor = pyro.param("factor", torch.tensor([[0.8, 0.0], [0.3, 0.5]]), constraint=constraints.lower_cholesky)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.MultivariateNormal(loc + 0.2 * x[:, :2], scale_tril=factor))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 D, Z, B = 3, 2, 8
+ONE = torch.Size()
 
 
 class Toy(nn.Module):
@@ -61,3 +64,23 @@ class Toy(nn.Module):
         self.register("encoder")
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(self.encode(x)))
+
+
+#: Planted faults, each with the law meant for it.
+LAW: dict[type[Toy], str] = {}
+
+
+def fault(law: str) -> Callable[[type[Toy]], type[Toy]]:
+    """Plant a fault."""
+
+    def plant(kind: type[Toy]) -> type[Toy]:
+        LAW[kind] = law
+        return kind
+
+    return plant
+
+
+def of_kind(kind: type[dist.Normal], h: Tensor) -> dist.Distribution:
+    """The toy's posterior with another normal."""
+    loc, log_scale = h.chunk(2, -1)
+    return kind(loc, (0.3 * log_scale - 0.3).exp()).to_event(1)
