@@ -1,0 +1,52 @@
+"""The pytest plugin: turn it on with ``-p pyro_vae.testing.plugin``, or by ``pytest_plugins`` in conftest.
+
+It imports neither torch nor Pyro before a test asks for the fixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyro_vae.testing.report import Report
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--elbo-samples`` and ``--elbo-seed``."""
+    group = parser.getgroup("pyro_vae", "ELBO-bound checks")
+    group.addoption(
+        "--elbo-samples",
+        type=int,
+        default=512,
+        metavar="N",
+        help="simulated pairs of each check, at least 100 (default: 512)",
+    )
+    group.addoption("--elbo-seed", type=int, default=0, metavar="N", help="seed of each check's draws (default: 0)")
+
+
+@pytest.fixture
+def elbo_checks(request: pytest.FixtureRequest) -> Callable[..., Report]:
+    """``check_elbo_bounds`` with the command line's samples and seed; a broken law fails the test with its sentence.
+
+    What was checked, and what could not be, is printed, so that ``pytest -rP`` shows it.
+    """
+    __tracebackhide__ = True
+
+    def checks(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+        __tracebackhide__ = True
+        from pyro_vae.testing.checks import check_elbo_bounds
+        from pyro_vae.testing.report import BrokenBound
+
+        kwargs.setdefault("num_samples", request.config.getoption("--elbo-samples"))
+        kwargs.setdefault("seed", request.config.getoption("--elbo-seed"))
+        try:
+            report = check_elbo_bounds(model, guide, *args, **kwargs)
+        except BrokenBound as error:
+            pytest.fail(str(error), pytrace=False)
+        print(report)
+        return report
+
+    return checks

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyro_vae.testing.__main__ as selftest
+from pyro_vae.testing import check_elbo_bounds
+
+ROOT = Path(__file__).parents[2]
+
+SUITE = """
+def test_sound(elbo_checks):
+    from examples.plain_pyro import guide, model
+    import torch
+    rows = torch.linspace(-3, 3, 9)
+    assert elbo_checks(model, guide, rows).laws["posterior"] == "held"
+    assert elbo_checks(model, guide, rows, num_samples=100).false_alarms == 1e-3
+"""
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """What pytest says of the suite above and of the example, in one process."""
+    suite = tmp_path_factory.mktemp("suite") / "test_suite.py"
+    suite.write_text(SUITE)
+    files = [str(suite), "examples/faulty_vae.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "pyro_vae.testing.plugin", *files, "-n", "0", "-rfP"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    options = ["--elbo-samples", "240", "--elbo-seed", "3"]
+    env = {**os.environ, "PYTHONPATH": path, "FAULTY": "1"}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, cwd=ROOT, env=env)
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_example_fails_with_a_sentence_that_says_what_to_change(output):
+    assert "law 'independence' (changing one datum moves no other datum's log w) is broken at site 'z'" in output
+    assert re.search(r"changing the datum of row 0 moves the term of row \d+ by [\d.]+ nats", output)
+    assert "batch statistics (call .eval(), or normalize within a datum)" in output
+    assert "Traceback" not in output
+    assert "def test_the_elbo" not in output  # no line of code stands between the user and the sentence
+
+
+def test_options_are_taken_and_what_was_checked_is_shown(output):
+    assert "on 243 simulated pairs" in output  # whole batches of 9
+    assert "on 108 simulated pairs" in output
+    assert "exact= was not given" in output
+
+
+def test_the_mended_example_passes(monkeypatch):
+    example = importlib.import_module("examples.faulty_vae")
+    monkeypatch.setattr(example, "FAULTY", False)
+    example.test_the_elbo_is_a_bound(check_elbo_bounds)
+
+
+def test_nothing_heavy_is_imported_before_a_test_asks():
+    code = "import sys, pyro_vae.testing.plugin; assert not {'torch', 'pyro', 'numpy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_projects_own_run_does_not_collect_the_example():
+    assert not (ROOT / "examples" / "faulty_vae.py").name.startswith("test_")
+    assert 'testpaths = ["tests"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_selftest_catches_a_fault_of_each_law(capsys):
+    assert selftest.main(["--samples", "300"]) == 0
+    out = capsys.readouterr().out
+    assert "10 of 10 as they should" in out
+    assert out.count("is broken at") == 9
+
+
+def test_selftest_says_when_the_checks_see_nothing(capsys, monkeypatch):
+    monkeypatch.setattr("pyro_vae.testing.selftest.check_elbo_bounds", lambda *_, **__: None)
+    assert selftest.main([]) == 1
+    out = capsys.readouterr().out
+    assert "1 of 10 as they should" in out
+    assert out.count("FAIL") == 9
+
+
+def test_selftest_refuses_too_few_samples(capsys):
+    with pytest.raises(SystemExit):
+        selftest.main(["--samples", "10"])
+    assert "expected at least 100, got 10" in capsys.readouterr().err
