@@ -10,7 +10,7 @@ from pyro_vae.data import Split
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import StandardNormal
 from pyro_vae.models.vae import VAE
-from pyro_vae.report.tiles import FRAME, decoded, inches, like_parameters, pick, pixels, shrunk, tiles
+from pyro_vae.report.tiles import FRAME, MAX_SIDE, decoded, inches, like_parameters, pick, pixels, shrunk, tiles
 
 
 def reconstructions(vae: VAE, split: Split, source: str) -> Figure:
@@ -62,7 +62,7 @@ def plane(vae: VAE) -> Figure:
     side = 20
     z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
     # The first row is the top one, which has the largest z2.
-    images = decoded(vae, like_parameters(vae, torch.cartesian_prod(z.flip(0), z).flip(-1)))
+    images = decoded(vae, like_parameters(vae, torch.cartesian_prod(z.flip(0), z).flip(-1)), MAX_SIDE // 2)
     shown = pixels(images)
     mosaic = np.concatenate(np.concatenate(shown.reshape(side, side, *shown.shape[1:]), axis=1), axis=1)
     width, height = inches(images)

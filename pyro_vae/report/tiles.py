@@ -60,30 +60,31 @@ def pick(split: Split, count: int) -> Tensor:
     return split.x[order[:count]]
 
 
-def shrunk(images: Tensor) -> Tensor:
-    """Images of shape ``(N, C, H, W)``, averaged down where they are larger than a tile can show."""
+def shrunk(images: Tensor, side: int = MAX_SIDE) -> Tensor:
+    """Images of shape ``(N, C, H, W)``, averaged down where they are larger than ``side``, by default what a tile shows."""
     height, width = images.shape[-2:]
-    if max(height, width) <= MAX_SIDE:
+    if max(height, width) <= side:
         return images
-    factor = MAX_SIDE / max(height, width)
+    factor = side / max(height, width)
     return torch.nn.functional.interpolate(
         images, (max(1, round(height * factor)), max(1, round(width * factor))), mode="area"
     )
 
 
 @torch.no_grad()
-def decoded(vae: VAE, z: Tensor) -> Tensor:
+def decoded(vae: VAE, z: Tensor, side: int = MAX_SIDE) -> Tensor:
     """Means of p(x|z), as large as a tile can show, decoded in chunks.
 
     Args:
         vae: The model, of images.
         z: Latent vectors, shape ``(..., Z)``.
+        side: Pixels of their longer side, at most.
 
     Returns:
         Shape ``(..., C, H, W)``.
     """
     parts = z.flatten(0, -2).split(rows_of((0, *vae.data_shape)))
-    images = torch.cat([shrunk(mean_image(vae.decode(part))) for part in parts])
+    images = torch.cat([shrunk(mean_image(vae.decode(part)), side) for part in parts])
     return images.unflatten(0, z.shape[:-1])
 
 

@@ -9,13 +9,15 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_vae.data import Split
+from pyro_vae.data.stored import rows_of
 from pyro_vae.report.encoded import Encoded
 from pyro_vae.report.scatter import classes_of, nameless, scatter
-from pyro_vae.report.tiles import Array
+from pyro_vae.report.tiles import Array, shrunk
 
 MIN_POINTS = 10  # of fewer the neighbourhoods are all the data
 MAX_POINTS = 1000
-MAX_VALUES = 2**26  # of the data, 256 MiB in all
+MAX_VALUES = 2**24  # of the data, 64 MiB in all
+MAX_SIDE = 64  # of an image, in pixels
 
 
 def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
@@ -26,11 +28,12 @@ def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
     """
     index, perplexity, seed = _choice(encoded, split)
     rows, means, labels = encoded.take(index)
-    shape = split.x.shape[1:]
-    kind = "pixels" if len(shape) == 3 else "data"
+    raw = _raw(split, rows)
+    whole = raw.shape[1:] == split.x.shape[1:]
+    kind = ("raw pixels" if whole else "averaged pixels") if raw.dim() == 4 else "raw data"
     embedded = {
         f"latent means, Z = {means.shape[1]:,}": _embed(means, perplexity, seed),
-        f"raw {kind}, D = {math.prod(shape):,}": _embed(split.x[rows], perplexity, seed),
+        f"{kind}, D = {math.prod(raw.shape[1:]):,}": _embed(raw, perplexity, seed),
     }
     classes = classes_of(labels, len(rows))
     kinds = [nameless(len(rows))] + ([classes] if "" not in classes else [])
@@ -52,9 +55,20 @@ def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
     return figure
 
 
+def _raw(split: Split, rows: torch.Tensor) -> torch.Tensor:
+    """The data themselves; large images averaged down, without which they would fill the memory."""
+    if len(split.x.shape) != 4:
+        return split.x[rows]
+    parts = rows.split(rows_of(split.x.shape))
+    return torch.cat([shrunk(split.x[part], MAX_SIDE).cpu() for part in parts])
+
+
 def _choice(encoded: Encoded, split: Split) -> tuple[torch.Tensor, float, int]:
     """Which data are embedded, at which perplexity, from which seed."""
-    fit = MAX_VALUES // math.prod(split.x.shape[1:])
+    shape = split.x.shape[1:]
+    if len(shape) == 3:
+        shape = torch.Size((shape[0], *(min(n, MAX_SIDE) for n in shape[1:])))
+    fit = MAX_VALUES // math.prod(shape)
     count = min(len(encoded.rows), MAX_POINTS, max(fit, MIN_POINTS))
     index = torch.randperm(len(encoded.rows))[:count]
     return index, min(30.0, (count - 1) // 3), int(torch.randint(2**31, ()))

@@ -306,7 +306,7 @@ def test_an_array_of_20_gb_takes_less_than_2_gb(tmp_path):
     array[::1000, :, 5, 5] = 0.5
     del array
     assert (tmp_path / "a.npy").stat().st_size > 19.9e9
-    words = ["--dataset", str(tmp_path / "a.npy"), "--run-dir", str(tmp_path / "run"), "--batch-size", "32"]
+    words = ["--dataset", str(tmp_path / "a.npy"), "--run-dir", str(tmp_path / "run"), "--batch-size", "16"]
     assert peak_memory(*words, "--val-size", "300") < 2
 
 
