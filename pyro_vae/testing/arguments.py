@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.lookup import unknown
-from pyro_vae.testing.program import Call, Subject, observed_sites
+from pyro_vae.testing.program import Subject, observed_sites, same
 
 
 def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subject, dict[int | str, set[str]]]:
@@ -36,11 +36,11 @@ def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subjec
     feeds: dict[int | str, set[str]] = {}
     values, before = subject.draw()
     again = subject.evaluate(values).observed
-    noisy = {n for n, v in before.observed.items() if not _same(v, again[n])}
+    noisy = {n for n, v in before.observed.items() if not same(v, again[n])}
     order = torch.arange(subject.layout.size).roll(1)
     for key in subject.rows if subject.layout.size > 1 else ():
         after = subject.evaluate(values, subject.reordered(order, (key,))).observed
-        moved = {n for n, v in before.observed.items() if not _same(v, after[n])} - noisy
+        moved = {n for n, v in before.observed.items() if not same(v, after[n])} - noisy
         if moved or key in declared:
             feeds[key] = moved
     if subject.layout.size == 1:
@@ -54,17 +54,8 @@ def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subjec
     return subject.found(data=tuple(feeds), slots=slots), feeds
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
-
-
 def _holds(subject: Subject, argument: Tensor, value: Tensor) -> bool:
     rows = argument if subject.picked is None else argument[subject.picked]
     if rows is value:
         return True
-    return rows.numel() == value.numel() and torch.equal(rows.double().flatten(), value.double().flatten())
-
-
-def named(call: Call, key: int | str) -> str:
-    """An argument for a sentence."""
-    return f"argument {key!r}" if isinstance(key, str) else f"argument {key + 1} of {len(call.args)}"
+    return rows.numel() == value.numel() and same(rows.double().flatten(), value.double().flatten())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from pyro.poutine import Trace
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.inference.layout import is_auxiliary_loss, sample_sites
 from pyro_vae.testing.normalization import NoMassError, total_mass
-from pyro_vae.testing.program import Subject, is_factor, latent_sites, observed_sites, tolerance
+from pyro_vae.testing.program import Subject, is_factor, latent_sites, observed_sites, same, tolerance
 from pyro_vae.testing.report import Ledger
 
 LAW = "likelihood"
@@ -27,7 +28,7 @@ def check_values(subject: Subject, ledger: Ledger) -> None:
             ledger.breaks(LAW, f"site {name!r} of the model", figures, causes)
     for name, site in observed_sites(subject.model_trace):
         try:
-            inside = site["fn"].support.check(site["value"])
+            inside = _inside(site["fn"].support, site["value"])
         except (NotImplementedError, AttributeError):
             ledger.skips(LAW, f"site {name!r}", f"{type(site['fn']).__name__} does not name its support")
             continue
@@ -36,6 +37,14 @@ def check_values(subject: Subject, ledger: Ledger) -> None:
             figures = f"{100 * (1 - float(inside.double().mean())):.0f} % of the data lie outside the support of {kind}"
             causes = "grey pixels under a Bernoulli (binarize them, or use a ContinuousBernoulli), or data that are not scaled"
             ledger.breaks(LAW, f"site {name!r}", figures, causes)
+
+
+def _inside(support: Any, value: Tensor) -> Tensor:
+    """Where a value lies in a support, element by element if it can be told; NaN stands for a missing, masked one."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    inside = support.check(value)
+    return inside | value.isnan() if inside.shape == value.shape else inside
 
 
 def _innermost(fn: object) -> object:
@@ -49,7 +58,7 @@ def check_determinism(subject: Subject, ledger: Ledger) -> bool:
     values, _ = subject.draw()
     one, other = subject.evaluate(values), subject.evaluate(values)
     for name, value in one.observed.items():
-        if value.shape != other.observed[name].shape or not torch.equal(value, other.observed[name]):
+        if not same(value, other.observed[name]):
             figures = "the observed value changes from call to call while the arguments stay"
             causes = "noise added to the data inside the model, where the guide does not see it; add it before the call"
             ledger.breaks(LAW, f"site {name!r}", figures, causes)
@@ -63,7 +72,7 @@ def check_determinism(subject: Subject, ledger: Ledger) -> bool:
             return False
     other_values, _ = subject.draw()
     for name, value in subject.evaluate(other_values).observed.items():
-        if value.shape != one.observed[name].shape or not torch.equal(value, one.observed[name]):
+        if not same(value, one.observed[name]):
             figures = "the observed value moves with the latent one"
             causes = "obs= given a reconstruction, or a value computed from z, instead of the data"
             ledger.breaks(LAW, f"site {name!r}", figures, causes)

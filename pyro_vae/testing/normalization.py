@@ -84,7 +84,7 @@ def _integrated(fn: Any, size: int) -> Tensor:
     reach, axes = (5.0 if size == 2 else 8.0), (1,) * len(fn.batch_shape)
     if steps**size * elements > MOST_CELLS:
         raise NoMassError(f"{type(fn).__name__} has {elements} elements, too many to integrate; pass fewer data")
-    grid = torch.linspace(-reach, reach, steps, dtype=torch.float64)
+    grid = torch.linspace(-reach, reach, steps, dtype=torch.float64, device=places.device)
     points = torch.cartesian_prod(*[grid] * size).reshape(-1, size)
     factor = _spread(places)
     u = places.median(0).values + (factor @ points.sinh().reshape(-1, *axes, size, 1))[..., 0]
@@ -128,7 +128,7 @@ def _log_density(fn: Any, transform: Any, u: Tensor) -> Tensor:
 def _spread(places: Tensor) -> Tensor:
     """A triangular factor of the draws' covariance, robust in one dimension; shape ``(*batch, size, size)``."""
     if places.shape[-1] == 1:
-        quarters = places.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64), 0)
+        quarters = places.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64, device=places.device), 0)
         return ((quarters[1] - quarters[0]) / 1.35).clamp(min=1e-12)[..., None]
     centered = (places - places.mean(0)).movedim(0, -1)
     covariance = centered @ centered.mT / places.shape[0]

@@ -183,7 +183,7 @@ class Subject:
         taken = {}
         for name, value in values.items():
             axis = value.dim() - sites[name]["fn"].event_dim + self.layout.dim
-            taken[name] = value.index_select(axis, order)
+            taken[name] = value.index_select(axis, order.to(value.device))
         return taken
 
     def found(self, **changes: Any) -> Subject:
@@ -205,6 +205,11 @@ def latent_sites(trace: Trace) -> dict[str, Site]:
 def latent_values(trace: Trace) -> Values:
     """Their values."""
     return {n: s["value"] for n, s in latent_sites(trace).items()}
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two values are equal, NaN to NaN."""
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def tolerance(*values: Tensor) -> float:

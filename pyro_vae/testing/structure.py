@@ -37,7 +37,7 @@ def inspect(model: Program, guide: Program, call: Call, plate: str | None, ledge
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
         ledger.breaks(LAW, "the first run", f"it raises {type(error).__name__}: {error}", RUN_CAUSES)
         return None
-    _refuse_enumeration(model_trace)
+    _refuse(model_trace, guide_trace)
     _check_names(model_trace, guide_trace, ledger)
     for name, site in latent_sites(guide_trace).items():
         _check_site(name, latent_sites(model_trace).get(name), site, ledger)
@@ -82,12 +82,20 @@ def _row_arguments(call: Call, plate: str, size: int, site: Site) -> tuple[int |
     return tuple(key for key, n in lengths.items() if n == full) or tuple(k for k, n in lengths.items() if n == size)
 
 
-def _refuse_enumeration(model_trace: Trace) -> None:
+def _refuse(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse what is sound, and has no weights for each datum."""
+    theirs = latent_sites(guide_trace)
     for name, site in latent_sites(model_trace).items():
-        if site["infer"].get("enumerate") == "parallel" and not site["infer"].get("_do_not_trace"):
+        if name not in theirs and site["infer"].get("enumerate"):
             raise ValueError(
-                f"check_elbo_bounds: expected sites that are sampled, got {name!r} marked for enumeration; take the mark off "
-                "and give it a site in the guide."
+                f"check_elbo_bounds: expected sites that are sampled, got {name!r} marked for enumeration in the model only; "
+                "take the mark off and give it a site in the guide."
+            )
+    for name, site in theirs.items():
+        if site["infer"].get("is_auxiliary") and not plates_of(site):
+            raise ValueError(
+                f"check_elbo_bounds: expected a guide whose data are independent, got the auxiliary site {name!r} outside "
+                "every plate; use AutoNormal, or an amortized guide, in place of one over all data at once."
             )
 
 

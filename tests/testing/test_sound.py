@@ -189,3 +189,22 @@ def test_enumerated_sites_are_refused():
 
     with pytest.raises(ValueError, match="take the mark off"):
         check_elbo_bounds(model, lambda x: None, torch.zeros(3))
+
+
+def test_guide_side_enumeration_is_sampled():
+    case = SOUND["discrete"]()
+    guide = pyro.infer.config_enumerate(case.guide)
+    assert check_elbo_bounds(case.model, guide, *case.args, num_samples=100).laws["posterior"] == "held"
+
+
+def test_a_guide_over_all_data_at_once_is_refused():
+    model = SOUND["auto_normal"]().model
+    with pytest.raises(ValueError, match="use AutoNormal"):
+        check_elbo_bounds(model, pyro.infer.autoguide.AutoDiagonalNormal(model), torch.zeros(3))
+
+
+def test_missing_data_may_be_nan():
+    case = SOUND["masked"]()
+    x, mask = case.args
+    report = check_elbo_bounds(case.model, case.guide, torch.where(mask, x, torch.nan), mask, num_samples=100)
+    assert report.laws["independence"] == "held"

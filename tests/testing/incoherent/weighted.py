@@ -174,6 +174,6 @@ class FactorWithoutConstraint(Toy):
 
     def guide(self, x: Tensor) -> None:
         loc = pyro.param(f"{self.name}.loc", torch.zeros(Z))
-        factor = pyro.param(f"{self.name}.factor", torch.tensor([[0.8, 0.0], [0.3, 0.5]]))
+        factor = pyro.param(f"{self.name}.factor", torch.tensor([[0.8, 0.5], [0.3, 0.5]]))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.MultivariateNormal(loc + 0.2 * x[:, :Z], scale_tril=factor))
