@@ -45,8 +45,10 @@ def elbo_checks(request: pytest.FixtureRequest) -> Callable[..., Report]:
         try:
             report = check_elbo_bounds(model, guide, *args, **kwargs)
         except BrokenBound as error:
-            pytest.fail(str(error), pytrace=False)
-        print(report)
-        return report
+            sentences = str(error)
+        else:
+            print(report)
+            return report
+        pytest.fail(sentences, pytrace=False)
 
     return checks

@@ -46,7 +46,11 @@ def test_what_the_faults_are_planted_in_is_sound(kind):
     assert {law for law, state in report.laws.items() if state != "held"} == {"exact"}
 
 
-@pytest.mark.parametrize("name", COHERENT)
+#: Of the coherent ones, those that every run tests; make test-all tests them all.
+QUICK = ("prior of scale 2", "decoder that ignores z", "bias left out", "pixels in another order, and a guide to match")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in COHERENT])
 def test_a_coherent_fault_is_caught_with_exact_and_only_so(name):
     model, guide = COHERENT[name]
     x = ORACLE.draw(16)

@@ -13,7 +13,20 @@ COUNTED = ("wrong_guide", "narrow_guide", "package_vae", "two_layers", "discrete
 COUNTED += ("fractions", "labels", "heavy_tails")
 
 
-@pytest.mark.parametrize("name", SOUND)
+#: Those that are like another one; make test-all runs them.
+ALIKE = {
+    "wrong_guide",
+    "narrow_guide",
+    "fractions",
+    "masked",
+    "weighted_kl",
+    "heavy_tails",
+    "exact_posterior",
+    "minibatch",
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in SOUND])
 def test_a_sound_model_passes(name):
     case = SOUND[name]()
     report = check_elbo_bounds(case.model, case.guide, *case.args, num_samples=200, **case.options)
