@@ -13,6 +13,7 @@ import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 Beta = float | Tensor
 
@@ -46,9 +47,28 @@ class ScaleKL(Messenger):
 
     def __init__(self, beta: Beta, sites: Collection[str] | None = None) -> None:
         super().__init__()
-        self.beta = _check_beta(beta)
+        self._live = torch.zeros(())
+        self.beta = beta
         self.sites = None if sites is None else frozenset([sites] if isinstance(sites, str) else sites)
         self._seen: set[str] = set()
+
+    @property
+    def beta(self) -> Beta:
+        """The weight; a new one may be set between calls."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, beta: Beta) -> None:
+        self._beta = _check_beta(beta)
+        if not isinstance(beta, Tensor):
+            self._live.fill_(float(beta))
+
+    @property
+    def _factor(self) -> Beta:
+        """What multiplies: for capture a number becomes a tensor, which a graph reads anew at every step."""
+        if isinstance(self._beta, Tensor) or get_proxy_mode() is None:
+            return self._beta
+        return self._live
 
     def __enter__(self) -> ScaleKL:
         self._seen.clear()
@@ -70,10 +90,11 @@ class ScaleKL(Messenger):
         self._seen.add(msg["name"])
         if self.sites is not None and msg["name"] not in self.sites:
             return
-        msg["scale"] = msg["scale"] * self.beta
-        msg["kl_scales"] = (*msg.get("kl_scales", ()), self.beta)
+        beta = self._factor
+        msg["scale"] = msg["scale"] * beta
+        msg["kl_scales"] = (*msg.get("kl_scales", ()), beta)
         # A dict of its own: the user's may be shared between calls.
-        msg["infer"] = {**msg["infer"], "kl_scale": msg["infer"].get("kl_scale", 1.0) * self.beta}
+        msg["infer"] = {**msg["infer"], "kl_scale": msg["infer"].get("kl_scale", 1.0) * beta}
 
 
 def scale_kl(
@@ -156,6 +177,8 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
     Raises:
         ValueError: If a latent site carries other weights of :func:`scale_kl` in the model than in the guide.
     """
+    if get_proxy_mode() is not None:
+        return  # captured is what has just been run and checked
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample" or site["is_observed"] or name not in guide_trace.nodes:
             continue

@@ -243,13 +243,14 @@ class Capacity(KLControl):
         if steps < 1:
             raise ValueError(f"capacity: expected at least 1 step until it is reached, got {steps}.")
         self.nats, self.steps, self.weight = nats, steps, weight
-        self.taken = 0
+        self.taken = torch.zeros(())
 
     def penalty(self, rates: Tensor) -> Tensor:
         """See :meth:`KLControl.penalty`; each call with gradients is a step."""
-        capacity = self.nats * min(1.0, self.taken / self.steps)
+        self.taken = self.taken.to(rates.device)
+        capacity = self.nats * (self.taken / self.steps).clamp(max=1)
         if torch.is_grad_enabled():
-            self.taken += 1
+            self.taken.add_(1)
         return self.weight * (rates.sum() - capacity).abs()
 
     def _final_penalty(self, rates: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ class Capacity(KLControl):
     @property
     def columns(self) -> dict[str, float]:
         """What a row of the history says besides: the capacity of the last step."""
-        return {"capacity": self.nats * min(1.0, max(0, self.taken - 1) / self.steps)}
+        return {"capacity": self.nats * min(1.0, max(0.0, float(self.taken) - 1) / self.steps)}
 
     def state_dict(self) -> dict[str, Any]:
         """What must be kept to go on exactly."""
@@ -266,7 +267,7 @@ class Capacity(KLControl):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self.taken = int(state["taken"])
+        self.taken.fill_(float(state["taken"]))
 
 
 class TargetRate(KLControl):
@@ -312,20 +313,22 @@ class TargetRate(KLControl):
     def penalty(self, rates: Tensor) -> Tensor:
         """See :meth:`KLControl.penalty`; each call with gradients moves beta first."""
         rate = rates.sum()
+        self.total, self.beta = self.total.to(rate), self.beta.to(rate)
         if torch.is_grad_enabled():
             self._control(rate.detach())
-        return self.beta.to(rate) * rate
+        return self.beta * rate
 
     def _final_penalty(self, rates: Tensor) -> Tensor:
         return self.beta_max * (rates.sum() - self.nats).abs()
 
     def _control(self, rate: Tensor) -> None:
         error = self.nats - rate
-        total = self.total.to(rate) - self.integral * error
+        total = self.total - self.integral * error
         wanted = self.proportional * torch.sigmoid(-error) + total + self.beta_min
         inside = (wanted >= self.beta_min) & (wanted <= self.beta_max)
-        self.total = torch.where(inside, total, self.total.to(rate))
-        self.beta = wanted.clamp(self.beta_min, self.beta_max)
+        # In place: a captured step holds these very tensors.
+        self.total.copy_(torch.where(inside, total, self.total))
+        self.beta.copy_(wanted.clamp(self.beta_min, self.beta_max))
 
     @property
     def columns(self) -> dict[str, float]:
@@ -338,7 +341,8 @@ class TargetRate(KLControl):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self.total, self.beta = state["total"].clone(), state["beta"].clone()
+        self.total.copy_(state["total"])
+        self.beta.copy_(state["beta"])
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -12,10 +12,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer.trace_elbo import _compute_log_r
 from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -85,6 +87,7 @@ class _Bound:
             return super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
         guide_trace = _SampleTrace()(guide).get_trace(*args, **kwargs)
         model_trace = _SampleTrace()(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
         return model_trace, guide_trace
@@ -107,13 +110,15 @@ class _Bound:
 
 
 class _SampleTrace(TraceMessenger):
-    """``poutine.trace`` without parameters and subsampling sites, of which no objective has a use."""
+    """``poutine.trace`` without parameters and plates that are whole, of which no objective has a use."""
 
     def _pyro_post_param(self, msg: Any) -> None:
         pass
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if type(msg["fn"]).__name__ != "_Subsample":
+        fn = msg["fn"]
+        # The model must be replayed over the rows that the guide has drawn.
+        if type(fn).__name__ != "_Subsample" or (fn.subsample_size or fn.size) < fn.size:
             super()._pyro_post_sample(msg)
 
 
@@ -184,9 +189,24 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
                 rate.add(_true_sum(site))
         value = loss.value()
         if not all(_is_reparameterized(site) for _, site in sample_sites(guide_trace)):
-            _, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+            surrogate = _surrogate(model_trace, guide_trace)
             value = value.detach() + (surrogate - surrogate.detach())
         return Terms(value, distortion.value(value), rate.value(value))
+
+
+def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
+    """Pyro's surrogate of the loss, with score-function terms; unlike Pyro's, by tensors alone, so that it can be captured."""
+    total, log_r = _Sum(), None
+    for _, site in sample_sites(model_trace):
+        total.subtract(site["log_prob_sum"])
+    for _, site in sample_sites(guide_trace):
+        parts = site["score_parts"]
+        if not is_identically_zero(parts.entropy_term):
+            total.add(parts.entropy_term.sum())
+        if not is_identically_zero(parts.score_function):
+            log_r = _compute_log_r(model_trace, guide_trace) if log_r is None else log_r
+            total.subtract((log_r.sum_to(site["cond_indep_stack"]) * parts.score_function).sum())
+    return total.value()
 
 
 class _Sum:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.optim import PyroOptim
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae.inference.layout import plates_of, sample_sites
+from pyro_vae.inference.captured_steps import CapturedSteps, Evaluated
+from pyro_vae.inference.layout import sample_sites
 from pyro_vae.inference.objectives import Terms
-from pyro_vae.randomness import own_randomness
+from pyro_vae.inference.optim import FusedOptim, as_pyro_optim
+from pyro_vae.inference.precision import PRECISIONS
+from pyro_vae.inference.used import Used, UsedData
+from pyro_vae.lookup import lookup
+from pyro_vae.randomness import device_state, own_randomness, set_device_state
 from pyro_vae.registration import Recorder
 
-FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+#: Steps whose arguments are held until someone asks whether their losses were finite: so many of them or their bytes.
+HELD_STEPS, HELD_BYTES = 100, 64 << 20
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -41,87 +44,15 @@ class NonFiniteLossError(ArithmeticError):
         )
 
 
-class FusedOptim:
-    """One fused torch optimizer over all parameters, in place of a ``PyroOptim``'s one for each.
+class Pending(NamedTuple):
+    """A step taken of which it is not known yet whether its loss was finite."""
 
-    The ``PyroOptim`` stays in charge: its per-parameter optimizers hold the very state that the fused one updates, so
-    its ``get_state``, ``set_state``, ``save`` and ``load`` act as ever, and so does a learning rate changed there. Other
-    hyperparameters are read when a parameter is first seen.
-
-    Args:
-        source: A ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments.
-    """
-
-    def __init__(self, source: PyroOptim) -> None:
-        self.source = source
-        self._fused: torch.optim.Optimizer | None = None
-        self._rates: list[Any] = []
-
-    @staticmethod
-    def accepts(source: PyroOptim) -> bool:
-        """Whether this ``PyroOptim`` can be fused without changing what it does."""
-        options = source.pt_optim_args
-        plain = isinstance(options, dict) and not {"foreach", "fused", "capturable", "differentiable"} & set(options)
-        # A PyroLRScheduler is a PyroOptim too, with an optimizer class of its own for each parameter.
-        return (
-            type(source) is PyroOptim and source.pt_optim_constructor in FUSIBLE and plain and not source.pt_clip_args
-        )
-
-    def __call__(self, params: Iterable[Tensor]) -> None:
-        """Step all ``params`` that have a gradient; those not seen before are added."""
-        for p in params:
-            if p not in self.source.optim_objs:
-                waiting = self.source._state_waiting_to_be_consumed
-                self.add(p, waiting.pop(pyro.get_param_store().param_name(p), None))
-        rates = [single.param_groups[0]["lr"] for single in self.source.optim_objs.values()]
-        if rates != self._rates:
-            self._fuse()
-            self._rates = rates
-        if self._fused is not None:
-            self._fused.step()
-
-    def add(self, p: Tensor, state: dict[str, Any] | None = None) -> None:
-        """Take in a parameter, with the state that its optimizer had before, if any."""
-        source = self.source
-        single = source.pt_optim_constructor([p], **{"fused": True, **source.pt_optim_args})
-        if state is not None:
-            single.load_state_dict(state)
-        source.optim_objs[p] = single
-        self._rates = []
-
-    def _fuse(self) -> None:
-        """One optimizer for all, a group for each learning rate, holding the very state of the single ones."""
-        singles = self.source.optim_objs
-        groups: dict[Any, list[Tensor]] = {}
-        for p, single in singles.items():
-            groups.setdefault(float(single.param_groups[0]["lr"]), []).append(p)
-        self._fused = self.source.pt_optim_constructor(
-            [{**singles[members[0]].param_groups[0], "params": members} for members in groups.values()]
-        )
-        for p, single in singles.items():
-            self._fused.state[p] = single.state[p]
-
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every parameter seen so far, and of those to come."""
-        self.source.pt_optim_args = {**self.source.pt_optim_args, "lr": lr}
-        for single in self.source.optim_objs.values():
-            single.param_groups[0]["lr"] = lr
-
-
-def as_pyro_optim(optim: Any) -> PyroOptim:
-    """A ``PyroOptim``, from one or from ``functools.partial(torch.optim.Adam, lr=...)``.
-
-    Raises:
-        TypeError: If it is neither.
-    """
-    if isinstance(optim, functools.partial) and isinstance(optim.func, type) and not optim.args:
-        return PyroOptim(optim.func, dict(optim.keywords))
-    if not isinstance(optim, PyroOptim):
-        raise TypeError(
-            "optim: expected a pyro.optim optimizer or functools.partial(torch.optim.Adam, lr=...), got "
-            f"{type(optim).__name__}; wrap the class, not an instance."
-        )
-    return optim
+    args: Any
+    kwargs: Any
+    random_state: Tensor
+    device_random: Tensor | None
+    broken: Tensor
+    loss: Tensor
 
 
 class SVI(pyro.infer.SVI):
@@ -129,6 +60,10 @@ class SVI(pyro.infer.SVI):
 
     ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments become one fused torch optimizer over all parameters;
     any other keeps Pyro's one optimizer for each parameter, with a warning.
+
+    With ``compile``, loss and gradients come from one graph of tensors, captured from the first step of each shape of
+    the arguments and compiled (docs/speed.md says what is captured, and what a captured step does not see). The noise is
+    the eager step's. A program that cannot be captured runs eagerly, with a warning that says why.
 
     Args:
         model: A Pyro model.
@@ -138,11 +73,16 @@ class SVI(pyro.infer.SVI):
         loss_and_grads: As in Pyro, for a loss that is a function.
         clip_norm: Largest Euclidean norm of the whole gradient of the loss **per datum** (of the summed loss where the
             program has no data plate); larger gradients are scaled down to it. None: no clipping.
+        compile: Capture and compile the step.
+        check_every: With ``compile``, compare loss and gradients with an eager step's every so many steps; where they
+            differ, warn and capture anew. None: only when a graph is made.
+        precision: ``"float32"``, or ``"bf16"``: linear maps and convolutions of networks in bfloat16, all else, and their
+            results, in float32.
         **kwargs: What ``pyro.infer.SVI`` takes besides.
 
     Raises:
         TypeError: If ``optim`` is no such thing.
-        ValueError: If ``clip_norm`` is not positive.
+        ValueError: If ``clip_norm`` or ``check_every`` is not positive, or ``precision`` is unknown.
     """
 
     def __init__(
@@ -156,17 +96,25 @@ class SVI(pyro.infer.SVI):
         num_steps: int = 0,
         *,
         clip_norm: float | None = None,
+        compile: bool = False,
+        check_every: int | None = None,
+        precision: str = "float32",
         **kwargs: Any,
     ) -> None:
         source = as_pyro_optim(optim)
         super().__init__(model, guide, source, loss, loss_and_grads, num_samples, num_steps, **kwargs)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}; leave it out for no clipping.")
+        if check_every is not None and check_every < 1:
+            raise ValueError(
+                f"check_every: expected at least 1 step, got {check_every}; leave it out for no comparison."
+            )
         self.objective = loss
-        self.clip_norm = clip_norm
+        self.clip_norm, self.check_every, self.precision = clip_norm, check_every, precision
         self.steps_taken = 0
         self._modules = Recorder()
-        self._capture = _Capture if clip_norm is None else _CaptureData
+        self._used = Used if clip_norm is None else UsedData
+        self._networks = lookup("precision", precision, PRECISIONS)
         self._stepper: Callable[[Iterable[Tensor]], None] = source
         if FusedOptim.accepts(source):
             self._stepper = FusedOptim(source)
@@ -176,6 +124,25 @@ class SVI(pyro.infer.SVI):
                 "pyro.optim.Adam, AdamW or SGD with dict arguments and no clip_args.",
                 stacklevel=2,
             )
+        self._broken: Tensor | None = None
+        self._pending: list[Pending] = []
+        self._held_bytes = 0
+        self._captured = self._captured_steps(loss_and_grads) if compile else None
+
+    def _captured_steps(self, loss_and_grads: Any) -> CapturedSteps:
+        steps = CapturedSteps(self._with_grads, self.objective, (self.model, self.guide), self.precision)
+        if loss_and_grads is not None or (
+            not hasattr(self.objective, "terms") and isinstance(self.objective, pyro.infer.ELBO)
+        ):
+            steps.give_up(
+                f"expected an objective of pyro_vae.elbo or a function that gives the loss, got {type(self.objective).__name__}"
+            )
+        return steps
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps are compiled, as far as known: asked for, and given up for no program so far."""
+        return self._captured is not None and self._captured.reason is None
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """One gradient step.
@@ -190,15 +157,118 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite; no step is taken.
         """
-        return self._step(args, kwargs, self._loss_and_grads)[0]
+        terms = self._compiled_step(args, kwargs)
+        if terms is None:
+            return self._step(args, kwargs, self._loss_and_grads)[0]
+        self.settle()
+        return terms.loss.item()
 
     def step_terms(self, *args: Any, **kwargs: Any) -> Terms:
         """One gradient step, giving the detached :class:`Terms` of the package's own objectives.
 
+        A compiled step does not wait for the device: whether its loss was finite is found out by :meth:`settle`.
+
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite; no step is taken.
         """
-        return self._step(args, kwargs, self._terms_and_grads)[1]
+        self._check_terms()
+        terms = self._compiled_step(args, kwargs)
+        return self._step(args, kwargs, self._terms_and_grads)[1] if terms is None else terms
+
+    def settle(self) -> None:
+        """Wait for the compiled steps taken so far, and see whether their losses were finite.
+
+        After one that was not, no parameter has moved; an eager replay of that step names the site.
+
+        Raises:
+            NonFiniteLossError: If one was not.
+        """
+        pending, self._pending, self._held_bytes = self._pending, [], 0
+        if not pending or not bool(torch.stack([p.broken for p in pending]).any()):
+            return
+        first = next(i for i, p in enumerate(pending) if p.broken)
+        self._broken = None
+        self.steps_taken -= len(pending) - first
+        step = pending[first]
+        torch.set_rng_state(step.random_state)
+        set_device_state(step.loss.device, step.device_random)
+        value = step.loss.item()
+        if math.isfinite(value):
+            raise NonFiniteLossError("a gradient that is not finite", self.steps_taken, None)
+        raise NonFiniteLossError(value, self.steps_taken, self._culprit(step.args, step.kwargs))
+
+    def _compiled_step(self, args: Any, kwargs: Any) -> Terms | None:
+        """Take a compiled step; None where there is none for these arguments."""
+        if self._captured is None or self._captured.reason is not None:
+            return None
+        random_state = torch.get_rng_state()
+        try:
+            found = self._captured.entry(args, kwargs)
+        except (ValueError, NonFiniteLossError):
+            return None  # the eager step says what is wrong
+        if found is None:
+            return None
+        entry, tensors = found
+        if self.check_every is not None and self.steps_taken % self.check_every == 0 and self.steps_taken > 0:
+            if self._captured.differs(entry, tensors, args, kwargs):
+                warnings.warn(
+                    f"SVI: at step {self.steps_taken} the compiled step has another loss or gradient than an eager one with "
+                    "the same noise; captured anew. It had read something that no tensor holds (docs/speed.md).",
+                    stacklevel=3,
+                )
+                self._captured.forget()
+                return self._compiled_step(args, kwargs)
+        evaluated = entry(tensors)
+        loss = evaluated.terms.loss
+        self._held_bytes += sum(t.numel() * t.element_size() for t in tensors)
+        self._pending.append(Pending(args, kwargs, random_state, device_state(loss.device), evaluated.broken, loss))
+        self._take(evaluated)
+        if len(self._pending) >= HELD_STEPS or self._held_bytes > HELD_BYTES:
+            self.settle()
+        return evaluated.terms
+
+    def _take(self, evaluated: Evaluated) -> None:
+        """The optimizer's step; on the device it is none from the first loss that is not finite on."""
+        self.steps_taken += 1
+        if isinstance(self._stepper, FusedOptim):
+            broken = evaluated.broken
+            self._broken = broken if self._broken is None else torch.maximum(self._broken, broken)
+            self._stepper.found_inf = self._broken
+        else:
+            self.settle()
+        for p, grad in zip(evaluated.params, evaluated.grads, strict=True):
+            p.grad = grad
+        self._stepper(evaluated.params)
+        _clear(evaluated.params)
+
+    def _with_grads(self, args: Any, kwargs: Any) -> Evaluated:
+        """Loss and gradients by tensors alone, for capture: nothing is left in ``grad``."""
+        with self._seeing() as (used, seen):
+            if hasattr(self.objective, "terms"):
+                terms = self.objective.terms(self.model, self.guide, *args, **kwargs)
+            else:
+                loss = self.objective(self.model, self.guide, *args, **kwargs)
+                terms = Terms(loss, torch.zeros_like(loss), torch.zeros_like(loss))
+        params = [p for p in used.values() if p.requires_grad]
+        loss, grads = terms.loss, [None] * len(params)
+        if loss.requires_grad and params:
+            grads = list(torch.autograd.grad(loss, params, allow_unused=True))
+        finite = torch.isfinite(loss.detach())
+        if self.clip_norm is not None:
+            norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
+            finite = finite & torch.isfinite(norm)
+            share = (self.clip_norm * seen.num_data / (norm + 1e-6)).clamp(max=1.0)
+            grads = [g if g is None else g * share for g in grads]
+        return Evaluated(Terms(*(part.detach() for part in terms)), (~finite).float(), params, grads)
+
+    @contextmanager
+    def _seeing(self) -> Iterator[tuple[dict[int, Tensor], Used]]:
+        """See which parameters an evaluation uses, with the networks in their precision."""
+        # Pyro's own objectives look for param sites before they go backward; ours do not need them.
+        listening = self._modules.recording() if hasattr(self.objective, "terms") else nullcontext()
+        used = self._modules.begin()
+        with listening, self._used(used) as seen, self._networks():
+            yield used, seen
 
     def check_finite(self, *args: Any, **kwargs: Any) -> None:
         """Evaluate the loss once, taking no step and no random numbers, to see whether training could go on.
@@ -213,12 +283,14 @@ class SVI(pyro.infer.SVI):
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return self.loss_and_grads(self.model, self.guide, *args, **kwargs), None
 
-    def _terms_and_grads(self, *args: Any, **kwargs: Any) -> tuple[float, Terms]:
+    def _check_terms(self) -> None:
         if not hasattr(self.objective, "terms"):
             raise TypeError(
                 f"objective: expected one of pyro_vae.elbo, got {type(self.objective).__name__}, whose rate and "
                 "distortion are not known; use pyro_vae.elbo('trace'), or SVI.step in a loop of your own."
             )
+
+    def _terms_and_grads(self, *args: Any, **kwargs: Any) -> tuple[float, Terms]:
         terms = self.objective.terms(self.model, self.guide, *args, **kwargs)
         if terms.loss.requires_grad:
             terms.loss.backward()
@@ -226,12 +298,7 @@ class SVI(pyro.infer.SVI):
 
     def _step(self, args: Any, kwargs: Any, evaluate: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
         random_state = torch.get_rng_state()
-        # Pyro's own objectives look for param sites before they go backward; ours do not need them.
-        listening: AbstractContextManager[Any] = (
-            self._modules.recording() if hasattr(self.objective, "terms") else nullcontext()
-        )
-        used: dict[int, Tensor] = self._modules.begin()
-        with listening, self._capture(used) as capture:
+        with self._seeing() as (used, seen):
             loss, terms = self._evaluated(evaluate, args, kwargs, random_state)
         params = list(used.values())
         value = type(loss)(map(_item, loss)) if isinstance(loss, tuple) else _item(loss)
@@ -241,7 +308,7 @@ class SVI(pyro.infer.SVI):
             _clear(params)
             raise
         if self.clip_norm is not None:
-            bound = self.clip_norm * capture.num_data
+            bound = self.clip_norm * seen.num_data
             norm = torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], bound)
             if not math.isfinite(norm.item()):
                 _clear(params)
@@ -281,40 +348,6 @@ class SVI(pyro.infer.SVI):
                     if not bool(torch.isfinite(log_prob).all()):
                         return name
         return None
-
-
-class _Capture(Messenger):
-    """Sees which parameters one evaluation of the loss used, and adds them to ``params``, by id."""
-
-    num_data = 1
-
-    def __init__(self, params: dict[int, Tensor]) -> None:
-        super().__init__()
-        self.params = params
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        p = msg["value"].unconstrained()
-        self.params[id(p)] = p
-
-
-class _CaptureData(_Capture):
-    """Sees, besides, for how many data the loss stands."""
-
-    def __init__(self, params: dict[int, Tensor]) -> None:
-        super().__init__(params)
-        self._plates: dict[str, Any] | None = None
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if type(msg["fn"]).__name__ != "_Subsample" and not msg["infer"].get("_deterministic", False):
-            plates = plates_of(msg)
-            kept = plates if self._plates is None else {k: v for k, v in self._plates.items() if k in plates}
-            self._plates = kept
-
-    @property
-    def num_data(self) -> int:  # type: ignore[override]
-        """Full size of the one plate around all sites, 1 where there is none or several."""
-        plates = list((self._plates or {}).values())
-        return plates[0].full_size if len(plates) == 1 else 1
 
 
 def _item(loss: Any) -> Any:

@@ -16,9 +16,10 @@ from pyro_vae.data import Batches, Data, Split, Stored
 from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.history import History, Progress, Row
+from pyro_vae.inference.optim import FusedOptim
 from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.state import check_state, same_device
-from pyro_vae.inference.svi import SVI, FusedOptim
+from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.randomness import device_state, own_randomness, set_device_state
 

@@ -15,7 +15,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 import pyro_vae as pv
 from pyro_vae import SVI, VAE, elbo
 from pyro_vae.inference import NonFiniteLossError
-from pyro_vae.inference.svi import FusedOptim
+from pyro_vae.inference.optim import FusedOptim
 
 X = (torch.rand(12, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
 OPTIMS = {

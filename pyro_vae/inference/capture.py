@@ -1,0 +1,235 @@
+"""Capture: the loss of a Pyro program and its gradients as one graph of tensors, compiled by Inductor.
+
+A program is run once under ``make_fx``, which writes down every operation on tensors that model, guide, objective and
+the backward pass make; Pyro's handlers and traces, being Python, leave nothing behind. Every tensor that the graph finds
+outside its arguments (parameters, buffers, a beta) becomes an input, read anew at every call: changed in place, it stays
+live. Random numbers are torch's own (``fallback_random``), so that a captured step draws what an eager one would.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from operator import is_
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from pyro_vae.randomness import own_randomness
+
+#: Relative difference of loss and gradients up to which a captured step is taken for the eager one.
+ROUNDING = {"float32": 1e-3, "bf16": 3e-2}
+_OPTIONS: dict[str, Any] = {"fallback_random": True}
+
+
+class NotCapturedError(RuntimeError):
+    """A program that cannot be captured; its text says why."""
+
+
+def signature(args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+    """What a captured graph is good for, hashable, and the tensors among the arguments.
+
+    Raises:
+        NotCapturedError: If an argument is neither a tensor nor hashable.
+    """
+    leaves, spec = _pytree.tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    described = [_describe(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves]
+    key = (tuple(described), spec, torch.get_num_threads())
+    try:
+        hash(key)
+    except TypeError:
+        raise NotCapturedError("an argument is neither a tensor nor hashable") from None
+    return key, tensors
+
+
+def _describe(x: Tensor) -> tuple[Any, ...]:
+    return tuple(x.shape), x.stride(), x.dtype, x.device, x.requires_grad
+
+
+class Watch:
+    """What a program uses and a graph holds: modules, and parameters of the store; and whether they are what they were.
+
+    Args:
+        roots: Model and guide; a module that one of them is, or is a method of, is watched, and all within it.
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self._modules: dict[int, nn.Module] = {}
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[nn.Module, bool, tuple[Any, ...]]] = []
+        self._store: list[tuple[str, Tensor]] = []
+        for root in roots:
+            inner = poutine.unwrap(root)
+            owner = getattr(inner, "__self__", inner)
+            if isinstance(owner, nn.Module):
+                self.add(owner)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the modules that are called meanwhile; afterwards all buffers are as they were before."""
+        self._buffers = [pair for module in self._modules.values() for pair in _copies(module)]
+        hook = nn.modules.module.register_module_forward_pre_hook(lambda module, _: self.add(module))
+        try:
+            yield
+        finally:
+            hook.remove()
+            with torch.no_grad():
+                for buffer, value in self._buffers:
+                    buffer.copy_(value)
+            self._buffers = []
+
+    def add(self, module: nn.Module) -> None:
+        """Watch a module and all within it."""
+        if id(module) in self._modules:
+            return
+        for inner in module.modules():
+            if id(inner) not in self._modules:
+                self._modules[id(inner)] = inner
+                self._buffers += _copies(inner)
+
+    def remember(self, params: list[Tensor]) -> None:
+        """Take what the modules hold now, and the store of ``params``, as what it must be."""
+        used = {id(p) for p in params}
+        self._seen = [(m, m.training, _members(m)) for m in self._modules.values()]
+        self._store = [(name, p) for name, p in pyro.get_param_store()._params.items() if id(p) in used]
+
+    def unchanged(self) -> bool:
+        """Whether parameters, buffers, submodules and ``training`` are the same objects as when remembered."""
+        for module, training, members in self._seen:
+            now = _members(module)
+            if module.training is not training or len(now) != len(members) or not all(map(is_, now, members)):
+                return False
+        params = pyro.get_param_store()._params
+        return all(params.get(name) is p for name, p in self._store)
+
+
+def _members(module: nn.Module) -> tuple[Any, ...]:
+    return (*module._parameters.values(), *module._buffers.values(), *module._modules.values())
+
+
+def _copies(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    return [(b, b.detach().clone()) for b in module._buffers.values() if b is not None]
+
+
+@contextmanager
+def unaltered(watch: Watch, state: Any = None) -> Iterator[None]:
+    """Leave generators, buffers, Pyro's running baselines and an objective's state as they were before.
+
+    Args:
+        watch: Watches the modules meanwhile.
+        state: An objective that may have ``state_dict`` and ``load_state_dict``.
+    """
+    kept = _copied(state.state_dict()) if hasattr(state, "state_dict") else None
+    store = pyro.get_param_store()._params
+    baselines = {name: p.detach().clone() for name, p in store.items() if name.startswith(BASELINE)}
+    try:
+        with own_randomness(), watch.watching():
+            yield
+    finally:
+        if kept is not None:
+            state.load_state_dict(kept)
+        with torch.no_grad():
+            for name, p in store.items():
+                if name.startswith(BASELINE):
+                    p.copy_(baselines[name]) if name in baselines else p.zero_()
+
+
+#: How Pyro names the running mean of a score-function term in the parameter store.
+BASELINE = "__baseline_avg_downstream_cost_"
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+
+class Graph:
+    """A function of tensors, captured and compiled.
+
+    Args:
+        function: Takes the tensors of one signature, gives a tuple of tensors (or None); runs Pyro programs.
+        tensors: Arguments with which to capture it; run for real, so what it alters is altered.
+
+    Raises:
+        NotCapturedError: If it cannot be captured or compiled.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor | None, ...]], tensors: list[Tensor]) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                graph = _captured(function, tensors)
+                self._inputs = _lift(graph)
+                self._compiled = _compiled(graph, [*self._inputs, *tensors])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise NotCapturedError(_reason(error)) from error
+
+    def __call__(self, tensors: list[Tensor]) -> tuple[Any, ...]:
+        """Run it; no autograd graph is made."""
+        with torch.no_grad():
+            return self._compiled(*self._inputs, *tensors)
+
+
+def _captured(function: Callable[..., Any], tensors: list[Tensor]) -> torch.fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with pyro.validation_enabled(False):
+        return make_fx(function)(*tensors)
+
+
+def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    import torch._inductor as inductor
+
+    with torch.no_grad():
+        return inductor.compile(graph, inputs, options=_OPTIONS)
+
+
+def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that a graph holds its first inputs."""
+    held: dict[str, Tensor] = {}
+    places: dict[str, torch.fx.Node] = {}
+    first = next(node for node in graph.graph.nodes)
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        if node.target not in held:
+            held[node.target] = getattr(graph, node.target)
+            with graph.graph.inserting_before(first):
+                places[node.target] = graph.graph.placeholder(f"held_{len(held)}")
+        node.replace_all_uses_with(places[node.target])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return list(held.values())
+
+
+def _reason(error: BaseException) -> str:
+    """The first line that says something, of the error that began it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next((s for s in map(str.strip, str(error).splitlines()) if s), "")
+    return f"{type(error).__name__}: {line[:200]}"
+
+
+def agree(ours: list[Tensor | None], theirs: list[Tensor | None], rounding: float) -> bool:
+    """Whether two lists of tensors differ by no more than rounding, each by its norm."""
+    for a, b in zip(ours, theirs, strict=True):
+        if a is None or b is None:
+            if a is not b:
+                return False
+            continue
+        a, b = a.double(), b.double()
+        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+            if not torch.equal(torch.isfinite(a), torch.isfinite(b)):
+                return False
+            continue
+        scale = torch.maximum(a.norm(), b.norm())
+        if float((a - b).norm()) > rounding * float(scale) + 1e-6 * max(1, a.numel()) ** 0.5:
+            return False
+    return True

@@ -1,0 +1,151 @@
+"""Captured steps: an SVI's loss and gradients from one compiled graph for each shape of its arguments."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from pyro_vae.inference.capture import ROUNDING, Graph, NotCapturedError, Watch, agree, signature, unaltered
+from pyro_vae.inference.objectives import Terms
+
+#: How many shapes of arguments are captured; a program that keeps changing them runs eagerly.
+SHAPES = 16
+OTHER_NOISE = 20_170_313
+
+
+class Evaluated(NamedTuple):
+    """One evaluation of the loss with its gradients.
+
+    Attributes:
+        terms: See :class:`Terms`; detached.
+        broken: 1 where the loss (or, with clipping, the gradient) is not finite, else 0; 0-dim float32, on the device.
+        params: The parameters used, in the order of their first use.
+        grads: A gradient, or None, for each of them.
+    """
+
+    terms: Terms
+    broken: Tensor
+    params: list[Tensor]
+    grads: list[Tensor | None]
+
+
+@dataclass
+class Entry:
+    """A captured step for one signature of arguments; ``has_grad`` tells which parameters have a gradient."""
+
+    graph: Graph
+    watch: Watch
+    params: list[Tensor]
+    has_grad: list[bool]
+
+    def __call__(self, tensors: list[Tensor]) -> Evaluated:
+        """Evaluate loss and gradients at these arguments."""
+        loss, distortion, rate, broken, *rest = self.graph(tensors)
+        grads = iter(rest)
+        found = [next(grads) if has else None for has in self.has_grad]
+        return Evaluated(Terms(loss, distortion, rate), broken, self.params, found)
+
+
+@dataclass
+class CapturedSteps:
+    """The captured steps of one SVI.
+
+    Args:
+        evaluate: Evaluates loss and gradients eagerly, of ``(args, kwargs)``; it is also what is captured.
+        objective: The objective, whose state (if any) capture must not alter.
+        roots: Model and guide.
+        precision: ``"float32"`` or ``"bf16"``: how closely a captured step must agree with an eager one.
+
+    Attributes:
+        captures: How many graphs were made.
+        reason: Why no step is captured any more, or None.
+    """
+
+    evaluate: Callable[[Any, Any], Evaluated]
+    objective: Any
+    roots: tuple[Any, ...]
+    precision: str = "float32"
+    captures: int = 0
+    reason: str | None = None
+    _entries: dict[Any, Entry] = field(default_factory=dict)
+
+    def entry(self, args: Any, kwargs: Any) -> tuple[Entry, list[Tensor]] | None:
+        """The captured step for these arguments, and their tensors; None where it must be taken eagerly.
+
+        Raises:
+            Exception: What an eager evaluation raises.
+        """
+        if self.reason is not None:
+            return None
+        try:
+            key, tensors = signature(args, kwargs)
+            found = self._entries.get(key)
+            if found is None or not found.watch.unchanged():
+                self._entries.pop(key, None)
+                found = self._entries[key] = self._captured(args, kwargs, tensors)
+        except NotCapturedError as error:
+            self.give_up(str(error))
+            return None
+        return found, tensors
+
+    def give_up(self, reason: str) -> None:
+        """From now on, eagerly."""
+        self.reason = reason
+        self._entries.clear()
+        warnings.warn(f"SVI: this step cannot be compiled and is taken eagerly: {reason}.", stacklevel=2)
+
+    def differs(self, entry: Entry, tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
+        """Whether an eager step with the same noise has another loss or gradient; nothing is altered."""
+        eager = self._eager(args, kwargs, entry.watch)
+        with unaltered(entry.watch, self.objective):
+            ours = entry(tensors)
+        if [id(p) for p in ours.params] != [id(p) for p in eager.params]:
+            return True
+        pairs = [*ours.terms, *ours.grads], [*eager.terms, *eager.grads]
+        return not agree(*pairs, ROUNDING[self.precision])
+
+    def forget(self) -> None:
+        """Capture anew at the next step."""
+        self._entries.clear()
+
+    def _eager(self, args: Any, kwargs: Any, watch: Watch) -> Evaluated:
+        with unaltered(watch, self.objective):
+            return self.evaluate(args, kwargs)
+
+    def _captured(self, args: Any, kwargs: Any, tensors: list[Tensor]) -> Entry:
+        if len(self._entries) >= SHAPES:
+            raise NotCapturedError(f"its arguments have had more than {SHAPES} shapes")
+        watch = Watch(*self.roots)
+        eager = self._eager(args, kwargs, watch)
+        has_grad = [g is not None for g in eager.grads]
+        if not any(has_grad):
+            raise NotCapturedError("its loss has no gradient")
+        with unaltered(watch, self.objective), pyro.validation_enabled(False):
+            torch.manual_seed(OTHER_NOISE)  # than that of the comparison: a draw held as a constant shows
+            graph = Graph(self._function(args, kwargs, eager), tensors)
+        watch.remember(eager.params)
+        entry = Entry(graph, watch, eager.params, has_grad)
+        if self.differs(entry, tensors, args, kwargs):
+            raise NotCapturedError("captured, it has another loss or gradient than run by Python with the same noise")
+        self.captures += 1
+        return entry
+
+    def _function(self, args: Any, kwargs: Any, eager: Evaluated) -> Callable[..., tuple[Tensor, ...]]:
+        leaves, spec = _pytree.tree_flatten((args, kwargs))
+
+        def function(*given: Tensor) -> tuple[Tensor, ...]:
+            inputs = iter(given)
+            filled = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            found = self.evaluate(*_pytree.tree_unflatten(filled, spec))
+            if [id(p) for p in found.params] != [id(p) for p in eager.params]:
+                raise NotCapturedError("it uses other parameters from one run to the next")
+            return (*found.terms, found.broken, *(g for g in found.grads if g is not None))
+
+        return function

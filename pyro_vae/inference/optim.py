@@ -1,0 +1,100 @@
+"""One fused torch optimizer behind Pyro's one for each parameter."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
+class FusedOptim:
+    """One fused torch optimizer over all parameters, in place of a ``PyroOptim``'s one for each.
+
+    The ``PyroOptim`` stays in charge: its per-parameter optimizers hold the very state that the fused one updates, so
+    its ``get_state``, ``set_state``, ``save`` and ``load`` act as ever, and so does a learning rate changed there. Other
+    hyperparameters are read when a parameter is first seen.
+
+    Args:
+        source: A ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments.
+    """
+
+    def __init__(self, source: PyroOptim) -> None:
+        self.source = source
+        #: A 0-dim tensor; while it is 1 on the device no step is taken, of which the host need not know.
+        self.found_inf: Tensor | None = None
+        self._fused: torch.optim.Optimizer | None = None
+        self._rates: list[Any] = []
+
+    @staticmethod
+    def accepts(source: PyroOptim) -> bool:
+        """Whether this ``PyroOptim`` can be fused without changing what it does."""
+        options = source.pt_optim_args
+        plain = isinstance(options, dict) and not {"foreach", "fused", "capturable", "differentiable"} & set(options)
+        # A PyroLRScheduler is a PyroOptim too, with an optimizer class of its own for each parameter.
+        return (
+            type(source) is PyroOptim and source.pt_optim_constructor in FUSIBLE and plain and not source.pt_clip_args
+        )
+
+    def __call__(self, params: Iterable[Tensor]) -> None:
+        """Step all ``params`` that have a gradient; those not seen before are added."""
+        for p in params:
+            if p not in self.source.optim_objs:
+                waiting = self.source._state_waiting_to_be_consumed
+                self.add(p, waiting.pop(pyro.get_param_store().param_name(p), None))
+        rates = [single.param_groups[0]["lr"] for single in self.source.optim_objs.values()]
+        if rates != self._rates:
+            self._fuse()
+            self._rates = rates
+        if self._fused is not None:
+            self._fused.found_inf = self.found_inf  # type: ignore[attr-defined]
+            self._fused.step()
+
+    def add(self, p: Tensor, state: dict[str, Any] | None = None) -> None:
+        """Take in a parameter, with the state that its optimizer had before, if any."""
+        source = self.source
+        single = source.pt_optim_constructor([p], **{"fused": True, **source.pt_optim_args})
+        if state is not None:
+            single.load_state_dict(state)
+        source.optim_objs[p] = single
+        self._rates = []
+
+    def _fuse(self) -> None:
+        """One optimizer for all, a group for each learning rate, holding the very state of the single ones."""
+        singles = self.source.optim_objs
+        groups: dict[Any, list[Tensor]] = {}
+        for p, single in singles.items():
+            groups.setdefault(float(single.param_groups[0]["lr"]), []).append(p)
+        self._fused = self.source.pt_optim_constructor(
+            [{**singles[members[0]].param_groups[0], "params": members} for members in groups.values()]
+        )
+        for p, single in singles.items():
+            self._fused.state[p] = single.state[p]
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of every parameter seen so far, and of those to come."""
+        self.source.pt_optim_args = {**self.source.pt_optim_args, "lr": lr}
+        for single in self.source.optim_objs.values():
+            single.param_groups[0]["lr"] = lr
+
+
+def as_pyro_optim(optim: Any) -> PyroOptim:
+    """A ``PyroOptim``, from one or from ``functools.partial(torch.optim.Adam, lr=...)``.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(optim, functools.partial) and isinstance(optim.func, type) and not optim.args:
+        return PyroOptim(optim.func, dict(optim.keywords))
+    if not isinstance(optim, PyroOptim):
+        raise TypeError(
+            "optim: expected a pyro.optim optimizer or functools.partial(torch.optim.Adam, lr=...), got "
+            f"{type(optim).__name__}; wrap the class, not an instance."
+        )
+    return optim

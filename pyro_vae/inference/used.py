@@ -1,0 +1,44 @@
+"""Which parameters one evaluation of a loss used, and for how many data it stood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_vae.inference.layout import plates_of
+
+
+class Used(Messenger):
+    """Sees which parameters one evaluation of the loss used, and adds them to ``params``, by id."""
+
+    num_data = 1
+
+    def __init__(self, params: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.params = params
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        p = msg["value"].unconstrained()
+        self.params[id(p)] = p
+
+
+class UsedData(Used):
+    """Sees, besides, for how many data the loss stands."""
+
+    def __init__(self, params: dict[int, Tensor]) -> None:
+        super().__init__(params)
+        self._plates: dict[str, Any] | None = None
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if type(msg["fn"]).__name__ != "_Subsample" and not msg["infer"].get("_deterministic", False):
+            plates = plates_of(msg)
+            kept = plates if self._plates is None else {k: v for k, v in self._plates.items() if k in plates}
+            self._plates = kept
+
+    @property
+    def num_data(self) -> int:  # type: ignore[override]
+        """Full size of the one plate around all sites, 1 where there is none or several."""
+        plates = list((self._plates or {}).values())
+        return plates[0].full_size if len(plates) == 1 else 1
