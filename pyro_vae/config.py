@@ -106,6 +106,10 @@ class TrainConfig:
     """Hold the rate at these nats by a controller that moves beta."""
     seed: int = 0
     """Seed of the parameters, the data order and every draw."""
+    compile: bool | None = None
+    """Whether to compile the step; default: if the run is long enough to repay it and a compiler works."""
+    precision: str = "float32"
+    """float32, or bf16 for the products of the networks (all else, their sums included, stays float32)."""
 
 
 @dataclass(frozen=True)

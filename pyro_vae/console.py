@@ -162,7 +162,7 @@ def parse(
         with contextlib.redirect_stderr(said), _REGISTRY:
             return tyro.cli(
                 arguments,
-                args=list(words),
+                args=_spelled_out(arguments, words),
                 prog=prog,
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
@@ -190,7 +190,25 @@ def _flags(arguments: type) -> Iterator[str]:
             yield from _flags(typing.cast(type, hint))
         else:
             words = name.replace("_", "-")
-            yield from (f"--{words}", f"--no-{words}") if hint is bool else (f"--{words}",)
+            yield from (f"--{words}", f"--no-{words}") if hint in (bool, bool | None) else (f"--{words}",)
+
+
+def _spelled_out(arguments: type, words: Sequence[str]) -> list[str]:
+    """``--compile`` and ``--no-compile``, where the absence of both means something else, as ``--compile=yes`` and ``=no``."""
+    three = {f"--{name.replace('_', '-')}" for name in _three_way(arguments)}
+    found = []
+    for word in words:
+        flag, no = word.replace("_", "-"), word.replace("_", "-").replace("--no-", "--", 1)
+        found.append(f"{flag}=yes" if flag in three else f"{no}=no" if no in three and no != flag else word)
+    return found
+
+
+def _three_way(arguments: type) -> Iterator[str]:
+    for name, hint in typing.get_type_hints(arguments).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _three_way(typing.cast(type, hint))
+        elif hint == bool | None:
+            yield name
 
 
 def _sentence(text: str) -> str:
@@ -295,6 +313,8 @@ def _spec(make: type[Any], metavar: str, expected: str) -> PrimitiveConstructorS
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """``X | None`` is read and shown as X is; the word None stands for none."""
     options = [t for t in typing.get_args(info.type) if t is not type(None)]
+    if options == [bool]:
+        return _yes_or_no()
     if len(options) != 1 or type(None) not in typing.get_args(info.type):
         return None
     inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(options[0], info.markers))
@@ -305,4 +325,22 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         instance_from_str=lambda words: None if words == ["None"] else inner.instance_from_str(words),
         is_instance=lambda value: value is None or inner.is_instance(value),
         str_from_instance=lambda value: ["None"] if value is None else inner.str_from_instance(value),
+    )
+
+
+def _yes_or_no() -> PrimitiveConstructorSpec[Any]:
+    """A flag whose absence is neither yes nor no: ``--compile``, ``--no-compile``; see :func:`_spelled_out`."""
+    words = {"yes": True, "no": False, "None": None}
+
+    def read(given: list[str]) -> bool | None:
+        if given[0] not in words:
+            raise ValueError(f"expected yes or no, got {given[0]!r}")
+        return words[given[0]]
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="[=yes|no]",
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: [next(word for word, meaning in words.items() if meaning is value)],
     )

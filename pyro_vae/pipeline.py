@@ -24,7 +24,7 @@ from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
-from pyro_vae.inference.loop import Callback, early_stopping, fit
+from pyro_vae.inference.loop import Callback, compiling_of, early_stopping, fit
 from pyro_vae.inference.registry import elbo
 from pyro_vae.inference.state import check_state
 from pyro_vae.inference.training import FitOptions, History, Training, never
@@ -51,6 +51,7 @@ class Prepared:
         fingerprint: What tells its data from others.
         resume: The training state to go on from, or None.
         seconds: How long it has been trained before.
+        compiling: Whether its steps are compiled, in words.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class Prepared:
     fingerprint: dict[str, Any]
     resume: dict[str, Any] | None = None
     seconds: float = 0.0
+    compiling: str = ""
 
     @property
     def disk_bytes(self) -> int:
@@ -99,7 +101,13 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
         check_data(checkpoint["data"], fingerprint, "resume")
         check_state(checkpoint["training"], vae, "resume")
     state, seconds = _resumed(config, checkpoint)
-    return Prepared(config, data.to(device), vae.to(device), device, fingerprint, state, seconds)
+    data, vae = data.to(device), vae.to(device)
+    options = fit_options(config)
+    options = options if state is None else dataclasses.replace(options, compile=None)
+    compiled, words = compiling_of(vae, data, make_objective(config), options, state)
+    # What was chosen is stored, so that the run goes on as it was begun.
+    config = dataclasses.replace(config, train=dataclasses.replace(t, compile=compiled))
+    return Prepared(config, data, vae, device, fingerprint, state, seconds, words)
 
 
 def _try_out(config: Config, vae: VAE, data: Data) -> None:
@@ -316,7 +324,7 @@ def describe(prepared: Prepared, device_words: str) -> str:
         f"{torch.get_num_threads()} threads\n"
         f"{_data_words(prepared)}, binarize {prepared.data.binarize}\n"
         f"VAE: latent_dim {vae.latent_dim}, hidden {hidden}, {config.model.likelihood} likelihood, {count:,} parameters; "
-        f"objective {config.train.elbo}, {steps} steps an epoch" + _stopped(prepared)
+        f"objective {config.train.elbo}, {steps} steps an epoch; {prepared.compiling}" + _stopped(prepared)
     )
 
 

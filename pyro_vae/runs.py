@@ -333,5 +333,5 @@ def load(path: str | Path) -> Run:
     vae.load_state_dict(training["best"] or training["model"])
     vae.eval()
     done = "epochs" if len(training["rows"]) >= config.train.epochs else "interrupted"
-    history = History(training["rows"], training["stop_reason"] or done, training["step"])
+    history = History(training["rows"], training["stop_reason"] or done, training["step"], training["compiled"])
     return Run(directory.path, config, vae, history, checkpoint["seconds"], checkpoint["data"])

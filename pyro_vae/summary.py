@@ -108,7 +108,7 @@ def evaluate(
         "epochs": len(history),
         "stopped_by": history.stopped_by,
         "images_per_second": _median(history["images_per_second"]),
-        "compiled": False,
+        "compiled": history.compiled,
         "device": str(data.test.x.device),
         "threads": torch.get_num_threads(),
         "seed": config.train.seed,

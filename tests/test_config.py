@@ -46,6 +46,8 @@ CHANGED = Config(
         target_rate=9.0,
         anneal="linear:0:10",
         seed=8,
+        compile=True,
+        precision="bf16",
     ),
     EvaluateConfig(num_samples=77),
 )

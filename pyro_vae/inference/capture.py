@@ -8,6 +8,7 @@ live. Random numbers are torch's own (``fallback_random``), so that a captured s
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,8 +162,7 @@ class Graph:
 
     def __init__(self, function: Callable[..., tuple[Tensor | None, ...]], tensors: list[Tensor]) -> None:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _quiet():
                 graph = _captured(function, tensors)
                 self._inputs = _lift(graph)
                 self._compiled = _compiled(graph, [*self._inputs, *tensors])
@@ -177,6 +177,20 @@ class Graph:
             return self._compiled(*self._inputs, *tensors)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's compiler says to its developers, such as that it has found no CUDA."""
+    log = logging.getLogger("torch.utils.cpp_extension")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def _captured(function: Callable[..., Any], tensors: list[Tensor]) -> torch.fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -188,7 +202,7 @@ def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[...
     import torch._inductor as inductor
 
     with torch.no_grad():
-        return inductor.compile(graph, inputs, options=_OPTIONS)
+        return inductor.compile(graph, [*inputs], options=_OPTIONS)
 
 
 def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:

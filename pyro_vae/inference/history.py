@@ -19,11 +19,13 @@ class History:
         rows: A dict an epoch, see ``docs/run-directory.md`` for the columns.
         stopped_by: ``"epochs"``, ``"interrupted"``, or the reason that a callback gave.
         steps: Optimization steps taken, those of an interrupted epoch included.
+        compiled: Whether they were compiled.
     """
 
     rows: list[Row] = field(default_factory=list)
     stopped_by: str = "epochs"
     steps: int = 0
+    compiled: bool = False
 
     def __getitem__(self, column: str) -> list[float]:
         return [row[column] for row in self.rows]

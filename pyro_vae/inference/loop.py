@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ import pyro
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae import compiling
 from pyro_vae.data import Data, Split
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.history import History, Row
@@ -55,6 +57,8 @@ def fit(
     num_workers: int = 0,
     beta: float | Schedule | Mapping[str, float | Schedule] = 1.0,
     seed: int = 0,
+    compile: bool | None = None,
+    precision: str = "float32",
     callbacks: Sequence[Callback] = (),
     resume: dict[str, Any] | None = None,
     interrupt: Callable[[], bool] = never,
@@ -80,6 +84,9 @@ def fit(
         beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``,
             or one of these for each of some sites, ``{"z1": 0.5}``; sites that are not named keep weight 1.
         seed: Seed of the data order, the binarization and the draws.
+        compile: Whether to compile the step (docs/speed.md); None: if the run is long enough to repay it and a compiler
+            works here, and, of a run that is resumed, as it was begun.
+        precision: ``"float32"``, or ``"bf16"`` for the products of the networks; see :class:`pyro_vae.SVI`.
         callbacks: Called with the :class:`Training` after each epoch, and once more where ``interrupt`` ends one before
             its time; then ``training.progress`` is not None, and there is no row for it.
         resume: What :meth:`Training.state_dict` gave, to go on from there, exactly, within an epoch or between two.
@@ -90,17 +97,22 @@ def fit(
         The history: true bounds in nats per datum.
 
     Raises:
-        ValueError: If a number is out of its range, a name is unknown, or ``resume`` is not the state of such a run.
+        ValueError: If a number is out of its range, a name is unknown, ``resume`` is not the state of such a run, or
+            ``compile`` is asked for where it is not possible.
         NonFiniteLossError: If the loss becomes NaN or infinite; the model is left as it then is, and what callbacks saved
             is the last whole epoch.
     """
     data = Data("data", Split(data)) if isinstance(data, Tensor) else data
     if len(data.train.x) == 0:
         raise ValueError("data: expected at least one training datum, got none.")
-    options = FitOptions(epochs, batch_size, optimizer, lr, lr_schedule, clip_norm, num_workers, seed)
+    options = FitOptions(
+        epochs, batch_size, optimizer, lr, lr_schedule, clip_norm, num_workers, seed, compile, precision
+    )
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
     betas = Betas(beta, data.train.x.device)
     with own_randomness(seed), pyro.get_param_store().scope():
+        chosen = compiling_of(model, data, objective, options, resume)[0]
+        options = dataclasses.replace(options, compile=chosen)
         training = Training(model, data, objective, betas, options, interrupt)
         _warn_if_unfinished(betas.steps, epochs * training.steps_per_epoch)
         if resume is not None:
@@ -134,6 +146,28 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
     history, whole = training.history, len(training.history) >= training.options.epochs
     history.stopped_by = training.stop_reason or ("epochs" if whole else "interrupted")
     history.steps = training.step
+    history.compiled = training.svi.compiled
+
+
+def compiling_of(
+    model: Any, data: Data, objective: Any, options: FitOptions, resume: dict[str, Any] | None = None
+) -> tuple[bool, str]:
+    """Whether the steps of a run are to be compiled, and in words why; see :func:`pyro_vae.compiling.choose`."""
+    asked, device = options.compile, data.train.x.device
+    if asked is None and resume is not None:
+        if not resume.get("compiled"):
+            return False, "steps not compiled, as before"
+        reason = compiling.obstacle()
+        return reason is None, "steps compiled, as before" if reason is None else f"steps not compiled: {reason}"
+    steps = options.epochs * math.ceil(len(data.train.x) / options.batch_size)
+    return compiling.choose(asked, steps, _flops(model, options.batch_size, objective), device)
+
+
+def _flops(model: Any, batch_size: int, objective: Any) -> float:
+    """Floating-point operations of a step, roughly: every parameter meets every draw and datum, forward and twice backward."""
+    parameters = sum(p.numel() for p in model.parameters())
+    draws = getattr(objective, "num_draws", objective.num_particles)
+    return 6.0 * parameters * batch_size * draws
 
 
 _HEADER = (

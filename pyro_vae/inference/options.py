@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pyro
 
+from pyro_vae.inference.precision import PRECISIONS
 from pyro_vae.lookup import lookup
 
 #: Optimizers by name: the ``pyro.optim`` class that becomes one fused torch optimizer.
@@ -37,6 +38,8 @@ class FitOptions:
     clip_norm: float | None = None
     num_workers: int = 0
     seed: int = 0
+    compile: bool | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -50,4 +53,5 @@ class FitOptions:
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive number, got {value}.")
         lookup("optimizer", self.optimizer, OPTIMIZERS)
+        lookup("precision", self.precision, PRECISIONS)
         lookup("learning-rate schedule", self.lr_schedule, LR_SCHEDULES)

@@ -18,6 +18,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "rows": (list,),
     "stop_reason": (str, type(None)),
+    "compiled": (bool,),
     "device": (str,),
     "random": (Tensor,),
     "random_device": (Tensor, type(None)),

@@ -250,9 +250,10 @@ class SVI(pyro.infer.SVI):
                 loss = self.objective(self.model, self.guide, *args, **kwargs)
                 terms = Terms(loss, torch.zeros_like(loss), torch.zeros_like(loss))
         params = [p for p in used.values() if p.requires_grad]
-        loss, grads = terms.loss, [None] * len(params)
+        loss = terms.loss
+        grads: list[Tensor | None] = [None] * len(params)
         if loss.requires_grad and params:
-            grads = list(torch.autograd.grad(loss, params, allow_unused=True))
+            grads = [*torch.autograd.grad(loss, params, allow_unused=True)]
         finite = torch.isfinite(loss.detach())
         if self.clip_norm is not None:
             norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])

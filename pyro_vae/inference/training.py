@@ -68,7 +68,14 @@ class Training:
         self.order = torch.Generator(self.device).manual_seed(options.seed)
         pair = betas.apply(model.model, model.guide)
         optim = OPTIMIZERS[options.optimizer]({"lr": options.lr})
-        self.svi = SVI(*pair, optim, objective, clip_norm=options.clip_norm)
+        self.svi = SVI(
+            *pair,
+            optim,
+            objective,
+            clip_norm=options.clip_norm,
+            compile=bool(options.compile),
+            precision=options.precision,
+        )
         self.batches = Batches(data.train.x, options.batch_size, data.redraw, options.num_workers)
         self.steps_per_epoch = len(self.batches)
 
@@ -125,9 +132,10 @@ class Training:
                 progress.totals += torch.stack(self.svi.step_terms(x))
                 progress.seen += len(x)
                 progress.batches += 1
-                advance(progress.elbo)
+                advance(lambda: self._so_far(progress))
                 if self.interrupt():
                     break
+        self.svi.settle()
         if x is not None:
             with pyro.validation_enabled(False):
                 self.svi.check_finite(x)  # the last step may have been one too far: what it left must not be saved
@@ -136,6 +144,11 @@ class Training:
         progress.seconds = time.perf_counter() - started
         if progress.batches < self.steps_per_epoch:
             raise Paused
+
+    def _so_far(self, progress: Progress) -> float:
+        """What a log line says of an epoch under way: the first wait for the device since the one before."""
+        self.svi.settle()
+        return progress.elbo()
 
     def _row(self, progress: Progress) -> Row:
         loss, distortion, rate = (progress.totals / progress.seen).tolist()
@@ -212,6 +225,7 @@ class Training:
             "step": self.step,
             "rows": self.history.rows,
             "stop_reason": self.stop_reason,
+            "compiled": self.svi.compiled,
             "device": self.device.type,
             "random": torch.get_rng_state(),
             "random_device": device_state(self.device),

@@ -1,0 +1,92 @@
+"""Whether to compile: what that needs on this machine, and whether a run is long enough to repay it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import torch
+
+#: What compiling costs before the first step, and from which length of eager training it is repaid; seconds.
+WORTH_SECONDS = 120.0
+#: An eager step's Python, and products a second: rough, so that the choice is the same on every machine; seconds, flops.
+STEP_SECONDS, CPU_FLOPS, GPU_FLOPS = 1e-3, 1e11, 1e13
+
+_SOURCE = '#include <Python.h>\nextern "C" int pyro_vae_probe() { return PY_MAJOR_VERSION; }\n'
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """Why this machine cannot compile a step; None if it can.
+
+    Three lines are compiled and loaded: that takes a C++ compiler, Python's header and a temporary folder from which code
+    may be executed.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        return "there is no C++ compiler (g++ or clang++; CXX names another)"
+    include = sysconfig.get_paths()["include"]
+    if not Path(include, "Python.h").is_file():
+        return f"there is no Python.h in {include} (a package such as python3-dev brings it)"
+    root = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    try:
+        if root is not None:
+            Path(root).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            source, library = Path(folder, "probe.cpp"), Path(folder, "probe.so")
+            source.write_text(_SOURCE)
+            words = [compiler, "-shared", "-fPIC", f"-I{include}", str(source), "-o", str(library)]
+            made = subprocess.run(words, capture_output=True, text=True, timeout=60)
+            if made.returncode != 0:
+                return f"{compiler} does not compile: {_last_line(made.stderr)}"
+            ctypes.CDLL(str(library)).pyro_vae_probe()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"code cannot be compiled and executed in {root or tempfile.gettempdir()}: {error}"
+    return None
+
+
+def _compiler() -> str | None:
+    given = os.environ.get("CXX")
+    return next(
+        (found for name in ([given] if given else ["g++", "clang++", "c++"]) if (found := shutil.which(name))), None
+    )
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it says nothing"
+
+
+def choose(asked: bool | None, steps: int, flops: float, device: torch.device) -> tuple[bool, str]:
+    """Whether to compile the steps of a run, and in words why.
+
+    Args:
+        asked: What the user said; None: nothing.
+        steps: How many steps the run takes.
+        flops: Floating-point operations of one step.
+        device: Where.
+
+    Raises:
+        ValueError: If compiling was asked for and is not possible here.
+    """
+    if asked is False:
+        return False, "steps not compiled, as asked"
+    if asked is None:
+        seconds = steps * (STEP_SECONDS + flops / (CPU_FLOPS if device.type == "cpu" else GPU_FLOPS))
+        if seconds < WORTH_SECONDS:
+            return False, f"steps not compiled: {steps:,} of this size do not repay it"
+        if device.type not in ("cpu", "cuda"):
+            return False, f"steps not compiled: not on {device.type}"
+    if (reason := obstacle()) is not None:
+        if asked:
+            raise ValueError(
+                f"compile: expected a machine that can compile steps, got one where {reason}; leave it out."
+            )
+        return False, f"steps not compiled: {reason}"
+    return True, "steps compiled" + (", as asked" if asked else f": {steps:,} of this size repay it")
