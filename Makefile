@@ -1,5 +1,5 @@
 # make train, make test: each makes .venv first when it is missing or older than pyproject.toml.
-# ARGS are passed on: make train ARGS="--latent-dim 2", make test ARGS="-k handlers".
+# ARGS are passed on: make train ARGS="--latent-dim 2", make test ARGS="-k handlers", make bench ARGS="--quick".
 # Another interpreter, in an environment of its own: make test PYTHON=python3.12 VENV=.venv-3.12
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ VENV = .venv
 BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ARGS ?=
 
-.PHONY: train test test-all lint types clean
+.PHONY: train test test-all lint types bench clean
 
 train: $(VENV)/ready
 	$(BIN)/python -m pyro_vae.train --elbo trace $(ARGS)
@@ -24,6 +24,10 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	$(BIN)/mypy $(ARGS)
+
+bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,bench]"
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

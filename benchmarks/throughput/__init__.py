@@ -1,0 +1,1 @@
+"""Throughput of training: this package against plain PyTorch, stock Pyro and pythae, in one run; see ``__main__``."""
