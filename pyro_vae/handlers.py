@@ -28,6 +28,11 @@ def _is_latent(msg: Mapping[str, Any]) -> bool:
     )
 
 
+def owner_of(auxiliary: str) -> str:
+    """The latent site whose value Pyro's autoguides make from an auxiliary one: ``z`` of ``z_unconstrained``."""
+    return auxiliary.removesuffix("_unconstrained")
+
+
 def _check_beta(beta: Any) -> Beta:
     if isinstance(beta, bool) or not isinstance(beta, int | float | Tensor):
         raise TypeError(f"beta: expected a number or a tensor, got {type(beta).__name__} {beta!r}.")
@@ -40,7 +45,8 @@ def _check_beta(beta: Any) -> Beta:
 class ScaleKL(Messenger):
     """The handler behind :func:`scale_kl`.
 
-    Each latent site it touches has its log-probability multiplied by beta, and carries the product of all such factors
+    Each latent site it touches (and the auxiliary one of an autoguide from which a named site's value is made) has its
+    log-probability multiplied by beta, and carries the product of all such factors
     as ``infer["kl_scale"]`` and, one by one, as ``kl_scales`` of the trace's node (which, unlike ``infer``, survives
     ``poutine.replay``).
     """
@@ -88,7 +94,8 @@ class ScaleKL(Messenger):
         if not _is_latent(msg):
             return
         self._seen.add(msg["name"])
-        if self.sites is not None and msg["name"] not in self.sites:
+        owner = owner_of(msg["name"]) if msg["infer"].get("is_auxiliary", False) else msg["name"]
+        if self.sites is not None and owner not in self.sites:
             return
         beta = self._factor
         msg["scale"] = msg["scale"] * beta
@@ -175,7 +182,8 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
         guide_trace: Trace of the guide.
 
     Raises:
-        ValueError: If a latent site carries other weights of :func:`scale_kl` in the model than in the guide.
+        ValueError: If a latent site carries other weights of :func:`scale_kl` in the model than in the guide, or an
+            auxiliary site of the guide others than the sites made from it.
     """
     if get_proxy_mode() is not None:
         return  # captured is what has just been run and checked
@@ -188,6 +196,21 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
                 f"site {name!r}: expected the same KL weight on both sides, got {[*map(_show, ours)] or 1} in the model "
                 f"and {[*map(_show, theirs)] or 1} in the guide; use scale_kl_pair(model, guide, beta)."
             )
+    _check_auxiliary(model_trace, guide_trace)
+
+
+def _check_auxiliary(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse an auxiliary site of the guide without the weight of the sites that are made from it."""
+    latent = [n for n, s in guide_trace.nodes.items() if n in model_trace.nodes and _is_latent(s)]
+    for name, site in guide_trace.nodes.items():
+        if name in model_trace.nodes or site["type"] != "sample" or not site["infer"].get("is_auxiliary", False):
+            continue
+        for made in [owner_of(name)] if owner_of(name) in latent else latent:
+            if not _same(site.get("kl_scales", ()), guide_trace.nodes[made].get("kl_scales", ())):
+                raise ValueError(
+                    f"auxiliary site {name!r}: expected the KL weight of site {made!r}, got another; give all sites one "
+                    f"weight, or name the auxiliary site {made}_unconstrained."
+                )
 
 
 def _show(beta: Beta) -> float | str:

@@ -11,7 +11,8 @@ import pyro
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.inference.particles import Pair, Particles, frozen, parameters_used, with_values
+from pyro_vae.inference.objectives import check_count, check_number
+from pyro_vae.inference.particles import Pair, Particles, frozen, keep_subsample, parameters_used, with_values
 from pyro_vae.inference.weighted import PLATE, WeightedELBO, log_mean_exp
 
 Program = Callable[..., Any]
@@ -31,6 +32,7 @@ class MIWAE(WeightedELBO):
         vectorize_particles: See :class:`WeightedELBO`.
         max_plate_nesting: Likewise.
         retain_graph: Likewise.
+        plate: Likewise.
 
     References:
         Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, eq. 15.
@@ -45,10 +47,10 @@ class MIWAE(WeightedELBO):
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
+        plate: str | None = None,
     ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph)
-        if num_groups < 1:
-            raise ValueError(f"num_groups: expected at least 1, got {num_groups}.")
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+        check_count("num_groups", num_groups)
         self.num_groups = num_groups
 
     @property
@@ -76,6 +78,7 @@ class CIWAE(WeightedELBO):
         vectorize_particles: See :class:`WeightedELBO`.
         max_plate_nesting: Likewise.
         retain_graph: Likewise.
+        plate: Likewise.
 
     References:
         Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, eq. 16.
@@ -90,10 +93,10 @@ class CIWAE(WeightedELBO):
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
+        plate: str | None = None,
     ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph)
-        if not 0 <= elbo_weight <= 1:
-            raise ValueError(f"elbo_weight: expected a share in [0, 1], got {elbo_weight}.")
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+        check_number("elbo_weight", elbo_weight, lambda share: 0 <= share <= 1, "a share in [0, 1]")
         self.elbo_weight = elbo_weight
 
     def value(self, log_w: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ class PIWAE(MIWAE):
         if vectorized:
             plate = pyro.plate(PLATE, self.num_draws, dim=-self._layout_.nesting - 1)
             model, guide = plate(model), plate(guide)
-        for _ in range(1 if vectorized else self.num_draws):
+        for draw in range(1 if vectorized else self.num_draws):
             with parameters_used() as of_guide:
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             fixed = with_values(guide_trace, lambda name, site: site["value"].detach())
@@ -136,6 +139,8 @@ class PIWAE(MIWAE):
                 )
             with frozen(of_model):
                 following = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            if draw == 0:
+                model, guide = keep_subsample(Pair(learning, guide_trace), model, guide)
             found.append(self._reduce(self._scored(following, guide_trace)))
             with frozen(of_guide):
                 scored = poutine.trace(poutine.replay(guide, trace=fixed)).get_trace(*args, **kwargs)
@@ -200,6 +205,7 @@ class TVO(RWS):
         vectorize_particles: See :class:`WeightedELBO`.
         max_plate_nesting: Likewise.
         retain_graph: Likewise.
+        plate: Likewise.
 
     References:
         Masrani, Le, Wood, "The Thermodynamic Variational Objective", 2019, eq. 6 and 11.
@@ -215,12 +221,11 @@ class TVO(RWS):
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
+        plate: str | None = None,
     ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph)
-        if partitions < 1:
-            raise ValueError(f"partitions: expected at least 1, got {partitions}; 1 gives the ELBO.")
-        if not 0 < first_point < 1:
-            raise ValueError(f"first_point: expected a number between 0 and 1, got {first_point}.")
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+        check_count("partitions", partitions)
+        check_number("first_point", first_point, lambda point: 0 < point < 1, "a number between 0 and 1")
         self.partitions, self.first_point = partitions, first_point
 
     @property

@@ -4,14 +4,14 @@ All of them are functions of the rate *averaged over the batch*,
 
 .. math:: R_j = \tfrac1B \textstyle\sum_i KL(q(z_j | x_i) \,\|\, p(z_j)),
 
-in closed form over ``mean-field``, from the draws over ``trace``. The bound that they tell is the wrapped objective's: the
-true one.
+in closed form over ``mean-field``, from the draws over ``trace``; under an outer scale of each datum, the mean weighted by
+it. The bound that they tell is the wrapped objective's: the true one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import pyro
@@ -19,11 +19,28 @@ import torch
 from pyro.distributions import Independent
 from pyro.infer.util import torch_item
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.layout import Layout, Site, find_layout, is_auxiliary_loss, sample_sites, site_log_prob
-from pyro_vae.inference.objectives import Terms, TraceELBO, TraceMeanFieldELBO
+from pyro_vae.handlers import check_kl_scales, owner_of
+from pyro_vae.inference.layout import (
+    Layout,
+    Site,
+    base_name,
+    check_match,
+    find_layout,
+    is_auxiliary_loss,
+    sample_sites,
+    site_log_prob,
+)
+from pyro_vae.inference.objectives import (
+    Terms,
+    TraceELBO,
+    TraceMeanFieldELBO,
+    auxiliary_sites,
+    check_count,
+    check_number,
+    closed_kl,
+    site_kl,
+)
 from pyro_vae.inference.particles import Pair, data_scale
 from pyro_vae.inference.path_gradient import common_beta
 
@@ -34,7 +51,8 @@ class KLControl(pyro.infer.ELBO):
     """What the wrappers share.
 
     Args:
-        objective: ``elbo("trace")`` or ``elbo("mean-field")``, which decides how the KL is evaluated.
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``, which decides how the KL is evaluated, and whose ``plate``
+            names the data plate where several enclose every site.
 
     Raises:
         TypeError: If it is another objective.
@@ -57,7 +75,7 @@ class KLControl(pyro.infer.ELBO):
             vectorize_particles=objective.vectorize_particles,
             retain_graph=objective.retain_graph,
         )
-        self.objective = objective
+        self.objective, self.plate = objective, objective.plate
 
     def penalty(self, rates: Tensor) -> Tensor:
         """What stands in the place of the rate, for one datum.
@@ -71,12 +89,18 @@ class KLControl(pyro.infer.ELBO):
         raise NotImplementedError
 
     def selection(self, distortion: float, rate: float, beta: float) -> float:
-        """What a model is chosen by on validation data, higher is better: minus distortion and penalty in the end."""
-        with torch.no_grad():
-            return -distortion - beta * float(self._final_penalty(torch.tensor([rate])))
+        """What a model is chosen by on validation data, in the end of all schedules, higher is better.
 
-    def _final_penalty(self, rates: Tensor) -> Tensor:
-        return rates.sum() if self.per == "unit" else self.penalty(rates)
+        Args:
+            distortion: Of the validation data, nats per datum.
+            rate: Likewise.
+            beta: The weight of the KL in the end.
+        """
+        return -distortion - beta * self._final_penalty(rate)
+
+    def _final_penalty(self, rate: float) -> float:
+        """What stands in the place of the rate when a model is chosen; here the rate itself."""
+        return rate
 
     def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The ELBO of each datum, shape ``(B,)``: that of the wrapped objective."""
@@ -90,24 +114,34 @@ class KLControl(pyro.infer.ELBO):
                 the KL is set where none is taken.
         """
         pairs = [Pair(*traces) for traces in self.objective._get_traces(model, guide, args, kwargs)]
-        layout = find_layout(pairs[0].model, pairs[0].guide)
-        scale, beta = data_scale(pairs[0], layout), self._beta(pairs[0])
-        distortion = torch.stack([self._distortion(pair, layout) for pair in pairs]).mean(0)
-        rates = torch.stack([self._rates(pair, layout) for pair in pairs]).mean(0)
-        extra = torch.stack([_extra(pair) for pair in pairs]).mean()
-        loss = scale * (distortion + layout.size * beta * self.penalty(rates)) - extra
-        return Terms(loss, distortion.detach(), layout.size * rates.detach().sum())
+        for pair in pairs:
+            check_match(*pair)
+            check_kl_scales(*pair)
+        layout = find_layout(*pairs[0], self.plate)
+        parts = [self._sums(pair, layout) for pair in pairs]
+        scaled, scaled_rates, scale, distortion, rate, extra = (
+            torch.stack(part).mean(0) for part in zip(*parts, strict=True)
+        )
+        beta = self._beta(pairs[0], layout)
+        loss = scaled + scale * beta * self.penalty(scaled_rates / scale) - extra
+        return Terms(loss, distortion.detach(), rate.detach())
+
+    def _sums(self, pair: Pair, layout: Layout) -> tuple[Tensor, ...]:
+        """Sums over the batch: distortion and rates times the outer scale, that scale, distortion and rate without, extra."""
+        distortion, rates = self._distortion(pair, layout), self._rates(pair, layout)
+        scale = distortion.new_ones(layout.size) * data_scale(pair, layout)
+        scaled = (scale * distortion).sum(), (scale[:, None] * rates).sum(0), scale.sum()
+        return *scaled, distortion.sum(), rates.sum(), _extra(pair)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return self.objective._get_trace(model, guide, args, kwargs)
 
-    def _beta(self, pair: Pair) -> Any:
-        check_kl_scales(*pair)
-        beta = common_beta(pair, self.name)
+    def _beta(self, pair: Pair, layout: Layout) -> Any:
         if not self.takes_beta and any(site.get("kl_scales") for _, site in sample_sites(pair.guide)):
             raise ValueError(
                 f"{self.name}: expected no weight of the KL beside it, since it sets the KL's part itself, got one; drop beta."
             )
+        beta = common_beta(pair, layout, self.name)
         if isinstance(beta, Tensor) and beta.dim():
             raise ValueError(
                 f"{self.name}: expected one weight of the KL for the whole batch, got one of shape {tuple(beta.shape)}."
@@ -115,28 +149,51 @@ class KLControl(pyro.infer.ELBO):
         return beta
 
     def _distortion(self, pair: Pair, layout: Layout) -> Tensor:
+        """Distortion of each datum, shape ``(B,)``."""
         total: Any = 0.0
         for _, site in sample_sites(pair.model):
             if site["is_observed"] and not is_auxiliary_loss(site):
-                total = total - layout.per_datum(site_log_prob(site)).mean(0).sum()
+                total = total - layout.per_datum(site_log_prob(site)).mean(0)
         return total
 
     def _rates(self, pair: Pair, layout: Layout) -> Tensor:
-        """Rates averaged over the batch: by unit, by site, or of all together."""
-        found = []
-        for name, site, guide_site in _latents(pair):
-            if not guide_site["fn"].has_rsample:
+        """Rates of each datum, shape ``(B, R)``: by unit, by site, or of all together (R = 1)."""
+        for name, site in sample_sites(pair.guide):
+            if not site["fn"].has_rsample and not is_auxiliary_loss(site):
                 raise ValueError(
-                    f"{self.name}: expected reparameterized draws at site {name!r}, got {type(guide_site['fn']).__name__}; "
+                    f"{self.name}: expected reparameterized draws at site {name!r}, got {type(site['fn']).__name__}; "
                     "a bent KL has no score-function term here."
                 )
-            if self.per == "unit":
-                found.append(_unit_kl(name, site, guide_site, self._analytic, layout))
-            else:
-                kl = _site_kl(site, guide_site, self._analytic)
-                found.append(layout.per_datum(kl).mean(0).sum().reshape(1) / layout.size)
-        rates = torch.cat(found)
-        return rates.sum(0, keepdim=True) if self.per == "all" else rates
+        auxiliary = auxiliary_sites(*pair)
+        if self.per == "unit":
+            if auxiliary:
+                raise ValueError(
+                    f"{self.name}: expected a guide whose sites are the model's, got the auxiliary site {auxiliary[0][0]!r}, "
+                    "whose density is not known for single units; use per='site'."
+                )
+            return torch.cat([_unit_kl(*sites, self._analytic, layout) for sites in _latents(pair)], -1)
+        rates = {name: self._site_rate(site, theirs, layout) for name, site, theirs in _latents(pair)}
+        for name, site in auxiliary:
+            owner = self._owner(name, rates)
+            rates[owner] = rates[owner] + layout.per_datum(site_log_prob(site)).mean(0)
+        by_site = torch.stack([*rates.values()], -1)
+        return by_site.sum(-1, keepdim=True) if self.per == "all" else by_site
+
+    def _site_rate(self, site: Site, guide_site: Site, layout: Layout) -> Tensor:
+        kl = site_kl(site, guide_site) if self._analytic else site_log_prob(guide_site) - site_log_prob(site)
+        return layout.per_datum(kl).mean(0)
+
+    def _owner(self, name: str, rates: Mapping[str, Tensor]) -> str:
+        """The site in whose rate the density of an auxiliary site of the guide belongs."""
+        owner = owner_of(name)
+        if owner in rates:
+            return owner
+        if self.per == "all" or len(rates) == 1:
+            return next(iter(rates))
+        raise ValueError(
+            f"{self.name}: expected auxiliary sites of the guide named SITE_unconstrained, as Pyro's autoguides name them, got "
+            f"{name!r}, of which it is not known in which site's rate it belongs; use a floor under the whole rate."
+        )
 
     @property
     def _analytic(self) -> bool:
@@ -218,6 +275,9 @@ class MinimumRate(KLControl):
         """See :meth:`KLControl.penalty`."""
         return rates.clamp(min=self.nats).sum()
 
+    def _final_penalty(self, rate: float) -> float:
+        return max(rate, self.nats)
+
 
 class Capacity(KLControl):
     r"""A rate held at a capacity that grows.
@@ -240,8 +300,7 @@ class Capacity(KLControl):
         super().__init__(objective)
         _check_positive("capacity", nats)
         _check_positive("capacity_weight", weight)
-        if steps < 1:
-            raise ValueError(f"capacity: expected at least 1 step until it is reached, got {steps}.")
+        check_count("capacity", steps, 1, " step until it is reached")
         self.nats, self.steps, self.weight = nats, steps, weight
         self.taken = torch.zeros(())
 
@@ -253,8 +312,8 @@ class Capacity(KLControl):
             self.taken.add_(1)
         return self.weight * (rates.sum() - capacity).abs()
 
-    def _final_penalty(self, rates: Tensor) -> Tensor:
-        return self.weight * (rates.sum() - self.nats).abs()
+    def _final_penalty(self, rate: float) -> float:
+        return self.weight * abs(rate - self.nats)
 
     @property
     def columns(self) -> dict[str, float]:
@@ -318,8 +377,9 @@ class TargetRate(KLControl):
             self._control(rate.detach())
         return self.beta * rate
 
-    def _final_penalty(self, rates: Tensor) -> Tensor:
-        return self.beta_max * (rates.sum() - self.nats).abs()
+    def _final_penalty(self, rate: float) -> float:
+        # An exact penalty: no weight that the controller takes is larger.
+        return self.beta_max * abs(rate - self.nats)
 
     def _control(self, rate: Tensor) -> None:
         error = self.nats - rate
@@ -346,8 +406,8 @@ class TargetRate(KLControl):
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: expected a positive number of nats, got {value}; leave it out for none.")
+    remark = "; leave it out for none"
+    check_number(name, value, lambda v: math.isfinite(v) and v > 0, "a positive number of nats", remark)
 
 
 def _latents(pair: Pair) -> Iterator[tuple[str, Site, Site]]:
@@ -365,37 +425,19 @@ def _extra(pair: Pair) -> Tensor:
     return total
 
 
-def _site_kl(site: Site, guide_site: Site, analytic: bool) -> Tensor:
-    if analytic:
-        try:
-            return kl_divergence(guide_site["fn"], site["fn"])
-        except NotImplementedError:
-            pass
-    return site_log_prob(guide_site) - site_log_prob(site)
-
-
 def _unit_kl(name: str, site: Site, guide_site: Site, analytic: bool, layout: Layout) -> Tensor:
-    """KL of each unit of a site, averaged over the batch: shape ``(units,)``."""
+    """KL of each unit of a site for each datum, shape ``(B, units)``; mean over draws, sum over plates inside a datum."""
     q, p = (_units(name, s["fn"]) for s in (guide_site, site))
-    kl = _unit_terms(q, p, guide_site["value"], analytic)
-    event_dim = guide_site["fn"].event_dim
-    units = math.prod(kl.shape[kl.dim() - event_dim :])
-    flat = kl.reshape(*kl.shape[: kl.dim() - event_dim], units)
+    kl = closed_kl(q, p) if analytic else None
+    if kl is None:
+        kl = q.log_prob(guide_site["value"]) - p.log_prob(guide_site["value"])
+    batch = kl.shape[: kl.dim() - guide_site["fn"].event_dim]
+    flat = kl.reshape(*batch, -1)
     if guide_site["mask"] is not None:
         flat = flat * torch.as_tensor(guide_site["mask"]).to(flat)[..., None]
-    lead = flat.dim() - 1
-    draws = math.prod(flat.shape[: max(0, lead - layout.nesting)])
-    rows = flat.shape[lead + layout.dim] if lead >= -layout.dim else 1
-    return flat.reshape(-1, units).sum(0) / (draws * rows)
-
-
-def _unit_terms(q: Any, p: Any, value: Tensor, analytic: bool) -> Tensor:
-    if analytic:
-        try:
-            return kl_divergence(q, p)
-        except NotImplementedError:
-            pass
-    return q.log_prob(value) - p.log_prob(value)
+    padded = flat.reshape((1,) * (layout.nesting + 1 - len(batch)) + flat.shape)
+    data = padded.movedim(layout.dim - 1, 1)
+    return data.reshape(*data.shape[:2], -1, flat.shape[-1]).sum(2).mean(0).expand(layout.size, -1)
 
 
 def _units(name: str, distribution: Any) -> Any:
@@ -410,5 +452,9 @@ def _units(name: str, distribution: Any) -> Any:
         raise ValueError(
             f"free bits: expected independent units at site {name!r}, got {type(base).__name__}, whose units depend on each "
             "other; use per='site'."
+        )
+    if base_name(base) == "Delta":
+        raise ValueError(
+            f"free bits: expected a density at site {name!r}, got a Delta, which has none; use a guide with a scale."
         )
     return base

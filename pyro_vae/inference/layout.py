@@ -34,6 +34,13 @@ def site_log_prob(site: Site) -> Tensor:
     return scale_and_mask(log_prob, mask=site["mask"])
 
 
+def base_name(distribution: Any) -> str:
+    """Name of a distribution without its wrappers."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
+
+
 def is_auxiliary_loss(site: Site) -> bool:
     """Whether a site is a training term only, which enters no bound and no evidence."""
     return bool(site["infer"].get("auxiliary_loss", False))

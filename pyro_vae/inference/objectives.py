@@ -6,6 +6,7 @@ Each works in ``pyro.infer.SVI`` and as ``elbo(model, guide)(*args)``, and has n
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import pyro
@@ -24,6 +25,7 @@ from torch.distributions import kl_divergence
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.layout import (
     Site,
+    base_name,
     check_match,
     check_scales,
     find_layout,
@@ -52,11 +54,26 @@ class Terms(NamedTuple):
 
 
 class _Bound:
-    """What the objectives here add to Pyro's: terms, a bound for each datum, and a tensor-only loss."""
+    """What the objectives here add to Pyro's: terms, a bound for each datum, and a tensor-only loss.
+
+    Args:
+        *args: Of Pyro's ELBO.
+        plate: Name of the data plate, where several enclose every site.
+        **options: Of Pyro's ELBO.
+
+    Raises:
+        TypeError: If ``num_particles`` is no whole number, or an option is unknown.
+        ValueError: If it is below 1.
+    """
 
     num_particles: int
     vectorize_particles: bool
     _get_traces: Callable[..., Any]
+
+    def __init__(self, *args: Any, plate: str | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        check_count("num_particles", self.num_particles)
+        self.plate = plate
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """The loss with its rate and distortion, from one set of draws.
@@ -109,6 +126,22 @@ class _Bound:
         return torch_item(loss)
 
 
+def check_count(name: str, value: Any, least: int = 1, remark: str = "") -> None:
+    """Refuse what is no whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected a whole number, got {type(value).__name__} {value!r}.")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}{remark}, got {value}.")
+
+
+def check_number(name: str, value: Any, right: Callable[[float], bool], expected: str, remark: str = "") -> None:
+    """Refuse what is no number, or not one that is ``right``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}{remark}.")
+    if not right(float(value)):
+        raise ValueError(f"{name}: expected {expected}, got {value}{remark}.")
+
+
 class _SampleTrace(TraceMessenger):
     """``poutine.trace`` without parameters and plates that are whole, of which no objective has a use."""
 
@@ -141,6 +174,7 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
     Args:
         num_particles: K, draws averaged for each datum.
         vectorize_particles: Draw them in one call, in an outermost plate.
+        plate: Name of the data plate for ``bound``, where several enclose every site.
         **options: Pyro's further options of ``Trace_ELBO``.
 
     References:
@@ -163,7 +197,7 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
             model: A Pyro model whose data lie in one plate.
             guide: Its guide.
             *args: What both take.
-            plate: Name of the data plate, where several enclose every site.
+            plate: Name of the data plate, where several enclose every site; default: that of the constructor.
             outer_scale: See ``log_weights``.
             **kwargs: Likewise.
 
@@ -173,7 +207,7 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
         Raises:
             ValueError: If model and guide give no weights for each datum, see ``log_weights``.
         """
-        draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, self.vectorize_particles)
+        draws = ProposalDraws(model, guide, args, kwargs, plate or self.plate, outer_scale, self.vectorize_particles)
         terms = draws.first if self.num_particles == 1 else draws(self.num_particles)
         return terms.log_w.mean(0)
 
@@ -245,6 +279,7 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
     Args:
         num_particles: K, draws averaged for each datum.
         vectorize_particles: Draw them in one call, in an outermost plate.
+        plate: Name of the data plate for ``bound``, where several enclose every site.
         **options: Pyro's further options of ``TraceMeanField_ELBO``.
 
     References:
@@ -266,7 +301,7 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
             model: A Pyro model whose data lie in one plate.
             guide: Its guide, of mean-field structure.
             *args: What both take.
-            plate: Name of the data plate, where several enclose every site.
+            plate: Name of the data plate, where several enclose every site; default: that of the constructor.
             outer_scale: See ``log_weights``.
             **kwargs: Likewise.
 
@@ -283,14 +318,14 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
             check_kl_scales(model_trace, guide_trace)
             if outer_scale == "refuse":
                 check_scales(model_trace, guide_trace)
-            layout = find_layout(model_trace, guide_trace, plate)
+            layout = find_layout(model_trace, guide_trace, plate or self.plate)
             value: Any = 0.0
             for name, site in sample_sites(model_trace):
                 if is_auxiliary_loss(site):
                     continue
-                term = site_log_prob(site) if site["is_observed"] else -_kl(site, guide_trace.nodes[name])
+                term = site_log_prob(site) if site["is_observed"] else -site_kl(site, guide_trace.nodes[name])
                 value = value + layout.per_datum(term)
-            for _, site in _auxiliary(model_trace, guide_trace):
+            for _, site in auxiliary_sites(model_trace, guide_trace):
                 value = value - layout.per_datum(site_log_prob(site))
             total = total + value.sum(0)
             particles += value.shape[0]
@@ -308,10 +343,10 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
                 check_match(model_trace, guide_trace)
             guide_site = guide_trace.nodes[name]
             _check_reparameterized(name, guide_site)
-            kl = _kl(site, guide_site)
+            kl = site_kl(site, guide_site)
             loss.add(scale_and_mask(kl, scale=guide_site["scale"]).sum())
             rate.add(kl.detach().sum())
-        for name, guide_site in _auxiliary(model_trace, guide_trace):
+        for name, guide_site in auxiliary_sites(model_trace, guide_trace):
             _check_reparameterized(name, guide_site)
             loss.add(guide_site["log_prob_sum"])
             rate.add(_true_sum(guide_site))
@@ -319,16 +354,30 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
         return Terms(value, distortion.value(value), rate.value(value))
 
 
-def _kl(site: Site, guide_site: Site) -> Tensor:
+def site_kl(site: Site, guide_site: Site) -> Tensor:
     """KL of a latent site, masked, without scales, in closed form where there is one, else from the draw."""
-    try:
-        kl = kl_divergence(guide_site["fn"], site["fn"])
-    except NotImplementedError:
+    kl = closed_kl(guide_site["fn"], site["fn"])
+    if kl is None:
         return site_log_prob(guide_site) - site_log_prob(site)
     return scale_and_mask(kl.expand(guide_site["fn"].batch_shape), mask=guide_site["mask"])
 
 
-def _auxiliary(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site]]:
+def closed_kl(q: Any, p: Any) -> Tensor | None:
+    """KL(q || p) in closed form, shape of q's batch; None where there is none.
+
+    Nor is there one of a ``Delta``: the ``log_density`` that it carries, by which Pyro's autoguides tell the Jacobian of
+    a draw, enters no formula.
+    """
+    if base_name(q) == "Delta":
+        return None
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def auxiliary_sites(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site]]:
+    """The guide's sites that are not the model's."""
     return [(n, s) for n, s in sample_sites(guide_trace) if n not in model_trace.nodes and not is_auxiliary_loss(s)]
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -18,8 +19,8 @@ from pyro_vae.inference.layout import (
     PARTICLE_PLATES,
     Layout,
     Site,
+    base_name,
     is_auxiliary_loss,
-    plates_of,
     sample_sites,
     site_log_prob,
 )
@@ -222,6 +223,16 @@ def with_values(trace: Trace, change: Callable[[str, Site], Tensor]) -> Trace:
     return copy
 
 
+def keep_subsample(pair: Pair, *programs: Program) -> tuple[Program, ...]:
+    """Programs that take the rows that a pair of traces has taken: all draws of a bound are of the same data."""
+    rows = Trace()
+    for trace in pair:
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample" and name not in rows:
+                rows.add_node(name, **site)
+    return tuple(poutine.replay(program, trace=rows) for program in programs) if len(rows) else programs
+
+
 class Gate:
     """Passes values on and, on the way back, multiplies the gradient of each draw and datum by a factor set later."""
 
@@ -272,26 +283,14 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
     for name, site in sample_sites(pair.guide):
         if is_auxiliary_loss(site):
             continue
-        if base_name(site) == "Delta" and not auxiliary:
+        fn = site["fn"]
+        if base_name(fn) == "Delta" and not auxiliary:
             raise ValueError(
                 f"{what}: expected a density at guide site {name!r}, got a Delta, whose weights bound nothing; use a guide "
                 "with a scale, such as AutoNormal, or elbo('trace') for a point estimate."
             )
-        if reparameterized and not site["fn"].has_rsample:
+        if reparameterized and not fn.has_rsample:
             raise ValueError(
-                f"{what}: expected reparameterized draws at site {name!r}, got {base_name(site)}, which has none; use "
+                f"{what}: expected reparameterized draws at site {name!r}, got {base_name(fn)}, which has none; use "
                 "elbo('vimco') or elbo('rws')."
             )
-
-
-def base_name(site: Site) -> str:
-    """Name of a site's distribution without its wrappers."""
-    base = site["fn"]
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    return type(base).__name__
-
-
-def inside_data(site: Site, layout: Layout) -> bool:
-    """Whether a site is in the data plate."""
-    return layout.plate in plates_of(site)

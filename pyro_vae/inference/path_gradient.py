@@ -11,9 +11,11 @@ import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from pyro_vae.inference.layout import sample_sites
-from pyro_vae.inference.particles import Gate, Pair, Particles, frozen, parameters_used, with_values
+from pyro_vae.inference.layout import Layout, Site, is_auxiliary_loss, sample_sites
+from pyro_vae.inference.objectives import check_number
+from pyro_vae.inference.particles import Gate, Pair, Particles, frozen, keep_subsample, parameters_used, with_values
 from pyro_vae.inference.weighted import PLATE, WeightedELBO, log_mean_exp
 
 Program = Callable[..., Any]
@@ -41,7 +43,7 @@ class _PathGradient(WeightedELBO):
         if vectorized:
             plate = pyro.plate(PLATE, self.num_draws, dim=-self._layout_.nesting - 1)
             model, guide = plate(model), plate(guide)
-        for _ in range(1 if vectorized else self.num_draws):
+        for draw in range(1 if vectorized else self.num_draws):
             random_state = torch.get_rng_state() if is_validation_enabled() else None
             with parameters_used() as params:
                 drawn = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -52,6 +54,8 @@ class _PathGradient(WeightedELBO):
                 scored = poutine.trace(poutine.replay(guide, trace=values)).get_trace(*args, **kwargs)
             if random_state is not None:
                 self._check_repeatable(drawn, scored)
+            if draw == 0:
+                model, guide = keep_subsample(Pair(model_trace, drawn), model, guide)
             yield self._scored(model_trace, scored), gate
 
     def _check_repeatable(self, drawn: Any, scored: Any) -> None:
@@ -87,6 +91,7 @@ class DReG(_PathGradient):
         vectorize_particles: See :class:`WeightedELBO`.
         max_plate_nesting: Likewise.
         retain_graph: Likewise.
+        plate: Likewise.
 
     References:
         Tucker, Lawson, Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019, eq. 8.
@@ -101,10 +106,10 @@ class DReG(_PathGradient):
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
+        plate: str | None = None,
     ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph)
-        if not math.isfinite(alpha):
-            raise ValueError(f"alpha: expected a finite number, got {alpha}; 0 gives the bound of iwae.")
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+        check_number("alpha", alpha, math.isfinite, "a finite number", "; 0 gives the bound of iwae")
         self.alpha = alpha
         self._beta: Any = 1.0
 
@@ -114,7 +119,7 @@ class DReG(_PathGradient):
 
     def _scored(self, model_trace: Any, guide_trace: Any) -> Pair:
         pair = super()._scored(model_trace, guide_trace)
-        self._beta = common_beta(pair)
+        self._beta = common_beta(pair, self._layout_.at(model_trace))
         return pair
 
     def _weights(self, log_w: Tensor, found: list[Particles]) -> tuple[Tensor, Tensor]:
@@ -146,24 +151,42 @@ class STL(_PathGradient):
         return torch.full_like(log_w, 1 / len(log_w)), torch.ones_like(log_w)
 
 
-def common_beta(pair: Pair, what: str = "dreg") -> Any:
-    """The weight of the KL that all latent sites share: 1.0, a 0-dim tensor or one of shape ``(B,)``.
+def common_beta(pair: Pair, layout: Layout, what: str = "dreg") -> Any:
+    """The weight of the KL that all latent sites share: a number, a 0-dim tensor or one of shape ``(B,)``.
+
+    Weights are the same if they are the same tensor, or equal numbers: tensors that are equal now may differ later.
 
     Raises:
-        ValueError: If the sites have different weights.
+        ValueError: If the sites have different weights, or the weight varies within a datum.
     """
-    products: dict[str, Any] = {}
-    for name, site in sample_sites(pair.guide):
-        beta: Any = 1.0
-        for factor in site.get("kl_scales", ()):
-            beta = beta * factor
-        products[name] = beta
-    first = next(iter(products.values()), 1.0)
-    for name, beta in products.items():
-        same = beta is first or (is_validation_enabled() and torch.equal(torch.as_tensor(beta), torch.as_tensor(first)))
-        if is_validation_enabled() and not same:
+    sites = [(n, s) for n, s in sample_sites(pair.guide) if not is_auxiliary_loss(s)]
+    factors = [(name, _factors(site)) for name, site in sites] or [("", ())]
+    first = factors[0][1]
+    for name, others in factors if get_proxy_mode() is None else ():  # captured is what has just been run and checked
+        if len(others) != len(first) or not all(a is b or _equal(a, b) for a, b in zip(others, first, strict=True)):
             raise ValueError(
-                f"{what}: expected one weight of the KL for all sites, got another at {name!r}; use elbo('stl') or "
-                "elbo('iwae') for weights of single sites."
+                f"{what}: expected one weight of the KL for all sites, got another at {name!r}; give one number or tensor for "
+                "all, or use elbo('stl') or elbo('iwae') for weights of single sites."
             )
-    return first
+    return _of_data(math.prod(first), layout, what)
+
+
+def _factors(site: Site) -> tuple[Any, ...]:
+    return tuple(beta for beta in site.get("kl_scales", ()) if isinstance(beta, Tensor) or beta != 1)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
+
+
+def _of_data(beta: Any, layout: Layout, what: str) -> Any:
+    """A weight that broadcasts to the plates of a site as one of each datum, shape ``(B,)``; others as they are."""
+    if not isinstance(beta, Tensor) or beta.dim() == 0:
+        return beta
+    padded = beta.reshape((1,) * (layout.nesting - beta.dim()) + beta.shape).movedim(layout.dim, 0)
+    if padded[0].numel() > 1:
+        raise ValueError(
+            f"{what}: expected one weight of the KL for each datum, got one of shape {tuple(beta.shape)} that varies within a "
+            "datum; use elbo('iwae') or elbo('stl')."
+        )
+    return padded.reshape(-1)

@@ -38,7 +38,10 @@ def options_of(name: str) -> list[str]:
     Raises:
         ValueError: If the name is unknown.
     """
-    return list(inspect.signature(lookup("objective", name, OBJECTIVES)).parameters)
+    own = inspect.signature(lookup("objective", name, OBJECTIVES)).parameters
+    if "options" not in own:
+        return list(own)
+    return [*inspect.signature(pyro.infer.ELBO).parameters, *(o for o in own if o not in ("args", "options"))]
 
 
 def elbo(name: str, **options: Any) -> Any:
@@ -54,12 +57,10 @@ def elbo(name: str, **options: Any) -> Any:
 
     Raises:
         ValueError: If the name is unknown, or an option is out of its range.
-        TypeError: If the class has no such option.
+        TypeError: If the class has no such option, or it is of another kind.
     """
     known = options_of(name)
     for option in options:
         if option not in known:
             raise TypeError(f"elbo({name!r}): unknown option {option!r}: expected one of {', '.join(known)}.")
-    if options.get("num_particles", 1) < 1:
-        raise ValueError(f"num_particles: expected at least 1, got {options['num_particles']}.")
     return OBJECTIVES[name](**options)

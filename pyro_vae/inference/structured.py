@@ -166,7 +166,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             if outer_scale == "refuse":
                 check_scales(model_trace, guide_trace)
-            sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), plate)
+            sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), plate or self.plate)
             values.append(sums.mean(sums.likelihood + sums.ratio))
         return torch.cat(values).mean(0)
 
@@ -178,7 +178,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
         """
         parts = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting))
+            sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), self.plate)
             sums.check_gradients(guide_trace)
             scale = data_scale(Pair(model_trace, guide_trace), sums.layout)
             loss = -(scale * sums.mean(sums.likelihood + sums.tempered).mean(0)).sum() - sums.extra
@@ -209,6 +209,12 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
         return torch_item(loss)
 
 
+def _zero(trace: Trace) -> Tensor:
+    """0 where the data are, shape ``(1, 1)``."""
+    observed = next(site for _, site in sample_sites(trace) if site["is_observed"])
+    return torch.zeros_like(observed["log_prob_sum"].detach()).reshape(1, 1)
+
+
 class NotSimpleError(ValueError):
     """An enumeration that is not a plain sum for each datum."""
 
@@ -234,8 +240,8 @@ class _Sums:
             if "_enumerate_dim" in s["infer"] and n not in guide_trace
         }
         self.axes = list(inside.values())
-        zero = torch.zeros(1, 1)
-        self.extra: Any = torch.zeros(())
+        zero = _zero(model_trace)
+        self.extra: Any = zero.sum()
         self.likelihood: Any = zero
         self.ratio: Any = zero
         self.tempered: Any = zero

@@ -19,13 +19,8 @@ from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.layout import Layout, check_match, sample_sites
-from pyro_vae.inference.objectives import Terms, _Bound
-from pyro_vae.inference.particles import (
-    Pair,
-    Particles,
-    check_sites,
-    reduce,
-)
+from pyro_vae.inference.objectives import Terms, _Bound, check_count, check_number
+from pyro_vae.inference.particles import Pair, Particles, check_sites, keep_subsample, reduce
 from pyro_vae.inference.weights import OuterScale, ProposalDraws
 from pyro_vae.randomness import own_randomness
 
@@ -39,7 +34,8 @@ def log_mean_exp(log_w: Tensor, alpha: float = 0.0) -> Tensor:
 
     .. math:: \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
 
-    At 0 the importance-weighted bound, in the limit 1 the mean of log w: the ELBO.
+    At 0 the importance-weighted bound, in the limit 1 the mean of log w: the ELBO. Near 1 the deviations from the
+    largest weight are averaged, so that nothing cancels in the division.
 
     Args:
         log_w: Log weights, shape ``(K, ...)``, nats.
@@ -50,7 +46,15 @@ def log_mean_exp(log_w: Tensor, alpha: float = 0.0) -> Tensor:
     """
     if alpha == 1:
         return log_w.mean(0)
-    return (((1 - alpha) * log_w).logsumexp(0) - math.log(len(log_w))) / (1 - alpha)
+    if abs(1 - alpha) > 0.1:
+        return ((1 - alpha) * log_w).logsumexp(0).sub(math.log(len(log_w))) / (1 - alpha)
+    largest = log_w.detach().amax(0)
+    largest = torch.where(torch.isfinite(largest), largest, 0.0)
+    scaled = (1 - alpha) * (log_w - largest)
+    near = scaled.abs().amax(0) <= 1
+    mean = torch.where(near, scaled, 0.0).expm1().mean(0).log1p()
+    far = torch.where(near, 0.0, scaled).logsumexp(0) - math.log(len(log_w))
+    return largest + torch.where(near, mean, far) / (1 - alpha)
 
 
 class WeightedELBO(_Bound, pyro.infer.ELBO):
@@ -62,8 +66,10 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
             other weights there, is drawn from one by one, with a warning.
         max_plate_nesting: How many batch dimensions the program's plates use; infinite: found by running it.
         retain_graph: As in Pyro.
+        plate: Name of the data plate, where several enclose every site.
 
     Raises:
+        TypeError: If ``num_particles`` is no whole number.
         ValueError: If there are too few draws.
     """
 
@@ -78,13 +84,13 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
+        plate: str | None = None,
     ) -> None:
-        super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting, retain_graph=retain_graph)
+        super().__init__(
+            num_particles=num_particles, max_plate_nesting=max_plate_nesting, retain_graph=retain_graph, plate=plate
+        )
         self.vectorize_particles = vectorize_particles
-        if num_particles < self.least_particles:
-            raise ValueError(
-                f"num_particles: expected at least {self.least_particles} for {self.name}, got {num_particles}."
-            )
+        check_count("num_particles", num_particles, self.least_particles, f" for {self.name}")
         self._known: tuple[Any, Any] | None = None
         self._layout: Layout | None = None
 
@@ -112,7 +118,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
             model: A Pyro model whose data lie in one plate.
             guide: Its guide.
             *args: What both take.
-            plate: Name of the data plate, where several enclose every site.
+            plate: Name of the data plate, where several enclose every site; default: that of the constructor.
             outer_scale: See ``log_weights``.
             **kwargs: Likewise.
 
@@ -122,7 +128,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
         Raises:
             ValueError: If model and guide give no weights for each datum, see ``log_weights``, or a site is not allowed.
         """
-        draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, self.vectorize_particles)
+        draws = ProposalDraws(model, guide, args, kwargs, plate or self.plate, outer_scale, self.vectorize_particles)
         check_sites(Pair(draws._first, draws.guide_trace), self.name, self.reparameterized)
         return self.value(draws(self.num_draws).log_w)
 
@@ -157,7 +163,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
         if self._known is not None and self._known[0] is model and self._known[1] is guide:
             return
         with own_randomness(), torch.no_grad():
-            draws = ProposalDraws(model, guide, args, kwargs, None, "ignore", self.vectorize_particles)
+            draws = ProposalDraws(model, guide, args, kwargs, self.plate, "ignore", self.vectorize_particles)
             pair = Pair(draws._first, draws.guide_trace)
             check_sites(pair, self.name, self.reparameterized)
             self._check_beta(pair)
@@ -184,8 +190,11 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
             plate = pyro.plate(PLATE, self.num_draws, dim=-self._layout_.nesting - 1)
             yield self._pair(plate(model), plate(guide), args, kwargs)
         else:
-            for _ in range(self.num_draws):
-                yield self._pair(model, guide, args, kwargs)
+            for draw in range(self.num_draws):
+                pair = self._pair(model, guide, args, kwargs)
+                if draw == 0:
+                    model, guide = keep_subsample(pair, model, guide)
+                yield pair
 
     def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Pair:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -247,6 +256,7 @@ class Renyi(WeightedELBO):
         vectorize_particles: See :class:`WeightedELBO`.
         max_plate_nesting: Likewise.
         retain_graph: Likewise.
+        plate: Likewise.
 
     References:
         Li, Turner, "Rényi Divergence Variational Inference", 2016, eq. 8-9 and theorem 2.
@@ -261,10 +271,10 @@ class Renyi(WeightedELBO):
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
+        plate: str | None = None,
     ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph)
-        if not math.isfinite(alpha):
-            raise ValueError(f"alpha: expected a finite number, got {alpha}; 1 gives the ELBO, 0 the bound of iwae.")
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+        check_number("alpha", alpha, math.isfinite, "a finite number", "; 1 gives the ELBO, 0 the bound of iwae")
         self.alpha = alpha
 
     def value(self, log_w: Tensor) -> Tensor:

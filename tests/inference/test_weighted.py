@@ -6,6 +6,8 @@ many independent gradients, of which the mean and its standard error can be take
 
 from __future__ import annotations
 
+import contextlib
+import decimal
 import itertools
 import math
 
@@ -20,6 +22,7 @@ from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro_vae import SVI, VAE, elbo
 from pyro_vae.handlers import scale_kl_pair
 from pyro_vae.inference import OBJECTIVES
+from pyro_vae.inference.registry import options_of
 from pyro_vae.inference.weighted import log_mean_exp
 from tests.oracles import LinearGaussian, mixture, within
 
@@ -33,6 +36,7 @@ X = 0.9
 #: Objective with its options, the bound that it has in expectation, and how many draws that takes.
 CELLS = {
     "trace": ("trace", {"num_particles": 2, "vectorize_particles": True}, lambda w: w.mean(0), 2),
+    "mean-field": ("mean-field", {"num_particles": 2, "vectorize_particles": True}, lambda w: w.mean(0), 2),
     "graph": ("graph", {"num_particles": 2, "vectorize_particles": True}, lambda w: w.mean(0), 2),
     "enum": ("enum", {"strict_enumeration_warning": False}, lambda w: w.mean(0), 2),
     "iwae": ("iwae", {"num_particles": 2}, log_mean_exp, 2),
@@ -52,80 +56,168 @@ CELLS = {
 }  # fmt: skip
 
 
-def program(normal=dist.Normal, replicas=REPLICAS, total=None):
-    """z ~ N(0, 1), x ~ N(weight z, 0.6); q = N(loc, scale); parameters of its own for each replica."""
+def program(normal=dist.Normal, replicas=REPLICAS, total=None, pixels=None):
+    """z ~ N(0, 1), x ~ N(weight z, 0.6); q = N(loc, scale); parameters of its own for each replica.
+
+    Args:
+        normal: The guide's distribution.
+        replicas: How many of the data are in a batch.
+        total: How many there are; the batch is a random part of them.
+        pixels: With so many pixels in a plate of their own within the data plate, which then is dimension -2.
+    """
+    total = total or replicas
+    shape, dim = ((total,), -1) if pixels is None else ((total, 1), -2)
 
     def plate():
-        return pyro.plate("data", total or replicas, subsample=torch.arange(replicas))
+        return pyro.plate("data", total, subsample_size=replicas, dim=dim)
 
     def start(name):
-        return pyro.param(name, torch.full((replicas,), START[name], dtype=torch.float64))
+        return pyro.param(name, torch.full(shape, START[name], dtype=torch.float64))
 
     def model(x):
         weight = start("weight")
-        with plate():
+        with plate() as rows:
             z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
-            pyro.sample("x", dist.Normal(weight * z, 0.6), obs=x)
+            with pyro.plate("pixels", pixels, dim=-1) if pixels else contextlib.nullcontext():
+                pyro.sample("x", dist.Normal(weight[rows] * z, 0.6), obs=x[rows])
 
     def guide(x):
         loc, scale = start("loc"), start("log_scale").exp()
-        with plate():
-            pyro.sample("z", normal(loc, scale))
+        with plate() as rows:
+            pyro.sample("z", normal(loc[rows], scale[rows]))
 
     return model, guide
 
 
-def log_w_of(eps, weight, loc, log_scale, beta):
+def log_w_of(eps, weight, loc, log_scale, beta, pixels=1):
     z = loc + log_scale.exp() * eps
-    likelihood = dist.Normal(weight * z, 0.6).log_prob(torch.tensor(X, dtype=torch.float64))
+    likelihood = pixels * dist.Normal(weight * z, 0.6).log_prob(torch.tensor(X, dtype=torch.float64))
     ratio = dist.Normal(torch.zeros_like(z), 1.0).log_prob(z) - dist.Normal(loc, log_scale.exp()).log_prob(z)
     return likelihood + beta * ratio
 
 
-def by_quadrature(value, draws, beta, points=40):
+def by_quadrature(value, draws, beta, points=40, pixels=1):
     """The expectation of ``value`` over independent draws of q, its gradient and spread, by Gauss-Hermite quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(points)
     nodes, weights = torch.from_numpy(nodes), torch.from_numpy(weights / math.sqrt(2 * math.pi))
     eps = torch.stack(torch.meshgrid(*[nodes] * draws, indexing="ij")).flatten(1)
     mass = torch.stack(torch.meshgrid(*[weights] * draws, indexing="ij")).flatten(1).prod(0)
     params = {name: torch.tensor(v, dtype=torch.float64, requires_grad=True) for name, v in START.items()}
-    bound = value(log_w_of(eps, **params, beta=beta))
+    bound = value(log_w_of(eps, **params, beta=beta, pixels=pixels))
     expectation = (mass * bound).sum()
     gradient = torch.autograd.grad(expectation, list(params.values()))
     spread = (mass * (bound - expectation).square()).sum().sqrt()
     return expectation.detach(), dict(zip(params, map(float, gradient), strict=True)), float(spread.detach())
 
 
-def gradients(objective, model, guide):
+def gradients(objective, model, guide, total=REPLICAS):
     """Loss and a sample of each replica's gradient, of minus the loss, by parameter."""
-    x = torch.full((REPLICAS,), X, dtype=torch.float64)
-    loss = objective.differentiable_loss(model, guide, x)
+    loss = objective.differentiable_loss(model, guide, torch.full((total,), X, dtype=torch.float64))
+    return float(loss.detach()), of_replicas(loss)
+
+
+def of_replicas(loss):
     store = pyro.get_param_store()
     params = {name: store[name].unconstrained() for name in START}
     grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-    found = {n: torch.zeros(REPLICAS) if g is None else -g for n, g in zip(params, grads, strict=True)}
-    return float(loss.detach()), found
+    found = {n: torch.zeros(REPLICAS) if g is None else -g.flatten() for n, g in zip(params, grads, strict=True)}
+    return {n: g[g != 0] if len(g) > REPLICAS else g for n, g in found.items()}  # rows that were not drawn have none
 
 
 def agree(sample, exact):
     return within(sample.mean(), exact, sample.std() / math.sqrt(len(sample)) + 1e-12, factor=4.5)
 
 
-@pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("subsampled", [False, True], ids=["whole", "subsampled"])
-@pytest.mark.parametrize("cell", CELLS)
+def law_table():
+    """Every cell, of which a fixed quarter is quick: each objective, subsampling and weight is in it."""
+    for i, (cell, j, k) in enumerate(itertools.product(CELLS, range(2), range(len(BETAS)))):
+        quick = (i // 8 + 2 * j + k) % 4 == 0
+        marks = [] if quick else [pytest.mark.slow]
+        name = f"{cell}-{('whole', 'subsampled')[j]}-{BETAS[k]}"
+        yield pytest.param(cell, bool(j), BETAS[k], marks=marks, id=name)
+
+
+@pytest.mark.parametrize(("cell", "subsampled", "beta"), [*law_table()])
 def test_value_and_gradient_are_those_of_the_bound(cell, subsampled, beta):
     name, options, value, draws = CELLS[cell]
     exact, exact_gradient, spread = by_quadrature(value, draws, beta)
     factor = 5 if subsampled else 1
     model, guide = scale_kl_pair(*program(total=factor * REPLICAS), beta)
-    loss, found = gradients(elbo(name, **options), model, guide)
+    loss, found = gradients(elbo(name, **options), model, guide, factor * REPLICAS)
     for parameter, sample in found.items():
+        assert len(sample) == REPLICAS, parameter
         assert agree(sample / factor, exact_gradient[parameter]), parameter
     assert within(-loss / factor / REPLICAS, exact, spread / math.sqrt(REPLICAS))
     at_one = by_quadrature(value, draws, 1.0)[0]
-    bound = elbo(name, **options).bound(model, guide, torch.full((REPLICAS,), X, dtype=torch.float64))
+    bound = elbo(name, **options).bound(model, guide, torch.full((factor * REPLICAS,), X, dtype=torch.float64))
+    assert bound.shape == (REPLICAS,)
     assert agree(bound, at_one)  # no beta and no N/B in it
+
+
+#: Objectives that take a weight for each datum, with the bound that they have in expectation.
+OF_A_DATUM = {
+    "iwae": log_mean_exp,
+    "dreg": log_mean_exp,
+    "vimco": log_mean_exp,
+    "stl": lambda w: w.mean(0),
+    "trace": lambda w: w.mean(0),
+    "mean-field": lambda w: w.mean(0),
+}
+
+
+@pytest.mark.parametrize("pixels", [None, 2], ids=["one plate", "data plate at dim -2"])
+@pytest.mark.parametrize("name", OF_A_DATUM)
+def test_a_weight_for_each_datum(name, pixels):
+    """Half of the data weigh the KL by 0.5, half by 4."""
+    half = REPLICAS // 2
+    betas = torch.tensor([0.5, 4.0], dtype=torch.float64).repeat_interleave(half)
+    model, guide = program(pixels=pixels)
+    pair = scale_kl_pair(model, guide, betas if pixels is None else betas[:, None])
+    x = torch.full((REPLICAS,) if pixels is None else (REPLICAS, pixels), X, dtype=torch.float64)
+    vectorize = {"vectorize_particles": True, "max_plate_nesting": 1 if pixels is None else 2}
+    loss = elbo(name, num_particles=2, **vectorize).differentiable_loss(*pair, x)
+    found = of_replicas(loss)
+    values = []
+    for part, beta in ((slice(half), 0.5), (slice(half, None), 4.0)):
+        exact, gradient, spread = by_quadrature(OF_A_DATUM[name], 2, beta, pixels=pixels or 1)
+        values.append((exact, spread**2 / half))
+        for parameter, sample in found.items():
+            assert agree(sample[part], gradient[parameter]), (parameter, beta)
+    error = math.sqrt(sum(variance for _, variance in values)) / 2
+    assert within(-loss.detach() / REPLICAS, sum(exact for exact, _ in values) / 2, error)
+
+
+@pytest.mark.parametrize("name", ["iwae", "dreg"])
+def test_a_weight_in_a_tensor_is_the_number_and_stays_live(name):
+    weight = torch.tensor(4.0, dtype=torch.float64)
+    pair = scale_kl_pair(*program(), weight)
+    objective = elbo(name, num_particles=2)
+    for beta in (4.0, 0.5):
+        weight.fill_(beta)
+        _, gradient, _ = by_quadrature(log_mean_exp, 2, beta)
+        _, found = gradients(objective, *pair)
+        for parameter, sample in found.items():
+            assert agree(sample, gradient[parameter]), (parameter, beta)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3)])
+def test_dreg_refuses_a_weight_that_varies_within_a_datum(shape):
+    def model(x):
+        with pyro.plate("data", 4, dim=-2):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=x.mean(1, keepdim=True))
+            with pyro.plate("units", 3, dim=-1):
+                pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 4, dim=-2), pyro.plate("units", 3, dim=-1):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.8))
+
+    pair = scale_kl_pair(model, guide, torch.linspace(0.5, 2.0, math.prod(shape)).reshape(shape))
+    x = torch.randn(4, 3)
+    for particles in (3, 4):
+        with pytest.raises(ValueError, match="dreg: expected one weight of the KL for each datum.*within a datum"):
+            elbo("dreg", num_particles=particles).loss(*pair, x)
+    assert math.isfinite(elbo("iwae").loss(*pair, x))
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])
@@ -235,8 +327,18 @@ def test_no_gradient_reaches_the_guide_at_the_exact_posterior(name, vectorize):
     assert float(found.abs().max()) > 0.01  # which the score of q brings
 
 
-@pytest.mark.parametrize(("name", "draws"), [("stl", 1), ("dreg", 2), ("iwae", 2)])
-@pytest.mark.parametrize("beta", [1.0, 0.5])
+SITES = {"z1": 0.5, "z2": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "draws", "beta"),
+    [
+        (n, k, b)
+        for n, k in (("stl", 1), ("dreg", 2), ("iwae", 2))
+        for b in (1.0, 0.5, SITES)
+        if (n, b) != ("dreg", SITES)
+    ],
+)
 def test_gradients_of_two_layers_by_quadrature(name, draws, beta):
     start = {"a": 0.4, "b": 0.8, "s1": 0.6, "s2": 0.9}
     nodes, weights = np.polynomial.hermite_e.hermegauss(18)
@@ -248,10 +350,10 @@ def test_gradients_of_two_layers_by_quadrature(name, draws, beta):
     z2 = p["b"] * z1 + p["s2"] * eps[:, 1]
     normal = lambda loc, scale, value: dist.Normal(loc, scale).log_prob(value)  # noqa: E731
     zero, one, x = (torch.tensor(v, dtype=torch.float64) for v in (0.0, 1.0, X))
-    ratio = (
-        normal(zero, one, z2) + normal(z2, one, z1) - normal(p["a"] * X, p["s1"], z1) - normal(p["b"] * z1, p["s2"], z2)
-    )
-    log_w = normal(z1, one, x) + beta * ratio
+    on_z1, on_z2 = (beta[site] if isinstance(beta, dict) else beta for site in SITES)
+    ratio = on_z2 * (normal(zero, one, z2) - normal(p["b"] * z1, p["s2"], z2))
+    ratio = ratio + on_z1 * (normal(z2, one, z1) - normal(p["a"] * X, p["s1"], z1))
+    log_w = normal(z1, one, x) + ratio
     exact = (mass * (log_w.mean(0) if name == "stl" else log_mean_exp(log_w))).sum()
     gradient = dict(zip(p, torch.autograd.grad(exact, list(p.values())), strict=True))
     model, guide, values = two_layers(REPLICAS, **start)
@@ -485,12 +587,101 @@ def test_a_beta_is_refused_where_there_is_no_kl(name):
         elbo(name).loss(*pair, ORACLE.draw(3))
 
 
-def test_dreg_refuses_weights_of_single_sites():
+@pytest.mark.parametrize("checked", [True, False])
+def test_dreg_refuses_weights_of_single_sites(checked):
     model, guide, _ = two_layers(3)
-    pair = scale_kl_pair(model, guide, {"z1": 0.5})
-    with pytest.raises(ValueError, match="dreg: expected one weight of the KL for all sites"):
-        elbo("dreg").loss(*pair, torch.zeros(3, dtype=torch.float64))
-    assert math.isfinite(elbo("stl").loss(*pair, torch.zeros(3, dtype=torch.float64)))
+    x = torch.zeros(3, dtype=torch.float64)
+    tensors = {"z1": torch.tensor(0.5), "z2": torch.tensor(0.5)}  # which may differ at the next step
+    with pyro.validation_enabled(checked):
+        for betas in ({"z1": 0.5}, SITES, tensors):
+            pair = scale_kl_pair(model, guide, betas)
+            with pytest.raises(
+                ValueError, match="dreg: expected one weight of the KL for all sites, got another at 'z2'"
+            ):
+                elbo("dreg").loss(*pair, x)
+            assert math.isfinite(elbo("stl").loss(*pair, x))
+        assert math.isfinite(elbo("dreg").loss(*scale_kl_pair(model, guide, {"z1": 0.5, "z2": 0.5}), x))
+
+
+# Two plates around every site
+
+
+def two_plates(x):
+    def model(x):
+        with pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", x.shape[1], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", x.shape[1], dim=-1):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))  # the posterior
+
+    return model, guide
+
+
+@pytest.mark.parametrize("plate", ["rows", "columns"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
+def test_the_data_plate_may_be_named(name, plate):
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
+    model, guide = two_plates(x)
+    log_px = dist.Normal(0.0, math.sqrt(2)).log_prob(x).sum(1 if plate == "rows" else 0)
+    objective = elbo(name, plate=plate)
+    assert "plate" in options_of(name)
+    if name != "mean-field":  # which is exact in expectation only
+        assert -objective.loss(model, guide, x) == pytest.approx(float(log_px.sum()))
+        torch.testing.assert_close(objective.bound(model, guide, x), log_px)
+    other = "columns" if plate == "rows" else "rows"
+    assert objective.bound(model, guide, x, plate=other).shape == (x.shape[1 if plate == "rows" else 0],)
+    if name not in ("trace", "mean-field", "graph"):  # whose loss is a sum over everything
+        with pytest.raises(ValueError, match=r"name it by plate="):
+            elbo(name).loss(model, guide, x)
+        with pytest.raises(ValueError, match="expected one that encloses every observed site"):
+            elbo(name, plate="pixels").loss(model, guide, x)
+
+
+# Orders near 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
+def test_the_bound_of_any_order_is_that_of_exact_arithmetic(dtype, spread):
+    """Against the power mean by Python's fractions of 60 digits; the gradient against the normalized weights."""
+    log_w = (spread * torch.randn(7, generator=torch.Generator().manual_seed(0))).to(dtype) - 100
+    with decimal.localcontext(prec=60):
+        exact_w = [decimal.Decimal(float(v)) for v in log_w]
+        for alpha in (0.0, 0.5, 0.9, 0.95, 0.999, 1 - 1e-6, 1 - 1e-9, 1 + 1e-6, 1.05, 1.2, 3.0):
+            order = 1 - decimal.Decimal(alpha)
+            powers = [(order * v).exp() for v in exact_w]
+            exact = float((sum(powers) / len(powers)).ln() / order)
+            leaf = log_w.clone().requires_grad_()
+            value = log_mean_exp(leaf, alpha)
+            rounding = 200 * torch.finfo(dtype).eps * (1 + spread)
+            assert float(value.detach()) == pytest.approx(exact, abs=rounding * 10, rel=1e-15), alpha
+            (gradient,) = torch.autograd.grad(value, leaf)
+            weights = torch.tensor([float(p / sum(powers)) for p in powers], dtype=dtype)
+            torch.testing.assert_close(gradient, weights, atol=rounding, rtol=rounding)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.95, 1 - 1e-6, 1.05, 3.0])
+def test_a_draw_of_weight_zero_counts_as_one(alpha):
+    log_w = torch.tensor([[0.3, -torch.inf], [-torch.inf, -torch.inf]], dtype=torch.float64)
+    exact = [0.3 - math.log(2) / (1 - alpha) if alpha < 1 else -math.inf, -math.inf]
+    assert log_mean_exp(log_w, alpha).tolist() == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("name", ["renyi", "dreg"])
+def test_orders_near_one_are_the_elbo_in_single_precision(name):
+    vae = VAE((4,), 2, (5,))
+    x = torch.bernoulli(torch.full((6, 4), 0.4))
+    losses, grads = [], []
+    for alpha in (1.0, 1 - 1e-6):
+        pyro.set_rng_seed(1)
+        loss = elbo(name, alpha=alpha, num_particles=5).differentiable_loss(vae.model, vae.guide, x)
+        losses.append(loss.item())
+        grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(vae.parameters()))]))
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    torch.testing.assert_close(grads[1], grads[0], atol=1e-4, rtol=1e-4)
 
 
 def test_a_subsampled_plate_within_a_datum_is_refused():
@@ -557,6 +748,22 @@ def test_a_program_that_indexes_from_the_left_is_drawn_from_one_by_one():
         ("tvo", {"partitions": 0}, "partitions: expected at least 1"),
         ("tvo", {"first_point": 1.0}, "first_point: expected a number between 0 and 1"),
         ("iwae", {"num_particles": 0}, "num_particles: expected at least 1"),
+        *(
+            (name, {"num_particles": 2.5}, "num_particles: expected a whole number, got float 2.5")
+            for name in OBJECTIVES
+        ),
+        *(
+            (name, {"num_particles": True}, "num_particles: expected a whole number, got bool True")
+            for name in OBJECTIVES
+        ),
+        *((name, {"num_particles": "3"}, "num_particles: expected a whole number, got str '3'") for name in OBJECTIVES),
+        ("miwae", {"num_groups": 1.5}, "num_groups: expected a whole number, got float 1.5"),
+        ("piwae", {"num_groups": True}, "num_groups: expected a whole number, got bool True"),
+        ("tvo", {"partitions": 2.5}, "partitions: expected a whole number, got float 2.5"),
+        ("tvo", {"first_point": None}, "first_point: expected a number between 0 and 1, got NoneType None"),
+        ("renyi", {"alpha": "1"}, "alpha: expected a finite number, got str '1'"),
+        ("dreg", {"alpha": "1"}, "alpha: expected a finite number, got str '1'"),
+        ("ciwae", {"elbo_weight": "half"}, "elbo_weight: expected a share in .0, 1., got str 'half'"),
     ],
 )
 def test_options_out_of_range(name, options, sentence):
