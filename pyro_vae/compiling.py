@@ -63,6 +63,16 @@ def _last_line(text: str) -> str:
     return lines[-1].strip() if lines else "it says nothing"
 
 
+def repays(flops: float, device: torch.device) -> bool:
+    """Whether an evaluation is long enough to be worth compiling, and can be.
+
+    Args:
+        flops: Floating-point operations of all of it.
+        device: Where.
+    """
+    return device.type == "cpu" and flops / CPU_FLOPS >= WORTH_SECONDS / 4 and obstacle() is None
+
+
 def choose(asked: bool | None, steps: int, flops: float, device: torch.device) -> tuple[bool, str]:
     """Whether to compile the steps of a run, and in words why.
 

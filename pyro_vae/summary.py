@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_vae
-from pyro_vae import evidence
+from pyro_vae import compiling, evidence
 from pyro_vae.config import Config
 from pyro_vae.data import Data, Stored
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.evidence import Estimate, Summary
 from pyro_vae.evidence.importance import CHUNK_ROWS
+from pyro_vae.inference.captured_draws import CapturedDraws
 from pyro_vae.inference.training import History
 from pyro_vae.models import VAE
 from pyro_vae.randomness import own_randomness
@@ -56,13 +57,11 @@ def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress
         desc="log p(x)",
     )
     vae.eval()
+    flops = 2.0 * sum(p.numel() for p in vae.parameters()) * len(x) * num_samples
+    captured = CapturedDraws() if compiling.repays(flops, next(vae.parameters()).device) else False
+    options: dict[str, Any] = {"num_samples": num_samples, "chunk_rows": chunk, "compile": captured}
     with own_randomness(seed):
-        return Estimate.cat(
-            [
-                evidence.importance_sampling(vae.model, vae.guide, part, num_samples=num_samples, chunk_rows=chunk)
-                for part in shown
-            ]
-        )
+        return Estimate.cat([evidence.importance_sampling(vae.model, vae.guide, part, **options) for part in shown])
 
 
 @torch.no_grad()

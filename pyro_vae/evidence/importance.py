@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import Delta
 
 from pyro_vae.evidence.estimate import Estimate
+from pyro_vae.inference.captured_draws import CapturedDraws
 from pyro_vae.inference.layout import sample_sites
 from pyro_vae.inference.weights import OuterScale, ProposalDraws, WeightTerms, prior_guide
 
@@ -26,6 +27,7 @@ def importance_sampling(
     plate: str | None = None,
     outer_scale: OuterScale = "refuse",
     vectorize: bool = True,
+    compile: bool | CapturedDraws = False,
     **kwargs: Any,
 ) -> Estimate:
     r"""Estimate log p(x) of each datum with the guide as proposal.
@@ -45,6 +47,8 @@ def importance_sampling(
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
         vectorize: See ``log_weights``.
+        compile: Whether to compile the chunks, all but the first (docs/speed.md); a :class:`CapturedDraws` shares its graphs
+            between calls. The draws are those of an eager call.
         **kwargs: Likewise.
 
     Returns:
@@ -61,7 +65,8 @@ def importance_sampling(
     for name, value in {"num_samples": num_samples, "chunk_rows": chunk_rows}.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}.")
-    draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, vectorize)
+    captured = CapturedDraws() if compile is True else compile or None
+    draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, vectorize, captured)
     _refuse_delta(draws)
     chunk = max(1, chunk_rows // max(1, draws.layout.size))
     sizes = [min(chunk, num_samples - done) for done in range(0, num_samples, chunk)]

@@ -25,6 +25,9 @@ from pyro_vae.randomness import own_randomness
 
 #: Relative difference of loss and gradients up to which a captured step is taken for the eager one.
 ROUNDING = {"float32": 1e-3, "bf16": 3e-2}
+#: Seed of the noise in which programs are captured: another than that of the comparison, so that a draw held as a constant
+#: shows.
+OTHER_NOISE = 20_170_313
 _OPTIONS: dict[str, Any] = {"fallback_random": True}
 
 
@@ -40,7 +43,7 @@ def signature(args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
     """
     leaves, spec = _pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    described = [_describe(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves]
+    described = [describe(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves]
     key = (tuple(described), spec, torch.get_num_threads())
     try:
         hash(key)
@@ -49,7 +52,8 @@ def signature(args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
     return key, tensors
 
 
-def _describe(x: Tensor) -> tuple[Any, ...]:
+def describe(x: Tensor) -> tuple[Any, ...]:
+    """What a graph takes for granted of a tensor."""
     return tuple(x.shape), x.stride(), x.dtype, x.device, x.requires_grad
 
 
@@ -82,7 +86,8 @@ class Watch:
             hook.remove()
             with torch.no_grad():
                 for buffer, value in self._buffers:
-                    buffer.copy_(value)
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
             self._buffers = []
 
     def add(self, module: nn.Module) -> None:
@@ -156,6 +161,9 @@ class Graph:
         function: Takes the tensors of one signature, gives a tuple of tensors (or None); runs Pyro programs.
         tensors: Arguments with which to capture it; run for real, so what it alters is altered.
 
+    Attributes:
+        held: What the function reads besides its arguments, in the graph's order.
+
     Raises:
         NotCapturedError: If it cannot be captured or compiled.
     """
@@ -164,17 +172,22 @@ class Graph:
         try:
             with _quiet():
                 graph = _captured(function, tensors)
-                self._inputs = _lift(graph)
-                self._compiled = _compiled(graph, [*self._inputs, *tensors])
-        except torch.OutOfMemoryError:
+                self.held = _lift(graph)
+                self._compiled = _compiled(graph, [*self.held, *tensors])
+        except (torch.OutOfMemoryError, NotCapturedError):
             raise
         except Exception as error:
             raise NotCapturedError(_reason(error)) from error
 
-    def __call__(self, tensors: list[Tensor]) -> tuple[Any, ...]:
-        """Run it; no autograd graph is made."""
+    def __call__(self, tensors: list[Tensor], held: list[Tensor] | None = None) -> tuple[Any, ...]:
+        """Run it; no autograd graph is made.
+
+        Args:
+            tensors: Arguments of the shapes with which it was captured.
+            held: What stands in the place of the tensors that it holds; None: these.
+        """
         with torch.no_grad():
-            return self._compiled(*self._inputs, *tensors)
+            return self._compiled(*(self.held if held is None else held), *tensors)
 
 
 @contextmanager
@@ -215,6 +228,8 @@ def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
             continue
         if node.target not in held:
             held[node.target] = getattr(graph, node.target)
+            if not isinstance(held[node.target], Tensor):
+                raise NotCapturedError(f"it reads a {type(held[node.target]).__name__}, which is no tensor")
             with graph.graph.inserting_before(first):
                 places[node.target] = graph.graph.placeholder(f"held_{len(held)}")
         node.replace_all_uses_with(places[node.target])

@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from pyro_vae.inference.capture import ROUNDING, Graph, NotCapturedError, Watch, agree, signature, unaltered
+from pyro_vae.inference.capture import (
+    OTHER_NOISE,
+    ROUNDING,
+    Graph,
+    NotCapturedError,
+    Watch,
+    agree,
+    signature,
+    unaltered,
+)
 from pyro_vae.inference.objectives import Terms
 
 #: How many shapes of arguments are captured; a program that keeps changing them runs eagerly.
 SHAPES = 16
-OTHER_NOISE = 20_170_313
 
 
 class Evaluated(NamedTuple):
@@ -128,7 +136,7 @@ class CapturedSteps:
         if not any(has_grad):
             raise NotCapturedError("its loss has no gradient")
         with unaltered(watch, self.objective), pyro.validation_enabled(False):
-            torch.manual_seed(OTHER_NOISE)  # than that of the comparison: a draw held as a constant shows
+            torch.manual_seed(OTHER_NOISE)
             graph = Graph(self._function(args, kwargs, eager), tensors)
         watch.remember(eager.params)
         entry = Entry(graph, watch, eager.params, has_grad)

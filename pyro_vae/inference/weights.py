@@ -22,6 +22,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.captured_draws import CapturedDraws
 from pyro_vae.inference.layout import (
     PARTICLES,
     check_match,
@@ -112,6 +113,7 @@ class ProposalDraws:
         plate: Name of the data plate, see :func:`find_layout`.
         outer_scale: See :func:`log_weights`.
         vectorize: See :func:`log_weights`.
+        captured: Compiles all draws but the first call's, and shares its graphs with other batches; None: eager ones.
 
     Raises:
         ValueError: See :func:`log_weights`.
@@ -126,10 +128,12 @@ class ProposalDraws:
         plate: str | None = None,
         outer_scale: OuterScale = "refuse",
         vectorize: bool = True,
+        captured: CapturedDraws | None = None,
     ) -> None:
         if outer_scale not in ("refuse", "ignore"):
             raise ValueError(f"outer_scale: expected 'refuse' or 'ignore', got {outer_scale!r}.")
         self.model, self.args, self.kwargs, self.vectorize = model, args, kwargs, vectorize
+        self.captured = captured
         if isinstance(poutine.unwrap(guide), GuideMessenger):
             raise ValueError(
                 f"guide: expected a function with sample sites of its own, got the messenger {type(guide).__name__}, which "
@@ -155,6 +159,7 @@ class ProposalDraws:
             for name, site in trace.nodes.items():
                 if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample" and name not in fixed:
                     fixed.add_node(name, **site)
+        self.fixed = fixed
         self.model = poutine.replay(model, trace=fixed)
         self.guide = poutine.replay(guide, trace=fixed)
 
@@ -184,6 +189,14 @@ class ProposalDraws:
         return self._reduce(self._first, self.guide_trace, 1)
 
     def _draw(self, num_samples: int) -> WeightTerms:
+        if self.captured is not None and self._compared and not torch.is_grad_enabled():
+            found = self.captured(self, num_samples)
+            if found is not None:
+                return found
+        return self.eagerly(num_samples)
+
+    def eagerly(self, num_samples: int) -> WeightTerms:
+        """Draw by running model and guide; see :meth:`__call__`."""
         guide_trace = self._guide_trace(num_samples)
         with self._particles(num_samples):
             model_trace = self._replayed(guide_trace)

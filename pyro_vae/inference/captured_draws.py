@@ -1,0 +1,138 @@
+"""Captured draws: log weights of many batches from one compiled graph for each shape."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Transform
+from torch.utils import _pytree
+
+from pyro_vae.inference.capture import (
+    OTHER_NOISE,
+    ROUNDING,
+    Graph,
+    NotCapturedError,
+    Watch,
+    agree,
+    describe,
+    signature,
+    unaltered,
+)
+from pyro_vae.inference.layout import sample_sites
+
+if TYPE_CHECKING:
+    from pyro_vae.inference.weights import ProposalDraws, WeightTerms
+
+
+class CapturedDraws:
+    """The compiled draws of one model and guide, over batch after batch.
+
+    What a batch's posterior holds, its parameters found by the encoder once, is an input of the graph beside the arguments.
+
+    Attributes:
+        captures: How many graphs were made.
+        reason: Why draws are not compiled any more, or None.
+    """
+
+    def __init__(self) -> None:
+        self.captures = 0
+        self.reason: str | None = None
+        self._graphs: dict[Any, _Draw] = {}
+
+    def __call__(self, draws: ProposalDraws, num_samples: int) -> WeightTerms | None:
+        """Draw; None where it must be done eagerly.
+
+        Args:
+            draws: The proposal for one batch.
+            num_samples: K.
+        """
+        if self.reason is not None:
+            return None
+        try:
+            key, tensors = signature(draws.args, draws.kwargs)
+            held = list(_held(draws))
+            key = key, num_samples, tuple(map(describe, held))
+            if key not in self._graphs:
+                self._graphs[key] = _Draw(draws, num_samples, tensors, held)
+                self.captures += 1
+        except NotCapturedError as error:
+            self.reason = str(error)
+            warnings.warn(f"log weights: draws cannot be compiled and are made eagerly: {error}.", stacklevel=4)
+            return None
+        return self._graphs[key](tensors, held)
+
+
+class _Draw:
+    """K draws for batches of one shape."""
+
+    def __init__(self, draws: ProposalDraws, num_samples: int, tensors: list[Tensor], held: list[Tensor]) -> None:
+        watch = Watch(draws.model, draws.guide)
+        for _, site in sample_sites(draws.guide_trace):
+            _trust(site["fn"])
+        with unaltered(watch):
+            eager = draws.eagerly(num_samples)
+        with unaltered(watch):
+            torch.manual_seed(OTHER_NOISE)
+            self._graph = Graph(_function(draws, num_samples), tensors)
+        self._make = type(eager)
+        places = {id(t): k for k, t in enumerate(held)}
+        self._from_batch = [places.get(id(t)) for t in self._graph.held]
+        with unaltered(watch):
+            ours = self(tensors, held)
+        if not agree([*ours], [*eager], ROUNDING["float32"]):
+            raise NotCapturedError("captured, they have other log weights than drawn by Python with the same noise")
+
+    def __call__(self, tensors: list[Tensor], held: list[Tensor]) -> WeightTerms:
+        inputs = [t if k is None else held[k] for t, k in zip(self._graph.held, self._from_batch, strict=True)]
+        return self._make(*self._graph(tensors, inputs))
+
+
+def _function(draws: ProposalDraws, num_samples: int) -> Any:
+    leaves, spec = _pytree.tree_flatten((draws.args, draws.kwargs))
+
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        inputs, kept = iter(given), (draws.args, draws.kwargs)
+        filled = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        try:
+            draws.args, draws.kwargs = _pytree.tree_unflatten(filled, spec)
+            return tuple(draws.eagerly(num_samples))
+        finally:
+            draws.args, draws.kwargs = kept
+
+    return function
+
+
+def _trust(value: Any) -> None:
+    """Switch off the checks of a distribution, which has been checked by the first trace: they cannot be captured."""
+    if isinstance(value, Distribution) and value.__dict__.get("_validate_args", True):
+        value._validate_args = False
+        for inner in vars(value).values():
+            _trust(inner)
+
+
+def _held(draws: ProposalDraws) -> Iterator[Tensor]:
+    """The tensors of a batch's own: parameters of its posterior, and the rows of a subsample."""
+    seen: set[int] = set()
+    for _, site in sample_sites(draws.guide_trace):
+        yield from _tensors(site["fn"], seen)
+    for site in draws.fixed.nodes.values():
+        yield site["value"]
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor that a distribution is made of, once, in an order that depends on its structure alone."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, Distribution | Transform):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        value = [vars(value)[name] for name in sorted(vars(value))]
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner, seen)

@@ -1,0 +1,129 @@
+"""Compiled draws of log w against eager ones, over batches that have posteriors of their own."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae import compiling, evidence, summary
+from pyro_vae.inference import capture
+from pyro_vae.inference.captured_draws import CapturedDraws
+from tests.inference.test_capture import PROGRAMS
+from tests.oracles import LinearGaussian
+
+X = torch.rand(15, 4, generator=torch.Generator().manual_seed(1)).round()
+NAMES = ("vae", "normal likelihood", "continuous", "two layers", "bernoulli", "gamma", "subsampled", "weighted")
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Capture, and run the graph without Inductor."""
+    monkeypatch.setattr(capture, "_compiled", lambda graph, inputs: graph)
+
+
+def estimates(model, guide, compile, parts=(6, 6, 3), num_samples=20, rows=30):
+    """log p(x) of three batches, the last a smaller one."""
+    torch.manual_seed(2)
+    found = [
+        evidence.importance_sampling(model, guide, x, num_samples=num_samples, chunk_rows=rows, compile=compile)
+        for x in X.split(parts)
+    ]
+    return torch.cat([f.log_px for f in found]), torch.cat([f.pareto_k for f in found])
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_draws_as_eagerly(name):
+    model, guide = PROGRAMS[name]()
+    if name in ("vae", "normal likelihood", "continuous", "weighted"):
+        pyro.poutine.unwrap(model).__self__.eval()
+    guide(X)  # parameters are made before either draws
+    captured = CapturedDraws()
+    parts = (5, 5, 5) if name == "subsampled" else (6, 6, 3)
+    ours, theirs = (estimates(model, guide, compile, parts) for compile in (captured, False))
+    assert captured.reason is None
+    assert 1 <= captured.captures <= 4
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_by_inductor():
+    model, guide = PROGRAMS["vae"]()
+    captured = CapturedDraws()
+    ours, theirs = (estimates(model, guide, compile) for compile in (captured, False))
+    assert captured.captures >= 2
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_generator_of_ones_own_is_refused():
+    """The graph would hold it, and the oracle's guide draws from one."""
+    oracle = LinearGaussian()
+    with pytest.warns(UserWarning, match="made eagerly: it reads a Generator, which is no tensor"):
+        found = evidence.importance_sampling(oracle.model, oracle.guide(), oracle.draw(8), chunk_rows=200, compile=True)
+    assert found.num_samples == 5000
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_posteriors_without_a_closed_form_of_parameters():
+    """Full covariance, mixtures and transformed draws: their tensors lie deeper."""
+
+    class Deep(nn.Module):
+        num_params = 4
+
+        def forward(self, params):
+            loc, scale = params.chunk(2, -1)
+            base = dist.Normal(loc, scale.exp()).to_event(1)
+            return dist.TransformedDistribution(
+                base, dist.transforms.AffineTransform(loc, 2 + loc.sigmoid(), event_dim=1)
+            )
+
+    torch.manual_seed(0)
+    vae = pv.VAE((4,), 2, (5,), posterior=Deep()).eval()
+    captured = CapturedDraws()
+    ours, theirs = estimates(vae.model, vae.guide, captured), estimates(vae.model, vae.guide, False)
+    assert captured.captures >= 2
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_captured_is_drawn_eagerly():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if z.sum().item() > 1e9:
+                z = z + 1
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).expand((*z.shape, 4)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1), 0.5))
+
+    captured = CapturedDraws()
+    with pytest.warns(UserWarning, match="draws cannot be compiled and are made eagerly: .*trac"):
+        ours = estimates(model, guide, captured)
+    torch.testing.assert_close(ours, estimates(model, guide, False))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_long_evaluation_compiles(monkeypatch):
+    """By its size, and with the same figures."""
+    torch.manual_seed(0)
+    vae = pv.VAE((4,), 2, (5,)).eval()
+    asked = []
+
+    def repays(flops, device):
+        asked.append(flops)
+        return len(asked) == 2
+
+    monkeypatch.setattr(compiling, "repays", repays)
+    found = [summary.estimate(vae, X, 1000, seed=0).log_px for _ in range(2)]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    assert asked[0] == 2 * sum(p.numel() for p in vae.parameters()) * 15 * 1000
+
+
+def test_what_repays():
+    assert not compiling.repays(1e9, torch.device("cpu"))
+    assert compiling.repays(1e14, torch.device("cpu"))
