@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
 
 from pyro_vae import VAE, elbo, fit
 from pyro_vae.data import Data, Split
@@ -227,3 +228,173 @@ def test_what_is_refused():
             control.loss(*pair, X)
     with pytest.raises(ValueError, match="one weight of the KL for the whole batch"):
         FreeBits(elbo("trace"), 1.0).loss(*scale_kl_pair(model, guide, torch.tensor([1.0, 2.0])), X)
+
+
+# Guides with auxiliary sites
+
+
+def two_constrained(x):
+    with pyro.plate("data", len(x)):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 2.0))
+        share = pyro.sample("share", dist.Beta(2.0, 3.0))
+        pyro.sample("x", dist.Normal(rate * share, 0.5), obs=x)
+
+
+def auto_normal(x):
+    start = {"rate": torch.full((len(x),), 1.3), "share": torch.full((len(x),), 0.7)}
+    guide = AutoNormal(two_constrained, init_loc_fn=init_to_value(values=start), init_scale=0.3)
+    guide(x)
+    return guide
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("make", [lambda o: MinimumRate(o, 1e-9), lambda o: FreeBits(o, 1e-9, "site")])
+def test_the_density_of_an_auxiliary_site_is_in_the_rate(wrapped, make):
+    x = torch.linspace(0.1, 2.0, 500)  # so many that no mean rate of a site is near 0
+    guide = auto_normal(x)
+    objective = elbo(wrapped, max_plate_nesting=1)
+    terms = []
+    for loss in (objective, make(objective)):
+        pyro.set_rng_seed(5)
+        terms.append(loss.terms(two_constrained, guide, x))
+    for ours, theirs in zip(*terms, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_each_auxiliary_site_belongs_to_the_site_made_from_it():
+    x = torch.linspace(0.1, 2.0, 5)
+    guide = auto_normal(x)
+    sites = {}
+    for name in ("rate", "share"):
+        pyro.set_rng_seed(5)
+        trace = poutine.trace(guide).get_trace(x)
+        model_trace = poutine.trace(poutine.replay(two_constrained, trace=trace)).get_trace(x)
+        trace.compute_log_prob()
+        model_trace.compute_log_prob()
+        log_q = trace.nodes[name]["log_prob_sum"] + trace.nodes[f"{name}_unconstrained"]["log_prob_sum"]
+        sites[name] = (log_q - model_trace.nodes[name]["log_prob_sum"]) / 5
+    total = float(sum(rate.detach() for rate in sites.values()))
+    floor = total / 2 + 0.1
+    pyro.set_rng_seed(5)
+    control = FreeBits(elbo("trace", max_plate_nesting=1), floor, "site")
+    terms = control.terms(two_constrained, guide, x)
+    expected = terms.distortion + 5 * sum(rate.clamp(min=floor) for rate in sites.values())
+    torch.testing.assert_close(terms.loss, expected)
+    assert float(terms.rate) == pytest.approx(5 * total)
+
+
+def hidden(x):
+    with pyro.plate("data", len(x)):
+        u = pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        for name in ("rate", "share"):
+            pyro.sample(name, dist.Normal(u, 0.1).expand([len(x)]).mask(True))
+
+
+def test_units_and_sites_whose_rate_is_not_known_are_refused():
+    x = torch.linspace(0.1, 2.0, 5)
+    with pytest.raises(ValueError, match="got the auxiliary site 'rate_unconstrained'.*use per='site'"):
+        FreeBits(elbo("trace"), 0.1).loss(two_constrained, auto_normal(x), x)
+
+    def pair(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("rate", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(a + pyro.sample("share", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    with pytest.raises(
+        ValueError, match="free bits: expected auxiliary sites of the guide named SITE_unconstrained.*'u'"
+    ):
+        FreeBits(elbo("trace"), 0.1, "site").loss(pair, hidden, x)
+    assert math.isfinite(MinimumRate(elbo("trace"), 0.1).loss(pair, hidden, x))
+    point = AutoDelta(pair)
+    with pytest.raises(ValueError, match="expected a density at site 'rate', got a Delta"):
+        FreeBits(elbo("trace"), 0.1).loss(pair, point, x)
+
+
+# Programs and scales
+
+
+CONTROLS = {
+    "free bits": lambda o: FreeBits(o, 0.1),
+    "minimum rate": lambda o: MinimumRate(o, 0.1),
+    "capacity": lambda o: Capacity(o, 0.1),
+    "target rate": lambda o: TargetRate(o, 0.1),
+}
+
+
+@pytest.mark.parametrize("make", CONTROLS.values(), ids=CONTROLS)
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+def test_a_site_that_is_not_in_the_guide_is_named(make, wrapped):
+    def empty(x):
+        pass
+
+    with pytest.raises(ValueError, match="latent site 'z': expected in model and guide, got in the model only"):
+        make(elbo(wrapped)).loss(model, empty, X)
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("make", [lambda o: MinimumRate(o, 1e-9), lambda o: FreeBits(o, 1e-9)])
+@pytest.mark.parametrize("options", [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}])
+def test_an_outer_scale_of_each_datum(wrapped, make, options):
+    """Without effect they are the wrapped objective under the scale; rate and distortion are without it."""
+    x, scale = LinearGaussian().draw(5), torch.tensor([0.5, 1.0, 2.0, 3.0, 0.1], dtype=torch.float64)
+    pair = [poutine.scale(fn, scale) for fn in (LinearGaussian().model, wide_guide)]
+    objective = elbo(wrapped, max_plate_nesting=1, **options)
+    terms = []
+    for loss in (objective, make(objective)):
+        pyro.set_rng_seed(5)
+        terms.append(loss.terms(*pair, x))
+    assert terms[1].loss.shape == ()
+    for ours, theirs in zip(*terms, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("make", CONTROLS.values(), ids=CONTROLS)
+def test_the_data_plate_may_be_named(make):
+    def program(of_model):
+        def fn(x):
+            with pyro.plate("rows", 4, dim=-2), pyro.plate("columns", 3, dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0) if of_model else dist.Normal(1 + x / 2, 0.5))
+                if of_model:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return fn
+
+    x, programs = torch.zeros(4, 3), (program(True), program(False))
+    with pytest.raises(ValueError, match="name it by plate="):
+        make(elbo("mean-field")).loss(*programs, x)
+    control = make(elbo("mean-field", plate="rows"))
+    assert control.bound(*programs, x).shape == (4,)
+    whole = elbo("mean-field").terms(*programs, x)
+    assert float(control.terms(*programs, x).rate) == pytest.approx(float(whole.rate))
+
+
+# What a model is chosen by
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda o: FreeBits(o, 1.0), -10 - 0.5 * 2.0),
+        (lambda o: FreeBits(o, 5.0), -10 - 0.5 * 2.0),  # the floor is for training alone
+        (lambda o: FreeBits(o, 5.0, "site"), -10 - 0.5 * 2.0),
+        (lambda o: MinimumRate(o, 5.0), -10 - 0.5 * 5.0),
+        (lambda o: MinimumRate(o, 1.0), -10 - 0.5 * 2.0),
+    ],
+)
+def test_floors_choose_by_the_weighted_elbo(make, expected):
+    assert make(elbo("trace")).selection(10.0, 2.0, 0.5) == pytest.approx(expected)
+
+
+def test_capacity_and_target_choose_by_the_distance_to_it():
+    assert Capacity(elbo("trace"), 5.0, 100, 7.0).selection(10.0, 2.0, 1.0) == pytest.approx(-10 - 7 * 3)
+    assert TargetRate(elbo("trace"), 5.0, beta_max=9.0).selection(10.0, 2.0, 1.0) == pytest.approx(-10 - 9 * 3)
+
+
+@pytest.mark.parametrize("make", CONTROLS.values(), ids=CONTROLS)
+def test_options_of_another_kind_are_refused(make):
+    kind = type(make(elbo("trace")))
+    with pytest.raises(TypeError, match="expected a positive number of nats, got str '1'"):
+        kind(elbo("trace"), "1")
+    with pytest.raises(TypeError, match="capacity: expected a whole number, got float 2.5"):
+        Capacity(elbo("trace"), 1.0, 2.5)

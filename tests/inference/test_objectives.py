@@ -7,6 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoNormal, init_to_value
+from torch.distributions import biject_to, constraints
 
 from pyro_vae import SVI, VAE, elbo
 from pyro_vae.handlers import scale_kl, scale_kl_pair
@@ -323,3 +325,86 @@ def test_stock_svi_trains_with_it(name):
     # Two equally likely patterns: log p(x) is at most -log 2 a datum; independent pixels get -4 log 2.
     assert 40 * math.log(2) < svi.evaluate_loss(x) < 40 * 2.5 * math.log(2) < before
     assert isinstance(SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), elbo(name)), pyro.infer.SVI)
+
+
+# Guides whose sites pass on an auxiliary draw
+
+LATENTS = {
+    "beta": (dist.Beta(2.0, 2.0), biject_to(constraints.unit_interval)),
+    "gamma": (dist.Gamma(2.0, 2.0), biject_to(constraints.positive)),
+    "log-normal": (dist.LogNormal(0.0, 1.0), biject_to(constraints.positive)),
+}
+
+
+def auto_normal(prior, at=0.8, scale=0.3):
+    """p(z) constrained, x ~ N(z, 0.5); q = AutoNormal."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    start = init_to_value(values={"z": torch.full((3,), at)})
+    return model, AutoNormal(model, init_loc_fn=start, init_scale=scale)
+
+
+@pytest.mark.parametrize("kind", LATENTS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_jacobian_of_an_auto_normal_is_in_its_bound(name, kind):
+    """Against the ELBO by quadrature over the unconstrained value."""
+    prior, transform = LATENTS[kind]
+    model, guide = auto_normal(prior)
+    x = torch.tensor([0.2, 0.7, 1.4])
+    q = dist.Normal(transform.inv(torch.tensor(0.8)), 0.3)
+    u = torch.linspace(float(q.loc) - 2.7, float(q.loc) + 2.7, 4001)
+    z = transform(u)
+    density = prior.log_prob(z) + transform.log_abs_det_jacobian(u, z) - q.log_prob(u)
+    integrand = q.log_prob(u).exp() * (density + dist.Normal(z, 0.5).log_prob(x[:, None]))
+    exact = torch.trapezoid(integrand, u)
+    objective = elbo(name, num_particles=20_000, vectorize_particles=True, max_plate_nesting=1)
+    bound, terms = objective.bound(model, guide, x).detach(), objective.terms(model, guide, x)
+    rate = -torch.trapezoid(q.log_prob(u).exp() * density, u)
+    assert within(bound, exact, torch.full((3,), 1.5 / math.sqrt(20_000)))
+    assert within(-terms.loss.detach(), exact.sum(), 3 * 1.5 / math.sqrt(20_000))
+    assert within(terms.rate, 3 * rate, 3 * 1.5 / math.sqrt(20_000))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("beta", [0.5, {"z": 0.5}])
+def test_a_weight_of_an_auto_normal_is_on_its_auxiliary_site_too(name, beta):
+    model, guide = auto_normal(dist.Beta(2.0, 2.0))
+    pair = scale_kl_pair(model, guide, beta)
+    terms = elbo(name).terms(*pair, torch.tensor([0.2, 0.7, 1.4]))
+    assert terms.loss.item() == pytest.approx(float(terms.distortion + 0.5 * terms.rate))
+
+
+def test_a_weight_that_leaves_out_an_auxiliary_site_is_refused():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(u, 1.0))
+
+    model, _ = auto_normal(dist.Normal(0.0, 1.0))
+    x = torch.zeros(3)
+    with pytest.raises(ValueError, match="auxiliary site 'u': expected the KL weight of site 'z'"):
+        elbo("trace").loss(*scale_kl_pair(model, guide, {"z": 0.5}), x)
+    assert math.isfinite(elbo("trace").loss(*scale_kl_pair(model, guide, 0.5), x))
+
+
+def test_enum_begins_where_the_data_are():
+    """No term of the sum may be on another device; the meta device stands for one."""
+
+    def model(x):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4, device="meta")), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4, device="meta")), infer={"enumerate": "parallel"})
+
+    with pyro.validation_enabled(False):
+        objective = elbo("enum", max_plate_nesting=1)
+        terms = objective.terms(model, guide, torch.zeros(3, device="meta"))
+        assert {part.device.type for part in terms} == {"meta"}
+        assert objective.bound(model, guide, torch.zeros(3, device="meta"), outer_scale="ignore").shape == (3,)

@@ -640,6 +640,34 @@ def test_the_data_plate_may_be_named(name, plate):
             elbo(name, plate="pixels").loss(model, guide, x)
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_all_draws_of_a_bound_are_of_one_subsample(name, vectorize):
+    """At the exact posterior every draw of a datum gives its log p(x): a mean over draws of several data would not."""
+    x, drawn = ORACLE.draw(20), []
+
+    def plate():
+        return pyro.plate("data", 20, subsample_size=4)
+
+    def guide(x):
+        with plate() as rows:
+            drawn.append(rows)
+            mean, factor = ORACLE.posterior(x[rows])
+            pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=factor))
+
+    def model(x):
+        with plate() as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+            likelihood = dist.Normal(z @ ORACLE.weight.T + ORACLE.bias, ORACLE.scale).to_event(1)
+            pyro.sample("x", likelihood, obs=x[rows])
+
+    objective = elbo(name, num_particles=3, vectorize_particles=vectorize)
+    for _ in range(3):
+        loss = objective.loss(model, guide, x)
+        assert -loss == pytest.approx(5 * float(ORACLE.log_px(x[drawn[-1]]).sum()))
+    assert len({tuple(rows.tolist()) for rows in drawn}) >= 3
+
+
 # Orders near 1
 
 
