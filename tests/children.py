@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -80,7 +81,7 @@ class Nursery:
             words: Those of the command line.
             folder: Where its output goes.
             options: ``die=(function, call)``: kill itself in place of a call of a function of ``os``; ``patch``: values for
-                names of modules; ``cwd``: a folder.
+                names of modules; ``cwd``: a folder; ``env``: variables; ``call="module:function"``: what gets the words.
         """
         self.count += 1
         out = folder / f"out-{self.count}.txt"
@@ -91,7 +92,8 @@ def _serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("torch._dynamo", "sklearn.datasets", "pyro_vae.data.named", "pyro_vae.summary", "arviz"):
+    names = ("torch._dynamo", "sklearn.datasets", "pyro_vae.data.named", "pyro_vae.summary", "pyro_vae.train", "arviz")
+    for name in names:
         importlib.import_module(name)
     from pyro_vae import report
 
@@ -109,8 +111,6 @@ def _serve() -> None:
 def _train(question: dict[str, Any]) -> None:
     code = 99
     try:
-        from pyro_vae import train
-
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the tests run in the background
         out = os.open(question["out"], os.O_CREAT | os.O_WRONLY)
@@ -118,13 +118,17 @@ def _train(question: dict[str, Any]) -> None:
         os.dup2(out, 1)
         os.dup2(out, 2)
         os.chdir(question.get("cwd", "."))
+        os.environ.update(question.get("env", {}))
         for name, value in question.get("patch", {}).items():
             module, attribute = name.rsplit(".", 1)
             setattr(importlib.import_module(module), attribute, value)
         if "die" in question:
             _die_in(*question["die"])
-        code = train.main(question["words"])
+        module, name = question.get("call", "pyro_vae.train:main").split(":")
+        code = getattr(importlib.import_module(module), name)(question["words"])
         sys.stdout.flush()
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pyro_vae.data.binarization import binarize
 from pyro_vae.data.stored import Stored
+from pyro_vae.parallel import World
 
 #: How long a worker lives on after a SIGTERM, in seconds.
 WORKER_GRACE = 20
@@ -27,6 +28,7 @@ class Batches:
         redraw: Whether to binarize each batch afresh.
         num_workers: Processes that read ahead where the data are stored; a tensor needs none. They outlive an epoch.
         context: How the workers start (``"fork"``, ``"spawn"``, ``"forkserver"``); None: the platform's way.
+        world: Which of several processes this is: each reads its rows of every batch, and has one at least.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Batches:
         redraw: bool = False,
         num_workers: int = 0,
         context: str | None = None,
+        world: World | None = None,
     ) -> None:
         self.x, self.batch_size, self.redraw = x, batch_size, redraw
+        self.world = world or World()
         self._order = _Order()
         self._loader: DataLoader[Tensor] | None = None
         if isinstance(x, Stored) and num_workers > 0:
@@ -84,8 +88,17 @@ class Batches:
         """
         left = order[done * self.batch_size :]
         left = left if isinstance(self.x, Tensor) else left.cpu()  # whoever reads is there
-        for x in self._read(left.split(self.batch_size) if len(left) else ()):  # nothing splits into one empty batch
-            yield binarize(x, "dynamic", generator) if self.redraw else x
+        batches = left.split(self.batch_size) if len(left) else ()  # nothing splits into one empty batch
+        read = self._read(tuple(self.world.share(rows) for rows in batches))
+        for x, rows in zip(read, batches, strict=True):
+            yield self._redrawn(x, len(rows), generator) if self.redraw else x
+
+    def _redrawn(self, x: Tensor, total: int, generator: torch.Generator) -> Tensor:
+        """A batch of ``total`` data, or this process's rows of it, binarized with the same noise for all processes."""
+        if self.world.size == 1:
+            return binarize(x, "dynamic", generator)
+        noise = torch.rand((total, *x.shape[1:]), generator=generator, device=x.device, dtype=x.dtype)
+        return self.world.share(noise).lt(x).to(x.dtype)
 
     def _read(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
         if isinstance(self.x, Tensor):

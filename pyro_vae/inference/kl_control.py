@@ -21,6 +21,7 @@ from pyro.infer.util import torch_item
 from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales, owner_of
+from pyro_vae.inference.exchange import batch_mean
 from pyro_vae.inference.layout import (
     Layout,
     Site,
@@ -62,6 +63,8 @@ class KLControl(pyro.infer.ELBO):
     #: Whether the latent vector is taken apart into units, sites, or not at all.
     per: str = "all"
     takes_beta: ClassVar[bool] = False
+    #: The loss is no sum over the data, since it has a function of their mean in it.
+    across_batch: ClassVar[bool] = True
 
     def __init__(self, objective: Any) -> None:
         if type(objective) not in (TraceELBO, TraceMeanFieldELBO):
@@ -123,7 +126,8 @@ class KLControl(pyro.infer.ELBO):
             torch.stack(part).mean(0) for part in zip(*parts, strict=True)
         )
         beta = self._beta(pairs[0], layout)
-        loss = scaled + scale * beta * self.penalty(scaled_rates / scale) - extra
+        averaged = batch_mean(scaled_rates / scale, scale)
+        loss = scaled + scale * beta * self.penalty(averaged) - extra
         return Terms(loss, distortion.detach(), rate.detach())
 
     def _sums(self, pair: Pair, layout: Layout) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ import pyro
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae import compiling
+from pyro_vae import compiling, parallel
 from pyro_vae.data import Data, Split
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.history import History, Row
@@ -110,14 +110,16 @@ def fit(
     )
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
     betas = Betas(beta, data.train.x.device)
-    with own_randomness(seed), pyro.get_param_store().scope():
-        chosen = compiling_of(model, data, objective, options, resume)[0]
-        options = dataclasses.replace(options, compile=chosen)
-        training = Training(model, data, objective, betas, options, interrupt)
-        _warn_if_unfinished(betas.steps, epochs * training.steps_per_epoch)
-        if resume is not None:
-            training.load_state_dict(resume)
-        _loop(training, callbacks, progress)
+    with own_randomness(parallel.stream(seed)), pyro.get_param_store().scope():
+        with parallel.together():
+            chosen = compiling_of(model, data, objective, options, resume)[0]
+            options = dataclasses.replace(options, compile=chosen)
+            training = Training(model, data, objective, betas, options, interrupt)
+            _warn_if_unfinished(betas.steps, epochs * training.steps_per_epoch)
+            if resume is not None:
+                training.load_state_dict(resume)
+        with training.shared():
+            _loop(training, callbacks, progress)
     if training.best is not None:
         model.load_state_dict(training.best)
     model.eval()
@@ -139,9 +141,11 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
             if row is not None and progress:
                 bar.clear()
                 print(_line(row, training.options.epochs), flush=True)
-            for callback in callbacks:
-                callback(training)
-            if training.interrupt():
+            with parallel.together():
+                for callback in callbacks:
+                    callback(training)
+            training.stop_reason = parallel.first(training.stop_reason)
+            if training.interrupted():
                 break
     history, whole = training.history, len(training.history) >= training.options.epochs
     history.stopped_by = training.stop_reason or ("epochs" if whole else "interrupted")

@@ -76,6 +76,18 @@ def same_device(state: Mapping[str, Any], device: str) -> bool:
     return False
 
 
+def same_ranks(begun: int, size: int) -> bool:
+    """Whether a run goes on with as many processes as it had; a warning says what follows if it does not."""
+    if begun == size:
+        return True
+    warnings.warn(
+        f"resume: this run was begun by {begun} process{'es' if begun > 1 else ''} and goes on by {size}, with other random "
+        "numbers: it will not end as if it had never been stopped.",
+        stacklevel=3,
+    )
+    return False
+
+
 def check_keys(values: Any, keys: Mapping[str, tuple[type, ...]], where: str) -> None:
     """Refuse what is no dict with these keys and types.
 

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.inference.captured_steps import CapturedSteps, Evaluated
+from pyro_vae.inference.exchange import Exchange
 from pyro_vae.inference.layout import sample_sites
 from pyro_vae.inference.objectives import Terms
 from pyro_vae.inference.optim import FusedOptim, as_pyro_optim
@@ -36,12 +37,15 @@ class NonFiniteLossError(ArithmeticError):
     """
 
     def __init__(self, loss: Any, step: int, site: str | None) -> None:
-        self.step, self.site = step, site
+        self.loss, self.step, self.site = loss, step, site
         where = f"site {site!r} has a log-probability that is not finite" if site else "no single site is to blame"
         super().__init__(
             f"step {step}: expected a finite loss, got {loss}: {where}; the step was not taken. Try a smaller learning rate "
             "or clip_norm."
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.loss, self.step, self.site)
 
 
 class Pending(NamedTuple):
@@ -128,6 +132,17 @@ class SVI(pyro.infer.SVI):
         self._pending: list[Pending] = []
         self._held_bytes = 0
         self._captured = self._captured_steps(loss_and_grads) if compile else None
+        self.exchange: Exchange | None = None
+
+    def share(self, exchange: Exchange) -> None:
+        """From now on a step is one of several processes', each with its share of the batch."""
+        self.exchange, self._used = exchange, UsedData
+        if self._captured is not None and self._across_batch:
+            self._captured.give_up("its objective bends the mean rate of the batch, which lies on several processes")
+
+    @property
+    def _across_batch(self) -> bool:
+        return getattr(self.objective, "across_batch", False)
 
     def _captured_steps(self, loss_and_grads: Any) -> CapturedSteps:
         steps = CapturedSteps(self._with_grads, self.objective, (self.model, self.guide), self.precision)
@@ -157,7 +172,7 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite; no step is taken.
         """
-        terms = self._compiled_step(args, kwargs)
+        terms = self._tensor_step(args, kwargs)
         if terms is None:
             return self._step(args, kwargs, self._loss_and_grads)[0]
         self.settle()
@@ -172,7 +187,7 @@ class SVI(pyro.infer.SVI):
             NonFiniteLossError: If the loss is NaN or infinite; no step is taken.
         """
         self._check_terms()
-        terms = self._compiled_step(args, kwargs)
+        terms = self._tensor_step(args, kwargs)
         return self._step(args, kwargs, self._terms_and_grads)[1] if terms is None else terms
 
     def settle(self) -> None:
@@ -195,7 +210,57 @@ class SVI(pyro.infer.SVI):
         value = step.loss.item()
         if math.isfinite(value):
             raise NonFiniteLossError("a gradient that is not finite", self.steps_taken, None)
-        raise NonFiniteLossError(value, self.steps_taken, self._culprit(step.args, step.kwargs))
+        raise NonFiniteLossError(value, self.steps_taken, self._blamed(step))
+
+    def _blamed(self, step: Pending) -> str | None:
+        if self.exchange is None:
+            return self._culprit(step.args, step.kwargs)
+        return self.exchange.blame(lambda: self._culprit(step.args, step.kwargs))
+
+    def _tensor_step(self, args: Any, kwargs: Any) -> Terms | None:
+        """Take a step that leaves its loss on the device; None where it is an eager one of this process alone."""
+        terms = self._compiled_step(args, kwargs)
+        return terms if terms is not None or self.exchange is None else self._shared_step(args, kwargs, self.exchange)
+
+    def _shared_step(self, args: Any, kwargs: Any, exchange: Exchange) -> Terms:
+        """Take an eager step of one of several processes."""
+        random_state, device_random = torch.get_rng_state(), device_state(exchange.device)
+        exchange.expecting = self._across_batch
+        part = exchange.attempt(
+            lambda: self._evaluated(lambda *a, **k: self._with_grads(a, k), args, kwargs, random_state),
+            NonFiniteLossError,
+        )
+        evaluated = self._exchanged(part)
+        self._pending.append(Pending(args, kwargs, random_state, device_random, evaluated.broken, evaluated.terms.loss))
+        self._take(evaluated)
+        self._settle_if_due()
+        return evaluated.terms
+
+    def _exchanged(self, part: Evaluated | None) -> Evaluated:
+        """A step of the whole batch, from this process's part, or None where that has failed."""
+        if self.exchange is None:
+            assert part is not None  # only a shared step is known to have failed before it ends
+            return part
+        shared = self.exchange() if part is None else self.exchange(*part)
+        terms, broken, grads = shared
+        if self.clip_norm is not None:
+            finite, grads = self._clipped(grads, self.exchange.num_data)
+            broken = torch.maximum(broken, (~finite).float())
+        return Evaluated(Terms(*terms), broken, [] if part is None else part.params, grads)
+
+    def _settle_if_due(self) -> None:
+        if self.exchange is not None:  # then all processes must wait at the same step
+            if self.exchange.due:
+                self.settle()
+        elif len(self._pending) >= HELD_STEPS or self._held_bytes > HELD_BYTES:
+            self.settle()
+
+    def _clipped(self, grads: list[Tensor | None], num_data: int) -> tuple[Tensor, list[Tensor | None]]:
+        """Whether the norm of the gradient is finite, and the gradient scaled down to ``clip_norm`` a datum."""
+        assert self.clip_norm is not None
+        norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
+        share = (self.clip_norm * num_data / (norm + 1e-6)).clamp(max=1.0)
+        return torch.isfinite(norm), [g if g is None else g * share for g in grads]
 
     def _compiled_step(self, args: Any, kwargs: Any) -> Terms | None:
         """Take a compiled step; None where there is none for these arguments."""
@@ -218,13 +283,12 @@ class SVI(pyro.infer.SVI):
                 )
                 self._captured.forget()
                 return self._compiled_step(args, kwargs)
-        evaluated = entry(tensors)
+        evaluated = self._exchanged(entry(tensors))
         loss = evaluated.terms.loss
         self._held_bytes += sum(t.numel() * t.element_size() for t in tensors)
         self._pending.append(Pending(args, kwargs, random_state, device_state(loss.device), evaluated.broken, loss))
         self._take(evaluated)
-        if len(self._pending) >= HELD_STEPS or self._held_bytes > HELD_BYTES:
-            self.settle()
+        self._settle_if_due()
         return evaluated.terms
 
     def _take(self, evaluated: Evaluated) -> None:
@@ -255,11 +319,11 @@ class SVI(pyro.infer.SVI):
         if loss.requires_grad and params:
             grads = [*torch.autograd.grad(loss, params, allow_unused=True)]
         finite = torch.isfinite(loss.detach())
-        if self.clip_norm is not None:
-            norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
-            finite = finite & torch.isfinite(norm)
-            share = (self.clip_norm * seen.num_data / (norm + 1e-6)).clamp(max=1.0)
-            grads = [g if g is None else g * share for g in grads]
+        if self.exchange is not None:
+            self.exchange.see(params)
+        elif self.clip_norm is not None:
+            small, grads = self._clipped(grads, seen.num_data)
+            finite = finite & small
         return Evaluated(Terms(*(part.detach() for part in terms)), (~finite).float(), params, grads)
 
     @contextmanager
@@ -269,6 +333,8 @@ class SVI(pyro.infer.SVI):
         listening = self._modules.recording() if hasattr(self.objective, "terms") else nullcontext()
         used = self._modules.begin()
         with listening, self._used(used) as seen, self._networks():
+            if self.exchange is not None:
+                self.exchange.plates = lambda: seen.plates
             yield used, seen
 
     def check_finite(self, *args: Any, **kwargs: Any) -> None:
@@ -319,7 +385,7 @@ class SVI(pyro.infer.SVI):
         self.steps_taken += 1
         return value, terms
 
-    def _evaluated(self, evaluate: Callable[..., Any], args: Any, kwargs: Any, random_state: Tensor) -> tuple[Any, Any]:
+    def _evaluated(self, evaluate: Callable[..., Any], args: Any, kwargs: Any, random_state: Tensor) -> Any:
         """Evaluate; where validation by Pyro or torch refuses a number that is not finite, say which step and site."""
         try:
             return evaluate(*args, **kwargs)

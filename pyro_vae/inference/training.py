@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae import parallel
 from pyro_vae.data import Batches, Data, Split, Stored
 from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.betas import Betas
+from pyro_vae.inference.exchange import Exchange
 from pyro_vae.inference.history import History, Progress, Row
 from pyro_vae.inference.optim import FusedOptim
 from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
-from pyro_vae.inference.state import check_state, same_device
+from pyro_vae.inference.state import check_state, same_device, same_ranks
 from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.randomness import device_state, own_randomness, set_device_state
@@ -76,12 +78,29 @@ class Training:
             compile=bool(options.compile),
             precision=options.precision,
         )
-        self.batches = Batches(data.train.x, options.batch_size, data.redraw, options.num_workers)
+        self.batches = Batches(
+            data.train.x, options.batch_size, data.redraw, options.num_workers, world=parallel.world()
+        )
         self.steps_per_epoch = len(self.batches)
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after this epoch."""
         self.stop_reason = reason
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Inside, steps are those of all processes of the job, if there are several."""
+        if parallel.world().size == 1:
+            yield
+            return
+        exchange = Exchange(self.model, self.interrupt)
+        self.svi.share(exchange)
+        with exchange.active():
+            yield
+
+    def interrupted(self) -> bool:
+        """Whether this process or another of the job was asked to stop; all must ask at the same time."""
+        return any(parallel.gather(self.interrupt()))
 
     @property
     def step(self) -> int:
@@ -105,7 +124,8 @@ class Training:
             self._finish(self.progress, advance)
             row = self._row(self.progress)
             if self.data.validation is not None:
-                row |= self._validate(self.data.validation)
+                with parallel.together():
+                    row |= self._validate(self.data.validation)
         except Paused:
             return None
         self.progress = None
@@ -125,20 +145,25 @@ class Training:
         with ExitStack() as unchecked:
             for x in self.batches.rest(progress.order, progress.batches, self.order):
                 self._set_rates()
+                size = min(self.options.batch_size, len(self.data.train.x) - progress.seen)
+                if self.svi.exchange is not None:
+                    self.svi.exchange.begin(size)
                 # Pyro and torch validate the first step of a run; the others would take half as long again.
                 if validated and self.step > 0:
                     unchecked.enter_context(pyro.validation_enabled(False))
                     validated = False
                 progress.totals += torch.stack(self.svi.step_terms(x))
-                progress.seen += len(x)
+                progress.seen += size
                 progress.batches += 1
                 advance(lambda: self._so_far(progress))
-                if self.interrupt():
+                if self.interrupt() if self.svi.exchange is None else self.svi.exchange.stop:
                     break
         self.svi.settle()
         if x is not None:
-            with pyro.validation_enabled(False):
+            with parallel.together(), pyro.validation_enabled(False):
                 self.svi.check_finite(x)  # the last step may have been one too far: what it left must not be saved
+        if self.svi.exchange is not None:
+            self.svi.exchange.compare(len(self.history) + 1)
         if not self.history.rows:
             self._check_parameters()
         progress.seconds = time.perf_counter() - started
@@ -147,7 +172,8 @@ class Training:
 
     def _so_far(self, progress: Progress) -> float:
         """What a log line says of an epoch under way: the first wait for the device since the one before."""
-        self.svi.settle()
+        if self.svi.exchange is None:  # else all processes settle at the same step
+            self.svi.settle()
         return progress.elbo()
 
     def _row(self, progress: Progress) -> Row:
@@ -192,7 +218,7 @@ class Training:
                 )
 
     def _poll(self) -> None:
-        if self.interrupt():
+        if self.interrupted():
             raise Paused
 
     def _validate(self, split: Split) -> Row:
@@ -217,6 +243,8 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly: plain containers, numbers and tensors."""
         singles = self._optimizer.source.optim_objs
+        random = {"random": torch.get_rng_state(), "random_device": device_state(self.device)}
+        ranks = parallel.gather(random)
         return {
             "model": self.model.state_dict(),
             "best": self.best,
@@ -227,8 +255,8 @@ class Training:
             "stop_reason": self.stop_reason,
             "compiled": self.svi.compiled,
             "device": self.device.type,
-            "random": torch.get_rng_state(),
-            "random_device": device_state(self.device),
+            **ranks[0],
+            **({"ranks": ranks} if len(ranks) > 1 else {}),
             "order": self.order.get_state(),
             "epoch": None if self.progress is None else self.progress.state_dict(),
         }
@@ -263,11 +291,14 @@ class Training:
             self.betas.set(self.step - 1)
         self.history.rows = list(state["rows"])
         self.stop_reason = state["stop_reason"]
-        if same := same_device(state, self.device.type):
-            torch.set_rng_state(state["random"].cpu())
-            set_device_state(self.device, state["random_device"])
+        ranks, world = state.get("ranks", [state]), parallel.world()
+        same = same_device(state, self.device.type)
+        if same_ranks(len(ranks), world.size) and same:
+            torch.set_rng_state(ranks[world.rank]["random"].cpu())
+            set_device_state(self.device, ranks[world.rank]["random_device"])
         else:
-            torch.manual_seed(self.options.seed + self.step)
+            torch.manual_seed(parallel.stream(self.options.seed + self.step))
+        if not same:
             self.order.manual_seed(self.options.seed + self.step)
         if state["epoch"] is not None:
             self.progress = self._progress(state["epoch"], same)
@@ -308,11 +339,12 @@ def evaluate_terms(
     parts = []
     try:
         with own_randomness(seed), pyro.validation_enabled(False):
-            for batch in x.split(min(EVALUATION_ROWS, rows_of(x.shape))):
+            for batch in parallel.dealt(x, min(EVALUATION_ROWS, rows_of(x.shape)), seed):
                 poll()
-                first = ProposalDraws(model.model, model.guide, (batch,), {}).first
-                parts.append([part[0].cpu().double() for part in first])
+                if batch is not None:
+                    first = ProposalDraws(model.model, model.guide, (batch,), {}).first
+                    parts.append([part[0].cpu().double() for part in first])
     finally:
         model.train(was_training)
-    likelihood, ratio = (torch.cat(part) for part in zip(*parts, strict=True))
+    likelihood, ratio = (torch.cat(part) for part in zip(*parallel.collected(parts), strict=True))
     return likelihood, ratio

@@ -19,6 +19,11 @@ class Used(Messenger):
         super().__init__()
         self.params = params
 
+    @property
+    def plates(self) -> dict[str, Any]:
+        """The plates around all sites, by name; none where no one has asked to see them."""
+        return {}
+
     def _pyro_post_param(self, msg: Any) -> None:
         p = msg["value"].unconstrained()
         self.params[id(p)] = p
@@ -38,7 +43,12 @@ class UsedData(Used):
             self._plates = kept
 
     @property
+    def plates(self) -> dict[str, Any]:
+        """The plates around all sites, by name."""
+        return self._plates or {}
+
+    @property
     def num_data(self) -> int:  # type: ignore[override]
         """Full size of the one plate around all sites, 1 where there is none or several."""
-        plates = list((self._plates or {}).values())
+        plates = list(self.plates.values())
         return plates[0].full_size if len(plates) == 1 else 1

@@ -1,0 +1,160 @@
+"""Jobs of several processes, as ``torchrun`` would start them, and programs whose noise lies in the data."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import distributions as dist
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae import parallel
+from pyro_vae.data import Data, Split
+from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
+from tests.children import Child, Nursery
+
+LATENT, PIXELS = 2, 5
+
+
+class Job:
+    """Processes that are told their ranks; on this machine, without a network.
+
+    Args:
+        nursery: Which forks them.
+        size: How many.
+        words: Those of the command line.
+        folder: Where their outputs go.
+        options: See :meth:`Nursery.start`; ``only={rank: options}`` for single ranks.
+    """
+
+    def __init__(self, nursery: Nursery, size: int, words: Sequence[str], folder: Path, **options: Any) -> None:
+        only = options.pop("only", {})
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        place = {
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        self.ranks: list[Child] = []
+        for rank in range(size):
+            env = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            self.ranks.append(nursery.start(words, folder, env=env, **{**options, **only.get(rank, {})}))
+
+    def wait(self) -> list[int]:
+        """Their exit codes."""
+        return [child.wait() for child in self.ranks]
+
+    @property
+    def texts(self) -> list[str]:
+        """What they printed."""
+        return [child.text for child in self.ranks]
+
+
+class Noisy(dist.Normal):
+    """A normal whose draws have their noise given, in the place of the generator's."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, noise: Tensor) -> None:
+        super().__init__(loc, scale)
+        self.noise = noise
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return self.loc + self.scale * self.noise
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Noisy:
+        return Noisy(*(part.expand(batch_shape) for part in (self.loc, self.scale, self.noise)))
+
+
+class Rows(nn.Module):
+    """A small VAE of rows ``(pixels, noise)``: the noise of its guide's draw goes with the datum.
+
+    Args:
+        full_size: N, which the plate declares; None: the plate is the batch.
+    """
+
+    def __init__(self, full_size: int | None = None, bad: float | None = None) -> None:
+        super().__init__()
+        self.full_size, self.bad = full_size, bad
+        generator = torch.Generator().manual_seed(5)
+        self.encoder, self.decoder = nn.Linear(PIXELS, 2 * LATENT), nn.Linear(LATENT, PIXELS)
+
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(0.5 * torch.randn(p.shape, generator=generator))
+        self.double()
+
+    def plate(self, x: Tensor) -> Any:
+        if self.full_size is None:
+            return pyro.plate("data", len(x), dim=-1)
+        return pyro.plate("data", self.full_size, subsample=torch.arange(len(x)), dim=-1)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("decoder", self.decoder)
+        with self.plate(x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x[..., :PIXELS])
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        loc, log_scale = self.encoder(x[..., :PIXELS]).chunk(2, -1)
+        if self.bad is not None:
+            loc = torch.where(x[..., :1] == self.bad, loc * torch.nan, loc)
+        with self.plate(x):
+            pyro.sample("z", Noisy(loc, log_scale.exp(), x[..., PIXELS:]).to_event(1))
+
+
+def rows(num: int, seed: int = 1) -> Tensor:
+    """Data for it, shape ``(num, PIXELS + LATENT)``."""
+    return torch.randn(num, PIXELS + LATENT, generator=torch.Generator().manual_seed(seed)).double()
+
+
+#: What is compared: the plate's N, the objective, the size of a batch, and more options of ``fit``.
+CASES: dict[str, tuple[int | None, Any, int, dict[str, Any]]] = {
+    "whole plate": (None, lambda: pv.elbo("trace"), 8, {}),
+    "declared size": (22, lambda: pv.elbo("trace"), 8, {}),
+    "declared size, uneven": (22, lambda: pv.elbo("mean-field"), 7, {"clip_norm": 0.5}),
+    "uneven, an empty share": (None, lambda: pv.elbo("mean-field"), 7, {"optimizer": "adamw"}),
+    "fewer data than ranks": (None, lambda: pv.elbo("trace"), 2, {"optimizer": "sgd", "lr": 1e-3}),
+    "clipped, annealed": (
+        None,
+        lambda: pv.elbo("trace"),
+        5,
+        {"clip_norm": 0.1, "beta": pv.schedules.linear(0.0, 1.0, 6)},
+    ),
+    "free bits": (None, lambda: FreeBits(pv.elbo("mean-field"), 0.4), 7, {"beta": 0.7}),
+    "free bits, declared size": (22, lambda: FreeBits(pv.elbo("trace"), 0.4), 7, {}),
+    "minimum rate": (None, lambda: MinimumRate(pv.elbo("trace"), 1.5), 5, {}),
+    "capacity": (None, lambda: Capacity(pv.elbo("mean-field"), 1.0, 10, 3.0), 7, {}),
+    "capacity, declared size": (22, lambda: Capacity(pv.elbo("mean-field"), 1.0, 10, 3.0), 7, {"clip_norm": 1.0}),
+    "target rate": (None, lambda: TargetRate(pv.elbo("trace"), 1.0), 7, {}),
+}
+
+
+def trained(name: str, **more: Any) -> dict[str, Any]:
+    """What training gives in one of the ``CASES``: rows of the history without times, and parameters."""
+    full_size, objective, batch_size, options = CASES[name]
+    model = Rows(full_size)
+    data = Data("rows", Split(rows(22)), Split(rows(9, 2)))
+    options = {"epochs": 3, "lr": 1e-2, "progress": False, **options, **more}
+    history = pv.fit(model, data, elbo=objective(), batch_size=batch_size, **options)
+    times = ("seconds", "images_per_second")
+    kept = [{k: v for k, v in row.items() if k not in times} for row in history.rows]
+    return {"rows": kept, "state": model.state_dict()}
+
+
+def train_all(words: list[str]) -> int:
+    """In each rank: all cases, into a file for each rank."""
+    torch.manual_seed(int(os.environ["RANK"]))
+    with parallel.joined() as world:
+        found = {name: trained(name, **json.loads(words[1])) for name in CASES}
+        torch.save(found, Path(words[0]) / f"rank-{world.rank}.pt")
+    return 0
