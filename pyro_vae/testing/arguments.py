@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae.lookup import unknown
-from pyro_vae.testing.program import Subject, observed_sites, same
+from pyro_vae.testing.program import Slot, Subject, observed_sites, same
 
 
 def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subject, dict[int | str, set[str]]]:
     """Find the data among the arguments.
 
     An argument with a row for each datum is data if rolling its rows moves an observed value. The argument that *is*
-    an observed value (the same tensor, a view, a cast, or the rows that the plate picked) is where simulated
-    data go.
+    an observed value (the same tensor, a view, a cast, or the rows that the plate picked), or of which some entries of
+    each row are (``x[:, t]``), is where simulated data go.
 
     Args:
         subject: The program.
@@ -45,17 +45,33 @@ def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subjec
             feeds[key] = moved
     if subject.layout.size == 1:
         feeds = {key: set() for key in subject.rows}
-    slots: dict[str, int | str] = {}
+    slots: dict[str, Slot] = {}
     for site, found in observed_sites(subject.model_trace):
         for key in feeds:
-            if site not in slots and _holds(subject, tensors[key], found["value"]):
-                slots[site] = key
+            part = subject.layout.size == 1 or site in feeds[key]
+            slot = None if site in slots else _slot(subject, key, found["value"], part, slots)
+            if slot is not None:
+                slots[site] = slot
                 feeds[key].add(site)
     return subject.found(data=tuple(feeds), slots=slots), feeds
 
 
-def _holds(subject: Subject, argument: Tensor, value: Tensor) -> bool:
+def _slot(subject: Subject, key: int | str, value: Tensor, part: bool, taken: dict[str, Slot]) -> Slot | None:
+    """Where an argument holds a value: the whole of it, or, if ``part``, some entries of each row that follow one another."""
+    argument = subject.call.tensors()[key]
     rows = argument if subject.picked is None else argument[subject.picked]
-    if rows is value:
-        return True
-    return rows.numel() == value.numel() and same(rows.double().flatten(), value.double().flatten())
+    size = len(rows)
+    if value.numel() % size or value.numel() > rows.numel() or value.numel() == 0:
+        return None
+    flat, wanted = (t.detach().double().reshape(size, -1) for t in (rows, value))
+    width = wanted.shape[1]
+    if width == flat.shape[1]:
+        return Slot(key, 0, width) if same(flat, wanted) else None
+    if not part or value.dim() == 0 or len(value) != size:
+        return None
+    windows = flat.unfold(1, width, 1)
+    equal = (windows == wanted[:, None]) | (windows.isnan() & wanted.isnan()[:, None])
+    starts = equal.all(-1).all(0).nonzero()[:, 0].tolist()
+    used = {slot.start for slot in taken.values() if slot.key == key}
+    free = [start for start in starts if start not in used] or starts
+    return Slot(key, free[0], width) if free else None

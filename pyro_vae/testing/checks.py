@@ -13,12 +13,14 @@ from pyro_vae.testing.arguments import find_data
 from pyro_vae.testing.batch import check_independence, check_invariance
 from pyro_vae.testing.divergence import check_divergences, check_scales
 from pyro_vae.testing.exact import Exact, check_exact
-from pyro_vae.testing.gradients import check_derivatives, check_gradients
+from pyro_vae.testing.gradients import check_gradients
 from pyro_vae.testing.instances import Factory, check_instances
-from pyro_vae.testing.likelihood import check_determinism, check_mass, check_reading, check_values
+from pyro_vae.testing.likelihood import check_determinism, check_mass, check_values
 from pyro_vae.testing.posterior import check_posterior, reason_against
 from pyro_vae.testing.program import Call, Subject
+from pyro_vae.testing.reading import check_once, check_reading
 from pyro_vae.testing.report import BrokenBound, Ledger, Report
+from pyro_vae.testing.slopes import check_derivatives, check_parameter_slopes
 from pyro_vae.testing.structure import inspect
 from pyro_vae.testing.trained import check_parameters
 
@@ -50,8 +52,8 @@ def check_elbo_bounds(
         exact: log p(x) of each datum, shape ``(B,)``, nats, or, with more power, a function of the arguments that gives it.
         data: Names or positions of the arguments that hold the data, where they are not found by their values.
         plate: Name of the data plate, where several enclose every site.
-        conditional: Sites of the model whose distribution may read the data.
-        without_gradient: Parts of names of parameters that are meant to have no gradient.
+        conditional: Sites of the model whose distribution may read the data, or that score what another site scores.
+        without_gradient: Parts of names of parameters that are meant to have no gradient, or only a part of it.
         factory: A function without arguments that makes a second (model, guide).
         num_samples: How many simulated pairs, and draws for each sampled KL.
         seed: Of all draws.
@@ -75,8 +77,10 @@ def check_elbo_bounds(
         with torch.enable_grad():
             subject = inspect(model, guide, Call(args, kwargs), plate, ledger)
         if subject is not None:
-            _check(subject, declared, set(conditional), ledger, exact, num_samples)
+            deterministic = _check(subject, declared, set(conditional), ledger, exact, num_samples)
             with torch.enable_grad():
+                if deterministic:
+                    check_parameter_slopes(subject, tuple(without_gradient), ledger)
                 check_parameters(subject, tuple(without_gradient), ledger)
                 check_instances(subject, factory, ledger)
         with torch.no_grad():
@@ -88,20 +92,21 @@ def check_elbo_bounds(
 
 def _check(
     subject: Subject, declared: list[int | str], conditional: set[str], ledger: Ledger, exact: Exact | None, num: int
-) -> None:
-    """The laws of values, batch, KL, weights and gradient estimators."""
+) -> bool:
+    """The laws of values, batch, KL, weights and gradient estimators; whether the terms are functions of x and z."""
     with torch.no_grad():
         check_values(subject, ledger)
         check_scales(subject, ledger)
         check_mass(subject, ledger)
         if not check_determinism(subject, ledger):
-            return
+            return False
         subject, feeds = find_data(subject, declared)
         check_independence(subject, ledger)
         check_invariance(subject, ledger)
         follows = check_reading(subject, feeds, conditional, ledger)
+        check_once(subject, feeds, conditional, ledger)
         if ledger.any_broken:
-            return  # what follows would only say the same in other figures
+            return True  # what follows would only say the same in other figures
         check_divergences(subject, num, ledger)
         against = reason_against(subject, follows)
         if against is None:
@@ -115,3 +120,4 @@ def _check(
     with torch.enable_grad():
         check_derivatives(subject, ledger)
         check_gradients(subject, max(48, num // 8), ledger)
+    return True

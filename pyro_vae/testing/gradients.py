@@ -1,4 +1,4 @@
-"""Law ``gradients``: derivatives are those of the terms, and pathwise and score-function estimates agree."""
+"""Law ``gradients``: pathwise and score-function estimates agree."""
 
 from __future__ import annotations
 
@@ -10,79 +10,15 @@ from torch import Tensor
 
 from pyro_vae.testing.program import Scores, Subject, Values, latent_sites, parameters
 from pyro_vae.testing.report import Ledger
+from pyro_vae.testing.slopes import DETACHED
 from pyro_vae.testing.statistics import student_p
 
 LAW = "gradients"
 #: By parameter and estimator: vectors of mean 0, shape ``(repeats, P)``, and the size of what they are made of.
 Differences = dict[tuple[str, str], tuple[Tensor, float]]
 DRAWS = 4
-STEPS = (1e-2, 3e-3)
 PAIR, NULL = "pathwise less score-function gradient", "gradient of E_q[log q] at fixed draws"
-DETACHED = "a value detached on its way (z.detach(), .data, torch.no_grad(), numpy), or a backward pass of one's own"
 UNLIKE = "a guide whose draws are not from the density it scores"
-
-
-def check_derivatives(subject: Subject, ledger: Ledger) -> None:
-    r"""Compare :math:`\partial / \partial z` of every term with a difference quotient, along a random direction."""
-    sites = latent_sites(subject.guide_trace)
-    with torch.no_grad():
-        values, _ = subject.draw()
-    checked = 0
-    for name, site in sites.items():
-        if not site["fn"].has_rsample or not values[name].is_floating_point() or site["infer"].get("is_auxiliary"):
-            continue
-        checked += 1
-        # Small values of a positive latent are moved by little, so that they stay in its support.
-        direction = torch.randn_like(values[name]) * values[name].abs().clamp(1e-2, 1)
-        slopes = _slopes(subject, values, name, direction)
-        quotients = [_quotients(subject, values, name, direction, step) for step in STEPS]
-        for term, slope in slopes.items():
-            if all(_far(slope, *quotient[term]) for quotient in quotients):
-                sizes = [float(quotients[1][term][0].norm()), float(slope.norm())]
-                figures = f"its slope along z is {sizes[0]:.4g} by differences and {sizes[1]:.4g} by autograd"
-                ledger.breaks(LAW, f"{term}, with respect to {name!r}", figures, DETACHED)
-                return
-    if checked:
-        ledger.holds(LAW, "the latent values", "autograd's slopes of all terms are their difference quotients")
-
-
-def _far(slope: Tensor, quotient: Tensor, rounding: float) -> bool:
-    """Whether they differ by more than rounding, a kink or the quotient's own error can explain; shape ``(B,)`` each."""
-    inside = torch.isfinite(quotient) & torch.isfinite(slope)
-    slope, quotient = slope[inside], quotient[inside]
-    size = torch.maximum(slope.norm(), quotient.norm())
-    return bool((slope - quotient).norm() > 0.2 * size + 0.02 + rounding)
-
-
-def _slopes(subject: Subject, values: Values, name: str, direction: Tensor) -> dict[str, Tensor]:
-    leaf = values[name].detach().clone().requires_grad_()
-    found = {}
-    for term, value in subject.evaluate(values | {name: leaf}).parts().items():
-        grad = None
-        if value.requires_grad:
-            (grad,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
-        along = torch.zeros_like(leaf) if grad is None else grad * direction
-        found[term] = _per_datum(subject, name, along)
-    return found
-
-
-def _per_datum(subject: Subject, name: str, value: Tensor) -> Tensor:
-    event_dim = latent_sites(subject.guide_trace)[name]["fn"].event_dim
-    inner = value.flatten(value.dim() - event_dim).sum(-1) if event_dim else value
-    return subject.layout.per_datum(inner)[0].double()
-
-
-@torch.no_grad()
-def _quotients(
-    subject: Subject, values: Values, name: str, direction: Tensor, step: float
-) -> dict[str, tuple[Tensor, float]]:
-    """By term, difference quotients, shape ``(B,)``, and what rounding may add to their norm."""
-    ends = [subject.evaluate(values | {name: values[name] + sign * step * direction}).parts() for sign in (1, -1)]
-    found = {}
-    for term, above in ends[0].items():
-        rounding = 4 * torch.finfo(above.dtype).eps * float(above.nan_to_num(posinf=0, neginf=0).norm()) / step
-        found[term] = (above.double() - ends[1][term].double()) / (2 * step), rounding
-    return found
 
 
 def check_gradients(subject: Subject, repeats: int, ledger: Ledger) -> None:

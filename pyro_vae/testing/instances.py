@@ -27,7 +27,10 @@ def check_instances(subject: Subject, factory: Factory | None, ledger: Ledger) -
     if isinstance(pair, str):
         ledger.skips(LAW, "a second instance", pair)
         return
-    causes = "pyro.module or pyro.param under one name in both; give each instance a name of its own"
+    causes = "pyro.module, pyro.param or PyroParam under one name in both; give each instance names of its own, with a "
+    causes += (
+        "PyroModule by pyro.settings.set(module_local_params=True), or call pyro.clear_param_store() between two fits"
+    )
     try:
         second = subject.found(model=pair[0], guide=pair[1])
         guide_trace = second.traced(second.guide, second.call, second.index)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
-import torch
-from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.inference.layout import is_auxiliary_loss, sample_sites
-from pyro_vae.testing.normalization import NoMassError, total_mass
-from pyro_vae.testing.program import Subject, is_factor, latent_sites, observed_sites, same, tolerance
+from pyro_vae.testing.normalization import elementary, total_mass
+from pyro_vae.testing.program import Subject, is_factor, observed_sites, same, tolerance
+from pyro_vae.testing.quadrature import NoMassError
 from pyro_vae.testing.report import Ledger
 
 LAW = "likelihood"
-#: How many values of one datum are tried to see whether a likelihood that reads its data sums to one.
-MOST_VALUES = 256
 
 
 def check_values(subject: Subject, ledger: Ledger) -> None:
@@ -33,7 +29,7 @@ def check_values(subject: Subject, ledger: Ledger) -> None:
             ledger.skips(LAW, f"site {name!r}", f"{type(site['fn']).__name__} does not name its support")
             continue
         if not bool(inside.all()):
-            kind = type(_innermost(site["fn"])).__name__
+            kind = type(elementary(site["fn"])).__name__
             figures = f"{100 * (1 - float(inside.double().mean())):.0f} % of the data lie outside the support of {kind}"
             causes = "grey pixels under a Bernoulli (binarize them, or use a ContinuousBernoulli), or data that are not scaled"
             ledger.breaks(LAW, f"site {name!r}", figures, causes)
@@ -45,12 +41,6 @@ def _inside(support: Any, value: Tensor) -> Tensor:
         support = support.base_constraint
     inside = support.check(value)
     return inside | value.isnan() if inside.shape == value.shape else inside
-
-
-def _innermost(fn: object) -> object:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
 
 
 def check_determinism(subject: Subject, ledger: Ledger) -> bool:
@@ -81,78 +71,6 @@ def check_determinism(subject: Subject, ledger: Ledger) -> bool:
     return True
 
 
-def check_reading(
-    subject: Subject, feeds: dict[int | str, set[str]], conditional: Collection[str], ledger: Ledger
-) -> bool:
-    """With every site drawn or given, the data arguments move no term; whether simulation follows the density.
-
-    A site may read an argument whose value was observed before it in the model (teacher forcing).
-    """
-    if not subject.data or subject.layout.size < 2:
-        ledger.skips(LAW, "the data", "no data argument was found, or one row only; name it by data=")
-        return False
-    trace = subject.traced(subject.model, subject.call, subject.index, unobserved=True)
-    values = {n: s["value"] for n, s in sample_sites(trace) if not s["is_observed"]}
-    order, places = torch.arange(subject.layout.size).roll(1), [n for n, _ in sample_sites(subject.model_trace)]
-    clean = True
-    for key in subject.data:
-        call = subject.reordered(order, (key,))
-        after = subject.traced(subject.model, call, subject.index | values, unobserved=True)
-        for name in _moved(trace, after):
-            clean = False
-            earlier = [s for s in feeds[key] if places.index(s) < places.index(name)]
-            if name not in conditional and not earlier:
-                _report_reading(subject, name, ledger)
-    if clean:
-        ledger.holds(LAW, "the data", "no term of the model reads them but through its observed value")
-    return clean
-
-
-def _moved(before: Trace, after: Trace) -> list[str]:
-    terms = []
-    for trace in (before, after):
-        sites = [(n, s) for n, s in sample_sites(trace) if not is_auxiliary_loss(s)]
-        terms.append({n: s["fn"].log_prob(s["value"]) for n, s in sites})
-    return [n for n, t in terms[0].items() if not float((terms[1][n] - t).abs().max()) <= tolerance(t)]
-
-
-def _report_reading(subject: Subject, name: str, ledger: Ledger) -> None:
-    where = f"site {name!r} of the model"
-    if name in latent_sites(subject.model_trace):
-        figures = "its prior changes with the data it explains"
-        causes = (
-            "an encoder's output used in the model; p(z) may read covariates, not x, unless declared conditional=[...]"
-        )
-    else:
-        mass = _mass_over_data(subject, name)
-        if mass is not None and float((mass - 1).abs().max()) < 0.01:
-            ledger.holds(LAW, where, "it reads its data, and sums to 1 over all values, as an autoregressive one does")
-            return
-        shown = "" if mass is None else f", and sums to {float(mass.flatten()[0]):.4g} over all values"
-        figures = f"its parameters change with the value it scores{shown}"
-        causes = "a skip connection from the data, or a scale fitted to them; declare an autoregressive one conditional=[...]"
-    ledger.breaks(LAW, where, figures, causes)
-
-
-def _mass_over_data(subject: Subject, name: str) -> Tensor | None:
-    """Sum of p(x|z) over all x where a datum is a few bits; the program runs once for each."""
-    site, key = dict(observed_sites(subject.model_trace))[name], subject.slots.get(name)
-    base = _innermost(site["fn"])
-    if key is None or subject.picked is not None or not getattr(base, "has_enumerate_support", False):
-        return None
-    old = subject.call.tensors()[key]
-    bits = old[0].numel()
-    choices = base.enumerate_support(expand=False).flatten()  # type: ignore[attr-defined]
-    if len(choices) ** bits > MOST_VALUES:
-        return None
-    values, _ = subject.draw()
-    total: Tensor | float = 0.0
-    for row in torch.cartesian_prod(*[choices] * bits).reshape(-1, *old[0].shape):
-        call = subject.call.put({key: row.to(old.dtype).expand(old.shape).clone()})
-        total = total + subject.evaluate(values, call).model[name].double().exp()
-    return torch.as_tensor(total)
-
-
 def check_mass(subject: Subject, ledger: Ledger) -> None:
     """Each site's distribution sums or integrates to one, where that can be had."""
     causes = "a log_prob that is scaled, leaves out its normalizer, or has a wrong Jacobian"
@@ -162,14 +80,17 @@ def check_mass(subject: Subject, ledger: Ledger) -> None:
             if is_factor(site) or (whose == "guide" and site["infer"].get("is_auxiliary")):
                 continue
             try:
-                mass = total_mass(site["fn"])
+                mass = total_mass(site["fn"], site["value"])
             except NoMassError as reason:
                 ledger.skips(LAW, where, str(reason))
                 continue
+            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+                why = f"its log_prob or sample raises {type(error).__name__}: {error}"
+                ledger.skips(LAW, where, f"{type(elementary(site['fn'])).__name__} has no mass to be had, since {why}")
+                continue
             worst = float(mass.flatten()[(mass - 1).abs().argmax()])
             if abs(worst - 1) > 0.01 or worst != worst:
-                ledger.breaks(
-                    LAW, where, f"{type(_innermost(site['fn'])).__name__} has a total mass of {worst:.4g}", causes
-                )
+                kind = type(elementary(site["fn"])).__name__
+                ledger.breaks(LAW, where, f"{kind} has a total mass of {worst:.4g}", causes)
             else:
                 ledger.holds(LAW, where, f"its total mass is {worst:.4g}")

@@ -27,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--elbo-seed", type=int, default=0, metavar="N", help="seed of each check's draws (default: 0)")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse options without sense before any test runs."""
+    if (samples := config.getoption("--elbo-samples")) < 100:
+        raise pytest.UsageError(f"--elbo-samples: expected at least 100, got {samples}; fewer tell nothing.")
+
+
 @pytest.fixture
 def elbo_checks(request: pytest.FixtureRequest) -> Callable[..., Report]:
     """``check_elbo_bounds`` with the command line's samples and seed; a broken law fails the test with its sentence.

@@ -61,6 +61,14 @@ class Call(NamedTuple):
         return Call(args, {key: new.get(key, value) for key, value in self.kwargs.items()})
 
 
+class Slot(NamedTuple):
+    """Where an argument holds an observed value as it is: entries ``start`` to ``start + width`` of each row."""
+
+    key: int | str
+    start: int
+    width: int
+
+
 class Scores(NamedTuple):
     """Log-probabilities of one draw, nats, without scales; each of shape ``(B,)``.
 
@@ -99,7 +107,7 @@ class Subject:
         guide_trace: A first trace of the guide.
         rows: Arguments that have a row for each datum.
         data: Of these, the ones that the observed sites read, found by changing them.
-        slots: Observed site to the argument that holds its value as it is.
+        slots: Observed site to where an argument holds its value as it is.
     """
 
     model: Program
@@ -111,7 +119,7 @@ class Subject:
     guide_trace: Trace
     rows: tuple[int | str, ...] = ()
     data: tuple[int | str, ...] = ()
-    slots: dict[str, int | str] = field(default_factory=dict)
+    slots: dict[str, Slot] = field(default_factory=dict)
 
     @property
     def picked(self) -> Tensor | None:
@@ -160,13 +168,12 @@ class Subject:
         values = {n: s["value"].detach() for n, s in sample_sites(trace) if not s["is_observed"]}
         x = {n: values.pop(n) for n in names}
         new: dict[int | str, Tensor] = {}
-        for site, key in self.slots.items():
+        for site, (key, start, width) in self.slots.items():
             old = new.get(key, self.call.tensors()[key])
-            rows = x[site].to(old.dtype)
-            if self.picked is None:
-                new[key] = rows.reshape(old.shape)
-            else:
-                new[key] = old.index_put((self.picked,), rows.reshape(len(self.picked), *old.shape[1:]))
+            flat = old.reshape(len(old), -1).clone()
+            rows = slice(None) if self.picked is None else self.picked
+            flat[rows, start : start + width] = x[site].to(old.dtype).reshape(-1, width)
+            new[key] = flat.reshape(old.shape)
         return self.call.put(new), values, x
 
     def reordered(self, order: Tensor, keys: tuple[int | str, ...] | None = None) -> Call:
@@ -185,6 +192,12 @@ class Subject:
             axis = value.dim() - sites[name]["fn"].event_dim + self.layout.dim
             taken[name] = value.index_select(axis, order.to(value.device))
         return taken
+
+    def rows_of(self, name: str, marked: Tensor) -> Tensor:
+        """Which data have a marked entry in the value of a site, shape ``(B,)``."""
+        event_dim = dict(sample_sites(self.model_trace))[name]["fn"].event_dim
+        inner = marked.double().flatten(marked.dim() - event_dim).sum(-1) if event_dim else marked.double()
+        return self.layout.per_datum(inner)[0] > 0
 
     def found(self, **changes: Any) -> Subject:
         """The same with more known of it."""

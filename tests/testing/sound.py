@@ -9,7 +9,8 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoNormal
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal, init_to_value
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -250,6 +251,97 @@ def auto_normal() -> Case:
     return Case(model, AutoNormal(model), (randn(8),))
 
 
+def auto_normal_of(prior: dist.Distribution) -> Callable[[], Case]:
+    """A constrained latent: the guide's site is a Delta that carries the Jacobian."""
+
+    def make() -> Case:
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", prior)
+                pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+        start = init_to_value(values={"z": torch.full((8,), 0.8)})
+        return Case(model, AutoNormal(model, init_loc_fn=start, init_scale=0.3), (0.5 + randn(8).abs(),))
+
+    make.__name__ = f"auto_normal_{type(prior).__name__.lower()}"
+    return make
+
+
+def steep_prior() -> Case:
+    """A Gamma prior of shape 0.03, most of whose mass lies below the numbers of single precision, and a relu encoder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        encoder = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(0.03, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 3), 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module(f"steep{id(encoder)}", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(*(nn.functional.softplus(encoder(x)) + 0.3).unbind(-1)))
+
+    return Case(model, guide, (randn(8, 3).abs(),))
+
+
+def zero_inflated() -> Case:
+    """Counts whose distribution gives its batch shape as a tuple."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.ZeroInflatedPoisson(z.exp(), gate=torch.tensor(0.2)), obs=x)
+
+    def guide(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.7))
+
+    return Case(model, guide, (torch.poisson(torch.ones(9), torch.Generator().manual_seed(2)),))
+
+
+def sequence() -> Case:
+    """A site for each step in time, the data slices of one argument."""
+
+    def model(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.6))
+        with pyro.plate("data", len(x)):
+            z = torch.zeros(())
+            for t in range(x.shape[1]):
+                z = pyro.sample(f"z{t}", dist.Normal(slope * z, 1.0))
+                pyro.sample(f"x{t}", dist.Poisson(nn.functional.softplus(z) + 0.1), obs=x[:, t])
+
+    def guide(x: Tensor) -> None:
+        w = pyro.param("w", torch.tensor([0.3, 0.2]))
+        with pyro.plate("data", len(x)):
+            z = torch.zeros(())
+            for t in range(x.shape[1]):
+                z = pyro.sample(f"z{t}", dist.Normal(w[0] * x[:, t] + w[1] * z - 0.2, positive("scale", 0.8)))
+
+    return Case(model, guide, (torch.poisson(torch.ones(8, 4), torch.Generator().manual_seed(3)),))
+
+
+def two_likelihoods() -> Case:
+    """Each datum is scored at one of two sites, by what kind it is."""
+
+    def model(x: Tensor, kind: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with poutine.mask(mask=kind):
+                pyro.sample("narrow", dist.Normal(z, 0.5), obs=x)
+            with poutine.mask(mask=~kind):
+                pyro.sample("wide", dist.Laplace(z, 1.0), obs=x)
+
+    def guide(x: Tensor, kind: Tensor) -> None:
+        w = pyro.param("w", torch.tensor([0.4, 0.7]))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.where(kind, w[1], w[0]) * x, positive("scale", 0.7)))
+
+    return Case(model, guide, (randn(10), randn(10, seed=5) > 0))
+
+
 def weighted_kl() -> Case:
     toy = Toy()
     return Case(*scale_kl_pair(toy.model, toy.guide, 4.0), toy.data())
@@ -295,6 +387,7 @@ SOUND = {
     for make in (
         exact_posterior, wrong_guide, narrow_guide, plain_vae, package_vae, two_layers, discrete, subsampled, minibatch,
         conditional, counts, fractions, masked, labels, local_parameters, auto_normal, weighted_kl, heavy_tails,
-        correlated_guide, closure,
+        correlated_guide, closure, steep_prior, zero_inflated, sequence, two_likelihoods,
+        *map(auto_normal_of, (dist.Gamma(2.0, 2.0), dist.Beta(2.0, 2.0), dist.LogNormal(0.0, 1.0))),
     )
 }  # fmt: skip

@@ -54,6 +54,14 @@ def test_options_are_taken_and_what_was_checked_is_shown(output):
     assert "exact= was not given" in output
 
 
+def test_too_few_samples_are_refused_before_any_test_runs():
+    command = [sys.executable, "-m", "pytest", "-p", "pyro_vae.testing.plugin", "--elbo-samples", "10", "-n", "0"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "examples"], capture_output=True, text=True, check=False, cwd=ROOT, env=env)
+    assert done.returncode == 4
+    assert done.stderr.strip() == "ERROR: --elbo-samples: expected at least 100, got 10; fewer tell nothing."
+
+
 def test_the_mended_example_passes(monkeypatch):
     example = importlib.import_module("examples.faulty_vae")
     monkeypatch.setattr(example, "FAULTY", False)

@@ -23,6 +23,8 @@ ALIKE = {
     "heavy_tails",
     "exact_posterior",
     "minibatch",
+    "auto_normal_gamma",
+    "auto_normal_lognormal",
 }
 
 
@@ -47,6 +49,14 @@ def test_false_alarms_of_two_thousand_calls():
             except BrokenBound as error:
                 alarms.append((name, seed, str(error)))
     assert len(alarms) <= 7, alarms
+
+
+@pytest.mark.parametrize("name", ["sequence", "zero_inflated", "two_likelihoods"])
+def test_data_in_slices_and_at_masked_sites_are_simulated(name):
+    case = SOUND[name]()
+    report = check_elbo_bounds(case.model, case.guide, *case.args, num_samples=100)
+    expected = "not checked" if name == "two_likelihoods" else "held"  # of a masked site nothing is drawn
+    assert report.laws["posterior"] == expected
 
 
 def test_what_cannot_be_checked_is_said():

@@ -107,9 +107,22 @@ class _Tilted(_Three):
         return super().log_prob(value) + 0.5 * self.loc.square().sum(-1)
 
 
-@fault("posterior")
+@fault("likelihood")
 class FactorOfTheLatent(ThreeUnits):
     likelihood_kind = _Tilted
+
+
+class _TiltedTogether(dist.MultivariateNormal):
+    """The same of dependent units, over which there is no integral."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value) + 0.5 * self.loc.square().sum(-1)
+
+
+@fault("posterior")
+class FactorOfTheLatentOfDependentUnits(ThreeUnits):
+    def likelihood(self, loc: Tensor, x: Tensor) -> dist.Distribution:
+        return _TiltedTogether(loc, 0.5 * torch.eye(3) + 0.2)
 
 
 # instances

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform
 
-from tests.testing.toy import Toy, Z, fault
+from tests.testing.toy import ONE, Toy, Z, fault
 
 # likelihood
 
@@ -42,6 +45,75 @@ class _SquaredError(dist.Normal):
 class SquaredError(Toy):
     def likelihood(self, loc: Tensor, x: Tensor) -> dist.Distribution:
         return _SquaredError(loc, 0.8).to_event(1)
+
+
+class _VectorSquaredError(dist.TorchDistribution):
+    """The best-known one: minus the squared error of a whole vector as its log-probability."""
+
+    arg_constraints: ClassVar = {"loc": constraints.real_vector}
+    support = constraints.real_vector
+
+    def __init__(self, loc: Tensor, validate_args: bool | None = None) -> None:
+        self.loc = loc
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> dist.TorchDistribution:
+        return type(self)(self.loc.expand(*batch_shape, *self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -0.5 * (value - self.loc).square().sum(-1)
+
+
+class _WithDraws(_VectorSquaredError):
+    def sample(self, sample_shape: torch.Size = ONE) -> Tensor:
+        return self.loc + torch.randn(torch.Size(sample_shape) + self.loc.shape)
+
+
+class _WithoutSpread(_VectorSquaredError):
+    def sample(self, sample_shape: torch.Size = ONE) -> Tensor:
+        return self.loc.expand(torch.Size(sample_shape) + self.loc.shape)
+
+
+@fault("likelihood")
+class VectorSquaredError(Toy):
+    """It draws nothing; the integral begins at the data."""
+
+    kind: ClassVar[type[_VectorSquaredError]] = _VectorSquaredError
+
+    def likelihood(self, loc: Tensor, x: Tensor) -> dist.Distribution:
+        return self.kind(loc)
+
+
+@fault("likelihood")
+class VectorSquaredErrorWithDraws(VectorSquaredError):
+    kind = _WithDraws
+
+
+@fault("likelihood")
+class VectorSquaredErrorThatDrawsItsMean(VectorSquaredError):
+    kind = _WithoutSpread
+
+
+@fault("likelihood")
+class ScoredTwice(Toy):
+    def model(self, x: Tensor) -> None:
+        self.register("decoder")
+        with pyro.plate("data", len(x)):
+            likelihood = self.likelihood(self.decode(pyro.sample("z", self.prior(x))), x)
+            pyro.sample("x", likelihood, obs=x)
+            pyro.sample("again", likelihood, obs=x)
+
+
+@fault("likelihood")
+class ScoredTwiceInPart(Toy):
+    """One pixel of three is in both halves, once in other units."""
+
+    def model(self, x: Tensor) -> None:
+        self.register("decoder")
+        with pyro.plate("data", len(x)):
+            loc = self.decode(pyro.sample("z", self.prior(x)))
+            pyro.sample("left", dist.Normal(loc[..., :2], 0.8).to_event(1), obs=x[..., :2])
+            pyro.sample("right", dist.Normal(2 * loc[..., 1:], 1.6).to_event(1), obs=2 * x[..., 1:])
 
 
 class _BernoulliTimesTwo(dist.Bernoulli):

@@ -169,6 +169,23 @@ class DetachedLayer(Toy):
 
 
 @fault("gradients")
+class DetachedMean(Toy):
+    """Of the encoder's two heads, which share a layer, one stands still: every parameter has some gradient."""
+
+    def posterior(self, h: Tensor) -> dist.Distribution:
+        loc, log_scale = h.chunk(2, -1)
+        return dist.Normal(loc.detach(), (0.3 * log_scale - 0.3).exp()).to_event(1)
+
+
+@fault("gradients")
+class DetachedPixel(Toy):
+    """The decoder learns from two pixels of three."""
+
+    def likelihood(self, loc: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Normal(torch.cat([loc[..., :1].detach(), loc[..., 1:]], -1), 0.8).to_event(1)
+
+
+@fault("gradients")
 class FactorWithoutConstraint(Toy):
     """A full matrix as Cholesky factor: draws read its upper triangle, the density does not."""
 
