@@ -149,3 +149,16 @@ def test_schedules_reach_a_compiled_step():
             found.append(history["objective"])
         assert found[0] == pytest.approx(found[1], rel=1e-4)
         assert len({round(v, 3) for v in found[0]}) == 4
+
+
+def test_bfloat16_trains_to_the_same_elbo(tmp_path):
+    """After equal steps from one seed the test ELBO differs by less than its standard error over data."""
+    found = {}
+    for precision in ("float32", "bf16"):
+        run = tmp_path / precision
+        flags = ["--epochs", "15", "--precision", precision, "--num-samples", "10", "--quiet", "--run-dir", str(run)]
+        assert main(flags) == 0
+        found[precision] = json.loads((run / "summary.json").read_text())["test"]["elbo"]
+    ours, theirs = found["bf16"], found["float32"]
+    assert ours["value"] != theirs["value"]
+    assert abs(ours["value"] - theirs["value"]) < theirs["std_error"]
