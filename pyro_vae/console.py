@@ -219,6 +219,7 @@ def _sentence(text: str) -> str:
     parts = re.split(r"\n[─-]+\n", "\n".join(lines).strip())
     first = " ".join(parts[0 if boxed or len(parts) == 1 else 1].split())
     first = re.sub(r"^Error parsing (.*?): ", r"\1: ", first).rstrip(".")
+    first = re.sub(r"Could not find valid parse for arguments: \[(.*)\]", r"expected numbers, got \1", first)
     first = re.sub(r"^Missing value for argument '(.*?)'\..*", r"\1: expected a value, got none", first)
     return f"{first}; see --help."
 
@@ -279,7 +280,7 @@ def _several(hint: Any) -> str | None:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is not tuple:
         return None
-    return "N ..." if typing.get_args(hint)[0] is int else "PATH ..."
+    return {int: "N ...", float: "X ..."}.get(typing.get_args(hint)[0], "PATH ...")
 
 
 @_REGISTRY.primitive_rule

@@ -25,7 +25,7 @@ from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
 from pyro_vae.inference.loop import Callback, compiling_of, early_stopping, fit
-from pyro_vae.inference.registry import elbo
+from pyro_vae.inference.registry import OBJECTIVES, elbo, options_of
 from pyro_vae.inference.state import check_state
 from pyro_vae.inference.training import FitOptions, History, Training, never
 from pyro_vae.lookup import lookup
@@ -159,8 +159,23 @@ def make_objective(config: Config) -> Any:
         options["vectorize_particles"] = True
     for name in ("num_particles", "num_groups", "alpha", "elbo_weight", "partitions"):
         if (value := getattr(t, name)) is not None:
+            if name not in options_of(t.elbo):
+                others = " or ".join(other for other in OBJECTIVES if name in options_of(other))
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: expected with --elbo {others}, got --elbo {t.elbo}; drop it."
+                )
             options[name] = value
+    _check_companions(config)
     return _controlled(elbo(t.elbo, **options), config)
+
+
+def _check_companions(config: Config) -> None:
+    """Refuse a flag that would do nothing without another."""
+    t = config.train
+    if t.free_bits is None and t.free_bits_per != "unit":
+        raise ValueError(f"free_bits_per: expected with --free-bits, got {t.free_bits_per!r} alone; drop it.")
+    if t.capacity is None and t.capacity_weight != 100.0:
+        raise ValueError(f"capacity_weight: expected with --capacity, got {t.capacity_weight:g} alone; drop it.")
 
 
 def _controlled(objective: Any, config: Config) -> Any:

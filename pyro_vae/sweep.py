@@ -27,7 +27,8 @@ def check(betas: Sequence[float], config: Config) -> None:
     """
     if len(betas) < 2 or len(set(betas)) < len(betas):
         raise ValueError(
-            f"beta_sweep: expected at least two different weights, such as 0.1 0.5 1 2 4 8, got {list(betas)}."
+            f"beta_sweep: expected at least two different weights, such as 0.1 0.5 1 2 4 8, got "
+            f"{' '.join(f'{beta:g}' for beta in betas) or 'none'}."
         )
     for beta in betas:
         if not math.isfinite(beta) or beta < 0:
@@ -70,7 +71,8 @@ def finished(folder: Path, config: Config) -> dict[str, Any] | None:
     path = folder / "summary.json"
     if not path.is_file():
         return None
-    if changed := config.differences(Config.read(folder / "config.json")):
+    chosen = frozenset({"compile"} if config.train.compile is None else ())  # when the run began, and kept with it
+    if changed := config.differences(Config.read(folder / "config.json"), chosen):
         raise ValueError(
             f"run directory {folder}: expected a run of this sweep, got one with {', '.join(changed)}; take another "
             "--run-dir, or --overwrite it."

@@ -99,6 +99,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
         default = Arguments(before.data, before.model, before.train, before.evaluate)
     args = console.parse(Arguments, argv, default, prog="python -m pyro_vae.train", description=__doc__)
     config = Config(_located(args.data), args.model, args.train, args.evaluate)
+    if not args.run.beta_sweep and any(word.replace("_", "-") == "--beta-sweep" for word in argv):
+        sweep.check((), config)
     if folder is not None and (changed := config.differences(before, FREE | _moved(config, before))):
         raise ValueError(
             f"--resume {folder}: expected the configuration of that run, got {', '.join(changed)}; leave these flags out, or "

@@ -74,7 +74,10 @@ def test_the_same_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        ("--beta-sweep 1", "at least two different weights"),
+        ("--beta-sweep", "at least two different weights, such as 0.1 0.5 1 2 4 8, got none"),
+        ("--beta_sweep --seed 3", "at least two different weights, such as 0.1 0.5 1 2 4 8, got none"),
+        ("--beta-sweep 1", "at least two different weights, such as 0.1 0.5 1 2 4 8, got 1"),
+        ("--beta-sweep 1 x", "--beta-sweep: expected numbers, got '1', 'x'"),
         ("--beta-sweep 1 1", "at least two different weights"),
         ("--beta-sweep 1 -2", "got -2"),
         ("--beta-sweep 1 nan", "got nan"),
@@ -92,6 +95,28 @@ def test_bad_sweeps_write_nothing(tmp_path, monkeypatch, capsys, words, what):
     assert what in error
     assert error.count("\n") == 1
     assert {p.name for p in tmp_path.rglob("*")} == {"notes.txt", "taken"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--free-bits-per site", "free_bits_per: expected with --free-bits, got 'site' alone; drop it."),
+        ("--capacity-weight 3", "capacity_weight: expected with --capacity, got 3 alone; drop it."),
+        ("--elbo iwae --alpha 0.5", "--alpha: expected with --elbo renyi or dreg, got --elbo iwae; drop it."),
+        (
+            "--elbo trace --num-groups 3",
+            "--num-groups: expected with --elbo miwae or piwae, got --elbo trace; drop it.",
+        ),
+        ("--elbo stl --elbo-weight 0.3", "--elbo-weight: expected with --elbo ciwae, got --elbo stl; drop it."),
+        ("--elbo iwae --partitions 3", "--partitions: expected with --elbo tvo, got --elbo iwae; drop it."),
+        ("--elbo tvo --partitions 0", "partitions: expected at least 1, got 0."),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert train.main([*SMALL, *words.split()]) == 2
+    assert capsys.readouterr().err == f"pyro_vae.train: error: {sentence}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_of_other_settings_is_not_taken_for_one_of_the_sweep(tmp_path, capsys):
