@@ -187,8 +187,8 @@ BAD = [
     # What an objective refuses.
     ("--elbo rws --beta 2", "weight of the KL", "elbo('trace')"),
     ("--elbo tvo --anneal linear:0:10", "weight of the KL", "elbo('trace')"),
-    ("--elbo trace --alpha 0.5", "unknown option 'alpha'", "num_particles"),
-    ("--elbo iwae --num-groups 2", "unknown option 'num_groups'", "num_particles"),
+    ("--elbo trace --alpha 0.5", "--alpha: expected with", "--elbo renyi or dreg"),
+    ("--elbo iwae --num-groups 2", "--num-groups: expected with", "--elbo miwae or piwae"),
     ("--elbo vimco --num-particles 1", "got 1", "at least 2 for vimco"),
     ("--elbo renyi --alpha nan", "got nan", "0 the bound of iwae"),
     ("--elbo ciwae --elbo-weight 2", "got 2", "in [0, 1]"),
