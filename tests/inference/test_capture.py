@@ -191,7 +191,7 @@ NOT_FOR = {
     "bernoulli": {"mean-field", "iwae", "renyi", "dreg", "stl", "miwae", "ciwae", "piwae", "free bits", "minimum rate",
                   "capacity", "target rate", "enum"},
     "enumerated": {*OBJECTIVES} - {"enum"},
-    "subsampled": set(),
+    "module style": {"free bits"},  # an autoguide gives Deltas, which have no units
     # Dropout draws at every evaluation: these evaluate a guide twice, or compare draws made in two ways.
     "noisy": {"iwae", "renyi", "dreg", "stl", "vimco", "miwae", "ciwae", "piwae", "rws", "tvo"},
     **{name: {"rws", "tvo", "capacity", "target rate"} for name in ("weighted", "weighted by a number")},
