@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -133,3 +135,13 @@ def test_pyro_modules_are_told_of_local_parameters():
     with pyro.settings.context(module_local_params=True):
         module = Modules()
         assert check_elbo_bounds(module.model, module.guide, x, num_samples=100).laws["instances"] == "held"
+
+
+def test_the_docs_tell_the_number_of_faults():
+    docs = " ".join((Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8").split())
+    assert f"plants {len(LAW) + len(COHERENT)} faults in sound models. The {len(LAW)} incoherent ones" in docs
+    assert f"The {len(COHERENT)} coherent ones" in docs
+    counts = Counter(LAW.values())
+    for law in ("structure", "likelihood", "gradients", "posterior", "invariance", "instances"):
+        assert f"{counts[law]} by `{law}`" in docs
+    assert counts["independence"] == counts["kl"] == 7

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyro_vae.testing.__main__ as selftest
-from pyro_vae.testing import check_elbo_bounds
+from pyro_vae.testing import BrokenBound, check_elbo_bounds
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +66,16 @@ def test_the_mended_example_passes(monkeypatch):
     example = importlib.import_module("examples.faulty_vae")
     monkeypatch.setattr(example, "FAULTY", False)
     example.test_the_elbo_is_a_bound(check_elbo_bounds)
+
+
+def test_the_docs_show_what_the_example_says():
+    """Sentence by sentence, but for the figures, which another torch may draw otherwise."""
+    example = importlib.import_module("examples.faulty_vae")
+    with pytest.raises(BrokenBound) as caught:
+        example.test_the_elbo_is_a_bound(check_elbo_bounds)
+    docs, said = ((ROOT / "docs" / "testing.md").read_text(encoding="utf-8"), str(caught.value))
+    docs, said = (re.sub(r"\d[\d.]*\d|\d", "#", " ".join(text.split())) for text in (docs, said))
+    assert said in docs
 
 
 def test_nothing_heavy_is_imported_before_a_test_asks():
