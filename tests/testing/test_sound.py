@@ -24,6 +24,8 @@ ALIKE = {
     "exact_posterior",
     "minibatch",
     "auto_normal_gamma",
+    "sequence",
+    "zero_inflated",
     "auto_normal_lognormal",
 }
 
