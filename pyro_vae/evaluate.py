@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from pyro_vae import console, machine, pipeline, threads
+from pyro_vae import console, machine, parallel, pipeline, threads
 from pyro_vae.claim import try_out
 from pyro_vae.interruptions import listening, signal_of
 from pyro_vae.runs import RunDirectory, load
@@ -56,11 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for bad input, or 128 + the number of a signal (130 for Ctrl-C).
     """
     argv = sys.argv[1:] if argv is None else argv
-    if "--version" in argv:
-        print(console.versions())
-        return 0
-    with listening(), ExitStack() as within:
+    with parallel.one_voice(), listening(), ExitStack() as within:
+        if "--version" in argv:
+            print(console.versions())
+            return 0
         try:
+            within.enter_context(parallel.joined())
             return _command(argv, within)
         except KeyboardInterrupt as stop:
             print(
@@ -72,20 +73,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str], within: ExitStack) -> int:
     try:
-        args = console.parse(Arguments, argv, prog="python -m pyro_vae.evaluate", description=__doc__)
-        say = pipeline.silent if args.quiet else print
-        if not args.runs:
-            raise ValueError("runs: expected the folder of at least one run, got none.")
-        threads.set_threads(args.threads)
-        device, words = machine.resolve_device(args.device)
-        runs = [load(path) for path in args.runs]
-        say(f"{console.versions()}, device {words}, {torch.get_num_threads()} threads")
-        for run in runs:
-            within.enter_context(RunDirectory(run.path).held())
-            try_out(run.path, 0)
+        with parallel.together():
+            args = console.parse(Arguments, argv, prog="python -m pyro_vae.evaluate", description=__doc__)
+            say = pipeline.silent if args.quiet else print
+            if not args.runs:
+                raise ValueError("runs: expected the folder of at least one run, got none.")
+            threads.set_threads(args.threads)
+            device, words = machine.resolve_device(parallel.device_name(args.device))
+            runs = [load(path) for path in args.runs]
+            say(f"{console.versions()}, device {words}{parallel.world()}, {torch.get_num_threads()} threads")
+            for run in runs if parallel.world().main else ():
+                within.enter_context(RunDirectory(run.path).held())
+                try_out(run.path, 0)
+        parallel.take_device(device)
         for run in runs:
             say(f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}")
-            pipeline.reevaluate(run, device, args.num_samples, say)
+            with parallel.together():
+                pipeline.reevaluate(run, device, args.num_samples, say)
     except BrokenPipeError:
         raise
     except console.ERRORS as error:

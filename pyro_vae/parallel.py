@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import math
 import os
-import pickle
 import re
 import signal
 import sys
@@ -183,27 +182,28 @@ def stream(seed: int, number: int | None = None) -> int:
 # What ranks tell each other: objects, in the same order on every rank. One that fails tells so in place of the next object.
 
 
-class Failure(NamedTuple):
-    """What a rank tells in place of an object: the error that ended its part, pickled."""
+#: Errors of input or of the machine, which say on which rank they arose.
+_PLAIN = (ValueError, TypeError, OSError, MemoryError, RuntimeError)
 
-    pickled: bytes
+
+class Failure(NamedTuple):
+    """What a rank tells in place of an object: how to make the error that ended its part."""
+
+    kind: Any
+    args: tuple[Any, ...]
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Such as can be read elsewhere."""
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        return cls(pickle.dumps(error))
+        """Such as any rank can make: of the package's own errors all, of others the text."""
+        plain = next((kind for kind in _PLAIN if isinstance(error, kind)), RuntimeError)
+        if type(error).__module__.startswith("pyro_vae.") and plain is RuntimeError:
+            return cls(*error.__reduce__()[:2])
+        text = str(error) if isinstance(error, plain) else f"{type(error).__name__}: {error}"
+        return cls(plain, (text,))
 
     def error(self, rank: int) -> Exception:
-        """The error as the others raise it: one of input or of the machine says on which rank it arose."""
-        error = pickle.loads(self.pickled)
-        for kind in (ValueError, TypeError, OSError, MemoryError, RuntimeError):
-            if isinstance(error, kind) and not isinstance(error, JobError):
-                error = kind(f"rank {rank}: {error}")
-                break
+        """The error as the others raise it."""
+        error = self.kind(f"rank {rank}: {self.args[0]}") if self.kind in _PLAIN else self.kind(*self.args)
         error.__dict__[_TOLD] = True
         return error
 
@@ -236,7 +236,8 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, EOFError) as error:
-        reason = re.sub(r"^\[.*?\] *", "", str(error).strip().splitlines()[0])
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r"^\[.*?\] *", "", line).split(". ")[0]
         raise JobError(f"rank {_world.rank}: another process of the job is gone ({reason}).") from error
 
 

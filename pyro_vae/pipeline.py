@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae
-from pyro_vae import schedules, summary
+from pyro_vae import parallel, schedules, summary
 from pyro_vae.config import Config, EvaluateConfig
 from pyro_vae.data import Data, binarize
 from pyro_vae.data.stored import rows_of
@@ -88,7 +88,8 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     Betas(schedules.parse_all(t.anneal, t.beta))
     callbacks(config)
     lookup("likelihood", config.model.likelihood, LIKELIHOODS)
-    data = load_data(config)
+    with parallel.one_first():  # to fetch data, or to make files beside them
+        data = load_data(config)
     if t.patience is not None and data.validation is None:
         raise ValueError("patience: expected validation data to judge by, got --val-size 0; set some aside.")
     check_support(config, data)
@@ -249,9 +250,12 @@ def train(
         The history, and the seconds that training took in all its sessions.
     """
     config = prepared.config
-    directory.write_json("config.json", config.to_dict())
-    if prepared.resume is not None:
-        directory.write_metrics(prepared.resume["rows"])  # a kill may have come after the checkpoint and before them
+    with parallel.together():
+        directory.write_json("config.json", config.to_dict())
+        if prepared.resume is not None:
+            directory.write_metrics(
+                prepared.resume["rows"]
+            )  # a kill may have come after the checkpoint and before them
     started, seconds = time.perf_counter() - prepared.seconds, prepared.seconds
 
     def checkpoint(training: Training) -> None:
@@ -291,6 +295,8 @@ def finish(prepared: Prepared, history: History, directory: RunDirectory, second
 
     config, vae, data = prepared.config, prepared.vae, prepared.data
     found, estimate = summary.evaluate(config, vae, data, history, seconds, progress=say is not silent)
+    if not directory.writes:
+        return
     directory.write_json("summary.json", found)
     say(summary.table(found))
     pictures = draw_pictures(vae, data, history, directory.path, config.train.seed, estimate)
@@ -321,9 +327,11 @@ def reevaluate(run: Run, device: torch.device, num_samples: int | None, say: Say
     if num_samples is not None:
         config = dataclasses.replace(config, evaluate=EvaluateConfig(num_samples))
         _check_numbers(config)
-    vae, data = run.vae.to(device), run.data().to(device)
+    with parallel.one_first():
+        data = run.data()
+    vae, data = run.vae.to(device), data.to(device)
     found, _ = summary.evaluate(config, vae, data, run.history, run.seconds, progress=say is not silent)
-    RunDirectory(run.path).write_json("summary.json", found)
+    RunDirectory(run.path, parallel.world().main).write_json("summary.json", found)
     say(summary.table(found))
     return found
 

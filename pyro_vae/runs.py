@@ -55,9 +55,11 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
+        writes: Whether this process writes there; of several that train together only one does.
     """
 
     path: Path
+    writes: bool = True
 
     @classmethod
     @contextmanager
@@ -122,12 +124,15 @@ class RunDirectory:
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file; numbers that are not finite are refused."""
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
-        write_atomically(
-            self.path / name, (text + "\n").encode("utf-8", "surrogateescape")
-        )  # file names that this locale cannot read
+        # Surrogates: file names that this locale cannot read.
+        self._write(name, (text + "\n").encode("utf-8", "surrogateescape"))
+
+    def _write(self, name: str, content: bytes) -> None:
+        if self.writes:
+            write_atomically(self.path / name, content)
 
     def save(self, training: Training, config: Config, seconds: float, fingerprint: dict[str, Any]) -> None:
-        """Write ``checkpoint.pt`` and ``metrics.csv``.
+        """Write ``checkpoint.pt`` and ``metrics.csv``; all processes of a job must ask for it.
 
         Args:
             training: What a callback of ``fit`` gets.
@@ -135,7 +140,6 @@ class RunDirectory:
             seconds: How long it has been trained, in all its sessions.
             fingerprint: What tells its data from others.
         """
-        buffer = io.BytesIO()
         checkpoint = {
             "schema": SCHEMA,
             "pyro_vae": pyro_vae.__version__,
@@ -144,8 +148,10 @@ class RunDirectory:
             "seconds": seconds,
             "training": training.state_dict(),
         }
-        torch.save(checkpoint, buffer)
-        write_atomically(self.path / "checkpoint.pt", buffer.getvalue())
+        if self.writes:
+            buffer = io.BytesIO()
+            torch.save(checkpoint, buffer)
+            self._write("checkpoint.pt", buffer.getvalue())
         self.write_metrics(training.history.rows)
 
     def write_metrics(self, rows: list[Row]) -> None:
@@ -155,7 +161,7 @@ class RunDirectory:
             writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            write_atomically(self.path / "metrics.csv", out.getvalue().encode())
+            self._write("metrics.csv", out.getvalue().encode())
 
     def read_checkpoint(self) -> dict[str, Any]:
         """Read ``checkpoint.pt`` without running any code in it, onto the CPU.

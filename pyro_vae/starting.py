@@ -18,8 +18,9 @@ def listen(command: str) -> None:
     """
 
     def leave(number: int, frame: Any) -> None:
-        sys.stderr.write(f"{command}: stopped by {signal.Signals(number).name} before it began.\n")
-        sys.stderr.flush()
+        if os.environ.get("RANK", "0") == "0":  # of the processes of a job one speaks
+            sys.stderr.write(f"{command}: stopped by {signal.Signals(number).name} before it began.\n")
+            sys.stderr.flush()
         os._exit(128 + number)  # an exception within an import could be caught there, or break a library
 
     for name in NAMES:

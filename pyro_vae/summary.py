@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_vae
-from pyro_vae import compiling, evidence
+from pyro_vae import compiling, evidence, parallel
 from pyro_vae.config import Config
 from pyro_vae.data import Data, Stored
 from pyro_vae.data.stored import rows_of
@@ -36,7 +36,7 @@ PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "arviz")
 
 
 def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress: bool = False) -> Estimate:
-    """Importance-sampled log p(x) of test images, in batches, from generators of its own.
+    """Importance-sampled log p(x) of test images, in batches, from generators of its own; all processes of a job share them.
 
     Args:
         vae: The model.
@@ -48,9 +48,9 @@ def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress
     rows = rows_of(x.shape)
     size = min(EVALUATION_BATCH, rows)
     chunk = min(CHUNK_ROWS, rows)
-    shown: Iterable[Tensor] = tqdm(
-        x.split(size),
-        total=math.ceil(len(x) / size),
+    shown: Iterable[Tensor | None] = tqdm(
+        parallel.dealt(x, size, seed),
+        total=math.ceil(len(x) / size / parallel.world().size),
         disable=None if progress else True,
         unit="batch",
         leave=False,
@@ -60,8 +60,10 @@ def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress
     flops = 2.0 * sum(p.numel() for p in vae.parameters()) * len(x) * num_samples
     captured = CapturedDraws() if compiling.repays(flops, next(vae.parameters()).device) else False
     options: dict[str, Any] = {"num_samples": num_samples, "chunk_rows": chunk, "compile": captured}
-    with own_randomness(seed):
-        return Estimate.cat([evidence.importance_sampling(vae.model, vae.guide, part, **options) for part in shown])
+    with own_randomness(seed), parallel.together():
+        ours = (part for part in shown if part is not None)
+        parts = [evidence.importance_sampling(vae.model, vae.guide, part, **options) for part in ours]
+    return Estimate.cat(parallel.collected(parts))
 
 
 @torch.no_grad()
@@ -110,6 +112,7 @@ def evaluate(
         "compiled": history.compiled,
         "device": str(data.test.x.device),
         "threads": torch.get_num_threads(),
+        "processes": parallel.world().size,
         "seed": config.train.seed,
         "versions": {"pyro_vae": pyro_vae.__version__} | {p: version(p) for p in PACKAGES},
     }

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from pyro_vae import console, machine, pipeline, sweep, threads
+from pyro_vae import console, machine, parallel, pipeline, sweep, threads
 from pyro_vae.claim import fresh, made
 from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pyro_vae.data.named import NAMED
@@ -148,11 +148,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             number of a signal (130 for Ctrl-C).
     """
     argv = sys.argv[1:] if argv is None else argv
-    if "--version" in argv:
-        print(console.versions(), flush=True)
-        return 0
-    with listening() as signals, ExitStack() as within:
+    with parallel.one_voice(), listening() as signals, ExitStack() as within:
+        if "--version" in argv:
+            print(console.versions(), flush=True)
+            return 0
         try:
+            within.enter_context(parallel.joined())
             return _command(argv, signals, within)
         except KeyboardInterrupt as stop:
             print(f"pyro_vae.train: stopped by {signal_of(stop).name} before training began.", file=sys.stderr)
@@ -162,22 +163,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
     """The command, within whose time the run's folder is held."""
     try:
-        if (folder := _value_of("--resume", argv)) is not None:
-            within.enter_context(RunDirectory(folder).held())
-        config, options, checkpoint = parse(argv)
-        say = pipeline.silent if options.quiet else _say
-        threads.set_threads(options.threads)
-        device, words = machine.resolve_device(options.device)
+        with parallel.together():
+            if (folder := _value_of("--resume", argv)) is not None and parallel.world().main:
+                within.enter_context(RunDirectory(folder).held())
+            config, options, checkpoint = parse(argv)
+            say = pipeline.silent if options.quiet else _say
+            threads.set_threads(options.threads)
+            device, words = machine.resolve_device(parallel.device_name(options.device))
+        parallel.take_device(device)
         if options.beta_sweep:
             return _sweep(argv, config, options, say, signals)
-        prepared = pipeline.prepare(config, device, checkpoint)
-        directory = within.enter_context(_directory(prepared, options))
+        with parallel.together():
+            prepared = pipeline.prepare(config, device, checkpoint)
+        directory = _shared_directory(prepared, options, within)
     except BrokenPipeError:
         raise
     except console.ERRORS as error:
         print(f"pyro_vae.train: error: {console.sentence(error)}", file=sys.stderr)
         return 2
-    say(pipeline.describe(prepared, words))
+    say(pipeline.describe(prepared, f"{words}{parallel.world()}"))
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         return _run(prepared, directory, say, signals)
@@ -187,6 +191,10 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
 
 def _sweep(argv: Sequence[str], config: Config, options: Options, say: pipeline.Say, signals: Signals) -> int:
     """A run for each weight, each an ordinary one in a folder of its own; then the table and the plot."""
+    if (size := parallel.world().size) > 1:
+        raise ValueError(
+            f"--beta-sweep: expected one process, got {size}; train each weight by a command of its own, with --beta."
+        )
     sweep.check(options.beta_sweep, config)
     if options.resume is not None:
         raise ValueError(
@@ -229,6 +237,17 @@ def _run_name(config: Config) -> str:
     return f"{data if data in NAMED else Path(data).stem}-{config.train.elbo}"
 
 
+def _shared_directory(prepared: pipeline.Prepared, options: Options, within: ExitStack) -> RunDirectory:
+    """The run's folder: claimed by one process, known to all."""
+    claimed = None
+    with parallel.together():
+        if parallel.world().main:
+            claimed = within.enter_context(_directory(prepared, options))
+    directory = parallel.gather(claimed)[0]
+    assert directory is not None  # rank 0 has claimed it
+    return dataclasses.replace(directory, writes=parallel.world().main)
+
+
 @contextmanager
 def _directory(prepared: pipeline.Prepared, options: Options) -> Iterator[RunDirectory]:
     if options.resume is None:
@@ -253,10 +272,10 @@ def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say
         with signals.waiting():
             history, seconds = pipeline.train(prepared, directory, say, signals)
             pipeline.load_libraries()  # not to be broken off in the middle
-        if signals.caught is not None:
-            raise Interrupted(signals.caught)
+        if (caught := parallel.first(signals.caught)) is not None:
+            raise Interrupted(caught)
         pipeline.finish(prepared, history, directory, seconds, say)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, parallel.JobError) as error:
         print(f"pyro_vae.train: {error} {_what_is_kept(directory)}", file=sys.stderr)
         return 1
     except BrokenPipeError:

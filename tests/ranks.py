@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import parallel
-from pyro_vae.data import Data, Split
+from pyro_vae import parallel, summary, train
+from pyro_vae.data import Data, Split, Stored
 from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
+from pyro_vae.inference.svi import SVI
+from pyro_vae.inference.training import evaluate_terms
 from tests.children import Child, Nursery
 
 LATENT, PIXELS = 2, 5
@@ -68,7 +71,7 @@ class Noisy(dist.Normal):
         self.noise = noise
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        return self.loc + self.scale * self.noise
+        return (self.loc + self.scale * self.noise).expand(self._extended_shape(sample_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Noisy:
         return Noisy(*(part.expand(batch_shape) for part in (self.loc, self.scale, self.noise)))
@@ -81,9 +84,9 @@ class Rows(nn.Module):
         full_size: N, which the plate declares; None: the plate is the batch.
     """
 
-    def __init__(self, full_size: int | None = None, bad: float | None = None) -> None:
+    def __init__(self, full_size: int | None = None) -> None:
         super().__init__()
-        self.full_size, self.bad = full_size, bad
+        self.full_size = full_size
         generator = torch.Generator().manual_seed(5)
         self.encoder, self.decoder = nn.Linear(PIXELS, 2 * LATENT), nn.Linear(LATENT, PIXELS)
 
@@ -106,8 +109,6 @@ class Rows(nn.Module):
     def guide(self, x: Tensor) -> None:
         pyro.module("encoder", self.encoder)
         loc, log_scale = self.encoder(x[..., :PIXELS]).chunk(2, -1)
-        if self.bad is not None:
-            loc = torch.where(x[..., :1] == self.bad, loc * torch.nan, loc)
         with self.plate(x):
             pyro.sample("z", Noisy(loc, log_scale.exp(), x[..., PIXELS:]).to_event(1))
 
@@ -140,15 +141,15 @@ CASES: dict[str, tuple[int | None, Any, int, dict[str, Any]]] = {
 
 
 def trained(name: str, **more: Any) -> dict[str, Any]:
-    """What training gives in one of the ``CASES``: rows of the history without times, and parameters."""
+    """What training gives in one of the ``CASES``: the history without times, parameters, whether steps were compiled."""
     full_size, objective, batch_size, options = CASES[name]
     model = Rows(full_size)
     data = Data("rows", Split(rows(22)), Split(rows(9, 2)))
-    options = {"epochs": 3, "lr": 1e-2, "progress": False, **options, **more}
+    options = {"epochs": 2, "lr": 1e-2, "progress": False, **options, **more}
     history = pv.fit(model, data, elbo=objective(), batch_size=batch_size, **options)
     times = ("seconds", "images_per_second")
     kept = [{k: v for k, v in row.items() if k not in times} for row in history.rows]
-    return {"rows": kept, "state": model.state_dict()}
+    return {"rows": kept, "state": model.state_dict(), "compiled": history.compiled}
 
 
 def train_all(words: list[str]) -> int:
@@ -158,3 +159,108 @@ def train_all(words: list[str]) -> int:
         found = {name: trained(name, **json.loads(words[1])) for name in CASES}
         torch.save(found, Path(words[0]) / f"rank-{world.rank}.pt")
     return 0
+
+
+def train_and_signal(words: list[str]) -> int:
+    """The command, in which a signal comes to one rank during a step: ``STEP SIGNAL RANK WORDS...``."""
+    call, number, rank = int(words[0]), getattr(signal, words[1]), words[2]
+    step, calls = SVI.step_terms, []
+
+    def interrupted(self: SVI, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call and os.environ["RANK"] == rank:
+            signal.raise_signal(number)
+        return step(self, *args)
+
+    SVI.step_terms = interrupted  # type: ignore[method-assign]
+    return train.main(words[3:])
+
+
+def fail(words: list[str]) -> int:
+    """In each rank: what ends a fit in which something goes wrong on one, ``KIND OBJECTIVE EPOCHS FOLDER``."""
+    kind, objective, begun, folder = words
+    with parallel.joined() as world:
+        model = Broken(kind, int(begun))
+        bent = FreeBits(pv.elbo("mean-field"), 0.4) if objective == "free-bits" else pv.elbo(objective)
+        found = "nothing"
+        try:
+            pv.fit(model, rows(22), elbo=bent, batch_size=8, epochs=3, progress=False, callbacks=[model.count])
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+        Path(folder, f"rank-{world.rank}.txt").write_text(found)
+    return 0
+
+
+class Broken(Rows):
+    """A program in which something goes wrong on the last rank, after some epochs.
+
+    Args:
+        kind: ``"nan"``, ``"error"`` or ``"drift"``.
+        begun: How many epochs.
+    """
+
+    def __init__(self, kind: str, begun: int) -> None:
+        super().__init__()
+        self.kind, self.left = kind, begun
+
+    def count(self, training: Any) -> None:
+        """A callback: an epoch is over."""
+        self.left -= 1
+
+    def guide(self, x: Tensor) -> None:
+        world = parallel.world()
+        if self.left <= 0 and world.rank == world.size - 1:
+            if self.kind == "nan":
+                x = torch.cat([x[..., :PIXELS] * torch.nan, x[..., PIXELS:]], -1)
+            elif self.kind == "error":
+                raise RuntimeError("the machine is on fire")
+            else:
+                with torch.no_grad():
+                    self.decoder.bias[0] += 1e-12
+        super().guide(x)
+
+
+class Recorded:
+    """A reader of rows that writes down which of them are read."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values, self.read_rows, self.shape = values, [], tuple(values.shape)
+
+    def read(self, chosen: Any) -> Tensor:
+        self.read_rows.append(chosen.tolist())
+        return self.values[torch.from_numpy(chosen)]
+
+
+def read(words: list[str]) -> int:
+    """In each rank: training from data that are stored, and which rows of them were read in each step."""
+    with parallel.joined() as world:
+        reader, model = Recorded(rows(22)), Rows()
+        data = Data("rows", Split(Stored(reader)))
+        history = pv.fit(model, data, batch_size=8, epochs=1, lr=1e-2, progress=False)
+        torch.save(
+            {"read": reader.read_rows, "objective": history["objective"]}, Path(words[0]) / f"rank-{world.rank}.pt"
+        )
+    return 0
+
+
+def evaluate_rows(words: list[str]) -> int:
+    """In each rank: the estimate of log p(x), whose noise lies in the data, and those of a VAE, whose noise does not."""
+    with parallel.joined() as world:
+        torch.save(evaluated(), Path(words[0]) / f"rank-{world.rank}.pt")
+    return 0
+
+
+def evaluated() -> dict[str, Tensor]:
+    """Estimates of 250 data in three batches."""
+    summary.CHUNK_ROWS = 1_000_000
+    with_noise = summary.estimate(Rows(), rows(250), 2, 0)  # type: ignore[arg-type]
+    x = (rows(250)[:, :PIXELS] > 0).float().reshape(-1, 1, 1, PIXELS)
+    torch.manual_seed(3)
+    vae = pv.VAE((1, 1, PIXELS), 2, hidden=(4,))
+    likelihood, ratio = evaluate_terms(vae, torch.cat([x] * 9), 0)
+    return {
+        "noise in the data": with_noise.elbo,
+        "log px": summary.estimate(vae, x, 7, 0).log_px,
+        "likelihood": likelihood,
+        "ratio": ratio,
+    }
