@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -84,6 +85,8 @@ class Rows(nn.Module):
         full_size: N, which the plate declares; None: the plate is the batch.
     """
 
+    events = 1
+
     def __init__(self, full_size: int | None = None) -> None:
         super().__init__()
         self.full_size = full_size
@@ -103,14 +106,14 @@ class Rows(nn.Module):
     def model(self, x: Tensor) -> None:
         pyro.module("decoder", self.decoder)
         with self.plate(x):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x[..., :PIXELS])
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x[..., PIXELS:]), 1.0).to_event(self.events))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(self.events), obs=x[..., :PIXELS])
 
     def guide(self, x: Tensor) -> None:
         pyro.module("encoder", self.encoder)
         loc, log_scale = self.encoder(x[..., :PIXELS]).chunk(2, -1)
         with self.plate(x):
-            pyro.sample("z", Noisy(loc, log_scale.exp(), x[..., PIXELS:]).to_event(1))
+            pyro.sample("z", Noisy(loc, log_scale.exp(), x[..., PIXELS:]).to_event(self.events))
 
 
 def rows(num: int, seed: int = 1) -> Tensor:
@@ -195,21 +198,27 @@ class Broken(Rows):
     """A program in which something goes wrong on the last rank, after some epochs.
 
     Args:
-        kind: ``"nan"``, ``"error"`` or ``"drift"``.
+        kind: ``"nan"``, ``"error"`` or ``"drift"``; on all ranks ``"loose"`` parameters and ``"bare"`` data without a plate.
         begun: How many epochs.
     """
 
     def __init__(self, kind: str, begun: int) -> None:
         super().__init__()
         self.kind, self.left = kind, begun
+        self.events = 2 if kind == "bare" else 1
 
     def count(self, training: Any) -> None:
         """A callback: an epoch is over."""
         self.left -= 1
 
+    def plate(self, x: Tensor) -> Any:
+        return contextlib.nullcontext() if self.kind == "bare" else super().plate(x)
+
     def guide(self, x: Tensor) -> None:
         world = parallel.world()
-        if self.left <= 0 and world.rank == world.size - 1:
+        if self.kind == "loose":
+            x = x * pyro.param("loose", torch.ones(()))
+        if self.kind in ("nan", "error", "drift") and self.left <= 0 and world.rank == world.size - 1:
             if self.kind == "nan":
                 x = torch.cat([x[..., :PIXELS] * torch.nan, x[..., PIXELS:]], -1)
             elif self.kind == "error":

@@ -248,6 +248,30 @@ def test_what_goes_wrong_on_one_ends_all_at_its_step(nursery, tmp_path, kind, ob
         assert first_lines == ["RuntimeError: rank 1: the machine is on fire", "RuntimeError: the machine is on fire"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("bare", "data plate: expected one pyro.plate of the 4 data of a rank around all sites, got none"),
+        ("loose", "parameter: expected those of the model's modules, got one of pyro.param alone"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(nursery, tmp_path, kind, sentence):
+    run(nursery, 2, tmp_path, kind, "trace", "0", str(tmp_path), call="tests.ranks:fail")
+    for rank in range(2):
+        assert (tmp_path / f"rank-{rank}.txt").read_text().startswith(f"ValueError: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "text", "name"),
+    [(True, "auto", "cuda:3"), (True, "cuda", "cuda:3"), (False, "auto", "auto"), (False, "cpu", "cpu")],
+)
+def test_each_rank_takes_the_device_of_its_local_rank(monkeypatch, gpu, text, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert parallel.device_name(text) == text
+    monkeypatch.setattr(parallel, "_world", World(7, 8, 3))
+    assert parallel.device_name(text) == name
+
+
 def test_ranks_with_other_parameters_end_the_job(nursery, tmp_path):
     run(nursery, 3, tmp_path, "drift", "trace", "1", str(tmp_path), call="tests.ranks:fail")
     said = {(tmp_path / f"rank-{rank}.txt").read_text() for rank in range(3)}

@@ -9,6 +9,7 @@ declares a full size N (each :math:`L_r` is scaled by :math:`N / b_r`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,7 +55,7 @@ class Exchange:
         ValueError: If the ranks have other parameters.
     """
 
-    HEAD = 5
+    HEAD = 5  # loss, distortion, rate, broken, stop; then the gradients
 
     def __init__(self, module: nn.Module, interrupt: Callable[[], bool]) -> None:
         self.module, self.interrupt = module, interrupt
@@ -65,13 +66,13 @@ class Exchange:
         self.begin(1)
         self._steps = 0
         learning = [p for p in module.parameters() if p.requires_grad]
-        ends = [self.HEAD + sum(p.numel() for p in learning[: i + 1]) for i in range(len(learning))]
-        self._places = {id(p): slice(end - p.numel(), end) for p, end in zip(learning, ends, strict=True)}
+        ends = [*itertools.accumulate((p.numel() for p in learning), initial=self.HEAD)]
+        self._places = {id(p): slice(*pair) for p, pair in zip(learning, itertools.pairwise(ends), strict=True)}
         dtype = torch.float32
         for p in learning:
             dtype = torch.promote_types(dtype, p.dtype)
         self.device = learning[0].device if learning else torch.device("cpu")
-        self._flat = torch.zeros(ends[-1] if ends else self.HEAD, dtype=dtype, device=self.device)
+        self._flat = torch.zeros(ends[-1], dtype=dtype, device=self.device)
         state = module.state_dict()
         described = {name: (tuple(value.shape), str(value.dtype)) for name, value in state.items()}
         if any(other != described for other in gather(described)):
