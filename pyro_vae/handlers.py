@@ -13,7 +13,8 @@ import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from pyro_vae.imports import capturing
 
 Beta = float | Tensor
 
@@ -72,7 +73,7 @@ class ScaleKL(Messenger):
     @property
     def _factor(self) -> Beta:
         """What multiplies: for capture a number becomes a tensor, which a graph reads anew at every step."""
-        if isinstance(self._beta, Tensor) or get_proxy_mode() is None:
+        if isinstance(self._beta, Tensor) or not capturing():
             return self._beta
         return self._live
 
@@ -185,7 +186,7 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
         ValueError: If a latent site carries other weights of :func:`scale_kl` in the model than in the guide, or an
             auxiliary site of the guide others than the sites made from it.
     """
-    if get_proxy_mode() is not None:
+    if capturing():
         return  # captured is what has just been run and checked
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample" or site["is_observed"] or name not in guide_trace.nodes:

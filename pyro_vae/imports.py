@@ -1,9 +1,10 @@
-"""Imports of packages that keep files in the user's home, where there may be none that can be written."""
+"""Imports that need care: of packages that keep files in a home where there may be none, and of what takes a while."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -44,3 +45,9 @@ def import_arviz() -> Any:
             with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
                 import arviz
     return arviz
+
+
+def capturing() -> bool:
+    """Whether ``make_fx`` is writing down what runs, found out without importing it, which takes a while."""
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return tracer is not None and tracer.get_proxy_mode() is not None

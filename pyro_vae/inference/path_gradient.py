@@ -11,8 +11,8 @@ import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from pyro_vae.imports import capturing
 from pyro_vae.inference.layout import Layout, Site, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.objectives import check_number
 from pyro_vae.inference.particles import Gate, Pair, Particles, frozen, keep_subsample, parameters_used, with_values
@@ -162,7 +162,7 @@ def common_beta(pair: Pair, layout: Layout, what: str = "dreg") -> Any:
     sites = [(n, s) for n, s in sample_sites(pair.guide) if not is_auxiliary_loss(s)]
     factors = [(name, _factors(site)) for name, site in sites] or [("", ())]
     first = factors[0][1]
-    for name, others in factors if get_proxy_mode() is None else ():  # captured is what has just been run and checked
+    for name, others in factors if not capturing() else ():  # captured is what has just been run and checked
         if len(others) != len(first) or not all(a is b or _equal(a, b) for a, b in zip(others, first, strict=True)):
             raise ValueError(
                 f"{what}: expected one weight of the KL for all sites, got another at {name!r}; give one number or tensor for "

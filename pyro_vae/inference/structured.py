@@ -14,10 +14,10 @@ from pyro.infer.util import MultiFrameTensor, torch_item
 from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree
 
 from pyro_vae.handlers import check_kl_scales
+from pyro_vae.imports import capturing
 from pyro_vae.inference.capture import BASELINE
 from pyro_vae.inference.layout import (
     Layout,
@@ -53,13 +53,13 @@ class TraceGraphELBO(_Bound, pyro.infer.TraceGraph_ELBO):
     _depends: dict[tuple[bool, str], frozenset[str]]
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        if get_proxy_mode() is None:
+        if not capturing():
             return pyro.infer.TraceGraph_ELBO._get_trace(self, model, guide, args, kwargs)
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
         traces = (True, model_trace), (False, guide_trace)
-        if get_proxy_mode() is None:
+        if not capturing():
             self._depends = {(m, n): get_provenance(s["log_prob_sum"]) for m, t in traces for n, s in sample_sites(t)}
         costs: defaultdict[str, MultiFrameTensor] = defaultdict(MultiFrameTensor)
         elbo, distortion, rate, surrogate = (torch.zeros(()) for _ in range(4))
