@@ -283,10 +283,10 @@ class SVI(pyro.infer.SVI):
                 )
                 self._captured.forget()
                 return self._compiled_step(args, kwargs)
+        device_random = device_state(tensors[0].device) if tensors else None
         evaluated = self._exchanged(entry(tensors))
-        loss = evaluated.terms.loss
         self._held_bytes += sum(t.numel() * t.element_size() for t in tensors)
-        self._pending.append(Pending(args, kwargs, random_state, device_state(loss.device), evaluated.broken, loss))
+        self._pending.append(Pending(args, kwargs, random_state, device_random, evaluated.broken, evaluated.terms.loss))
         self._take(evaluated)
         self._settle_if_due()
         return evaluated.terms
