@@ -53,12 +53,24 @@ class Entry:
     params: list[Tensor]
     has_grad: list[bool]
 
+    def __post_init__(self) -> None:
+        self._made_for = list(map(_brief, self.graph.held))
+
+    def unchanged(self) -> bool:
+        """Whether what it holds is what it was: the same objects, of the same shape and type, that learn or do not."""
+        return self.watch.unchanged() and list(map(_brief, self.graph.held)) == self._made_for
+
     def __call__(self, tensors: list[Tensor]) -> Evaluated:
         """Evaluate loss and gradients at these arguments."""
         loss, distortion, rate, broken, *rest = self.graph(tensors)
         grads = iter(rest)
         found = [next(grads) if has else None for has in self.has_grad]
         return Evaluated(Terms(loss, distortion, rate), broken, self.params, found)
+
+
+def _brief(x: Tensor) -> tuple[Any, ...]:
+    """What ``module.to(...)`` and ``requires_grad_`` change of a parameter that stays the same object."""
+    return x.shape, x.dtype, x.device, x.requires_grad
 
 
 @dataclass
@@ -95,7 +107,7 @@ class CapturedSteps:
         try:
             key, tensors = signature(args, kwargs)
             found = self._entries.get(key)
-            if found is None or not found.watch.unchanged():
+            if found is None or not found.unchanged():
                 self._entries.pop(key, None)
                 found = self._entries[key] = self._captured(args, kwargs, tensors)
         except NotCapturedError as error:

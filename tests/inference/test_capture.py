@@ -444,6 +444,29 @@ def test_a_module_put_in_the_place_of_another_is_captured_anew():
 
 
 @pytest.mark.usefixtures("uncompiled")
+def test_a_parameter_that_is_frozen_or_cast_is_captured_anew():
+    """The same object, but one that learns no longer, or of another type."""
+    model, guide = vae()
+    module = model.__self__
+    svi = make("trace", (model, guide), compile=True)
+    svi.step(X)
+    module.decoder.requires_grad_(False)
+    frozen = [p.detach().clone() for p in module.decoder.parameters()]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* was not registered in the param store")
+        svi.step(X)
+    assert svi._captured.captures == 2
+    torch.testing.assert_close([*module.decoder.parameters()], frozen, rtol=0, atol=0)
+    module.decoder.requires_grad_(True)
+    svi.step(X)
+    module.double()
+    svi._stepper.source.optim_objs.clear()
+    assert svi.step(X.double()) > 0
+    assert svi._captured.captures == 4
+    assert {p.dtype for p in module.parameters()} == {torch.float64}
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_a_parameter_store_restored_behind_the_back_is_captured_anew():
     svi = make("trace", "two layers", compile=True)
     svi.step(X)
