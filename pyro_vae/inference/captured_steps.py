@@ -143,6 +143,7 @@ class CapturedSteps:
         if len(self._entries) >= SHAPES:
             raise NotCapturedError(f"its arguments have had more than {SHAPES} shapes")
         watch = Watch(*self.roots)
+        self._eager(args, kwargs, watch)  # the first run of a program may set it up: an autoguide looks at its model
         eager = self._eager(args, kwargs, watch)
         has_grad = [g is not None for g in eager.grads]
         if not any(has_grad):

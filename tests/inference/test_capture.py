@@ -293,6 +293,14 @@ def test_model_and_guide_have_the_same_subsample_without_validation():
 
 
 @pytest.mark.usefixtures("uncompiled")
+def test_an_autoguide_that_has_not_looked_at_its_model_yet():
+    svi = make("trace", "module style", compile=True)
+    svi.step(X)
+    assert svi.compiled
+    assert len(svi._captured._entries.popitem()[1].params) == 5  # two of the guide, three of the model
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_noise_is_fresh_at_every_step():
     svi = warmed(make("trace", "vae", compile=True, optim=pyro.optim.SGD({"lr": 0.0})))
     losses, _ = path(svi, steps=30)
