@@ -83,7 +83,7 @@ class _Draw:
         self._from_batch = [places.get(id(t)) for t in self._graph.held]
         with unaltered(watch):
             ours = self(tensors, held)
-        if not agree([*ours], [*eager], ROUNDING["float32"]):
+        if not agree(ours, eager, ROUNDING["float32"]):
             raise NotCapturedError("captured, they have other log weights than drawn by Python with the same noise")
 
     def __call__(self, tensors: list[Tensor], held: list[Tensor]) -> WeightTerms:

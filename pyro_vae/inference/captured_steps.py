@@ -23,6 +23,7 @@ from pyro_vae.inference.capture import (
     unaltered,
 )
 from pyro_vae.inference.objectives import Terms
+from pyro_vae.randomness import own_randomness
 
 #: How many shapes of arguments are captured; a program that keeps changing them runs eagerly.
 SHAPES = 16
@@ -66,6 +67,15 @@ class Entry:
         grads = iter(rest)
         found = [next(grads) if has else None for has in self.has_grad]
         return Evaluated(Terms(loss, distortion, rate), broken, self.params, found)
+
+
+def _given(tensors: list[Tensor | None]) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
+
+
+def _finite(x: Tensor) -> float:
+    """Its size; 0 where it has none."""
+    return float(x.detach().abs().nan_to_num(0.0, 0.0, 0.0))
 
 
 def _brief(x: Tensor) -> tuple[Any, ...]:
@@ -122,14 +132,26 @@ class CapturedSteps:
         warnings.warn(f"SVI: this step cannot be compiled and is taken eagerly: {reason}.", stacklevel=2)
 
     def differs(self, entry: Entry, tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
-        """Whether an eager step with the same noise has another loss or gradient; nothing is altered."""
-        eager = self._eager(args, kwargs, entry.watch)
-        with unaltered(entry.watch, self.objective):
-            ours = entry(tensors)
+        """Whether an eager step with the same noise has another loss or gradient; nothing is altered.
+
+        Rounding may put a unit on the other side of a kink (ReLU's, say) and so change a gradient by more than rounding:
+        steps differ if they do so under each of three noises.
+        """
+        return all(self._differ_at(seed, entry, tensors, args, kwargs) for seed in (None, 1, 2))
+
+    def _differ_at(self, seed: int | None, entry: Entry, tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
+        """As :meth:`differs` under one noise; None: that of the step to come."""
+        with own_randomness(seed):
+            eager = self._eager(args, kwargs, entry.watch)
+            with unaltered(entry.watch, self.objective):
+                ours = entry(tensors)
         if [id(p) for p in ours.params] != [id(p) for p in eager.params]:
             return True
-        pairs = [*ours.terms, *ours.grads], [*eager.terms, *eager.grads]
-        return not agree(*pairs, ROUNDING[self.precision])
+        rounding, whole = ROUNDING[self.precision], torch.nn.utils.get_total_norm(_given(eager.grads))
+        return not (
+            agree(ours.terms, eager.terms, rounding, _finite(eager.terms.loss))
+            and agree(ours.grads, eager.grads, rounding, _finite(whole))
+        )
 
     def forget(self) -> None:
         """Capture anew at the next step."""
