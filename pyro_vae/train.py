@@ -30,8 +30,8 @@ from pyro_vae.claim import fresh, made
 from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.paths import is_path
+from pyro_vae.inference.finite import NonFiniteLossError
 from pyro_vae.inference.history import History
-from pyro_vae.inference.svi import NonFiniteLossError
 from pyro_vae.interruptions import Interrupted, Signals, listening, signal_of
 from pyro_vae.runs import RunDirectory
 

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -15,48 +15,14 @@ from torch import Tensor
 
 from pyro_vae.inference.captured_steps import CapturedSteps, Evaluated
 from pyro_vae.inference.exchange import Exchange
-from pyro_vae.inference.layout import sample_sites
+from pyro_vae.inference.finite import Noise, NonFiniteLossError, Pending, Unsettled, culprit
 from pyro_vae.inference.objectives import Terms
 from pyro_vae.inference.optim import FusedOptim, as_pyro_optim
 from pyro_vae.inference.precision import PRECISIONS
 from pyro_vae.inference.used import Used, UsedData
 from pyro_vae.lookup import lookup
-from pyro_vae.randomness import device_state, own_randomness, set_device_state
+from pyro_vae.randomness import device_state, own_randomness
 from pyro_vae.registration import Recorder
-
-#: Steps whose arguments are held until someone asks whether their losses were finite: so many of them or their bytes.
-HELD_STEPS, HELD_BYTES = 100, 64 << 20
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss is not finite, and the step was not taken.
-
-    Attributes:
-        step: Which step, counted from 0.
-        site: Name of the first site whose log-probability is not finite, or None.
-    """
-
-    def __init__(self, loss: Any, step: int, site: str | None) -> None:
-        self.loss, self.step, self.site = loss, step, site
-        where = f"site {site!r} has a log-probability that is not finite" if site else "no single site is to blame"
-        super().__init__(
-            f"step {step}: expected a finite loss, got {loss}: {where}; the step was not taken. Try a smaller learning rate "
-            "or clip_norm."
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.loss, self.step, self.site)
-
-
-class Pending(NamedTuple):
-    """A step taken of which it is not known yet whether its loss was finite."""
-
-    args: Any
-    kwargs: Any
-    random_state: Tensor
-    device_random: Tensor | None
-    broken: Tensor
-    loss: Tensor
 
 
 class SVI(pyro.infer.SVI):
@@ -129,8 +95,7 @@ class SVI(pyro.infer.SVI):
                 stacklevel=2,
             )
         self._broken: Tensor | None = None
-        self._pending: list[Pending] = []
-        self._held_bytes = 0
+        self._unsettled = Unsettled()
         self._captured = self._captured_steps(loss_and_grads) if compile else None
         self.exchange: Exchange | None = None
 
@@ -198,15 +163,13 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteLossError: If one was not.
         """
-        pending, self._pending, self._held_bytes = self._pending, [], 0
-        if not pending or not bool(torch.stack([p.broken for p in pending]).any()):
+        found = self._unsettled.first_broken()
+        if found is None:
             return
-        first = next(i for i, p in enumerate(pending) if p.broken)
+        taken, step = found
         self._broken = None
-        self.steps_taken -= len(pending) - first
-        step = pending[first]
-        torch.set_rng_state(step.random_state)
-        set_device_state(step.loss.device, step.device_random)
+        self.steps_taken -= taken
+        step.noise.restore(step.loss.device)
         value = step.loss.item()
         if math.isfinite(value):
             raise NonFiniteLossError("a gradient that is not finite", self.steps_taken, None)
@@ -214,8 +177,8 @@ class SVI(pyro.infer.SVI):
 
     def _blamed(self, step: Pending) -> str | None:
         if self.exchange is None:
-            return self._culprit(step.args, step.kwargs)
-        return self.exchange.blame(lambda: self._culprit(step.args, step.kwargs))
+            return culprit(self.model, self.guide, step.args, step.kwargs)
+        return self.exchange.blame(lambda: culprit(self.model, self.guide, step.args, step.kwargs))
 
     def _tensor_step(self, args: Any, kwargs: Any) -> Terms | None:
         """Take a step that leaves its loss on the device; None where it is an eager one of this process alone."""
@@ -224,14 +187,18 @@ class SVI(pyro.infer.SVI):
 
     def _shared_step(self, args: Any, kwargs: Any, exchange: Exchange) -> Terms:
         """Take an eager step of one of several processes."""
-        random_state, device_random = torch.get_rng_state(), device_state(exchange.device)
+        noise = Noise.of(exchange.device)
         exchange.expecting = self._across_batch
         part = exchange.attempt(
-            lambda: self._evaluated(lambda *a, **k: self._with_grads(a, k), args, kwargs, random_state),
+            lambda: self._evaluated(lambda *a, **k: self._with_grads(a, k), args, kwargs, noise.host),
             NonFiniteLossError,
         )
         evaluated = self._exchanged(part)
-        self._pending.append(Pending(args, kwargs, random_state, device_random, evaluated.broken, evaluated.terms.loss))
+        return self._taken(evaluated, args, kwargs, noise, [])
+
+    def _taken(self, evaluated: Evaluated, args: Any, kwargs: Any, noise: Noise, tensors: list[Tensor]) -> Terms:
+        """Take a step without waiting for its loss."""
+        self._unsettled.add(Pending(args, kwargs, noise, evaluated.broken, evaluated.terms.loss), tensors)
         self._take(evaluated)
         self._settle_if_due()
         return evaluated.terms
@@ -252,7 +219,7 @@ class SVI(pyro.infer.SVI):
         if self.exchange is not None:  # then all processes must wait at the same step
             if self.exchange.due:
                 self.settle()
-        elif len(self._pending) >= HELD_STEPS or self._held_bytes > HELD_BYTES:
+        elif self._unsettled.many:
             self.settle()
 
     def _clipped(self, grads: list[Tensor | None], num_data: int) -> tuple[Tensor, list[Tensor | None]]:
@@ -266,7 +233,7 @@ class SVI(pyro.infer.SVI):
         """Take a compiled step; None where there is none for these arguments."""
         if self._captured is None or self._captured.reason is not None:
             return None
-        random_state = torch.get_rng_state()
+        host = torch.get_rng_state()
         try:
             found = self._captured.entry(args, kwargs)
         except (ValueError, NonFiniteLossError):
@@ -283,13 +250,8 @@ class SVI(pyro.infer.SVI):
                 )
                 self._captured.forget()
                 return self._compiled_step(args, kwargs)
-        device_random = device_state(tensors[0].device) if tensors else None
-        evaluated = self._exchanged(entry(tensors))
-        self._held_bytes += sum(t.numel() * t.element_size() for t in tensors)
-        self._pending.append(Pending(args, kwargs, random_state, device_random, evaluated.broken, evaluated.terms.loss))
-        self._take(evaluated)
-        self._settle_if_due()
-        return evaluated.terms
+        noise = Noise(host, device_state(tensors[0].device) if tensors else None)
+        return self._taken(self._exchanged(entry(tensors)), args, kwargs, noise, tensors)
 
     def _take(self, evaluated: Evaluated) -> None:
         """The optimizer's step; on the device it is none from the first loss that is not finite on."""
@@ -391,7 +353,7 @@ class SVI(pyro.infer.SVI):
             return evaluate(*args, **kwargs)
         except ValueError as error:
             torch.set_rng_state(random_state)
-            site = self._culprit(args, kwargs)
+            site = culprit(self.model, self.guide, args, kwargs)
             if site is None:
                 raise
             raise NonFiniteLossError(math.nan, self.steps_taken, site) from error
@@ -399,22 +361,7 @@ class SVI(pyro.infer.SVI):
     def _refuse_non_finite(self, value: Any, args: Any, kwargs: Any, random_state: Tensor) -> None:
         if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
             torch.set_rng_state(random_state)
-            raise NonFiniteLossError(value, self.steps_taken, self._culprit(args, kwargs))
-
-    def _culprit(self, args: Any, kwargs: Any) -> str | None:
-        """Name of the first site, guide first, whose log-probability is not finite.
-
-        Sites are drawn in the order in which the objectives draw, so the same generator state gives the same values.
-        """
-        with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
-            guide_trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*args, **kwargs)
-            for trace in (guide_trace, model_trace):
-                for name, site in sample_sites(trace):
-                    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-                    if not bool(torch.isfinite(log_prob).all()):
-                        return name
-        return None
+            raise NonFiniteLossError(value, self.steps_taken, culprit(self.model, self.guide, args, kwargs))
 
 
 def _item(loss: Any) -> Any:

@@ -618,7 +618,7 @@ def test_steps_that_wait_do_not_pile_up():
     svi = make("trace", "vae", compile=True)
     for _ in range(250):
         svi.step_terms(X)
-    assert len(svi._pending) < 100
+    assert len(svi._unsettled) < 100
 
 
 @pytest.mark.usefixtures("uncompiled")
