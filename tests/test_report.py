@@ -472,7 +472,10 @@ def test_tsne_bears_data_without_variance() -> None:
 
 def make_estimate(log_px: torch.Tensor, pareto_k: torch.Tensor, num_samples: int = 1000) -> Estimate:
     columns = [f.name for f in dataclasses.fields(Estimate) if f.name not in ("log_px", "pareto_k", "num_samples")]
-    rest = dict.fromkeys(columns, torch.zeros_like(log_px))
+    rest = dict.fromkeys(columns, torch.zeros_like(log_px)) | {
+        "draws": torch.full(log_px.shape, num_samples),
+        "num_pilot": 0,
+    }
     return Estimate(log_px=log_px, pareto_k=pareto_k, num_samples=num_samples, **rest)
 
 

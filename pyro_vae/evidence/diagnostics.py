@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from pyro_vae.imports import import_arviz
+from pyro_vae.evidence.pareto import fit_tail, tail_length
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
-    r"""Shape k of a generalized Pareto distribution fitted to the largest weights of each datum, by ArviZ.
+    r"""Shape k of a generalized Pareto distribution fitted to the largest weights of each datum.
 
     The weights have about 1/k finite moments: at k >= 1/2 their variance, and with it the usual standard error, is
     infinite. The largest :math:`\min(K/5, 3\sqrt K)` weights are fitted.
@@ -38,32 +34,8 @@ def pareto_k(log_w: Tensor) -> Tensor:
     """
     if log_w.dim() != 2:
         raise ValueError(f"log_w: expected shape (K, B), got {tuple(log_w.shape)}.")
-    if len(log_w) <= 20:
-        return torch.full((log_w.shape[1],), math.inf, dtype=torch.float64)
-    fit = _psislw()
-    columns = log_w.detach().cpu().double().numpy().T
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # ArviZ warns of large k, which is what is being asked
-        # A copy each time: ArviZ works in place.
-        return torch.tensor([_fitted(fit, column.copy()) for column in columns], dtype=torch.float64)
-
-
-def _fitted(fit: Callable[[np.ndarray], Any], column: np.ndarray) -> float:
-    try:
-        return float(fit(column))
-    except ValueError:  # ArviZ 1.x refuses a tail of equal values
-        return math.inf
-
-
-def _psislw() -> Callable[[np.ndarray], Any]:
-    """ArviZ's fit of one vector of log weights: 1.x keeps it in arviz_stats, 0.x at the top."""
-    try:
-        from arviz_stats.base import array_stats
-    except ImportError:
-        arviz = import_arviz()
-        return lambda column: arviz.psislw(column, normalize=False)[1]
-    # ArviZ 1.x takes log-likelihoods, for leave-one-out, and fits the tail of their negatives.
-    return lambda column: array_stats.psislw(-column)[1]
+    kept = tail_length(len(log_w)) + 1
+    return fit_tail(log_w.detach().cpu().double().topk(min(kept, len(log_w)), 0).values, len(log_w)).k
 
 
 def pareto_k_threshold(num_samples: int) -> float:
@@ -83,6 +55,19 @@ def pareto_k_threshold(num_samples: int) -> float:
     return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
+def pareto_k_thresholds(num_samples: Tensor) -> Tensor:
+    """:func:`pareto_k_threshold` for each datum.
+
+    Args:
+        num_samples: K of each, shape ``(B,)``.
+
+    Returns:
+        Shape ``(B,)``, float64.
+    """
+    limit = (1 - 1 / num_samples.double().clamp(min=2).log10()).clamp(max=0.7)
+    return torch.where(num_samples < 2, -math.inf, limit)
+
+
 def equal_weights(log_w: Tensor) -> Tensor:
     """Whether all weights of a datum are equal up to rounding, as they are when the guide is the exact posterior.
 
@@ -99,8 +84,45 @@ def equal_weights(log_w: Tensor) -> Tensor:
     if len(log_w) < 2:
         return torch.zeros(log_w.shape[1], dtype=torch.bool, device=log_w.device)
     low, high = log_w.min(0).values, log_w.max(0).values
+    return equal_range(low, high, torch.finfo(log_w.dtype).eps)
+
+
+def equal_range(low: Tensor, high: Tensor, eps: float) -> Tensor:
+    """Whether the smallest and the largest log weight are equal up to rounding; see :func:`equal_weights`.
+
+    Args:
+        low: The smallest of each datum, shape ``(B,)``, nats.
+        high: The largest.
+        eps: Rounding of the dtype in which they were computed.
+
+    Returns:
+        Shape ``(B,)``, bool.
+    """
     size = torch.maximum(low.abs(), high.abs()).clamp(min=1)
-    return (high - low) <= (1000 * torch.finfo(log_w.dtype).eps * size).clamp(max=0.01)
+    return (high - low) <= (1000 * eps * size).clamp(max=0.01)
+
+
+def jackknife(blocks: Tensor) -> Tensor:
+    r"""Standard error of the log of a mean, by leaving out one block of draws at a time.
+
+    .. math:: \mathrm{se}^2 = \frac{G - 1}{G} \textstyle\sum_g (\hat\theta_{-g} - \bar\theta)^2, \quad
+        \hat\theta_{-g} = \log \textstyle\sum_{h \ne g} S_h
+
+    Args:
+        blocks: Log of the sum of the weights in each block, log S, shape ``(G, B)``, nats; blocks of equal size.
+
+    Returns:
+        Shape ``(B,)``, nats.
+
+    References:
+        Efron, Stein, "The Jackknife Estimate of Variance", 1981.
+    """
+    num = len(blocks)
+    nothing = torch.full_like(blocks[:1], -math.inf)
+    before = torch.cat([nothing, blocks[:-1].logcumsumexp(0)])
+    after = torch.cat([blocks.flip(0)[:-1].logcumsumexp(0).flip(0), nothing])
+    without = torch.logaddexp(before, after)
+    return ((without - without.mean(0)).square().sum(0) * (num - 1) / num).sqrt()
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:

@@ -6,14 +6,16 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.diagnostics import equal_weights, pareto_k, pareto_k_threshold
+from pyro_vae.evidence.diagnostics import equal_range, jackknife, pareto_k_threshold, pareto_k_thresholds
+from pyro_vae.evidence.moments import Moments
+from pyro_vae.evidence.pareto import fit_tail
 from pyro_vae.imports import import_arviz
 
 
@@ -30,6 +32,9 @@ class Estimate:
         log_px: The estimate, nats, higher is better.
         std_error: Its Monte Carlo standard error by the delta method, sd(w) / (sqrt(K) mean(w)), nats; NaN where k is
             above the threshold, and at K = 1.
+        jackknife_error: The same by leaving out one of 50 blocks of draws at a time; NaN where ``std_error`` is.
+        smoothed: The estimate from Pareto-smoothed weights, nats: less noisy where k is large, and no bound; ``log_px``
+            where there is no tail to fit.
         ess: Effective sample size, (sum w)^2 / sum w^2, between 1 and K.
         largest_share: The share of the largest weight, between 1/K and 1.
         pareto_k: Shape of the weights' tail, see :func:`pareto_k`; minus infinity where all weights are equal.
@@ -38,11 +43,15 @@ class Estimate:
         elbo_std_error: Its Monte Carlo standard error, nats; NaN at K = 1.
         rate: Mean of log q(z|x) - log p(z), nats.
         distortion: Mean of -log p(x|z), nats.
-        num_samples: K.
+        draws: K of each datum, int64.
+        num_samples: K; where data have their own, the largest.
+        num_pilot: Draws of each datum in the pilot that chose K, which enter nothing else; 0 where there was none.
     """
 
     log_px: Tensor
     std_error: Tensor
+    jackknife_error: Tensor
+    smoothed: Tensor
     ess: Tensor
     largest_share: Tensor
     pareto_k: Tensor
@@ -51,56 +60,78 @@ class Estimate:
     elbo_std_error: Tensor
     rate: Tensor
     distortion: Tensor
+    draws: Tensor
     num_samples: int
+    num_pilot: int = field(default=0, kw_only=True)
 
     @classmethod
-    def from_weights(cls, log_likelihood: Tensor, log_ratio: Tensor) -> Estimate:
-        """Reduce log weights over draws, in float64 on the CPU.
+    def from_weights(cls, log_likelihood: Tensor, log_ratio: Tensor, log_w: Tensor | None = None) -> Self:
+        """Reduce log weights over draws, in float64.
 
         Args:
             log_likelihood: log p(x|z), shape ``(K, B)``, nats, in the dtype in which it was computed.
             log_ratio: log p(z) - log q(z|x), likewise.
+            log_w: Log weights, where they are not the sum of the two; see :meth:`Moments.add`.
 
         Raises:
-            ValueError: If a weight is NaN.
+            ValueError: If a weight is NaN, or there are none.
         """
-        equal = equal_weights(log_likelihood + log_ratio).cpu()
-        likelihood, ratio = log_likelihood.detach().cpu().double(), log_ratio.detach().cpu().double()
-        log_w = likelihood + ratio
-        if bool(log_w.isnan().any()):
-            raise ValueError(f"log weights: expected numbers, got NaN for {int(log_w.isnan().any(0).sum())} data.")
-        num = len(log_w)
-        log_px = log_w.logsumexp(0) - math.log(num)
-        w = (log_w - log_px).exp()  # mean 1
-        variance = w.var(0) if num > 1 else torch.full_like(log_px, math.nan)
-        k = torch.where(equal, -math.inf, pareto_k(log_w).nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf))
-        std_error = torch.where(k > pareto_k_threshold(num), math.nan, (variance / num).sqrt())
-        return cls(
-            log_px=log_px,
-            std_error=std_error,
-            ess=w.sum(0).square() / w.square().sum(0),
-            largest_share=w.max(0).values / w.sum(0),
-            pareto_k=k,
-            bias=-std_error.square() / 2,
-            elbo=log_w.mean(0),
-            elbo_std_error=log_w.std(0) / math.sqrt(num) if num > 1 else torch.full_like(log_px, math.nan),
-            rate=-ratio.mean(0),
-            distortion=-likelihood.mean(0),
-            num_samples=num,
-        )
+        moments = Moments(*log_likelihood.shape)
+        moments.add(log_likelihood, log_ratio, log_w)
+        return cls.from_moments(moments)
 
     @classmethod
-    def cat(cls, parts: Sequence[Estimate]) -> Estimate:
-        """The estimates of several batches as one.
+    def from_moments(cls, moments: Moments) -> Self:
+        """The estimate from draws that were reduced as they came.
+
+        Args:
+            moments: Of all K draws.
 
         Raises:
-            ValueError: If there are none, or they differ in ``num_samples``.
+            ValueError: If draws are missing.
         """
-        if len({part.num_samples for part in parts}) != 1:
-            raise ValueError("cat: expected estimates with one num_samples, got none or several.")
-        names = [f.name for f in dataclasses.fields(cls) if f.name != "num_samples"]
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return cls(**joined, num_samples=parts[0].num_samples)
+        found, num = moments.finish(), moments.num_samples
+        equal = equal_range(found.lowest, found.highest, found.eps) if num > 1 else found.mean < 0
+        tail = fit_tail(found.top, num)
+        log_mean = found.highest + found.mean.log()
+        unknown = torch.full_like(log_mean, math.nan)
+        k = torch.where(equal, -math.inf, tail.k)
+        bad = k > pareto_k_threshold(num)
+        spread = found.squares / found.mean.square() / max(num - 1, 1)  # Var(w) / p^2
+        std_error = torch.where(bad, unknown, (spread / num).sqrt()) if num > 1 else unknown
+        smoothed = torch.logaddexp(found.body, tail.log_smoothed) - math.log(num)
+        values = {
+            "log_px": log_mean,
+            "std_error": std_error,
+            "jackknife_error": torch.where(bad, unknown, jackknife(found.blocks)) if num > 1 else unknown,
+            "smoothed": torch.where(equal | tail.k.isinf(), log_mean, smoothed),
+            "ess": num / (1 + found.squares / (num * found.mean.square())),
+            "largest_share": 1 / (num * found.mean),
+            "pareto_k": k,
+            "bias": -std_error.square() / 2,
+            "elbo": found.elbo / num,
+            "elbo_std_error": (found.elbo_squares / (num - 1) / num).sqrt() if num > 1 else unknown,
+            "rate": -found.ratio / num,
+            "distortion": -found.likelihood / num,
+            "draws": torch.full(log_mean.shape, num, dtype=torch.int64),
+        }
+        on_cpu: dict[str, Any] = {name: value.cpu() for name, value in values.items()}
+        return cls(**on_cpu, num_samples=num)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """The estimates of several batches as one; of numbers that are one for a batch, the largest.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if not parts:
+            raise ValueError("cat: expected at least one estimate, got none; estimate some data first.")
+        joined: dict[str, Any] = {}
+        for name in (f.name for f in dataclasses.fields(cls)):
+            values = [getattr(part, name) for part in parts]
+            joined[name] = torch.cat(values) if isinstance(values[0], Tensor) else max(values)
+        return cls(**joined)
 
     @property
     def threshold(self) -> float:
@@ -108,9 +139,14 @@ class Estimate:
         return pareto_k_threshold(self.num_samples)
 
     @property
+    def thresholds(self) -> Tensor:
+        """The largest k at which the draws of each datum can be trusted: shape ``(B,)``, float64."""
+        return pareto_k_thresholds(self.draws)
+
+    @property
     def reliable(self) -> Tensor:
         """Where k is at most the threshold: shape ``(B,)``, bool."""
-        return self.pareto_k <= self.threshold
+        return self.pareto_k <= self.thresholds
 
     def summary(self) -> Summary:
         """Means over data, with the error of the data, of Monte Carlo, and the bias apart."""
@@ -122,6 +158,7 @@ class Estimate:
             std_error=float(self.log_px.std() / math.sqrt(num)) if num > 1 else None,
             mc_error=_pooled(self.std_error) if trusted else None,
             mc_error_reliable=_pooled(self.std_error[good]) if bool(good.any()) else None,
+            jackknife_error=_pooled(self.jackknife_error) if trusted else None,
             bias=float(self.bias.mean()) if trusted else None,
             lower_bound=float(self.log_px.mean()) - math.log(20) / num,
             elbo=float(self.elbo.mean()),
@@ -129,10 +166,13 @@ class Estimate:
             elbo_mc_error=_pooled(self.elbo_std_error) if self.num_samples > 1 else None,
             rate=float(self.rate.mean()),
             distortion=float(self.distortion.mean()),
+            smoothed=float(self.smoothed.mean()),
             pareto_k_bad=int((~good).sum()),
             pareto_k_threshold=self.threshold if self.num_samples > 1 else None,
             num_samples=self.num_samples,
             num_data=num,
+            draws=int(self.draws.sum()),
+            pilot_draws=self.num_pilot * num,
         )
 
     def to_arviz(self) -> Any:
@@ -143,12 +183,11 @@ class Estimate:
         """
         import xarray
 
-        values = {
-            f.name: ("datum", getattr(self, f.name).numpy())
-            for f in dataclasses.fields(self)
-            if f.name != "num_samples"
-        }
-        attributes = {"num_samples": self.num_samples, "pareto_k_threshold": self.threshold, "units": "nats"}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        values = {name: ("datum", value.numpy()) for name, value in (tensors | {"threshold": self.thresholds}).items()}
+        others = {name: value for name, value in fields.items() if name not in tensors}
+        attributes = others | {"pareto_k_threshold": self.threshold, "units": "nats"}
         dataset = xarray.Dataset(values, attrs=attributes)
         if int(version("arviz").split(".")[0]) < 1:
             arviz = import_arviz()
@@ -173,6 +212,7 @@ class Summary:
         mc_error: Its Monte Carlo standard error for these data; None if k is above the threshold for any of them.
         mc_error_reliable: The Monte Carlo standard error of the mean over the data whose k is at most the threshold;
             None if there are none.
+        jackknife_error: As ``mc_error``, by the jackknife.
         bias: Estimate of its bias, negative; None if k is above the threshold for any datum.
         lower_bound: :math:`\log p(x)` averaged over these data is above this with probability 0.95, whatever the tails:
             the mean less log(20) / N (Markov's inequality for the product of the estimates).
@@ -181,16 +221,20 @@ class Summary:
         elbo_mc_error: Its Monte Carlo standard error. None at K = 1.
         rate: Mean KL(q(z|x) || p(z)), sampled.
         distortion: Mean -E_q log p(x|z).
+        smoothed: Mean of log p(x) from Pareto-smoothed weights.
         pareto_k_bad: For how many data k is above the threshold.
         pareto_k_threshold: The threshold at this K. None at K = 1.
-        num_samples: K.
+        num_samples: K; where data have their own, the largest.
         num_data: N.
+        draws: Draws in all.
+        pilot_draws: Draws in all of a pilot, which enter nothing else.
     """
 
     log_px: float
     std_error: float | None
     mc_error: float | None
     mc_error_reliable: float | None
+    jackknife_error: float | None
     bias: float | None
     lower_bound: float
     elbo: float
@@ -198,12 +242,33 @@ class Summary:
     elbo_mc_error: float | None
     rate: float
     distortion: float
+    smoothed: float
     pareto_k_bad: int
     pareto_k_threshold: float | None
     num_samples: int
     num_data: int
+    draws: int
+    pilot_draws: int
 
     @property
     def gap(self) -> float:
         """Log p(x) - ELBO, the mean KL from the guide to the posterior."""
         return self.log_px - self.elbo
+
+    @property
+    def smoothed_change(self) -> float:
+        """What smoothing the weights changes: the smoothed mean of log p(x) less the raw one."""
+        return self.smoothed - self.log_px
+
+    @property
+    def verdict(self) -> str:
+        """Whether the Monte Carlo error can be trusted, in one sentence."""
+        if self.pareto_k_threshold is None:
+            return "one draw for each datum tells nothing of its error: take at least 2."
+        limit = f"{self.pareto_k_threshold:.2f}" if self.draws == self.num_samples * self.num_data else "its threshold"
+        if not self.pareto_k_bad:
+            return f"Pareto k is at most {limit} for all {self.num_data:,} data: the Monte Carlo error can be trusted."
+        return (
+            f"Pareto k is above {limit} for {self.pareto_k_bad:,} of {self.num_data:,} data: their log p(x) is likely too low, "
+            "and how far is not known."
+        )

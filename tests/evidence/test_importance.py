@@ -196,10 +196,13 @@ def test_cat_joins_batches():
     parts = [importance_sampling(ORACLE.model, ORACLE.guide(), x[i : i + 3], num_samples=30) for i in (0, 3, 6)]
     joined = Estimate.cat(parts)
     torch.testing.assert_close(joined.log_px, ORACLE.log_px(x))
-    assert all(len(getattr(joined, f.name)) == 7 for f in dataclasses.fields(joined) if f.name != "num_samples")
+    tensors = [f.name for f in dataclasses.fields(joined) if f.name not in ("num_samples", "num_pilot")]
+    assert all(len(getattr(joined, name)) == 7 for name in tensors)
     other = importance_sampling(ORACLE.model, ORACLE.guide(), x, num_samples=31)
-    with pytest.raises(ValueError, match="one num_samples"):
-        Estimate.cat([parts[0], other])
+    mixed = Estimate.cat([parts[0], other])
+    assert (mixed.num_samples, mixed.draws.tolist()) == (31, [30] * 3 + [31] * 7)
+    with pytest.raises(ValueError, match="cat: expected at least one estimate, got none"):
+        Estimate.cat([])
 
 
 def test_no_gradients_and_no_effect_on_the_model():
@@ -254,5 +257,7 @@ def test_to_arviz_holds_the_pointwise_values(tmp_path):
     group = container["evidence"]
     assert group["log_px"].dims == ("datum",)
     torch.testing.assert_close(torch.from_numpy(group["log_px"].to_numpy().copy()), estimate.log_px)
-    assert set(group.data_vars) == {f.name for f in dataclasses.fields(estimate)} - {"num_samples"}
-    assert group.attrs["num_samples"] == 100
+    names = {f.name for f in dataclasses.fields(estimate)} - {"num_samples", "num_pilot"}
+    assert set(group.data_vars) == names | {"threshold"}
+    assert (group.attrs["num_samples"], group.attrs["num_pilot"]) == (100, 0)
+    assert group["threshold"].to_numpy() == pytest.approx(0.5)
