@@ -133,6 +133,16 @@ class Estimate:
             joined[name] = torch.cat(values) if isinstance(values[0], Tensor) else max(values)
         return cls(**joined)
 
+    def take(self, rows: Tensor) -> Self:
+        """The estimates of some data, or of all in another order.
+
+        Args:
+            rows: Their places, int64.
+        """
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        taken: dict[str, Any] = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **taken)
+
     @property
     def threshold(self) -> float:
         """The largest k at which ``num_samples`` draws can be trusted."""

@@ -23,6 +23,7 @@ from pyro_vae.inference.capture import (
     unaltered,
 )
 from pyro_vae.inference.layout import sample_sites
+from pyro_vae.inference.noise import Noise, NoiseShape
 
 if TYPE_CHECKING:
     from pyro_vae.inference.weights import ProposalDraws, WeightTerms
@@ -43,55 +44,83 @@ class CapturedDraws:
         self.reason: str | None = None
         self._graphs: dict[Any, _Draw] = {}
 
-    def __call__(self, draws: ProposalDraws, num_samples: int) -> WeightTerms | None:
+    def __call__(
+        self, draws: ProposalDraws, num_samples: int, noise: Noise | None = None, start: int = 0
+    ) -> WeightTerms | None:
         """Draw; None where it must be done eagerly.
 
         Args:
             draws: The proposal for one batch.
             num_samples: K.
+            noise: Where sites made of normals have their noise from: an input of the graph; see ``ProposalDraws``.
+            start: Number of the first draw.
         """
         if self.reason is not None:
             return None
         try:
             key, tensors = signature(draws.args, draws.kwargs)
             held = list(_held(draws))
-            key = key, num_samples, tuple(map(describe, held))
+            given = {} if noise is None else _numbers(draws, num_samples, noise, start)
+            key = key, num_samples, tuple(map(describe, held)), tuple((n, describe(t)) for n, t in given.items())
             if key not in self._graphs:
-                self._graphs[key] = _Draw(draws, num_samples, tensors, held)
+                self._graphs[key] = _Draw(draws, num_samples, tensors, held, given)
                 self.captures += 1
         except NotCapturedError as error:
             self.reason = str(error)
             warnings.warn(f"log weights: draws cannot be compiled and are made eagerly: {error}.", stacklevel=4)
             return None
-        return self._graphs[key](tensors, held)
+        return self._graphs[key](tensors, held, given)
+
+
+class _Given:
+    """Noise that is at hand, as a :class:`pyro_vae.inference.noise.Noise`."""
+
+    def __init__(self, numbers: dict[str, Tensor]) -> None:
+        self.numbers = numbers
+
+    def __call__(self, name: str, start: int, num: int, like: NoiseShape) -> Tensor:
+        return self.numbers[name]
+
+
+def _numbers(draws: ProposalDraws, num_samples: int, noise: Noise, start: int) -> dict[str, Tensor]:
+    """What the sites took of the noise in the eager call before, for these draws."""
+    return {name: noise(name, start, num_samples, like) for name, like in draws.noise_shapes.items()}
 
 
 class _Draw:
     """K draws for batches of one shape."""
 
-    def __init__(self, draws: ProposalDraws, num_samples: int, tensors: list[Tensor], held: list[Tensor]) -> None:
+    def __init__(
+        self,
+        draws: ProposalDraws,
+        num_samples: int,
+        tensors: list[Tensor],
+        held: list[Tensor],
+        given: dict[str, Tensor],
+    ) -> None:
         watch = Watch(draws.model, draws.guide)
         for _, site in sample_sites(draws.guide_trace):
             _trust(site["fn"])
         with unaltered(watch):
-            eager = draws.eagerly(num_samples)
+            eager = draws.eagerly(num_samples, *((_Given(given),) if given else ()))
         with unaltered(watch):
             torch.manual_seed(OTHER_NOISE)
-            self._graph = Graph(_function(draws, num_samples), tensors)
+            other = [torch.randn_like(numbers) for numbers in given.values()]
+            self._graph = Graph(_function(draws, num_samples, list(given)), [*tensors, *other])
         self._make = type(eager)
         places = {id(t): k for k, t in enumerate(held)}
         self._from_batch = [places.get(id(t)) for t in self._graph.held]
         with unaltered(watch):
-            ours = self(tensors, held)
+            ours = self(tensors, held, given)
         if not agree(ours, eager, ROUNDING["float32"]):
             raise NotCapturedError("captured, they have other log weights than drawn by Python with the same noise")
 
-    def __call__(self, tensors: list[Tensor], held: list[Tensor]) -> WeightTerms:
+    def __call__(self, tensors: list[Tensor], held: list[Tensor], given: dict[str, Tensor]) -> WeightTerms:
         inputs = [t if k is None else held[k] for t, k in zip(self._graph.held, self._from_batch, strict=True)]
-        return self._make(*self._graph(tensors, inputs))
+        return self._make(*self._graph([*tensors, *given.values()], inputs))
 
 
-def _function(draws: ProposalDraws, num_samples: int) -> Any:
+def _function(draws: ProposalDraws, num_samples: int, sites: list[str]) -> Any:
     leaves, spec = _pytree.tree_flatten((draws.args, draws.kwargs))
 
     def function(*given: Tensor) -> tuple[Tensor, ...]:
@@ -99,7 +128,8 @@ def _function(draws: ProposalDraws, num_samples: int) -> Any:
         filled = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         try:
             draws.args, draws.kwargs = _pytree.tree_unflatten(filled, spec)
-            return tuple(draws.eagerly(num_samples))
+            numbers = dict(zip(sites, inputs, strict=True))
+            return tuple(draws.eagerly(num_samples, *((_Given(numbers),) if numbers else ())))
         finally:
             draws.args, draws.kwargs = kept
 

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.captured_draws import CapturedDraws
+from pyro_vae.inference.encoded_once import independent
+from pyro_vae.inference.enumerated_terms import enumerated_sites
 from pyro_vae.inference.layout import (
     PARTICLES,
     check_match,
@@ -32,9 +34,14 @@ from pyro_vae.inference.layout import (
     sample_sites,
     site_log_prob,
 )
+from pyro_vae.inference.noise import Noise, NoiseMessenger, NoiseShape, SiteNoise
 from pyro_vae.machine import explain
 
 OuterScale = Literal["refuse", "ignore"]
+
+
+class EnumeratedSiteError(ValueError):
+    """A latent site is marked for enumeration, where draws of it were asked for."""
 
 
 class WeightTerms(NamedTuple):
@@ -103,7 +110,8 @@ class ProposalDraws:
 
     The first trace finds the layout and is checked. Where the guide has one latent site, its distribution is kept, so
     that the encoder runs once however many draws follow; with several sites the guide runs once a call, since a
-    later site may depend on the draw of an earlier one. A plate that subsamples keeps its first subsample.
+    later site may depend on the draw of an earlier one, unless :meth:`encode_once` finds that none does. A plate that
+    subsamples keeps its first subsample.
 
     Args:
         model: A Pyro model.
@@ -114,9 +122,15 @@ class ProposalDraws:
         outer_scale: See :func:`log_weights`.
         vectorize: See :func:`log_weights`.
         captured: Compiles all draws but the first call's, and shares its graphs with other batches; None: eager ones.
+        refuse_enumerated: Whether a latent site that is marked for enumeration is refused, not sampled.
+
+    Attributes:
+        num_sites: How many sites the guide has.
+        noise_shapes: What sites have taken of the noise that was given, by name.
 
     Raises:
         ValueError: See :func:`log_weights`.
+        EnumeratedSiteError: If a site is marked and ``refuse_enumerated``.
     """
 
     def __init__(
@@ -129,6 +143,7 @@ class ProposalDraws:
         outer_scale: OuterScale = "refuse",
         vectorize: bool = True,
         captured: CapturedDraws | None = None,
+        refuse_enumerated: bool = False,
     ) -> None:
         if outer_scale not in ("refuse", "ignore"):
             raise ValueError(f"outer_scale: expected 'refuse' or 'ignore', got {outer_scale!r}.")
@@ -141,6 +156,8 @@ class ProposalDraws:
             )
         self.guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.trace(poutine.replay(model, trace=self.guide_trace)).get_trace(*args, **kwargs)
+        if refuse_enumerated and (marked := enumerated_sites(replayed, self.guide_trace)):
+            raise EnumeratedSiteError(f"latent sites {marked}: expected to be sampled, got marked for enumeration.")
         check_match(replayed, self.guide_trace)
         check_kl_scales(replayed, self.guide_trace)
         if outer_scale == "refuse":
@@ -153,6 +170,9 @@ class ProposalDraws:
                 check_site_shape(site, math.inf)
         self._first = replayed
         self._compared = False
+        self.num_sites = len(dict(sample_sites(self.guide_trace)))
+        self._encoded = self.num_sites == 1
+        self.noise_shapes: dict[str, NoiseShape] = {}
         # Every call sees the same data: the draws of subsampling sites stay as they are.
         fixed = Trace()
         for trace in (self.guide_trace, replayed):
@@ -163,11 +183,13 @@ class ProposalDraws:
         self.model = poutine.replay(model, trace=fixed)
         self.guide = poutine.replay(guide, trace=fixed)
 
-    def __call__(self, num_samples: int) -> WeightTerms:
+    def __call__(self, num_samples: int, noise: Noise | None = None, start: int = 0) -> WeightTerms:
         """Draw.
 
         Args:
             num_samples: K.
+            noise: Where sites made of normals have their noise from; None, and for other sites: torch's generator.
+            start: Number of the first draw, by which ``noise`` knows it.
 
         Returns:
             Log likelihood and log ratio, each of shape ``(K, B)``, nats.
@@ -175,29 +197,36 @@ class ProposalDraws:
         with validation_enabled(False):  # the first trace was validated, and those checks know no particle axis
             if self.vectorize:
                 try:
-                    return self._draw(num_samples)
+                    return self._draw(num_samples, noise, start)
                 except (RuntimeError, ValueError, IndexError) as error:
                     if explain(error) is not None:  # the device's fault, and no better one by one
                         raise
                     self._give_up(f"does not run inside an outer plate ({error})")
-            terms = [self._draw(1) for _ in range(num_samples)]
+            terms = [self._draw(1, noise, start + k) for k in range(num_samples)]
             return WeightTerms(*(torch.cat(part) for part in zip(*terms, strict=True)))
+
+    def encode_once(self) -> None:
+        """Keep the distributions of all the guide's sites, if none depends on the draw of another."""
+        self._encoded = self._encoded or independent(self.guide, self.args, self.kwargs)
 
     @property
     def first(self) -> WeightTerms:
         """The draw of the first trace, K = 1: at no further cost."""
         return self._reduce(self._first, self.guide_trace, 1)
 
-    def _draw(self, num_samples: int) -> WeightTerms:
+    def _draw(self, num_samples: int, noise: Noise | None, start: int) -> WeightTerms:
         if self.captured is not None and self._compared and not torch.is_grad_enabled():
-            found = self.captured(self, num_samples)
+            found = self.captured(self, num_samples, noise, start)
             if found is not None:
                 return found
-        return self.eagerly(num_samples)
+        return self.eagerly(num_samples, noise, start)
 
-    def eagerly(self, num_samples: int) -> WeightTerms:
+    def eagerly(self, num_samples: int, noise: Noise | None = None, start: int = 0) -> WeightTerms:
         """Draw by running model and guide; see :meth:`__call__`."""
-        guide_trace = self._guide_trace(num_samples)
+        given = None if noise is None else SiteNoise(noise, self.layout, start, num_samples)
+        guide_trace = self._guide_trace(num_samples, given)
+        if given is not None:
+            self.noise_shapes = given.shapes
         with self._particles(num_samples):
             model_trace = self._replayed(guide_trace)
         terms = self._reduce(model_trace, guide_trace, num_samples)
@@ -238,18 +267,20 @@ class ProposalDraws:
     def _particles(self, num_samples: int) -> AbstractContextManager[Any]:
         return pyro.plate(PARTICLES, num_samples, dim=-self.layout.nesting - 1) if self.vectorize else nullcontext()
 
-    def _guide_trace(self, num_samples: int) -> Trace:
+    def _guide_trace(self, num_samples: int, noise: SiteNoise | None = None) -> Trace:
         """A trace of the guide with a leading particle axis."""
-        sites = dict(sample_sites(self.guide_trace))
-        if not self.vectorize or len(sites) != 1:
-            with self._particles(num_samples):
+        if not self.vectorize or not self._encoded:
+            given: AbstractContextManager[Any] = nullcontext() if noise is None else NoiseMessenger(noise)
+            with given, self._particles(num_samples):
                 return poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-        ((name, site),) = sites.items()
-        missing = self.layout.nesting - len(site["fn"].batch_shape)
-        value = site["fn"](torch.Size((num_samples,) + (1,) * missing))
         trace = self.guide_trace.copy()
-        trace.nodes[name] = {**site, "value": value}
-        trace.nodes[name].pop("unscaled_log_prob", None)
+        for name, site in sample_sites(self.guide_trace):
+            missing = self.layout.nesting - len(site["fn"].batch_shape)
+            value = None if noise is None else noise(name, site["fn"], False)
+            if value is None:
+                value = site["fn"](torch.Size((num_samples,) + (1,) * missing))
+            trace.nodes[name] = {**site, "value": value}
+            trace.nodes[name].pop("unscaled_log_prob", None)
         return trace
 
     def _reduce(self, model_trace: Trace, guide_trace: Trace, num_samples: int) -> WeightTerms:

@@ -102,7 +102,7 @@ def test_what_cannot_be_captured_is_drawn_eagerly():
             pyro.sample("z", dist.Normal(x.mean(-1), 0.5))
 
     captured = CapturedDraws()
-    with pytest.warns(UserWarning, match="draws cannot be compiled and are made eagerly: .*trac"):
+    with pytest.warns(UserWarning, match=r"draws cannot be compiled and are made eagerly: .*(trac|[.]item)"):
         ours = estimates(model, guide, captured)
     torch.testing.assert_close(ours, estimates(model, guide, False))
 
