@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -30,7 +31,7 @@ def obstacle() -> str | None:
     """
     compiler = _compiler()
     if compiler is None:
-        return "there is no C++ compiler (g++ or clang++; CXX names another)"
+        return f"there is no C++ compiler {_wanted()!r} (the environment variable CXX names another)"
     include = sysconfig.get_paths()["include"]
     if not Path(include, "Python.h").is_file():
         return f"there is no Python.h in {include} (a package such as python3-dev brings it)"
@@ -52,10 +53,12 @@ def obstacle() -> str | None:
 
 
 def _compiler() -> str | None:
-    given = os.environ.get("CXX")
-    return next(
-        (found for name in ([given] if given else ["g++", "clang++", "c++"]) if (found := shutil.which(name))), None
-    )
+    return shutil.which(_wanted())
+
+
+def _wanted() -> str:
+    """The very one that Inductor calls."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 
 
 def _last_line(text: str) -> str:

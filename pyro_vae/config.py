@@ -108,6 +108,8 @@ class TrainConfig:
     """Seed of the parameters, the data order and every draw."""
     compile: bool | None = None
     """Whether to compile the step; default: if the run is long enough to repay it and a compiler works."""
+    check_every: int | None = None
+    """Compare a compiled step with an eager one every so many steps; default: when it is made."""
     precision: str = "float32"
     """float32, or bf16 for the products of the networks (all else, their sums included, stays float32)."""
 
@@ -118,6 +120,8 @@ class EvaluateConfig:
 
     num_samples: int = 1000
     """Importance samples for each datum."""
+    compile_draws: bool | None = None
+    """Whether to compile the draws; default: if they are many enough to repay it, and never after --no-compile."""
 
 
 def _mapping(what: str, given: Any) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 import pyro_vae
 from pyro_vae import parallel, schedules, summary
-from pyro_vae.config import Config, EvaluateConfig
+from pyro_vae.compiling import obstacle
+from pyro_vae.config import Config
 from pyro_vae.data import Data, binarize
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
@@ -107,7 +108,12 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     options = options if state is None else dataclasses.replace(options, compile=None)
     compiled, words = compiling_of(vae, data, make_objective(config), options, state)
     # What was chosen is stored, so that the run goes on as it was begun.
-    config = dataclasses.replace(config, train=dataclasses.replace(t, compile=compiled))
+    chosen = dataclasses.replace(t, compile=compiled)
+    draws = False if t.compile is False and state is None else config.evaluate.compile_draws
+    evaluate = dataclasses.replace(config.evaluate, compile_draws=draws)
+    config = dataclasses.replace(config, train=chosen, evaluate=evaluate)
+    if t.check_every is not None and not compiled:
+        raise ValueError(f"check_every: expected with compiled steps, got {t.check_every} with {words}; add --compile.")
     return Prepared(config, data, vae, device, fingerprint, state, seconds, words)
 
 
@@ -133,6 +139,8 @@ def _check_numbers(config: Config) -> None:
     if config.evaluate.num_samples < 2:
         got = config.evaluate.num_samples
         raise ValueError(f"num_samples: expected at least 2 importance samples, for an error, got {got}.")
+    if config.evaluate.compile_draws and (reason := obstacle()) is not None:
+        raise ValueError(f"compile_draws: expected a machine that can compile, got one where {reason}; leave it out.")
     for name, seed in {"seed": config.train.seed, "data_seed": config.data.data_seed}.items():
         if not 0 <= seed < 2**63:
             raise ValueError(f"{name}: expected a whole number from 0 to 2^63 - 1, got {seed}.")
@@ -325,7 +333,7 @@ def reevaluate(run: Run, device: torch.device, num_samples: int | None, say: Say
             f"--resume {run.path}."
         )
     if num_samples is not None:
-        config = dataclasses.replace(config, evaluate=EvaluateConfig(num_samples))
+        config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_samples=num_samples))
         _check_numbers(config)
     with parallel.one_first():
         data = run.data()

@@ -35,7 +35,9 @@ EVALUATION_BATCH = 100
 PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "arviz")
 
 
-def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress: bool = False) -> Estimate:
+def estimate(
+    vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress: bool = False, compile: bool | None = None
+) -> Estimate:
     """Importance-sampled log p(x) of test images, in batches, from generators of its own; all processes of a job share them.
 
     Args:
@@ -44,6 +46,7 @@ def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress
         num_samples: K.
         seed: Seed of the draws.
         progress: Whether to show a bar on a terminal.
+        compile: Whether to compile the draws; None: if they are many enough to repay it.
     """
     rows = rows_of(x.shape)
     size = min(EVALUATION_BATCH, rows)
@@ -58,7 +61,8 @@ def estimate(vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress
     )
     vae.eval()
     flops = 2.0 * sum(p.numel() for p in vae.parameters()) * len(x) * num_samples
-    captured = CapturedDraws() if compiling.repays(flops, next(vae.parameters()).device) else False
+    wanted = compiling.repays(flops, next(vae.parameters()).device) if compile is None else compile
+    captured = CapturedDraws() if wanted else False
     options: dict[str, Any] = {"num_samples": num_samples, "chunk_rows": chunk, "compile": captured}
     with own_randomness(seed), parallel.together():
         ours = (part for part in shown if part is not None)
@@ -97,7 +101,9 @@ def evaluate(
     if data.test is None:
         raise ValueError("test data: expected some to evaluate on, got none.")
     started = time.perf_counter()
-    found = estimate(vae, data.test.x, config.evaluate.num_samples, config.train.seed, progress)
+    found = estimate(
+        vae, data.test.x, config.evaluate.num_samples, config.train.seed, progress, config.evaluate.compile_draws
+    )
     figures = {
         "test": {**_test_figures(found.summary()), "active_units": active_units(vae, data.test.x)},
         "validation": {"elbo": _validation_figure(history)},

@@ -36,7 +36,9 @@ from pyro_vae.interruptions import Interrupted, Signals, listening, signal_of
 from pyro_vae.runs import RunDirectory
 
 #: What may differ between a run and its continuation.
-FREE = frozenset({"epochs", "patience", "num_samples", "num_workers", "data_dir", "download"})
+FREE = frozenset(
+    {"epochs", "patience", "num_samples", "num_workers", "data_dir", "download", "check_every", "compile_draws"}
+)
 
 
 @dataclass(frozen=True)

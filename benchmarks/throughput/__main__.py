@@ -48,8 +48,14 @@ def options() -> argparse.Namespace:
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.rounds, chosen.images = min(chosen.rounds, 2), 2048
-    if chosen.rounds < 1 or chosen.images < max(chosen.batch_sizes):
-        parser.error("expected at least 1 round, and images for at least one batch")
+    if chosen.rounds < 1 or min(chosen.batch_sizes) < 1 or chosen.images < max(chosen.batch_sizes):
+        parser.error("expected at least 1 round, batches of at least 1 image, and images for at least one batch")
+    if chosen.data_dir is not None and not (chosen.data_dir / "MNIST" / "raw").is_dir():
+        parser.error(f"--data-dir: expected a folder with MNIST/raw, got {chosen.data_dir}")
+    try:
+        torch.zeros(1, device=chosen.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device: expected one that works here, got {chosen.device}: {str(error).splitlines()[0]}")
     return chosen
 
 

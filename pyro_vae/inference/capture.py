@@ -8,18 +8,23 @@ live. Random numbers are torch's own (``fallback_random``), so that a captured s
 
 from __future__ import annotations
 
+import enum
 import logging
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.randomness import own_randomness
 
@@ -28,6 +33,8 @@ ROUNDING = {"float32": 1e-3, "bf16": 3e-2}
 #: Seed of the noise in which programs are captured: another than that of the comparison, so that a draw held as a constant
 #: shows.
 OTHER_NOISE = 20_170_313
+#: Arguments besides tensors; they are constants of the graph.
+CONSTANTS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, enum.Enum)
 _OPTIONS: dict[str, Any] = {"fallback_random": True}
 #: On the CPU, turning images channels-last and back costs more than the convolutions gain by it.
 _CPU_OPTIONS: dict[str, Any] = _OPTIONS | {"layout_optimization": False}
@@ -41,17 +48,22 @@ def signature(args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
     """What a captured graph is good for, hashable, and the tensors among the arguments.
 
     Raises:
-        NotCapturedError: If an argument is neither a tensor nor hashable.
+        NotCapturedError: If an argument is neither a tensor nor of a type that cannot change.
     """
     leaves, spec = _pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    for leaf in leaves:
+        if not isinstance(leaf, (Tensor, *CONSTANTS)):
+            raise NotCapturedError(
+                f"an argument holds a {type(leaf).__name__}, of which it cannot be seen when it changes"
+            )
     described = [describe(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves]
-    key = (tuple(described), spec, torch.get_num_threads())
-    try:
-        hash(key)
-    except TypeError:
-        raise NotCapturedError("an argument is neither a tensor nor hashable") from None
-    return key, tensors
+    return (tuple(described), spec, torch.get_num_threads(), _autocast()), tensors
+
+
+def _autocast() -> tuple[Any, ...]:
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds)
 
 
 def describe(x: Tensor) -> tuple[Any, ...]:
@@ -92,6 +104,11 @@ class Watch:
                         buffer.copy_(value)
             self._buffers = []
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those that are watched."""
+        return list(self._modules.values())
+
     def add(self, module: nn.Module) -> None:
         """Watch a module and all within it."""
         if id(module) in self._modules:
@@ -118,7 +135,8 @@ class Watch:
 
 
 def _members(module: nn.Module) -> tuple[Any, ...]:
-    return (*module._parameters.values(), *module._buffers.values(), *module._modules.values())
+    hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+    return (*module._parameters.values(), *module._buffers.values(), *module._modules.values(), *hooks)
 
 
 def _copies(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -136,16 +154,30 @@ def unaltered(watch: Watch, state: Any = None) -> Iterator[None]:
     kept = _copied(state.state_dict()) if hasattr(state, "state_dict") else None
     store = pyro.get_param_store()._params
     baselines = {name: p.detach().clone() for name, p in store.items() if name.startswith(BASELINE)}
+    others = random.getstate(), np.random.get_state()
     try:
         with own_randomness(), watch.watching():
             yield
     finally:
+        random.setstate(others[0])
+        np.random.set_state(others[1])
         if kept is not None:
             state.load_state_dict(kept)
         with torch.no_grad():
             for name, p in store.items():
                 if name.startswith(BASELINE):
                     p.copy_(baselines[name]) if name in baselines else p.zero_()
+
+
+def altered_by(watch: Watch, state: Any = None) -> list[Tensor]:
+    """What an evaluation may alter in place: buffers of the modules, running baselines, and an objective's state."""
+    objective = state.state_dict().values() if hasattr(state, "state_dict") else ()
+    store = pyro.get_param_store()._params
+    return [
+        *(b for module in watch.modules for b in module._buffers.values() if b is not None),
+        *(p for name, p in store.items() if name.startswith(BASELINE)),
+        *(t for t in objective if isinstance(t, Tensor)),
+    ]
 
 
 #: How Pyro names the running mean of a score-function term in the parameter store.
@@ -176,10 +208,12 @@ class Graph:
                 graph = _captured(function, tensors)
                 self.held = _lift(graph)
                 self._compiled = _compiled(graph, [*self.held, *tensors])
-        except (torch.OutOfMemoryError, NotCapturedError):
+        except torch.OutOfMemoryError:
             raise
+        except NotCapturedError as error:
+            raise NotCapturedError(str(error).splitlines()[0]) from None  # without the shapes that Pyro adds
         except Exception as error:
-            raise NotCapturedError(_reason(error)) from error
+            raise NotCapturedError(reason_of(error)) from error
 
     def __call__(self, tensors: list[Tensor], held: list[Tensor] | None = None) -> tuple[Any, ...]:
         """Run it; no autograd graph is made.
@@ -209,8 +243,42 @@ def _quiet() -> Iterator[None]:
 def _captured(function: Callable[..., Any], tensors: list[Tensor]) -> torch.fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    def checked(*given: Tensor) -> Any:
+        with _NoNumbers(), _NoArrays():
+            return function(*given)
+
+    random.seed(OTHER_NOISE)
+    np.random.seed(OTHER_NOISE)
     with pyro.validation_enabled(False):
-        return make_fx(function)(*tensors)
+        return make_fx(checked)(*tensors)
+
+
+class _NoNumbers(TorchDispatchMode):
+    """Refuses what takes a number, or a size, from the values of a tensor: a graph would hold it for good."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _takes_values(func, args):
+            name = _NAMES.get(func.overloadpacket.__name__, str(func))
+            raise NotCapturedError(f"it takes a number or a size out of the values of a tensor ({name})")
+        return func(*args, **(kwargs or {}))
+
+
+def _takes_values(func: Any, args: Any) -> bool:
+    if func is torch.ops.aten.index.Tensor:  # by places its size is known, by a mask it is not
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+
+
+class _NoArrays(TorchFunctionMode):
+    """Refuses lists and arrays made of tensors."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
+            raise NotCapturedError(f"it takes numbers out of a tensor (.{func.__name__}())")
+        return func(*args, **(kwargs or {}))
+
+
+_NAMES = {"_local_scalar_dense": ".item(), float(), int(), bool() or if"}
 
 
 def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
@@ -241,7 +309,7 @@ def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
     return list(held.values())
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line that says something, of the error that began it."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -19,6 +19,8 @@ from pyro_vae.inference.capture import (
     NotCapturedError,
     Watch,
     agree,
+    altered_by,
+    reason_of,
     signature,
     unaltered,
 )
@@ -47,12 +49,21 @@ class Evaluated(NamedTuple):
 
 @dataclass
 class Entry:
-    """A captured step for one signature of arguments; ``has_grad`` tells which parameters have a gradient."""
+    """A captured step for one signature of arguments.
+
+    Attributes:
+        graph: Its last input is whether an earlier step was broken.
+        watch: What it uses.
+        params: The parameters.
+        has_grad: Which of them have a gradient.
+        sound: 0, on the device: no earlier step was broken.
+    """
 
     graph: Graph
     watch: Watch
     params: list[Tensor]
     has_grad: list[bool]
+    sound: Tensor
 
     def __post_init__(self) -> None:
         self._made_for = list(map(_brief, self.graph.held))
@@ -61,9 +72,14 @@ class Entry:
         """Whether what it holds is what it was: the same objects, of the same shape and type, that learn or do not."""
         return self.watch.unchanged() and list(map(_brief, self.graph.held)) == self._made_for
 
-    def __call__(self, tensors: list[Tensor]) -> Evaluated:
-        """Evaluate loss and gradients at these arguments."""
-        loss, distortion, rate, broken, *rest = self.graph(tensors)
+    def __call__(self, tensors: list[Tensor], broken: Tensor | None = None) -> Evaluated:
+        """Evaluate loss and gradients at these arguments.
+
+        Args:
+            tensors: Of the arguments.
+            broken: 1 where an earlier step was broken: then, as where this one is, nothing but random numbers is altered.
+        """
+        loss, distortion, rate, broken, *rest = self.graph([*tensors, self.sound if broken is None else broken])
         grads = iter(rest)
         found = [next(grads) if has else None for has in self.has_grad]
         return Evaluated(Terms(loss, distortion, rate), broken, self.params, found)
@@ -119,10 +135,13 @@ class CapturedSteps:
             found = self._entries.get(key)
             if found is None or not found.unchanged():
                 self._entries.pop(key, None)
-                found = self._entries[key] = self._captured(args, kwargs, tensors)
+                found = self._captured(args, kwargs, tensors)
         except NotCapturedError as error:
             self.give_up(str(error))
             return None
+        if found is None:
+            return None
+        self._entries[key] = found
         return found, tensors
 
     def give_up(self, reason: str) -> None:
@@ -161,7 +180,8 @@ class CapturedSteps:
         with unaltered(watch, self.objective):
             return self.evaluate(args, kwargs)
 
-    def _captured(self, args: Any, kwargs: Any, tensors: list[Tensor]) -> Entry:
+    def _captured(self, args: Any, kwargs: Any, tensors: list[Tensor]) -> Entry | None:
+        """A new entry; None where there is nothing to learn, now."""
         if len(self._entries) >= SHAPES:
             raise NotCapturedError(f"its arguments have had more than {SHAPES} shapes")
         watch = Watch(*self.roots)
@@ -169,26 +189,39 @@ class CapturedSteps:
         eager = self._eager(args, kwargs, watch)
         has_grad = [g is not None for g in eager.grads]
         if not any(has_grad):
-            raise NotCapturedError("its loss has no gradient")
-        with unaltered(watch, self.objective), pyro.validation_enabled(False):
-            torch.manual_seed(OTHER_NOISE)
-            graph = Graph(self._function(args, kwargs, eager), tensors)
-        watch.remember(eager.params)
-        entry = Entry(graph, watch, eager.params, has_grad)
-        if self.differs(entry, tensors, args, kwargs):
+            return None
+        sound = torch.zeros((), device=eager.terms.loss.device)
+        try:
+            with unaltered(watch, self.objective), pyro.validation_enabled(False):
+                torch.manual_seed(OTHER_NOISE)
+                graph = Graph(self._function(args, kwargs, eager, watch), [*tensors, sound])
+            watch.remember(eager.params)
+            entry = Entry(graph, watch, eager.params, has_grad, sound)
+            differs = self.differs(entry, tensors, args, kwargs)
+        except (torch.OutOfMemoryError, NotCapturedError):
+            raise
+        except Exception as error:
+            raise NotCapturedError(reason_of(error)) from error
+        if differs:
             raise NotCapturedError("captured, it has another loss or gradient than run by Python with the same noise")
         self.captures += 1
         return entry
 
-    def _function(self, args: Any, kwargs: Any, eager: Evaluated) -> Callable[..., tuple[Tensor, ...]]:
+    def _function(self, args: Any, kwargs: Any, eager: Evaluated, watch: Watch) -> Callable[..., tuple[Tensor, ...]]:
         leaves, spec = _pytree.tree_flatten((args, kwargs))
 
         def function(*given: Tensor) -> tuple[Tensor, ...]:
-            inputs = iter(given)
+            *inner, earlier = given
+            inputs = iter(inner)
+            state = [(t, t.clone()) for t in altered_by(watch, self.objective)]
             filled = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             found = self.evaluate(*_pytree.tree_unflatten(filled, spec))
             if [id(p) for p in found.params] != [id(p) for p in eager.params]:
                 raise NotCapturedError("it uses other parameters from one run to the next")
-            return (*found.terms, found.broken, *(g for g in found.grads if g is not None))
+            broken = torch.maximum(found.broken, earlier)
+            with torch.no_grad():
+                for t, before in state:
+                    t.copy_(torch.where(broken > 0, before, t))
+            return (*found.terms, broken, *(g for g in found.grads if g is not None))
 
         return function

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.inference.capture import Watch, unaltered
 from pyro_vae.inference.layout import sample_sites
 from pyro_vae.randomness import device_state, set_device_state
 
@@ -38,11 +39,11 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def culprit(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> str | None:
-    """Name of the first site, guide first, whose log-probability is not finite.
+    """Name of the first site, guide first, whose log-probability is not finite; nothing is altered.
 
     Sites are drawn in the order in which the objectives draw, so the same generator state gives the same values.
     """
-    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
+    with torch.no_grad(), unaltered(Watch(model, guide)), poutine.block(), pyro.validation_enabled(False):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         for trace in (guide_trace, model_trace):

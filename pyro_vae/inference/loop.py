@@ -59,6 +59,7 @@ def fit(
     seed: int = 0,
     compile: bool | None = None,
     precision: str = "float32",
+    check_every: int | None = None,
     callbacks: Sequence[Callback] = (),
     resume: dict[str, Any] | None = None,
     interrupt: Callable[[], bool] = never,
@@ -87,6 +88,7 @@ def fit(
         compile: Whether to compile the step (docs/speed.md); None: if the run is long enough to repay it and a compiler
             works here, and, of a run that is resumed, as it was begun.
         precision: ``"float32"``, or ``"bf16"`` for the products of the networks; see :class:`pyro_vae.SVI`.
+        check_every: Compare a compiled step with an eager one every so many steps; see :class:`pyro_vae.SVI`.
         callbacks: Called with the :class:`Training` after each epoch, and once more where ``interrupt`` ends one before
             its time; then ``training.progress`` is not None, and there is no row for it.
         resume: What :meth:`Training.state_dict` gave, to go on from there, exactly, within an epoch or between two.
@@ -106,7 +108,7 @@ def fit(
     if len(data.train.x) == 0:
         raise ValueError("data: expected at least one training datum, got none.")
     options = FitOptions(
-        epochs, batch_size, optimizer, lr, lr_schedule, clip_norm, num_workers, seed, compile, precision
+        epochs, batch_size, optimizer, lr, lr_schedule, clip_norm, num_workers, seed, compile, precision, check_every
     )
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
     betas = Betas(beta, data.train.x.device)

@@ -37,6 +37,8 @@ class FusedOptim:
         """Whether this ``PyroOptim`` can be fused without changing what it does."""
         options = source.pt_optim_args
         plain = isinstance(options, dict) and not {"foreach", "fused", "capturable", "differentiable"} & set(options)
+        if isinstance(options, dict) and options.get("dampening") and source.pt_optim_constructor is torch.optim.SGD:
+            return False  # its first step is not damped
         # A PyroLRScheduler is a PyroOptim too, with an optimizer class of its own for each parameter.
         return (
             type(source) is PyroOptim and source.pt_optim_constructor in FUSIBLE and plain and not source.pt_clip_args
@@ -75,7 +77,11 @@ class FusedOptim:
             [{**singles[members[0]].param_groups[0], "params": members} for members in groups.values()]
         )
         for p, single in singles.items():
-            self._fused.state[p] = single.state[p]
+            state = single.state[p]
+            if single.param_groups[0].get("momentum") and state.get("momentum_buffer") is None:
+                # From zeros the first step is the same, and parameters may begin at different steps.
+                state["momentum_buffer"] = torch.zeros_like(p)
+            self._fused.state[p] = state
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every parameter seen so far, and of those to come."""

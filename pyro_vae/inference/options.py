@@ -40,6 +40,7 @@ class FitOptions:
     seed: int = 0
     compile: bool | None = None
     precision: str = "float32"
+    check_every: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -52,6 +53,8 @@ class FitOptions:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive number, got {value}.")
+        if self.check_every is not None and self.check_every < 1:
+            raise ValueError(f"check_every: expected at least 1 step, got {self.check_every}.")
         lookup("optimizer", self.optimizer, OPTIMIZERS)
         lookup("precision", self.precision, PRECISIONS)
         lookup("learning-rate schedule", self.lr_schedule, LR_SCHEDULES)

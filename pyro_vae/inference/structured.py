@@ -239,6 +239,11 @@ class _Sums:
             for n, s in sample_sites(model_trace)
             if "_enumerate_dim" in s["infer"] and n not in guide_trace
         }
+        if len({*inside.values(), *summed.values()}) < len(inside) + len(summed):
+            raise NotSimpleError(
+                "enum: expected an axis for each enumerated site, got several on one (pyro.markov); the loss can "
+                "be had, by Pyro's contraction, but no bound for each datum."
+            )
         self.axes = list(inside.values())
         zero = _zero(model_trace)
         self.extra: Any = zero.sum()

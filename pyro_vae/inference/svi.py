@@ -11,9 +11,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
-from pyro_vae.inference.captured_steps import CapturedSteps, Evaluated
+from pyro_vae.inference.capture import Watch, unaltered
+from pyro_vae.inference.captured_steps import CapturedSteps, Entry, Evaluated
 from pyro_vae.inference.exchange import Exchange
 from pyro_vae.inference.finite import Noise, NonFiniteLossError, Pending, Unsettled, culprit
 from pyro_vae.inference.objectives import Terms
@@ -21,7 +23,7 @@ from pyro_vae.inference.optim import FusedOptim, as_pyro_optim
 from pyro_vae.inference.precision import PRECISIONS
 from pyro_vae.inference.used import Used, UsedData
 from pyro_vae.lookup import lookup
-from pyro_vae.randomness import device_state, own_randomness
+from pyro_vae.randomness import device_state
 from pyro_vae.registration import Recorder
 
 
@@ -182,19 +184,29 @@ class SVI(pyro.infer.SVI):
 
     def _tensor_step(self, args: Any, kwargs: Any) -> Terms | None:
         """Take a step that leaves its loss on the device; None where it is an eager one of this process alone."""
-        terms = self._compiled_step(args, kwargs)
-        return terms if terms is not None or self.exchange is None else self._shared_step(args, kwargs, self.exchange)
+        if self.exchange is not None:
+            return self._shared_step(args, kwargs, self.exchange)
+        host = torch.get_rng_state()
+        found = self._entry(args, kwargs)
+        if found is None:
+            return None
+        entry, tensors = found
+        noise = Noise(host, device_state(entry.sound.device))
+        return self._taken(entry(tensors, self._broken), args, kwargs, noise, tensors)
 
     def _shared_step(self, args: Any, kwargs: Any, exchange: Exchange) -> Terms:
-        """Take an eager step of one of several processes."""
+        """Take a step of one of several processes."""
         noise = Noise.of(exchange.device)
         exchange.expecting = self._across_batch
-        part = exchange.attempt(
-            lambda: self._evaluated(lambda *a, **k: self._with_grads(a, k), args, kwargs, noise.host),
-            NonFiniteLossError,
-        )
-        evaluated = self._exchanged(part)
-        return self._taken(evaluated, args, kwargs, noise, [])
+        part = exchange.attempt(lambda: self._part(args, kwargs, noise.host), NonFiniteLossError)
+        return self._taken(self._exchanged(part, exchange), args, kwargs, noise, [])
+
+    def _part(self, args: Any, kwargs: Any, random_state: Tensor) -> Evaluated:
+        """Evaluate this process's part of a step."""
+        found = self._entry(args, kwargs)
+        if found is not None:
+            return found[0](found[1])
+        return self._evaluated(lambda *a, **k: self._with_grads(a, k), args, kwargs, random_state)
 
     def _taken(self, evaluated: Evaluated, args: Any, kwargs: Any, noise: Noise, tensors: list[Tensor]) -> Terms:
         """Take a step without waiting for its loss."""
@@ -203,16 +215,14 @@ class SVI(pyro.infer.SVI):
         self._settle_if_due()
         return evaluated.terms
 
-    def _exchanged(self, part: Evaluated | None) -> Evaluated:
+    def _exchanged(self, part: Evaluated | None, exchange: Exchange) -> Evaluated:
         """A step of the whole batch, from this process's part, or None where that has failed."""
-        if self.exchange is None:
-            assert part is not None  # only a shared step is known to have failed before it ends
-            return part
-        shared = self.exchange() if part is None else self.exchange(*part)
-        terms, broken, grads = shared
+        terms, broken, grads = exchange() if part is None else exchange(*part)
         if self.clip_norm is not None:
-            finite, grads = self._clipped(grads, self.exchange.num_data)
+            finite, grads = self._clipped(grads, exchange.num_data)
             broken = torch.maximum(broken, (~finite).float())
+        if self._broken is not None:
+            broken = torch.maximum(broken, self._broken)
         return Evaluated(Terms(*terms), broken, [] if part is None else part.params, grads)
 
     def _settle_if_due(self) -> None:
@@ -229,37 +239,34 @@ class SVI(pyro.infer.SVI):
         share = (self.clip_norm * num_data / (norm + 1e-6)).clamp(max=1.0)
         return torch.isfinite(norm), [g if g is None else g * share for g in grads]
 
-    def _compiled_step(self, args: Any, kwargs: Any) -> Terms | None:
-        """Take a compiled step; None where there is none for these arguments."""
-        if self._captured is None or self._captured.reason is not None:
+    def _entry(self, args: Any, kwargs: Any) -> tuple[Entry, list[Tensor]] | None:
+        """The compiled step for these arguments, and their tensors; None where it must be taken eagerly."""
+        # Handlers around a step, gradients left by the caller and ``no_grad`` are the eager step's to see.
+        if self._captured is None or self._captured.reason is not None or _PYRO_STACK or not torch.is_grad_enabled():
             return None
-        host = torch.get_rng_state()
         try:
             found = self._captured.entry(args, kwargs)
-        except (ValueError, NonFiniteLossError):
-            return None  # the eager step says what is wrong
-        if found is None:
-            return None
-        entry, tensors = found
-        if self.check_every is not None and self.steps_taken % self.check_every == 0 and self.steps_taken > 0:
-            if self._captured.differs(entry, tensors, args, kwargs):
+            if found is not None and self._check_is_due and self._captured.differs(*found, args, kwargs):
                 warnings.warn(
                     f"SVI: at step {self.steps_taken} the compiled step has another loss or gradient than an eager one with "
                     "the same noise; captured anew. It had read something that no tensor holds (docs/speed.md).",
-                    stacklevel=3,
+                    stacklevel=5,
                 )
                 self._captured.forget()
-                return self._compiled_step(args, kwargs)
-        noise = Noise(host, device_state(tensors[0].device) if tensors else None)
-        return self._taken(self._exchanged(entry(tensors)), args, kwargs, noise, tensors)
+                found = self._captured.entry(args, kwargs)
+        except (ValueError, NonFiniteLossError):
+            return None  # the eager step says what is wrong
+        return None if found is None or any(p.grad is not None for p in found[0].params) else found
+
+    @property
+    def _check_is_due(self) -> bool:
+        return self.check_every is not None and self.steps_taken > 0 and self.steps_taken % self.check_every == 0
 
     def _take(self, evaluated: Evaluated) -> None:
         """The optimizer's step; on the device it is none from the first loss that is not finite on."""
         self.steps_taken += 1
         if isinstance(self._stepper, FusedOptim):
-            broken = evaluated.broken
-            self._broken = broken if self._broken is None else torch.maximum(self._broken, broken)
-            self._stepper.found_inf = self._broken
+            self._broken = self._stepper.found_inf = evaluated.broken
         else:
             self.settle()
         for p, grad in zip(evaluated.params, evaluated.grads, strict=True):
@@ -300,13 +307,13 @@ class SVI(pyro.infer.SVI):
             yield used, seen
 
     def check_finite(self, *args: Any, **kwargs: Any) -> None:
-        """Evaluate the loss once, taking no step and no random numbers, to see whether training could go on.
+        """Evaluate the loss once, altering nothing, to see whether training could go on.
 
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite.
         """
         random_state = torch.get_rng_state()
-        with own_randomness(), poutine.block():
+        with unaltered(Watch(self.model, self.guide), self.objective), poutine.block():
             self._refuse_non_finite(self.evaluate_loss(*args, **kwargs), args, kwargs, random_state)
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

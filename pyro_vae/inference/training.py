@@ -76,6 +76,7 @@ class Training:
             objective,
             clip_norm=options.clip_norm,
             compile=bool(options.compile),
+            check_every=options.check_every,
             precision=options.precision,
         )
         self.batches = Batches(
