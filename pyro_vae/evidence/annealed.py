@@ -104,13 +104,13 @@ class AnnealedEstimate(Estimate):
         if not 1 < len(log_w) <= FEW_CHAINS:
             return found
         error = (wide - found.log_px).exp().std(0) / math.sqrt(len(log_w))
-        judged: dict[str, Any] = {
-            "std_error": error,
-            "jackknife_error": _jackknife(wide - found.log_px),
-            "bias": -error.square() / 2,
-        }
-        good = found.reliable
-        return dataclasses.replace(found, **{k: torch.where(good, v, math.nan) for k, v in judged.items()})
+        jackknife, good = _jackknife(wide - found.log_px), found.reliable
+        return dataclasses.replace(
+            found,
+            std_error=torch.where(good, error, math.nan),
+            jackknife_error=torch.where(good, jackknife, math.nan),
+            bias=torch.where(good, -error.square() / 2, math.nan),
+        )
 
     @property
     def reliable(self) -> Tensor:

@@ -2,138 +2,253 @@ r"""Bounds on log p(x) from both sides, for data whose posterior can be drawn fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.poutine import Trace
 from torch import Tensor
 from torch.utils import _pytree
 
-from pyro_vae.inference.layout import Site, is_auxiliary_loss, sample_sites
+from pyro_vae.evidence.annealed import AnnealedEstimate, Annealer, Metric, Path, check_numbers
+from pyro_vae.evidence.hmc import move
+from pyro_vae.evidence.joint import Joint, Start
+from pyro_vae.evidence.simulated import Simulated, simulate
+from pyro_vae.inference.weights import OuterScale
+from pyro_vae.randomness import own_randomness
 
-_WAYS_OUT = "pass posterior_draws for data of your own, or put the observed value into the model as an argument"
+__all__ = ["Bracket", "BracketSummary", "Simulated", "UpperBound", "bidirectional", "simulate"]
+
+#: Moves at the posterior before the chains go backward, so that those of a datum part from their common draw.
+PARTING_MOVES = 10
 
 
-class Simulated(NamedTuple):
-    """Data that a model made, and the latents that they were made from: one exact draw of each datum's posterior.
+@dataclass(frozen=True)
+class UpperBound:
+    r"""Log p(x) from above by chains that go backward; tensors of shape ``(B,)``, CPU.
+
+    .. math:: \widehat{\log p}(x) = -\log \tfrac1C \textstyle\sum_c w_c^{-1}, \quad E[w^{-1}] = 1 / p(x)
+
+    A stochastic upper bound, whatever C: biased high by about Var(1/w) p(x)^2 / (2 C).
 
     Attributes:
-        args: Positional arguments of the model, with the simulated data in the place of the observed values.
-        kwargs: Keyword arguments, likewise.
-        latents: z of each latent site by name, in the shape in which the site drew it.
+        inverse: The same chains as an estimate of -log p(x), of weights 1/w; what it says of errors, ESS, Pareto k
+            and acceptance holds here.
     """
 
+    inverse: AnnealedEstimate
+
+    @property
+    def log_px(self) -> Tensor:
+        """The bound, nats: at least log p(x) in expectation."""
+        return -self.inverse.log_px
+
+    @property
+    def std_error(self) -> Tensor:
+        """Its Monte Carlo standard error, nats; NaN where it would say nothing.
+
+        Chains that began at one posterior draw are taken for independent.
+        """
+        return self.inverse.std_error
+
+    @property
+    def bias(self) -> Tensor:
+        """Estimate of its bias, std_error^2 / 2, nats; NaN where ``std_error`` is."""
+        return -self.inverse.bias
+
+    @property
+    def reliable(self) -> Tensor:
+        """Where the error can be believed: bool."""
+        return self.inverse.reliable
+
+    @property
+    def acceptance(self) -> Tensor:
+        """Mean probability with which a move was taken."""
+        return self.inverse.acceptance
+
+
+@dataclass(frozen=True)
+class BracketSummary:
+    r"""A bracket's means over N data, nats per datum.
+
+    Attributes:
+        lower: Mean of the lower bounds.
+        upper: Mean of the upper bounds.
+        gap: Their difference: the mean log p(x) lies within, up to the errors.
+        gap_std_error: Standard error of the mean gap, from its scatter over data, in which all Monte Carlo is. None at N = 1.
+        lower_mc_error: Monte Carlo standard error of ``lower``; None if any datum's is not known.
+        upper_mc_error: That of ``upper``, likewise.
+        lower_bound: log p(x) averaged over these data is above this with probability 0.95: ``lower`` less log(20) / N.
+        upper_bound: It is below this with probability 0.95: ``upper`` and log(20) / N (Markov's inequality, both).
+        acceptance: Mean acceptance of the forward chains.
+        reverse_acceptance: Mean acceptance of the backward chains.
+        num_chains: C.
+        num_steps: T.
+        num_data: N.
+    """
+
+    lower: float
+    upper: float
+    gap: float
+    gap_std_error: float | None
+    lower_mc_error: float | None
+    upper_mc_error: float | None
+    lower_bound: float
+    upper_bound: float
+    acceptance: float
+    reverse_acceptance: float
+    num_chains: int
+    num_steps: int
+    num_data: int
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Log p(x) of each datum between two stochastic bounds.
+
+    Attributes:
+        lower: From chains that go forward from the start.
+        upper: From chains that go backward from the posterior.
+        args: The positional arguments for which it holds: with simulated data, unless posterior draws were given.
+        kwargs: The keyword arguments, likewise.
+    """
+
+    lower: AnnealedEstimate
+    upper: UpperBound
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    latents: dict[str, Tensor]
+
+    @property
+    def gap(self) -> Tensor:
+        """Upper less lower bound, shape ``(B,)``, nats: at least 0 in expectation, though not at every draw."""
+        return self.upper.log_px - self.lower.log_px
+
+    @classmethod
+    def cat(cls, parts: Sequence[Bracket]) -> Bracket:
+        """The brackets of several batches as one; of arguments, tensors with a row for each datum are joined.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if not parts:
+            raise ValueError("cat: expected at least one bracket, got none; bracket some data first.")
+        sizes = [len(part.gap) for part in parts]
+
+        def joined(*leaves: Any) -> Any:
+            rows = [len(x) if isinstance(x, Tensor) and x.dim() else None for x in leaves]
+            return torch.cat(leaves) if rows == sizes else leaves[0]
+
+        args, kwargs = _pytree.tree_map(joined, *[(part.args, part.kwargs) for part in parts])
+        lower = AnnealedEstimate.cat([part.lower for part in parts])
+        return cls(lower, UpperBound(AnnealedEstimate.cat([part.upper.inverse for part in parts])), args, kwargs)
+
+    def summary(self) -> BracketSummary:
+        """Means over data, with their errors."""
+        num, gap = len(self.gap), self.gap
+        lower, upper = self.lower.summary(), self.upper.inverse.summary()
+        return BracketSummary(
+            lower=lower.log_px,
+            upper=-upper.log_px,
+            gap=float(gap.mean()),
+            gap_std_error=float(gap.std() / math.sqrt(num)) if num > 1 else None,
+            lower_mc_error=lower.mc_error,
+            upper_mc_error=upper.mc_error,
+            lower_bound=lower.lower_bound,
+            upper_bound=-upper.lower_bound,
+            acceptance=float(self.lower.acceptance.mean()),
+            reverse_acceptance=float(self.upper.acceptance.mean()),
+            num_chains=self.lower.num_samples,
+            num_steps=self.lower.num_steps,
+            num_data=num,
+        )
 
 
 @torch.no_grad()
-def simulate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Simulated:
-    r"""Draw as many data as are given from the model, with their latents.
+def bidirectional(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    *args: Any,
+    posterior_draws: Mapping[str, Tensor] | None = None,
+    num_chains: int = 16,
+    num_steps: int = 500,
+    start: Start = "prior",
+    path: Path = "sigmoid",
+    num_leapfrog: int = 10,
+    metric: Metric = "diagonal",
+    seed: int | None = None,
+    plate: str | None = None,
+    outer_scale: OuterScale = "refuse",
+    **kwargs: Any,
+) -> Bracket:
+    r"""Bidirectional Monte Carlo: log p(x) between annealed importance sampling from below and its reverse from above.
 
-    .. math:: z_i \sim p(z), \quad x_i \sim p(x | z_i)
+    .. math:: E\, \log \tfrac1C \textstyle\sum_c w_c \;\le\; \log p(x) \;\le\;
+        E\left[-\log \tfrac1C \textstyle\sum_c 1 / \tilde w_c\right]
 
-    Since (z, x) is drawn from the joint, z is a draw from the exact posterior p(z|x). Of the data given, only shapes
-    matter. Draws come from the global generator.
+    :math:`\tilde w` is the weight of a chain that begins at an exact draw of the posterior and makes the path's moves in the
+    opposite order. Such a draw is known for data that the model made, z with x; with trained models the bracket
+    on them says how well annealing does on data like the model's own.
+
+    All chains of a datum begin at its one posterior draw, and are then parted by ten moves there. The mean over data of the
+    upper bound is independent of how well that went; its per-datum error is not.
 
     Args:
-        model: A Pyro model; each of its observed values is one of its arguments, in whatever shape, and enters it in no other
-            way.
-        *args: What it takes.
-        **kwargs: Likewise.
+        model: See :func:`annealed_importance_sampling`.
+        guide: Likewise.
+        *args: What both take; without ``posterior_draws`` only the shapes of the data matter, see :func:`simulate`.
+        posterior_draws: z of each latent site drawn from p(z|x) of the data given, in the shape in which the model draws it,
+            or with a dimension for chains in front; None: data are simulated.
+        num_chains: C, in each direction.
+        num_steps: T.
+        start: See :func:`annealed_importance_sampling`.
+        path: Likewise.
+        num_leapfrog: Likewise.
+        metric: Likewise.
+        seed: Likewise, of simulated data too.
+        plate: See ``log_weights``.
+        outer_scale: See ``log_weights``.
+        **kwargs: As ``args``.
 
     Returns:
-        Arguments with simulated data, and the latents.
+        The bracket of each datum.
 
     Raises:
-        ValueError: If an observed value is no argument of the model, the model depends on it otherwise (so that it would
-            be another model for the simulated data), or a site cannot be drawn from.
+        ValueError: As :func:`annealed_importance_sampling` and :func:`simulate`, and if ``posterior_draws`` do not fit.
+
+    References:
+        Grosse, Ancha, Roy, "Measuring the reliability of MCMC inference with bidirectional Monte Carlo", 2016; Wu et al., "On
+        the Quantitative Analysis of Decoder-Based Generative Models", 2017, section 4.2.
     """
-    given = poutine.trace(model).get_trace(*args, **kwargs)
-    observed = {n: s for n, s in sample_sites(given) if s["is_observed"] and not is_auxiliary_loss(s)}
-    if not observed:
-        raise ValueError("model: expected an observed site, got none; pass the data by obs=... or pyro.condition.")
-    leaves, spec = _pytree.tree_flatten((args, kwargs))
-    places = {name: _place(name, site["value"], leaves) for name, site in observed.items()}
-    drawn = _drawn(model, set(observed), args, kwargs)
-    for name, place in places.items():
-        leaves[place] = _in_the_form_of(leaves[place], drawn.nodes[name]["value"], name)
-    new_args, new_kwargs = _pytree.tree_unflatten(leaves, spec)
-    latents = {n: s["value"] for n, s in sample_sites(drawn) if n not in observed and not s["is_observed"]}
-    _check_same_model(model, drawn, new_args, new_kwargs)
-    return Simulated(new_args, new_kwargs, latents)
+    check_numbers(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
+    with own_randomness(seed) if seed is not None else nullcontext():
+        given = Simulated(args, kwargs, dict(posterior_draws or {}))
+        if posterior_draws is None:
+            given = simulate(model, *args, **kwargs)
+        joint = Joint(model, guide, given.args, given.kwargs, start, plate, outer_scale)
+        u = _of_chains(joint.pack(given.latents), num_chains)
+        annealer = Annealer.tuned(joint, num_chains, num_steps, num_leapfrog, path, metric)
+        return Bracket(annealer.estimate(num_chains), backward(annealer, u), given.args, given.kwargs)
 
 
-def _drawn(model: Callable[..., Any], observed: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    free = _Free(observed)
-    try:
-        with free:
-            return poutine.trace(model).get_trace(*args, **kwargs)
-    except NotImplementedError:
+def backward(annealer: Annealer, u: Tensor) -> UpperBound:
+    """The upper bound, from posterior draws ``u`` of shape ``(C, B, U)``."""
+    tuning, state = annealer.tuning, annealer.evaluate(u)
+    for _ in range(PARTING_MOVES):
+        state, _ = move(annealer.evaluate, state, 1.0, tuning.step_size(1.0), tuning.scale(1.0), annealer.num_leapfrog)
+    likelihood = annealer.joint.sums(state.u)["likelihood"].detach()
+    log_w, _, acceptance = annealer.run(state.u, forward=False)
+    inverse = -log_w.to(likelihood.dtype)
+    return UpperBound(
+        AnnealedEstimate.from_chains(inverse, -likelihood, acceptance, annealer.step_size, annealer.num_steps)
+    )
+
+
+def _of_chains(u: Tensor, num_chains: int) -> Tensor:
+    if len(u) not in (1, num_chains):
         raise ValueError(
-            f"site {free.last!r}: expected a distribution that can be drawn from, got one without draws (a pyro.factor?); "
-            f"{_WAYS_OUT.split(', or')[0]}."
-        ) from None
-
-
-class _Free(poutine.uncondition_messenger.UnconditionMessenger):
-    """Draws the sites of these names, whatever they observe."""
-
-    def __init__(self, names: set[str]) -> None:
-        super().__init__()
-        self.names, self.last = names, ""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        self.last = msg["name"]
-        if msg["name"] in self.names:
-            super()._pyro_sample(msg)
-
-
-def _place(name: str, value: Tensor, leaves: list[Any]) -> int:
-    """Which argument an observed value is: the same object, or the same numbers in the same memory."""
-    tensors = [(k, leaf) for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    same = [k for k, leaf in tensors if leaf is value]
-    same = same or [k for k, leaf in tensors if _same_memory(leaf, value)]
-    if not same:
-        raise ValueError(f"site {name!r}: expected an observed value that is an argument, got another; {_WAYS_OUT}.")
-    return same[0]
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    alike = a.dtype == b.dtype and a.numel() == b.numel() and a.data_ptr() == b.data_ptr()
-    return alike and a.numel() > 0 and a.is_contiguous() and b.is_contiguous()
-
-
-def _in_the_form_of(argument: Tensor, value: Tensor, name: str) -> Tensor:
-    """Simulated data in the shape and dtype of the argument whose place they take."""
-    if value.numel() != argument.numel():
-        raise ValueError(
-            f"site {name!r}: expected {argument.numel()} simulated numbers, as many as are observed, got {value.numel()}; "
-            "give the distribution the batch shape of its data."
+            f"posterior_draws: expected one for each datum or one for each of {num_chains} chains, got {len(u)}; pass "
+            f"num_chains={len(u)}."
         )
-    cast = value.reshape(argument.shape).to(argument.dtype)
-    if not torch.equal(cast.to(value.dtype), value.reshape(argument.shape)):
-        raise ValueError(
-            f"site {name!r}: expected data of dtype {argument.dtype}, got draws that it does not hold; pass data of dtype "
-            f"{value.dtype}."
-        )
-    return cast
-
-
-def _check_same_model(model: Callable[..., Any], drawn: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse a model that is another one, given the simulated data."""
-    again = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
-    for name, site in sample_sites(drawn):
-        if name in again.nodes and not is_auxiliary_loss(site) and not _alike(site, again.nodes[name]):
-            raise ValueError(
-                f"site {name!r}: expected the same distribution whatever is observed, got another for the simulated data; "
-                f"{_WAYS_OUT.split(', or')[0]}."
-            )
-
-
-def _alike(ours: Site, theirs: Site) -> bool:
-    a, b = (site["fn"].log_prob(ours["value"]) for site in (ours, theirs))
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True)
+    return u.expand(num_chains, -1, -1)

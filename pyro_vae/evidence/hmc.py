@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 #: Step sizes are drawn anew at each move from this range times the tuned one: with a constant one the trajectories of
-#: a Gaussian may close.
-JITTER = (0.8, 1.2)
+#: a Gaussian may close, and what is long for one direction is short for another.
+JITTER = (0.3, 1.0)
 
 
 class State(NamedTuple):

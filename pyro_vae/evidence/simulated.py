@@ -1,0 +1,139 @@
+"""Data that a model made, with the latents that they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.utils import _pytree
+
+from pyro_vae.inference.layout import Site, is_auxiliary_loss, sample_sites
+
+_WAYS_OUT = "pass posterior_draws for data of your own, or put the observed value into the model as an argument"
+
+
+class Simulated(NamedTuple):
+    """Data that a model made, and the latents that they were made from: one exact draw of each datum's posterior.
+
+    Attributes:
+        args: Positional arguments of the model, with the simulated data in the place of the observed values.
+        kwargs: Keyword arguments, likewise.
+        latents: z of each latent site by name, in the shape in which the site drew it.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    latents: dict[str, Tensor]
+
+
+@torch.no_grad()
+def simulate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Simulated:
+    r"""Draw as many data as are given from the model, with their latents.
+
+    .. math:: z_i \sim p(z), \quad x_i \sim p(x | z_i)
+
+    Since (z, x) is drawn from the joint, z is a draw from the exact posterior p(z|x). Of the data given, only shapes
+    matter. Draws come from the global generator.
+
+    Args:
+        model: A Pyro model; each of its observed values is one of its arguments, in whatever shape, and enters it in no other
+            way.
+        *args: What it takes.
+        **kwargs: Likewise.
+
+    Returns:
+        Arguments with simulated data, and the latents.
+
+    Raises:
+        ValueError: If an observed value is no argument of the model, the model depends on it otherwise (so that it would
+            be another model for the simulated data), or a site cannot be drawn from.
+    """
+    given = poutine.trace(model).get_trace(*args, **kwargs)
+    observed = {n: s for n, s in sample_sites(given) if s["is_observed"] and not is_auxiliary_loss(s)}
+    if not observed:
+        raise ValueError("model: expected an observed site, got none; pass the data by obs=... or pyro.condition.")
+    leaves, spec = _pytree.tree_flatten((args, kwargs))
+    places = {name: _place(name, site["value"], leaves) for name, site in observed.items()}
+    drawn = _drawn(model, set(observed), args, kwargs)
+    for name, place in places.items():
+        leaves[place] = _in_the_form_of(leaves[place], drawn.nodes[name]["value"], name)
+    new_args, new_kwargs = _pytree.tree_unflatten(leaves, spec)
+    latents = {n: s["value"] for n, s in sample_sites(drawn) if n not in observed and not s["is_observed"]}
+    _check_same_model(model, drawn, new_args, new_kwargs)
+    return Simulated(new_args, new_kwargs, latents)
+
+
+def _drawn(model: Callable[..., Any], observed: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    free = _Free(observed)
+    try:
+        with free:
+            return poutine.trace(model).get_trace(*args, **kwargs)
+    except NotImplementedError:
+        raise ValueError(
+            f"site {free.last!r}: expected a distribution that can be drawn from, got one without draws (a pyro.factor?); "
+            f"{_WAYS_OUT.split(', or')[0]}."
+        ) from None
+
+
+class _Free(poutine.uncondition_messenger.UnconditionMessenger):
+    """Draws the sites of these names, whatever they observe."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__()
+        self.names, self.last = names, ""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.last = msg["name"]
+        if msg["name"] in self.names:
+            super()._pyro_sample(msg)
+
+
+def _place(name: str, value: Tensor, leaves: list[Any]) -> int:
+    """Which argument an observed value is: the same object, or the same numbers in the same memory."""
+    tensors = [(k, leaf) for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    same = [k for k, leaf in tensors if leaf is value]
+    same = same or [k for k, leaf in tensors if _same_memory(leaf, value)]
+    if not same:
+        raise ValueError(f"site {name!r}: expected an observed value that is an argument, got another; {_WAYS_OUT}.")
+    return same[0]
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    alike = a.dtype == b.dtype and a.numel() == b.numel() and a.data_ptr() == b.data_ptr()
+    return alike and a.numel() > 0 and a.is_contiguous() and b.is_contiguous()
+
+
+def _in_the_form_of(argument: Tensor, value: Tensor, name: str) -> Tensor:
+    """Simulated data in the shape and dtype of the argument whose place they take."""
+    if value.numel() != argument.numel():
+        raise ValueError(
+            f"site {name!r}: expected {argument.numel()} simulated numbers, as many as are observed, got {value.numel()}; "
+            "give the distribution the batch shape of its data."
+        )
+    cast = value.reshape(argument.shape).to(argument.dtype)
+    if not torch.equal(cast.to(value.dtype), value.reshape(argument.shape)):
+        raise ValueError(
+            f"site {name!r}: expected data of dtype {argument.dtype}, got draws that it does not hold; pass data of dtype "
+            f"{value.dtype}."
+        )
+    return cast
+
+
+def _check_same_model(model: Callable[..., Any], drawn: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a model that is another one, given the simulated data."""
+    again = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    for name, site in sample_sites(drawn):
+        if name in again.nodes and not is_auxiliary_loss(site) and not _alike(site, again.nodes[name]):
+            raise ValueError(
+                f"site {name!r}: expected the same distribution whatever is observed, got another for the simulated data; "
+                f"{_WAYS_OUT.split(', or')[0]}."
+            )
+
+
+def _alike(ours: Site, theirs: Site) -> bool:
+    a, b = (site["fn"].log_prob(ours["value"]) for site in (ours, theirs))
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True)
