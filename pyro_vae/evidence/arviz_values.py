@@ -1,8 +1,10 @@
-"""Pointwise log p(x) as ``arviz.compare`` takes it."""
+"""Values in what the installed ArviZ, 0.x or 1.x, takes."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_vae.imports import import_arviz
+
+
+def is_arviz_1() -> bool:
+    """Whether ArviZ is of version 1.x, whose container is a ``DataTree``."""
+    return int(version("arviz").split(".")[0]) >= 1
+
+
+def draws_group(group: str, values: Mapping[str, NDArray[np.float64]]) -> Any:
+    """One group of values by name, over ``draw`` and a ``chain`` of 1, in the installed ArviZ's container.
+
+    Args:
+        group: Its name.
+        values: Name to values, each of shape ``(S,)``.
+
+    Returns:
+        An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (1.x).
+    """
+    import xarray
+
+    dataset = xarray.Dataset({name: (("chain", "draw"), array[None]) for name, array in values.items()})
+    if is_arviz_1():
+        return xarray.DataTree.from_dict({group: dataset})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the group is not one of ArviZ's own
+        return import_arviz().InferenceData(**{group: dataset})
 
 
 def elpd_data(log_px: NDArray[np.float64], num_unreliable: int = 0) -> Any:
@@ -27,7 +54,7 @@ def elpd_data(log_px: NDArray[np.float64], num_unreliable: int = 0) -> Any:
     num = len(log_px)
     pointwise = xarray.DataArray(log_px, dims="datum")
     total, error = float(log_px.sum()), float(log_px.std()) * math.sqrt(num)
-    if int(version("arviz").split(".")[0]) < 1:
+    if not is_arviz_1():
         import_arviz()
         from arviz.stats.stats_utils import ELPDData
 
