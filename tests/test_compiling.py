@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 
 import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import compiling
+from pyro_vae import compiling, evidence
 from pyro_vae.data import Data, Split
 from pyro_vae.inference import capture
 from pyro_vae.train import main
@@ -40,6 +41,16 @@ def test_this_machine_compiles(probe):
 
 def test_no_compiler(probe):
     probe.setenv("CXX", "no-such-compiler")
+    assert "no C++ compiler" in compiling.obstacle()
+
+
+def test_only_the_compiler_that_inductor_calls_will_do(probe, tmp_path):
+    """Another one on the path would pass the probe, and the steps would not compile."""
+    clang = tmp_path / ("g++" if sys.platform == "darwin" else "clang++")
+    clang.write_text("#!/bin/sh\nexit 0\n")
+    clang.chmod(clang.stat().st_mode | stat.S_IEXEC)
+    probe.delenv("CXX", raising=False)
+    probe.setenv("PATH", str(tmp_path))
     assert "no C++ compiler" in compiling.obstacle()
 
 
@@ -105,10 +116,40 @@ def test_a_compiled_run_is_the_eager_one_and_resumes_exactly(tmp_path, capsys):
     assert "steps compiled, as before" in capsys.readouterr().out
     summaries = {name: json.loads((run / "summary.json").read_text()) for name, run in runs.items()}
     assert {name: s["compiled"] for name, s in summaries.items()} == {"eager": False, "compiled": True, "resumed": True}
+    weights = [
+        torch.load(runs[n] / "checkpoint.pt", weights_only=True)["training"]["model"] for n in ("resumed", "compiled")
+    ]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
     tests = {name: s["test"] for name, s in summaries.items()}
     assert tests["resumed"] == tests["compiled"]
     assert tests["compiled"]["elbo"]["value"] == pytest.approx(tests["eager"]["elbo"]["value"], abs=1e-3)
     assert json.loads((runs["compiled"] / "config.json").read_text())["train"]["compile"] is True
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_no_compile_holds_for_the_evaluation_too(tmp_path, monkeypatch):
+    asked = []
+    sampling = evidence.importance_sampling
+
+    def watched(*args, **kwargs):
+        asked.append(bool(kwargs["compile"]))
+        return sampling(*args, **kwargs)
+
+    monkeypatch.setattr(compiling, "repays", lambda flops, device: True)
+    monkeypatch.setattr(evidence, "importance_sampling", watched)
+    words = [*SHORT, "--epochs", "1", "--num-samples", "5", "--quiet", "--run-dir"]
+    assert main([*words, str(tmp_path / "free")]) == 0
+    assert set(asked) == {True}
+    asked.clear()
+    assert main([*words, str(tmp_path / "not"), "--no-compile"]) == 0
+    assert set(asked) == {False}
+
+
+def test_steps_that_are_not_compiled_cannot_be_checked(tmp_path, capsys):
+    words = [*SHORT, "--no-compile", "--check-every", "10", "--run-dir", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "check_every: expected with compiled steps" in capsys.readouterr().err
+    assert not os.path.exists(tmp_path / "run")
 
 
 def test_asked_for_and_impossible(tmp_path, capsys, probe):

@@ -31,7 +31,8 @@ class SVI(pyro.infer.SVI):
     """Stochastic variational inference: ``pyro.infer.SVI``, faster, for any Pyro program.
 
     ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments become one fused torch optimizer over all parameters;
-    any other keeps Pyro's one optimizer for each parameter, with a warning.
+    any other keeps Pyro's one optimizer for each parameter, with a warning. A parameter that has no gradient in a step stays
+    where it is (in Pyro its momentum would move it on).
 
     With ``compile``, loss and gradients come from one graph of tensors, captured from the first step of each shape of
     the arguments and compiled (docs/speed.md says what is captured, and what a captured step does not see). The noise is

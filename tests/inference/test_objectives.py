@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pyro
@@ -389,6 +390,35 @@ def test_a_weight_that_leaves_out_an_auxiliary_site_is_refused():
     with pytest.raises(ValueError, match="auxiliary site 'u': expected the KL weight of site 'z'"):
         elbo("trace").loss(*scale_kl_pair(model, guide, {"z": 0.5}), x)
     assert math.isfinite(elbo("trace").loss(*scale_kl_pair(model, guide, 0.5), x))
+
+
+def test_enum_of_a_markov_chain_is_pyros_own():
+    """Its sites share axes; the loss is had by Pyro's contraction, a bound for each datum is not."""
+
+    def model(x):
+        table = pyro.param("table", torch.tensor([[0.7, 0.3], [0.4, 0.6]]), constraint=constraints.simplex)
+        with pyro.plate("data", len(x)):
+            state = torch.tensor(0)
+            for t in pyro.markov(range(4)):
+                state = pyro.sample(f"s{t}", dist.Categorical(table[state]), infer={"enumerate": "parallel"})
+                pyro.sample(f"x{t}", dist.Bernoulli(0.2 + 0.5 * state.float()), obs=x[:, t])
+
+    x = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 1.0]])
+    programs = model, lambda x: None
+    table, noise = torch.tensor([[0.7, 0.3], [0.4, 0.6]]), torch.tensor([0.2, 0.7])
+    exact = 0.0
+    for row in x:
+        total = 0.0
+        for path in itertools.product((0, 1), repeat=4):
+            p = 1.0
+            for t, s in enumerate(path):
+                p *= float(table[0 if t == 0 else path[t - 1], s] * (noise[s] if row[t] else 1 - noise[s]))
+            total += p
+        exact += math.log(total)
+    objective = elbo("enum", max_plate_nesting=1)
+    assert objective.loss(*programs, x) == pytest.approx(-exact, rel=1e-5)
+    with pytest.raises(ValueError, match="pyro.markov"):
+        objective.bound(*programs, x)
 
 
 def test_enum_begins_where_the_data_are():

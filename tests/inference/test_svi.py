@@ -131,6 +131,30 @@ def test_parameters_that_appear_later_are_trained():
     assert late > 1.0
 
 
+def test_momentum_of_a_parameter_whose_first_gradient_comes_later():
+    """As Pyro's one optimizer for each parameter: the fused one's state begins at different steps."""
+
+    def model(x, late):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        extra = pyro.param("extra", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc + extra if late else loc, 1.0), obs=x)
+
+    found = []
+    for make in (pyro.infer.SVI, SVI):
+        pyro.clear_param_store()
+        svi = make(model, lambda x, late: None, pyro.optim.SGD({"lr": 0.01, "momentum": 0.9}), pyro.infer.Trace_ELBO())
+        losses = [svi.step(torch.full((10,), 5.0), late) for late in (False, False, True, True, True)]
+        found.append([*losses, pyro.param("loc").item(), pyro.param("extra").item()])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_damped_momentum_is_not_fused():
+    """Torch does not damp a parameter's first step."""
+    with pytest.warns(UserWarning, match="not fused"):
+        SVI(lambda: None, lambda: None, pyro.optim.SGD({"lr": 0.01, "momentum": 0.9, "dampening": 0.5}), elbo("trace"))
+
+
 def _gradient_norm_of_step(clip_norm, batch, subsample=False):
     """The norm of the first SGD step over its learning rate: the gradient that was used, summed over the batch."""
     vae = _vae()
@@ -292,6 +316,10 @@ def test_check_finite_takes_nothing_and_names_the_site():
     assert torch.equal(torch.get_rng_state(), random)
     torch.testing.assert_close([p.detach() for p in vae.parameters()], params, rtol=0, atol=0)
     assert svi.steps_taken == 2
+    norm = torch.nn.BatchNorm1d(6, dtype=torch.float64)
+    other = SVI(lambda x: vae.model(norm(x)), vae.guide, pyro.optim.Adam({"lr": 0.01}), elbo("trace"))
+    other.check_finite(X.double())
+    assert int(norm.num_batches_tracked) == 0
     with torch.no_grad():
         vae.decoder.head.bias[0] = math.inf
     with (
