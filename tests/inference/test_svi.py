@@ -317,7 +317,7 @@ def test_check_finite_takes_nothing_and_names_the_site():
     torch.testing.assert_close([p.detach() for p in vae.parameters()], params, rtol=0, atol=0)
     assert svi.steps_taken == 2
     norm = torch.nn.BatchNorm1d(6, dtype=torch.float64)
-    other = SVI(lambda x: vae.model(norm(x)), vae.guide, pyro.optim.Adam({"lr": 0.01}), elbo("trace"))
+    other = SVI(vae.model, lambda x: vae.guide(norm(x)), pyro.optim.Adam({"lr": 0.01}), elbo("trace"))
     other.check_finite(X.double())
     assert int(norm.num_batches_tracked) == 0
     with torch.no_grad():
