@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.arviz_values import draws_group
-from pyro_vae.evidence.bidirectional import Simulated, simulate
 from pyro_vae.evidence.ranking import LOG_JOINT, LOG_Q, Ranking
+from pyro_vae.evidence.simulated import Simulated, simulate
 from pyro_vae.evidence.uniformity import Band, simultaneous_band, uniformity_p
 from pyro_vae.randomness import own_randomness
 

@@ -12,7 +12,7 @@ from pyro import poutine, validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.evidence.bidirectional import Simulated
+from pyro_vae.evidence.simulated import Simulated
 from pyro_vae.inference.layout import PARTICLES, is_auxiliary_loss, sample_sites, site_log_prob
 from pyro_vae.inference.weights import ProposalDraws
 

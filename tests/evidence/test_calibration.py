@@ -10,9 +10,9 @@ from pyro.infer.autoguide import AutoNormal
 from scipy import stats
 
 from pyro_vae import VAE
-from pyro_vae.evidence.bidirectional import Simulated
 from pyro_vae.evidence.calibration import Calibration, calibrate
 from pyro_vae.evidence.ranking import LOG_JOINT, LOG_Q
+from pyro_vae.evidence.simulated import Simulated
 from pyro_vae.inference.weights import prior_guide
 from tests.oracles import LinearGaussian, mixture
 
