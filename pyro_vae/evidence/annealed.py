@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from pyro_vae.evidence.captured_path import CapturedPath
 from pyro_vae.evidence.estimate import Estimate
 from pyro_vae.evidence.hmc import Evaluate, evaluation, move
 from pyro_vae.evidence.joint import Joint, Start
@@ -148,12 +149,19 @@ class Annealer:
 
     @classmethod
     def tuned(
-        cls, joint: Joint, num_chains: int, num_steps: int, num_leapfrog: int, path: Path, metric: Metric
+        cls,
+        joint: Joint,
+        num_chains: int,
+        num_steps: int,
+        num_leapfrog: int,
+        path: Path,
+        metric: Metric,
+        captured: CapturedPath | None,
     ) -> Annealer:
-        """Tune the moves by a pilot."""
-        evaluate, beta = evaluation(joint.terms), beta_of(path)
-        start, end = _variances(joint, metric)
-        u = joint.draw(min(num_chains, PILOT_CHAINS))
+        """Tune the moves by a pilot; one graph, where it is captured, serves the pilot and all that follows."""
+        beta, (start, end) = beta_of(path), _variances(joint, metric)
+        u = joint.draw(min(num_chains, PILOT_CHAINS) if captured is None else num_chains)
+        evaluate = evaluation(joint.terms) if captured is None else captured(joint, u)
         tuning = tune(evaluate, u, beta, start, end, num_leapfrog)
         return cls(joint, evaluate, beta, tuning, num_steps, num_leapfrog)
 
@@ -221,8 +229,9 @@ def annealed_importance_sampling(
     num_steps: int = 500,
     start: Start = "prior",
     path: Path = "sigmoid",
-    num_leapfrog: int = 10,
+    num_leapfrog: int = 5,
     metric: Metric = "diagonal",
+    compile: bool | CapturedPath = False,
     seed: int | None = None,
     plate: str | None = None,
     outer_scale: OuterScale = "refuse",
@@ -252,6 +261,7 @@ def annealed_importance_sampling(
         path: The spacing of beta, see :func:`beta_of`.
         num_leapfrog: L, steps of one move.
         metric: Moves in units of the latents' standard deviations under start and guide (``"diagonal"``), or as they are.
+        compile: Whether to compile density and gradient; a :class:`CapturedPath` shares its graphs between batches.
         seed: Of the draws, the generators being left as they were; None: they come from the global generators.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
@@ -271,7 +281,9 @@ def annealed_importance_sampling(
     check_numbers(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
     with own_randomness(seed) if seed is not None else nullcontext():
         joint = Joint(model, guide, args, kwargs, start, plate, outer_scale)
-        return Annealer.tuned(joint, num_chains, num_steps, num_leapfrog, path, metric).estimate(num_chains)
+        captured = CapturedPath() if compile is True else compile or None
+        annealer = Annealer.tuned(joint, num_chains, num_steps, num_leapfrog, path, metric, captured)
+        return annealer.estimate(num_chains)
 
 
 def check_numbers(**numbers: int) -> None:

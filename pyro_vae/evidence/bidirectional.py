@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from pyro_vae.evidence.annealed import AnnealedEstimate, Annealer, Metric, Path, check_numbers
+from pyro_vae.evidence.captured_path import CapturedPath
 from pyro_vae.evidence.hmc import move
 from pyro_vae.evidence.joint import Joint, Start
 from pyro_vae.evidence.simulated import Simulated, simulate
@@ -175,8 +176,9 @@ def bidirectional(
     num_steps: int = 500,
     start: Start = "prior",
     path: Path = "sigmoid",
-    num_leapfrog: int = 10,
+    num_leapfrog: int = 5,
     metric: Metric = "diagonal",
+    compile: bool | CapturedPath = False,
     seed: int | None = None,
     plate: str | None = None,
     outer_scale: OuterScale = "refuse",
@@ -206,6 +208,7 @@ def bidirectional(
         path: Likewise.
         num_leapfrog: Likewise.
         metric: Likewise.
+        compile: Likewise.
         seed: Likewise, of simulated data too.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
@@ -228,7 +231,8 @@ def bidirectional(
             given = simulate(model, *args, **kwargs)
         joint = Joint(model, guide, given.args, given.kwargs, start, plate, outer_scale)
         u = _of_chains(joint.pack(given.latents), num_chains)
-        annealer = Annealer.tuned(joint, num_chains, num_steps, num_leapfrog, path, metric)
+        captured = CapturedPath() if compile is True else compile or None
+        annealer = Annealer.tuned(joint, num_chains, num_steps, num_leapfrog, path, metric, captured)
         return Bracket(annealer.estimate(num_chains), backward(annealer, u), given.args, given.kwargs)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.evidence.hmc import Evaluate, move
 
 #: The mean acceptance to which step sizes are tuned.
-TARGET = 0.8
+TARGET = 0.9
 #: Places on the path at which they are tuned, with straight lines between their logarithms.
 KNOTS = 10
 #: Moves at each of them; at the first, three times as many.
@@ -55,7 +55,7 @@ def tune(
 ) -> Tuning:
     r"""Find step sizes by moving chains once along the path.
 
-    .. math:: \log \epsilon_{n+1} = \log \epsilon_n + 1.5\, n^{-0.6} (\bar\alpha_n - 0.8)
+    .. math:: \log \epsilon_{n+1} = \log \epsilon_n + 1.5\, n^{-0.6} (\bar\alpha_n - 0.9)
 
     at each of ten places, the mean of the second half of which is kept; :math:`\bar\alpha` is the datum's mean acceptance over
     chains. The chains serve nothing else, so that moves with these steps are as reversible as any.
