@@ -15,9 +15,9 @@ from pyro_vae.evidence.streams import PILOT, NoiseStreams
 from pyro_vae.inference.enumerated import EnumeratedDraws
 
 #: Draws of the pilot, where more are allowed.
-PILOT_SAMPLES = 200
+PILOT_SAMPLES = 500
 #: Fewest draws: there is a tail to fit, and a threshold above 1/2.
-FEWEST = 100
+FEWEST = 128
 
 
 def adaptive(
@@ -33,7 +33,7 @@ def adaptive(
 
     .. math:: K_i = \Big\lceil \widehat{\mathrm{Var}}(w_i) / (\hat p(x_i)\ \mathrm{se})^2 \Big\rceil
 
-    rounded up to a power of the square root of 2, where the variance is that of a pilot of 200 other draws. To stop by the very
+    rounded up to a power of the square root of 2, where the variance is that of a pilot of 500 other draws. To stop by the very
     draws that are reported would bias them. A datum whose pilot has too large a Pareto k gets ``max_samples``.
 
     Args:
@@ -66,7 +66,7 @@ def adaptive(
 
 
 def choose_samples(pilot: Estimate, target_se: float, max_samples: int) -> Tensor:
-    """K of each datum, from 100 to ``max_samples``, a power of the square root of 2 between them.
+    """K of each datum, from 128 to ``max_samples``, a power of the square root of 2 between them.
 
     Args:
         pilot: Estimates from a few draws.

@@ -57,8 +57,8 @@ def importance_sampling(
         seed: Seed of the draws, at least 0; None: one from torch's generator.
         data_ids: A number for each datum, at least 0, by which its draws are known, shape ``(B,)``; None: 0 to B - 1. With a
             seed, give them where data are estimated in several calls: equal numbers have equal noise.
-        target_se: Standard error to reach for each datum, nats; ``num_samples`` then means nothing. A pilot of 200 other
-            draws, thrown away, chooses K for each, from 100 to ``max_samples``; data whose k is too large in the pilot get
+        target_se: Standard error to reach for each datum, nats; ``num_samples`` then means nothing. A pilot of 500 other
+            draws, thrown away, chooses K for each, from 128 to ``max_samples``; data whose k is too large in the pilot get
             ``max_samples``. Of the tensors among the arguments that are as long as the data plate, rows are taken.
         max_samples: The largest K under ``target_se``.
         chunk_rows: Draws x data of one call of the model, which bounds memory; at least one draw is made a call. None: 1,000,

@@ -102,6 +102,8 @@ def from_noise(distribution: Any, noise: Tensor) -> Tensor:
     Raises:
         TypeError: If the distribution is not made of normals.
     """
+    if noise_like(distribution) is None:
+        raise TypeError(f"distribution: expected one made of normals, got {type(distribution).__name__}; draw from it.")
     if isinstance(distribution, Independent | MaskedDistribution):
         return from_noise(distribution.base_dist, noise)
     if isinstance(distribution, Delta):
@@ -115,11 +117,9 @@ def from_noise(distribution: Any, noise: Tensor) -> Tensor:
         return distribution.loc + distribution.scale * noise
     if isinstance(distribution, MultivariateNormal):
         return distribution.loc + _batch_mv(distribution._unbroadcasted_scale_tril, noise)
-    if isinstance(distribution, LowRankMultivariateNormal):
-        factor = distribution._unbroadcasted_cov_factor
-        common, own = noise.split([factor.shape[-1], distribution.event_shape[0]], -1)
-        return distribution.loc + _batch_mv(factor, common) + distribution._unbroadcasted_cov_diag.sqrt() * own
-    raise TypeError(f"distribution: expected one made of normals, got {type(distribution).__name__}; draw from it.")
+    factor = distribution._unbroadcasted_cov_factor
+    common, own = noise.split([factor.shape[-1], distribution.event_shape[0]], -1)
+    return distribution.loc + _batch_mv(factor, common) + distribution._unbroadcasted_cov_diag.sqrt() * own
 
 
 class SiteNoise:
