@@ -303,11 +303,20 @@ def dealt(x: Any, size: int, seed: int) -> Iterator[Any]:
     if _world.size == 1:
         yield from x.split(size)
         return
-    count = math.ceil(len(x) / size)
-    for number in range(_world.rank, math.ceil(count / _world.size) * _world.size, _world.size):
-        if number < count:
+    for number in turns(math.ceil(len(x) / size)):
+        if number is not None:
             torch.manual_seed(stream(seed, number))
-        yield x[number * size : (number + 1) * size] if number < count else None
+        yield None if number is None else x[number * size : (number + 1) * size]
+
+
+def turns(count: int) -> Iterator[int | None]:
+    """Which of ``count`` things fall to this rank: i to rank i modulo the number of ranks.
+
+    Yields:
+        Their numbers, then None where others have one more: every rank gets equally many.
+    """
+    for number in range(_world.rank, math.ceil(count / _world.size) * _world.size, _world.size):
+        yield number if number < count else None
 
 
 def collected(parts: Sequence[T]) -> list[T]:

@@ -23,6 +23,7 @@ from pyro_vae.config import Config
 from pyro_vae.data import Data, binarize
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
+from pyro_vae.estimation import Estimation
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
 from pyro_vae.inference.loop import Callback, compiling_of, early_stopping, fit
@@ -32,7 +33,7 @@ from pyro_vae.inference.training import FitOptions, History, Training, never
 from pyro_vae.lookup import lookup
 from pyro_vae.models import VAE
 from pyro_vae.randomness import own_randomness
-from pyro_vae.runs import Run, RunDirectory, check_data, load_data, make_vae
+from pyro_vae.runs import RunDirectory, check_data, load_data, make_vae
 
 Say = Callable[[str], None]
 
@@ -136,9 +137,7 @@ def _try_out(config: Config, vae: VAE, data: Data) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    if config.evaluate.num_samples < 2:
-        got = config.evaluate.num_samples
-        raise ValueError(f"num_samples: expected at least 2 importance samples, for an error, got {got}.")
+    Estimation(num_samples=config.evaluate.num_samples)
     if config.evaluate.compile_draws and (reason := obstacle()) is not None:
         raise ValueError(f"compile_draws: expected a machine that can compile, got one where {reason}; leave it out.")
     for name, seed in {"seed": config.train.seed, "data_seed": config.data.data_seed}.items():
@@ -309,39 +308,6 @@ def finish(prepared: Prepared, history: History, directory: RunDirectory, second
     say(summary.table(found))
     pictures = draw_pictures(vae, data, history, directory.path, config.train.seed, estimate)
     say(f"{directory.path}: summary.json, metrics.csv, checkpoint.pt, {', '.join(p.name for p in pictures)}")
-
-
-def reevaluate(run: Run, device: torch.device, num_samples: int | None, say: Say) -> dict[str, Any]:
-    """Evaluate a finished run again, and bring its ``summary.json`` up to date.
-
-    Args:
-        run: What :func:`pyro_vae.load` gave.
-        device: Where to evaluate.
-        num_samples: K; None: the run's own.
-        say: Receives the table.
-
-    Returns:
-        The summary.
-
-    Raises:
-        ValueError: If ``num_samples`` is below 2, or the run has no whole epoch.
-    """
-    config = run.config
-    if not run.history.rows:
-        raise ValueError(
-            f"run {run.path}: expected at least one whole epoch to evaluate, got one interrupted in its first; go on with "
-            f"--resume {run.path}."
-        )
-    if num_samples is not None:
-        config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_samples=num_samples))
-        _check_numbers(config)
-    with parallel.one_first():
-        data = run.data()
-    vae, data = run.vae.to(device), data.to(device)
-    found, _ = summary.evaluate(config, vae, data, run.history, run.seconds, progress=say is not silent)
-    RunDirectory(run.path, parallel.world().main).write_json("summary.json", found)
-    say(summary.table(found))
-    return found
 
 
 def describe(prepared: Prepared, device_words: str) -> str:

@@ -36,6 +36,7 @@ PICTURES = (
     "units",
     "tsne",
     "log-px",
+    "worst",
     "grid",
 )
 #: The keys of a checkpoint and what they hold.

@@ -2,72 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import pyro_vae
-from pyro_vae import compiling, evidence, parallel
+from pyro_vae import evidence, parallel
 from pyro_vae.config import Config
 from pyro_vae.data import Data, Stored
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.evidence import Estimate, Summary
-from pyro_vae.evidence.importance import CHUNK_ROWS
-from pyro_vae.inference.captured_draws import CapturedDraws
+from pyro_vae.estimation import Estimation, estimate
+from pyro_vae.evidence import BracketSummary, Estimate, Summary
 from pyro_vae.inference.training import History
 from pyro_vae.models import VAE
-from pyro_vae.randomness import own_randomness
 
 #: Version of what ``summary.json`` holds.
 SCHEMA = 1
 
-#: Data of one call of an estimator: with 10 draws each, a chunk of 1,000 rows, which stays in the processor's cache.
-EVALUATION_BATCH = 100
-
-
 PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "arviz")
-
-
-def estimate(
-    vae: VAE, x: Tensor | Stored, num_samples: int, seed: int, progress: bool = False, compile: bool | None = None
-) -> Estimate:
-    """Importance-sampled log p(x) of test images, in batches, from generators of its own; all processes of a job share them.
-
-    Args:
-        vae: The model.
-        x: Images, shape ``(N, *data_shape)``.
-        num_samples: K.
-        seed: Seed of the draws.
-        progress: Whether to show a bar on a terminal.
-        compile: Whether to compile the draws; None: if they are many enough to repay it.
-    """
-    rows = rows_of(x.shape)
-    size = min(EVALUATION_BATCH, rows)
-    chunk = min(CHUNK_ROWS, rows)
-    shown: Iterable[Tensor | None] = tqdm(
-        parallel.dealt(x, size, seed),
-        total=math.ceil(len(x) / size / parallel.world().size),
-        disable=None if progress else True,
-        unit="batch",
-        leave=False,
-        desc="log p(x)",
-    )
-    vae.eval()
-    flops = 2.0 * sum(p.numel() for p in vae.parameters()) * len(x) * num_samples
-    wanted = compiling.repays(flops, next(vae.parameters()).device) if compile is None else compile
-    captured = CapturedDraws() if wanted else False
-    options: dict[str, Any] = {"num_samples": num_samples, "chunk_rows": chunk, "compile": captured}
-    with own_randomness(seed), parallel.together():
-        ours = (part for part in shown if part is not None)
-        parts = [evidence.importance_sampling(vae.model, vae.guide, part, **options) for part in ours]
-    return Estimate.cat(parallel.collected(parts))
 
 
 @torch.no_grad()
@@ -80,7 +39,13 @@ def active_units(vae: VAE, x: Tensor | Stored) -> int | None:
 
 
 def evaluate(
-    config: Config, vae: VAE, data: Data, history: History, train_seconds: float, progress: bool
+    config: Config,
+    vae: VAE,
+    data: Data,
+    history: History,
+    train_seconds: float,
+    progress: bool,
+    how: Estimation | None = None,
 ) -> tuple[dict[str, Any], Estimate]:
     """The summary of a run: what ``summary.json`` holds, and the estimate of each test datum behind it.
 
@@ -91,6 +56,7 @@ def evaluate(
         history: Its history.
         train_seconds: How long training took, in all its sessions.
         progress: Whether to show a bar on a terminal.
+        how: How log p(x) is estimated, an estimator that draws from the guide; None: as ``config`` says.
 
     Returns:
         Nested plain containers, bounds in nats per datum, higher is better; and the estimate, in the order of the data.
@@ -101,14 +67,15 @@ def evaluate(
     if data.test is None:
         raise ValueError("test data: expected some to evaluate on, got none.")
     started = time.perf_counter()
-    found = estimate(
-        vae, data.test.x, config.evaluate.num_samples, config.train.seed, progress, config.evaluate.compile_draws
-    )
+    how = how or Estimation(num_samples=config.evaluate.num_samples, compile=config.evaluate.compile_draws)
+    found = estimate(vae, data.test.x, how, config.train.seed, progress)
+    density = LIKELIHOODS[config.model.likelihood].support != "binary"
+    dims = None if density else math.prod(data.data_shape)
     figures = {
-        "test": {**_test_figures(found.summary()), "active_units": active_units(vae, data.test.x)},
+        "test": {**figures_of(found.summary(), dims), "active_units": active_units(vae, data.test.x)},
         "validation": {"elbo": _validation_figure(history)},
         "units": "nats per datum",
-        "density": LIKELIHOODS[config.model.likelihood].support != "binary",
+        "density": density,
         "schema": SCHEMA,
         "seconds": {"train": train_seconds, "evaluate": time.perf_counter() - started},
         "best_epoch": history.best_epoch,
@@ -137,17 +104,28 @@ def _median(values: list[float]) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(0.5))
 
 
-def _test_figures(found: Summary) -> dict[str, Any]:
-    return {
+def figures_of(found: Summary, dims: int | None = None, levels: int | None = None) -> dict[str, Any]:
+    """The means of an estimate as plain containers.
+
+    Args:
+        found: The means.
+        dims: Pixels times channels, for the bits of each; None: a density, which has none.
+        levels: Of dequantized pixels, how many levels they had.
+    """
+    figures = {
         "elbo": {"value": found.elbo, "std_error": found.elbo_std_error, "mc_error": found.elbo_mc_error},
         "log_px": {
             "value": found.log_px,
             "std_error": found.std_error,
             "mc_error": found.mc_error,
             "mc_error_reliable": found.mc_error_reliable,
+            "jackknife_error": found.jackknife_error,
             "bias": found.bias,
             "lower_bound_95": found.lower_bound,
+            "smoothed": found.smoothed,
             "num_samples": found.num_samples,
+            "draws": found.draws,
+            "pilot_draws": found.pilot_draws,
             "pareto_k_bad": found.pareto_k_bad,
             "pareto_k_threshold": found.pareto_k_threshold,
         },
@@ -156,23 +134,69 @@ def _test_figures(found: Summary) -> dict[str, Any]:
         "distortion": found.distortion,
         "num_data": found.num_data,
     }
+    if dims is not None:
+        log_px = torch.tensor(found.log_px, dtype=torch.float64)
+        bits = evidence.bits_per_dim(log_px, dims, density=levels is not None, levels=levels)
+        figures["bits_per_dim"] = float(bits)
+    return figures
+
+
+def bracket_figures(found: BracketSummary) -> dict[str, Any]:
+    """The means of a bracket as plain containers."""
+    return dataclasses.asdict(found)
+
+
+def bracket_table(found: dict[str, Any], spent: str) -> str:
+    """Means of a bracket, see :func:`bracket_figures`, as a short table for the terminal."""
+    rows = [
+        f"Simulated from the model: {found['num_data']:,} images, {spent} each way; nats per image",
+        "                 value   error (Monte Carlo)",
+        f"{'lower bound':<12}{found['lower']:10.3f} {_error(found['lower_mc_error']):>21}",
+        f"{'upper bound':<12}{found['upper']:10.3f} {_error(found['upper_mc_error']):>21}",
+        f"gap {found['gap']:.3f} (standard error over data {_error(found['gap_std_error'])}); moves accepted: "
+        f"{found['acceptance']:.0%} forward, {found['reverse_acceptance']:.0%} in reverse",
+        f"with probability 95 % each, mean log p(x) of these images is above {found['lower_bound']:.3f}, and below "
+        f"{found['upper_bound']:.3f}",
+    ]
+    return "\n".join(rows)
 
 
 def table(summary: dict[str, Any]) -> str:
     """The test figures of a summary as a short table for the terminal."""
-    test, px = summary["test"], summary["test"]["log_px"]
-    kind = "log density" if summary["density"] else "log probability"
+    return figures_table(summary["test"], "Test set", summary["density"])
+
+
+def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | None = None) -> str:
+    """Means of an estimate, see :func:`test_figures`, as a short table for the terminal.
+
+    Args:
+        test: The figures.
+        what: Of which data.
+        density: Whether log p(x) is a log density.
+        spent: What was spent on each datum; None: importance samples.
+    """
+    px = test["log_px"]
+    kind = "log density" if density else "log probability"
+    spent = spent or f"{px['num_samples']:,} importance samples"
     rows = [
-        f"Test set: {test['num_data']:,} images, {px['num_samples']:,} importance samples each; {kind}, nats per image, "
-        "higher is better",
+        f"{what}: {test['num_data']:,} images, {spent} each; {kind}, nats per image, higher is better",
         "                 value   error (data)   error (Monte Carlo)",
         _row("ELBO", test["elbo"]),
         _row("log p(x)", px),
-        f"gap {test['gap']:.3f} = log p(x) - ELBO; rate {test['rate']:.3f}; distortion {test['distortion']:.3f}; "
-        f"{'unknown' if test['active_units'] is None else test['active_units']} active units",
+        "; ".join(_others(test)),
         f"with probability 95 %, mean log p(x) of these images is above {px['lower_bound_95']:.3f}",
     ]
     return "\n".join([*rows, _verdict(test["num_data"], px)])
+
+
+def _others(test: dict[str, Any]) -> Iterator[str]:
+    yield f"gap {test['gap']:.3f} = log p(x) - ELBO"
+    yield f"rate {test['rate']:.3f}"
+    yield f"distortion {test['distortion']:.3f}"
+    if "active_units" in test:
+        yield f"{'unknown' if test['active_units'] is None else test['active_units']} active units"
+    if "bits_per_dim" in test:
+        yield f"{test['bits_per_dim']:.4f} bits per pixel value"
 
 
 def _row(name: str, figure: dict[str, Any]) -> str:

@@ -1,17 +1,112 @@
-"""The marginal likelihood log p(x): estimates, their errors, and whether they can be trusted."""
+"""The marginal likelihood log p(x): estimates, their errors, and whether they can be trusted.
 
-from pyro_vae.evidence.diagnostics import active_units, equal_weights, kl_per_unit, pareto_k, pareto_k_threshold
-from pyro_vae.evidence.estimate import Estimate, Summary
-from pyro_vae.evidence.importance import importance_sampling, prior_sampling
+The public names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_NAMES = {
+    "AggregatePosterior": "aggregate",
+    "AnnealedEstimate": "annealed",
+    "Bracket": "bidirectional",
+    "BracketSummary": "bidirectional",
+    "Calibration": "calibration",
+    "CapturedPath": "captured_path",
+    "Comparison": "compare",
+    "Estimate": "estimate",
+    "Gaps": "gaps",
+    "PredictiveChecks": "predictive",
+    "Refined": "refined",
+    "Simulated": "simulated",
+    "Summary": "estimate",
+    "active_units": "diagnostics",
+    "aggregate_posterior": "aggregate",
+    "annealed_importance_sampling": "annealed",
+    "bidirectional": "bidirectional",
+    "bits_per_dim": "bits",
+    "calibrate": "calibration",
+    "compare": "compare",
+    "dequantize": "bits",
+    "equal_weights": "diagnostics",
+    "gaps": "gaps",
+    "importance_sampling": "importance",
+    "kl_per_unit": "diagnostics",
+    "pareto_k": "diagnostics",
+    "pareto_k_threshold": "diagnostics",
+    "predictive_checks": "predictive",
+    "prior_sampling": "importance",
+    "refine": "refined",
+    "refined_importance_sampling": "refined",
+    "replicates": "predictive",
+    "simulate": "simulated",
+    "stacking_weights": "stacking",
+}
+
+if TYPE_CHECKING:
+    from pyro_vae.evidence.aggregate import AggregatePosterior, aggregate_posterior
+    from pyro_vae.evidence.annealed import AnnealedEstimate, annealed_importance_sampling
+    from pyro_vae.evidence.bidirectional import Bracket, BracketSummary, bidirectional
+    from pyro_vae.evidence.bits import bits_per_dim, dequantize
+    from pyro_vae.evidence.calibration import Calibration, calibrate
+    from pyro_vae.evidence.captured_path import CapturedPath
+    from pyro_vae.evidence.compare import Comparison, compare
+    from pyro_vae.evidence.diagnostics import active_units, equal_weights, kl_per_unit, pareto_k, pareto_k_threshold
+    from pyro_vae.evidence.estimate import Estimate, Summary
+    from pyro_vae.evidence.gaps import Gaps, gaps
+    from pyro_vae.evidence.importance import importance_sampling, prior_sampling
+    from pyro_vae.evidence.predictive import PredictiveChecks, predictive_checks, replicates
+    from pyro_vae.evidence.refined import Refined, refine, refined_importance_sampling
+    from pyro_vae.evidence.simulated import Simulated, simulate
+    from pyro_vae.evidence.stacking import stacking_weights
 
 __all__ = [
+    "AggregatePosterior",
+    "AnnealedEstimate",
+    "Bracket",
+    "BracketSummary",
+    "Calibration",
+    "CapturedPath",
+    "Comparison",
     "Estimate",
+    "Gaps",
+    "PredictiveChecks",
+    "Refined",
+    "Simulated",
     "Summary",
     "active_units",
+    "aggregate_posterior",
+    "annealed_importance_sampling",
+    "bidirectional",
+    "bits_per_dim",
+    "calibrate",
+    "compare",
+    "dequantize",
     "equal_weights",
+    "gaps",
     "importance_sampling",
     "kl_per_unit",
     "pareto_k",
     "pareto_k_threshold",
+    "predictive_checks",
     "prior_sampling",
+    "refine",
+    "refined_importance_sampling",
+    "replicates",
+    "simulate",
+    "stacking_weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'pyro_vae.evidence' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pyro_vae.evidence.{_NAMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES})

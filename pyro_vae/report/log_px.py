@@ -12,7 +12,7 @@ from pyro_vae.data import Split
 from pyro_vae.evidence import Estimate
 from pyro_vae.report.tiles import FRAME, pixels, shrunk
 
-LEAST = 10
+LEAST, WORST = 10, 20
 
 TRUSTED, DOUBTED = "#0072B2", "#E69F00"
 
@@ -43,6 +43,37 @@ def log_px(estimate: Estimate, split: Split, images: bool, source: str) -> Figur
         _least_likely(parts[1], estimate, split)
     else:
         _histogram(figure, estimate, source)
+    return figure
+
+
+def worst(estimate: Estimate, split: Split, source: str) -> Figure:
+    """The images whose estimates can be trusted least: those with the largest Pareto k.
+
+    Args:
+        estimate: Of the data of ``split``, in their order.
+        split: The data, images.
+        source: What the data are called.
+    """
+    count, columns = min(WORST, len(split.x)), LEAST
+    order = estimate.pareto_k.argsort(descending=True, stable=True)[:count]
+    rows = math.ceil(count / columns)
+    shown = pixels(shrunk(split.x[order]))
+    height, width = split.x.shape[-2:]
+    figure = Figure(figsize=(9, 1.1 + rows * (0.55 + 0.85 * min(height / width, 2.0))), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, image, index in zip(panels, shown, order.tolist(), strict=False):
+        share = float(estimate.largest_share[index])
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes.set_xlabel(f"k {float(estimate.pareto_k[index]):.2f}\n{share:.0%}".replace("-", "−"), fontsize=9)
+    for axes in panels:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(color=FRAME, linewidth=0.6, visible=bool(axes.images))
+    bad = int((~estimate.reliable).sum())
+    figure.suptitle(
+        f"The {count} {source} images with the largest Pareto k; below it, the share of the largest weight\n"
+        f"k is above {estimate.threshold:.2f} for {bad:,} of {len(split.x):,} images: their log p(x) is likely too low",
+        fontsize=11,
+    )
     return figure
 
 

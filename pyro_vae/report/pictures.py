@@ -19,7 +19,7 @@ from pyro_vae.report.curves import curves
 from pyro_vae.report.encoded import encode
 from pyro_vae.report.images import interpolations, plane, reconstructions, samples
 from pyro_vae.report.latents import latents
-from pyro_vae.report.log_px import log_px
+from pyro_vae.report.log_px import log_px, worst
 from pyro_vae.report.tsne import MIN_POINTS, tsne
 from pyro_vae.report.units import traversals, units
 
@@ -34,7 +34,8 @@ def draw_pictures(
     ``reconstructions``, ``samples``, ``interpolations`` and ``traversals`` are drawn where a datum is an image of shape
     ``(1, H, W)`` or ``(3, H, W)``; pixels are shown clipped to [0, 1]. ``traversals`` and ``units`` need a q(z|x) and a
     p(z) of independent units, for only there is the KL a sum over units. ``curves`` needs an epoch of history, ``latents``
-    and ``units`` two data, ``tsne`` ten, ``log-px`` an estimate, and ``grid`` images with a latent vector of size 2.
+    and ``units`` two data, ``tsne`` ten, ``log-px`` an estimate, ``worst`` images with one, and ``grid`` images with a
+    latent vector of size 2.
 
     Args:
         vae: The model, on any device; its mode (train or eval) is as before at the end.
@@ -84,9 +85,32 @@ def _figures(
     if len(split.x) >= MIN_POINTS:
         yield "tsne", tsne(encoded, split, source)
     if estimate is not None:
-        yield "log-px", log_px(estimate, split, images, source)
+        yield from _of_estimate(split, images, source, estimate)
     if images and vae.latent_dim == 2:
         yield "grid", plane(vae)
+
+
+def draw_estimate(vae: VAE, split: Split, source: str, directory: Path, estimate: Estimate) -> list[Path]:
+    """Draw what shows an estimate of log p(x): ``log-px``, and ``worst`` where data are images.
+
+    Args:
+        vae: The model.
+        split: The data.
+        source: What the data are called.
+        directory: Where the PNG files go.
+        estimate: Of log p(x) for each of the data, in their order.
+
+    Returns:
+        The files written.
+    """
+    images = len(vae.data_shape) == 3 and vae.data_shape[0] in (1, 3)
+    return [write_figure(directory / f"{name}.png", f) for name, f in _of_estimate(split, images, source, estimate)]
+
+
+def _of_estimate(split: Split, images: bool, source: str, estimate: Estimate) -> Iterator[tuple[str, Figure]]:
+    yield "log-px", log_px(estimate, split, images, source)
+    if images:
+        yield "worst", worst(estimate, split, source)
 
 
 def write_figure(path: Path, figure: Figure) -> Path:

@@ -1,0 +1,263 @@
+"""Finished runs evaluated again: figures and pictures brought up to date, other estimators, and comparisons."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae import evidence, parallel, summary
+from pyro_vae.claim import fresh
+from pyro_vae.data import Data
+from pyro_vae.distributions import LIKELIHOODS
+from pyro_vae.estimation import Estimation, estimate
+from pyro_vae.evidence import Bracket, Estimate
+from pyro_vae.files import write_atomically
+from pyro_vae.pipeline import Say, silent
+from pyro_vae.randomness import own_randomness
+from pyro_vae.runs import Run, RunDirectory
+
+#: Seed of the noise of dequantized pixels: with the run's own, the noise would be that of its draws.
+DEQUANTIZED = 1_812_433_253
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is evaluated, and how.
+
+    Attributes:
+        how: The estimator; its ``num_samples`` is None where each run has its own.
+        num_samples: K; None: the run's own.
+        num_data: How many of the test data, the first; None: all.
+        dequantize: ``"none"``, or ``"uniform"``: 8-bit pixels become (x + u) / 256.
+    """
+
+    how: Estimation
+    num_samples: int | None = None
+    num_data: int | None = None
+    dequantize: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.num_data is not None and self.num_data < 1:
+            raise ValueError(f"num_data: expected at least 1 image, got {self.num_data}.")
+        if self.dequantize not in ("none", "uniform"):
+            raise ValueError(f"dequantize: expected none or uniform, got {self.dequantize!r}.")
+
+    @property
+    def whole(self) -> bool:
+        """Whether it gives the figures of the whole test set that a run is known by."""
+        return self.how.estimator == "importance" and self.num_data is None and self.dequantize == "none"
+
+    @property
+    def name(self) -> str:
+        """Under which its figures stand in a run."""
+        return self.how.estimator if self.dequantize == "none" else f"{self.how.estimator}-dequantized"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run, with the data that it is evaluated on."""
+
+    run: Run
+    data: Data
+    x: Any
+    key: tuple[Any, ...]
+
+
+def subject(run: Run, request: Request) -> Subject:
+    """Load what a run is evaluated on.
+
+    Raises:
+        ValueError: If the run has no whole epoch or no test data, there are too few, or they cannot be dequantized.
+    """
+    if not run.history.rows:
+        raise ValueError(
+            f"run {run.path}: expected at least one whole epoch to evaluate, got one interrupted in its first; go on with "
+            f"--resume {run.path}."
+        )
+    with parallel.one_first():
+        data = run.data()
+    if data.test is None:
+        raise ValueError(f"run {run.path}: expected test data to evaluate on, got none.")
+    x = data.test.x
+    if request.num_data is not None:
+        if request.num_data > len(x):
+            raise ValueError(
+                f"num_data: expected at most the {len(x):,} test images of {run.path}, got {request.num_data:,}."
+            )
+        x = x[: request.num_data]
+    density = LIKELIHOODS[run.config.model.likelihood].support != "binary"
+    if request.dequantize == "uniform":
+        if not density:
+            raise ValueError(
+                f"dequantize: expected a run whose likelihood is a density, got {run.config.model.likelihood} ({run.path}), "
+                "which gives probabilities already; drop it."
+            )
+        x = _dequantized(x)
+    seen = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
+    key = (len(x), tuple(x.shape[1:]), density, zlib.crc32(seen.cpu().contiguous().numpy().data.cast("B")))
+    return Subject(run, data, x, key)
+
+
+def _dequantized(x: Any) -> Tensor:
+    """Pixels k / 255 as (k + u) / 256."""
+    if not isinstance(x, Tensor):
+        raise ValueError("dequantize: expected test images that fit in memory, got larger ones; pass --num-data.")
+    levels = x.double() * 255
+    if not bool((levels - levels.round()).abs().max() < 1e-3):
+        raise ValueError(
+            "dequantize: expected 8-bit pixels, multiples of 1/255, got others: resized ones, say, whose bits mean nothing."
+        )
+    with own_randomness(DEQUANTIZED):
+        return evidence.dequantize(levels.round())
+
+
+def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -> Estimate | Bracket:
+    """Estimate log p(x) for a run's data, and bring its files up to date.
+
+    Of the whole test set, from the guide's draws, the figures under ``test`` in ``summary.json``, ``log-px.png`` and
+    ``worst.png`` are made anew; everything else stands under ``evidence`` there. The estimate of each datum goes to
+    ``evidence-NAME.nc``.
+
+    Args:
+        found: The run and its data.
+        request: What is asked for.
+        device: Where.
+        say: Receives the table.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+    run, started = found.run, time.perf_counter()
+    config, vae = run.config, run.vae.to(device)
+    how = dataclasses.replace(request.how, num_samples=request.num_samples or config.evaluate.num_samples)
+    progress = say is not silent
+    directory = RunDirectory(run.path, parallel.world().main)
+    if request.whole:
+        config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_samples=how.num_samples))
+        data = found.data.to(device)
+        figures, result = summary.evaluate(config, vae, data, run.history, run.seconds, progress, how)
+        figures = {**figures, **{k: v for k, v in run.summary.items() if k in ("evidence", "latents")}}
+        text = summary.table(figures)
+    else:
+        result = estimate(vae, found.x.to(device), how, config.train.seed, progress)
+        part, text = _part(result, found, request, how)
+        figures = run.summary
+        part["seconds"] = time.perf_counter() - started
+        figures["evidence"] = {**figures.get("evidence", {}), request.name: part}
+    say(text)
+    if parallel.world().main:
+        directory.write_json("summary.json", figures)
+        files = _save(result, run.path, request.name)
+        if request.whole and isinstance(result, Estimate):
+            from pyro_vae.report.pictures import draw_estimate  # brings matplotlib
+
+            assert found.data.test is not None
+            files += [p.name for p in draw_estimate(vae, found.data.test, "test", run.path, result)]
+        say(f"{run.path}: summary.json, {', '.join(files)}")
+    return result
+
+
+def _part(result: Any, found: Subject, request: Request, how: Estimation) -> tuple[dict[str, Any], str]:
+    """The figures of an estimate and their table."""
+    density = found.key[2]
+    if isinstance(result, Bracket):
+        figures = summary.bracket_figures(result.summary())
+        return figures, summary.bracket_table(figures, how.words)
+    levels = 256 if request.dequantize == "uniform" else None
+    dims = None if density and levels is None else found.x[0].numel()
+    figures = summary.figures_of(result.summary(), dims, levels)
+    for name in ("acceptance", "num_steps"):
+        if (value := getattr(result, name, None)) is not None:
+            figures[name] = float(value.mean()) if isinstance(value, Tensor) else value
+    title = f"{'Test set' if request.num_data is None else 'First test images'}, {request.name}"
+    return figures, summary.figures_table(figures, title, density, how.words)
+
+
+def _save(result: Any, folder: Path, name: str) -> list[str]:
+    """Write the values of each datum as NetCDF."""
+    parts = {name: result}
+    if isinstance(result, Bracket):
+        parts = {f"{name}-lower": result.lower, f"{name}-upper": result.upper.inverse}
+    files = []
+    for part, values in parts.items():
+        file = folder / f"evidence-{part}.nc"
+        handle, temporary = tempfile.mkstemp(suffix=".nc", dir=folder)
+        os.close(handle)
+        try:
+            values.to_arviz().to_netcdf(temporary)
+            write_atomically(file, Path(temporary).read_bytes())
+        finally:
+            os.unlink(temporary)
+        files.append(file.name)
+    return files
+
+
+def check_comparable(subjects: Sequence[Subject]) -> None:
+    """Refuse to compare runs on other data, other binarizations, or densities with probabilities.
+
+    Raises:
+        ValueError: If two differ.
+    """
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.key != first.key:
+            raise ValueError(
+                f"runs: expected the same test images, binarized alike, got others in {first.run.path} than in "
+                f"{other.run.path}: their log p(x) cannot be compared; evaluate each by a command of its own."
+            )
+
+
+def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Request, say: Say) -> Path:
+    """Paired differences of log p(x) of several runs: a table, ``comparison.json`` and ``comparison.png``.
+
+    Returns:
+        The folder in which they are, a new one beside the first run.
+    """
+    from pyro_vae.report.comparison import comparison_figure
+    from pyro_vae.report.pictures import write_figure
+
+    names = _names([s.run.path for s in subjects])
+    found = evidence.compare(
+        dict(zip(names, results, strict=True)), data_keys={n: s.key for n, s in zip(names, subjects, strict=True)}
+    )
+    say(found.table())
+    with fresh(subjects[0].run.path.parent, f"comparison-{request.name}") as folder:
+        directory = RunDirectory(folder)
+        rows = [dataclasses.asdict(row) for row in found.rows]
+        directory.write_json(
+            "comparison.json",
+            {
+                "models": rows,
+                "reference": found.reference,
+                "level": found.level,
+                "num_data": found.num_data,
+                "stacked_log_px": found.stacked,
+                "units": "nats per datum",
+                "runs": {n: str(s.run.path) for n, s in zip(names, subjects, strict=True)},
+            },
+        )
+        write_figure(folder / "comparison.png", comparison_figure(found))
+        say(f"{folder}: comparison.json, comparison.png")
+        return folder
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    for depth in range(1, max(len(p.resolve().parts) for p in paths) + 1):
+        names = ["/".join(p.resolve().parts[-depth:]) for p in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError("runs: expected each run once, got one of them twice; drop one.")

@@ -1,0 +1,65 @@
+"""A comparison of models: differences of log p(x) with their intervals, and the stacking weights."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyro_vae.evidence.compare import Comparison, Difference
+
+SURE, DOUBTED, REFERENCE = "#0072B2", "#E69F00", "0.4"
+
+
+def comparison(found: Comparison) -> Figure:
+    """A row a model, the best on top: on the left its difference to the reference, on the right its stacking weight."""
+    count = len(found.rows)
+    figure = Figure(figsize=(9, 1.7 + 0.42 * count), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    left.axvline(0, color=REFERENCE, linewidth=0.8, linestyle="--")
+    for place, row in enumerate(found.rows):
+        _difference(left, place, row, row.name == found.reference)
+    right.barh(range(count), [row.weight for row in found.rows], height=0.55, color="0.7")
+    for place, row in enumerate(found.rows):
+        right.text(row.weight + 0.02, place, f"{row.weight:.2f}", va="center", fontsize=9)
+    left.set_yticks(range(count), [_name(row, row.name == found.reference) for row in found.rows])
+    left.set(ylim=(count - 0.5, -0.5), xlabel=f"log p(x) less that of {found.reference}, nats per datum (higher is better)")
+    right.set(xlim=(0, 1.2), xlabel="stacking weight", xticks=[0, 0.5, 1])
+    right.tick_params(left=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    figure.suptitle(
+        f"Paired differences over {found.num_data:,} data; all {found.level:.0%} intervals hold together", fontsize=11
+    )
+    if not bool(found.reliable.all()):
+        figure.text(
+            0.5,
+            -0.01,
+            "orange: log p(x) of some data cannot be trusted, in this model or the reference, and is likely too low",
+            ha="center",
+            va="top",
+            fontsize=9,
+            color="black",
+        )
+    return figure
+
+
+def _name(row: Difference, is_reference: bool) -> str:
+    role = ", the reference" if is_reference else ""
+    return f"{row.name}{role}\n{row.log_px:.2f} nats".replace("-", "−") if role else f"{row.name}\n{_signed(row.log_px)} nats"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _difference(axes: Axes, place: int, row: Difference, is_reference: bool) -> None:
+    if is_reference:
+        axes.plot(0, place, "D", color=REFERENCE, markersize=6)
+        return
+    color = DOUBTED if row.unreliable else SURE
+    axes.plot([row.lower, row.upper], [place, place], color=color, linewidth=1.6, solid_capstyle="butt")
+    if row.mc_error is not None:  # the part that more draws would remove
+        ends = [row.difference - 2 * row.mc_error, row.difference + 2 * row.mc_error]
+        axes.plot(ends, [place, place], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
+    axes.plot(row.difference, place, "o", color=color, markersize=6)
