@@ -104,7 +104,7 @@ class Comparison:
         width = max(12, *(len(row.name) for row in self.rows))
         head = (
             f"{self.num_data:,} data; difference to {self.reference} in nats per datum, higher is better; all "
-            f"{self.level:.0%} intervals hold together"
+            f"{100 * self.level:g} % intervals hold together"
         )
         columns = (
             f"{'':<{width}} {'log p(x)':>11} {'difference':>11} {'interval':>21} {'Monte Carlo':>12} {'weight':>7}"

@@ -22,14 +22,18 @@ def comparison(found: Comparison) -> Figure:
     for place, row in enumerate(found.rows):
         right.text(row.weight + 0.02, place, f"{row.weight:.2f}", va="center", fontsize=9)
     left.set_yticks(range(count), [_name(row, row.name == found.reference) for row in found.rows])
-    left.set(ylim=(count - 0.5, -0.5), xlabel=f"log p(x) less that of {found.reference}, nats per datum (higher is better)")
+    xlabel = f"log p(x) less that of {found.reference}, nats per datum (higher is better)"
+    if any(row.mc_error for row in found.rows):
+        xlabel += "\nbroad: twice the Monte Carlo error, which more draws would remove"
+    left.set(ylim=(count - 0.5, -0.5), xlabel=xlabel)
     right.set(xlim=(0, 1.2), xlabel="stacking weight", xticks=[0, 0.5, 1])
     right.tick_params(left=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
     figure.suptitle(
-        f"Paired differences over {found.num_data:,} data; all {found.level:.0%} intervals hold together", fontsize=11
+        f"Paired differences over {found.num_data:,} data; all {100 * found.level:g} % intervals hold together",
+        fontsize=11,
     )
     if not bool(found.reliable.all()):
         figure.text(
@@ -45,12 +49,8 @@ def comparison(found: Comparison) -> Figure:
 
 
 def _name(row: Difference, is_reference: bool) -> str:
-    role = ", the reference" if is_reference else ""
-    return f"{row.name}{role}\n{row.log_px:.2f} nats".replace("-", "−") if role else f"{row.name}\n{_signed(row.log_px)} nats"
-
-
-def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    value = f"{row.log_px:.2f} nats".replace("-", "−")
+    return f"{row.name}{', the reference' if is_reference else ''}\n{value}"
 
 
 def _difference(axes: Axes, place: int, row: Difference, is_reference: bool) -> None:
