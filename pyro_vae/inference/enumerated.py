@@ -20,7 +20,13 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.util import check_site_shape
 
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.enumerated_terms import EnumeratedSums, EnumeratedTerms, enumerated_sites, support_size
+from pyro_vae.inference.enumerated_terms import (
+    EnumeratedSums,
+    EnumeratedTerms,
+    enumerated_sites,
+    subsamples,
+    support_size,
+)
 from pyro_vae.inference.layout import (
     PARTICLES,
     Site,
@@ -31,7 +37,7 @@ from pyro_vae.inference.layout import (
     sample_sites,
     site_log_prob,
 )
-from pyro_vae.inference.particles import Pair, keep_subsample
+from pyro_vae.inference.particles import Pair
 from pyro_vae.machine import explain
 
 Program = Callable[..., Any]
@@ -63,6 +69,7 @@ class EnumeratedDraws:
     Attributes:
         layout: Where the data lie.
         sites: Names of the enumerated sites.
+        fixed: The draws of subsampling sites, which all calls share.
         num_values: Number of combinations of their values: a draw makes that many rows for each datum.
         first: The terms of one draw, K = 1, at no further cost.
 
@@ -106,7 +113,9 @@ class EnumeratedDraws:
         for name in self.sites:
             site = (self.guide_trace if name in self.guide_trace.nodes else drawn).nodes[name]
             self._check_site(name, site, name in drawn.nodes)
-        self.model, self.guide = keep_subsample(Pair(drawn, self.guide_trace), model, guide)
+        # Every call sees the same data: the draws of subsampling sites stay as they are.
+        self.fixed = subsamples(Pair(drawn, self.guide_trace))
+        self.model, self.guide = poutine.replay(model, trace=self.fixed), poutine.replay(guide, trace=self.fixed)
         self._compared = False
         pair = self._traces(None)
         for trace in pair if is_validation_enabled() else ():

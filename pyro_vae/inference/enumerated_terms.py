@@ -44,6 +44,16 @@ def _is_enumerated(site: Site) -> bool:
     return site["infer"].get("enumerate") == "parallel" and not site["is_observed"] and not is_auxiliary_loss(site)
 
 
+def subsamples(pair: Pair) -> Trace:
+    """The sites at which a pair of traces has chosen its rows."""
+    rows = Trace()
+    for trace in pair:
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample" and name not in rows:
+                rows.add_node(name, **site)
+    return rows
+
+
 def support_size(pair: Pair, name: str) -> int:
     """How many values an enumerated site has."""
     trace = pair.guide if name in pair.guide.nodes else pair.model

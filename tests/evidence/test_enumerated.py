@@ -11,6 +11,8 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 
+from pyro_vae.evidence import importance_sampling
+from pyro_vae.inference.captured_draws import CapturedDraws
 from pyro_vae.inference.enumerated import EnumeratedDraws
 from pyro_vae.inference.enumerated_terms import enumerated_sites
 from tests.oracles import all_binary, within
@@ -240,6 +242,39 @@ def test_a_prior_that_depends_on_the_summed_site_is_a_mixture():
     torch.testing.assert_close(terms.log_ratio, prior - dist.Normal(0.5 * x, 1.2).log_prob(z))
     torch.testing.assert_close(terms.log_likelihood, dist.Normal(z, 1.0).log_prob(x))
     torch.testing.assert_close(terms.log_w, terms.log_likelihood + terms.log_ratio)
+
+
+def test_a_subsample_stays():
+    """A plate that takes 3 of 9 rows takes the same at every call."""
+    m2 = M2()
+    x = m2.draw(9)
+
+    def model(x):
+        with pyro.plate("data", 9, subsample_size=3) as rows:
+            y = pyro.sample("y", dist.OneHotCategorical(m2.probs), infer=PARALLEL)
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(y @ m2.means + z @ m2.weight.T, m2.scale).to_event(1), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", 9, subsample_size=3) as rows:
+            y = pyro.sample("y", dist.OneHotCategorical(m2.guess), infer=PARALLEL)
+            pyro.sample("z", m2.q(x[rows], y))
+
+    draws = EnumeratedDraws(model, guide, (x,), {})
+    rows = draws.fixed.nodes["data"]["value"]
+    for terms in (draws.first, draws(2), draws(1)):
+        torch.testing.assert_close(terms.log_w, m2.joint(x)[rows].logsumexp(1).expand(len(terms.log_w), 3))
+
+
+@pytest.mark.slow
+def test_chunks_are_compiled_and_estimate_the_same():
+    m2 = M2(shift=0.4, stretch=1.3)
+    x, captured = m2.draw(5), CapturedDraws()
+    estimate = importance_sampling(m2.model, m2.guide, x, num_samples=3000, chunk_rows=7500, compile=captured)
+    assert (captured.captures, captured.reason) == (1, None)
+    good = estimate.reliable
+    assert int(good.sum()) >= 4
+    assert within(estimate.log_px[good], m2.joint(x).logsumexp(1)[good], estimate.std_error[good])
 
 
 def test_gradients_are_those_of_the_exact_sum():
