@@ -162,7 +162,7 @@ class Annealer:
         beta, (start, end) = beta_of(path), _variances(joint, metric)
         u = joint.draw(min(num_chains, PILOT_CHAINS) if captured is None else num_chains)
         evaluate = evaluation(joint.terms) if captured is None else captured(joint, u)
-        tuning = tune(evaluate, u, beta, start, end, num_leapfrog)
+        tuning = tune(evaluate, u, beta, start, end, num_leapfrog, num_steps)
         return cls(joint, evaluate, beta, tuning, num_steps, num_leapfrog)
 
     def run(self, u: Tensor, forward: bool = True) -> tuple[Tensor, Tensor, Tensor]:

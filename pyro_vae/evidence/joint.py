@@ -81,12 +81,13 @@ class Joint:
             raise ValueError(f"start: expected 'prior' or 'guide', got {start!r}.")
         if guide is None and start == "guide":
             raise ValueError("start: expected 'prior' where there is no guide, got 'guide'; pass a guide.")
-        draws = ProposalDraws(model, guide or prior_guide(model), args, kwargs, plate, outer_scale)
+        try:
+            draws = ProposalDraws(model, guide or prior_guide(model), args, kwargs, plate, outer_scale)
+        except ZeroDivisionError:  # a plate of size 0, in Pyro's words
+            raise ValueError("data: expected at least one datum, got none; pass some.") from None
         self.layout, self.model, self.guide, self.fixed = draws.layout, draws.model, draws.guide, draws.fixed
         self.guide_trace: Trace = draws.guide_trace
         self.args, self.kwargs, self.start, self.vectorize = args, kwargs, start, True
-        if self.layout.size < 1:
-            raise ValueError("data: expected at least one datum, got none.")
         if start == "guide":
             _check_density(self.guide_trace)
         self._parts = self._find_parts()
@@ -137,7 +138,7 @@ class Joint:
                     f"posterior_draws: expected {part.name!r} of shape {shape}, or with chains in front, got "
                     f"{tuple(value.shape)}."
                 )
-            stacked[part.name] = value.reshape(-1, *part.batch, *part.event)
+            stacked[part.name] = value.to(part.dtype).reshape(-1, *part.batch, *part.event)
         num = min(len(value) for value in stacked.values())
         if num != max(len(value) for value in stacked.values()):
             raise ValueError(

@@ -15,8 +15,8 @@ from pyro_vae.evidence.hmc import Evaluate, move
 TARGET = 0.9
 #: Places on the path at which they are tuned, with straight lines between their logarithms.
 KNOTS = 10
-#: Moves at each of them; at the first, three times as many.
-MOVES = 10
+#: Moves at each of them, at least and at most: one for each 50 steps of the path; at the first knot, three times as many.
+MOVES = (3, 6)
 #: Chains of the pilot, at most.
 PILOT_CHAINS = 8
 #: The largest step, in units of the metric's scales.
@@ -51,7 +51,13 @@ class Tuning:
 
 
 def tune(
-    evaluate: Evaluate, u: Tensor, path: Callable[[float], float], start: Tensor, end: Tensor, num_leapfrog: int
+    evaluate: Evaluate,
+    u: Tensor,
+    path: Callable[[float], float],
+    start: Tensor,
+    end: Tensor,
+    num_leapfrog: int,
+    num_steps: int,
 ) -> Tuning:
     r"""Find step sizes by moving chains once along the path.
 
@@ -67,18 +73,19 @@ def tune(
         start: See :class:`Tuning`.
         end: Likewise.
         num_leapfrog: L.
+        num_steps: T, to which the pilot's length is measured.
 
     References:
         Robbins, Monro, "A Stochastic Approximation Method", 1951; Andrieu, Thoms, "A tutorial on adaptive MCMC", 2008.
     """
-    state = evaluate(u)
+    state, moves = evaluate(u), min(max(num_steps // 50, MOVES[0]), MOVES[1])
     log_step = torch.full((u.shape[1],), math.log(0.5), dtype=torch.float64, device=u.device)
     found: list[Tensor] = []
     for knot in range(KNOTS):
         place = knot / (KNOTS - 1)
         scale = Tuning(log_step[None], start, end).scale(path(place))
         seen = []
-        for n in range(1, MOVES * (1 if knot else 3) + 1):
+        for n in range(1, moves * (1 if knot else 3) + 1):
             state, probability = move(evaluate, state, path(place), log_step.exp(), scale, num_leapfrog)
             log_step = log_step + 1.5 * n**-0.6 * (probability.double().mean(0) - TARGET)
             log_step = log_step.clamp(max=math.log(LARGEST))
