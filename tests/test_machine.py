@@ -250,7 +250,7 @@ def test_a_device_that_gives_way_before_anything_is_written(tmp_path, monkeypatc
 
 
 def test_a_full_device_is_no_reason_to_draw_one_by_one(monkeypatch):
-    def full(self, num_samples):
+    def full(self, *_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     vae = pv.VAE((3,), latent_dim=2, hidden=(4,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,7 +48,8 @@ class NoiseStreams:
         if like.width == 0:
             return torch.empty(num, len(self.data_ids), 0, dtype=like.dtype, device=like.device)
         if (name, like) not in self._sites:
-            key = np.random.SeedSequence(self.seed, spawn_key=(self.purpose, zlib.crc32(name.encode())))
+            site = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+            key = np.random.SeedSequence(self.seed, spawn_key=(self.purpose, site))
             self._sites[name, like] = _Site(key.generate_state(2, np.uint64), self.data_ids, like)
         return self._sites[name, like].take(start, num)
 
@@ -80,8 +81,8 @@ class _Site:
         self.generators = [
             np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, block, i])) for i in self.data_ids
         ]
-        if skipped:
-            self._fill(np.empty((len(self.data_ids), skipped, self.like.width), self.dtype))
+        for generator in self.generators if skipped else ():
+            generator.standard_normal(skipped * self.like.width, dtype=self.dtype)
 
     def _fill(self, numbers: np.ndarray) -> None:
         rows = [(g, row) for g, row in zip(self.generators, numbers, strict=True)]

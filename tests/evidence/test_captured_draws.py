@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import compiling, evidence, summary
+from pyro_vae import compiling, evidence
+from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.inference import capture
 from pyro_vae.inference.captured_draws import CapturedDraws
 from tests.inference.test_capture import PROGRAMS
@@ -119,7 +120,7 @@ def test_a_long_evaluation_compiles(monkeypatch):
         return len(asked) == 2
 
     monkeypatch.setattr(compiling, "repays", repays)
-    found = [summary.estimate(vae, X, 1000, seed=0).log_px for _ in range(2)]
+    found = [estimate(vae, X, Estimation(num_samples=1000), seed=0).log_px for _ in range(2)]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
     assert asked[0] == 2 * sum(p.numel() for p in vae.parameters()) * 15 * 1000
 
@@ -127,3 +128,22 @@ def test_a_long_evaluation_compiles(monkeypatch):
 def test_what_repays():
     assert not compiling.repays(1e9, torch.device("cpu"))
     assert compiling.repays(1e14, torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("name", ["vae", "two layers"])
+def test_noise_is_an_input_of_the_graph(name):
+    """With a seed the size of chunks, and whether they are captured, change rounding only; no generator is drawn from."""
+    model, guide = PROGRAMS[name]()
+    guide(X)
+    if name == "vae":
+        pyro.poutine.unwrap(model).__self__.eval()
+    options = {"num_samples": 120, "seed": 7, "data_ids": range(20, 35)}
+    eager = evidence.importance_sampling(model, guide, X, **options)
+    captured = CapturedDraws()
+    for rows in (15, 30, 45, 600):
+        found = evidence.importance_sampling(model, guide, X, chunk_rows=rows, compile=captured, **options)
+        torch.testing.assert_close(found.log_px, eager.log_px, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.smoothed, eager.smoothed, rtol=1e-4, atol=1e-4)
+    assert captured.captures == 4
+    assert captured.reason is None
