@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.evidence import importance_sampling
 from pyro_vae.evidence.calibration import Calibration
-from pyro_vae.evidence.compare import compare
+from pyro_vae.evidence.comparison import compare
 from pyro_vae.evidence.predictive import predictive_checks
 from pyro_vae.evidence.ranking import LOG_JOINT, LOG_Q
 from pyro_vae.report.calibration import MAX_UNITS, coverage, ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_vae.evidence.compare import Comparison, Difference
+from pyro_vae.evidence.comparison import Comparison, Difference
 
 SURE, DOUBTED, REFERENCE = "#0072B2", "#E69F00", "0.4"
 

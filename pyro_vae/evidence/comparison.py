@@ -1,0 +1,261 @@
+"""Which model gives the same data the larger probability: paired differences of log p(x), and stacking weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from pyro_vae.evidence.arviz_values import elpd_data
+from pyro_vae.evidence.stacking import stacking_weights
+from pyro_vae.lookup import unknown
+
+
+class Pointwise(Protocol):
+    """What is compared: an ``Estimate``, or anything else with these of shape ``(N,)``."""
+
+    @property
+    def log_px(self) -> Tensor:
+        """Log p(x) of each datum, nats."""
+
+    @property
+    def std_error(self) -> Tensor:
+        """Its Monte Carlo standard error, nats; NaN where it is not known."""
+
+    @property
+    def reliable(self) -> Tensor:
+        """Whether the estimate can be trusted, bool."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    r"""One model against the reference, over the same N data; nats per datum, positive where this model is better.
+
+    Attributes:
+        name: The model.
+        log_px: Its mean log p(x).
+        difference: Mean of log p(x) less that of the reference.
+        std_error: Standard error of ``difference`` for the population of the data, :math:`sd(d_i) / \sqrt N`: what is common to
+            both models cancels. It contains the Monte Carlo error, which scatters the :math:`d_i`.
+        lower: Lower end of the confidence interval of the population's difference.
+        upper: Its upper end.
+        mc_error: The Monte Carlo part alone, for draws that are independent between the two estimates, and at most
+            :math:`\sqrt2` times as large for any others; None if it is not known for some datum of either.
+        bias: Estimate of the bias of ``difference``, half the difference of squared errors; None likewise.
+        better: Share of the data to which this model gives the larger probability; ties count half.
+        unreliable: For how many data the estimate of this model or of the reference cannot be trusted.
+        weight: Its stacking weight.
+    """
+
+    name: str
+    log_px: float
+    difference: float
+    std_error: float
+    lower: float
+    upper: float
+    mc_error: float | None
+    bias: float | None
+    better: float
+    unreliable: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models on the same data, the best first.
+
+    Attributes:
+        rows: One for each model, by falling mean log p(x).
+        reference: The model that the others are compared with.
+        level: The chance that all intervals hold at once.
+        num_data: N.
+        log_px: Pointwise values in the order of ``rows``, shape ``(M, N)``, nats, float64.
+        std_error: Their Monte Carlo standard errors, likewise; NaN where unknown.
+        reliable: Whether each can be trusted, likewise, bool.
+    """
+
+    rows: tuple[Difference, ...]
+    reference: str
+    level: float
+    num_data: int
+    log_px: Tensor
+    std_error: Tensor
+    reliable: Tensor
+
+    def __getitem__(self, name: str) -> Difference:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise unknown("model", name, [row.name for row in self.rows])
+
+    @property
+    def stacked(self) -> float:
+        """Mean log score of the mixture with the stacking weights, nats; at least that of the best model."""
+        weights = torch.tensor([row.weight for row in self.rows], dtype=torch.float64)
+        return float((self.log_px + weights.log()[:, None]).logsumexp(0).mean())
+
+    def table(self) -> str:
+        """The comparison as text: a row a model, then a sentence for each estimate that cannot be trusted."""
+        width = max(12, *(len(row.name) for row in self.rows))
+        head = (
+            f"{self.num_data:,} data; difference to {self.reference} in nats per datum, higher is better; all "
+            f"{100 * self.level:g} % intervals hold together"
+        )
+        columns = (
+            f"{'':<{width}} {'log p(x)':>11} {'difference':>11} {'interval':>21} {'Monte Carlo':>12} {'weight':>7}"
+        )
+        lines = [head, columns, *(_line(row, row.name == self.reference, width) for row in self.rows)]
+        return "\n".join([*lines, *self._warnings()])
+
+    def _warnings(self) -> list[str]:
+        doubted = {row.name: int((~good).sum()) for row, good in zip(self.rows, self.reliable, strict=True)}
+        return [
+            f"{name}: for {count:,} of {self.num_data:,} data its log p(x) cannot be trusted and is likely too low, which no "
+            "interval here contains"
+            for name, count in doubted.items()
+            if count
+        ]
+
+    def to_arviz(self) -> dict[str, Any]:
+        """The pointwise values as they are, in the ``ELPDData`` that ``arviz.compare`` takes.
+
+        ArviZ calls its container's values leave-one-out ones; these are log p(x) of data left out as a whole. No
+        Pareto-smoothed leave-one-out is run, for importance draws are no posterior draws. ``arviz.compare`` takes
+        exp(log p(x)), which underflows below -745 nats: our weights don't.
+
+        Returns:
+            Name to ``ELPDData``; sums over data, nats, with the standard error of the sum.
+        """
+        rows = zip(self.rows, self.log_px, ~self.reliable, strict=True)
+        return {row.name: elpd_data(values.numpy(), int(bad.sum())) for row, values, bad in rows}
+
+
+def compare(
+    estimates: Mapping[str, Pointwise],
+    *,
+    reference: str | None = None,
+    level: float = 0.95,
+    data_keys: Mapping[str, object] | None = None,
+) -> Comparison:
+    r"""Compare models by log p(x) of the same data, datum by datum.
+
+    .. math:: d_i = \log p_m(x_i) - \log p_r(x_i), \quad
+        \bar d \pm t_{N-1}(1 - \tfrac{1 - c}{2 J}) \, \mathrm{sd}(d_i) / \sqrt N
+
+    How hard a datum is cancels in the difference, so that its error is far smaller than that of either mean. The J intervals
+    hold together with probability c (Bonferroni): J counts the other models where a reference is named, and all pairs
+    where it is not, so that picking the best by the same data is allowed for. The intervals are for E[d] over the
+    population that the data come from; the bias of the estimates stands beside them, not in them: an estimate of log p(x)
+    is a lower bound, and a model whose proposal is bad looks worse than it is.
+
+    Args:
+        estimates: Name to estimate, at least two, of the same data in the same order.
+        reference: The model to compare with; None: the one with the largest mean.
+        level: c, between 0 and 1.
+        data_keys: Name to a fingerprint of the data and their binarization, anything that can be compared; refused where
+            two differ. None: only the numbers of data are compared.
+
+    Returns:
+        Differences, intervals and stacking weights.
+
+    Raises:
+        ValueError: If there are fewer than two models or data, the data are not the same, a value is not finite, or a name
+            or level is wrong.
+
+    References:
+        Yao, Vehtari, Simpson, Gelman, "Using Stacking to Average Bayesian Predictive Distributions", 2018.
+    """
+    names = _checked(estimates, reference, level, data_keys)
+    log_px = {name: estimates[name].log_px.detach().cpu().double() for name in names}
+    names.sort(key=lambda name: -float(log_px[name].mean()))
+    base = names[0] if reference is None else reference
+    count = len(names)
+    intervals = count * (count - 1) // 2 if reference is None else count - 1
+    values = torch.stack([log_px[name] for name in names])
+    errors = torch.stack([estimates[name].std_error.detach().cpu().double() for name in names])
+    reliable = torch.stack([estimates[name].reliable.detach().cpu() for name in names])
+    quantile = float(stats.t.ppf(1 - (1 - level) / (2 * intervals), values.shape[1] - 1))
+    weights, at = stacking_weights(values).tolist(), names.index(base)
+    rows = []
+    for k, name in enumerate(names):
+        errors_of_both = torch.zeros_like(errors[[k, at]]) if k == at else errors[[k, at]]  # no error against itself
+        rows.append(_difference(name, values[[k, at]], errors_of_both, reliable[[k, at]], quantile, weights[k]))
+    return Comparison(tuple(rows), base, level, values.shape[1], values, errors, reliable)
+
+
+def _difference(
+    name: str, log_px: Tensor, errors: Tensor, reliable: Tensor, quantile: float, weight: float
+) -> Difference:
+    """One row; the tensors have shape ``(2, N)``: this model, then the reference."""
+    d = log_px[0] - log_px[1]
+    num, mean = len(d), float(d.mean())
+    error = float(d.std()) / math.sqrt(num)
+    known = not bool(errors.isnan().any())
+    return Difference(
+        name=name,
+        log_px=float(log_px[0].mean()),
+        difference=mean,
+        std_error=error,
+        lower=mean - quantile * error,
+        upper=mean + quantile * error,
+        mc_error=float(errors.square().sum().sqrt()) / num if known else None,
+        bias=float((errors[1].square() - errors[0].square()).mean()) / 2 if known else None,
+        better=float((d > 0).double().mean() + (d == 0).double().mean() / 2),
+        unreliable=int((~reliable).any(0).sum()),
+        weight=weight,
+    )
+
+
+def _checked(
+    estimates: Mapping[str, Pointwise], reference: str | None, level: float, data_keys: Mapping[str, object] | None
+) -> list[str]:
+    """The names, if they can be compared."""
+    names = list(estimates)
+    if len(names) < 2:
+        raise ValueError(f"estimates: expected at least two to compare, got {len(names)}.")
+    if reference is not None and reference not in names:
+        raise unknown("reference", reference, names)
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected between 0 and 1, got {level}.")
+    for name in names:
+        if data_keys is not None and name not in data_keys:
+            raise ValueError(f"data_keys: expected one for each estimate, got none for {name!r}; name its data too.")
+    first = names[0]
+    for name in names[1:]:
+        ours, theirs = len(estimates[name].log_px), len(estimates[first].log_px)
+        if ours != theirs:
+            raise ValueError(
+                f"estimates: expected of the same data, got {theirs:,} of {first!r} and {ours:,} of {name!r}; evaluate "
+                "both on one test set."
+            )
+        if data_keys is not None and data_keys[name] != data_keys[first]:
+            raise ValueError(
+                f"estimates: expected of one test set with one binarization, got {data_keys[first]} of {first!r} and "
+                f"{data_keys[name]} of {name!r}; evaluate both on the same."
+            )
+    if len(estimates[first].log_px) < 2:
+        raise ValueError(
+            f"estimates: expected at least two data for an error of the difference, got {len(estimates[first].log_px)}."
+        )
+    for name in names:
+        bad = int((~estimates[name].log_px.isfinite()).sum())
+        if bad:
+            raise ValueError(
+                f"log p(x) of {name!r}: expected finite values, got {bad:,} that are not; a mean over them has no meaning: "
+                "compare on the other data."
+            )
+    return names
+
+
+def _line(row: Difference, is_reference: bool, width: int) -> str:
+    log_px = f"{row.name:<{width}} {row.log_px:11.3f}"
+    if is_reference:
+        return f"{log_px} {'reference':>11} {'':>21} {'':>12} {row.weight:7.3f}"
+    interval = f"{row.lower:.3f} to {row.upper:.3f}"
+    mc = "unknown" if row.mc_error is None else f"{row.mc_error:.4f}"
+    return f"{log_px} {row.difference:11.3f} {interval:>21} {mc:>12} {row.weight:7.3f}"
