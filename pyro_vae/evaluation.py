@@ -19,7 +19,7 @@ from pyro_vae import evidence, parallel, summary
 from pyro_vae.claim import fresh
 from pyro_vae.data import Data
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.estimation import Estimation, estimate
+from pyro_vae.estimation import CHAINED, Estimation, estimate
 from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.files import write_atomically
 from pyro_vae.pipeline import Say, silent
@@ -183,7 +183,7 @@ def _part(result: Any, found: Subject, request: Request, how: Estimation) -> tup
         if (value := getattr(result, name, None)) is not None:
             figures[name] = float(value.mean()) if isinstance(value, Tensor) else value
     title = f"{'Test set' if request.num_data is None else 'First test images'}, {request.name}"
-    return figures, summary.figures_table(figures, title, density, how.words)
+    return figures, summary.figures_table(figures, title, density, how.words if how.estimator in CHAINED else None)
 
 
 def _save(result: Any, folder: Path, name: str) -> list[str]:
@@ -226,7 +226,7 @@ def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Reques
     Returns:
         The folder in which they are, a new one beside the first run.
     """
-    from pyro_vae.report.comparison import comparison_figure
+    from pyro_vae.report.comparison import comparison
     from pyro_vae.report.pictures import write_figure
 
     names = _names([s.run.path for s in subjects])
@@ -249,7 +249,7 @@ def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Reques
                 "runs": {n: str(s.run.path) for n, s in zip(names, subjects, strict=True)},
             },
         )
-        write_figure(folder / "comparison.png", comparison_figure(found))
+        write_figure(folder / "comparison.png", comparison(found))
         say(f"{folder}: comparison.json, comparison.png")
         return folder
 

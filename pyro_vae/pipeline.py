@@ -109,10 +109,7 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     options = options if state is None else dataclasses.replace(options, compile=None)
     compiled, words = compiling_of(vae, data, make_objective(config), options, state)
     # What was chosen is stored, so that the run goes on as it was begun.
-    chosen = dataclasses.replace(t, compile=compiled)
-    draws = False if t.compile is False and state is None else config.evaluate.compile_draws
-    evaluate = dataclasses.replace(config.evaluate, compile_draws=draws)
-    config = dataclasses.replace(config, train=chosen, evaluate=evaluate)
+    config = dataclasses.replace(config, train=dataclasses.replace(t, compile=compiled))
     if t.check_every is not None and not compiled:
         raise ValueError(f"check_every: expected with compiled steps, got {t.check_every} with {words}; add --compile.")
     return Prepared(config, data, vae, device, fingerprint, state, seconds, words)

@@ -177,7 +177,7 @@ def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | N
     """
     px = test["log_px"]
     kind = "log density" if density else "log probability"
-    spent = spent or f"{px['num_samples']:,} importance samples"
+    spent = spent or _spent(px, test["num_data"])
     rows = [
         f"{what}: {test['num_data']:,} images, {spent} each; {kind}, nats per image, higher is better",
         "                 value   error (data)   error (Monte Carlo)",
@@ -187,6 +187,13 @@ def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | N
         f"with probability 95 %, mean log p(x) of these images is above {px['lower_bound_95']:.3f}",
     ]
     return "\n".join([*rows, _verdict(test["num_data"], px)])
+
+
+def _spent(px: dict[str, Any], num_data: int) -> str:
+    mean = px["draws"] / num_data
+    if mean == px["num_samples"]:
+        return f"{px['num_samples']:,} importance samples"
+    return f"{mean:,.0f} importance samples on average, at most {px['num_samples']:,},"
 
 
 def _others(test: dict[str, Any]) -> Iterator[str]:
@@ -212,8 +219,9 @@ def _verdict(num_data: int, px: dict[str, Any]) -> str:
     if not bad:
         return f"every Pareto k is at most {threshold:.2f}: the Monte Carlo error can be trusted (bias about {px['bias']:.4f})"
     rest = px["mc_error_reliable"]
+    smoothed = f"; by Pareto-smoothed weights the mean is {px['smoothed']:.3f} ({px['smoothed'] - px['value']:+.3f})"
     others = "" if rest is None else f"; over the other {num_data - bad:,} it is {rest:.4f}"
     return (
         f"for {bad:,} of {num_data:,} images Pareto k is above {threshold:.2f}: their log p(x) is likely too low and the "
-        f"Monte Carlo error is not known{others}"
+        f"Monte Carlo error is not known{others}{smoothed}"
     )

@@ -100,7 +100,10 @@ def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
         checkpoint, before = RunDirectory(folder).begun()
         default = Arguments(before.data, before.model, before.train, before.evaluate)
     args = console.parse(Arguments, argv, default, prog="python -m pyro_vae.train", description=__doc__)
-    config = Config(_located(args.data), args.model, args.train, args.evaluate)
+    evaluate = args.evaluate
+    if evaluate.compile_draws is None and any(word.replace("_", "-") == "--no-compile" for word in argv):
+        evaluate = dataclasses.replace(evaluate, compile_draws=False)
+    config = Config(_located(args.data), args.model, args.train, evaluate)
     if not args.run.beta_sweep and any(word.replace("_", "-") == "--beta-sweep" for word in argv):
         sweep.check((), config)
     if folder is not None and (changed := config.differences(before, FREE | _moved(config, before))):

@@ -17,8 +17,9 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import parallel, summary, train
+from pyro_vae import parallel, train
 from pyro_vae.data import Data, Split, Stored
+from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.inference import capture
 from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
 from pyro_vae.inference.svi import SVI
@@ -264,15 +265,15 @@ def evaluate_rows(words: list[str]) -> int:
 
 def evaluated() -> dict[str, Tensor]:
     """Estimates of 250 data in three batches."""
-    summary.CHUNK_ROWS = 1_000_000
-    with_noise = summary.estimate(Rows(), rows(250), 2, 0)  # type: ignore[arg-type]
+    how = Estimation(num_samples=7)
+    with_noise = estimate(Rows(), rows(250), Estimation(num_samples=2), 0)  # type: ignore[arg-type]
     x = (rows(250)[:, :PIXELS] > 0).float().reshape(-1, 1, 1, PIXELS)
     torch.manual_seed(3)
     vae = pv.VAE((1, 1, PIXELS), 2, hidden=(4,))
     likelihood, ratio = evaluate_terms(vae, torch.cat([x] * 9), 0)
     return {
         "noise in the data": with_noise.elbo,
-        "log px": summary.estimate(vae, x, 7, 0).log_px,
+        "log px": estimate(vae, x, how, 0).log_px,
         "likelihood": likelihood,
         "ratio": ratio,
     }

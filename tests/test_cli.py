@@ -16,6 +16,7 @@ import pyro_vae as pv
 from pyro_vae import evaluate, report, train
 from pyro_vae import summary as summaries
 from pyro_vae.config import Config
+from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.inference.loop import Training
 from pyro_vae.inference.state import KEYS
 from pyro_vae.inference.svi import SVI
@@ -224,7 +225,7 @@ def test_load_gives_the_best_parameters_and_the_same_test_images(finished):
     assert loaded.summary == summary(folder)
     x = loaded.data().test.x
     assert torch.equal(x, load_data(loaded.config).test.x)
-    again = summaries.estimate(loaded.vae, x, 20, loaded.config.train.seed).summary()
+    again = estimate(loaded.vae, x, Estimation(num_samples=20), loaded.config.train.seed).summary()
     assert again.log_px == summary(folder)["test"]["log_px"]["value"]  # the very images and parameters
 
 

@@ -16,13 +16,13 @@ from matplotlib.image import imread
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from pyro_vae.data import Data, Split, Stored, load
+from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.evidence import Estimate
 from pyro_vae.inference import History
 from pyro_vae.models.vae import VAE, mean_image
 from pyro_vae.report import curves, draw_pictures, images, latents, log_px, pictures, tiles, tsne, units
 from pyro_vae.report.encoded import encode
 from pyro_vae.runs import PICTURES
-from pyro_vae.summary import estimate
 
 IMAGES = ["reconstructions", "samples", "interpolations", "traversals"]
 
@@ -75,9 +75,9 @@ def names(paths: list[Path]) -> list[str]:
 @pytest.mark.parametrize(
     ("latent_dim", "expected"),
     [
-        (1, [*IMAGES, "curves", "latents", "units", "tsne", "log-px"]),
-        (2, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "grid"]),
-        (3, [*IMAGES, "curves", "latents", "units", "tsne", "log-px"]),
+        (1, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst"]),
+        (2, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst", "grid"]),
+        (3, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst"]),
     ],
 )
 def test_images_give_these_files_and_none_is_blank(
@@ -85,7 +85,7 @@ def test_images_give_these_files_and_none_is_blank(
 ) -> None:
     assert digits.test is not None
     vae = make_vae(latent_dim)
-    found = estimate(vae, digits.test.x, 20, seed=0)
+    found = estimate(vae, digits.test.x, Estimation(num_samples=20), seed=0)
     paths = draw_pictures(vae, digits, HISTORY, tmp_path / "new" / "folder", 0, found)
     assert set(expected) <= set(PICTURES)
     assert names(paths) == expected
@@ -541,7 +541,7 @@ def test_stored_data_give_the_same_pictures_as_tensors(tmp_path: Path) -> None:
     vae, stored = make_vae(2, (1, 2, 2)), Stored(CountingReader(40))
     drawn = []
     for folder, x in (("stored", stored), ("tensor", stored.in_memory())):
-        split, found = Split(x, torch.arange(40) % 3), estimate(vae, x, 20, seed=0)
+        split, found = Split(x, torch.arange(40) % 3), estimate(vae, x, Estimation(num_samples=20), seed=0)
         paths = draw_pictures(vae, Data("some", split), HISTORY, tmp_path / folder, 0, found)
         drawn.append({path.name: path.read_bytes() for path in paths})
     assert len(drawn[0]) == 10
