@@ -32,8 +32,9 @@ class AggregatePosterior:
         + \textstyle\sum_j KL(q(z_j) \| p(z_j))
 
     the second for a prior of independent units. Both hold draw by draw, for the estimates too. q(z) is the mixture of
-    these N codes, summed in full: nothing is biased for these data. For the population I is at least this, since that of
-    N data is at most log N. The errors count the scatter between data as well: they are rather too large.
+    these N codes, summed in full: nothing is biased for these data. I grows with N, in the mean, and the rate does not: for
+    the population I is at least this and KL(q(z) || p(z)) at most this, by far where I is near its ceiling log N; the total
+    correlation is then mostly that of N islands. The errors count the scatter between data as well: they are rather too large.
 
     Attributes:
         mutual_information: :math:`I(x; z) = E_{q(z|x_n)}[\log q(z|x_n) - \log q(z)]`, between 0 and ``ceiling``.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.evidence.estimate import Estimate
 from pyro_vae.evidence.importance import importance_sampling
-from pyro_vae.evidence.refined import refine_for, split_options
+from pyro_vae.evidence.refined import refine_for, refined_importance_sampling, split_options
 
 Program = Callable[..., Any]
 
@@ -30,7 +30,7 @@ class Gaps:
     estimate of log p(x) is a stochastic lower bound: the approximation gap, and the sum, low by its bias.
 
     Attributes:
-        log_px: log p(x), as given or importance-sampled from the refined guide.
+        log_px: log p(x), as given or importance-sampled from a refined proposal.
         log_px_error: Its Monte Carlo standard error; NaN where it is not known.
         elbo: ELBO of the guide.
         elbo_error: Its Monte Carlo standard error.
@@ -70,9 +70,8 @@ class Gaps:
 
     @property
     def approximation_error(self) -> Tensor:
-        """Monte Carlo standard error of ``approximation``, at most; NaN where that of log p(x) is not known."""
-        # The two may come from the same draws, and go up and down together or not: no more than the sum.
-        return self.log_px_error + self.elbo_refined_error
+        """Monte Carlo standard error of ``approximation``; NaN where that of log p(x) is not known."""
+        return torch.hypot(self.log_px_error, self.elbo_refined_error)
 
     @property
     def amortization_error(self) -> Tensor:
@@ -148,7 +147,8 @@ def gaps(
     r"""Decompose log p(x) - ELBO of each datum into approximation and amortization gap; see :class:`Gaps`.
 
     The guide is refined for each datum (``refine``); its ELBO and that of the refined guide come from ``num_samples`` draws
-    each, which chose nothing.
+    each, which chose nothing. log p(x) is importance-sampled from a proposal beyond the family, where it can be had (see
+    ``refined_importance_sampling``).
 
     Args:
         model: A Pyro model whose data lie in one plate.
@@ -158,8 +158,8 @@ def gaps(
         lr: Likewise.
         num_particles: Likewise.
         num_samples: Draws for each datum, of each of the two guides; at least 2.
-        log_px: A better estimate of log p(x) for the same data, such as an annealed one; None: importance-sampled from the
-            refined guide with the same draws that give its ELBO.
+        log_px: A better estimate of log p(x) for the same data, such as an annealed one, from draws of its own; None: one of
+            ``num_samples`` draws.
         **kwargs: What both take, and the options of ``importance_sampling``.
 
     Returns:
@@ -176,13 +176,13 @@ def gaps(
     options, inputs = split_options(kwargs)
     refined = refine_for(model, guide, args, options, inputs, steps=steps, lr=lr, num_particles=num_particles)
 
-    def estimated(proposal: Program, which: int) -> Estimate:
-        # Of one seed the two would have the same noise, and their errors would not add.
-        seed = {"seed": 2 * options["seed"] + which} if options.get("seed") is not None else {}
-        return importance_sampling(model, proposal, *args, num_samples=num_samples, **{**options, **seed}, **inputs)
+    def estimated(estimate: Callable[..., Estimate], proposal: Program, which: int, **own: Any) -> Estimate:
+        # Of one seed they would have the same noise, and their errors would not add.
+        seed = {"seed": 3 * options["seed"] + which} if options.get("seed") is not None else {}
+        return estimate(model, proposal, *args, num_samples=num_samples, **{**options, **seed}, **inputs, **own)
 
-    plain, best = estimated(guide, 0), estimated(refined, 1)
-    exact = best if log_px is None else log_px
+    plain, best = estimated(importance_sampling, guide, 0), estimated(importance_sampling, refined, 1)
+    exact = log_px or estimated(refined_importance_sampling, guide, 2, steps=steps, lr=lr)
     if exact.log_px.shape != plain.log_px.shape:
         raise ValueError(
             f"log_px: expected an estimate of these {len(plain.log_px)} data, got one of {len(exact.log_px)}."

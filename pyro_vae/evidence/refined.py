@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.evidence.estimate import Estimate
 from pyro_vae.evidence.importance import importance_sampling
 from pyro_vae.evidence.sampler import CHUNK_ROWS
-from pyro_vae.evidence.shifted import Shift, zero_offsets
+from pyro_vae.evidence.shifted import Shift, with_covariance, zero_offsets
 from pyro_vae.inference.enumerated import EnumeratedDraws
 from pyro_vae.inference.layout import base_name, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.objectives import check_count, check_number
@@ -42,6 +42,7 @@ class Refined:
         elbo_start: The same under the guide it was made from.
         improvement: Their difference, nats.
         improvement_std_error: Its Monte Carlo standard error, nats.
+        full_covariance: Whether its vectors of independent normals have a covariance.
         kept: Whether the datum was given its own parameters, bool: those that were no better keep the guide's.
         steps: How many steps were made.
     """
@@ -55,6 +56,7 @@ class Refined:
     improvement_std_error: Tensor
     kept: Tensor
     steps: int
+    full_covariance: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the guide with the refined parameters.
@@ -62,7 +64,7 @@ class Refined:
         Raises:
             ValueError: If the data are not those that it was refined for, as far as their number tells.
         """
-        with Shift(self.offsets):
+        with Shift(self.offsets, self.full_covariance):
             return self.guide(*args, **kwargs)
 
 
@@ -73,6 +75,7 @@ def refine(
     steps: int = 200,
     lr: float = 0.1,
     num_particles: int = 4,
+    full_covariance: bool = False,
     num_draws: int = 200,
     seed: int | None = None,
     chunk_rows: int | None = None,
@@ -98,6 +101,8 @@ def refine(
         steps: Steps of Adam.
         lr: Its first step size: a location moves in units of its own scale, a scale in its logarithm.
         num_particles: Draws of a step for each datum.
+        full_covariance: Whether vectors of independent normals are given a covariance of their own for each datum, beyond the
+            guide's family: Z^2 / 2 numbers a datum more, for a much better proposal.
         num_draws: Draws for each datum that choose, and as many that tell the two ELBOs; at least 2.
         seed: Seed of all draws, at least 0; None: from torch's generator.
         chunk_rows: Draws x data of one call of the model there; None: 1,000.
@@ -130,9 +135,10 @@ def refine(
 
     with nullcontext() if seed is None else own_randomness(_own(seed)), torch.no_grad():
         start = draws(guide)
-        offsets = _offsets(start)
-        _optimize(draws, guide, offsets, steps, lr, num_particles)
-        moved = draws(_under(offsets, guide))
+        offsets = _offsets(start, full_covariance)
+        live = _under(offsets, guide, full_covariance, path_only=True)
+        _optimize(draws, live, offsets, steps, lr, num_particles)
+        moved = draws(_under(offsets, guide, full_covariance))
         before, after = (_paired(start, moved, num_draws, rows) for _ in range(2))
         kept = _better(*before)
         dropped = ~kept.to(next(iter(offsets.values()))[0].device)
@@ -141,7 +147,9 @@ def refine(
     first, second = after[0], torch.where(kept, after[1], after[0])
     gain = second - first
     error, gain_error = (draws.std(0) / num_draws**0.5 for draws in (second, gain))
-    return Refined(guide, offsets, second.mean(0), error, first.mean(0), gain.mean(0), gain_error, kept, steps)
+    return Refined(
+        guide, offsets, second.mean(0), error, first.mean(0), gain.mean(0), gain_error, kept, steps, full_covariance
+    )
 
 
 def refined_importance_sampling(
@@ -150,7 +158,8 @@ def refined_importance_sampling(
     *args: Any,
     steps: int = 200,
     lr: float = 0.1,
-    num_particles: int = 4,
+    num_particles: int = 8,
+    full_covariance: bool = True,
     num_samples: int = 5000,
     **kwargs: Any,
 ) -> Estimate:
@@ -166,6 +175,7 @@ def refined_importance_sampling(
         steps: See :func:`refine`.
         lr: Likewise.
         num_particles: Likewise.
+        full_covariance: Likewise; on here, where only the proposal counts.
         num_samples: K, draws for each datum.
         **kwargs: What both take, and the options of :func:`importance_sampling`.
 
@@ -176,7 +186,8 @@ def refined_importance_sampling(
         ValueError: As :func:`refine` and :func:`importance_sampling`.
     """
     options, inputs = split_options(kwargs)
-    refined = refine_for(model, guide, args, options, inputs, steps=steps, lr=lr, num_particles=num_particles)
+    own = {"steps": steps, "lr": lr, "num_particles": num_particles, "full_covariance": full_covariance}
+    refined = refine_for(model, guide, args, options, inputs, **own)
     return importance_sampling(model, refined, *args, num_samples=num_samples, **options, **inputs)
 
 
@@ -200,7 +211,7 @@ def _own(seed: int) -> int:
     return int(np.random.SeedSequence([seed, int.from_bytes(b"refine")]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _offsets(draws: EnumeratedDraws) -> Offsets:
+def _offsets(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
     """Zeros for the parameters of every site that the guide draws or enumerates."""
     found: Offsets = {}
     for name, site in sample_sites(draws.guide_trace):
@@ -211,7 +222,7 @@ def _offsets(draws: EnumeratedDraws) -> Offsets:
                 f"refine: expected site {name!r} to be reparameterized or enumerated, got {base_name(site['fn'])}; mark it "
                 "infer={'enumerate': 'parallel'}, or use importance_sampling."
             )
-        parts = zero_offsets(site["fn"])
+        parts = zero_offsets(with_covariance(site["fn"]) if full_covariance else site["fn"])
         if parts:
             found[name] = parts
     if not found:
@@ -222,9 +233,9 @@ def _offsets(draws: EnumeratedDraws) -> Offsets:
     return found
 
 
-def _under(offsets: Offsets, guide: Program, path_only: bool = False) -> Program:
+def _under(offsets: Offsets, guide: Program, full_covariance: bool, path_only: bool = False) -> Program:
     def moved(*args: Any, **kwargs: Any) -> Any:
-        with Shift(offsets, path_only):
+        with Shift(offsets, full_covariance, path_only):
             return guide(*args, **kwargs)
 
     return moved
@@ -242,7 +253,7 @@ def _optimize(
     parts = [part.requires_grad_() for site in offsets.values() for part in site]
     optimizer = torch.optim.Adam(parts, lr, eps=_LEAST_SLOPE)
     with torch.enable_grad():
-        live = draws(_under(offsets, guide, path_only=True)) if steps else None
+        live = draws(guide) if steps else None
         for step in range(steps):
             assert live is not None
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)

@@ -113,9 +113,12 @@ def _transform(constraint: Any) -> Any:
 
 
 def _unit(fn: Any, name: str, value: Tensor) -> Any:
-    """What a parameter is measured in: for a location, and for a row of a Cholesky factor, its scale before it is moved."""
+    """What a parameter is measured in: a location in its scale before it is moved, and so a row of a Cholesky factor.
+
+    The Z numbers of such a row are each 1 / sqrt(Z) of it, since all move at once.
+    """
     if name == "scale_tril":
-        rows = value.detach().diagonal(dim1=-2, dim2=-1)[..., None].expand_as(value)
+        rows = value.detach().diagonal(dim1=-2, dim2=-1)[..., None].expand_as(value) / value.shape[-1] ** 0.5
         return torch.where(torch.eye(value.shape[-1], dtype=torch.bool, device=value.device), 1.0, rows)
     for measure in ("scale", "stddev") if name == "loc" else ():
         unit = getattr(fn, measure, None)
@@ -131,23 +134,36 @@ def _refusal(fn: Any) -> ValueError:
     )
 
 
+def with_covariance(fn: Any) -> Any:
+    """A vector of independent normals as a multivariate normal, equal until its covariance is moved; others as they are."""
+    inner: Any = getattr(fn, "base_dist", None)
+    if type(fn).__name__ != "Independent" or fn.reinterpreted_batch_ndims != 1 or type(inner).__name__ != "Normal":
+        return fn
+    return dist.MultivariateNormal(inner.loc, scale_tril=inner.scale.diag_embed())
+
+
 class Shift(Messenger):
     """Moves the parameters of the named sample sites by per-datum offsets.
 
     Args:
         offsets: Those of each site.
+        full_covariance: Whether vectors of independent normals are given a covariance, see :func:`with_covariance`.
         path_only: Whether the log-probability of a reparameterized site follows its draw alone, not its offsets: the
             gradient's score term, zero in the mean, is left out (Roeder, Wu, Duvenaud, "Sticking the Landing", 2017).
     """
 
-    def __init__(self, offsets: Mapping[str, Sequence[Tensor]], path_only: bool = False) -> None:
+    def __init__(
+        self, offsets: Mapping[str, Sequence[Tensor]], full_covariance: bool = False, path_only: bool = False
+    ) -> None:
         super().__init__()
-        self.offsets, self.path_only = offsets, path_only
+        self.offsets, self.full_covariance, self.path_only = offsets, full_covariance, path_only
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] not in self.offsets or msg["is_observed"]:
             return
         fn, offsets = msg["fn"], self.offsets[msg["name"]]
+        if self.full_covariance:
+            fn = with_covariance(fn)
         msg["fn"] = shifted(fn, offsets)
         if self.path_only and fn.has_rsample:
             msg["fn"] = _PathOnly(msg["fn"], shifted(fn, [offset.detach() for offset in offsets]))

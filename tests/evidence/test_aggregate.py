@@ -50,7 +50,7 @@ def on_grid(q, p):
 
 @pytest.mark.parametrize("codes", CODES)
 def test_two_units_against_sums_on_a_grid(codes):
-    found, exact = aggregate(CODES[codes], PRIOR, num_samples=40_000), on_grid(CODES[codes], PRIOR)
+    found, exact = aggregate(CODES[codes], PRIOR, num_samples=20_000), on_grid(CODES[codes], PRIOR)
     for name in ("mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl"):
         assert within(getattr(found, name), exact[name], getattr(found, f"{name}_error")), name
     error = 3 * found.dimension_wise_kl_error
@@ -102,7 +102,7 @@ def test_a_linear_encoder_against_quadrature():
     kl = float((log_q.exp() * (log_q - dist.Normal(0.0, 1.0).log_prob(axis))).sum() * cell)
     entropy = -float((log_q.exp() * log_q).sum() * cell)
     information = entropy - 0.5 * math.log(2 * math.pi * math.e * 0.25)
-    found = aggregate_posterior(scalar_model, scalar_guide, X, num_samples=40_000)
+    found = aggregate_posterior(scalar_model, scalar_guide, X, num_samples=20_000)
     assert within(found.mutual_information, information, found.mutual_information_error)
     assert within(found.marginal_kl, kl, found.marginal_kl_error)
     assert found.total_correlation == 0.0
@@ -114,9 +114,9 @@ def test_a_linear_encoder_against_quadrature():
 def test_many_data_of_a_linear_gaussian_model_approach_the_population():
     """With the exact posterior q(z) = p(z): the marginal KL goes to 0 and I to that of the channel."""
     oracle = LinearGaussian(data_dim=2, latent_dim=1, scale=1.5)
-    found = aggregate_posterior(oracle.model, oracle.guide(), oracle.draw(4000), num_samples=4000, seed=0)
+    found = aggregate_posterior(oracle.model, oracle.guide(), oracle.draw(1500), num_samples=1500, seed=0)
     exact = 0.5 * math.log(1 + float(oracle.weight.square().sum()) / oracle.scale**2)
-    # The sample of 4,000 data has a rate of its own, whose scatter the errors count.
+    # The sample of 1,500 data has a rate of its own, whose scatter the errors count.
     assert within(found.mutual_information, exact, found.mutual_information_error)
     assert abs(found.marginal_kl) < 4 * found.marginal_kl_error + 0.005
     assert found.marginal_kl < 0.02 * found.mutual_information + 0.005
@@ -142,12 +142,12 @@ def test_errors_are_those_of_repetitions():
     q = dist.Normal(LOCS[:1], SCALES[:1]).to_event(1)
     exact = float(torch.distributions.kl_divergence(q, PRIOR))
     squares = []
-    for seed in range(300):
+    for seed in range(150):
         pyro.set_rng_seed(seed)
         found = aggregate(q, PRIOR, num_samples=200)
         squares.append(((found.marginal_kl - exact) / found.marginal_kl_error) ** 2)
     squares = torch.tensor(squares)
-    assert within(squares.mean(), 1.0, squares.std() / math.sqrt(300))
+    assert within(squares.mean(), 1.0, squares.std() / math.sqrt(150))
 
 
 def test_chunks_change_nothing_and_the_seed_everything():

@@ -16,7 +16,7 @@ from torch.distributions.transforms import SigmoidTransform
 from pyro_vae import VAE
 from pyro_vae.evidence import importance_sampling
 from pyro_vae.evidence.refined import refine, refined_importance_sampling
-from pyro_vae.evidence.shifted import shifted, zero_offsets
+from pyro_vae.evidence.shifted import shifted, with_covariance, zero_offsets
 from pyro_vae.inference.enumerated import EnumeratedDraws
 from tests.evidence.test_enumerated import M2
 from tests.oracles import LinearGaussian, within
@@ -64,6 +64,22 @@ def test_refinement_ends_at_the_best_of_the_family(family, best, shift, stretch)
     assert within(refined.elbo, ORACLE.log_px(x) - end, error)
     assert within(refined.improvement, start - end, refined.improvement_std_error)
     torch.testing.assert_close(refined.elbo - refined.elbo_start, refined.improvement)
+
+
+@pytest.mark.parametrize(("shift", "stretch"), [(0.0, 1.0), (1.0, 0.6)])
+def test_a_covariance_reaches_the_posterior_from_a_diagonal_guide(shift, stretch):
+    x = ORACLE.draw(8)
+    start = divergence(diagonal(shift, stretch), x)
+    refined = refine(ORACLE.model, diagonal(shift, stretch), x, full_covariance=True)
+    assert bool(refined.kept.all())
+    assert float(divergence(refined, x).max()) < 0.02 * float(start.min())
+    assert within(refined.elbo, ORACLE.log_px(x) - divergence(refined, x), refined.elbo_std_error + 1e-9)
+    estimate = refined_importance_sampling(ORACLE.model, diagonal(shift, stretch), x, num_samples=500)
+    assert float(estimate.ess.min()) > 480
+    plain = refined_importance_sampling(
+        ORACLE.model, diagonal(shift, stretch), x, num_samples=500, full_covariance=False
+    )
+    assert float(plain.ess.max()) < 450
 
 
 def test_the_exact_guide_is_left_alone():
@@ -186,6 +202,7 @@ LOC, SCALE = _double([[0.3, -1.0], [0.5, 2.0], [0.0, 0.1]], [[0.5, 1.2], [0.1, 3
 FAMILIES = {
     "normal": (dist.Normal(LOC, SCALE).to_event(1), 2),
     "multivariate normal": (dist.MultivariateNormal(LOC, scale_tril=(SCALE.diag_embed() + 0.3).tril()), 2),
+    "given a covariance": (with_covariance(dist.Normal(LOC, SCALE).to_event(1)), 2),
     "covariance": (dist.MultivariateNormal(LOC, covariance_matrix=SCALE.diag_embed()), 2),
     "low rank": (dist.LowRankMultivariateNormal(LOC, LOC[..., None], SCALE), 3),
     "logistic normal": (dist.TransformedDistribution(dist.Normal(LOC, SCALE), [SigmoidTransform()]).to_event(1), 2),
