@@ -36,14 +36,9 @@ def comparison(found: Comparison) -> Figure:
         fontsize=11,
     )
     if not bool(found.reliable.all()):
-        figure.text(
-            0.5,
-            -0.01,
+        figure.supxlabel(
             "orange: log p(x) of some data cannot be trusted, in this model or the reference, and is likely too low",
-            ha="center",
-            va="top",
             fontsize=9,
-            color="black",
         )
     return figure
 

@@ -52,7 +52,7 @@ def repeats(count: int) -> range:
 MANY = pytest.param(3000, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("count", [250, MANY])
+@pytest.mark.parametrize("count", [150, MANY])
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_intervals_cover_a_known_difference(level, count):
     """Test sets of 100 data, with a Monte Carlo error of 0.3 nats in each."""
@@ -63,7 +63,7 @@ def test_intervals_cover_a_known_difference(level, count):
     assert abs(covered / count - level) < 4 * math.sqrt(level * (1 - level) / count)
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 @pytest.mark.parametrize("reference", [None, "0.9"])
 def test_all_intervals_hold_together(reference, count):
     """Four models, two as good as each other, the reference named or picked by the data."""

@@ -20,7 +20,7 @@ def blots(density: float = 0.3, spread: float = 0.2):
 
 def test_of_a_true_model_p_is_uniform():
     torch.manual_seed(0)
-    check_uniform(25)
+    check_uniform(15)
 
 
 @pytest.mark.slow
@@ -88,13 +88,11 @@ def test_replicates_given_the_same_images_crowd_around_a_half():
         return draw(z)
 
     torch.manual_seed(0)
-    prior, posterior = [], []
+    p = []
     for _ in range(12):
         x = draw(3 * torch.randn(SHAPE[0]))
-        prior.append(predictive_checks(x, lambda: draw(3 * torch.randn(SHAPE[0])), num_sets=239).p_values["ink"])
-        posterior.append(predictive_checks(x, lambda x=x: again(x), num_sets=239).p_values["ink"])
-    assert float(torch.tensor(posterior).sub(0.5).square().mean()) < 0.3 / 12
-    assert float(torch.tensor(prior).sub(0.5).square().mean()) > 0.5 / 12
+        p.append(predictive_checks(x, lambda x=x: again(x), num_sets=239).p_values["ink"])
+    assert float(torch.tensor(p).sub(0.5).square().mean()) < 0.1 / 12
 
 
 def checks(observed: list[float], replicated: list[list[float]], level: float = 0.95) -> PredictiveChecks:
