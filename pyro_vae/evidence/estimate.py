@@ -270,7 +270,6 @@ class Summary:
         """What smoothing the weights changes: the smoothed mean of log p(x) less the raw one."""
         return self.smoothed - self.log_px
 
-    @property
     def verdict(self) -> str:
         """Whether the Monte Carlo error can be trusted, in one sentence."""
         if self.pareto_k_threshold is None:

@@ -85,7 +85,7 @@ def test_bad_guides_are_flagged_and_get_no_error(shift, stretch):
     assert summary.bias is None
     assert summary.jackknife_error is None
     assert summary.std_error > 0
-    assert summary.verdict.startswith(f"Pareto k is above 0.67 for {int(flagged.sum())} of 50 data: ")
+    assert summary.verdict().startswith(f"Pareto k is above 0.67 for {int(flagged.sum())} of 50 data: ")
 
 
 @pytest.mark.parametrize(("shift", "stretch"), [(0.0, 2.0), (1.0, 1.0), (0.0, 0.5), (3.0, 0.7)])
@@ -132,12 +132,12 @@ def test_summary_means_and_errors():
     assert summary.smoothed_change == pytest.approx(float((estimate.smoothed - estimate.log_px).mean()))
     assert 0 < abs(summary.smoothed_change) < summary.mc_error
     assert (summary.draws, summary.pilot_draws) == (40 * 2000, 0)
-    assert summary.verdict == "Pareto k is at most 0.70 for all 40 data: the Monte Carlo error can be trusted."
+    assert summary.verdict() == "Pareto k is at most 0.70 for all 40 data: the Monte Carlo error can be trusted."
     assert summary.gap == pytest.approx(summary.log_px - summary.elbo)
     assert within(summary.log_px, float(ORACLE.log_px(x).mean()), summary.mc_error)
     one = importance_sampling(ORACLE.model, ORACLE.guide(0.2), x[:1], num_samples=1).summary()
     assert (one.std_error, one.mc_error, one.elbo_mc_error, one.pareto_k_threshold) == (None, None, None, None)
-    assert one.verdict == "one draw for each datum tells nothing of its error: take at least 2."
+    assert one.verdict() == "one draw for each datum tells nothing of its error: take at least 2."
 
 
 @pytest.mark.parametrize("latent", ["vae", "normal"])
