@@ -64,6 +64,9 @@ class Arguments:
     """Steps of Adam on the guide of each image, refined."""
     dequantize: Literal["none", "uniform"] = "none"
     """uniform: add noise to 8-bit pixels, so that a density has bits per dimension."""
+    checks: tuple[Literal["gaps", "aggregate", "calibration", "predictive"], ...] = ()
+    """gaps (approximation and amortization, of 100 images), aggregate (mutual information, total correlation), calibration (of
+    the guide, on simulated images), predictive (does the model make such images)."""
     compare: bool = True
     """Whether several runs are compared."""
     compile: bool | None = None
@@ -121,7 +124,7 @@ def _request(args: Arguments) -> evaluation.Request:
     how = how if args.num_samples is None else dataclasses.replace(how, num_samples=args.num_samples)
     slow = args.estimator in (*CHAINED, "refined")
     num_data = SLOW_DATA if args.num_data is None and slow else args.num_data
-    return evaluation.Request(how, args.num_samples, num_data, args.dequantize)
+    return evaluation.Request(how, args.num_samples, num_data, args.dequantize, args.checks)
 
 
 def _command(argv: Sequence[str], within: ExitStack) -> int:

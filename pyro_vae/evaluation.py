@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_vae import evidence, parallel, summary
 from pyro_vae.claim import fresh
 from pyro_vae.data import Data
+from pyro_vae.diagnosis import check_names, diagnose
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.estimation import CHAINED, Estimation, estimate
 from pyro_vae.evidence import Bracket, Estimate
@@ -39,16 +40,19 @@ class Request:
         num_samples: K; None: the run's own.
         num_data: How many of the test data, the first; None: all.
         dequantize: ``"none"``, or ``"uniform"``: 8-bit pixels become (x + u) / 256.
+        checks: Of ``diagnosis.CHECKS``; ``aggregate`` is made of every whole test set.
     """
 
     how: Estimation
     num_samples: int | None = None
     num_data: int | None = None
     dequantize: str = "none"
+    checks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_data is not None and self.num_data < 1:
             raise ValueError(f"num_data: expected at least 1 image, got {self.num_data}.")
+        check_names(self.checks)
         if self.dequantize not in ("none", "uniform"):
             raise ValueError(f"dequantize: expected none or uniform, got {self.dequantize!r}.")
 
@@ -149,7 +153,7 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_samples=how.num_samples))
         data = found.data.to(device)
         figures, result = summary.evaluate(config, vae, data, run.history, run.seconds, progress, how)
-        figures = {**figures, **{k: v for k, v in run.summary.items() if k in ("evidence", "latents")}}
+        figures = {**figures, **{k: v for k, v in run.summary.items() if k in ("evidence", "checks")}}
         text = summary.table(figures)
     else:
         result = estimate(vae, found.x.to(device), how, config.train.seed, progress)
@@ -160,6 +164,11 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
     say(text)
     if parallel.world().main:
         directory.write_json("summary.json", figures)
+        checks = dict.fromkeys((*(("aggregate",) if request.whole else ()), *request.checks))
+        for name, values, words in diagnose(tuple(checks), vae, found.x.to(device), config.train.seed, run.path):
+            figures["checks"] = {**figures.get("checks", {}), name: values}
+            directory.write_json("summary.json", figures)
+            say(words)
         files = _save(result, run.path, request.name)
         if request.whole and isinstance(result, Estimate):
             from pyro_vae.report.pictures import draw_estimate  # brings matplotlib

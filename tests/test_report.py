@@ -544,7 +544,7 @@ def test_stored_data_give_the_same_pictures_as_tensors(tmp_path: Path) -> None:
         split, found = Split(x, torch.arange(40) % 3), estimate(vae, x, Estimation(num_samples=20), seed=0)
         paths = draw_pictures(vae, Data("some", split), HISTORY, tmp_path / folder, 0, found)
         drawn.append({path.name: path.read_bytes() for path in paths})
-    assert len(drawn[0]) == 10
+    assert len(drawn[0]) == 11
     assert drawn[0] == drawn[1]
 
 
