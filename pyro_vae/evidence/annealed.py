@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.evidence.captured_path import CapturedPath
 from pyro_vae.evidence.estimate import Estimate
-from pyro_vae.evidence.hmc import Evaluate, evaluation, move
+from pyro_vae.evidence.hmc import Evaluate, evaluation, move, widest
 from pyro_vae.evidence.joint import Joint, Start
 from pyro_vae.evidence.pilot import PILOT_CHAINS, Tuning, tune
 from pyro_vae.inference.weights import OuterScale
@@ -92,13 +92,13 @@ class AnnealedEstimate(Estimate):
         """
         estimate = Estimate.from_weights(log_likelihood, log_w - log_likelihood, log_w)
         known = {f.name: getattr(estimate, f.name) for f in dataclasses.fields(estimate)}
-        wide, spread = log_w.double().cpu(), torch.full_like(estimate.log_px, math.nan)
+        wide, spread = log_w.cpu().double(), torch.full_like(estimate.log_px, math.nan)
         if len(log_w) > 1:
             spread = wide.std(0)
         found = cls(
             **known,
-            acceptance=acceptance.double().cpu(),
-            step_size=step_size.double().cpu(),
+            acceptance=acceptance.cpu().double(),
+            step_size=step_size.cpu().double(),
             spread=spread,
             num_steps=num_steps,
         )
@@ -184,7 +184,7 @@ class Annealer:
         betas = [self.path(t / self.num_steps) for t in range(self.num_steps + 1)]
         order = range(1, self.num_steps + 1) if forward else range(self.num_steps, 0, -1)
         state = self.evaluate(u)
-        log_w = torch.zeros_like(state.slope, dtype=torch.float64)
+        log_w = torch.zeros_like(state.slope, dtype=widest(u.device))
         accepted = torch.zeros_like(log_w[0])
         for t in order:
             log_w += (betas[t] - betas[t - 1]) * state.slope

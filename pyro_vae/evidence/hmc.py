@@ -43,6 +43,11 @@ class State(NamedTuple):
 Evaluate = Callable[[Tensor], State]
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The dtype in which to sum over steps: float64, which MPS has not."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def evaluation(terms: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Evaluate:
     """A function of u to (a, b), each of shape ``(C, B)``, with its gradients.
 

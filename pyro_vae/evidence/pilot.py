@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.hmc import Evaluate, move
+from pyro_vae.evidence.hmc import Evaluate, move, widest
 
 #: The mean acceptance to which step sizes are tuned.
 TARGET = 0.9
@@ -79,7 +79,7 @@ def tune(
         Robbins, Monro, "A Stochastic Approximation Method", 1951; Andrieu, Thoms, "A tutorial on adaptive MCMC", 2008.
     """
     state, moves = evaluate(u), min(max(num_steps // 50, MOVES[0]), MOVES[1])
-    log_step = torch.full((u.shape[1],), math.log(0.5), dtype=torch.float64, device=u.device)
+    log_step = torch.full((u.shape[1],), math.log(0.5), dtype=widest(u.device), device=u.device)
     found: list[Tensor] = []
     for knot in range(KNOTS):
         place = knot / (KNOTS - 1)
@@ -87,7 +87,7 @@ def tune(
         seen = []
         for n in range(1, moves * (1 if knot else 3) + 1):
             state, probability = move(evaluate, state, path(place), log_step.exp(), scale, num_leapfrog)
-            log_step = log_step + 1.5 * n**-0.6 * (probability.double().mean(0) - TARGET)
+            log_step = log_step + 1.5 * n**-0.6 * (probability.mean(0).to(log_step) - TARGET)
             log_step = log_step.clamp(max=math.log(LARGEST))
             seen.append(log_step)
         log_step = torch.stack(seen[len(seen) // 2 :]).mean(0)
