@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.evidence import Estimate, importance_sampling, prior_sampling
+from pyro_vae.evidence import Estimate, adaptive, importance_sampling, prior_sampling
 from tests.oracles import LinearGaussian
 
 SEEDS, DATA, DRAWS = 200, 5, 500
@@ -124,6 +124,23 @@ def test_the_pilot_enters_nothing_else():
         rows = found.draws == num
         torch.testing.assert_close(found.log_px[rows], plain.log_px[rows], rtol=0, atol=1e-10)
         torch.testing.assert_close(found.smoothed[rows], plain.smoothed[rows], rtol=0, atol=1e-9)
+
+
+def test_the_pilot_has_draws_of_its_own(monkeypatch):
+    """K chosen by the draws that are reported would bias them: none of the pilot's numbers are the estimate's."""
+    oracle, model, guide = wide_by(STRETCH)
+    x, pilots = oracle.draw(30), []
+    choose = adaptive.choose_samples
+    monkeypatch.setattr(adaptive, "choose_samples", lambda pilot, *rest: pilots.append(pilot) or choose(pilot, *rest))
+    importance_sampling(model, guide, x, STRETCH, target_se=0.1, max_samples=600, seed=1)
+    plain = importance_sampling(model, guide, x, STRETCH, num_samples=500, seed=1)
+    wrong = STRETCH > 1
+    ours, theirs = (e.log_px[wrong] - oracle.log_px(x)[wrong] for e in (pilots[0], plain))
+    assert float((ours - theirs).abs().min()) > 1e-9
+    correlation = float(
+        torch.corrcoef(torch.stack([ours / plain.std_error[wrong], theirs / plain.std_error[wrong]]))[0, 1]
+    )
+    assert abs(correlation) < 4 / math.sqrt(int(wrong.sum()))
 
 
 def test_draws_made_are_draws_reported():
