@@ -2,6 +2,7 @@ r"""A guide refined for one batch: the encoder's output as a start, each datum's
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,17 +15,14 @@ from torch import Tensor
 
 from pyro_vae.evidence.estimate import Estimate
 from pyro_vae.evidence.importance import importance_sampling
+from pyro_vae.evidence.refining import Offsets, better, optimize, paired, under, zero_offsets_of
 from pyro_vae.evidence.sampler import CHUNK_ROWS
-from pyro_vae.evidence.shifted import Shift, with_covariance, zero_offsets
+from pyro_vae.evidence.shifted import Shift
 from pyro_vae.inference.enumerated import EnumeratedDraws
-from pyro_vae.inference.layout import base_name, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.objectives import check_count, check_number
 from pyro_vae.randomness import own_randomness
 
 Program = Callable[..., Any]
-Offsets = dict[str, list[Tensor]]
-#: Slopes below this, in nats for a unit of an offset, are left: Adam would make steps of rounding.
-_LEAST_SLOPE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Refined:
     Attributes:
         guide: The guide it was made from.
         offsets: Of each site, what its unconstrained parameters are moved by; see :func:`shifted`. 0 where not ``kept``.
+        axes: Of each site, which axis of its offsets the data are on.
         elbo: ELBO of each datum under this guide, nats, higher is better.
         elbo_std_error: Its Monte Carlo standard error, nats.
         elbo_start: The same under the guide it was made from.
@@ -49,6 +48,7 @@ class Refined:
 
     guide: Program
     offsets: Offsets
+    axes: dict[str, int]
     elbo: Tensor
     elbo_std_error: Tensor
     elbo_start: Tensor
@@ -66,6 +66,20 @@ class Refined:
         """
         with Shift(self.offsets, self.full_covariance):
             return self.guide(*args, **kwargs)
+
+    def take(self, rows: Tensor) -> Refined:
+        """The refined guide of some of the data, or of all in another order.
+
+        Args:
+            rows: Their places, int64.
+        """
+        offsets = {
+            name: [part.index_select(self.axes[name], rows.to(part.device)) for part in parts]
+            for name, parts in self.offsets.items()
+        }
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        taken: dict[str, Any] = {n: value[rows.cpu()] for n, value in values.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, offsets=offsets, **taken)
 
 
 def refine(
@@ -135,20 +149,31 @@ def refine(
 
     with nullcontext() if seed is None else own_randomness(_own(seed)), torch.no_grad():
         start = draws(guide)
-        offsets = _offsets(start, full_covariance)
-        live = _under(offsets, guide, full_covariance, path_only=True)
-        _optimize(draws, live, offsets, steps, lr, num_particles)
-        moved = draws(_under(offsets, guide, full_covariance))
-        before, after = (_paired(start, moved, num_draws, rows) for _ in range(2))
-        kept = _better(*before)
-        dropped = ~kept.to(next(iter(offsets.values()))[0].device)
-        for site, parts in offsets.items():
-            offsets[site] = [_without(part, dropped, start.layout.dim, start.guide_trace.nodes[site]) for part in parts]
+        offsets = zero_offsets_of(start, full_covariance)
+        live = under(offsets, guide, full_covariance, path_only=True)
+        optimize(draws, live, offsets, steps, lr, num_particles)
+        moved = draws(under(offsets, guide, full_covariance))
+        before, after = (paired(start, moved, num_draws, rows) for _ in range(2))
+        kept = better(*before)
+        sites = start.guide_trace.nodes
+        axes = {name: len(sites[name]["fn"].batch_shape) + start.layout.dim for name in offsets}
+        for name, parts in offsets.items():
+            offsets[name] = [_only(part, axes[name], kept) for part in parts]
     first, second = after[0], torch.where(kept, after[1], after[0])
     gain = second - first
     error, gain_error = (draws.std(0) / num_draws**0.5 for draws in (second, gain))
     return Refined(
-        guide, offsets, second.mean(0), error, first.mean(0), gain.mean(0), gain_error, kept, steps, full_covariance
+        guide=guide,
+        offsets=offsets,
+        axes=axes,
+        elbo=second.mean(0),
+        elbo_std_error=error,
+        elbo_start=first.mean(0),
+        improvement=gain.mean(0),
+        improvement_std_error=gain_error,
+        kept=kept,
+        steps=steps,
+        full_covariance=full_covariance,
     )
 
 
@@ -188,7 +213,16 @@ def refined_importance_sampling(
     options, inputs = split_options(kwargs)
     own = {"steps": steps, "lr": lr, "num_particles": num_particles, "full_covariance": full_covariance}
     refined = refine_for(model, guide, args, options, inputs, **own)
-    return importance_sampling(model, refined, *args, num_samples=num_samples, **options, **inputs)
+    # Of the data some rows may be taken, which then need theirs of the refined parameters.
+    inputs["_rows"] = torch.arange(len(refined.kept))
+
+    def model_of_rows(*args: Any, _rows: Tensor, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    def guide_of_rows(*args: Any, _rows: Tensor, **kwargs: Any) -> Any:
+        return refined.take(_rows)(*args, **kwargs)
+
+    return importance_sampling(model_of_rows, guide_of_rows, *args, num_samples=num_samples, **options, **inputs)
 
 
 def refine_for(
@@ -211,85 +245,8 @@ def _own(seed: int) -> int:
     return int(np.random.SeedSequence([seed, int.from_bytes(b"refine")]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _offsets(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
-    """Zeros for the parameters of every site that the guide draws or enumerates."""
-    found: Offsets = {}
-    for name, site in sample_sites(draws.guide_trace):
-        if site["is_observed"] or is_auxiliary_loss(site):
-            continue
-        if name not in draws.sites and not site["fn"].has_rsample:
-            raise ValueError(
-                f"refine: expected site {name!r} to be reparameterized or enumerated, got {base_name(site['fn'])}; mark it "
-                "infer={'enumerate': 'parallel'}, or use importance_sampling."
-            )
-        parts = zero_offsets(with_covariance(site["fn"]) if full_covariance else site["fn"])
-        if parts:
-            found[name] = parts
-    if not found:
-        raise ValueError(
-            "refine: expected a guide with parameters to move, got none: no site, or a Delta at each; use a guide with a "
-            "scale, such as AutoNormal."
-        )
-    return found
-
-
-def _under(offsets: Offsets, guide: Program, full_covariance: bool, path_only: bool = False) -> Program:
-    def moved(*args: Any, **kwargs: Any) -> Any:
-        with Shift(offsets, full_covariance, path_only):
-            return guide(*args, **kwargs)
-
-    return moved
-
-
-def _optimize(
-    draws: Callable[[Program], EnumeratedDraws],
-    guide: Program,
-    offsets: Offsets,
-    steps: int,
-    lr: float,
-    num_particles: int,
-) -> None:
-    """Move the offsets, in place, to where the ELBO of each datum is largest."""
-    parts = [part.requires_grad_() for site in offsets.values() for part in site]
-    optimizer = torch.optim.Adam(parts, lr, eps=_LEAST_SLOPE)
-    with torch.enable_grad():
-        live = draws(guide) if steps else None
-        for step in range(steps):
-            assert live is not None
-            optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-            terms = live(num_particles)
-            loss = -(terms.log_likelihood + terms.log_ratio).mean(0).sum()
-            grads = torch.autograd.grad(loss, parts, allow_unused=True, materialize_grads=True)
-            for part, grad in zip(parts, grads, strict=True):
-                part.grad = grad.nan_to_num(0.0, 0.0, 0.0)
-            optimizer.step()
-    for part in parts:
-        part.grad = None
-        part.requires_grad_(False)
-
-
-def _paired(start: EnumeratedDraws, moved: EnumeratedDraws, num_draws: int, chunk_rows: int) -> tuple[Tensor, Tensor]:
-    """ELBO draws of both guides from the same noise, each of shape ``(K, B)``, nats, float64, on the CPU."""
-    seed = int(torch.randint(2**62, ()))
-    found = []
-    for draws in (start, moved):
-        chunk = max(1, chunk_rows // max(1, draws.layout.size * draws.num_values))
-        sizes = [min(chunk, num_draws - done) for done in range(0, num_draws, chunk)]
-        with own_randomness(seed):
-            terms = [draws(size) for size in sizes]
-        found.append(torch.cat([(t.log_likelihood + t.log_ratio).cpu().double() for t in terms]))
-    return found[0], found[1]
-
-
-def _better(first: Tensor, second: Tensor) -> Tensor:
-    """Where the second is larger by more than two standard errors of the mean difference: shape ``(B,)``, bool."""
-    gain = second - first
-    rescued = (first.mean(0) == -torch.inf) & second.mean(0).isfinite()
-    return rescued | (gain.mean(0) > 2 * gain.std(0) / len(gain) ** 0.5)
-
-
-def _without(part: Tensor, dropped: Tensor, dim: int, site: Any) -> Tensor:
-    """Offsets that are 0 for the dropped data; ``dim`` is where these are in the site's batch shape, from the right."""
+def _only(part: Tensor, axis: int, kept: Tensor) -> Tensor:
+    """Offsets that are 0 for the data that are not kept."""
     shape = [1] * part.dim()
-    shape[len(site["fn"].batch_shape) + dim] = -1
-    return torch.where(dropped.reshape(shape), 0.0, part)
+    shape[axis] = -1
+    return torch.where(kept.to(part.device).reshape(shape), part, 0.0)

@@ -11,12 +11,10 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import kl_divergence
-from torch.distributions.transforms import SigmoidTransform
 
 from pyro_vae import VAE
 from pyro_vae.evidence import importance_sampling
 from pyro_vae.evidence.refined import refine, refined_importance_sampling
-from pyro_vae.evidence.shifted import shifted, with_covariance, zero_offsets
 from pyro_vae.inference.enumerated import EnumeratedDraws
 from tests.evidence.test_enumerated import M2
 from tests.oracles import LinearGaussian, within
@@ -176,6 +174,26 @@ def test_enumerated_sites_are_refined_too():
     assert bool((estimate.elbo < estimate.log_px).all())
 
 
+def test_rows_of_the_data_have_their_own_parameters():
+    """With a target for the error, data are estimated in groups: each keeps what was refined for it."""
+    x = torch.cat([ORACLE.draw(6), ORACLE.draw(6, seed=1) + 5.0])
+
+    def guide(x):
+        mean, factor = ORACLE.posterior(x)
+        stretch = torch.where(x.mean(-1) > 2.0, 2.0, 1.15)[:, None, None]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(mean + 0.2, scale_tril=stretch * factor))
+
+    refined = refine(ORACLE.model, guide, x, steps=10)
+    assert bool(refined.kept.all())
+    rows = torch.tensor([7, 0, 11])
+    torch.testing.assert_close(divergence(refined.take(rows), x[rows]), divergence(refined, x)[rows])
+    torch.testing.assert_close(refined.take(rows).elbo, refined.elbo[rows])
+    estimate = refined_importance_sampling(ORACLE.model, guide, x, steps=10, target_se=0.01)
+    assert len(estimate.draws.unique()) > 1
+    assert within(estimate.log_px, ORACLE.log_px(x), estimate.std_error)
+
+
 def test_a_seed_fixes_the_refinement_and_leaves_the_generator():
     x = ORACLE.draw(3)
 
@@ -192,52 +210,6 @@ def test_a_seed_fixes_the_refinement_and_leaves_the_generator():
     assert not torch.equal(first, other)
     torch.manual_seed(1)
     assert float(after) == float(torch.rand(()))
-
-
-def _double(*values):
-    return [torch.tensor(value, dtype=torch.float64) for value in values]
-
-
-LOC, SCALE = _double([[0.3, -1.0], [0.5, 2.0], [0.0, 0.1]], [[0.5, 1.2], [0.1, 3.0], [1.0, 0.7]])
-FAMILIES = {
-    "normal": (dist.Normal(LOC, SCALE).to_event(1), 2),
-    "multivariate normal": (dist.MultivariateNormal(LOC, scale_tril=(SCALE.diag_embed() + 0.3).tril()), 2),
-    "given a covariance": (with_covariance(dist.Normal(LOC, SCALE).to_event(1)), 2),
-    "covariance": (dist.MultivariateNormal(LOC, covariance_matrix=SCALE.diag_embed()), 2),
-    "low rank": (dist.LowRankMultivariateNormal(LOC, LOC[..., None], SCALE), 3),
-    "logistic normal": (dist.TransformedDistribution(dist.Normal(LOC, SCALE), [SigmoidTransform()]).to_event(1), 2),
-    "log normal": (dist.LogNormal(LOC, SCALE).to_event(1), 2),
-    "gamma": (dist.Gamma(SCALE, SCALE + 1).to_event(1), 2),
-    "beta": (dist.Beta(SCALE, SCALE + 1).to_event(1), 2),
-    "dirichlet": (dist.Dirichlet(SCALE), 1),
-    "student": (dist.StudentT(SCALE + 1, LOC, SCALE).to_event(1), 3),
-    "laplace": (dist.Laplace(LOC, SCALE).to_event(1), 2),
-    "categorical": (dist.Categorical(logits=LOC), 1),
-    "bernoulli": (dist.Bernoulli(probs=SCALE / 4).to_event(1), 1),
-    "relaxed": (dist.RelaxedOneHotCategorical(torch.tensor(0.5), logits=LOC), 1),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_rebuilt_and_moved(family):
-    fn, number = FAMILIES[family]
-    offsets = zero_offsets(fn)
-    assert len(offsets) == number
-    value = fn.sample((4,))
-    torch.testing.assert_close(shifted(fn, offsets).log_prob(value), fn.log_prob(value))
-    for k in range(number):
-        moved = [o + (0.2 + 0.1 * torch.arange(o.numel())).view_as(o) * (j == k) for j, o in enumerate(offsets)]
-        new = shifted(fn, moved)
-        assert (new.batch_shape, new.event_shape) == (fn.batch_shape, fn.event_shape)
-        assert float((new.log_prob(value) - fn.log_prob(value)).abs().max()) > 1e-3
-        new._validate_args = True
-        assert bool(new.log_prob(value).isfinite().all())
-
-
-def test_locations_move_in_units_of_the_scale():
-    fn = dist.Normal(LOC, SCALE)
-    torch.testing.assert_close(shifted(fn, [torch.ones_like(LOC), torch.zeros_like(LOC)]).loc, LOC + SCALE)
-    torch.testing.assert_close(shifted(fn, [torch.zeros_like(LOC), torch.ones_like(LOC)]).scale, SCALE * math.e)
 
 
 def test_a_vae_keeps_its_parameters_and_gets_no_gradients():
