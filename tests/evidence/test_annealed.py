@@ -234,3 +234,16 @@ def test_programs_that_cannot_be_annealed_are_refused():
     vae = VAE((6,), 2, (5,), decoder=nn.Sequential(nn.Linear(2, 6), nn.Dropout(0.5)))
     with pytest.raises(ValueError, match="expected the same log p.* at each call, got another.*eval"):
         annealed_importance_sampling(vae.model, vae.guide, torch.ones(3, 6))
+
+
+def test_impossible_data_have_no_probability_and_no_error():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(torch.full_like(x, 2.0), 2.0))
+            pyro.sample("x", dist.Uniform(z - 1, z + 1, validate_args=False), obs=x)
+
+    x = torch.tensor([0.5, 50.0], dtype=torch.float64)
+    estimate = annealed_importance_sampling(model, None, x, num_steps=4, num_leapfrog=1)
+    torch.testing.assert_close(estimate.log_px, torch.tensor([-math.log(2), -math.inf], dtype=torch.float64))
+    assert estimate.reliable.tolist() == [True, False]
+    assert bool(estimate.std_error[1].isnan())
