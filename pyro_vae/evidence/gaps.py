@@ -182,7 +182,9 @@ def gaps(
         return estimate(model, proposal, *args, num_samples=num_samples, **{**options, **seed}, **inputs, **own)
 
     plain, best = estimated(importance_sampling, guide, 0), estimated(importance_sampling, refined, 1)
-    exact = log_px or estimated(refined_importance_sampling, guide, 2, steps=steps, lr=lr)
+    exact = log_px
+    if exact is None:
+        exact = estimated(refined_importance_sampling, guide, 2, steps=steps, lr=lr)
     if exact.log_px.shape != plain.log_px.shape:
         raise ValueError(
             f"log_px: expected an estimate of these {len(plain.log_px)} data, got one of {len(exact.log_px)}."

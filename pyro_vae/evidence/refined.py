@@ -191,7 +191,8 @@ def refined_importance_sampling(
     r"""Estimate log p(x) with a proposal refined for each datum: :func:`refine`, then :func:`importance_sampling`.
 
     For data whose Pareto k is bad under the guide. The draws that estimate have chosen nothing, so that the estimate is a
-    stochastic lower bound as always. ``elbo``, ``rate`` and ``distortion`` are those of the refined guide.
+    stochastic lower bound as always. ``elbo``, ``rate`` and ``distortion`` are those of the refined guide. The refinement draws
+    from torch's generator: cut into other batches, the data get slightly other proposals.
 
     Args:
         model: A Pyro model whose data lie in one plate.
