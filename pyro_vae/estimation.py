@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +158,7 @@ def estimate(vae: VAE, x: Tensor | Stored, how: Estimation, seed: int, progress:
         vae: The model.
         x: Images, shape ``(N, *data_shape)``; ``bidirectional`` simulates as many, of which they give the shape.
         how: The estimator.
-        seed: Seed of the draws.
+        seed: Seed of the draws, together with the parameters: the draws of two models are independent, as comparing them asks.
         progress: Whether to show a bar on a terminal.
 
     Returns:
@@ -174,6 +175,7 @@ def estimate(vae: VAE, x: Tensor | Stored, how: Estimation, seed: int, progress:
         desc=f"log p(x), {how.estimator}",
     )
     vae.eval()
+    seed = parallel.stream(seed, 1 + _checksum(vae))
     captured = _captured(vae, len(x), how)
     parts = []
     with own_randomness(seed), parallel.together():
@@ -183,6 +185,13 @@ def estimate(vae: VAE, x: Tensor | Stored, how: Estimation, seed: int, progress:
                 parts.append(ESTIMATORS[how.estimator](_Batch(vae, rows, number * size, seed, how, captured)))
     parts = parallel.collected(parts)
     return type(parts[0]).cat(parts)
+
+
+def _checksum(vae: VAE) -> int:
+    found = 0
+    for p in vae.parameters():
+        found = zlib.crc32(p.detach().cpu().contiguous().numpy().data.cast("B"), found)
+    return found
 
 
 def _captured(vae: VAE, num_data: int, how: Estimation) -> Any:

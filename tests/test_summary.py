@@ -9,8 +9,9 @@ import torch
 from pyro_vae import VAE
 from pyro_vae.config import Config
 from pyro_vae.data import Data, Split
+from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.inference import History
-from pyro_vae.summary import estimate, evaluate, table
+from pyro_vae.summary import evaluate, table
 
 CLOCK = {"images_per_second": 100.0, "seconds": 1.0}
 
@@ -31,13 +32,15 @@ X = (torch.rand(230, 6, generator=torch.Generator().manual_seed(2)) < 0.5).float
 
 def test_batches_do_not_show_and_the_callers_generator_is_left_alone(vae):
     before = torch.get_rng_state()
-    first = estimate(vae, X, 30, seed=3)
+    first = estimate(vae, X, Estimation(num_samples=30), seed=3)
     assert torch.equal(torch.get_rng_state(), before)
-    torch.testing.assert_close(first.log_px, estimate(vae, X, 30, seed=3).log_px, rtol=0, atol=0)
+    torch.testing.assert_close(
+        first.log_px, estimate(vae, X, Estimation(num_samples=30), seed=3).log_px, rtol=0, atol=0
+    )
     assert len(first.log_px) == 230
     assert first.num_samples == 30
     # An independent estimate from other draws agrees within the errors of both.
-    other = estimate(vae, X, 3000, seed=4)
+    other = estimate(vae, X, Estimation(num_samples=3000), seed=4)
     good = other.reliable
     scale = math.sqrt(100) * other.std_error[good]  # of 30 draws, from 3,000
     assert int(good.sum()) > 200

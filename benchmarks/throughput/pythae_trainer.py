@@ -28,7 +28,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _model(net: OneLayer) -> Any:
+def model_of(net: OneLayer) -> Any:
     """Its VAE around our encoder and decoder, which it wants in classes of its own."""
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -75,7 +75,7 @@ def trainer(case: Case) -> Run:
         no_cuda=case.x.device.type == "cpu",
     )
     with _quiet():
-        training = BaseTrainer(_model(net), BaseDataset(x, torch.zeros(len(x))), training_config=config)
+        training = BaseTrainer(model_of(net), BaseDataset(x, torch.zeros(len(x))), training_config=config)
         training.prepare_training()
     training.folder = folder  # gone when the trainer is
     first = 0

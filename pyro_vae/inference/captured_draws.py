@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ from pyro_vae.inference.capture import (
 from pyro_vae.inference.layout import sample_sites
 from pyro_vae.inference.noise import Noise, NoiseShape
 
+#: After so many batches that no earlier graph serves, draws are eager.
+MISFITS = 3
+
 if TYPE_CHECKING:
     from pyro_vae.inference.weights import ProposalDraws, WeightTerms
 
@@ -32,7 +36,9 @@ if TYPE_CHECKING:
 class CapturedDraws:
     """The compiled draws of one model and guide, over batch after batch.
 
-    What a batch's posterior holds, its parameters found by the encoder once, is an input of the graph beside the arguments.
+    What a batch's posterior holds, its parameters found by the encoder once, is an input of the graph beside the arguments. For
+    each batch the graph is compared with an eager call, and captured anew where the two differ; a program of which that is so
+    for several batches is drawn from eagerly.
 
     Attributes:
         captures: How many graphs were made.
@@ -43,6 +49,8 @@ class CapturedDraws:
         self.captures = 0
         self.reason: str | None = None
         self._graphs: dict[Any, _Draw] = {}
+        self._agreed: weakref.WeakKeyDictionary[ProposalDraws, set[Any]] = weakref.WeakKeyDictionary()
+        self._misfits = 0
 
     def __call__(
         self, draws: ProposalDraws, num_samples: int, noise: Noise | None = None, start: int = 0
@@ -62,14 +70,28 @@ class CapturedDraws:
             held = list(_held(draws))
             given = {} if noise is None else _numbers(draws, num_samples, noise, start)
             key = key, num_samples, tuple(map(describe, held)), tuple((n, describe(t)) for n, t in given.items())
+            agreed = self._agreed.setdefault(draws, set())
+            if key in self._graphs and key not in agreed:
+                self._check(key, draws, num_samples, tensors, held, given)
             if key not in self._graphs:
                 self._graphs[key] = _Draw(draws, num_samples, tensors, held, given)
                 self.captures += 1
+            agreed.add(key)
         except NotCapturedError as error:
             self.reason = str(error)
             warnings.warn(f"log weights: draws cannot be compiled and are made eagerly: {error}.", stacklevel=4)
             return None
         return self._graphs[key](tensors, held, given)
+
+    def _check(self, key: Any, draws: ProposalDraws, *given: Any) -> None:
+        """See that the graph of an earlier batch serves this one: forget it where it does not."""
+        if self._graphs[key].differs(draws, *given):
+            del self._graphs[key]
+            self._misfits += 1
+            if self._misfits == MISFITS:
+                raise NotCapturedError(
+                    "they depend on the batch by more than its arguments and its posterior's tensors"
+                )
 
 
 class _Given:
@@ -98,11 +120,8 @@ class _Draw:
         held: list[Tensor],
         given: dict[str, Tensor],
     ) -> None:
-        watch = Watch(draws.model, draws.guide)
-        for _, site in sample_sites(draws.guide_trace):
-            _trust(site["fn"])
-        with unaltered(watch):
-            eager = draws.eagerly(num_samples, *((_Given(given),) if given else ()))
+        self._watch = watch = Watch(draws.model, draws.guide)
+        eager = self._eager(draws, num_samples, given)
         with unaltered(watch):
             torch.manual_seed(OTHER_NOISE)
             other = [torch.randn_like(numbers) for numbers in given.values()]
@@ -110,10 +129,28 @@ class _Draw:
         self._make = type(eager)
         places = {id(t): k for k, t in enumerate(held)}
         self._from_batch = [places.get(id(t)) for t in self._graph.held]
-        with unaltered(watch):
-            ours = self(tensors, held, given)
-        if not agree(ours, eager, ROUNDING["float32"]):
+        if self.differs(draws, num_samples, tensors, held, given):
             raise NotCapturedError("captured, they have other log weights than drawn by Python with the same noise")
+
+    def _eager(self, draws: ProposalDraws, num_samples: int, given: dict[str, Tensor]) -> WeightTerms:
+        for _, site in sample_sites(draws.guide_trace):
+            _trust(site["fn"])
+        with unaltered(self._watch):
+            return draws.eagerly(num_samples, *((_Given(given),) if given else ()))
+
+    def differs(
+        self,
+        draws: ProposalDraws,
+        num_samples: int,
+        tensors: list[Tensor],
+        held: list[Tensor],
+        given: dict[str, Tensor],
+    ) -> bool:
+        """Whether an eager call with the same noise has other log weights; nothing is altered."""
+        eager = self._eager(draws, num_samples, given)
+        with unaltered(self._watch):
+            ours = self(tensors, held, given)
+        return not agree(ours, eager, ROUNDING["float32"])
 
     def __call__(self, tensors: list[Tensor], held: list[Tensor], given: dict[str, Tensor]) -> WeightTerms:
         inputs = [t if k is None else held[k] for t, k in zip(self._graph.held, self._from_batch, strict=True)]

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import nn
 
 import pyro_vae as pv
@@ -147,3 +148,26 @@ def test_noise_is_an_input_of_the_graph(name):
         torch.testing.assert_close(found.smoothed, eager.smoothed, rtol=1e-4, atol=1e-4)
     assert captured.captures == 4
     assert captured.reason is None
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_mask_of_one_batch_is_not_held_for_the_next():
+    """The guide's mask depends on the batch, and is no parameter of its distribution."""
+
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=x[:, 0] > 0):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).expand((*z.shape, 4)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=x[:, 0] > 0):
+            pyro.sample("z", dist.Normal(x.mean(-1), 0.5))
+
+    batches = torch.randn(5, 6, 4, generator=torch.Generator().manual_seed(0))
+    options = {"num_samples": 40, "chunk_rows": 60, "seed": 3}
+    captured = CapturedDraws()
+    with pytest.warns(UserWarning, match="they depend on the batch by more than"):
+        ours = [evidence.importance_sampling(model, guide, x, compile=captured, **options).log_px for x in batches]
+    eager = [evidence.importance_sampling(model, guide, x, **options).log_px for x in batches]
+    torch.testing.assert_close(ours, eager, rtol=1e-5, atol=1e-5)
+    assert captured.reason is not None
