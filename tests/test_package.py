@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 
@@ -30,3 +31,14 @@ def test_import_is_light_and_sets_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_public_name_of_evidence_is_a_module_too():
+    """Else importing the module first would put it in the name's place."""
+    from pyro_vae import evidence
+
+    modules = {module.name for module in pkgutil.iter_modules(evidence.__path__)}
+    assert not modules & set(evidence.__all__)
+    assert sorted(evidence.__all__) == sorted(evidence._NAMES)
+    for name in evidence.__all__:
+        assert getattr(evidence, name).__module__ == f"pyro_vae.evidence.{evidence._NAMES[name]}", name

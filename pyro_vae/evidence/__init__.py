@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "AggregatePosterior": "aggregate",
     "AnnealedEstimate": "annealed",
-    "Bracket": "bidirectional",
-    "BracketSummary": "bidirectional",
+    "Bracket": "bracket",
+    "BracketSummary": "bracket",
     "Calibration": "calibration",
     "CapturedPath": "captured_path",
-    "Comparison": "compare",
+    "Comparison": "comparison",
+    "Coverage": "calibration",
+    "Difference": "comparison",
     "Estimate": "estimate",
-    "Gaps": "gaps",
+    "Gaps": "gap_decomposition",
     "PredictiveChecks": "predictive",
     "Refined": "refined",
     "Simulated": "simulated",
@@ -25,13 +27,13 @@ _NAMES = {
     "active_units": "diagnostics",
     "aggregate_posterior": "aggregate",
     "annealed_importance_sampling": "annealed",
-    "bidirectional": "bidirectional",
+    "bidirectional": "bracket",
     "bits_per_dim": "bits",
     "calibrate": "calibration",
-    "compare": "compare",
+    "compare": "comparison",
     "dequantize": "bits",
     "equal_weights": "diagnostics",
-    "gaps": "gaps",
+    "gaps": "gap_decomposition",
     "importance_sampling": "importance",
     "kl_per_unit": "diagnostics",
     "pareto_k": "diagnostics",
@@ -48,14 +50,14 @@ _NAMES = {
 if TYPE_CHECKING:
     from pyro_vae.evidence.aggregate import AggregatePosterior, aggregate_posterior
     from pyro_vae.evidence.annealed import AnnealedEstimate, annealed_importance_sampling
-    from pyro_vae.evidence.bidirectional import Bracket, BracketSummary, bidirectional
     from pyro_vae.evidence.bits import bits_per_dim, dequantize
-    from pyro_vae.evidence.calibration import Calibration, calibrate
+    from pyro_vae.evidence.bracket import Bracket, BracketSummary, bidirectional
+    from pyro_vae.evidence.calibration import Calibration, Coverage, calibrate
     from pyro_vae.evidence.captured_path import CapturedPath
-    from pyro_vae.evidence.compare import Comparison, compare
+    from pyro_vae.evidence.comparison import Comparison, Difference, compare
     from pyro_vae.evidence.diagnostics import active_units, equal_weights, kl_per_unit, pareto_k, pareto_k_threshold
     from pyro_vae.evidence.estimate import Estimate, Summary
-    from pyro_vae.evidence.gaps import Gaps, gaps
+    from pyro_vae.evidence.gap_decomposition import Gaps, gaps
     from pyro_vae.evidence.importance import importance_sampling, prior_sampling
     from pyro_vae.evidence.predictive import PredictiveChecks, predictive_checks, replicates
     from pyro_vae.evidence.refined import Refined, refine, refined_importance_sampling
@@ -70,6 +72,8 @@ __all__ = [
     "Calibration",
     "CapturedPath",
     "Comparison",
+    "Coverage",
+    "Difference",
     "Estimate",
     "Gaps",
     "PredictiveChecks",

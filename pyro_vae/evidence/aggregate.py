@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Normal
 
-from pyro_vae.evidence.diagnostics import _unit
+from pyro_vae.evidence.diagnostics import units_of
 from pyro_vae.inference.layout import base_name, check_match, find_layout, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.objectives import check_count
 from pyro_vae.randomness import own_randomness
@@ -198,14 +198,14 @@ def _units(fn: Distribution) -> Distribution | None:
     """The marginals of the units as a batch of scalar distributions; None where they have no closed form."""
     if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(fn.loc, fn.variance.sqrt(), validate_args=False)
-    return _unit(fn)
+    return units_of(fn)
 
 
 def _per_unit(p: Any, z: Tensor) -> Tensor | None:
     """log p of each unit, shape ``(..., Z)``; None where the units depend on each other."""  # noqa: D403
     if not p.event_shape:
         return p.log_prob(z)[..., None]
-    units = _unit(p)
+    units = units_of(p)
     return None if units is None else units.log_prob(z)
 
 
@@ -213,7 +213,7 @@ def _mixture(q: Any, z: Tensor, max_elements: int) -> tuple[Tensor, Tensor | Non
     """log q(z), shape ``(M,)``, and log q(z_j), shape ``(M, Z)`` or None, at M draws; float64, CPU."""  # noqa: D403
     (num,), scalar = q.batch_shape, not q.event_shape
     units = None if scalar else _units(q)
-    independent = units is not None and _unit(q) is not None
+    independent = units is not None and units_of(q) is not None
     together, apart = [], []
     for part in z.split(max(1, max_elements // (num * max(1, z[0].numel())))):
         each = units.log_prob(part[:, None]) if units is not None else None  # (M, N, Z)

@@ -12,7 +12,7 @@ from torch.utils import _pytree
 from pyro_vae.evidence.hmc import Evaluate, State, evaluation
 from pyro_vae.evidence.joint import Joint
 from pyro_vae.inference.capture import ROUNDING, Graph, NotCapturedError, Watch, agree, describe, signature, unaltered
-from pyro_vae.inference.captured_draws import _held, _trust
+from pyro_vae.inference.captured_draws import held_by, trust
 from pyro_vae.inference.layout import sample_sites
 
 
@@ -51,7 +51,7 @@ class CapturedPath:
 
     def _found(self, joint: Joint, u: Tensor, eager: Evaluate) -> Evaluate:
         described, tensors = signature(joint.args, joint.kwargs)
-        held = list(_held(joint))  # type: ignore[arg-type]
+        held = list(held_by(joint))  # type: ignore[arg-type]
         key = described, describe(u), joint.start, tuple(map(describe, held))
         wanted = eager(u)
         if key in self._graphs:
@@ -71,7 +71,7 @@ class _Graph:
 
     def __init__(self, joint: Joint, u: Tensor, tensors: list[Tensor], held: list[Tensor]) -> None:
         for _, site in sample_sites(joint.guide_trace):
-            _trust(site["fn"])
+            trust(site["fn"])
         watch = Watch(joint.model, joint.guide)
         with unaltered(watch):
             self._graph = Graph(_function(joint), [u, *tensors])

@@ -156,7 +156,7 @@ def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
         Shape ``(B, Z)``, nats; None where q or p has units that depend on each other, or where no closed form is known:
         the rate is then no sum over units, or not known as one.
     """
-    one_q, one_p = _unit(q), _unit(p)
+    one_q, one_p = units_of(q), units_of(p)
     if one_q is None or one_p is None:
         return None
     try:
@@ -165,7 +165,7 @@ def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
         return None
 
 
-def _unit(distribution: Distribution) -> Distribution | None:
+def units_of(distribution: Distribution) -> Distribution | None:
     """The units as a batch of scalar distributions; None where they are not independent, or have no density."""
     if not (isinstance(distribution, Independent) and distribution.reinterpreted_batch_ndims == 1):
         return None

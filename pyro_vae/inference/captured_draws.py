@@ -67,7 +67,7 @@ class CapturedDraws:
             return None
         try:
             key, tensors = signature(draws.args, draws.kwargs)
-            held = list(_held(draws))
+            held = list(held_by(draws))
             given = {} if noise is None else _numbers(draws, num_samples, noise, start)
             key = key, num_samples, tuple(map(describe, held)), tuple((n, describe(t)) for n, t in given.items())
             agreed = self._agreed.setdefault(draws, set())
@@ -134,7 +134,7 @@ class _Draw:
 
     def _eager(self, draws: ProposalDraws, num_samples: int, given: dict[str, Tensor]) -> WeightTerms:
         for _, site in sample_sites(draws.guide_trace):
-            _trust(site["fn"])
+            trust(site["fn"])
         with unaltered(self._watch):
             return draws.eagerly(num_samples, *((_Given(given),) if given else ()))
 
@@ -173,15 +173,15 @@ def _function(draws: ProposalDraws, num_samples: int, sites: list[str]) -> Any:
     return function
 
 
-def _trust(value: Any) -> None:
+def trust(value: Any) -> None:
     """Switch off the checks of a distribution, which has been checked by the first trace: they cannot be captured."""
     if isinstance(value, Distribution) and value.__dict__.get("_validate_args", True):
         value._validate_args = False
         for inner in vars(value).values():
-            _trust(inner)
+            trust(inner)
 
 
-def _held(draws: ProposalDraws) -> Iterator[Tensor]:
+def held_by(draws: ProposalDraws) -> Iterator[Tensor]:
     """The tensors of a batch's own: parameters of its posterior, and the rows of a subsample."""
     seen: set[int] = set()
     for _, site in sample_sites(draws.guide_trace):

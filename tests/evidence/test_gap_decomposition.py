@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_vae.evidence import importance_sampling
-from pyro_vae.evidence.gaps import Gaps, gaps
+from pyro_vae.evidence.gap_decomposition import Gaps, gaps
 from tests.evidence.test_refined import BEST_DIAGONAL, ORACLE, diagonal, divergence
 from tests.oracles import within
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import VAE
-from pyro_vae.evidence.bidirectional import Bracket, bidirectional, simulate
+from pyro_vae.evidence.bracket import Bracket, bidirectional, simulate
 from tests.oracles import LinearGaussian, mixture, within
 
 ORACLE = LinearGaussian()
