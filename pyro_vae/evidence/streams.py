@@ -16,6 +16,8 @@ from pyro_vae.inference.noise import NoiseShape
 BLOCK = 1024
 #: What draws are for: those of a pilot are others than those of an estimate.
 ESTIMATE, PILOT = 0, 1
+#: Numbers of all data that are made ahead, since small calls of the model would ask for few at a time.
+AHEAD = 2**19
 #: Numbers for one datum from which more than one thread makes them.
 _WORTH_THREADS = 2_000
 
@@ -62,16 +64,28 @@ class _Site:
         self.dtype = np.float64 if like.dtype == torch.float64 else np.float32
         self.position = -1
         self.generators: list[np.random.Generator] = []
+        self.low = self.high = 0
+        self.ahead = np.empty((len(data_ids), 0, like.width), self.dtype)
 
     def take(self, start: int, num: int) -> Tensor:
-        drawn = np.empty((len(self.data_ids), num, self.like.width), self.dtype)
-        for first in range(start - start % BLOCK, start + num, BLOCK):
-            low, high = max(first, start), min(first + BLOCK, start + num)
-            self._go_to(low)
-            self._fill(drawn[:, low - start : high - start])
-            self.position = high
-        ours = torch.from_numpy(drawn).transpose(0, 1).contiguous()
-        return ours.to(device=self.like.device, dtype=self.like.dtype)
+        drawn = np.empty((num, len(self.data_ids), self.like.width), self.dtype)
+        draw = start
+        while draw < start + num:
+            if not self.low <= draw < self.high:
+                self._make(draw, start + num - draw)
+            end = min(start + num, self.high)
+            drawn[draw - start : end - start] = self.ahead[:, draw - self.low : end - self.low].swapaxes(0, 1)
+            draw = end
+        return torch.from_numpy(drawn).to(device=self.like.device, dtype=self.like.dtype)
+
+    def _make(self, draw: int, wanted: int) -> None:
+        """The numbers of some draws of a block: those wanted, or more to come."""
+        self._go_to(draw)
+        count = max(wanted, AHEAD // (len(self.data_ids) * self.like.width))
+        self.low, self.high = draw, min(draw + count, draw - draw % BLOCK + BLOCK)
+        self.ahead = np.empty((len(self.data_ids), self.high - self.low, self.like.width), self.dtype)
+        self._fill(self.ahead)
+        self.position = self.high
 
     def _go_to(self, draw: int) -> None:
         """Put every stream before a draw: where it is, or at the block's beginning and on from there."""
