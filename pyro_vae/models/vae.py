@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,17 +11,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
-from pyro_vae.lookup import lookup
-from pyro_vae.networks import MLP
-from pyro_vae.registration import register
-
-# Who holds which name in the parameter store: two models under one name would share the first one's parameters, and
-# the second would silently never train. A name is not given again when its holder is gone, since the store is not.
-_HOLDERS: dict[str, weakref.ref[nn.Module]] = {}
-_NUMBERS = itertools.count(2)
+from pyro_vae.models.base import Model, Network, mean_image, network, part
 
 
-class VAE(nn.Module):
+class VAE(Model):
     r"""Variational autoencoder: :math:`p(z)\, p_\theta(x|z)` with the guide :math:`q_\phi(z|x)`.
 
     ``model`` and ``guide`` are Pyro stochastic functions with plate ``"data"`` and sites ``"z"`` and ``"x"``. They
@@ -38,8 +29,9 @@ class VAE(nn.Module):
         posterior: Name from ``distributions.POSTERIORS``, or a module with ``num_params`` from the encoder's output,
             shape ``(..., num_params)``, to q(z|x).
         prior: Name from ``distributions.PRIORS``, or a module without input that gives p(z), event shape ``(Z,)``.
-        encoder: Module from ``(..., *data_shape)`` to ``(..., num_params)``, in place of the perceptron.
-        decoder: Module from ``(..., Z)`` to ``(..., *data_shape)``, in place of the perceptron.
+        encoder: Module from ``(..., *data_shape)`` to ``(..., num_params)``, in place of the perceptron, or what makes one,
+            see ``models.base.Network``.
+        decoder: Module from ``(..., Z)`` to ``(..., *data_shape)``, likewise.
 
     Raises:
         ValueError: If a size is below 1 or a name is unknown.
@@ -58,35 +50,16 @@ class VAE(nn.Module):
         likelihood: str | nn.Module = "bernoulli",
         posterior: str | nn.Module = "normal",
         prior: str | nn.Module = "normal",
-        encoder: nn.Module | None = None,
-        decoder: nn.Module | None = None,
+        encoder: Network = None,
+        decoder: Network = None,
     ) -> None:
-        super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim: expected at least 1, got {latent_dim}.")
-        if min(data_shape, default=0) < 1:
-            raise ValueError(f"data_shape: expected positive sizes such as (1, 28, 28), got {tuple(data_shape)}.")
-        self.data_shape, self.latent_dim = tuple(data_shape), latent_dim
-        self.likelihood = _named("likelihood", likelihood, LIKELIHOODS, self.data_shape)
-        self.posterior = _named("posterior", posterior, POSTERIORS, latent_dim)
-        self.prior = _named("prior", prior, PRIORS, latent_dim)
-        self.encoder = encoder or MLP(self.data_shape, (self.posterior.num_params,), hidden, activation)
-        self.decoder = decoder or MLP((latent_dim,), self.data_shape, hidden[::-1], activation)
-
-    @property
-    def name(self) -> str:
-        """The name under which this instance registers its networks, its own within the process (copies get another)."""
-        held = self.__dict__.get("_name", "vae")
-        while held in _HOLDERS and _HOLDERS[held]() is not self:
-            held = f"vae_{next(_NUMBERS)}"
-        if held not in _HOLDERS:
-            _HOLDERS[held] = weakref.ref(self)
-            self.__dict__["_name"] = held
-        return held
-
-    def _register(self, *parts: str) -> None:
-        for part in parts:
-            register(f"{self.name}.{part}", getattr(self, part))
+        super().__init__(data_shape, latent_dim)
+        self.likelihood = part("likelihood", likelihood, LIKELIHOODS, self.data_shape)
+        self.posterior = part("posterior", posterior, POSTERIORS, latent_dim)
+        self.prior = part("prior", prior, PRIORS, latent_dim)
+        num_params = (self.posterior.num_params,)
+        self.encoder = network(encoder, self.data_shape, num_params, hidden, activation)
+        self.decoder = network(decoder, (latent_dim,), self.data_shape, hidden[::-1], activation)
 
     def model(self, x: Tensor) -> Tensor:
         """The generative model p(z) p(x|z).
@@ -118,9 +91,7 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
         """q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
-        if x.shape[-len(self.data_shape) :] != self.data_shape:
-            raise ValueError(f"x: expected shape (..., {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}.")
-        return self.posterior(self.encoder(x))
+        return self.posterior(self.encoder(self._checked(x)))
 
     def decode(self, z: Tensor) -> TorchDistributionMixin:
         """p(x|z): latent vectors of shape ``(..., Z)`` to a distribution with event shape ``data_shape``."""
@@ -179,12 +150,3 @@ class VAE(nn.Module):
         head.bias.copy_(self.likelihood.bias(mean).reshape(-1))
         if scale is not None:
             self.likelihood.start_at(scale)
-
-
-def mean_image(p: TorchDistributionMixin) -> Tensor:
-    """The mean of p(x|z), from the base distribution where the wrapper has none; shape ``(..., *data_shape)``."""
-    return p.mean if hasattr(p, "mean") else p.base_dist.mean
-
-
-def _named(kind: str, given: str | nn.Module, table: dict[str, Any], argument: Any) -> Any:
-    return lookup(kind, given, table)(argument) if isinstance(given, str) else given

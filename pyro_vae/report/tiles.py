@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.data.stored import rows_of
-from pyro_vae.models.vae import VAE, mean_image
+from pyro_vae.models.base import mean_image
+from pyro_vae.models.vae import VAE
 
 Array = NDArray[np.float64]
 
