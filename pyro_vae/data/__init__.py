@@ -2,8 +2,9 @@
 
 from pyro_vae.data.batches import Batches
 from pyro_vae.data.binarization import BINARIZE, binarize
+from pyro_vae.data.columns import Columns
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.sources import Data, Split, load
 from pyro_vae.data.stored import Stored
 
-__all__ = ["BINARIZE", "NAMED", "Batches", "Data", "Split", "Stored", "binarize", "load"]
+__all__ = ["BINARIZE", "NAMED", "Batches", "Columns", "Data", "Split", "Stored", "binarize", "load"]

@@ -1,9 +1,9 @@
-"""Labels of any kind as whole numbers, the same ones in every split."""
+"""Labels of any kind as whole numbers, the same ones in every split; and which of them a model may see."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ from torch import Tensor
 #: How many labels are named in words.
 NAMED_LABELS = 12
 
+#: The label of data whose label is not known.
+UNKNOWN = -1
+
 
 def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple[list[Tensor], str]:
     """Number the labels of all splits together, from 0.
 
-    Whole numbers from 0 to 999 stay as they are; other numbers are numbered in their order, texts in theirs, in which
-    ``class-2`` stands before ``class-10``.
+    Whole numbers from 0 to 999 stay as they are, and so does -1, which stands for a label that is not known; other numbers
+    are numbered in their order, texts in theirs, in which ``class-2`` stands before ``class-10``.
 
     Args:
         arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``.
@@ -33,14 +36,88 @@ def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple
     """
     flat = [_flat(np.asarray(array), name) for array in arrays]
     whole = np.concatenate(flat)
-    if whole.dtype.kind in "iub" and whole.size and whole.min() >= 0 and whole.max() < 1000:
-        return [torch.from_numpy(part.astype(np.int64)) for part in flat], _count(len(np.unique(whole)))
-    values = np.unique(whole) if whole.dtype.kind in "iuf" else np.array(sorted({str(v) for v in whole}, key=_natural))
+    known = whole[whole != UNKNOWN] if whole.dtype.kind in "iu" else whole
+    if whole.dtype.kind in "iub" and known.size and known.min() >= 0 and known.max() < 1000:
+        return [torch.from_numpy(part.astype(np.int64)) for part in flat], _count(len(np.unique(known)))
+    values = np.unique(known) if whole.dtype.kind in "iuf" else np.array(sorted({str(v) for v in whole}, key=_natural))
     number = {value: k for k, value in enumerate(values.tolist())}
     as_key = (lambda v: v) if whole.dtype.kind in "iuf" else str
-    found = [torch.tensor([number[as_key(v)] for v in part.tolist()], dtype=torch.int64) for part in flat]
+    found = [torch.tensor([number.get(as_key(v), UNKNOWN) for v in part.tolist()], dtype=torch.int64) for part in flat]
     shown = ", ".join(f"{k} = {value}" for value, k in list(number.items())[:NAMED_LABELS])
     return found, f"{_count(len(values))}: {shown}" + (", ..." if len(values) > NAMED_LABELS else "")
+
+
+def num_classes(columns: Iterable[Tensor | None]) -> int | None:
+    """One more than the largest of all labels; None where there are none."""
+    largest = [int(y.max()) for y in columns if y is not None and y.dim() == 1 and y.numel()]
+    return 1 + max(largest) if largest and max(largest) >= 0 else None
+
+
+def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
+    """Hide all but some labels, of which each class has as many, to within one.
+
+    Args:
+        y: Labels, shape ``(N,)``, int64, -1 where unknown.
+        count: How many to keep.
+        seed: Seed of the choice.
+
+    Returns:
+        Shape ``(N,)``, int64, -1 where hidden.
+
+    Raises:
+        ValueError: If there are no labels, fewer than ``count`` or too few of a class, or ``count`` is below the number of
+            classes.
+    """
+    if y is None or not bool((y >= 0).any()):
+        raise ValueError(f"labels: expected data with labels of which to keep {count:,}, got data without; drop it.")
+    generator = torch.Generator().manual_seed(seed)
+    classes = y[y >= 0].unique()
+    if not len(classes) <= count <= int((y >= 0).sum()):
+        raise ValueError(
+            f"labels: expected between {len(classes)}, one of each class, and {int((y >= 0).sum()):,}, all there are, got "
+            f"{count:,}; leave it out to keep all."
+        )
+    share, more = divmod(count, len(classes))
+    extra = set(classes[torch.randperm(len(classes), generator=generator)[:more]].tolist())
+    kept = torch.full_like(y, UNKNOWN)
+    for label in classes.tolist():
+        rows = (y == label).nonzero()[:, 0]
+        wanted = share + (label in extra)
+        if len(rows) < wanted:
+            raise ValueError(
+                f"labels: expected at most {len(rows):,} of class {label}, as many as there are, got {count:,} for "
+                f"{len(classes)} classes, {wanted:,} of this one; keep fewer."
+            )
+        kept[rows[torch.randperm(len(rows), generator=generator)[:wanted]]] = label
+    return kept
+
+
+def check_labels(y: Tensor, classes: int | None, complete: bool) -> None:
+    """Refuse labels that a model has no class for, or no use of.
+
+    Args:
+        y: Labels, shape ``(N,)``; of another shape, vectors, which are let through.
+        classes: How many classes the model has; None: any.
+        complete: Whether it needs a label of each datum.
+
+    Raises:
+        ValueError: If a label is below -1 or no class, or one is missing that is needed.
+    """
+    if y.dim() != 1 or y.is_floating_point():
+        return
+    bad = (y < UNKNOWN) if classes is None else (y < UNKNOWN) | (y >= classes)
+    if bool(bad.any()):
+        row, most = int(bad.long().argmax()), "" if classes is None else f" to {classes - 1}"
+        raise ValueError(
+            f"labels: expected whole numbers from 0{most}, and -1 where unknown, got {int(y[row])} in row {row}; number the "
+            "classes from 0."
+        )
+    if complete and bool((y == UNKNOWN).any()):
+        row = int((y == UNKNOWN).long().argmax())
+        raise ValueError(
+            f"labels: expected one for each datum, which this model needs, got none (-1) in row {row}; drop these data, or "
+            "take a model that classifies, such as m2."
+        )
 
 
 def _count(number: int) -> str:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.binarization import BINARIZE, binarize
+from pyro_vae.data.columns import Columns
+from pyro_vae.data.labels import keep_labels, num_classes
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.parts import Part, Parts, Request
 from pyro_vae.data.stored import Stored, rows_of
@@ -37,11 +39,28 @@ class Split(NamedTuple):
 
     Attributes:
         x: Pixels in [0, 1], shape ``(N, *data_shape)``, float32: a tensor, or :class:`Stored` where they are too large.
-        y: Labels, shape ``(N,)``, int64, or None.
+        y: Labels, shape ``(N,)``, int64, -1 where unknown; or vectors of which x depends, shape ``(N, C)``; or None.
     """
 
     x: Tensor | Stored
     y: Tensor | None = None
+
+    def columns(self, names: Sequence[str]) -> Columns:
+        """What a model takes of these data.
+
+        Raises:
+            ValueError: If there is no such column.
+        """
+        for name in names:
+            if getattr(self, name, None) is None:
+                raise ValueError(
+                    f"data: expected labels, since the model takes {' and '.join(names)}, got data without."
+                )
+        return Columns(*(getattr(self, name) for name in names))
+
+    def without_labels(self) -> Split:
+        """The same images, of which no label is known."""
+        return self._replace(y=None if self.y is None else torch.full_like(self.y, -1))
 
     def take(self, index: Tensor) -> Split:
         """The images at ``index``."""
@@ -80,6 +99,11 @@ class Data:
     def splits(self) -> dict[str, Split]:
         """The splits that there are, by name."""
         return {k: s for k in ("train", "validation", "test") if (s := getattr(self, k)) is not None}
+
+    @property
+    def num_classes(self) -> int | None:
+        """One more than the largest label of any split; None without labels."""
+        return num_classes([split.y for split in self.splits.values()])
 
     @property
     def noun(self) -> str:
@@ -154,6 +178,8 @@ def load(
     val_size: int | None = None,
     mode: str = "dynamic",
     seed: int = 0,
+    labels: int | None = None,
+    label_seed: int = 0,
     progress: bool = False,
 ) -> Data:
     """Load a data set or a user's own file or folder, split it and binarize it.
@@ -174,6 +200,8 @@ def load(
             but at most a fifth.
         mode: A mode of binarization, see :func:`binarize`.
         seed: Seed of the split and of the binarization.
+        labels: How many training labels to keep, as many of each class; the others become -1, unknown. None: all.
+        label_seed: Seed of the choice of these.
         progress: Whether to show a bar where all of a large file is checked.
 
     Raises:
@@ -206,6 +234,8 @@ def load(
     test = fixed(parts.test)
     validation_split = None if validation is None else fixed(validation)
     train_split = fixed(train) if mode != "dynamic" else _finished(train, "none", seed, generator, limit)
+    if labels is not None:
+        train_split = train_split._replace(y=keep_labels(train_split.y, labels, label_seed))
     return Data(str(name), train_split, validation_split, test, mode == "dynamic", mode, parts.words)
 
 

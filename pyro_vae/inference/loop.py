@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro
-from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import compiling, parallel
-from pyro_vae.data import Data, Split
+from pyro_vae.data import Data
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.history import History, Row
 from pyro_vae.inference.registry import elbo as make_elbo
 from pyro_vae.inference.training import FitOptions, Training, never
+from pyro_vae.models.protocol import Given, as_data, check_columns, check_model
 from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Schedule
 
@@ -45,9 +45,9 @@ def early_stopping(patience: int) -> Callback:
 
 def fit(
     model: Any,
-    data: Data | Tensor,
+    data: Given,
     *,
-    elbo: Any = "trace",
+    elbo: Any = None,
     epochs: int = 100,
     batch_size: int = 128,
     optimizer: str = "adam",
@@ -55,6 +55,7 @@ def fit(
     lr_schedule: str = "constant",
     clip_norm: float | None = None,
     num_workers: int = 0,
+    labelled_per_batch: int | None = None,
     beta: float | Schedule | Mapping[str, float | Schedule] = 1.0,
     seed: int = 0,
     compile: bool | None = None,
@@ -72,9 +73,11 @@ def fit(
     the highest validation ELBO, or of the last one where there is no validation data.
 
     Args:
-        model: A ``torch.nn.Module`` with Pyro functions ``model(x)`` and ``guide(x)``, such as :class:`pyro_vae.VAE`.
-        data: A :class:`pyro_vae.data.Data`, or training data alone, shape ``(N, *data_shape)``.
-        elbo: Name of an objective, or one from :func:`pyro_vae.elbo`.
+        model: A ``torch.nn.Module`` with Pyro functions ``model`` and ``guide``, such as :class:`pyro_vae.VAE`; see
+            ``pyro_vae.models.protocol`` for what else it may say.
+        data: A :class:`pyro_vae.data.Data`; or training data alone, shape ``(N, *data_shape)``, or, of a model that takes
+            several columns, a tuple of these.
+        elbo: Name of an objective, or one from :func:`pyro_vae.elbo`; None: what the model wants, else ``"trace"``.
         epochs: How many passes over the training data, in total.
         batch_size: B.
         optimizer: A name from ``OPTIMIZERS``.
@@ -82,6 +85,8 @@ def fit(
         lr_schedule: ``"constant"``, ``"cosine"`` (to 0) or ``"step"`` (a tenth at half, again at three quarters).
         clip_norm: Largest norm of the whole gradient of the loss per datum; None: no clipping.
         num_workers: Processes that read ahead, where the data are stored on the disk and not in memory.
+        labelled_per_batch: Where some labels are unknown, how many of a batch's data have one: labelled data then come, and
+            count, as often as that takes. None: every datum once an epoch, the labelled ones evenly spread.
         beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``,
             or one of these for each of some sites, ``{"z1": 0.5}``; sites that are not named keep weight 1.
         seed: Seed of the data order, the binarization and the draws.
@@ -99,17 +104,33 @@ def fit(
         The history: true bounds in nats per datum.
 
     Raises:
-        ValueError: If a number is out of its range, a name is unknown, ``resume`` is not the state of such a run, or
-            ``compile`` is asked for where it is not possible.
+        TypeError: If the model is no ``nn.Module``.
+        ValueError: If a number is out of its range, a name is unknown, the model lacks a part of the protocol or takes what
+            the data do not have, ``resume`` is not the state of such a run, or ``compile`` is asked for where it is not
+            possible.
         NonFiniteLossError: If the loss becomes NaN or infinite; the model is left as it then is, and what callbacks saved
             is the last whole epoch.
     """
-    data = Data("data", Split(data)) if isinstance(data, Tensor) else data
+    check_model(model)
+    data = as_data(model, data)
     if len(data.train.x) == 0:
         raise ValueError("data: expected at least one training datum, got none.")
+    check_columns(model, data)
     options = FitOptions(
-        epochs, batch_size, optimizer, lr, lr_schedule, clip_norm, num_workers, seed, compile, precision, check_every
+        epochs,
+        batch_size,
+        optimizer,
+        lr,
+        lr_schedule,
+        clip_norm,
+        num_workers,
+        seed,
+        compile,
+        precision,
+        check_every,
+        labelled_per_batch,
     )
+    elbo = elbo or getattr(model, "objective", None) or "trace"
     objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
     betas = Betas(beta, data.train.x.device)
     with own_randomness(parallel.stream(seed)), pyro.get_param_store().scope():

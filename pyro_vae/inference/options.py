@@ -41,6 +41,7 @@ class FitOptions:
     compile: bool | None = None
     precision: str = "float32"
     check_every: int | None = None
+    labelled_per_batch: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):

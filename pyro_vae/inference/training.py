@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import parallel
-from pyro_vae.data import Batches, Data, Split, Stored
-from pyro_vae.data.stored import rows_of
+from pyro_vae.data import Batches, Columns, Data, Split, Stored
+from pyro_vae.data.orders import order_of
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.exchange import Exchange
 from pyro_vae.inference.history import History, Progress, Row
@@ -23,6 +23,7 @@ from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.state import check_state, same_device, same_ranks
 from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.weights import ProposalDraws
+from pyro_vae.models.protocol import asked, takes, told
 from pyro_vae.randomness import device_state, own_randomness, set_device_state
 
 EVALUATION_ROWS = 1000
@@ -79,10 +80,15 @@ class Training:
             check_every=options.check_every,
             precision=options.precision,
         )
-        self.batches = Batches(
-            data.train.x, options.batch_size, data.redraw, options.num_workers, world=parallel.world()
-        )
+        self.batches = self._batches()
         self.steps_per_epoch = len(self.batches)
+
+    def _batches(self) -> Batches:
+        train, options = self.data.train, self.options
+        labels = train.y if "y" in takes(self.model) else None
+        order = order_of(labels, len(train.x), options.batch_size, options.labelled_per_batch)
+        columns, redraw = told(self.model, train), self.data.redraw
+        return Batches(columns, options.batch_size, redraw, options.num_workers, world=parallel.world(), order=order)
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after this epoch."""
@@ -142,27 +148,27 @@ class Training:
 
     def _finish(self, progress: Progress, advance: Callable[[Callable[[], float]], None]) -> None:
         """Take the steps that are left of an epoch; what they leave is looked at before anyone saves it."""
-        started, x, validated = time.perf_counter() - progress.seconds, None, True
+        started, batch, validated = time.perf_counter() - progress.seconds, None, True
         with ExitStack() as unchecked:
-            for x in self.batches.rest(progress.order, progress.batches, self.order):
+            for batch in self.batches.rest(progress.order, progress.batches, self.order):
                 self._set_rates()
-                size = min(self.options.batch_size, len(self.data.train.x) - progress.seen)
+                size = min(self.options.batch_size, self.batches.order.total - progress.seen)
                 if self.svi.exchange is not None:
                     self.svi.exchange.begin(size)
                 # Pyro and torch validate the first step of a run; the others would take half as long again.
                 if validated and self.step > 0:
                     unchecked.enter_context(pyro.validation_enabled(False))
                     validated = False
-                progress.totals += torch.stack(self.svi.step_terms(x))
+                progress.totals += torch.stack(self.svi.step_terms(*batch))
                 progress.seen += size
                 progress.batches += 1
                 advance(lambda: self._so_far(progress))
                 if self.interrupt() if self.svi.exchange is None else self.svi.exchange.stop:
                     break
         self.svi.settle()
-        if x is not None:
+        if batch is not None:
             with parallel.together(), pyro.validation_enabled(False):
-                self.svi.check_finite(x)  # the last step may have been one too far: what it left must not be saved
+                self.svi.check_finite(*batch)  # the last step may have been one too far: what it left must not be saved
         if self.svi.exchange is not None:
             self.svi.exchange.compare(len(self.history) + 1)
         if not self.history.rows:
@@ -223,7 +229,7 @@ class Training:
             raise Paused
 
     def _validate(self, split: Split) -> Row:
-        likelihood, ratio = evaluate_terms(self.model, split.x, self.options.seed, self._poll)
+        likelihood, ratio = evaluate_terms(self.model, asked(self.model, split), self.options.seed, self._poll)
         elbo = likelihood + ratio
         return {
             "validation_elbo": float(elbo.mean()),
@@ -309,7 +315,7 @@ class Training:
     def _progress(self, kept: dict[str, Any], same: bool) -> Progress:
         """What has been done of the epoch under way, with its order drawn again: the same one, where it can be had."""
         batches, seen = kept["batches"], kept["seen"]
-        whole = min(batches * self.options.batch_size, len(self.data.train.x))
+        whole = min(batches * self.options.batch_size, self.batches.order.total)
         if not (0 < batches <= self.steps_per_epoch and seen == whole):
             raise ValueError(f"{seen} data in {batches} steps of an epoch, where it would be {whole}")
         if same:
@@ -322,28 +328,32 @@ class Training:
 
 @torch.no_grad()
 def evaluate_terms(
-    model: Any, x: Tensor | Stored, seed: int, poll: Callable[[], None] = lambda: None
+    model: Any,
+    data: Columns | Tensor | Stored | tuple[Tensor | Stored, ...],
+    seed: int,
+    poll: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """One draw of log p(x|z) and of log p(z) - log q(z|x) for each datum, the same draw at every call.
 
     Args:
         model: An object with Pyro functions ``model`` and ``guide``.
-        x: Data, shape ``(N, *data_shape)``.
+        data: What they take: data of shape ``(N, *data_shape)``, or several columns.
         seed: Seed of the draws; the caller's generators are left as they were.
         poll: Called before every batch; what it raises ends the evaluation.
 
     Returns:
         Two tensors of shape ``(N,)``, nats, float64, on the CPU.
     """
+    columns = Columns.of(data)
     was_training = model.training
     model.eval()
     parts = []
     try:
         with own_randomness(seed), pyro.validation_enabled(False):
-            for batch in parallel.dealt(x, min(EVALUATION_ROWS, rows_of(x.shape)), seed):
+            for batch in parallel.dealt(columns, min(EVALUATION_ROWS, columns.chunk), seed):
                 poll()
                 if batch is not None:
-                    first = ProposalDraws(model.model, model.guide, (batch,), {}).first
+                    first = ProposalDraws(model.model, model.guide, batch, {}).first
                     parts.append([part[0].cpu().double() for part in first])
     finally:
         model.train(was_training)

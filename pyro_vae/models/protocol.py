@@ -1,0 +1,135 @@
+"""What a model must offer to be trained, evaluated and drawn, checked with a sentence; and what it is given of the data.
+
+The protocol, of the package's own models and a user's alike:
+
+- It is an ``nn.Module`` with Pyro functions ``model(*columns)`` and ``guide(*columns)``, all of whose sites lie in one plate
+  of the batch, and whose parameters are those of its modules.
+- ``takes`` names these columns: ``("x",)``, which holds where nothing is said, or ``("x", "y")``, with labels of shape
+  ``(B,)``, int64, -1 where unknown.
+- ``has_bound`` is False where what it maximizes bounds no log p(x), ``objective`` names the objective that it wants where the
+  user names none, ``num_classes`` says how many labels it knows.
+- Where they are there, ``classify(x)``, ``log_px(x)``, ``encode(x)``, ``decode(z)``, ``sample(n)``, ``reconstruct(x)`` and
+  ``center_output(mean, scale)`` are used. A model with ``classify`` finds labels by itself: it is told those of the training
+  data, and validated and evaluated without.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from pyro_vae.data import Columns, Data, Split, Stored
+from pyro_vae.data.labels import check_labels
+
+#: The columns of the data.
+COLUMNS = ("x", "y")
+
+#: What ``fit`` takes as training data.
+Given = Data | Tensor | Stored | tuple[Tensor, ...]
+
+
+def takes(model: Any) -> tuple[str, ...]:
+    """The columns that a model takes, in order."""
+    return tuple(getattr(model, "takes", ("x",)))
+
+
+def classifies(model: Any) -> bool:
+    """Whether it finds labels by itself."""
+    return callable(getattr(model, "classify", None))
+
+
+def has_bound(model: Any) -> bool:
+    """Whether its objective bounds log p(x)."""
+    return bool(getattr(model, "has_bound", True))
+
+
+def told(model: Any, split: Split) -> Columns:
+    """What a model is trained on."""
+    return split.columns(takes(model))
+
+
+def asked(model: Any, split: Split) -> Columns:
+    """What it is validated and evaluated on: without labels, if it finds them by itself."""
+    return told(model, split.without_labels() if classifies(model) else split)
+
+
+def as_data(model: Any, given: Given) -> Data:
+    """Training data as :class:`Data`: a tensor, or a tuple of the columns that the model takes.
+
+    Raises:
+        ValueError: If they are other columns, or of unequal lengths.
+    """
+    if isinstance(given, Data):
+        return given
+    columns = given if isinstance(given, tuple) else (given,)
+    names = takes(model)
+    if len(columns) != len(names):
+        raise ValueError(
+            f"data: expected {' and '.join(names)}, which {type(model).__name__} takes, got {len(columns)} "
+            f"column{'s' * (len(columns) != 1)}; pass {'a tensor' if len(names) == 1 else 'a tuple of them'}."
+        )
+    x, *y = Columns(*columns).parts
+    return Data("data", Split(x, cast(Tensor, y[0]) if y else None))
+
+
+def check_model(model: Any, where: str = "") -> None:
+    """Refuse what lacks a part of the protocol.
+
+    Args:
+        model: The model.
+        where: What the sentence calls it; "": its class.
+
+    Raises:
+        TypeError: If it is no ``nn.Module``.
+        ValueError: If a part is missing or another than it should be.
+    """
+    where = where or type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{where}: expected a torch.nn.Module, got {type(model).__name__}; make the class one.")
+    names = takes(model)
+    if names not in (COLUMNS[:1], COLUMNS):
+        raise ValueError(f"{where}.takes: expected ('x',) or ('x', 'y'), got {names}; other columns there are none.")
+    for part in ("model", "guide"):
+        function = getattr(model, part, None)
+        if not callable(function):
+            raise ValueError(
+                f"{where}.{part}: expected a Pyro function of {', '.join(names)}, got none; write {part}(self, "
+                f"{', '.join(names)})."
+            )
+        if (given := _unlike(function, len(names))) is not None:
+            raise ValueError(
+                f"{where}.{part}: expected a function of {', '.join(names)}, which the class `takes`, got {part}{given}; let "
+                "both say the same."
+            )
+
+
+def check_columns(model: Any, data: Data) -> None:
+    """Refuse data that lack what a model takes, or whose labels it does not know.
+
+    Raises:
+        ValueError: If labels are missing, or there are others than the model has classes for.
+    """
+    names = takes(model)
+    for name, split in data.splits.items():
+        if "y" in names and split.y is None:
+            raise ValueError(
+                f"labels: expected some with {type(model).__name__}, which takes {' and '.join(names)}, got {name} data "
+                "without; take data with labels, or another model."
+            )
+        if "y" in names and split.y is not None:
+            check_labels(split.y, getattr(model, "num_classes", None), not classifies(model))
+
+
+def _unlike(function: Any, count: int) -> str | None:
+    """The signature of a function that does not take so many columns; None where it does, or none can be read."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return str(signature)
+    return None
