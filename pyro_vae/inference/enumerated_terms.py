@@ -60,6 +60,18 @@ def support_size(pair: Pair, name: str) -> int:
     return len(trace.nodes[name]["fn"].enumerate_support(expand=False))
 
 
+def counted_once(site: Site) -> Tensor:
+    """Log-probability of an enumerated site, masked: where the mask leaves it out, all its values together count once.
+
+    Each has the same share there, minus the log of their number, and not 0, by which they would count one by one.
+    """
+    log_prob = site_log_prob(site)
+    if site["mask"] is None:
+        return log_prob
+    share = -math.log(len(site["fn"].enumerate_support(expand=False)))
+    return torch.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob, share)
+
+
 class EnumeratedSums:
     """The terms of one pair of traces; arrays are of shape ``(E..., K, B)``, where E are the values of each enumerated site."""
 
@@ -140,11 +152,7 @@ class EnumeratedSums:
 
     def _per_datum(self, name: str, site: Site) -> Tensor:
         """Sum a site's log-probability over everything inside one datum: shape ``(E..., K, B)``."""
-        log_prob = site_log_prob(site)
-        if name in self.sites and site["mask"] is not None:
-            # A site that is masked out is not there: its values together count once.
-            share = -math.log(support_size(self.pair, name))
-            log_prob = torch.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob, share)
+        log_prob = counted_once(site) if name in self.sites else site_log_prob(site)
         padded = log_prob.reshape((1,) * (self.lead + self.deep - log_prob.dim()) + log_prob.shape)
         if self.deep == self.layout.nesting:
             padded = padded.unsqueeze(self.lead)

@@ -19,6 +19,7 @@ from torch.utils import _pytree
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.imports import capturing
 from pyro_vae.inference.capture import BASELINE
+from pyro_vae.inference.enumerated_terms import counted_once
 from pyro_vae.inference.layout import (
     Layout,
     Site,
@@ -142,7 +143,9 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
     summed out of p(x, z). A ``pyro.infer.TraceEnum_ELBO``, with its options. Where every enumerated site lies in the
     data plate and in no plate within it, the sum is taken here, with tensors alone; in other programs Pyro's
     contraction is used, which tells no rate and no distortion. Under ``scale_kl_pair`` guide-side enumeration gets
-    exactly distortion + beta x rate; with a site enumerated in the model a weight is refused.
+    exactly distortion + beta x rate; with a site enumerated in the model a weight is refused. Where a mask leaves an
+    enumerated site out, as ``obs_mask`` does for a datum whose label is known, its values together count once; what a guide
+    observes is no draw and enters nothing.
 
     References:
         Obermeyer et al., "Tensor Variable Elimination for Plated Factor Graphs", 2019.
@@ -175,11 +178,16 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
 
         Raises:
             NotSimpleError: If an enumerated site is in a plate within a datum, or another is not reparameterized.
+            ValueError: If, besides, an enumerated site is masked.
         """
         parts = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), self.plate)
-            sums.check_gradients(guide_trace)
+            try:
+                sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), self.plate)
+                sums.check_gradients(guide_trace)
+            except NotSimpleError:
+                _refuse_masked(model_trace, guide_trace)
+                raise
             scale = data_scale(Pair(model_trace, guide_trace), sums.layout)
             loss = -(scale * sums.mean(sums.likelihood + sums.tempered).mean(0)).sum() - sums.extra
             likelihood, ratio = (sums.mean(part).detach().mean(0).sum() for part in (sums.likelihood, sums.ratio))
@@ -219,6 +227,18 @@ class NotSimpleError(ValueError):
     """An enumeration that is not a plain sum for each datum."""
 
 
+def _refuse_masked(*traces: Trace) -> None:
+    """Refuse a masked enumerated site where Pyro's contraction is used, which counts each of its values."""
+    for name, site in (item for trace in traces for item in sample_sites(trace)):
+        mask = None if site["is_observed"] or not site["infer"].get("enumerate") else site["mask"]
+        if mask is not None and not bool(torch.as_tensor(mask).all()):
+            raise ValueError(
+                f"enumerated site {name!r}: expected no mask beside sites that are not summed or reparameterized for each "
+                "datum, got one, and Pyro's contraction would count each value of what it leaves out; enumerate those sites "
+                "in parallel in the data plate, or take the mask off."
+            )
+
+
 class _Sums:
     """The parts of the bound, each of shape ``(E..., K, B)``, where E are the enumerated values of each site.
 
@@ -255,6 +275,8 @@ class _Sums:
         for name, site in sample_sites(guide_trace):
             if is_auxiliary_loss(site):
                 self.extra = self.extra - site["log_prob_sum"]
+                continue
+            if site["is_observed"]:  # what the guide observes it does not draw
                 continue
             plain, tempered = self._both(site)
             self.ratio, self.tempered = self.ratio - plain, self.tempered - tempered
@@ -309,7 +331,7 @@ class _Sums:
 
     def _both(self, site: Site) -> tuple[Tensor, Tensor]:
         """A site's log-probability in the shape ``(E..., K, B)``, without and with its weights of the KL."""
-        log_prob = site_log_prob(site)
+        log_prob = counted_once(site) if "_enumerate_dim" in site["infer"] else site_log_prob(site)
         plain = self._per_datum(log_prob)
         betas = site.get("kl_scales", ())
         for beta in betas:
@@ -342,7 +364,9 @@ class _Sums:
             NotSimpleError: If a site that is not enumerated has no reparameterized draws.
         """
         for name, site in sample_sites(guide_trace):
-            if "_enumerate_dim" not in site["infer"] and not site["fn"].has_rsample and not is_auxiliary_loss(site):
+            if is_auxiliary_loss(site) or site["is_observed"]:
+                continue
+            if "_enumerate_dim" not in site["infer"] and not site["fn"].has_rsample:
                 raise NotSimpleError(
                     f"enum: expected site {name!r} to be enumerated or reparameterized, got neither; mark it "
                     "infer={'enumerate': 'parallel'}, or use elbo('trace')."

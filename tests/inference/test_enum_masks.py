@@ -1,0 +1,108 @@
+"""``elbo("enum")`` where labels are known for some data only, against exact sums over the others."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+
+from pyro_vae import elbo
+from pyro_vae.handlers import scale_kl_pair
+
+#: Pyro's, of a guide that observes, as one with obs_mask does.
+pytestmark = pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide")
+PARALLEL = {"enumerate": "parallel"}
+PRIOR = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+LOCS = torch.tensor([-2.0, 0.0, 1.5], dtype=torch.float64)
+LABELS = torch.tensor([0, -1, 2, -1, 1])
+KNOWN = LABELS >= 0
+X = torch.tensor([-1.8, 0.4, 1.0, 3.0, -0.2], dtype=torch.float64)
+
+
+def log_q():
+    """log q(y|x), wrong, shape (5, 3)."""
+    slope = pyro.param("slope", torch.tensor([-0.5, 0.1, 0.4], dtype=torch.float64))
+    return (slope * X[:, None]).log_softmax(-1)
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(PRIOR), obs=LABELS.clamp(min=0), obs_mask=KNOWN)
+        pyro.sample("x", dist.Normal(LOCS[y], 1.0), obs=x)
+
+
+def guide(x):
+    with pyro.plate("data", len(x)), poutine.mask(mask=~KNOWN):
+        pyro.sample("y_unobserved", dist.Categorical(logits=log_q()), infer=PARALLEL)
+
+
+@config_enumerate
+def observing_guide(x):
+    """Pyro's ``obs_mask`` on this side too, which makes a site of the known labels."""
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Categorical(logits=log_q()), obs=LABELS.clamp(min=0), obs_mask=KNOWN)
+
+
+def exact(beta=1.0):
+    """Bound, rate and distortion of each datum: log p(x, y) of a known label, else the sum over y; shape (3, 5)."""
+    q, likelihood = log_q(), dist.Normal(LOCS, 1.0).log_prob(X[:, None])
+    chosen = LABELS.clamp(min=0)[:, None]
+    joint = (PRIOR.log() + likelihood).gather(1, chosen)[:, 0]
+    rate = torch.where(KNOWN, 0.0, (q.exp() * (q - PRIOR.log())).sum(1))
+    distortion = torch.where(KNOWN, -joint, -(q.exp() * likelihood).sum(1))
+    return -distortion - beta * rate, rate, distortion
+
+
+GUIDES = pytest.mark.parametrize("guide", [guide, observing_guide], ids=["masked", "observing"])
+PARTICLES = pytest.mark.parametrize("options", [{}, {"num_particles": 3, "vectorize_particles": True}], ids=["1", "3"])
+
+
+@GUIDES
+@PARTICLES
+def test_a_known_label_counts_once_in_the_bound(guide, options):
+    objective = elbo("enum", max_plate_nesting=1, **options)
+    torch.testing.assert_close(objective.bound(model, guide, X), exact()[0])
+    terms = objective.terms(model, guide, X)
+    for found, expected in zip((-terms.loss, terms.rate, terms.distortion), exact(), strict=True):
+        torch.testing.assert_close(found, expected.sum())
+
+
+@GUIDES
+@pytest.mark.parametrize("beta", [0.3, 4.0])
+def test_loss_and_gradient_under_a_weight_of_the_kl(guide, beta):
+    objective = elbo("enum", max_plate_nesting=1)
+    loss = objective.differentiable_loss(*scale_kl_pair(model, guide, beta), X)
+    slope = pyro.get_param_store()["slope"]
+    value = exact(beta)[0].sum()
+    torch.testing.assert_close(-loss, value)
+    (ours,), (theirs,) = (torch.autograd.grad(v, slope) for v in (-loss, value))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_label_summed_out_of_the_model_counts_once():
+    objective = elbo("enum", max_plate_nesting=1)
+    found = objective.bound(config_enumerate(model), lambda x: None, X)
+    joint = PRIOR.log() + dist.Normal(LOCS, 1.0).log_prob(X[:, None])
+    expected = torch.where(KNOWN, joint.gather(1, LABELS.clamp(min=0)[:, None])[:, 0], joint.logsumexp(1))
+    torch.testing.assert_close(found, expected)
+
+
+def test_where_pyro_would_count_each_value_a_mask_is_refused():
+    """Another site is drawn without reparameterized draws, so that Pyro's contraction would be used."""
+
+    def program(of_model):
+        def run(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("k", dist.Bernoulli(0.3))
+                with poutine.mask(mask=~KNOWN):
+                    pyro.sample("y", dist.Categorical(PRIOR), infer=PARALLEL)
+                if of_model:
+                    pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+        return run
+
+    with pytest.raises(ValueError, match="enumerated site 'y': expected no mask beside"):
+        elbo("enum", max_plate_nesting=1).loss(program(True), program(False), X)
