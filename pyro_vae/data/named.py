@@ -1,4 +1,4 @@
-"""Data sets by name: digits from scikit-learn, the others in files that torchvision fetches."""
+"""Data sets by name: digits from scikit-learn, shapes drawn here, the others in files that torchvision fetches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pyro_vae.data.celeba import CELEBA
 from pyro_vae.data.filesets import FileSet
 from pyro_vae.data.omniglot import OMNIGLOT
 from pyro_vae.data.parts import Part, Parts, Request
+from pyro_vae.data.shapes import named as _shapes
 from pyro_vae.data.stored import MemoryReader, Scaled, Stored
 from pyro_vae.data.torchvision_sets import CIFAR10, EMNIST_LETTERS, SVHN, mnist_like
 
@@ -38,4 +39,8 @@ FILES: tuple[FileSet, ...] = (
 )
 
 #: Data sets by name: what is asked -> what there is.
-NAMED: dict[str, Callable[[Request], Parts]] = {"digits": _digits, **{files.name: files for files in FILES}}
+NAMED: dict[str, Callable[[Request], Parts]] = {
+    "digits": _digits,
+    "shapes": _shapes,
+    **{files.name: files for files in FILES},
+}

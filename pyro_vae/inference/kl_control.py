@@ -135,7 +135,7 @@ class KLControl(pyro.infer.ELBO):
         distortion, rates = self._distortion(pair, layout), self._rates(pair, layout)
         scale = distortion.new_ones(layout.size) * data_scale(pair, layout)
         scaled = (scale * distortion).sum(), (scale[:, None] * rates).sum(0), scale.sum()
-        return *scaled, distortion.sum(), rates.sum(), _extra(pair)
+        return *scaled, distortion.sum(), rates.sum(), extra_terms(pair)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return self.objective._get_trace(model, guide, args, kwargs)
@@ -175,8 +175,8 @@ class KLControl(pyro.infer.ELBO):
                     f"{self.name}: expected a guide whose sites are the model's, got the auxiliary site {auxiliary[0][0]!r}, "
                     "whose density is not known for single units; use per='site'."
                 )
-            return torch.cat([_unit_kl(*sites, self._analytic, layout) for sites in _latents(pair)], -1)
-        rates = {name: self._site_rate(site, theirs, layout) for name, site, theirs in _latents(pair)}
+            return torch.cat([_unit_kl(*sites, self._analytic, layout) for sites in latent_sites(pair)], -1)
+        rates = {name: self._site_rate(site, theirs, layout) for name, site, theirs in latent_sites(pair)}
         for name, site in auxiliary:
             owner = self._owner(name, rates)
             rates[owner] = rates[owner] + layout.per_datum(site_log_prob(site)).mean(0)
@@ -414,13 +414,15 @@ def _check_positive(name: str, value: float) -> None:
     check_number(name, value, lambda v: math.isfinite(v) and v > 0, "a positive number of nats", remark)
 
 
-def _latents(pair: Pair) -> Iterator[tuple[str, Site, Site]]:
+def latent_sites(pair: Pair) -> Iterator[tuple[str, Site, Site]]:
+    """Name, site of the model and site of the guide of each latent variable."""
     for name, site in sample_sites(pair.model):
         if not site["is_observed"] and not is_auxiliary_loss(site):
             yield name, site, pair.guide.nodes[name]
 
 
-def _extra(pair: Pair) -> Tensor:
+def extra_terms(pair: Pair) -> Tensor:
+    """Sum of the sites that are training terms only, with their scales, 0-dim, nats."""
     total = torch.zeros(())
     for sign, trace in ((1.0, pair.model), (-1.0, pair.guide)):
         for _, site in sample_sites(trace):
