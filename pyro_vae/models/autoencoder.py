@@ -1,0 +1,141 @@
+"""The plain autoencoder: a code and its reconstruction, and no probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_vae.distributions import LIKELIHOODS
+from pyro_vae.models.base import Model, Network, mean_image, network, part
+
+
+class _Flat(dist.ImproperUniform):
+    """The improper prior, of density 1 everywhere."""
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        # A TypeError, which those who try a program in several ways let through.
+        raise TypeError(
+            "autoencoder: expected no draw from its prior, since it has none, nor a log p(x); ask for its squared_error, or "
+            "train a VAE."
+        )
+
+
+class Autoencoder(Model):
+    r"""The autoencoder :math:`\min_{f, g} \|x - g(f(x))\|^2`, with a code of any size.
+
+    As a Pyro program it is a VAE without a prior (an improper flat one) whose posterior is a point, and whose likelihood is
+    :math:`e^{-\|x - g(z)\|^2}`, unnormalized: what is reported as distortion is the squared error, the rate is 0, and there is
+    no log p(x) for it to bound. A linear one spans the subspace of PCA, with axes that need not be orthogonal.
+
+    Args:
+        data_shape: Shape of one datum.
+        latent_dim: Z, the size of the code: 1 is allowed, and so is more than a datum has numbers.
+        hidden: Widths of the hidden layers of the encoder; the decoder has them in reverse. Empty: linear.
+        activation: Name of the activation, see ``networks.ACTIVATIONS``.
+        likelihood: Name from ``distributions.LIKELIHOODS``, of which the mean alone is used: ``"normal"`` for any real
+            numbers, ``"bernoulli"`` for pixels in [0, 1].
+        encoder: Network from ``(..., *data_shape)`` to ``(..., Z)``, in place of the perceptron.
+        decoder: Network from ``(..., Z)`` to ``(..., *data_shape)``, likewise.
+
+    Raises:
+        ValueError: If a size is below 1 or a name is unknown.
+
+    References:
+        Bourlard, Kamp, "Auto-Association by Multilayer Perceptrons and Singular Value Decomposition", 1988; Baldi, Hornik,
+        "Neural Networks and Principal Component Analysis", 1989.
+    """
+
+    has_bound: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "tanh",
+        *,
+        likelihood: str | nn.Module = "normal",
+        encoder: Network = None,
+        decoder: Network = None,
+    ) -> None:
+        super().__init__(data_shape, latent_dim)
+        self.likelihood = part("likelihood", likelihood, LIKELIHOODS, self.data_shape).requires_grad_(False)
+        self.encoder = network(encoder, self.data_shape, (latent_dim,), hidden, activation)
+        self.decoder = network(decoder, (latent_dim,), self.data_shape, hidden[::-1], activation)
+
+    def model(self, x: Tensor) -> Tensor:
+        r"""A code without a prior, and the factor :math:`e^{-\|x - g(z)\|^2}`.
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``.
+
+        Returns:
+            The codes, shape ``(B, Z)``.
+        """
+        self._register("decoder")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", _Flat(constraints.real_vector, (), (self.latent_dim,)))
+            pyro.factor("x", -squared_error(self.decode(z).mean, x, len(self.data_shape)))
+        return z
+
+    def guide(self, x: Tensor) -> Tensor:
+        """The code f(x), a point, shape ``(B, Z)``, of data of shape ``(B, *data_shape)``."""
+        self._register("encoder")
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.encode(x))
+
+    def encode(self, x: Tensor) -> TorchDistributionMixin:
+        """The code f(x) as a point mass: data of shape ``(..., *data_shape)`` to event shape ``(Z,)``."""
+        return dist.Delta(self.encoder(self._checked(x))).to_event(1)
+
+    def decode(self, z: Tensor) -> TorchDistributionMixin:
+        """The datum g(z) as a point mass: codes of shape ``(..., Z)`` to event shape ``data_shape``."""
+        return dist.Delta(mean_image(self.likelihood(self.decoder(z)))).to_event(len(self.data_shape))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The datum g(f(x)), of the shape of ``x``, ``(..., *data_shape)``."""
+        return self.decode(self.encode(x).mean).mean
+
+    @torch.no_grad()
+    def squared_error(self, x: Tensor) -> Tensor:
+        r"""The squared error :math:`\|x - g(f(x))\|^2`, summed over a datum.
+
+        Args:
+            x: Data, shape ``(..., *data_shape)``.
+
+        Returns:
+            Shape ``(...)``, in squared units of the data, at least 0.
+        """
+        return squared_error(self.reconstruct(x), x, len(self.data_shape))
+
+    @torch.no_grad()
+    def center_output(self, mean: Tensor, scale: float | None = None) -> None:
+        """Set the decoder's output bias so that reconstructions start at the data's mean, shape ``data_shape``.
+
+        Args:
+            mean: Mean of the training data.
+            scale: Their standard deviation, of which an autoencoder has no use.
+
+        Raises:
+            ValueError: If the shape is another one, or the decoder has no ``head`` with a bias of that size.
+        """
+        head: Any = getattr(self.decoder, "head", None)
+        if tuple(mean.shape) != self.data_shape or getattr(head, "bias", None) is None:
+            raise ValueError(
+                f"center_output: expected a mean of shape {self.data_shape} and a decoder with a linear `head`, got "
+                f"{tuple(mean.shape)} and {type(self.decoder).__name__}."
+            )
+        head.bias.copy_(self.likelihood.bias(mean).reshape(-1))
+
+
+def squared_error(found: Tensor, x: Tensor, event_dim: int) -> Tensor:
+    """Squared differences, summed over the last ``event_dim`` dimensions."""
+    return (found - x).square().flatten(-event_dim).sum(-1)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.models.autoencoder import Autoencoder
+from pyro_vae.models.linear import LinearVAE, principal_angles
+
+
+def data(num: int = 128, dim: int = 6) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([3.0, 2.0, 0.7, 0.5, 0.4, 0.3])[:dim]
+    mix = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
+    return (torch.randn(num, dim, generator=generator) * spread) @ mix + 1
+
+
+@pytest.mark.parametrize("name", ["trace", "mean-field"])
+def test_its_distortion_is_the_squared_error(name):
+    torch.manual_seed(0)
+    autoencoder, x = Autoencoder((1, 2, 3), 2, (5,)), torch.randn(4, 1, 2, 3)
+    terms = pv.elbo(name).terms(autoencoder.model, autoencoder.guide, x)
+    error = (autoencoder.decoder(autoencoder.encoder(x)) - x).square().sum().detach()
+    torch.testing.assert_close(terms.distortion, error)
+    torch.testing.assert_close(terms.loss.detach(), error)
+    assert float(terms.rate) == 0
+    torch.testing.assert_close(autoencoder.squared_error(x).sum(), error)
+    bound = pv.elbo(name).bound(autoencoder.model, autoencoder.guide, x)
+    torch.testing.assert_close(bound.detach(), -autoencoder.squared_error(x))
+
+
+def test_a_linear_one_spans_the_subspace_of_pca():
+    x, torch_seed = data(), 3
+    pca = LinearVAE((6,), 2)
+    pca.maximize_likelihood(x)
+    torch.manual_seed(torch_seed)
+    autoencoder = Autoencoder((6,), 2, ())
+    autoencoder.center_output(x.mean(0))
+    pv.fit(
+        autoencoder, x, epochs=500, batch_size=128, lr=0.05, lr_schedule="cosine", compile=False, progress=False
+    )  # all data a step: nothing is random
+    axes = autoencoder.decoder.head.weight.detach()
+    assert float(principal_angles(axes, pca.weight).max()) < 1e-2
+    centred = (x - x.mean(0)).double()
+    least = torch.linalg.svdvals(centred)[2:].square().sum() / len(x)
+    torch.testing.assert_close(autoencoder.squared_error(x).double().mean(), least, rtol=1e-3, atol=0)
+    cosine = torch.nn.functional.cosine_similarity(axes[:, 0], axes[:, 1], 0)
+    assert abs(float(cosine)) > 0.01  # PCA's axes are orthogonal to rounding, these only by chance
+    assert abs(float((pca.weight[:, 0] @ pca.weight[:, 1]).detach())) < 1e-5
+
+
+@pytest.mark.parametrize(("size", "error"), [(1, (1.0, 20.0)), (9, (0.0, 0.01))])
+def test_any_code_size(size, error):
+    x = data()
+    torch.manual_seed(0)
+    autoencoder = Autoencoder((6,), size, ())
+    pv.fit(autoencoder, x, epochs=300, batch_size=128, lr=0.03, lr_schedule="cosine", compile=False, progress=False)
+    assert autoencoder.encode(x).mean.shape == (128, size)
+    assert error[0] <= float(autoencoder.squared_error(x).mean()) < error[1]
+
+
+def test_its_output_may_be_bounded():
+    torch.manual_seed(0)
+    autoencoder = Autoencoder((2, 3), 2, (5,), likelihood="bernoulli")
+    mean = torch.tensor([[0.1, 0.5, 0.9], [0.2, 0.7, 0.3]])
+    autoencoder.center_output(mean)
+    with torch.no_grad():
+        autoencoder.decoder.head.weight.zero_()
+    torch.testing.assert_close(autoencoder.reconstruct(torch.rand(1, 2, 3))[0], mean)
+    with pytest.raises(ValueError, match=r"center_output: expected a mean of shape \(2, 3\)"):
+        autoencoder.center_output(torch.zeros(6))
+
+
+def test_it_has_no_log_px():
+    autoencoder = Autoencoder((6,), 2)
+    assert not autoencoder.has_bound
+    assert not hasattr(autoencoder, "log_px")
+    with pytest.raises(ValueError, match="got a Delta, whose weights estimate no log p"):
+        pv.evidence.importance_sampling(autoencoder.model, autoencoder.guide, data())
+    for estimator in (pv.evidence.annealed_importance_sampling, pv.evidence.bidirectional):
+        with pytest.raises(TypeError, match="since it has none, nor a log p"):
+            estimator(autoencoder.model, autoencoder.guide, data())
+    with pytest.raises(TypeError, match="since it has none, nor a log p"):
+        pv.evidence.prior_sampling(autoencoder.model, data())
+
+
+def test_leading_dimensions_fold():
+    autoencoder, x = Autoencoder((2, 3), 4, (5,)), torch.randn(7, 5, 2, 3)
+    assert autoencoder.encode(x).mean.shape == (7, 5, 4)
+    torch.testing.assert_close(autoencoder.reconstruct(x)[1], autoencoder.reconstruct(x[1]))
+    with pytest.raises(ValueError, match=r"x: expected shape \(..., 2, 3\), got \(4, 6\)"):
+        autoencoder.encode(torch.zeros(4, 6))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"latent_dim": 0}, "latent_dim: expected at least 1, got 0"),
+        ({"likelihood": "squared"}, "unknown likelihood 'squared'"),
+        ({"hidden": (0,)}, "hidden: expected widths of at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Autoencoder(**{"data_shape": (6,), "latent_dim": 2, **options})
