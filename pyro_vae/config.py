@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.lookup import unknown
+from pyro_vae.models.registry import default_of, model_class
 
 
 @dataclass(frozen=True)
@@ -38,29 +39,43 @@ class DataConfig:
     """dynamic (redrawn for every batch), static (drawn once), threshold or none; default: dynamic for a Bernoulli."""
     data_seed: int = 0
     """Seed of the validation split and of the binarization of fixed images, so that runs of many seeds share them."""
+    labels: int | None = None
+    """How many training labels a model that classifies is told, as many of each class; default: all."""
+    label_seed: int = 0
+    """Seed of the choice of these."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The model p(z) p(x|z) and its guide q(z|x)."""
 
-    likelihood: str = "bernoulli"
-    """bernoulli, continuous-bernoulli or normal (one learned scale)."""
+    likelihood: str = ""
+    """bernoulli, continuous-bernoulli or normal (one learned scale); default: the model's own, of most bernoulli."""
     latent_dim: int = 16
     """Size of the latent vector."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the encoder's hidden layers, the decoder's in reverse; none at all: a linear map."""
     activation: str = "tanh"
     """elu, gelu, leaky-relu, relu, sigmoid, silu, softplus or tanh."""
+    model: str = "vae"
+    """vae, or a class of your own, MODULE:CLASS."""
+    encoder: str | None = None
+    """A network of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is; default: that perceptron."""
+    decoder: str | None = None
+    """Likewise."""
+    num_classes: int | None = None
+    """Classes of a model that takes labels; default: as many as the labels of the data tell."""
+    model_options: tuple[str, ...] = ()
+    """What the model's constructor takes besides, NAME=VALUE."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Training: stochastic variational inference."""
 
-    elbo: str = "trace"
+    elbo: str = ""
     """trace (every term sampled), mean-field (the KL in closed form), graph, enum, iwae, vimco, renyi, dreg, stl, miwae, ciwae,
-    piwae, rws or tvo; docs/objectives.md compares them."""
+    piwae, rws or tvo; docs/objectives.md compares them; default: what the model wants, of most trace."""
     num_particles: int | None = None
     """Draws of the guide for each datum and step, in each group; default: 1, for iwae and its kin 5, for tvo 10."""
     vectorize_particles: bool = False
@@ -77,6 +92,8 @@ class TrainConfig:
     """Passes over the training data, in total."""
     batch_size: int = 64
     """Data a step."""
+    labelled_per_batch: int | None = None
+    """Data with a label in every batch, where some have none; default: each once an epoch, evenly spread."""
     optimizer: str = "adam"
     """adam, adamw or sgd."""
     lr: float = 1e-3
@@ -137,8 +154,8 @@ def _value(name: str, given: Any, hint: Any) -> Any:
     for kind in allowed:
         if kind is float and type(plain) is int:
             return float(plain)
-        if kind == tuple[int, ...]:
-            if isinstance(plain, tuple) and all(type(n) is int for n in plain):
+        if typing.get_origin(kind) is tuple:
+            if isinstance(plain, tuple) and all(type(n) is typing.get_args(kind)[0] for n in plain):
                 return plain
         elif type(plain) is kind:
             return plain
@@ -153,6 +170,7 @@ _TYPES = {
     bool: "true or false",
     type(None): "null",
     tuple[int, ...]: "a list of whole numbers",
+    tuple[str, ...]: "a list of texts",
 }
 
 
@@ -166,6 +184,14 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
+        """Fill in what the model decides where nothing is said."""
+        if not (self.model.likelihood and self.train.elbo):
+            cls = model_class(self.model.model)
+            own = default_of(cls, "likelihood")
+            likelihood = self.model.likelihood or (own if isinstance(own, str) else "")
+            objective = self.train.elbo or getattr(cls, "objective", None) or "trace"
+            object.__setattr__(self, "model", dataclasses.replace(self.model, likelihood=likelihood))
+            object.__setattr__(self, "train", dataclasses.replace(self.train, elbo=objective))
         if self.data.binarize is None:
             mode = "dynamic" if self.model.likelihood == "bernoulli" else "none"
             object.__setattr__(self, "data", dataclasses.replace(self.data, binarize=mode))

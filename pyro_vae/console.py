@@ -280,7 +280,7 @@ def _several(hint: Any) -> str | None:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is not tuple:
         return None
-    return {int: "N ...", float: "X ..."}.get(typing.get_args(hint)[0], "PATH ...")
+    return {int: "N ...", float: "X ...", str: "WORD ..."}.get(typing.get_args(hint)[0], "PATH ...")
 
 
 @_REGISTRY.primitive_rule

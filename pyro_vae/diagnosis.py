@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import evidence
-from pyro_vae.data.stored import rows_of
+from pyro_vae.data import Columns, Stored
 from pyro_vae.lookup import lookup
-from pyro_vae.models import VAE
 from pyro_vae.randomness import own_randomness
 
 #: How many images each check looks at, at most, where nothing is said.
@@ -23,12 +22,12 @@ GAPS_DATA, CHECKED_DATA, SIMULATIONS = 100, 1000, 1000
 Found = tuple[dict[str, Any], str, dict[str, Any]]
 
 
-def _gaps(vae: VAE, x: Tensor, seed: int) -> Found:
+def _gaps(vae: Any, data: Columns, seed: int) -> Found:
     """Where the ELBO lies below log p(x), and whether family or encoder is to blame."""
     parts = []
     with own_randomness(seed):
-        for part in x[:GAPS_DATA].split(min(50, rows_of(x.shape))):
-            parts.append(evidence.gaps(vae.model, vae.guide, part))
+        for part in Columns(*data[:GAPS_DATA]).split(min(50, data.chunk)):
+            parts.append(evidence.gaps(vae.model, vae.guide, *part))
     found = evidence.Gaps.cat(parts).summary()
     text = (
         f"Gaps over the first {found.num_data:,} images, nats, with standard errors over data: log p(x) - ELBO "
@@ -39,10 +38,10 @@ def _gaps(vae: VAE, x: Tensor, seed: int) -> Found:
     return dataclasses.asdict(found), text, {}
 
 
-def _aggregate(vae: VAE, x: Tensor, seed: int) -> Found:
+def _aggregate(vae: Any, data: Columns, seed: int) -> Found:
     """The rate taken apart: what codes say of the data, and how far all codes together are from the prior."""
     with own_randomness(seed), torch.no_grad():
-        found = evidence.aggregate_posterior(vae.model, vae.guide, x)
+        found = evidence.aggregate_posterior(vae.model, vae.guide, *data[:])
     figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     figures = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in figures.items()}
     parts = {
@@ -54,12 +53,12 @@ def _aggregate(vae: VAE, x: Tensor, seed: int) -> Found:
     return figures, f"{found.sentence} {'; '.join(known)} nats", {}
 
 
-def _calibration(vae: VAE, x: Tensor, seed: int) -> Found:
+def _calibration(vae: Any, data: Columns, seed: int) -> Found:
     """Whether the guide covers what the model's own data were made from."""
     from pyro_vae.report import calibration as pictures  # brings matplotlib
 
     with own_randomness(seed), torch.no_grad():
-        found = evidence.calibrate(vae.model, vae.guide, x[:100], num_simulations=SIMULATIONS, seed=seed)
+        found = evidence.calibrate(vae.model, vae.guide, *data[:100], num_simulations=SIMULATIONS, seed=seed)
     figures = {
         "p_values": found.p_values,
         "failures": list(found.failures),
@@ -70,11 +69,11 @@ def _calibration(vae: VAE, x: Tensor, seed: int) -> Found:
     return figures, found.verdict(), {"calibration": pictures.ranks(found), "coverage": pictures.coverage(found)}
 
 
-def _predictive(vae: VAE, x: Tensor, seed: int) -> Found:
+def _predictive(vae: Any, data: Columns, seed: int) -> Found:
     """Whether the model makes images like these."""
     from pyro_vae.report.predictive import predictive  # brings matplotlib
 
-    images = x[:CHECKED_DATA]
+    images = data[:CHECKED_DATA][0]
     with torch.no_grad():
         found = evidence.predictive_checks(images, evidence.replicates(vae, images), seed=seed)
     figures = {"p_values": found.p_values, "failures": list(found.failures), "passed": found.passed}
@@ -86,7 +85,7 @@ def _predictive(vae: VAE, x: Tensor, seed: int) -> Found:
 
 
 #: Checks of the command line.
-CHECKS: dict[str, Callable[[VAE, Tensor, int], Found]] = {
+CHECKS: dict[str, Callable[[Any, Columns, int], Found]] = {
     "gaps": _gaps,
     "aggregate": _aggregate,
     "calibration": _calibration,
@@ -105,25 +104,41 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def diagnose(
-    names: Sequence[str], vae: VAE, x: Any, seed: int, folder: Path
+    names: Sequence[str],
+    vae: Any,
+    data: Columns | Tensor | Stored,
+    seed: int,
+    folder: Path,
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Make checks of a trained model, and draw their pictures.
 
     Args:
         names: Of :data:`CHECKS`.
         vae: The model, in evaluation.
-        x: Test images, shape ``(N, *data_shape)``.
+        data: Test images, shape ``(N, *data_shape)``, or the columns that the model takes.
         seed: Seed of their draws.
         folder: Where the pictures go.
+        optional: Those of these that are left out where they do not suit the model, such as one with several latent sites.
 
     Yields:
         Name, figures and text of each.
+
+    Raises:
+        ValueError: If a check that is not optional does not suit the model.
     """
     from pyro_vae.report.pictures import write_figure
 
-    held = x if isinstance(x, Tensor) else x[torch.arange(min(len(x), 10_000))]
+    columns = Columns.of(data)
+    stored = not isinstance(columns.parts[0], Tensor)
+    held = Columns(*columns[:10_000]) if stored else columns
     for name in names:
-        figures, text, pictures = CHECKS[name](vae, held, seed)
+        try:
+            figures, text, pictures = CHECKS[name](vae, held, seed)
+        except ValueError:
+            if name in optional:
+                continue
+            raise
         for file, picture in pictures.items():
             write_figure(folder / f"{file}.png", picture)
         yield name, figures, text

@@ -13,14 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import compiling, evidence, parallel
-from pyro_vae.data import Stored
-from pyro_vae.data.stored import rows_of
+from pyro_vae.data import Columns, Stored
 from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.evidence.captured_path import CapturedPath
 from pyro_vae.evidence.importance import CHUNK_ROWS
 from pyro_vae.inference.captured_draws import CapturedDraws
 from pyro_vae.lookup import lookup
-from pyro_vae.models import VAE
+from pyro_vae.models.protocol import has_bound
 from pyro_vae.randomness import own_randomness
 
 #: Data of one call of an estimator: with 10 draws each, a chunk of 1,000 rows, which stays in the processor's cache.
@@ -93,8 +92,8 @@ class Estimation:
 class _Batch:
     """One batch to estimate, and what it needs."""
 
-    vae: VAE
-    x: Tensor
+    vae: Any
+    columns: tuple[Tensor, ...]
     first: int
     seed: int
     how: Estimation
@@ -102,8 +101,8 @@ class _Batch:
 
     @property
     def draws(self) -> dict[str, Any]:
-        how, rows = self.how, self.first + torch.arange(len(self.x))
-        chunk = min(CHUNK_ROWS, rows_of(self.x.shape))
+        how, rows = self.how, self.first + torch.arange(len(self.columns[0]))
+        chunk = min(CHUNK_ROWS, Columns(*self.columns).chunk)
         sizes = {"num_samples": how.num_samples, "target_se": how.target_se, "max_samples": how.max_samples}
         return sizes | {"seed": self.seed, "data_ids": rows, "chunk_rows": chunk, "compile": self.captured}
 
@@ -115,27 +114,27 @@ class _Batch:
 
 
 def _importance(batch: _Batch) -> Estimate:
-    return evidence.importance_sampling(batch.vae.model, batch.vae.guide, batch.x, **batch.draws)
+    return evidence.importance_sampling(batch.vae.model, batch.vae.guide, *batch.columns, **batch.draws)
 
 
 def _prior(batch: _Batch) -> Estimate:
-    return evidence.prior_sampling(batch.vae.model, batch.x, **batch.draws)
+    return evidence.prior_sampling(batch.vae.model, *batch.columns, **batch.draws)
 
 
 def _refined(batch: _Batch) -> Estimate:
     torch.manual_seed(parallel.stream(batch.seed, batch.first))
     options = batch.draws | {"compile": False}  # each batch has a guide of its own
     return evidence.refined_importance_sampling(
-        batch.vae.model, batch.vae.guide, batch.x, steps=batch.how.refine_steps, **options
+        batch.vae.model, batch.vae.guide, *batch.columns, steps=batch.how.refine_steps, **options
     )
 
 
 def _annealed(batch: _Batch) -> Estimate:
-    return evidence.annealed_importance_sampling(batch.vae.model, batch.vae.guide, batch.x, **batch.chains)
+    return evidence.annealed_importance_sampling(batch.vae.model, batch.vae.guide, *batch.columns, **batch.chains)
 
 
 def _bidirectional(batch: _Batch) -> Bracket:
-    return evidence.bidirectional(batch.vae.model, batch.vae.guide, batch.x, **batch.chains)
+    return evidence.bidirectional(batch.vae.model, batch.vae.guide, *batch.columns, **batch.chains)
 
 
 #: Estimators of the command line. ``smoothed`` is ``importance`` read by its smoothed weights.
@@ -151,21 +150,37 @@ ESTIMATORS: dict[str, Callable[[_Batch], Any]] = {
 DRAWN, CHAINED = ("importance", "smoothed", "prior", "refined"), ("annealed", "bidirectional")
 
 
-def estimate(vae: VAE, x: Tensor | Stored, how: Estimation, seed: int, progress: bool = False) -> Any:
-    """Log p(x) of images, in batches; all processes of a job share them, and find what one process finds.
+def estimate(
+    vae: Any,
+    data: Columns | Tensor | Stored | tuple[Tensor | Stored, ...],
+    how: Estimation,
+    seed: int,
+    progress: bool = False,
+) -> Any:
+    """Log p(x) of data, in batches; all processes of a job share them, and find what one process finds.
 
     Args:
         vae: The model.
-        x: Images, shape ``(N, *data_shape)``; ``bidirectional`` simulates as many, of which they give the shape.
+        data: Images, shape ``(N, *data_shape)``, or the columns that the model takes; ``bidirectional`` simulates as many, of
+            which they give the shape.
         how: The estimator.
         seed: Seed of the draws, together with the parameters: the draws of two models are independent, as comparing them asks.
         progress: Whether to show a bar on a terminal.
 
     Returns:
         An ``Estimate``, or a ``Bracket`` for ``bidirectional``, with a row for each image.
+
+    Raises:
+        ValueError: If the model's objective is no bound on log p(x).
     """
-    size = min(BATCH, rows_of(x.shape))
-    count = math.ceil(len(x) / size)
+    if not has_bound(vae):
+        raise ValueError(
+            f"log p(x): expected a model that has one, got {type(vae).__name__}, which is trained for its squared error alone; "
+            "take a vae."
+        )
+    columns = Columns.of(data)
+    size = min(BATCH, columns.chunk)
+    count = math.ceil(len(columns) / size)
     turns = tqdm(
         parallel.turns(count),
         total=math.ceil(count / parallel.world().size),
@@ -176,25 +191,25 @@ def estimate(vae: VAE, x: Tensor | Stored, how: Estimation, seed: int, progress:
     )
     vae.eval()
     seed = parallel.stream(seed, 1 + _checksum(vae))
-    captured = _captured(vae, len(x), how)
+    captured = _captured(vae, len(columns), how)
     parts = []
     with own_randomness(seed), parallel.together():
         for number in turns:
             if number is not None:
-                rows = x[number * size : (number + 1) * size]
+                rows = columns[number * size : (number + 1) * size]
                 parts.append(ESTIMATORS[how.estimator](_Batch(vae, rows, number * size, seed, how, captured)))
     parts = parallel.collected(parts)
     return type(parts[0]).cat(parts)
 
 
-def _checksum(vae: VAE) -> int:
+def _checksum(vae: Any) -> int:
     found = 0
     for p in vae.parameters():
         found = zlib.crc32(p.detach().cpu().contiguous().numpy().data.cast("B"), found)
     return found
 
 
-def _captured(vae: VAE, num_data: int, how: Estimation) -> Any:
+def _captured(vae: Any, num_data: int, how: Estimation) -> Any:
     chained = how.estimator in CHAINED
     calls = 3 * 5 * how.num_chains * how.num_steps if chained else how.num_samples  # backward, and leapfrog steps
     flops = 2.0 * sum(p.numel() for p in vae.parameters()) * num_data * calls

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from pyro_vae import evidence, parallel, summary
 from pyro_vae.claim import fresh
-from pyro_vae.data import Data
+from pyro_vae.data import Columns, Data
 from pyro_vae.diagnosis import check_names, diagnose
-from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.estimation import CHAINED, Estimation, estimate
 from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.files import write_atomically
+from pyro_vae.models.protocol import asked, classifies, gives_density, has_bound, takes
 from pyro_vae.pipeline import Say, silent
 from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import Run, RunDirectory
@@ -69,11 +69,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Subject:
-    """A run, with the data that it is evaluated on."""
+    """A run, with the data that it is evaluated on.
+
+    Attributes:
+        run: The run.
+        data: Its data.
+        columns: What its model is evaluated on.
+        density: Whether log p(x) is a log density.
+        key: What tells these data from others; equal where two runs can be compared.
+    """
 
     run: Run
     data: Data
-    x: Any
+    columns: Columns
+    density: bool
     key: tuple[Any, ...]
 
 
@@ -81,8 +90,14 @@ def subject(run: Run, request: Request) -> Subject:
     """Load what a run is evaluated on.
 
     Raises:
-        ValueError: If the run has no whole epoch or no test data, there are too few, or they cannot be dequantized.
+        ValueError: If the run has no whole epoch or no test data, there are too few, they cannot be dequantized, or its
+            model has no log p(x).
     """
+    if not has_bound(run.vae):
+        raise ValueError(
+            f"run {run.path}: expected a model with a log p(x) to evaluate, got {run.config.model.model}, which has none; its "
+            "squared error is in summary.json."
+        )
     if not run.history.rows:
         raise ValueError(
             f"run {run.path}: expected at least one whole epoch to evaluate, got one interrupted in its first; go on with "
@@ -92,14 +107,14 @@ def subject(run: Run, request: Request) -> Subject:
         data = run.data()
     if data.test is None:
         raise ValueError(f"run {run.path}: expected test data to evaluate on, got none.")
-    x = data.test.x
+    split, x = data.test, data.test.x
     if request.num_data is not None:
         if request.num_data > len(x):
             raise ValueError(
                 f"num_data: expected at most the {len(x):,} test images of {run.path}, got {request.num_data:,}."
             )
-        x = x[: request.num_data]
-    density = LIKELIHOODS[run.config.model.likelihood].support != "binary"
+        split, x = split.take(torch.arange(request.num_data)), x[: request.num_data]
+    density = gives_density(run.vae, asked(run.vae, split))
     if request.dequantize == "uniform":
         if not density:
             raise ValueError(
@@ -108,8 +123,10 @@ def subject(run: Run, request: Request) -> Subject:
             )
         x = _dequantized(x)
     seen = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
-    key = (len(x), tuple(x.shape[1:]), density, zlib.crc32(seen.cpu().contiguous().numpy().data.cast("B")))
-    return Subject(run, data, x, key)
+    columns = asked(run.vae, split._replace(x=x))
+    given = "y" in takes(run.vae) and not classifies(run.vae)  # log p(x|y) is not log p(x)
+    key = (len(x), tuple(x.shape[1:]), density, given, zlib.crc32(seen.cpu().contiguous().numpy().data.cast("B")))
+    return Subject(run, data, columns, density, key)
 
 
 def _dequantized(x: Any) -> Tensor:
@@ -153,10 +170,11 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_samples=how.num_samples))
         data = found.data.to(device)
         figures, result = summary.evaluate(config, vae, data, run.history, run.seconds, progress, how)
+        assert result is not None  # there is a bound
         figures = {**figures, **{k: v for k, v in run.summary.items() if k in ("evidence", "checks")}}
         text = summary.table(figures)
     else:
-        result = estimate(vae, found.x.to(device), how, config.train.seed, progress)
+        result = estimate(vae, found.columns.to(device), how, config.train.seed, progress)
         part, text = _part(result, found, request, how)
         figures = run.summary
         part["seconds"] = time.perf_counter() - started
@@ -164,8 +182,11 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
     say(text)
     if parallel.world().main:
         directory.write_json("summary.json", figures)
-        checks = dict.fromkeys((*(("aggregate",) if request.whole else ()), *request.checks))
-        for name, values, words in diagnose(tuple(checks), vae, found.x.to(device), config.train.seed, run.path):
+        always = ("aggregate",) if request.whole else ()
+        checks, optional = dict.fromkeys((*always, *request.checks)), set(always) - set(request.checks)
+        for name, values, words in diagnose(
+            tuple(checks), vae, found.columns.to(device), config.train.seed, run.path, tuple(optional)
+        ):
             figures["checks"] = {**figures.get("checks", {}), name: values}
             directory.write_json("summary.json", figures)
             say(words)
@@ -181,18 +202,19 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
 
 def _part(result: Any, found: Subject, request: Request, how: Estimation) -> tuple[dict[str, Any], str]:
     """The figures of an estimate and their table."""
-    density = found.key[2]
     if isinstance(result, Bracket):
         figures = summary.bracket_figures(result.summary())
         return figures, summary.bracket_table(figures, how.words)
     levels = 256 if request.dequantize == "uniform" else None
-    dims = None if density and levels is None else found.x[0].numel()
+    dims = None if found.density and levels is None else found.columns.parts[0][:1].numel()
     figures = summary.figures_of(result.summary(), dims, levels)
     for name in ("acceptance", "num_steps"):
         if (value := getattr(result, name, None)) is not None:
             figures[name] = float(value.mean()) if isinstance(value, Tensor) else value
     title = f"{'Test set' if request.num_data is None else 'First test images'}, {request.name}"
-    return figures, summary.figures_table(figures, title, density, how.words if how.estimator in CHAINED else None)
+    return figures, summary.figures_table(
+        figures, title, found.density, how.words if how.estimator in CHAINED else None
+    )
 
 
 def _save(result: Any, folder: Path, name: str) -> list[str]:
@@ -222,6 +244,12 @@ def check_comparable(subjects: Sequence[Subject]) -> None:
     """
     first = subjects[0]
     for other in subjects[1:]:
+        if other.key[3] != first.key[3]:
+            given, free = (first, other) if first.key[3] else (other, first)
+            raise ValueError(
+                f"runs: expected all of them given labels or none, got log p(x|y) of {given.run.path} and log p(x) of "
+                f"{free.run.path}; evaluate each by a command of its own."
+            )
         if other.key != first.key:
             raise ValueError(
                 f"runs: expected the same test images, binarized alike, got others in {first.run.path} than in "

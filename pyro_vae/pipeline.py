@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -20,7 +21,7 @@ import pyro_vae
 from pyro_vae import parallel, schedules, summary
 from pyro_vae.compiling import obstacle
 from pyro_vae.config import Config
-from pyro_vae.data import Data, binarize
+from pyro_vae.data import Data, Split, binarize
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.estimation import Estimation
@@ -29,9 +30,10 @@ from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, Targe
 from pyro_vae.inference.loop import Callback, compiling_of, early_stopping, fit
 from pyro_vae.inference.registry import OBJECTIVES, elbo, options_of
 from pyro_vae.inference.state import check_state
-from pyro_vae.inference.training import FitOptions, History, Training, never
+from pyro_vae.inference.training import FitOptions, History, Training, epoch_order, never
 from pyro_vae.lookup import lookup
-from pyro_vae.models import VAE
+from pyro_vae.models.protocol import check_columns, check_model, support_of, takes, told
+from pyro_vae.models.registry import model_class, parameters
 from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import RunDirectory, check_data, load_data, make_vae
 
@@ -58,7 +60,7 @@ class Prepared:
 
     config: Config
     data: Data
-    vae: VAE
+    vae: Any
     device: torch.device
     fingerprint: dict[str, Any]
     resume: dict[str, Any] | None = None
@@ -89,15 +91,19 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     make_objective(config)
     Betas(schedules.parse_all(t.anneal, t.beta))
     callbacks(config)
-    lookup("likelihood", config.model.likelihood, LIKELIHOODS)
+    taken = parameters(model_class(config.model.model))
+    if "likelihood" in taken:
+        lookup("likelihood", config.model.likelihood, LIKELIHOODS)
     with parallel.one_first():  # to fetch data, or to make files beside them
         data = load_data(config)
     if t.patience is not None and data.validation is None:
         raise ValueError("patience: expected validation data to judge by, got --val-size 0; set some aside.")
-    check_support(config, data)
+    if "num_classes" in taken:
+        config = _counted(config, data)
     with own_randomness(t.seed):
         vae = make_vae(config, data.data_shape)
-    vae.center_output(*data.moments())
+    _check_fit(config, vae, data)
+    _center(config, vae, data)
     _try_out(config, vae, data)
     fingerprint = data.fingerprint()
     if checkpoint is not None:
@@ -115,15 +121,45 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     return Prepared(config, data, vae, device, fingerprint, state, seconds, words)
 
 
-def _try_out(config: Config, vae: VAE, data: Data) -> None:
+def _counted(config: Config, data: Data) -> Config:
+    """With the number of classes, which a model that takes labels must know, from the data where none is named."""
+    number = config.model.num_classes or data.num_classes
+    if number is None:
+        raise ValueError(
+            f"labels: expected some for --model {config.model.model}, got {Path(data.name).name} without; take data with "
+            "labels, or another model."
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=number))
+
+
+def _check_fit(config: Config, vae: Any, data: Data) -> None:
+    """Refuse a model that lacks a part of the protocol, and data that it can make nothing of."""
+    check_model(vae, f"model {config.model.model}")
+    if config.data.labels is not None and "y" not in takes(vae):
+        raise ValueError(
+            f"labels: expected with a model that takes labels, got {config.data.labels:,} with --model {config.model.model}; "
+            "drop it."
+        )
+    check_columns(vae, data)
+    check_support(vae, data)
+
+
+def _center(config: Config, vae: Any, data: Data) -> None:
+    """Let p(x|z) start at the data's mean; a decoder of the user's may have nothing to set it by."""
+    if hasattr(vae, "center_output"):
+        with contextlib.suppress(*([] if config.model.decoder is None else [ValueError])):
+            vae.center_output(*data.moments())
+
+
+def _try_out(config: Config, vae: Any, data: Data) -> None:
     """Evaluate the objective once, on two data, so that what it refuses is said before anything is written."""
     t = config.train
-    x = data.train.x[:2]
+    x, *others = told(vae, data.train)[_two(data.train)]
     pair = Betas(schedules.parse_all(t.anneal, t.beta)).apply(vae.model, vae.guide)
     with own_randomness(t.seed), pyro.get_param_store().scope(), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
         try:
-            make_objective(config).terms(*pair, binarize(x, "threshold") if data.redraw else x)
+            make_objective(config).terms(*pair, binarize(x, "threshold") if data.redraw else x, *others)
         except UserWarning:
             raise ValueError(
                 "elbo enum: expected a model with sites to enumerate, got one whose only latent site 'z' is continuous; use "
@@ -131,6 +167,13 @@ def _try_out(config: Config, vae: VAE, data: Data) -> None:
             ) from None
         except ValueError as error:  # Pyro adds a table of shapes below the sentence
             raise ValueError(str(error).strip().splitlines()[0]) from None
+
+
+def _two(split: Split) -> Tensor:
+    """Two data, one with a label and one without where there are both."""
+    if split.y is None or split.y.dim() > 1:
+        return torch.arange(min(2, len(split.x)))
+    return torch.stack([split.y.argmin(), split.y.argmax()]).cpu()
 
 
 def _check_numbers(config: Config) -> None:
@@ -217,13 +260,13 @@ def callbacks(config: Config) -> list[Callback]:
     return [] if config.train.patience is None else [early_stopping(config.train.patience)]
 
 
-def check_support(config: Config, data: Data) -> None:
-    """Refuse pixels that a likelihood gives no probability.
+def check_support(vae: Any, data: Data) -> None:
+    """Refuse pixels that a model's likelihood gives no probability.
 
     Raises:
         ValueError: If they are grey under a Bernoulli, or outside [0, 1] under a continuous one.
     """
-    support = LIKELIHOODS[config.model.likelihood].support
+    support = support_of(vae)
     parts = data.train.x.split(rows_of(data.train.x.shape))
     if support == "binary" and not data.redraw and any(bool(((x != 0) & (x != 1)).any()) for x in parts):
         raise ValueError(
@@ -311,25 +354,45 @@ def describe(prepared: Prepared, device_words: str) -> str:
     """What is about to be run, in three lines."""
     vae, config = prepared.vae, prepared.config
     count = sum(p.numel() for p in vae.parameters())
-    hidden = "-".join(map(str, config.model.hidden)) or "no hidden layer"
-    steps = math.ceil(len(prepared.data.train.x) / config.train.batch_size)
+    order = epoch_order(vae, prepared.data, fit_options(config))
+    steps = math.ceil(order.total / config.train.batch_size)
     return (
         f"pyro_vae {pyro_vae.__version__}, torch {version('torch')}, Pyro {version('pyro-ppl')}, device {device_words}, "
         f"{torch.get_num_threads()} threads\n"
         f"{_data_words(prepared)}, binarize {prepared.data.binarize}\n"
-        f"VAE: latent_dim {vae.latent_dim}, hidden {hidden}, {config.model.likelihood} likelihood, {count:,} parameters; "
+        f"{_model_words(config, type(vae))}, {count:,} parameters; "
         f"objective {config.train.elbo}, {steps} steps an epoch; {prepared.compiling}" + _stopped(prepared)
     )
+
+
+def _model_words(config: Config, cls: type) -> str:
+    """The model with what its constructor takes."""
+    m, taken = config.model, parameters(cls)
+    words = {
+        "latent_dim": f"latent_dim {m.latent_dim}",
+        "hidden": f"hidden {'-'.join(map(str, m.hidden)) or 'no hidden layer'}",
+        "likelihood": f"{m.likelihood} likelihood",
+        "num_classes": f"{m.num_classes} classes",
+        "encoder": f"encoder {m.encoder}" if m.encoder else "",
+        "decoder": f"decoder {m.decoder}" if m.decoder else "",
+    }
+    said = [word for name, word in words.items() if name in taken and word]
+    return f"{cls.__name__}: {', '.join([*said, *m.model_options])}"
 
 
 def _data_words(prepared: Prepared) -> str:
     data = prepared.data
     sizes = " x ".join(map(str, data.data_shape))
     words = f"{data.words}\n" if data.words else ""
+    labels = (
+        f", {int((data.train.y >= 0).sum()):,} labels"
+        if prepared.config.data.labels and data.train.y is not None
+        else ""
+    )
     where = "" if isinstance(data.train.x, Tensor) else ", read a batch at a time"
     if not where and prepared.config.data.num_workers:
         where = ", held in memory, so that --num-workers has nothing to do"
-    return f"{words}{Path(data.name).name}: {data.sizes} {data.noun} of {sizes}{where}"
+    return f"{words}{Path(data.name).name}: {data.sizes} {data.noun} of {sizes}{labels}{where}"
 
 
 def _stopped(prepared: Prepared) -> str:

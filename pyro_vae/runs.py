@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -17,13 +18,13 @@ import torch
 import pyro_vae
 from pyro_vae import data as data_module
 from pyro_vae.claim import LOCK, fresh, locked, made, try_out
-from pyro_vae.config import Config
+from pyro_vae.config import Config, ModelConfig
 from pyro_vae.data import Data
 from pyro_vae.files import leftovers, write_atomically
 from pyro_vae.inference.history import History, Row
 from pyro_vae.inference.state import check_keys, check_state
 from pyro_vae.inference.training import Training
-from pyro_vae.models import VAE
+from pyro_vae.models.registry import ARGUMENTS, make, model_class, parameters
 
 SCHEMA = 2
 PICTURES = (
@@ -247,7 +248,7 @@ class Run:
 
     path: Path
     config: Config
-    vae: VAE
+    vae: Any
     history: History
     seconds: float
     fingerprint: dict[str, Any]
@@ -281,13 +282,26 @@ def load_data(config: Config) -> Data:
         val_size=d.val_size,
         mode=d.binarize or "none",
         seed=d.data_seed,
+        labels=d.labels,
+        label_seed=d.label_seed,
     )
 
 
-def make_vae(config: Config, data_shape: tuple[int, ...]) -> VAE:
-    """The model that a configuration names."""
+def make_vae(config: Config, data_shape: tuple[int, ...]) -> Any:
+    """The model that a configuration names.
+
+    Raises:
+        ValueError: If it names none, or the model refuses what it says, or does not take it.
+    """
     m = config.model
-    return VAE(data_shape, m.latent_dim, m.hidden, m.activation, likelihood=m.likelihood)
+    values, usual = dataclasses.asdict(m), dataclasses.asdict(ModelConfig())
+    taken = parameters(model_class(m.model))
+    for name in ARGUMENTS[1:]:
+        if name not in taken and values[name] != usual[name]:
+            raise ValueError(
+                f"{name}: expected with a model that takes it, got {values[name]!r} with --model {m.model}; drop it."
+            )
+    return make(m.model, {"data_shape": data_shape, **values}, m.model_options)
 
 
 def check_data(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:
@@ -319,6 +333,8 @@ def check_data(expected: dict[str, Any], found: dict[str, Any], where: str) -> N
 
 def load(path: str | Path) -> Run:
     """Load a run; one made on a GPU loads on a CPU, and no code in its files is run.
+
+    Classes of a user's, which its configuration names, are imported from where Python finds modules.
 
     Of a run that was interrupted within its first epoch, or has no validation data, it gives the last parameters.
 

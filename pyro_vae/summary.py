@@ -15,13 +15,12 @@ from torch import Tensor
 import pyro_vae
 from pyro_vae import evidence, parallel
 from pyro_vae.config import Config
-from pyro_vae.data import Data, Stored
-from pyro_vae.data.stored import rows_of
-from pyro_vae.distributions import LIKELIHOODS
+from pyro_vae.data import Columns, Data, Stored
 from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.evidence import BracketSummary, Estimate, Summary
 from pyro_vae.inference.training import History
-from pyro_vae.models import VAE
+from pyro_vae.models.protocol import asked, gives_density, has_bound, of_columns
+from pyro_vae.scores import score_rows, scores
 
 #: Version of what ``summary.json`` holds.
 SCHEMA = 1
@@ -30,23 +29,27 @@ PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "arviz")
 
 
 @torch.no_grad()
-def active_units(vae: VAE, x: Tensor | Stored) -> int | None:
-    """How many latent units vary with the data, see :func:`evidence.active_units`; None for one datum alone."""
-    if len(x) < 2:
+def active_units(vae: Any, data: Columns | Tensor | Stored | tuple[Tensor, ...]) -> int | None:
+    """How many latent units vary with the data, see :func:`evidence.active_units`.
+
+    None for one datum alone, and of a model that does not encode.
+    """
+    columns = Columns.of(data)
+    if len(columns) < 2 or not hasattr(vae, "encode"):
         return None
-    means = torch.cat([vae.encode(part).mean.cpu() for part in x.split(min(1000, rows_of(x.shape)))])
-    return int(evidence.active_units(means).sum())
+    parts = columns.split(min(1000, columns.chunk))
+    return int(evidence.active_units(torch.cat([of_columns(vae.encode, part).mean.cpu() for part in parts])).sum())
 
 
 def evaluate(
     config: Config,
-    vae: VAE,
+    vae: Any,
     data: Data,
     history: History,
     train_seconds: float,
     progress: bool,
     how: Estimation | None = None,
-) -> tuple[dict[str, Any], Estimate]:
+) -> tuple[dict[str, Any], Estimate | None]:
     """The summary of a run: what ``summary.json`` holds, and the estimate of each test datum behind it.
 
     Args:
@@ -59,7 +62,8 @@ def evaluate(
         how: How log p(x) is estimated, an estimator that draws from the guide; None: as ``config`` says.
 
     Returns:
-        Nested plain containers, bounds in nats per datum, higher is better; and the estimate, in the order of the data.
+        Nested plain containers, bounds in nats per datum, higher is better; and the estimate, in the order of the data, or None
+        of a model that has no bound.
 
     Raises:
         ValueError: If there are no test data.
@@ -68,11 +72,13 @@ def evaluate(
         raise ValueError("test data: expected some to evaluate on, got none.")
     started = time.perf_counter()
     how = how or Estimation(num_samples=config.evaluate.num_samples, compile=config.evaluate.compile_draws)
-    found = estimate(vae, data.test.x, how, config.train.seed, progress)
-    density = LIKELIHOODS[config.model.likelihood].support != "binary"
+    columns = asked(vae, data.test)
+    found = estimate(vae, columns, how, config.train.seed, progress) if has_bound(vae) else None
+    density = gives_density(vae, columns)
     dims = None if density else math.prod(data.data_shape)
+    known = {"num_data": len(columns)} if found is None else figures_of(found.summary(), dims)
     figures = {
-        "test": {**figures_of(found.summary(), dims), "active_units": active_units(vae, data.test.x)},
+        "test": {**known, "active_units": active_units(vae, columns), **scores(vae, data.test, config.train.seed)},
         "validation": {"elbo": _validation_figure(history)},
         "units": "nats per datum",
         "density": density,
@@ -163,7 +169,10 @@ def bracket_table(found: dict[str, Any], spent: str) -> str:
 
 def table(summary: dict[str, Any]) -> str:
     """The test figures of a summary as a short table for the terminal."""
-    return figures_table(summary["test"], "Test set", summary["density"])
+    test = summary["test"]
+    if "log_px" in test:
+        return figures_table(test, "Test set", summary["density"])
+    return "\n".join([f"Test set: {test['num_data']:,} images", *score_rows(test)])
 
 
 def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | None = None) -> str:
@@ -186,7 +195,7 @@ def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | N
         "; ".join(_others(test)),
         f"with probability 95 %, mean log p(x) of these images is above {px['lower_bound_95']:.3f}",
     ]
-    return "\n".join([*rows, _verdict(test["num_data"], px)])
+    return "\n".join([*rows, _verdict(test["num_data"], px), *score_rows(test)])
 
 
 def _spent(px: dict[str, Any], num_data: int) -> str:

@@ -238,8 +238,9 @@ def _without(argv: Sequence[str], flag: str) -> list[str]:
 
 
 def _run_name(config: Config) -> str:
-    data = config.data.dataset
-    return f"{data if data in NAMED else Path(data).stem}-{config.train.elbo}"
+    data, model = config.data.dataset, config.model.model.rpartition(":")[2]
+    words = [data if data in NAMED else Path(data).stem, *([] if model == "vae" else [model]), config.train.elbo]
+    return "-".join(words)
 
 
 def _shared_directory(prepared: pipeline.Prepared, options: Options, within: ExitStack) -> RunDirectory:

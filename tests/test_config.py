@@ -20,8 +20,20 @@ CHANGED = Config(
         val_size=0,
         binarize="static",
         data_seed=3,
+        labels=100,
+        label_seed=2,
     ),
-    ModelConfig("normal", latent_dim=5, hidden=(7, 3), activation="relu"),
+    ModelConfig(
+        "normal",
+        latent_dim=5,
+        hidden=(7, 3),
+        activation="relu",
+        model="package.module:Model",
+        encoder="package.nets:Encoder",
+        decoder="package.nets:Decoder",
+        num_classes=7,
+        model_options=("noise=0.5",),
+    ),
     TrainConfig(
         elbo="mean-field",
         num_particles=2,
@@ -32,6 +44,7 @@ CHANGED = Config(
         partitions=7,
         epochs=9,
         batch_size=11,
+        labelled_per_batch=5,
         optimizer="sgd",
         lr=0.5,
         lr_schedule="cosine",
@@ -47,9 +60,10 @@ CHANGED = Config(
         anneal="linear:0:10",
         seed=8,
         compile=True,
+        check_every=50,
         precision="bf16",
     ),
-    EvaluateConfig(num_samples=77),
+    EvaluateConfig(num_samples=77, compile_draws=False),
 )
 
 
@@ -66,6 +80,7 @@ def test_round_trip_through_json(config):
     back = Config.from_dict(json.loads(json.dumps(config.to_dict())))
     assert back == config
     assert isinstance(back.model.hidden, tuple)
+    assert isinstance(back.model.model_options, tuple)
 
 
 def test_a_section_left_out_has_its_defaults():
@@ -134,6 +149,8 @@ def test_a_configuration_is_frozen():
         ("train", "elbo", None, "text"),
         ("model", "hidden", [3, "4"], "a list of whole numbers"),
         ("model", "hidden", 3, "a list of whole numbers"),
+        ("model", "model_options", [3], "a list of texts"),
+        ("model", "model", None, "text"),
         ("data", "val_size", "some", "a whole number or null"),
     ],
 )

@@ -16,7 +16,7 @@ from pyro_vae.data import Data
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.history import History, Row
 from pyro_vae.inference.registry import elbo as make_elbo
-from pyro_vae.inference.training import FitOptions, Training, never
+from pyro_vae.inference.training import FitOptions, Training, epoch_order, never
 from pyro_vae.models.protocol import Given, as_data, check_columns, check_model
 from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Schedule
@@ -186,7 +186,7 @@ def compiling_of(
             return False, "steps not compiled, as before"
         reason = compiling.obstacle()
         return reason is None, "steps compiled, as before" if reason is None else f"steps not compiled: {reason}"
-    steps = options.epochs * math.ceil(len(data.train.x) / options.batch_size)
+    steps = options.epochs * math.ceil(epoch_order(model, data, options).total / options.batch_size)
     return compiling.choose(asked, steps, _flops(model, options.batch_size, objective), device)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae import parallel
 from pyro_vae.data import Batches, Columns, Data, Split, Stored
-from pyro_vae.data.orders import order_of
+from pyro_vae.data.orders import Order, order_of
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.exchange import Exchange
 from pyro_vae.inference.history import History, Progress, Row
@@ -36,6 +36,16 @@ class Paused(Exception):
 def never() -> bool:
     """No one asks to stop."""
     return False
+
+
+def epoch_order(model: Any, data: Data, options: FitOptions) -> Order:
+    """The order in which a model is given its training data; see :func:`pyro_vae.data.orders.order_of`.
+
+    Raises:
+        ValueError: If ``labelled_per_batch`` does not suit the labels that the model is told.
+    """
+    labels = data.train.y if "y" in takes(model) else None
+    return order_of(labels, len(data.train.x), options.batch_size, options.labelled_per_batch)
 
 
 class Training:
@@ -80,15 +90,15 @@ class Training:
             check_every=options.check_every,
             precision=options.precision,
         )
-        self.batches = self._batches()
+        self.batches = Batches(
+            told(model, data.train),
+            options.batch_size,
+            data.redraw,
+            options.num_workers,
+            world=parallel.world(),
+            order=epoch_order(model, data, options),
+        )
         self.steps_per_epoch = len(self.batches)
-
-    def _batches(self) -> Batches:
-        train, options = self.data.train, self.options
-        labels = train.y if "y" in takes(self.model) else None
-        order = order_of(labels, len(train.x), options.batch_size, options.labelled_per_batch)
-        columns, redraw = told(self.model, train), self.data.redraw
-        return Batches(columns, options.batch_size, redraw, options.num_workers, world=parallel.world(), order=order)
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after this epoch."""

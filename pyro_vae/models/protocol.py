@@ -9,19 +9,24 @@ The protocol, of the package's own models and a user's alike:
 - ``has_bound`` is False where what it maximizes bounds no log p(x), ``objective`` names the objective that it wants where the
   user names none, ``num_classes`` says how many labels it knows.
 - Where they are there, ``classify(x)``, ``log_px(x)``, ``encode(x)``, ``decode(z)``, ``sample(n)``, ``reconstruct(x)`` and
-  ``center_output(mean, scale)`` are used. A model with ``classify`` finds labels by itself: it is told those of the training
-  data, and validated and evaluated without.
+  ``center_output(mean, scale)`` are used; ``log_px``, ``encode`` and ``reconstruct`` may take the other columns too.
+- A model with ``classify`` finds labels by itself: it is told those of the training data, and validated and evaluated without.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import pyro
+import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.data import Columns, Data, Split, Stored
 from pyro_vae.data.labels import check_labels
+from pyro_vae.randomness import own_randomness
 
 #: The columns of the data.
 COLUMNS = ("x", "y")
@@ -53,6 +58,14 @@ def told(model: Any, split: Split) -> Columns:
 def asked(model: Any, split: Split) -> Columns:
     """What it is validated and evaluated on: without labels, if it finds them by itself."""
     return told(model, split.without_labels() if classifies(model) else split)
+
+
+def of_columns(function: Callable[..., Any], columns: Sequence[Tensor]) -> Any:
+    """A method's value at as many of the columns as it needs: the images alone, or the labels too."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = inspect.signature(function).parameters.values()
+    needed = sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in found)
+    return function(*columns[: max(needed, 1)])
 
 
 def as_data(model: Any, given: Given) -> Data:
@@ -120,6 +133,26 @@ def check_columns(model: Any, data: Data) -> None:
             )
         if "y" in names and split.y is not None:
             check_labels(split.y, getattr(model, "num_classes", None), not classifies(model))
+
+
+def support_of(model: Any) -> str | None:
+    """What the data must be, as the model's likelihood says: ``"binary"``, ``"unit"`` or ``"real"``; None: nothing is said."""
+    return getattr(getattr(model, "likelihood", None), "support", None)
+
+
+@torch.no_grad()
+def gives_density(model: Any, columns: Columns) -> bool:
+    """Whether log p(x) is a log density, not a log probability: whether an observed site is continuous.
+
+    Args:
+        model: The model.
+        columns: What it is evaluated on.
+    """
+    if (support := support_of(model)) is not None:
+        return support != "binary"
+    with own_randomness(0), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        trace = poutine.trace(model.model).get_trace(*columns[:2])
+    return any(not trace.nodes[name]["fn"].support.is_discrete for name in trace.observation_nodes)
 
 
 def _unlike(function: Any, count: int) -> str | None:

@@ -1,0 +1,154 @@
+"""Models by name, the package's own and a user's, and how one is made of what a command line says."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from pyro_vae.lookup import unknown
+from pyro_vae.models.vae import VAE
+
+#: The models of the command line, ``--model NAME``.
+MODELS: dict[str, type[nn.Module]] = {"vae": VAE}
+
+#: What a constructor may take besides options of its own, all by name.
+ARGUMENTS = ("data_shape", "latent_dim", "hidden", "activation", "likelihood", "num_classes", "encoder", "decoder")
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The class of a model.
+
+    Args:
+        name: Of ``MODELS``; or ``MODULE:CLASS``, which is imported from where Python finds modules.
+
+    Raises:
+        ValueError: If there is none, or it is no ``nn.Module`` with ``model``, ``guide`` and a ``data_shape``.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if ":" not in name:
+        raise ValueError(
+            f"{unknown('model', name, MODELS)} Or name a class of your own, such as mypackage.mymodule:MyVAE."
+        )
+    found = imported("model", name)
+    for part in ("model", "guide"):
+        if not callable(getattr(found, part, None)):
+            raise ValueError(
+                f"model {name}: expected a class with Pyro functions model and guide, got one without {part}; write it."
+            )
+    if "data_shape" not in parameters(found):
+        raise ValueError(
+            f"model {name}: expected a constructor that takes data_shape, got {found.__name__}({', '.join(parameters(found))})"
+            "; give it this parameter."
+        )
+    return found
+
+
+def imported(kind: str, path: str) -> type[nn.Module]:
+    """The class at ``MODULE:CLASS``.
+
+    Raises:
+        ValueError: If it cannot be imported, or is no ``nn.Module``.
+    """
+    module, _, name = path.partition(":")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ValueError(f"{kind}: expected MODULE:CLASS such as mypackage.nets:MyEncoder, got {path!r}.")
+    try:
+        found: Any = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{kind} {path}: expected a module that Python finds, got none called {error.name}; start from the folder that "
+            "holds it, or set PYTHONPATH."
+        ) from None
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{kind} {path}: importing {module} failed ({type(error).__name__}: {line}); mend it."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        got = "none" if found is None else f"{type(found).__name__} {name}"
+        raise ValueError(f"{kind} {path}: expected a class that is a torch.nn.Module in {module}, got {got}.")
+    return found
+
+
+def parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The parameters of a class's constructor, by name."""
+    return dict(inspect.signature(cls).parameters)
+
+
+def options_of(cls: type[nn.Module]) -> list[str]:
+    """The options of its own that a constructor takes."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [name for name, p in parameters(cls).items() if name not in ARGUMENTS and p.kind not in kinds]
+
+
+def default_of(cls: type[nn.Module], name: str) -> Any:
+    """What a constructor takes where a parameter is not given; None where it has none such."""
+    found = parameters(cls).get(name)
+    return None if found is None or found.default is inspect.Parameter.empty else found.default
+
+
+def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -> nn.Module:
+    """Make a model.
+
+    Args:
+        name: See :func:`model_class`.
+        arguments: Of ``ARGUMENTS``; those that the constructor does not take are left out. ``encoder`` and ``decoder`` are
+            ``MODULE:CLASS``, classes that are made as ``networks.MLP`` is.
+        options: ``NAME=VALUE``, for what the constructor takes besides; values are read as Python's, else as text.
+
+    Raises:
+        ValueError: If a class cannot be had, an option is unknown or not of this form, or the constructor refuses a value.
+    """
+    cls = model_class(name)
+    taken = parameters(cls)
+    given = {key: value for key, value in arguments.items() if key in taken}
+    for part in ("encoder", "decoder"):
+        if given.get(part) is not None:
+            given[part] = imported(part, given[part])
+    given |= read_options(name, cls, options)
+    if missing := [key for key, p in taken.items() if _needed(p) and key not in given]:
+        raise ValueError(
+            f"model {name}: expected a value for {missing[0]}, which its constructor needs, got none; pass --model-options "
+            f"{missing[0]}=VALUE, or give it a default."
+        )
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise ValueError(f"model {name}: expected arguments of the right kinds, got others ({error}).") from error
+
+
+def _needed(parameter: inspect.Parameter) -> bool:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and parameter.kind not in kinds
+
+
+def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` words as keyword arguments of a constructor.
+
+    Raises:
+        ValueError: If one has another form, comes twice, or names no option of the class.
+    """
+    known, found = options_of(cls), {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"model_options: expected NAME=VALUE, got {word!r}; separate several by spaces.")
+        if key not in known:
+            if not known:
+                raise ValueError(
+                    f"model_options: expected none with --model {name}, which takes none, got {word!r}; drop it."
+                )
+            raise unknown(f"option of --model {name}", key, known)
+        if key in found:
+            raise ValueError(f"model_options: expected {key} once, got it twice; drop one.")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
