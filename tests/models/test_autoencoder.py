@@ -37,7 +37,7 @@ def test_a_linear_one_spans_the_subspace_of_pca():
     autoencoder = Autoencoder((6,), 2, ())
     autoencoder.center_output(x.mean(0))
     pv.fit(
-        autoencoder, x, epochs=500, batch_size=128, lr=0.05, lr_schedule="cosine", compile=False, progress=False
+        autoencoder, x, epochs=1000, batch_size=128, lr=0.05, lr_schedule="cosine", compile=False, progress=False
     )  # all data a step: nothing is random
     axes = autoencoder.decoder.head.weight.detach()
     assert float(principal_angles(axes, pca.weight).max()) < 1e-2
@@ -54,7 +54,7 @@ def test_any_code_size(size, error):
     x = data()
     torch.manual_seed(0)
     autoencoder = Autoencoder((6,), size, ())
-    pv.fit(autoencoder, x, epochs=300, batch_size=128, lr=0.03, lr_schedule="cosine", compile=False, progress=False)
+    pv.fit(autoencoder, x, epochs=500, batch_size=128, lr=0.05, lr_schedule="cosine", compile=False, progress=False)
     assert autoencoder.encode(x).mean.shape == (128, size)
     assert error[0] <= float(autoencoder.squared_error(x).mean()) < error[1]
 
