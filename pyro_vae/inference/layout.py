@@ -158,13 +158,15 @@ def check_match(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def check_scales(*traces: Trace) -> None:
-    """Refuse a scale that is neither a plate's N/B nor ``scale_kl``'s.
+    """Refuse a scale that is neither a plate's N/B nor ``scale_kl``'s, save on a training term, which enters no weight.
 
     Raises:
         ValueError: If a site carries another factor.
     """
     for trace in traces:
         for name, site in sample_sites(trace):
+            if is_auxiliary_loss(site):
+                continue
             known: Any = 1.0
             for frame in site["cond_indep_stack"]:
                 known = known * frame.full_size / frame.size

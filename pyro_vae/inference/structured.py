@@ -189,7 +189,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
                 _refuse_masked(model_trace, guide_trace)
                 raise
             scale = data_scale(Pair(model_trace, guide_trace), sums.layout)
-            loss = -(scale * sums.mean(sums.likelihood + sums.tempered).mean(0)).sum() - sums.extra
+            loss = -(scale * sums.mean(sums.likelihood + sums.tempered) + sums.mean(sums.extra)).mean(0).sum()
             likelihood, ratio = (sums.mean(part).detach().mean(0).sum() for part in (sums.likelihood, sums.ratio))
             parts.append((loss, -likelihood, -ratio))
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
@@ -246,7 +246,7 @@ class _Sums:
         likelihood: log p(x|...), with the sites enumerated in the model summed out.
         ratio: log p - log q of the other latent sites.
         tempered: The same under the weights of ``scale_kl``.
-        extra: Sum of the sites marked ``auxiliary_loss``.
+        extra: Of the sites marked ``auxiliary_loss``, with all their scales.
     """
 
     def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int, plate: str | None = None) -> None:
@@ -266,7 +266,7 @@ class _Sums:
             )
         self.axes = list(inside.values())
         zero = _zero(model_trace)
-        self.extra: Any = zero.sum()
+        self.extra: Any = zero
         self.likelihood: Any = zero
         self.ratio: Any = zero
         self.tempered: Any = zero
@@ -274,7 +274,7 @@ class _Sums:
         self._add_model(model_trace, guide_trace, summed)
         for name, site in sample_sites(guide_trace):
             if is_auxiliary_loss(site):
-                self.extra = self.extra - site["log_prob_sum"]
+                self.extra = self.extra - self._training_term(name, site)
                 continue
             if site["is_observed"]:  # what the guide observes it does not draw
                 continue
@@ -287,7 +287,7 @@ class _Sums:
         joint: Any = None
         for name, site in sample_sites(model_trace):
             if is_auxiliary_loss(site):
-                self.extra = self.extra + site["log_prob_sum"]
+                self.extra = self.extra + self._training_term(name, site)
                 continue
             plain, tempered = self._both(site)
             if any(plain.dim() >= -axis and plain.shape[axis] > 1 for axis in summed.values()):
@@ -328,6 +328,15 @@ class _Sums:
                 "Pyro's own terms, but no bound for each datum."
             )
         return int(infer["_enumerate_dim"]) + self.nesting - 2
+
+    def _training_term(self, name: str, site: Site) -> Tensor:
+        """A site marked ``auxiliary_loss``: its mean over draws and values counts, as that of any other term."""
+        if self.layout.plate not in plates_of(site):
+            raise NotSimpleError(
+                f"enum: expected training terms in the data plate, got {name!r} outside; the loss can be had, by Pyro's "
+                "contraction, but no bound for each datum."
+            )
+        return self._per_datum(site["log_prob"])
 
     def _both(self, site: Site) -> tuple[Tensor, Tensor]:
         """A site's log-probability in the shape ``(E..., K, B)``, without and with its weights of the KL."""

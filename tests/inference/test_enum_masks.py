@@ -106,3 +106,29 @@ def test_where_pyro_would_count_each_value_a_mask_is_refused():
 
     with pytest.raises(ValueError, match="enumerated site 'y': expected no mask beside"):
         elbo("enum", max_plate_nesting=1).loss(program(True), program(False), X)
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_a_training_term_is_a_mean_over_values_and_draws(particles):
+    """It depends on y, which is summed over, and has a weight of its own; no bound has it."""
+
+    weights = torch.tensor([0.3, 0.2, 0.9], dtype=torch.float64)
+
+    def training(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(PRIOR))
+            pyro.sample("x", dist.Normal(LOCS[y], 1.0), obs=x)
+            with poutine.scale(scale=2.5):
+                pyro.sample(
+                    "term", dist.Bernoulli(weights[y]), obs=torch.ones(5).double(), infer={"auxiliary_loss": True}
+                )
+
+    def drawn(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=log_q()), infer=PARALLEL)
+
+    objective = elbo("enum", max_plate_nesting=1, num_particles=particles, vectorize_particles=True)
+    bound = (log_q().exp() * (PRIOR.log() + dist.Normal(LOCS, 1.0).log_prob(X[:, None]) - log_q())).sum()
+    term = 2.5 * (log_q().exp() * weights.log()).sum()
+    torch.testing.assert_close(-objective.differentiable_loss(training, drawn, X), bound + term)
+    torch.testing.assert_close(objective.bound(training, drawn, X).sum(), bound)

@@ -1,0 +1,188 @@
+"""The conditional VAE, and what all models with an image that depends on a label have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor, nn
+
+from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
+from pyro_vae.models.base import Model, mean_image, part
+from pyro_vae.models.labels import check_classes
+from pyro_vae.models.vae import VAE
+from pyro_vae.networks.joined import Joined
+
+#: A network of several inputs: a module; or what makes one as ``networks.joined.Joined`` is made; or None, for that itself.
+JoinedNetwork = nn.Module | Callable[[Sequence[Sequence[int]], Sequence[int], Sequence[int], str], nn.Module] | None
+
+
+def joined(
+    given: JoinedNetwork,
+    in_shapes: Sequence[Sequence[int]],
+    out_shape: Sequence[int],
+    hidden: Sequence[int],
+    activation: str,
+) -> nn.Module:
+    """A network of several inputs: the perceptron, the module that is given, or one that it makes."""
+    if isinstance(given, nn.Module):
+        return given
+    return (given or Joined)(in_shapes, out_shape, hidden, activation)
+
+
+class LabelledModel(Model):
+    r"""What models with :math:`p(z)\, p(x|z, y)` and :math:`q(z|x, y)` have in common; y is a label or a vector.
+
+    Args:
+        data_shape: Shape of one datum, such as ``(1, 28, 28)``.
+        latent_dim: Z, the size of the latent vector.
+        hidden: Widths of the hidden layers of the encoder; the decoder has them in reverse.
+        activation: Name of the activation, see ``networks.ACTIVATIONS``.
+        num_classes: C, the number of labels, or the size of a vector.
+        likelihood: See :class:`VAE`.
+        posterior: See :class:`VAE`.
+        prior: See :class:`VAE`.
+        encoder: Module of an image and a label, shapes ``(..., *data_shape)`` and ``(..., C)``, to ``(..., num_params)``, or
+            what makes one, see ``JoinedNetwork``.
+        decoder: Module of latent vectors and a label, shapes ``(..., Z)`` and ``(..., C)``, to ``(..., *data_shape)``,
+            likewise.
+
+    Raises:
+        ValueError: If a size is below 1, ``num_classes`` is missing, or a name is unknown.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("x", "y")
+    one_hot: Tensor
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "tanh",
+        *,
+        num_classes: int | None = None,
+        likelihood: str | nn.Module = "bernoulli",
+        posterior: str | nn.Module = "normal",
+        prior: str | nn.Module = "normal",
+        encoder: JoinedNetwork = None,
+        decoder: JoinedNetwork = None,
+    ) -> None:
+        super().__init__(data_shape, latent_dim)
+        self.num_classes = check_classes(num_classes, type(self).__name__)
+        self.likelihood = part("likelihood", likelihood, LIKELIHOODS, self.data_shape)
+        self.posterior = part("posterior", posterior, POSTERIORS, latent_dim)
+        self.prior = part("prior", prior, PRIORS, latent_dim)
+        label, num_params = (self.num_classes,), (self.posterior.num_params,)
+        self.encoder = joined(encoder, (self.data_shape, label), num_params, hidden, activation)
+        self.decoder = joined(decoder, ((latent_dim,), label), self.data_shape, hidden[::-1], activation)
+        self.register_buffer("one_hot", torch.eye(self.num_classes), persistent=False)
+
+    center_output = VAE.center_output
+
+    def encode(self, x: Tensor, y: Tensor) -> TorchDistributionMixin:
+        """q(z|x, y): data of shape ``(..., *data_shape)`` with labels to a distribution with event shape ``(Z,)``.
+
+        Args:
+            x: Data, shape ``(..., *data_shape)``.
+            y: Labels, int64, shape ``(...,)``, or vectors, shape ``(..., C)``.
+        """
+        return self.posterior(self.encoder(self._checked(x), self.vector(y)))
+
+    def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
+        """p(x|z, y): latent vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``data_shape``."""
+        return self.likelihood(self.decoder(z, self.vector(y)))
+
+    def vector(self, y: Tensor) -> Tensor:
+        """Labels as one-hot vectors, shape ``(..., C)``; vectors, which are of floating point, as they are.
+
+        Raises:
+            ValueError: If a label is unknown (under Pyro's validation), or a vector has another size.
+        """
+        if not y.is_floating_point():
+            if is_validation_enabled() and bool((y < 0).any()):
+                raise ValueError(
+                    "y: expected the label of each datum, got -1; drop data without, or take a model such as m2."
+                )
+            return self.one_hot[y]
+        if y.shape[-1:] != (self.num_classes,):
+            raise ValueError(
+                f"y: expected labels, int64, or vectors of {self.num_classes}, got shape {tuple(y.shape)}."
+            )
+        return y
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, y: Tensor | int | None = None) -> Tensor:
+        """Draws x ~ p(x|z, y) with z ~ p(z).
+
+        Args:
+            num_samples: How many.
+            y: A label for all, or one for each, shape ``(num_samples,)``, or a vector for each; None: each class in turn.
+
+        Returns:
+            Shape ``(num_samples, *data_shape)``.
+
+        Raises:
+            ValueError: If ``num_samples`` is below 1.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
+        turns = torch.arange(num_samples, device=self.one_hot.device)
+        label = turns % self.num_classes if y is None else torch.full_like(turns, y) if isinstance(y, int) else y
+        return self.decode(self.prior().sample((num_samples,)), label).sample()
+
+    @torch.no_grad()
+    def analogies(self, x: Tensor, y: Tensor) -> Tensor:
+        """The style of each datum with every label: mean images at the mean of q(z|x, y), each class in place of y.
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``.
+            y: Their labels, shape ``(B,)``.
+
+        Returns:
+            Shape ``(B, C, *data_shape)``.
+        """
+        z = self.encode(x, y).mean
+        return mean_image(self.decode(z[:, None], self.one_hot))
+
+
+class Conditional(LabelledModel):
+    r"""The conditional VAE: :math:`p(z)\, p(x|z, y)` with the guide :math:`q(z|x, y)`; y is given, and not modelled.
+
+    Its evidence is log p(x|y). Plate ``"data"``, sites ``"z"`` and ``"x"``. Arguments: see :class:`LabelledModel`.
+
+    References:
+        Sohn, Lee, Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", 2015, with a
+        prior that does not depend on y; Kingma et al., "Semi-Supervised Learning with Deep Generative Models", 2014.
+    """
+
+    def model(self, x: Tensor, y: Tensor) -> Tensor:
+        """The generative model p(z) p(x|z, y).
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``.
+            y: Labels, shape ``(B,)``, int64, or vectors, shape ``(B, C)``.
+
+        Returns:
+            The latent vectors, shape ``(B, Z)``.
+        """
+        self._register("prior", "decoder", "likelihood")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.decode(z, y), obs=x)
+        return z
+
+    def guide(self, x: Tensor, y: Tensor) -> Tensor:
+        """The amortized posterior q(z|x, y); see :meth:`model`."""
+        self._register("encoder", "posterior")
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.encode(x, y))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean image E[x'|z, y] at one draw z ~ q(z|x, y), shape ``(B, *data_shape)``."""
+        return mean_image(self.decode(self.encode(x, y).sample(), y))
