@@ -19,7 +19,9 @@ _NAMES = {
     "Coverage": "calibration",
     "Difference": "comparison",
     "Estimate": "estimate",
+    "FactorVAEScore": "disentanglement",
     "Gaps": "gap_decomposition",
+    "InformationGap": "disentanglement",
     "PredictiveChecks": "predictive",
     "Refined": "refined",
     "Simulated": "simulated",
@@ -33,9 +35,11 @@ _NAMES = {
     "compare": "comparison",
     "dequantize": "bits",
     "equal_weights": "diagnostics",
+    "factor_vae_score": "disentanglement",
     "gaps": "gap_decomposition",
     "importance_sampling": "importance",
     "kl_per_unit": "diagnostics",
+    "mutual_information_gap": "disentanglement",
     "pareto_k": "diagnostics",
     "pareto_k_threshold": "diagnostics",
     "predictive_checks": "predictive",
@@ -56,6 +60,12 @@ if TYPE_CHECKING:
     from pyro_vae.evidence.captured_path import CapturedPath
     from pyro_vae.evidence.comparison import Comparison, Difference, compare
     from pyro_vae.evidence.diagnostics import active_units, equal_weights, kl_per_unit, pareto_k, pareto_k_threshold
+    from pyro_vae.evidence.disentanglement import (
+        FactorVAEScore,
+        InformationGap,
+        factor_vae_score,
+        mutual_information_gap,
+    )
     from pyro_vae.evidence.estimate import Estimate, Summary
     from pyro_vae.evidence.gap_decomposition import Gaps, gaps
     from pyro_vae.evidence.importance import importance_sampling, prior_sampling
@@ -75,7 +85,9 @@ __all__ = [
     "Coverage",
     "Difference",
     "Estimate",
+    "FactorVAEScore",
     "Gaps",
+    "InformationGap",
     "PredictiveChecks",
     "Refined",
     "Simulated",
@@ -89,9 +101,11 @@ __all__ = [
     "compare",
     "dequantize",
     "equal_weights",
+    "factor_vae_score",
     "gaps",
     "importance_sampling",
     "kl_per_unit",
+    "mutual_information_gap",
     "pareto_k",
     "pareto_k_threshold",
     "predictive_checks",

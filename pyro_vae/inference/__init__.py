@@ -9,6 +9,7 @@ from pyro_vae.inference.path_gradient import STL, DReG
 from pyro_vae.inference.registry import OBJECTIVES, elbo
 from pyro_vae.inference.structured import TraceEnumELBO, TraceGraphELBO
 from pyro_vae.inference.svi import SVI
+from pyro_vae.inference.total_correlation import TotalCorrelation, batch_weights
 from pyro_vae.inference.training import LR_SCHEDULES, OPTIMIZERS, FitOptions, History, Training
 from pyro_vae.inference.weighted import IWAE, VIMCO, Renyi
 from pyro_vae.inference.weights import WeightTerms, log_weights
@@ -36,12 +37,14 @@ __all__ = [
     "Renyi",
     "TargetRate",
     "Terms",
+    "TotalCorrelation",
     "TraceELBO",
     "TraceEnumELBO",
     "TraceGraphELBO",
     "TraceMeanFieldELBO",
     "Training",
     "WeightTerms",
+    "batch_weights",
     "early_stopping",
     "elbo",
     "fit",

@@ -1,0 +1,139 @@
+"""Do latent units find the factors of `shapes`? MIG and FactorVAE score by the weight of the KL: a table and pictures.
+
+One network, 1024-256-256-10 and back, on 20,000 binary images of 32 x 32; scores of 4,000 others, by their q(z|x) (MIG) and
+its means (FactorVAE score); the mean over seeds with its standard error, and what the models are as such: ELBO, rate and
+total correlation of the test data. A run that is there is read, not repeated.
+
+    python benchmarks/disentangling.py [--epochs 40] [--seeds 3] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+import pyro_vae as pv
+from pyro_vae.data import Data, shapes
+from pyro_vae.evidence.aggregate import aggregate_posterior
+from pyro_vae.evidence.disentanglement import InformationGap, factor_vae_score, mutual_information_gap
+from pyro_vae.inference.total_correlation import TotalCorrelation
+from pyro_vae.report.encoded import encode
+from pyro_vae.report.factors import units_by_factors
+from pyro_vae.report.pictures import write_figure
+from pyro_vae.report.units import traversals
+
+#: Title to the weight of the whole KL and that of the total correlation.
+SETTINGS = {"beta 1": (1.0, 1.0), "beta 4": (4.0, 1.0), "beta 8": (8.0, 1.0), "tcvae 6": (1.0, 6.0)}
+COLUMNS = ("mig", "factor_vae", "elbo", "rate", "total_correlation")
+
+
+def vae(seed: int) -> pv.VAE:
+    torch.manual_seed(seed)
+    return pv.VAE((1, 32, 32), 10, (256, 256), "relu")
+
+
+def trained(title: str, seed: int, data: Data, options: argparse.Namespace) -> pv.VAE:
+    """The model of one run, trained if it is not there."""
+    model = vae(seed)
+    file = options.out / f"{title.replace(' ', '-')}-{options.epochs}-{seed}.pt"
+    if file.exists():
+        model.load_state_dict(torch.load(file, weights_only=True))
+        return model.eval()
+    model.center_output(*data.moments())
+    beta, weight = SETTINGS[title]
+    objective: Any = pv.elbo("mean-field", max_plate_nesting=1)
+    if weight != 1:
+        objective = TotalCorrelation(objective, weight, num_data=len(data.train.x))
+    steps = options.epochs * math.ceil(len(data.train.x) / options.batch_size)
+    pv.fit(
+        model,
+        data,
+        elbo=objective,
+        beta=pv.schedules.linear(0.0, beta, steps=steps // 10),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=1e-3,
+        lr_schedule="cosine",
+        seed=seed,
+        progress=False,
+        compile=False,
+    )
+    torch.save(model.state_dict(), file)
+    return model
+
+
+@torch.no_grad()
+def scores(model: pv.VAE, data: Data) -> tuple[dict[str, float], InformationGap]:
+    """The figures of one model, on the test data."""
+    x, factors = data.test.x, shapes.factors("test")
+    q = model.encode(x)
+    gap = mutual_information_gap(q, factors, seed=0)
+    pyro.set_rng_seed(0)
+    elbo = pv.elbo("mean-field", max_plate_nesting=1).bound(model.model, model.guide, x).mean()
+    whole = aggregate_posterior(model.model, model.guide, x, num_samples=4000, seed=0)
+    found = {
+        "mig": gap.value,
+        "factor_vae": factor_vae_score(q.mean, factors, seed=0).value,
+        "elbo": float(elbo),
+        "rate": whole.rate,
+        "total_correlation": whole.total_correlation,
+    }
+    return found, gap
+
+
+def row(title: str, found: list[dict[str, float]]) -> str:
+    cells = []
+    for name in COLUMNS:
+        values = [one[name] for one in found]
+        error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.2f}{error}")
+    return f"| `{title}` | " + " | ".join(cells) + " |"
+
+
+def pictures(title: str, model: pv.VAE, data: Data, out: Path) -> None:
+    torch.manual_seed(0)
+    encoded = encode(model, data.test)
+    if encoded.unit_kl is not None:
+        write_figure(
+            out / f"traversals-{title.replace(' ', '-')}.png", traversals(model, data.test, encoded.unit_kl, "test")
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to run")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/disentangling"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    data = pv.data.load("shapes", mode="threshold")
+    found: dict[str, list[dict[str, float]]] = {title: [] for title in options.only}
+    gaps: dict[str, InformationGap] = {}
+    for seed in range(options.seeds):
+        for title in options.only:
+            model = trained(title, seed, data, options)
+            figures, gap = scores(model, data)
+            found[title].append(figures)
+            if seed == 0:
+                gaps[title] = gap
+                with torch.no_grad():
+                    pictures(title, model, data, options.out)
+    (options.out / "scores.json").write_text(json.dumps(found, indent=1))
+    write_figure(options.out / "factors.png", units_by_factors(gaps, [*shapes.FACTORS]))
+    print("| model | MIG | FactorVAE score | ELBO, nats | rate, nats | total correlation, nats |")
+    print("|---|---|---|---|---|---|")
+    for title in options.only:
+        print(row(title, found[title]))
+
+
+if __name__ == "__main__":
+    main()
