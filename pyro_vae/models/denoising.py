@@ -74,7 +74,8 @@ class DenoisingVAE(VAE):
 
     The noise enters the encoder alone, so that this is a bound on the clean data: that of one proposal, averaged over
     proposals. In ``eval()`` mode nothing is added, as with dropout: the guide is q(z|x), of what it is given, and
-    :func:`denoise` takes data that are noisy already.
+    :func:`denoise` takes data that are noisy already. Objectives that run the guide twice for one draw (``stl``, ``dreg``)
+    refuse it.
 
     Args:
         data_shape: Shape of one datum.

@@ -89,7 +89,8 @@ def test_the_projects_own_run_does_not_collect_the_example():
     assert 'testpaths = ["tests"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_selftest_catches_a_fault_of_each_law(capsys):
+def test_selftest_catches_a_fault_of_each_law(capsys, monkeypatch):
+    monkeypatch.setattr(selftest, "_figures", lambda samples, seed: 0)  # see test_yardstick.py
     assert selftest.main(["--samples", "300"]) == 0
     out = capsys.readouterr().out
     assert "10 of 10 as they should" in out
@@ -97,6 +98,7 @@ def test_selftest_catches_a_fault_of_each_law(capsys):
 
 
 def test_selftest_says_when_the_checks_see_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(selftest, "_figures", lambda samples, seed: 0)
     monkeypatch.setattr("pyro_vae.testing.selftest.check_elbo_bounds", lambda *_, **__: None)
     assert selftest.main([]) == 1
     out = capsys.readouterr().out

@@ -1,0 +1,263 @@
+"""Fill what is covered: the posterior of a VAE given some of the pixels, and an encoder that is trained for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_vae.lookup import lookup
+from pyro_vae.models.base import Network, mean_image, network
+from pyro_vae.models.vae import VAE
+from pyro_vae.registration import register
+
+
+def seen(p: TorchDistributionMixin, visible: Tensor) -> TorchDistributionMixin:
+    r"""The likelihood of the visible pixels alone, :math:`\log p(x_V|z) = \sum_{d \in V} \log p(x_d|z)`.
+
+    The pixels' own distribution is masked before they are summed; a mask around the whole site would have to be of its
+    batch shape.
+
+    Args:
+        p: p(x|z) of independent pixels, batch shape ``(..., B)``, event shape ``data_shape``.
+        visible: Which are visible, bool, shape that broadcasts to ``(B, *data_shape)``.
+
+    Returns:
+        A distribution of the same shape, whose log-probability leaves the hidden pixels out.
+
+    Raises:
+        ValueError: If the pixels are not independent given z.
+    """
+    base, event_dim = p, len(p.event_shape)
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if base.event_shape:
+        raise ValueError(
+            f"likelihood: expected independent pixels, of which some can be left out, got {type(base).__name__} of event shape "
+            f"{tuple(base.event_shape)}; use one of distributions.LIKELIHOODS."
+        )
+    return base.mask(visible).to_event(event_dim)
+
+
+def check_visible(visible: Tensor, x: Tensor, data_shape: Sequence[int]) -> Tensor:
+    """A mask as bool, of the shape of the data.
+
+    Raises:
+        ValueError: If it has another shape, or other values than 0 and 1.
+    """
+    if tuple(visible.shape) not in (tuple(data_shape), tuple(x.shape)):
+        raise ValueError(
+            f"visible: expected a mask of shape {tuple(data_shape)}, or one for each datum, {tuple(x.shape)}, got "
+            f"{tuple(visible.shape)}; True where a pixel is seen."
+        )
+    if visible.dtype != torch.bool and not bool(((visible == 0) | (visible == 1)).all()):
+        raise ValueError("visible: expected True and False, or 1 and 0, got other values; True where a pixel is seen.")
+    return visible.to(device=x.device, dtype=torch.bool).expand(x.shape)
+
+
+class Partial:
+    r"""A trained model and its guide, of data of which some pixels are hidden.
+
+    .. math:: p(z) \textstyle\prod_{d \in V} p(x_d|z)
+
+    Both functions take ``(x, visible)``, and every estimator of ``evidence`` takes them: their log p(x) is
+    :math:`\log p(x_V)`. Where the model has an ``encode(x, visible)`` of its own, such as :class:`InpaintingVAE`, the guide
+    is that; else the encoder sees the hidden pixels filled by the mean of the model's samples, a start that
+    ``evidence.refine`` improves.
+
+    Args:
+        vae: A model with ``prior``, ``encode`` and ``decode``, whose pixels are independent given z.
+        num_samples: Samples of the model for that mean.
+    """
+
+    def __init__(self, vae: Any, num_samples: int = 256) -> None:
+        self.vae = vae
+        self.background: Tensor | None = None
+        if not isinstance(vae, InpaintingVAE):
+            with torch.no_grad():
+                self.background = mean_image(vae.decode(vae.prior().sample((num_samples,)))).mean(0)
+
+    def model(self, x: Tensor, visible: Tensor) -> Tensor:
+        """p(z) and the likelihood of what is visible.
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``; what is hidden may be anything, NaN too.
+            visible: Which pixels are seen, shape ``data_shape`` or ``(B, *data_shape)``.
+        """
+        visible = check_visible(visible, x, self.vae.data_shape)
+        self._register("prior", "decoder", "likelihood")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.vae.prior())
+            pyro.sample("x", seen(self.vae.decode(z), visible), obs=torch.where(visible, x, 0.0))
+        return z
+
+    def guide(self, x: Tensor, visible: Tensor) -> Tensor:
+        """q(z|x_V); see :meth:`model`."""
+        self._register("encoder", "posterior")
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.encode(x, visible))
+
+    def encode(self, x: Tensor, visible: Tensor) -> TorchDistributionMixin:
+        """q(z|x_V), event shape ``(Z,)``; see :meth:`model`."""
+        visible = check_visible(visible, x, self.vae.data_shape)
+        if self.background is None:
+            return self.vae.encode(x, visible)
+        return self.vae.encode(torch.where(visible, x, self.background))
+
+    def _register(self, *parts: str) -> None:
+        for part in parts:
+            if isinstance(module := getattr(self.vae, part, None), nn.Module):
+                register(f"{self.vae.name}.{part}", module)
+
+
+def square(u: Tensor, data_shape: Sequence[int]) -> Tensor:
+    """All but a rectangle of half the height and half the width, whose place the two numbers u say."""
+    height, width = data_shape[-2:]
+    rows, columns = torch.arange(height).to(u), torch.arange(width).to(u)
+    top, left = (u[..., k, None] * (n - n // 2 + 1) // 1 for k, n in enumerate((height, width)))
+    inside_rows = (rows >= top) & (rows < top + height // 2)
+    inside_columns = (columns >= left) & (columns < left + width // 2)
+    return ~(inside_rows[..., :, None] & inside_columns[..., None, :])
+
+
+def half(u: Tensor, data_shape: Sequence[int]) -> Tensor:
+    """One half: upper, lower, left or right, as the number u says."""
+    height, width = data_shape[-2:]
+    row, column = torch.arange(height).to(u)[:, None] < height // 2, torch.arange(width).to(u) < width // 2
+    row, column = row.expand(height, width), column.expand(height, width)
+    return torch.stack([row, ~row, column, ~column])[(u[..., 0] * 4).long().clamp(max=3)]
+
+
+def pixels(u: Tensor, data_shape: Sequence[int]) -> Tensor:
+    """Single pixels, each with a probability that is drawn too."""
+    return (u[..., 1:] < u[..., :1]).unflatten(-1, tuple(data_shape[-2:]))
+
+
+#: Kinds of masks: how many uniform numbers they need, given height and width, and what they make of them.
+MASKS: dict[str, tuple[Callable[[int, int], int], Callable[[Tensor, Sequence[int]], Tensor]]] = {
+    "square": (lambda height, width: 2, square),
+    "half": (lambda height, width: 1, half),
+    "pixels": (lambda height, width: 1 + height * width, pixels),
+}
+
+
+class InpaintingVAE(VAE):
+    r"""A VAE whose encoder sees some of the pixels, and is told which: trained on random masks.
+
+    .. math:: \mathcal L(x) = E_{p(V)} E_{q(z|x_V, V)}[\log p(z) + \log p(x_V|z) - \log q(z|x_V, V)] \le E_{p(V)} \log p(x_V)
+
+    A bound on the visible pixels' likelihood, so that at its optimum q is the posterior of what is seen: the proposal that
+    fills what is not (:func:`pyro_vae.evidence.inpaint`). In training the guide draws a mask for each datum at each call, one
+    for all its particles, and the model scores what it leaves. In ``eval()`` mode everything is visible, and it is a VAE.
+    Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse it.
+
+    Args:
+        data_shape: Shape of one datum, of which the last two dimensions are height and width: ``(..., H, W)``.
+        latent_dim: Z.
+        hidden: See :class:`VAE`.
+        activation: Likewise.
+        likelihood: Likewise, of independent pixels.
+        posterior: Likewise.
+        prior: Likewise.
+        encoder: Network from ``(..., 2 C, H, W)``, the pixels (0 where hidden) above the mask, to ``(..., num_params)``.
+        decoder: See :class:`VAE`.
+        mask: A name from ``MASKS``: what is hidden in training.
+
+    Raises:
+        ValueError: If a size is out of range, a name is unknown, or a datum is no image.
+
+    References:
+        Ivanov, Figurnov, Vetrov, "Variational Autoencoder with Arbitrary Conditioning", 2019; Mattei, Frellsen, "MIWAE:
+        Deep Generative Modelling and Imputation of Incomplete Data Sets", 2019, eq. 4.
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "tanh",
+        *,
+        likelihood: str | nn.Module = "bernoulli",
+        posterior: str | nn.Module = "normal",
+        prior: str | nn.Module = "normal",
+        encoder: Network = None,
+        decoder: Network = None,
+        mask: str = "square",
+    ) -> None:
+        if len(data_shape) < 2 or min(data_shape[-2:]) < 2:
+            raise ValueError(
+                f"data_shape: expected images of at least 2 x 2 pixels, of which a part can be hidden, got {tuple(data_shape)}."
+            )
+        parts: dict[str, Any] = {"likelihood": likelihood, "posterior": posterior, "prior": prior}
+        # The encoder comes after: its size is known when the posterior is.
+        super().__init__(data_shape, latent_dim, hidden, activation, encoder=nn.Identity(), decoder=decoder, **parts)
+        both = (2 * self.data_shape[0], *self.data_shape[1:])
+        self.encoder = network(encoder, both, (self.posterior.num_params,), hidden, activation)
+        count, self.make_mask = lookup("mask", mask, MASKS)
+        self.num_uniform = count(*self.data_shape[-2:])
+        self._drawn = _Drawn()
+
+    def model(self, x: Tensor) -> Tensor:
+        """p(z) p(x_V|z), with the mask V that the guide has drawn for these data, or all pixels; see :meth:`VAE.model`."""
+        self._register("prior", "decoder", "likelihood")
+        visible = self._drawn.of(x) if self.training else None
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.prior())
+            p = self.decode(z)
+            pyro.sample("x", p if visible is None else seen(p, visible), obs=x)
+        return z
+
+    def guide(self, x: Tensor) -> Tensor:
+        """q(z|x_V, V), in training with a new mask V for each datum, else with all pixels; see :meth:`VAE.guide`."""
+        self._register("encoder", "posterior")
+        visible = self._drawn.keep(x, self.draw_mask(x)) if self.training else None
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.encode(x, visible))
+
+    def encode(self, x: Tensor, visible: Tensor | None = None) -> TorchDistributionMixin:
+        """q(z|x_V, V).
+
+        Args:
+            x: Data, shape ``(..., *data_shape)``; what is hidden enters nothing.
+            visible: Which pixels are seen, bool, shape that broadcasts to that of ``x``; None: all.
+
+        Returns:
+            A distribution with event shape ``(Z,)``.
+        """
+        x = self._checked(x)
+        told = torch.ones_like(x) if visible is None else visible.to(x)
+        x, told = torch.broadcast_tensors(x if visible is None else torch.where(visible, x, 0.0), told)
+        return self.posterior(self.encoder(torch.cat([x, told], dim=-len(self.data_shape))))
+
+    def draw_mask(self, x: Tensor) -> Tensor:
+        """A random mask for each datum: bool, of the shape of ``x``, ``(B, *data_shape)``; the same in all channels."""
+        plane = self.make_mask(torch.rand(len(x), self.num_uniform, device=x.device), self.data_shape)
+        missing = len(self.data_shape) - 2
+        return plane.reshape(len(x), *(1,) * missing, *plane.shape[-2:]).expand(x.shape)
+
+
+class _Drawn:
+    """The mask that the guide has drawn, for the model's call with the same data; it goes into no copy and no file."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+        self.visible: Tensor | None = None
+
+    def keep(self, x: Tensor, visible: Tensor) -> Tensor:
+        self.x, self.visible = x, visible
+        return visible
+
+    def of(self, x: Tensor) -> Tensor | None:
+        """The mask of these very data; None, which leaves all pixels in and the bound one on log p(x), of others."""
+        return self.visible if x is self.x else None
+
+    def __deepcopy__(self, memo: Any) -> _Drawn:
+        return _Drawn()
+
+    def __reduce__(self) -> Any:
+        return _Drawn, ()

@@ -1,0 +1,98 @@
+"""Autoencoder against VAE in one figure: the latent planes, a walk through each, and samples of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from torch import Tensor
+
+from pyro_vae.data import Split
+from pyro_vae.report.scatter import PALETTE, classes_of
+from pyro_vae.report.tiles import Array, decoded, like_parameters, pick, pixels
+
+#: Data of a plane; with more, points hide each other.
+MAX_POINTS = 2000
+WALK, SIDE = 8, 6  # images of a walk, and of a side of the samples
+
+
+def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
+    """Models with codes of two numbers, side by side.
+
+    The walk is a straight line between the codes of the same two images in each. Samples are decoded draws of N(0, I), and of
+    a model that has no prior, such as the autoencoder, draws of the normal distribution of its codes.
+
+    Args:
+        models: Name to a model with ``encode``, ``decode`` and ``latent_dim`` 2.
+        split: Images, with or without labels.
+        source: What these data are called.
+
+    Returns:
+        A column for each model.
+
+    Raises:
+        ValueError: If there is no model, or one has another size of code.
+    """
+    for name, model in models.items():
+        if model.latent_dim != 2:
+            raise ValueError(
+                f"models: expected codes of two numbers, got {model.latent_dim} in {name!r}; train it with 2."
+            )
+    if not models:
+        raise ValueError("models: expected at least one, got none; pass some by name.")
+    rows = torch.randperm(len(split.x))[:MAX_POINTS]
+    x, y = split.x[rows], None if split.y is None else split.y[rows]
+    ends = pick(split, 2)
+    figure = Figure(figsize=(3.2 * len(models), 8.4), layout="constrained")
+    grid = figure.add_gridspec(3, len(models), height_ratios=(3.0, 0.55, 3.0))
+    for column, (name, model) in enumerate(models.items()):
+        with torch.no_grad():
+            codes = model.encode(like_parameters(model, x)).mean
+            a, b = model.encode(like_parameters(model, ends)).mean
+            t = torch.linspace(0, 1, WALK).to(a)[:, None]
+            _plane(figure.add_subplot(grid[0, column]), name, codes, torch.stack([a, b]), y)
+            _mosaic(
+                figure, grid[1, column], decoded(model, (1 - t) * a + t * b), WALK, "walk from one cross to the other"
+            )
+            z, words = _draws(model, codes)
+            _mosaic(figure, grid[2, column], decoded(model, z), SIDE, f"samples, z ~ {words}")
+    figure.suptitle(f"Codes of {len(x):,} {source} images, a walk between two of them, and samples")
+    return figure
+
+
+def _plane(axes: Axes, name: str, codes: Tensor, ends: Tensor, y: Tensor | None) -> None:
+    points = codes.cpu().double().numpy()
+    for k, (label, rows) in enumerate(classes_of(y, len(points)).items()):
+        axes.scatter(*points[rows].T, s=5, color=PALETTE[k % len(PALETTE)], linewidths=0, alpha=0.8)
+        if label:
+            style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8}
+            axes.text(
+                *np.median(points[rows], axis=0), label, fontsize=9, weight="bold", ha="center", va="center", bbox=style
+            )
+    axes.plot(*ends.cpu().double().numpy().T, color="black", marker="x", markersize=8, linewidth=1.2)
+    axes.set_title(name)
+    axes.set(xlabel="$z_1$", ylabel="$z_2$")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, columns: int, words: str) -> None:
+    """Images edge to edge, row after row."""
+    axes, shown = figure.add_subplot(place), pixels(images)
+    grid: Array = shown.reshape(-1, columns, *shown.shape[1:])
+    axes.imshow(np.concatenate(np.concatenate(grid, axis=1), axis=1), cmap="gray", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(words, fontsize=9)
+
+
+def _draws(model: Any, codes: Tensor) -> tuple[Tensor, str]:
+    """Codes to decode into samples, shape ``(SIDE * SIDE, 2)``, and where they are from."""
+    if hasattr(model, "prior"):
+        return model.prior().sample((SIDE * SIDE,)), "N(0, I)"
+    normal = torch.distributions.MultivariateNormal(codes.mean(0), torch.cov(codes.T))
+    return normal.sample((SIDE * SIDE,)), "N(mean and covariance of the codes)"

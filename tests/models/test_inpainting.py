@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.evidence.filling import hidden_log_px, inpaint
+from pyro_vae.models.inpainting import MASKS, InpaintingVAE, Partial, seen
+from pyro_vae.models.linear import LinearVAE
+from pyro_vae.testing import check_elbo_bounds
+from tests.oracles import within
+
+VISIBLE = torch.tensor([[True, False, True], [True, False, False]])
+
+
+def linear() -> LinearVAE:
+    torch.manual_seed(3)
+    vae = LinearVAE((2, 3), 2).double().eval()
+    with torch.no_grad():
+        vae.weight.normal_()
+        vae.decoder.head.bias.normal_()
+        vae.likelihood.log_scale.fill_(-0.7)
+    return vae
+
+
+class Exact:
+    """p(x_H, z | x_V) of a linear-Gaussian model, from the joint covariance."""
+
+    def __init__(self, vae: LinearVAE, visible: Tensor) -> None:
+        weight, self.bias = vae.weight.detach(), vae.decoder.head.bias.detach()
+        self.cov = weight @ weight.T + float(vae.scale.detach()) ** 2 * torch.eye(6, dtype=torch.float64)
+        self.weight, self.v, self.h = weight, visible.flatten(), ~visible.flatten()
+
+    def _gain(self, cross: Tensor) -> Tensor:
+        return cross @ torch.linalg.inv(self.cov[self.v][:, self.v])
+
+    def z(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gain = self._gain(self.weight.T[:, self.v])
+        cov = torch.eye(2, dtype=torch.float64) - gain @ self.weight[self.v]
+        return (x.flatten(1) - self.bias)[:, self.v] @ gain.T, cov
+
+    def hidden(self, x: Tensor) -> dist.MultivariateNormal:
+        gain = self._gain(self.cov[self.h][:, self.v])
+        mean = self.bias[self.h] + (x.flatten(1) - self.bias)[:, self.v] @ gain.T
+        return dist.MultivariateNormal(mean, self.cov[self.h][:, self.h] - gain @ self.cov[self.v][:, self.h])
+
+    def log_visible(self, x: Tensor) -> Tensor:
+        return dist.MultivariateNormal(self.bias[self.v], self.cov[self.v][:, self.v]).log_prob(x.flatten(1)[:, self.v])
+
+
+@pytest.mark.parametrize(("method", "num", "steps"), [("importance", 4000, 60), ("hmc", 400, 30)])
+def test_fillings_follow_the_conditional(method, num, steps):
+    vae = linear()
+    x = vae.sample(3)
+    exact = Exact(vae, VISIBLE)
+    given = torch.where(VISIBLE, x, math.nan)
+    found = inpaint(vae, given, VISIBLE, num_fillings=3000, method=method, num_samples=num, num_steps=steps, seed=0)
+    assert torch.equal(found.images[:, :, VISIBLE], x[:, VISIBLE].expand(3000, 3, -1))
+    assert torch.equal(found.mean[:, VISIBLE], x[:, VISIBLE])
+    assert bool((found.spread[:, VISIBLE] == 0).all())
+
+    mean, cov = exact.z(x)
+    ess = found.estimate.ess
+    assert float(ess.min()) > 0.3 * num
+    map_cov = exact.weight[exact.h] @ cov @ exact.weight[exact.h].T
+    wide = map_cov.diagonal().sqrt()
+    assert within(found.mean[:, ~VISIBLE], exact.hidden(x).mean, wide / ess[:, None].sqrt(), 5)
+    assert within(found.spread[:, ~VISIBLE], wide.expand(3, -1), wide / (2 * ess[:, None]).sqrt(), 5)
+
+    draws = 1 / (1 / ess + 1 / 3000)  # resampled from these, and by chance
+    assert within(found.z.mean(0), mean, (cov.diagonal() / draws[:, None]).sqrt(), 5)
+    assert within(found.z.std(0), cov.diagonal().sqrt().expand(3, -1), (cov.diagonal() / 2 / draws[:, None]).sqrt(), 6)
+    assert within(found.estimate.log_px, exact.log_visible(x), found.estimate.std_error + 1e-6, 5)
+
+
+def test_the_likelihood_of_hidden_pixels():
+    vae = linear()
+    x = vae.sample(6)
+    visible = torch.stack([VISIBLE, ~VISIBLE] * 3)
+    exact = [Exact(vae, v).hidden(x[k : k + 1]).log_prob(x[k][~v]) for k, v in enumerate(visible)]
+    found = hidden_log_px(vae, x, visible, num_samples=500, num_steps=60, seed=0)
+    assert float(found.std_error.max()) < 0.1
+    assert within(found.log_px, torch.cat(exact), found.std_error + 1e-6, 5)
+    mean, error = found.mean()
+    assert mean == pytest.approx(float(found.log_px.mean()))
+    assert error == pytest.approx(float(found.std_error.square().sum().sqrt()) / 6)
+
+
+def test_the_masked_likelihood_leaves_out_what_is_hidden():
+    p = dist.Bernoulli(torch.tensor([[0.2, 0.5, 0.9], [0.4, 0.6, 0.7]])).to_event(2)
+    x = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    expected = math.log(0.2) + math.log(0.9) + math.log(0.6)
+    torch.testing.assert_close(seen(p, VISIBLE).log_prob(x), torch.tensor(expected))
+    correlated = dist.MultivariateNormal(torch.zeros(3), torch.eye(3)).expand([2]).to_event(1)
+    with pytest.raises(ValueError, match="likelihood: expected independent pixels"):
+        seen(correlated, VISIBLE)
+
+
+@pytest.mark.parametrize("name", pv.distributions.LIKELIHOODS)
+def test_the_partial_model_passes_the_laws(name):
+    torch.manual_seed(0)
+    vae = pv.VAE((2, 3), 2, (5,), likelihood=name).eval()
+    partial, x = Partial(vae), vae.sample(8)
+    check_elbo_bounds(partial.model, partial.guide, x, VISIBLE.expand(8, 2, 3), num_samples=100)
+    blank = torch.where(VISIBLE, x, math.nan)
+    first, second = (
+        pv.evidence.importance_sampling(partial.model, partial.guide, d, VISIBLE, num_samples=50, seed=0)
+        for d in (x, blank)
+    )
+    torch.testing.assert_close(first.log_px, second.log_px)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks(name):
+    torch.manual_seed(0)
+    vae = InpaintingVAE((2, 6, 5), 2, (4,), mask=name)
+    x = torch.zeros(4000, 2, 6, 5)
+    visible = vae.draw_mask(x)
+    assert visible.shape == x.shape
+    assert torch.equal(visible[:, 0], visible[:, 1])  # a pixel is seen or not, in all its channels
+    hidden = (~visible[:, 0]).sum((1, 2))
+    kinds = len({tuple(v.flatten().tolist()) for v in visible[:, 0]})
+    if name == "square":
+        assert set(hidden.tolist()) == {6}  # 3 x 2
+        assert kinds == 4 * 4
+    elif name == "half":
+        assert set(hidden.tolist()) == {15, 6 * 2, 6 * 3}
+        assert kinds == 4
+    else:
+        share = 1 - visible[:, 0].double().mean((1, 2))
+        assert abs(float(share.mean()) - 0.5) < 4 * math.sqrt((1 / 12 + 1 / 6 / 30) / 4000)
+        assert float(share.min()) < 0.05
+        assert float(share.max()) > 0.95
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_it_passes_every_law(mask):
+    torch.manual_seed(0)
+    vae = InpaintingVAE((1, 2, 3), 2, (5,), likelihood="normal", mask=mask).double().eval()
+    report = check_elbo_bounds(vae.model, vae.guide, torch.randn(10, 1, 2, 3, dtype=torch.float64), num_samples=100)
+    assert report.laws["posterior"] == "held"
+
+
+@pytest.mark.parametrize("elbo", ["trace", "mean-field", "iwae", "miwae"])
+def test_model_and_guide_see_one_mask(elbo):
+    """The bound of a step is that of the partial model under the mask that was drawn."""
+    torch.manual_seed(0)
+    vae = InpaintingVAE((1, 2, 3), 2, (5,), mask="pixels", likelihood="normal").double()
+    x, drawn = torch.randn(500, 1, 2, 3, dtype=torch.float64), []
+    vae.draw_mask = lambda x: drawn.append(InpaintingVAE.draw_mask(vae, x)) or drawn[-1]
+    terms = pv.elbo(elbo).terms(vae.model, vae.guide, x)
+    terms.loss.backward()
+    assert all(p.grad is not None for p in vae.parameters())
+    partial = Partial(vae)
+    with torch.no_grad():
+        bounds = torch.stack([pv.elbo(elbo).bound(partial.model, partial.guide, x, drawn[-1]) for _ in range(20)])
+        whole = pv.elbo(elbo).bound(vae.eval().model, vae.guide, x).sum()
+    error = math.sqrt(float(bounds.var(0).sum()) * (1 + 1 / 20))
+    assert within(-terms.loss.detach(), bounds.mean(0).sum(), error)
+    assert float(whole - bounds.mean(0).sum()) < -20 * error
+
+
+@pytest.mark.parametrize("elbo", ["stl", "dreg"])
+def test_objectives_that_run_the_guide_again_say_so(elbo):
+    vae = InpaintingVAE((1, 2, 3), 2, (5,))
+    with pytest.raises(ValueError, match="it draws numbers besides its sites"):
+        pv.elbo(elbo).terms(vae.model, vae.guide, torch.ones(4, 1, 2, 3))
+
+
+def test_a_mask_belongs_to_the_data_it_was_drawn_for():
+    torch.manual_seed(0)
+    vae = InpaintingVAE((1, 2, 3), 2, (5,), mask="pixels")
+    x = torch.ones(4, 1, 2, 3)
+    vae.guide(x)
+    assert poutine.trace(vae.model).get_trace(x).nodes["x"]["fn"].base_dist._mask is not None
+    assert not hasattr(poutine.trace(vae.model).get_trace(x.clone()).nodes["x"]["fn"].base_dist, "_mask")
+    assert copy.deepcopy(vae)._drawn.x is None
+
+
+def test_what_is_hidden_enters_nothing():
+    torch.manual_seed(0)
+    vae = InpaintingVAE((2, 2, 3), 2, (5,), likelihood="normal").eval()
+    x, other = torch.randn(2, 4, 2, 2, 3)
+    other = torch.where(VISIBLE, x, other)
+    assert torch.equal(vae.encode(x, VISIBLE).mean, vae.encode(other, VISIBLE).mean)
+    assert not torch.equal(vae.encode(x).mean, vae.encode(x, VISIBLE).mean)
+    assert Partial(vae).background is None
+
+
+def test_an_encoder_trained_on_masks_is_the_better_proposal():
+    truth = linear().float()
+    torch.manual_seed(0)
+    x = truth.sample(2000)[:, None]
+    plain, masked = (
+        make((1, 2, 3), 2, (16,), likelihood="normal", **own)
+        for make, own in ((pv.VAE, {}), (InpaintingVAE, {"mask": "pixels"}))
+    )
+    bounds = []
+    for vae in (plain, masked):
+        pv.fit(vae, x, epochs=15, batch_size=100, lr=0.01, compile=False, progress=False)
+        partial = Partial(vae)
+        estimate = pv.evidence.importance_sampling(
+            partial.model, partial.guide, x[:200], VISIBLE[None], num_samples=200, seed=0
+        )
+        bounds.append(estimate.summary())
+    exact = float(Exact(truth.double(), VISIBLE).log_visible(x[:200].double()).mean())
+    assert bounds[1].gap < 0.5 * bounds[0].gap
+    assert abs(bounds[1].log_px - exact) < 0.3
+
+
+def test_bad_masks_are_refused():
+    vae = linear()
+    x = vae.sample(4)
+    with pytest.raises(
+        ValueError, match=r"visible: expected a mask of shape \(2, 3\), or one for each datum, \(4, 2, 3\)"
+    ):
+        inpaint(vae, x, torch.ones(3, 2))
+    with pytest.raises(ValueError, match="visible: expected True and False"):
+        inpaint(vae, x, torch.full((2, 3), 0.5))
+    with pytest.raises(ValueError, match=r"method: expected one of \['importance', 'hmc'\], got 'gibbs'"):
+        inpaint(vae, x, VISIBLE, method="gibbs")
+    with pytest.raises(ValueError, match="num_fillings: expected at least 1, got 0"):
+        inpaint(vae, x, VISIBLE, num_fillings=0)
+    with pytest.raises(ValueError, match="unknown mask 'circle'"):
+        InpaintingVAE((1, 4, 4), 2, mask="circle")
+    with pytest.raises(ValueError, match="data_shape: expected images of at least 2 x 2 pixels"):
+        InpaintingVAE((6,), 2)
+
+
+def test_an_encoder_of_ones_own_takes_pixels_and_mask():
+    encoder = nn.Sequential(nn.Flatten(-3), nn.Linear(2 * 6, 4))
+    vae = InpaintingVAE((1, 2, 3), 2, encoder=encoder)
+    assert vae.encode(torch.zeros(5, 1, 2, 3), VISIBLE).mean.shape == (5, 2)
