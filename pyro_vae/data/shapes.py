@@ -146,8 +146,8 @@ def named(request: Request) -> Parts:
     """The set ``shapes``: its splits have no image in common, and labels are shapes."""
     size = SIZE if request.image_size is None else request.image_size
     _check(factors("test")[:1], size)
-    found = {split: factors(split) for split in SPLITS}
-    return Parts(**{split: Part(Stored(Drawn(rows, size)), rows[:, 0].clone()) for split, rows in found.items()})
+    train, validation, test = (Part(Stored(Drawn(v, size)), v[:, 0].clone()) for v in map(factors, SPLITS))
+    return Parts(train, validation, test)
 
 
 def _number(values: Tensor, name: str) -> Tensor:

@@ -122,7 +122,7 @@ def mutual_information_gap(
             f"codes: expected vectors or q(z|x) with independent units, got {type(codes).__name__} whose units depend on each "
             "other; pass its mean."
         )
-    values = _numbered(factors, codes if isinstance(codes, Tensor) else units.mean)
+    values = _numbered(factors, codes if units is None else units.mean)
     entropy = torch.stack([_entropy(v) for v in values])
     with nullcontext() if seed is None else own_randomness(seed):
         terms = _from_bins(codes, values, num_bins) if units is None else _from_density(units, values, max_elements)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from pyro_vae.evidence.disentanglement import InformationGap
 
@@ -41,7 +42,7 @@ def units_by_factors(found: dict[str, InformationGap], factors: Sequence[str]) -
     return figure
 
 
-def _panel(axes: Axes, gap: InformationGap, factors: Sequence[str]) -> object:
+def _panel(axes: Axes, gap: InformationGap, factors: Sequence[str]) -> AxesImage:
     """Units in the order of the factor that they say most of, those that say nothing last."""
     shares = gap.shares.clamp(min=0)
     best = shares.argmax(1)
