@@ -48,7 +48,10 @@ KEYS: dict[str, tuple[type, ...]] = {
     "seconds": (float, int),
     "training": (dict,),
 }
+#: Pictures of models that take labels.
+LABEL_PICTURES = ("analogies",)
 FILES = ("config.json", "metrics.csv", "checkpoint.pt", "summary.json", *(f"{name}.png" for name in PICTURES))
+EVERY_FILE = (*FILES, *(f"{name}.png" for name in LABEL_PICTURES))
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class RunDirectory:
                     f"{folder} to go on, --overwrite to replace its run, or another --run-dir."
                 )
             try_out(folder, needed)
-            for file in [*leftovers(folder, FILES), *(folder / name for name in FILES)]:
+            for file in [*leftovers(folder, EVERY_FILE), *(folder / name for name in EVERY_FILE)]:
                 file.unlink(missing_ok=True)
             yield directory
 
@@ -115,12 +118,12 @@ class RunDirectory:
         """
         checkpoint = self.path / "checkpoint.pt"
         try_out(self.path, needed - (checkpoint.stat().st_size if checkpoint.is_file() else 0))
-        for file in leftovers(self.path, FILES):
+        for file in leftovers(self.path, EVERY_FILE):
             file.unlink(missing_ok=True)
 
     def _others(self) -> list[Path]:
         """What the folder holds besides the lock and what a kill left behind."""
-        ours = {self.path / LOCK, *leftovers(self.path, FILES)}
+        ours = {self.path / LOCK, *leftovers(self.path, EVERY_FILE)}
         return [path for path in self.path.iterdir() if path not in ours]
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:

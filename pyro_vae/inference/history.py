@@ -37,11 +37,13 @@ class History:
     def best_epoch(self) -> int:
         """The epoch, counted from 1, with the highest validation ELBO; the last where there is no validation.
 
-        Where the objective weights or bends the KL, its value at the final weights decides instead.
+        Where the objective weights or bends the KL, its value at the final weights decides instead; of a model without a bound
+        its objective.
         """
-        if not self.rows or "validation_elbo" not in self.rows[-1]:
+        last = self.rows[-1] if self.rows else {}
+        column = next((name for name in ("validation_objective", "validation_elbo") if name in last), None)
+        if column is None:
             return len(self.rows)
-        column = "validation_objective" if "validation_objective" in self.rows[-1] else "validation_elbo"
         values = [value if math.isfinite(value) else -math.inf for value in self[column]]
         return 1 + max(range(len(values)), key=values.__getitem__)
 

@@ -17,7 +17,7 @@ from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.history import History, Row
 from pyro_vae.inference.registry import elbo as make_elbo
 from pyro_vae.inference.training import FitOptions, Training, epoch_order, never
-from pyro_vae.models.protocol import Given, as_data, check_columns, check_model
+from pyro_vae.models.protocol import Given, as_data, check_columns, check_model, has_bound
 from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Schedule
 
@@ -152,7 +152,11 @@ def fit(
 def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> None:
     total = training.options.epochs * training.steps_per_epoch
     if progress and not training.history.rows:
-        print(_HEADER)
+        print(
+            _HEADER
+            if has_bound(training.model)
+            else _HEADER.replace("train ELBO", " objective").replace("ELBO", "obj.")
+        )
     with tqdm(total=total, initial=training.step, disable=None if progress else True, unit="step", leave=False) as bar:
 
         def advance(train_elbo: Callable[[], float]) -> None:
@@ -205,11 +209,13 @@ _HEADER = (
 
 def _line(row: Row, epochs: int) -> str:
     prefix, validation = "train", "-"
-    if "validation_elbo" in row:
-        prefix, error = "validation", row["validation_elbo_std_error"]
-        validation = f"{row['validation_elbo']:.2f}" + (f" ± {error:.2f}" if math.isfinite(error) else "")
+    name = "elbo" if "train_elbo" in row else "objective"
+    if f"validation_{name}_std_error" in row:
+        prefix, error = "validation", row[f"validation_{name}_std_error"]
+        validation = f"{row[f'validation_{name}']:.2f}" + (f" ± {error:.2f}" if math.isfinite(error) else "")
+    train = row.get("train_elbo", row["objective"])
     return (
-        f"{row['epoch']:6.0f}/{epochs:<5d} {row['train_elbo']:12.2f} {validation:>17} {row[prefix + '_rate']:11.2f} "
+        f"{row['epoch']:6.0f}/{epochs:<5d} {train:12.2f} {validation:>17} {row[prefix + '_rate']:11.2f} "
         f"{row[prefix + '_distortion']:12.2f} {row['beta']:8.3f} {row['images_per_second']:10,.0f}"
     )
 

@@ -23,7 +23,7 @@ from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.state import check_state, same_device, same_ranks
 from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.weights import ProposalDraws
-from pyro_vae.models.protocol import asked, takes, told
+from pyro_vae.models.protocol import asked, has_bound, takes, told
 from pyro_vae.randomness import device_state, own_randomness, set_device_state
 
 EVALUATION_ROWS = 1000
@@ -199,7 +199,7 @@ class Training:
             "epoch": len(self.history) + 1,
             "step": self.step,
             "objective": -loss,
-            "train_elbo": -distortion - rate,
+            **({"train_elbo": -distortion - rate} if has_bound(self.model) else {}),
             "train_rate": rate,
             "train_distortion": distortion,
             **self.betas.columns,
@@ -240,10 +240,11 @@ class Training:
 
     def _validate(self, split: Split) -> Row:
         likelihood, ratio = evaluate_terms(self.model, asked(self.model, split), self.options.seed, self._poll)
-        elbo = likelihood + ratio
+        value = likelihood + ratio
+        name = "validation_elbo" if has_bound(self.model) else "validation_objective"
         return {
-            "validation_elbo": float(elbo.mean()),
-            "validation_elbo_std_error": float(elbo.std() / math.sqrt(len(elbo))) if len(elbo) > 1 else math.nan,
+            name: float(value.mean()),
+            f"{name}_std_error": float(value.std() / math.sqrt(len(value))) if len(value) > 1 else math.nan,
             "validation_rate": -float(ratio.mean()),
             "validation_distortion": -float(likelihood.mean()),
             **self._selection(-float(likelihood.mean()), -float(ratio.mean())),

@@ -60,12 +60,18 @@ def asked(model: Any, split: Split) -> Columns:
     return told(model, split.without_labels() if classifies(model) else split)
 
 
+def needs(function: Callable[..., Any] | None) -> int:
+    """How many arguments a method needs; 0 where there is none."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if function is None:
+        return 0
+    found = inspect.signature(function).parameters.values()
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in found)
+
+
 def of_columns(function: Callable[..., Any], columns: Sequence[Tensor]) -> Any:
     """A method's value at as many of the columns as it needs: the images alone, or the labels too."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    found = inspect.signature(function).parameters.values()
-    needed = sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in found)
-    return function(*columns[: max(needed, 1)])
+    return function(*columns[: max(needs(function), 1)])
 
 
 def as_data(model: Any, given: Given) -> Data:

@@ -11,13 +11,22 @@ from typing import Any
 from torch import nn
 
 from pyro_vae.lookup import unknown
+from pyro_vae.models.autoencoder import Autoencoder
+from pyro_vae.models.linear import LinearVAE
 from pyro_vae.models.vae import VAE
 
 #: The models of the command line, ``--model NAME``.
-MODELS: dict[str, type[nn.Module]] = {"vae": VAE}
+MODELS: dict[str, type[nn.Module]] = {
+    "vae": VAE,
+    "linear": LinearVAE,
+    "autoencoder": Autoencoder,
+}
 
 #: What a constructor may take besides options of its own, all by name.
 ARGUMENTS = ("data_shape", "latent_dim", "hidden", "activation", "likelihood", "num_classes", "encoder", "decoder")
+
+
+_OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def model_class(name: str) -> type[nn.Module]:
@@ -77,14 +86,21 @@ def imported(kind: str, path: str) -> type[nn.Module]:
 
 
 def parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The parameters of a class's constructor, by name."""
-    return dict(inspect.signature(cls).parameters)
+    """The parameters of a class's constructor, by name; where it hands ``**options`` on, those of its base besides."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        own = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        found |= {p.name: p for p in own if p.kind not in _OPEN and p.name not in found}
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own):
+            break
+    return found
 
 
 def options_of(cls: type[nn.Module]) -> list[str]:
     """The options of its own that a constructor takes."""
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [name for name, p in parameters(cls).items() if name not in ARGUMENTS and p.kind not in kinds]
+    return [name for name in parameters(cls) if name not in ARGUMENTS]
 
 
 def default_of(cls: type[nn.Module], name: str) -> Any:
@@ -112,7 +128,7 @@ def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -
         if given.get(part) is not None:
             given[part] = imported(part, given[part])
     given |= read_options(name, cls, options)
-    if missing := [key for key, p in taken.items() if _needed(p) and key not in given]:
+    if missing := [k for k, p in taken.items() if p.default is inspect.Parameter.empty and k not in given]:
         raise ValueError(
             f"model {name}: expected a value for {missing[0]}, which its constructor needs, got none; pass --model-options "
             f"{missing[0]}=VALUE, or give it a default."
@@ -121,11 +137,6 @@ def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -
         return cls(**given)
     except TypeError as error:
         raise ValueError(f"model {name}: expected arguments of the right kinds, got others ({error}).") from error
-
-
-def _needed(parameter: inspect.Parameter) -> bool:
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return parameter.default is inspect.Parameter.empty and parameter.kind not in kinds
 
 
 def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[str, Any]:

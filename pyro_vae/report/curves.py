@@ -22,7 +22,7 @@ def curves(history: History) -> Figure:
     _draw_bounds(elbo, history)
     _draw_column(rate, history, "rate")
     _draw_column(distortion, history, "distortion")
-    for axes, title in ((elbo, "ELBO"), (rate, "Rate"), (distortion, "Distortion")):
+    for axes, title in ((elbo, _value(history)), (rate, "Rate"), (distortion, "Distortion")):
         axes.set_title(title, loc="left")
         axes.set_ylabel("nats per datum")
         _crop(axes)
@@ -47,7 +47,12 @@ def _line(axes: Axes, history: History, column: str, color: str, label: str, sty
 
 
 def _has_validation(history: History) -> bool:
-    return "validation_elbo" in history.rows[-1]
+    return "validation_distortion" in history.rows[-1]
+
+
+def _value(history: History) -> str:
+    """What is maximized: the ELBO, or of a model without a bound its objective."""
+    return "ELBO" if "train_elbo" in history.rows[-1] else "Objective"
 
 
 def _draw_column(axes: Axes, history: History, quantity: str) -> None:
@@ -57,11 +62,14 @@ def _draw_column(axes: Axes, history: History, quantity: str) -> None:
 
 
 def _draw_bounds(axes: Axes, history: History) -> None:
-    _draw_column(axes, history, "elbo")
+    name = _value(history).lower()
+    train = "train_elbo" if name == "elbo" else "objective"
+    _line(axes, history, train, TRAIN, "training (mean over the epoch)")
     if _has_validation(history):
-        value, error = np.array(history["validation_elbo"]), np.array(history["validation_elbo_std_error"])
+        _line(axes, history, f"validation_{name}", VALIDATION, "validation (band: ±1 standard error)")
+        value, error = np.array(history[f"validation_{name}"]), np.array(history[f"validation_{name}_std_error"])
         axes.fill_between(history["epoch"], value - error, value + error, color=VALIDATION, alpha=0.2, linewidth=0)
-    pairs = zip(history["objective"], history["train_elbo"], strict=True)
+    pairs = zip(history["objective"], history[train], strict=True)
     if not all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) for a, b in pairs):
         _line(axes, history, "objective", OBJECTIVE, "training objective (rate times β)", "--")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae import evidence
 from pyro_vae.data import Split
-from pyro_vae.data.stored import rows_of
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.protocol import asked, of_columns
 from pyro_vae.report.tiles import like_parameters, spread_rows
 
 ENCODER_ROWS = 1000
@@ -44,21 +44,21 @@ class Encoded:
         return f"{self.total:,}" if count == self.total else f"{count:,} of {self.total:,}"
 
 
-def encode(vae: VAE, split: Split) -> Encoded:
-    """Encode the data of a split, a chunk at a time."""
-    rows = spread_rows(len(split.x))
+def encode(vae: Any, split: Split) -> Encoded:
+    """Encode the data of a split, a chunk at a time, by a model that can."""
+    rows, columns = spread_rows(len(split.x)), asked(vae, split)
     means: list[Tensor] = []
     kls: list[Tensor | None] = []
-    for part in rows.split(min(ENCODER_ROWS, rows_of(split.x.shape))):
-        q = vae.encode(like_parameters(vae, split.x[part]))
-        kl = evidence.kl_per_unit(q, vae.prior())
+    for part in rows.split(min(ENCODER_ROWS, columns.chunk)):
+        q = of_columns(vae.encode, like_parameters(vae, columns[part]))
+        kl = evidence.kl_per_unit(q, vae.prior()) if hasattr(vae, "prior") else None
         means.append(q.mean.cpu().double())
         kls.append(None if kl is None else kl.cpu().double())
     known = [kl for kl in kls if kl is not None]
     return Encoded(
         rows=rows,
         means=torch.cat(means),
-        labels=None if split.y is None else split.y.cpu()[rows],
+        labels=None if split.y is None or split.y.dim() > 1 else split.y.cpu()[rows],
         unit_kl=torch.cat(known).mean(0) if len(known) == len(kls) else None,
         total=len(split.x),
     )

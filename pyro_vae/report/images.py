@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_vae.data import Split
-from pyro_vae.data.stored import rows_of
+from pyro_vae.data import Columns, Split
 from pyro_vae.distributions import StandardNormal
-from pyro_vae.models.vae import VAE
-from pyro_vae.report.tiles import FRAME, MAX_SIDE, decoded, inches, like_parameters, pick, pixels, shrunk, tiles
+from pyro_vae.models.protocol import asked, has_bound, needs, of_columns
+from pyro_vae.report.tiles import (
+    FRAME,
+    MAX_SIDE,
+    decoded,
+    inches,
+    like_parameters,
+    pick,
+    pick_rows,
+    pixels,
+    shrunk,
+    tiles,
+)
+
+MAX_COLUMNS = 12  # labels that have a column of their own
 
 
-def reconstructions(vae: VAE, split: Split, source: str) -> Figure:
+def reconstructions(vae: Any, split: Split, source: str) -> Figure:
     """Test images above their reconstructions, three rows of pairs."""
     width = min(10, len(split.x))
     height = min(3, len(split.x) // width)
-    x = like_parameters(vae, pick(split, width * height))
-    made = torch.cat([shrunk(vae.reconstruct(part)) for part in x.split(rows_of(x.shape))])
-    pairs = torch.stack([part.unflatten(0, (height, width)) for part in (shrunk(x), made)], dim=1)
+    columns = Columns(*like_parameters(vae, asked(vae, split)[pick_rows(split, width * height)]))
+    made = torch.cat([shrunk(of_columns(vae.reconstruct, part)) for part in columns.split(columns.chunk)])
+    pairs = torch.stack([part.unflatten(0, (height, width)) for part in (shrunk(columns[:][0]), made)], dim=1)
     rows = [2.2 * pair + half for pair in range(height) for half in (0, 1)]
     figure, axes = tiles(pairs.flatten(0, 2), range(width), rows)
     axes.set_yticks([row + 0.5 for row in rows], ["original", "reconstruction"] * height)
-    axes.set_title(f"Reconstructions of {source} images\nmean of p(x|z) at one draw z ~ q(z|x)")
+    how = "mean of p(x|z) at one draw z ~ q(z|x)" if has_bound(vae) else "decoded from their codes"
+    axes.set_title(f"Reconstructions of {source} images\n{how}")
     return figure
 
 
-def samples(vae: VAE) -> Figure:
-    """Means of p(x|z) at 64 draws from the prior."""
-    images = decoded(vae, vae.prior().sample((64,)))
-    figure, axes = tiles(images, range(8), range(8))
-    prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
-    axes.set_title(f"Samples: means of p(x|z), z ~ {prior}")
+def samples(vae: Any) -> Figure:
+    """Means of p(x|z) at 64 draws from the prior; of a model of labels, each class in a column; else draws."""
+    if needs(getattr(vae, "decode", None)) == 1:
+        images = decoded(vae, vae.prior().sample((64,)))
+        figure, axes = tiles(images, range(8), range(8))
+        prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
+        axes.set_title(f"Samples: means of p(x|z), z ~ {prior}")
+        return figure
+    classes = getattr(vae, "num_classes", None) or 8
+    columns = classes if classes <= MAX_COLUMNS else 8
+    figure, axes = tiles(shrunk(vae.sample(6 * columns)), range(columns), range(6))
+    if columns == classes:
+        axes.set_xticks([k + 0.5 for k in range(columns)], [str(k) for k in range(columns)])
+        axes.set_xlabel("label")
+    axes.set_title("Samples: draws from the model")
     return figure
 
 
-def interpolations(vae: VAE, split: Split, source: str) -> Figure:
+def analogies(vae: Any, split: Split, source: str) -> Figure:
+    """The style of an image with every label: a row for each of some images."""
+    height = min(8, len(split.x))
+    x, y = like_parameters(vae, split.columns(("x", "y"))[pick_rows(split, height)])
+    made = vae.analogies(x, y)[:, :MAX_COLUMNS]
+    shown = torch.cat([shrunk(x)[:, None], shrunk(made.flatten(0, 1)).unflatten(0, made.shape[:2])], dim=1)
+    columns = [0, *(1.3 + k for k in range(made.shape[1]))]
+    figure, axes = tiles(shown.flatten(0, 1), columns, range(len(x)))
+    axes.set_xticks([column + 0.5 for column in columns], ["$x$", *(str(k) for k in range(made.shape[1]))])
+    axes.set_xlabel("original,   and with each label")
+    axes.set_title(f"Analogies of {source} images\nmean of p(x|z, y) at the mean of q(z|x, y), for every label y")
+    return figure
+
+
+def interpolations(vae: Any, split: Split, source: str) -> Figure:
     """Straight lines in latent space between the posterior means of pairs of images."""
     height, steps = max(1, min(6, len(split.x) // 2)), 11
     x = like_parameters(vae, pick(split, 2 * height))
@@ -57,7 +95,7 @@ def interpolations(vae: VAE, split: Split, source: str) -> Figure:
     return figure
 
 
-def plane(vae: VAE) -> Figure:
+def plane(vae: Any) -> Figure:
     """The decoded plane of a model with two latent units."""
     side = 20
     z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)

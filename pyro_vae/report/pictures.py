@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -13,11 +14,11 @@ from pyro_vae.data import Data, Split
 from pyro_vae.evidence import Estimate
 from pyro_vae.files import write_atomically
 from pyro_vae.inference import History
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.protocol import needs
 from pyro_vae.randomness import own_randomness
 from pyro_vae.report.curves import curves
-from pyro_vae.report.encoded import encode
-from pyro_vae.report.images import interpolations, plane, reconstructions, samples
+from pyro_vae.report.encoded import Encoded, encode
+from pyro_vae.report.images import analogies, interpolations, plane, reconstructions, samples
 from pyro_vae.report.latents import latents
 from pyro_vae.report.log_px import log_px, worst
 from pyro_vae.report.tsne import MIN_POINTS, tsne
@@ -27,15 +28,15 @@ DOTS_PER_INCH = 150
 
 
 def draw_pictures(
-    vae: VAE, data: Data, history: History, directory: Path, seed: int = 0, estimate: Estimate | None = None
+    vae: Any, data: Data, history: History, directory: Path, seed: int = 0, estimate: Estimate | None = None
 ) -> list[Path]:
     """Draw the pictures of a run, each written whole or not at all.
 
-    ``reconstructions``, ``samples``, ``interpolations`` and ``traversals`` are drawn where a datum is an image of shape
-    ``(1, H, W)`` or ``(3, H, W)``; pixels are shown clipped to [0, 1]. ``traversals`` and ``units`` need a q(z|x) and a
-    p(z) of independent units, for only there is the KL a sum over units. ``curves`` needs an epoch of history, ``latents``
-    and ``units`` two data, ``tsne`` ten, ``log-px`` an estimate, ``worst`` images with one, and ``grid`` images with a
-    latent vector of size 2.
+    Each is drawn where the model offers what it shows: ``encode``, ``decode(z)``, ``prior``, ``sample``, ``reconstruct``,
+    ``analogies``; the pictures made of images where a datum is one, of shape ``(1, H, W)`` or ``(3, H, W)``; pixels are shown
+    clipped to [0, 1]. ``traversals`` and ``units`` need a q(z|x) and a p(z) of independent units, for only there is the KL a
+    sum over units. ``curves`` needs an epoch of history, ``latents`` and ``units`` two data, ``tsne`` ten, ``log-px`` an
+    estimate, ``worst`` images with one, and ``grid`` images with a latent vector of size 2.
 
     Args:
         vae: The model, on any device; its mode (train or eval) is as before at the end.
@@ -66,31 +67,44 @@ def draw_pictures(
 
 
 def _figures(
-    vae: VAE, split: Split, source: str, history: History, estimate: Estimate | None
+    vae: Any, split: Split, source: str, history: History, estimate: Estimate | None
 ) -> Iterator[tuple[str, Figure]]:
-    images = len(vae.data_shape) == 3 and vae.data_shape[0] in (1, 3)
-    encoded = encode(vae, split)
-    if images:
+    images, plain = _are_images(split), needs(getattr(vae, "decode", None)) == 1
+    encoded = encode(vae, split) if hasattr(vae, "encode") else None
+    if images and hasattr(vae, "reconstruct"):
         yield "reconstructions", reconstructions(vae, split, source)
+    if images and (hasattr(vae, "prior") if plain else hasattr(vae, "sample")):
         yield "samples", samples(vae)
+    if images and encoded is not None and plain:
         yield "interpolations", interpolations(vae, split, source)
-    if images and encoded.unit_kl is not None:
+    if images and plain and encoded is not None and encoded.unit_kl is not None:
         yield "traversals", traversals(vae, split, encoded.unit_kl, source)
+    if images and hasattr(vae, "analogies") and split.y is not None and split.y.dim() == 1:
+        yield "analogies", analogies(vae, split, source)
     if history.rows:
         yield "curves", curves(history)
+    if encoded is not None:
+        yield from _of_codes(encoded, split, source)
+    if estimate is not None:
+        yield from _of_estimate(split, images, source, estimate)
+    if images and plain and hasattr(vae, "prior") and getattr(vae, "latent_dim", None) == 2:
+        yield "grid", plane(vae)
+
+
+def _of_codes(encoded: Encoded, split: Split, source: str) -> Iterator[tuple[str, Figure]]:
     if len(split.x) > 1:
         yield "latents", latents(encoded, source)
     if len(split.x) > 1 and encoded.unit_kl is not None:
         yield "units", units(encoded, encoded.unit_kl, source)
     if len(split.x) >= MIN_POINTS:
         yield "tsne", tsne(encoded, split, source)
-    if estimate is not None:
-        yield from _of_estimate(split, images, source, estimate)
-    if images and vae.latent_dim == 2:
-        yield "grid", plane(vae)
 
 
-def draw_estimate(vae: VAE, split: Split, source: str, directory: Path, estimate: Estimate) -> list[Path]:
+def _are_images(split: Split) -> bool:
+    return len(split.x.shape) == 4 and split.x.shape[1] in (1, 3)
+
+
+def draw_estimate(vae: Any, split: Split, source: str, directory: Path, estimate: Estimate) -> list[Path]:
     """Draw what shows an estimate of log p(x): ``log-px``, and ``worst`` where data are images.
 
     Args:
@@ -103,7 +117,7 @@ def draw_estimate(vae: VAE, split: Split, source: str, directory: Path, estimate
     Returns:
         The files written.
     """
-    images = len(vae.data_shape) == 3 and vae.data_shape[0] in (1, 3)
+    images = _are_images(split)
     return [write_figure(directory / f"{name}.png", f) for name, f in _of_estimate(split, images, source, estimate)]
 
 

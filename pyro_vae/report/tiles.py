@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 from pyro_vae.data import Split
 from pyro_vae.data.stored import rows_of
 from pyro_vae.models.base import mean_image
-from pyro_vae.models.vae import VAE
 
 Array = NDArray[np.float64]
 
@@ -30,9 +30,15 @@ GAP = 0.04  # of a tile, on each side
 FRAME = "0.55"  # without it the white edge of an image is lost on the white page
 
 
-def like_parameters(vae: VAE, x: Tensor) -> Tensor:
-    """``x`` on the device and in the dtype of the model's parameters."""
-    return x.to(next(vae.parameters()))
+T = TypeVar("T", Tensor, tuple[Tensor, ...])
+
+
+def like_parameters(vae: Any, x: T) -> T:
+    """``x``, or several columns, on the device of the model's parameters, and in their dtype save for whole numbers."""
+    if isinstance(x, tuple):
+        return tuple(like_parameters(vae, column) for column in x)
+    like = next(vae.parameters())
+    return x.to(like) if x.is_floating_point() else x.to(like.device)
 
 
 def spread_rows(total: int) -> Tensor:
@@ -42,23 +48,28 @@ def spread_rows(total: int) -> Tensor:
 
 
 def pick(split: Split, count: int) -> Tensor:
-    """Random images, the classes in turn, so that each is seen and a column of ten holds one class of ten.
+    """Random images, see :func:`pick_rows`: shape ``(count, *data_shape)``."""
+    return split.x[pick_rows(split, count)]
+
+
+def pick_rows(split: Split, count: int) -> Tensor:
+    """Random rows, the classes in turn, so that each is seen and a column of ten holds one class of ten.
 
     Args:
         split: Images, with or without labels.
         count: How many; fewer where there are not so many.
 
     Returns:
-        Shape ``(count, *data_shape)``.
+        Shape ``(count,)``, int64.
     """
     order = spread_rows(len(split.x))
     order = order[torch.randperm(len(order))]
-    if split.y is not None:
+    if split.y is not None and split.y.dim() == 1:
         labels, index = split.y.cpu()[order].sort(stable=True)
         counts = labels.unique_consecutive(return_counts=True)[1]
         turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
         order = order[index][turn.argsort(stable=True)]
-    return split.x[order[:count]]
+    return order[:count]
 
 
 def shrunk(images: Tensor, side: int = MAX_SIDE) -> Tensor:
@@ -73,7 +84,7 @@ def shrunk(images: Tensor, side: int = MAX_SIDE) -> Tensor:
 
 
 @torch.no_grad()
-def decoded(vae: VAE, z: Tensor, side: int = MAX_SIDE) -> Tensor:
+def decoded(vae: Any, z: Tensor, side: int = MAX_SIDE) -> Tensor:
     """Means of p(x|z), as large as a tile can show, decoded in chunks.
 
     Args:

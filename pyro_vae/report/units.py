@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +13,6 @@ from torch import Tensor
 
 from pyro_vae import evidence
 from pyro_vae.data import Split
-from pyro_vae.models.vae import VAE
 from pyro_vae.report.encoded import Encoded
 from pyro_vae.report.tiles import GAP, decoded, like_parameters, pick, tiles
 
@@ -69,7 +70,7 @@ def _stems(axes: Axes, heights: Tensor, active: Tensor) -> None:
         axes.scatter(places, tops, s=size, facecolor=face, edgecolor=edge, zorder=3, label=label, clip_on=False)
 
 
-def traversals(vae: VAE, split: Split, unit_kl: Tensor, source: str) -> Figure:
+def traversals(vae: Any, split: Split, unit_kl: Tensor, source: str) -> Figure:
     """One image's posterior mean, decoded while one unit at a time runs over the prior; the units of largest KL."""
     order = by_kl(unit_kl)[:MAX_TRAVERSED]
     mean = vae.encode(like_parameters(vae, pick(split, 1))).mean[0]
