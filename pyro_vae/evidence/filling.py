@@ -137,8 +137,8 @@ def _annealed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int
 
 def _moments(vae: Any, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted mean and standard deviation over draws of E[x|z], each of shape ``(B, *data_shape)``."""
-    total, squares = 0.0, 0.0
     reference = mean_image(vae.decode(z[0]))  # differences to it lose less in their squares
+    total, squares = torch.zeros_like(reference), torch.zeros_like(reference)
     for part, share in zip(_split(z), _split(weights), strict=True):
         away = mean_image(vae.decode(part)) - reference
         share = share.to(away).reshape(*share.shape, *(1,) * len(vae.data_shape))

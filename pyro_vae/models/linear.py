@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.models.base import Network
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks import MLP
 
@@ -54,8 +55,8 @@ class LinearVAE(VAE):
         *,
         likelihood: str = "normal",
         posterior: str | nn.Module = "exact",
-        encoder: nn.Module | None = None,
-        decoder: nn.Module | None = None,
+        encoder: Network = None,
+        decoder: Network = None,
     ) -> None:
         if likelihood != "normal":
             raise ValueError(f"likelihood: expected 'normal' in a linear model, got {likelihood!r}; use it, or a VAE.")
@@ -114,11 +115,9 @@ class LinearVAE(VAE):
         References:
             Tipping, Bishop, 1999, eq. 6.
         """
-        if x.shape[-len(self.data_shape) :] != self.data_shape:
-            raise ValueError(f"x: expected shape (..., {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}.")
         projection = self.weight.T / self.scale.square()
         precision = torch.eye(self.latent_dim).to(projection) + projection @ self.weight
-        residual = x.flatten(-len(self.data_shape)) - self.decoder.head.bias  # type: ignore[union-attr, operator]
+        residual = self._checked(x).flatten(-len(self.data_shape)) - self.decoder.head.bias  # type: ignore[union-attr, operator]
         loc = residual @ torch.linalg.solve(precision, projection).T
         return dist.MultivariateNormal(loc, precision_matrix=precision)
 

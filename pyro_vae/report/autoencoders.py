@@ -68,12 +68,11 @@ def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
 def _plane(axes: Axes, name: str, codes: Tensor, ends: Tensor, y: Tensor | None) -> None:
     points = codes.cpu().double().numpy()
     for k, (label, rows) in enumerate(classes_of(y, len(points)).items()):
-        axes.scatter(*points[rows].T, s=5, color=PALETTE[k % len(PALETTE)], linewidths=0, alpha=0.8)
+        axes.scatter(points[rows, 0], points[rows, 1], s=5, color=PALETTE[k % len(PALETTE)], linewidths=0, alpha=0.8)
         if label:
             style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8}
-            axes.text(
-                *np.median(points[rows], axis=0), label, fontsize=9, weight="bold", ha="center", va="center", bbox=style
-            )
+            left, up = np.median(points[rows], axis=0).tolist()
+            axes.text(left, up, label, fontsize=9, weight="bold", ha="center", va="center", bbox=style)
     axes.plot(*ends.cpu().double().numpy().T, color="black", marker="x", markersize=8, linewidth=1.2)
     axes.set_title(name)
     axes.set(xlabel="$z_1$", ylabel="$z_2$")

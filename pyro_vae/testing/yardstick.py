@@ -26,6 +26,7 @@ LIMIT = 4.6
 K = 2
 NODES = 12  # of the quadrature in each of K x Z dimensions
 ROUNDING = 1e-9
+STEPS = 200  # of annealing
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Yardstick(nn.Module):
         with torch.no_grad():
             self.vae.weight.copy_(torch.randn(5, 2, generator=generator, dtype=torch.float64))
             self.vae.decoder.head.bias.copy_(torch.linspace(-1, 1, 5))  # type: ignore[union-attr, operator]
-            self.vae.likelihood.log_scale.fill_(math.log(0.6))  # type: ignore[union-attr, operator]
+            self.vae.likelihood.log_scale.fill_(math.log(0.6))
         self.shift = nn.Parameter(torch.tensor(shift, dtype=torch.float64))
         self.log_stretch = nn.Parameter(torch.tensor(stretch, dtype=torch.float64).log())
 
@@ -217,8 +218,8 @@ def _gradient(name: str, case: Case, objective: Any, yardstick: Yardstick, x: Te
     found = torch.stack([flat(loss) for loss in losses])
     error = found.std(0) / math.sqrt(rounds)
     lines = [
-        Line(name, f"gradient, worst of {len(exact)}", *map(float, figures))
-        for figures in zip(exact, found.mean(0), error, strict=True)
+        Line(name, f"gradient, worst of {len(exact)}", float(right), float(mean), float(off))
+        for right, mean, off in zip(exact, found.mean(0), error, strict=True)
     ]
     return max(lines, key=lambda line: abs(line.deviation))
 
@@ -244,7 +245,7 @@ def estimators(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> 
     yield Line("refined_importance_sampling", what, exact, refined.summary().log_px, _known(refined.summary().mc_error))
     for start in ("prior", "guide"):
         chains = evidence.annealed_importance_sampling(
-            model, guide, x, num_chains=16, num_steps=200, start=start, seed=seed
+            model, guide, x, num_chains=16, num_steps=STEPS, start=start, seed=seed
         )
         # Log w is near a normal: Var(w) / p(x)^2 = exp(s^2) - 1.
         spread = chains.spread.square().expm1() / chains.num_samples
@@ -256,7 +257,7 @@ def estimators(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> 
 def _bracketed(yardstick: Yardstick, x: Tensor, seed: int) -> Iterator[Line]:
     """The two bounds of bidirectional Monte Carlo, on the data that it simulates."""
     bracket = evidence.bidirectional(
-        yardstick.model, yardstick.guide, x, num_chains=16, num_steps=200, start="guide", seed=seed
+        yardstick.model, yardstick.guide, x, num_chains=16, num_steps=STEPS, start="guide", seed=seed
     )
     exact = float(yardstick.vae.log_px(bracket.args[0]).mean().detach())
     found = bracket.summary()

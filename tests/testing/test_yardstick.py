@@ -25,7 +25,7 @@ def test_the_quadrature_has_converged(monkeypatch):
     yardstick = Yardstick()
     x = yardstick.vae.sample(2)
     bounds = []
-    for nodes in (12, 20):
+    for nodes in (12, 16):
         monkeypatch.setattr("pyro_vae.testing.yardstick.NODES", nodes)
         bounds.append(torch.stack([yardstick.expected(c.value, c.draws, x) for c in CASES.values()]).detach())
     assert float((bounds[0] - bounds[1]).abs().max()) < 1e-4
@@ -35,8 +35,16 @@ def test_every_objective_has_a_line():
     assert set(CASES) | LEFT_OUT == set(OBJECTIVES)
 
 
-def test_all_figures_are_right():
-    lines = list(measure(num_samples=100, seed=1))
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr("pyro_vae.testing.yardstick.STEPS", 60)
+
+
+@pytest.mark.parametrize(
+    "num_samples", [pytest.param(100, id="few"), pytest.param(512, id="as the command", marks=pytest.mark.slow)]
+)
+def test_all_figures_are_right(num_samples, quick):
+    lines = list(measure(num_samples, seed=1))
     assert [str(line) for line in lines if not line.right] == []
     assert {line.name for line in lines} >= set(CASES) | {
         "importance_sampling",
@@ -68,7 +76,7 @@ def test_a_wrong_gradient_is_seen(monkeypatch):
     assert gradient.what == "gradient, worst of 18"
 
 
-def test_a_wrong_estimate_is_seen(monkeypatch):
+def test_a_wrong_estimate_is_seen(monkeypatch, quick):
     yardstick = Yardstick()
     exact = yardstick.vae.log_px
     monkeypatch.setattr(yardstick.vae, "log_px", lambda x: exact(x) + 0.5)
