@@ -17,13 +17,14 @@ from pyro_vae.models.labels import check_classes
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks.joined import Joined
 
+Shapes = Sequence[Sequence[int]]
 #: A network of several inputs: a module; or what makes one as ``networks.joined.Joined`` is made; or None, for that itself.
-JoinedNetwork = nn.Module | Callable[[Sequence[Sequence[int]], Sequence[int], Sequence[int], str], nn.Module] | None
+JoinedNetwork = nn.Module | Callable[[Shapes, Sequence[int], Sequence[int], str], nn.Module] | None
 
 
 def joined(
     given: JoinedNetwork,
-    in_shapes: Sequence[Sequence[int]],
+    in_shapes: Shapes,
     out_shape: Sequence[int],
     hidden: Sequence[int],
     activation: str,
@@ -77,12 +78,17 @@ class LabelledModel(Model):
         self.likelihood = part("likelihood", likelihood, LIKELIHOODS, self.data_shape)
         self.posterior = part("posterior", posterior, POSTERIORS, latent_dim)
         self.prior = part("prior", prior, PRIORS, latent_dim)
-        label, num_params = (self.num_classes,), (self.posterior.num_params,)
-        self.encoder = joined(encoder, (self.data_shape, label), num_params, hidden, activation)
-        self.decoder = joined(decoder, ((latent_dim,), label), self.data_shape, hidden[::-1], activation)
+        self.encoder = joined(encoder, self._encoder_reads(), (self.posterior.num_params,), hidden, activation)
+        self.decoder = joined(decoder, self._decoder_reads(), self.data_shape, hidden[::-1], activation)
         self.register_buffer("one_hot", torch.eye(self.num_classes), persistent=False)
 
     center_output = VAE.center_output
+
+    def _encoder_reads(self) -> Shapes:
+        return self.data_shape, (self.num_classes,)
+
+    def _decoder_reads(self) -> Shapes:
+        return (self.latent_dim,), (self.num_classes,)
 
     def encode(self, x: Tensor, y: Tensor) -> TorchDistributionMixin:
         """q(z|x, y): data of shape ``(..., *data_shape)`` with labels to a distribution with event shape ``(Z,)``.

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions.relaxed import LogRelaxedCategorical
 
-PARALLEL = {"enumerate": "parallel"}
-
 
 def check_classes(num_classes: int | None, model: str) -> int:
     """The number of classes, or a sentence.
@@ -87,7 +85,8 @@ class Labels(nn.Module):
         """
         known = y >= 0
         free = self._unobserved(torch.where(known[:, None], self.prior, logits))
-        return self._chosen(known, y.clamp(min=0), pyro.sample("y_unobserved", free, infer=PARALLEL))
+        drawn = pyro.sample("y_unobserved", free, infer={} if self.relaxed else {"enumerate": "parallel"})
+        return self._chosen(known, y.clamp(min=0), drawn)
 
     def classified(self, y: Tensor, logits: Tensor) -> None:
         r"""Add :math:`\alpha\, \frac{B}{B_l} \sum_{i \text{ labelled}} \log q(y_i|x_i)` to the objective, and to no bound.
@@ -116,7 +115,8 @@ class Labels(nn.Module):
 
     def _unobserved(self, logits: Tensor) -> Any:
         if self.relaxed:
-            return LogRelaxedCategorical(self.prior.new_tensor(self.temperature), logits=logits)
+            temperature = self.prior.new_tensor(self.temperature)
+            return LogRelaxedCategorical(temperature, logits=logits, validate_args=False)  # it has no support to check
         return dist.Categorical(logits=logits)
 
     def _chosen(self, known: Tensor, given: Tensor, drawn: Tensor) -> Tensor:
