@@ -58,7 +58,7 @@ class ModelConfig:
     activation: str = "tanh"
     """elu, gelu, leaky-relu, relu, sigmoid, silu, softplus or tanh."""
     model: str = "vae"
-    """vae, or a class of your own, MODULE:CLASS."""
+    """vae, linear, autoencoder, denoising, inpainting, conditional, m2, beta, tcvae, or a class of your own, MODULE:CLASS."""
     encoder: str | None = None
     """A network of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is; default: that perceptron."""
     decoder: str | None = None
@@ -119,6 +119,8 @@ class TrainConfig:
     """Hold the rate at a capacity, NATS or NATS:STEPS until it is reached."""
     capacity_weight: float = 100.0
     """Weight of the distance to the capacity."""
+    total_correlation: float | None = None
+    """Weight of the total correlation among the parts of the rate, by the codes of each batch; with trace or mean-field."""
     target_rate: float | None = None
     """Hold the rate at these nats by a controller that moves beta."""
     seed: int = 0

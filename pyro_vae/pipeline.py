@@ -30,6 +30,7 @@ from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, Targe
 from pyro_vae.inference.loop import Callback, compiling_of, early_stopping, fit
 from pyro_vae.inference.registry import OBJECTIVES, elbo, options_of
 from pyro_vae.inference.state import check_state
+from pyro_vae.inference.total_correlation import TotalCorrelation
 from pyro_vae.inference.training import FitOptions, History, Training, epoch_order, never
 from pyro_vae.lookup import lookup
 from pyro_vae.models.protocol import check_columns, check_model, support_of, takes, told
@@ -229,7 +230,8 @@ def _check_companions(config: Config) -> None:
 def _controlled(objective: Any, config: Config) -> Any:
     """The objective under what a configuration asks of the KL beyond a weight."""
     t = config.train
-    asked = [name for name in ("free_bits", "min_rate", "capacity", "target_rate") if getattr(t, name) is not None]
+    controls = ("free_bits", "min_rate", "capacity", "target_rate", "total_correlation")
+    asked = [name for name in controls if getattr(t, name) is not None]
     if len(asked) > 1:
         raise ValueError(f"{asked[1]}: expected without {asked[0]}, since both bend the KL, got both; drop one.")
     if t.free_bits is not None:
@@ -238,6 +240,8 @@ def _controlled(objective: Any, config: Config) -> Any:
         return MinimumRate(objective, t.min_rate)
     if t.target_rate is not None:
         return TargetRate(objective, t.target_rate)
+    if t.total_correlation is not None:
+        return TotalCorrelation(objective, t.total_correlation)
     if t.capacity is not None:
         nats, _, steps = t.capacity.partition(":")
         try:

@@ -33,6 +33,7 @@ from pyro_vae.data.paths import is_path
 from pyro_vae.inference.finite import NonFiniteLossError
 from pyro_vae.inference.history import History
 from pyro_vae.interruptions import Interrupted, Signals, listening, signal_of
+from pyro_vae.models.registry import settings_of
 from pyro_vae.runs import RunDirectory
 
 #: What may differ between a run and its continuation.
@@ -88,7 +89,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
     """
     checkpoint = None
     default = Arguments()
-    folder, settings = _value_of("--resume", argv), _value_of("--config", argv)
+    folder, settings, model = (_value_of(flag, argv) for flag in ("--resume", "--config", "--model"))
     if folder is not None and settings is not None:
         raise ValueError(
             "--config: expected without --resume, which takes the settings of that run, got both; drop one."
@@ -99,6 +100,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
     if folder is not None:
         checkpoint, before = RunDirectory(folder).begun()
         default = Arguments(before.data, before.model, before.train, before.evaluate)
+    if folder is None and settings is None and model is not None:
+        default = Arguments(train=TrainConfig(**settings_of(str(model))))
     args = console.parse(Arguments, argv, default, prog="python -m pyro_vae.train", description=__doc__)
     evaluate = args.evaluate
     if evaluate.compile_draws is None and any(word.replace("_", "-") == "--no-compile" for word in argv):

@@ -57,6 +57,7 @@ CHANGED = Config(
         capacity="25:1000",
         capacity_weight=3.0,
         target_rate=9.0,
+        total_correlation=6.0,
         anneal="linear:0:10",
         seed=8,
         compile=True,

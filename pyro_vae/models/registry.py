@@ -12,7 +12,12 @@ from torch import nn
 
 from pyro_vae.lookup import unknown
 from pyro_vae.models.autoencoder import Autoencoder
+from pyro_vae.models.conditional import Conditional
+from pyro_vae.models.denoising import DenoisingVAE
+from pyro_vae.models.disentangled import TCVAE, BetaVAE
+from pyro_vae.models.inpainting import InpaintingVAE
 from pyro_vae.models.linear import LinearVAE
+from pyro_vae.models.semi_supervised import M2
 from pyro_vae.models.vae import VAE
 
 #: The models of the command line, ``--model NAME``.
@@ -20,6 +25,12 @@ MODELS: dict[str, type[nn.Module]] = {
     "vae": VAE,
     "linear": LinearVAE,
     "autoencoder": Autoencoder,
+    "denoising": DenoisingVAE,
+    "inpainting": InpaintingVAE,
+    "conditional": Conditional,
+    "m2": M2,
+    "beta": BetaVAE,
+    "tcvae": TCVAE,
 }
 
 #: What a constructor may take besides options of its own, all by name.
@@ -107,6 +118,15 @@ def default_of(cls: type[nn.Module], name: str) -> Any:
     """What a constructor takes where a parameter is not given; None where it has none such."""
     found = parameters(cls).get(name)
     return None if found is None or found.default is inspect.Parameter.empty else found.default
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of training that a model wants where none are named, of those of the command line.
+
+    Raises:
+        ValueError: See :func:`model_class`.
+    """
+    return dict(getattr(model_class(name), "defaults", {}))
 
 
 def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -> nn.Module:
