@@ -1,4 +1,4 @@
-"""Autoencoder against VAE in one figure: the latent planes, a walk through each, and samples of each."""
+"""Autoencoder against VAE in one figure: the latent planes, a walk through each, samples of each; and codes as numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.report.scatter import PALETTE, classes_of
-from pyro_vae.report.tiles import Array, decoded, like_parameters, pick, pixels
+from pyro_vae.report.tiles import Array, decoded, inches, like_parameters, pick, pixels
 
 #: Data of a plane; with more, points hide each other.
 MAX_POINTS = 2000
@@ -62,6 +62,40 @@ def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
             z, words = _draws(model, codes)
             _mosaic(figure, grid[2, column], decoded(model, z), SIDE, f"samples, z ~ {words}")
     figure.suptitle(f"Codes of {len(x):,} {source} images, a walk between two of them, and samples")
+    return figure
+
+
+def codes(model: Any, x: Tensor, source: str) -> Figure:
+    """Images, the few numbers that each becomes, and what is made of these again.
+
+    Args:
+        model: With ``encode`` and ``decode``; of q(z|x) the mean is taken.
+        x: Images, shape ``(B, *data_shape)``.
+        source: What these data are called.
+
+    Returns:
+        A column for each image: the image, its code as bars, the reconstruction.
+    """
+    with torch.no_grad():
+        z = model.encode(like_parameters(model, x)).mean
+        again = decoded(model, z)
+    width, height = inches(x)
+    figure = Figure(figsize=(1.3 * width * len(x) + 0.6, 3.6 * height), layout="constrained")
+    grid = figure.subplots(3, len(x), squeeze=False)
+    limit = 1.05 * float(z.abs().max())
+    for column, numbers in enumerate(z.cpu().double().numpy()):
+        for row, images in ((0, x), (2, again)):
+            grid[row, column].imshow(pixels(images[column : column + 1])[0], cmap="gray", vmin=0, vmax=1)
+        bars = grid[1, column]
+        bars.bar(range(1, len(numbers) + 1), numbers, color=PALETTE[0], width=0.8)
+        bars.axhline(0, color="black", linewidth=0.6)
+        bars.set(ylim=(-limit, limit), xlim=(0.4, len(numbers) + 0.6))
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for row, words in enumerate(("image", f"its {z.shape[1]} numbers", "reconstruction")):
+        grid[row, 0].set_ylabel(words, fontsize=9)
+    figure.suptitle(f"{source} in {z.shape[1]} numbers; bars from {-limit:.1f} to {limit:.1f}")
     return figure
 
 
