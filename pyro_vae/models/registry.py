@@ -143,7 +143,8 @@ def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -
     """
     cls = model_class(name)
     taken = parameters(cls)
-    given = {key: value for key, value in arguments.items() if key in taken}
+    # Its own defaults need not be said: a class that hands options on may set some of them itself.
+    given = {key: value for key, value in arguments.items() if key in taken and value != taken[key].default}
     for part in ("encoder", "decoder"):
         if given.get(part) is not None:
             given[part] = imported(part, given[part])

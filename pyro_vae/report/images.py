@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.data import Columns, Split
 from pyro_vae.distributions import StandardNormal
+from pyro_vae.models.base import mean_image
 from pyro_vae.models.protocol import asked, has_bound, needs, of_columns
 from pyro_vae.report.tiles import (
     FRAME,
@@ -50,12 +51,16 @@ def samples(vae: Any) -> Figure:
         prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
         axes.set_title(f"Samples: means of p(x|z), z ~ {prior}")
         return figure
-    classes = getattr(vae, "num_classes", None) or 8
-    columns = classes if classes <= MAX_COLUMNS else 8
-    figure, axes = tiles(shrunk(vae.sample(6 * columns)), range(columns), range(6))
-    if columns == classes:
-        axes.set_xticks([k + 0.5 for k in range(columns)], [str(k) for k in range(columns)])
-        axes.set_xlabel("label")
+    classes = min(getattr(vae, "num_classes", None) or 0, MAX_COLUMNS)
+    if classes and hasattr(vae, "prior") and needs(getattr(vae, "decode", None)) == 2:
+        z = vae.prior().sample((6 * classes,))
+        images = shrunk(mean_image(vae.decode(z, torch.arange(len(z), device=z.device) % classes)))
+        figure, axes = tiles(images, range(classes), range(6))
+        axes.set_xticks([k + 0.5 for k in range(classes)], [str(k) for k in range(classes)])
+        axes.set_xlabel("label y")
+        axes.set_title("Samples: means of p(x|z, y), z ~ p(z)")
+        return figure
+    figure, axes = tiles(shrunk(vae.sample(64)), range(8), range(8))
     axes.set_title("Samples: draws from the model")
     return figure
 
