@@ -346,3 +346,29 @@ def test_layers_of_a_trained_vae_stay_as_they_are():
         torch.testing.assert_close(value, before[key])
     assert model.encoder is vae.encoder
     assert not any(p.requires_grad for p in vae.encoder.parameters())
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_pyros_own_enumeration_gives_the_same_loss(name):
+    """No label is masked out where it is summed over, so that stock Pyro counts every one once."""
+    model, losses = small(name), []
+    for objective in (elbo("enum", max_plate_nesting=1), pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)):
+        pyro.set_rng_seed(7)
+        losses.append(objective.loss(model.model, model.guide, X, LABELS))
+    assert losses[0] == pytest.approx(losses[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}], ids=["enumerated", "relaxed"])
+@pytest.mark.parametrize("name", ["M2", "SDGM"])
+def test_a_compiled_run_is_one_that_is_not(name, options):
+    """Random numbers are others there: the bounds agree within their errors."""
+    x, y = clusters(400)
+    shown, rows = torch.where(torch.arange(400) % 4 == 0, y, -1), []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = MODELS[name]((12,), 2, (16,), "relu", num_classes=3, **options)
+        history = fit(model, (x, shown), epochs=8, batch_size=50, lr=5e-3, compile=compiled, progress=False)
+        assert history.compiled == compiled
+        rows.append(history.rows[-1]["train_elbo"])
+    assert abs(rows[0] - rows[1]) < 0.15
