@@ -165,6 +165,11 @@ class HiddenLikelihood:
     whole: Estimate
     visible: Estimate
 
+    @property
+    def reliable(self) -> Tensor:
+        """Where both estimates can be trusted: shape ``(B,)``, bool."""
+        return self.whole.reliable & self.visible.reliable
+
     def mean(self) -> tuple[float, float]:
         """Mean over data, nats, and its Monte Carlo standard error: NaN where that of any datum is."""
         return float(self.log_px.mean()), float(self.std_error.square().sum().sqrt() / len(self.std_error))

@@ -145,6 +145,10 @@ MASKS: dict[str, tuple[Callable[[int, int], int], Callable[[Tensor, Sequence[int
 }
 
 
+#: The share of data that are seen whole in training.
+WHOLE = 0.5
+
+
 class InpaintingVAE(VAE):
     r"""A VAE whose encoder sees some of the pixels, and is told which: trained on random masks.
 
@@ -152,8 +156,10 @@ class InpaintingVAE(VAE):
 
     A bound on the visible pixels' likelihood, so that at its optimum q is the posterior of what is seen: the proposal that
     fills what is not (:func:`pyro_vae.evidence.inpaint`). In training the guide draws a mask for each datum at each call, one
-    for all its particles, and the model scores what it leaves. In ``eval()`` mode everything is visible, and it is a VAE.
-    Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse it.
+    for all its particles, and the model scores what it leaves; half of the data are seen whole, without which masks that
+    never show two pixels together would teach nothing of how they depend on each other. In ``eval()`` mode everything is
+    visible, and it is a VAE. Given a decoder that is trained and frozen (``requires_grad_(False)``), the encoder alone is
+    trained. Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse it.
 
     Args:
         data_shape: Shape of one datum, of which the last two dimensions are height and width: ``(..., H, W)``.
@@ -204,7 +210,9 @@ class InpaintingVAE(VAE):
 
     def model(self, x: Tensor) -> Tensor:
         """p(z) p(x_V|z), with the mask V that the guide has drawn for these data, or all pixels; see :meth:`VAE.model`."""
-        self._register("prior", "decoder", "likelihood")
+        # What is frozen is no parameter of this training, and Pyro would warn of it.
+        parts = [p for p in ("prior", "decoder", "likelihood") if _trained(getattr(self, p))]
+        self._register(*parts)
         visible = self._drawn.of(x) if self.training else None
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", self.prior())
@@ -235,10 +243,18 @@ class InpaintingVAE(VAE):
         return self.posterior(self.encoder(torch.cat([x, told], dim=-len(self.data_shape))))
 
     def draw_mask(self, x: Tensor) -> Tensor:
-        """A random mask for each datum: bool, of the shape of ``x``, ``(B, *data_shape)``; the same in all channels."""
+        """A random mask for each datum: bool, of the shape of ``x``, ``(B, *data_shape)``; the same in all channels.
+
+        With probability ``WHOLE`` nothing is hidden.
+        """
         plane = self.make_mask(torch.rand(len(x), self.num_uniform, device=x.device), self.data_shape)
+        plane = plane | (torch.rand(len(x), 1, 1, device=x.device) < WHOLE)
         missing = len(self.data_shape) - 2
         return plane.reshape(len(x), *(1,) * missing, *plane.shape[-2:]).expand(x.shape)
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 class _Drawn:

@@ -18,14 +18,14 @@ from pyro_vae.report.tiles import Array, decoded, inches, like_parameters, pick,
 
 #: Data of a plane; with more, points hide each other.
 MAX_POINTS = 2000
-WALK, SIDE = 8, 6  # images of a walk, and of a side of the samples
+WALKS, SIDE = 2, 6  # walks between images, and images of a walk and of a side of the samples
 
 
 def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
     """Models with codes of two numbers, side by side.
 
-    The walk is a straight line between the codes of the same two images in each. Samples are decoded draws of N(0, I), and of
-    a model that has no prior, such as the autoencoder, draws of the normal distribution of its codes.
+    A walk is a straight line between the codes of two images, the same in each model. Samples are decoded draws of N(0, I),
+    and of a model that has no prior, such as the autoencoder, draws of the normal distribution of its codes.
 
     Args:
         models: Name to a model with ``encode``, ``decode`` and ``latent_dim`` 2.
@@ -47,21 +47,20 @@ def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
         raise ValueError("models: expected at least one, got none; pass some by name.")
     rows = torch.randperm(len(split.x))[:MAX_POINTS]
     x, y = split.x[rows], None if split.y is None else split.y[rows]
-    ends = pick(split, 2)
+    ends = pick(split, 2 * WALKS)
     figure = Figure(figsize=(3.2 * len(models), 8.4), layout="constrained")
-    grid = figure.add_gridspec(3, len(models), height_ratios=(3.0, 0.55, 3.0))
+    grid = figure.add_gridspec(3, len(models), height_ratios=(3.0, 1.05, 3.0))
     for column, (name, model) in enumerate(models.items()):
         with torch.no_grad():
             codes = model.encode(like_parameters(model, x)).mean
-            a, b = model.encode(like_parameters(model, ends)).mean
-            t = torch.linspace(0, 1, WALK).to(a)[:, None]
-            _plane(figure.add_subplot(grid[0, column]), name, codes, torch.stack([a, b]), y)
-            _mosaic(
-                figure, grid[1, column], decoded(model, (1 - t) * a + t * b), WALK, "walk from one cross to the other"
-            )
+            a, b = model.encode(like_parameters(model, ends)).mean.unflatten(0, (2, WALKS))
+            t = torch.linspace(0, 1, SIDE).to(a)[:, None]
+            walks = (1 - t) * a[:, None] + t * b[:, None]
+            _plane(figure.add_subplot(grid[0, column]), name, codes, walks, y)
+            _mosaic(figure, grid[1, column], decoded(model, walks.flatten(0, 1)), "from cross to cross")
             z, words = _draws(model, codes)
-            _mosaic(figure, grid[2, column], decoded(model, z), SIDE, f"samples, z ~ {words}")
-    figure.suptitle(f"Codes of {len(x):,} {source} images, a walk between two of them, and samples")
+            _mosaic(figure, grid[2, column], decoded(model, z), f"samples, z ~ {words}")
+    figure.suptitle(f"Codes of {len(x):,} {source} images, walks between some of them, and samples")
     return figure
 
 
@@ -94,12 +93,12 @@ def codes(model: Any, x: Tensor, source: str) -> Figure:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     for row, words in enumerate(("image", f"its {z.shape[1]} numbers", "reconstruction")):
-        grid[row, 0].set_ylabel(words, fontsize=9)
+        grid[row, 0].set_ylabel(words, fontsize=9, rotation=0, ha="right", va="center")
     figure.suptitle(f"{source} in {z.shape[1]} numbers; bars from {-limit:.1f} to {limit:.1f}")
     return figure
 
 
-def _plane(axes: Axes, name: str, codes: Tensor, ends: Tensor, y: Tensor | None) -> None:
+def _plane(axes: Axes, name: str, codes: Tensor, walks: Tensor, y: Tensor | None) -> None:
     points = codes.cpu().double().numpy()
     for k, (label, rows) in enumerate(classes_of(y, len(points)).items()):
         axes.scatter(points[rows, 0], points[rows, 1], s=5, color=PALETTE[k % len(PALETTE)], linewidths=0, alpha=0.8)
@@ -107,17 +106,18 @@ def _plane(axes: Axes, name: str, codes: Tensor, ends: Tensor, y: Tensor | None)
             style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8}
             left, up = np.median(points[rows], axis=0).tolist()
             axes.text(left, up, label, fontsize=9, weight="bold", ha="center", va="center", bbox=style)
-    axes.plot(*ends.cpu().double().numpy().T, color="black", marker="x", markersize=8, linewidth=1.2)
+    for walk in walks[:, [0, -1]].cpu().double().numpy():
+        axes.plot(walk[:, 0], walk[:, 1], color="black", marker="x", markersize=8, linewidth=1.2)
     axes.set_title(name)
     axes.set(xlabel="$z_1$", ylabel="$z_2$")
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, columns: int, words: str) -> None:
-    """Images edge to edge, row after row."""
+def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, words: str) -> None:
+    """Images edge to edge, in rows of ``SIDE``."""
     axes, shown = figure.add_subplot(place), pixels(images)
-    grid: Array = shown.reshape(-1, columns, *shown.shape[1:])
+    grid: Array = shown.reshape(-1, SIDE, *shown.shape[1:])
     axes.imshow(np.concatenate(np.concatenate(grid, axis=1), axis=1), cmap="gray", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(words, fontsize=9)
@@ -128,4 +128,4 @@ def _draws(model: Any, codes: Tensor) -> tuple[Tensor, str]:
     if hasattr(model, "prior"):
         return model.prior().sample((SIDE * SIDE,)), "N(0, I)"
     normal = torch.distributions.MultivariateNormal(codes.mean(0), torch.cov(codes.T))
-    return normal.sample((SIDE * SIDE,)), "N(mean and covariance of the codes)"
+    return normal.sample((SIDE * SIDE,)), "N of the codes' mean, covariance"

@@ -87,6 +87,7 @@ def test_the_likelihood_of_hidden_pixels():
     found = hidden_log_px(vae, x, visible, num_samples=500, num_steps=60, seed=0)
     assert float(found.std_error.max()) < 0.1
     assert within(found.log_px, torch.cat(exact), found.std_error + 1e-6, 5)
+    assert bool(found.reliable.all())
     mean, error = found.mean()
     assert mean == pytest.approx(float(found.log_px.mean()))
     assert error == pytest.approx(float(found.std_error.square().sum().sqrt()) / 6)
@@ -120,10 +121,13 @@ def test_the_partial_model_passes_the_laws(name):
 def test_masks(name):
     torch.manual_seed(0)
     vae = InpaintingVAE((2, 6, 5), 2, (4,), mask=name)
-    x = torch.zeros(4000, 2, 6, 5)
+    x = torch.zeros(8000, 2, 6, 5)
     visible = vae.draw_mask(x)
     assert visible.shape == x.shape
     assert torch.equal(visible[:, 0], visible[:, 1])  # a pixel is seen or not, in all its channels
+    whole = visible.flatten(1).all(1)
+    assert abs(float(whole.double().mean()) - 0.5) < 0.05
+    visible = visible[~whole]
     hidden = (~visible[:, 0]).sum((1, 2))
     kinds = len({tuple(v.flatten().tolist()) for v in visible[:, 0]})
     if name == "square":
@@ -134,7 +138,9 @@ def test_masks(name):
         assert kinds == 4
     else:
         share = 1 - visible[:, 0].double().mean((1, 2))
-        assert abs(float(share.mean()) - 0.5) < 4 * math.sqrt((1 / 12 + 1 / 6 / 30) / 4000)
+        assert (
+            abs(float(share.mean()) - 0.5) < 4 * math.sqrt((1 / 12 + 1 / 6 / 30) / 4000) + 1 / 60
+        )  # a few of these are whole
         assert float(share.min()) < 0.05
         assert float(share.max()) > 0.95
 
@@ -183,6 +189,18 @@ def test_a_mask_belongs_to_the_data_it_was_drawn_for():
     assert copy.deepcopy(vae)._drawn.x is None
 
 
+def test_the_encoder_alone_may_be_trained():
+    torch.manual_seed(0)
+    trained = pv.VAE((1, 2, 3), 2, (5,))
+    before = {k: v.clone() for k, v in trained.decoder.state_dict().items()}
+    vae = InpaintingVAE((1, 2, 3), 2, (5,), decoder=trained.decoder.requires_grad_(False), mask="pixels")
+    start = vae.encoder.head.weight.detach().clone()
+    x = torch.bernoulli(torch.full((64, 1, 2, 3), 0.5))
+    pv.fit(vae, x, epochs=2, batch_size=32, compile=False, progress=False)
+    assert all(torch.equal(v, before[k]) for k, v in vae.decoder.state_dict().items())
+    assert not torch.equal(vae.encoder.head.weight, start)
+
+
 def test_what_is_hidden_enters_nothing():
     torch.manual_seed(0)
     vae = InpaintingVAE((2, 2, 3), 2, (5,), likelihood="normal").eval()
@@ -203,14 +221,14 @@ def test_an_encoder_trained_on_masks_is_the_better_proposal():
     )
     bounds = []
     for vae in (plain, masked):
-        pv.fit(vae, x, epochs=15, batch_size=100, lr=0.01, compile=False, progress=False)
+        pv.fit(vae, x, epochs=25, batch_size=100, lr=0.01, compile=False, progress=False)
         partial = Partial(vae)
         estimate = pv.evidence.importance_sampling(
             partial.model, partial.guide, x[:200], VISIBLE[None], num_samples=200, seed=0
         )
         bounds.append(estimate.summary())
     exact = float(Exact(truth.double(), VISIBLE).log_visible(x[:200].double()).mean())
-    assert bounds[1].gap < 0.5 * bounds[0].gap
+    assert bounds[1].elbo > bounds[0].elbo + 0.3
     assert abs(bounds[1].log_px - exact) < 0.3
 
 
