@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.data import Split
+from pyro_vae.evidence.filling import inpaint
+from pyro_vae.models.autoencoder import Autoencoder
+from pyro_vae.models.denoising import DenoisingVAE
+from pyro_vae.report.autoencoders import codes, planes
+from pyro_vae.report.filling import denoisings, fillings
+
+SHAPE = (1, 6, 5)
+
+
+def images(num: int = 40) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.bernoulli(torch.full((num, *SHAPE), 0.4))
+
+
+def models() -> dict[str, torch.nn.Module]:
+    torch.manual_seed(1)
+    return {"autoencoder": Autoencoder(SHAPE, 2, (4,)).eval(), "VAE": pv.VAE(SHAPE, 2, (4,)).eval()}
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_planes_have_a_column_for_each_model(labels):
+    x = images()
+    figure = planes(models(), Split(x, torch.arange(40) % 3 if labels else None), "test")
+    assert len(figure.axes) == 3 * 2
+    assert [axes.get_title() for axes in figure.axes[::3]] == ["autoencoder", "VAE"]
+    points = figure.axes[0].collections
+    assert sum(len(part.get_offsets()) for part in points) == 40
+    assert len(points) == (3 if labels else 1)
+    assert "covariance" in figure.axes[2].get_xlabel()  # the autoencoder has no prior
+    assert figure.axes[5].get_xlabel() == "samples, z ~ N(0, I)"
+    assert figure.axes[2].images[0].get_array().shape == (6 * 6, 6 * 5)
+
+
+def test_a_walk_begins_and_ends_at_the_codes_of_images():
+    model = models()["autoencoder"]
+    figure = planes({"one": model}, Split(images(), None), "test")
+    known = model.encode(images()).mean.detach()
+    for line in figure.axes[0].lines:
+        for point in torch.tensor(line.get_xydata(), dtype=torch.float32):
+            assert float((known - point).norm(dim=1).min()) < 1e-5
+
+
+def test_planes_refuse_what_they_cannot_show():
+    with pytest.raises(ValueError, match="models: expected codes of two numbers, got 3 in 'VAE'"):
+        planes({"VAE": pv.VAE(SHAPE, 3, (4,))}, Split(images(), None), "test")
+    with pytest.raises(ValueError, match="models: expected at least one, got none"):
+        planes({}, Split(images(), None), "test")
+
+
+def test_codes_are_drawn_as_bars():
+    model = pv.VAE(SHAPE, 4, (4,)).eval()
+    x = images(3)
+    figure = codes(model, x, "Faces")
+    z = model.encode(x).mean.detach()
+    heights = [[bar.get_height() for bar in figure.axes[3 + k].patches] for k in range(3)]
+    torch.testing.assert_close(torch.tensor(heights), z)
+    assert figure.axes[0].images[0].get_array().shape == SHAPE[1:]
+
+
+def test_fillings_show_original_seen_fillings_mean_and_spread():
+    vae, x = models()["VAE"], images(3)
+    visible = torch.ones(SHAPE, dtype=torch.bool)
+    visible[:, 3:] = False
+    found = inpaint(vae, x, visible, num_fillings=4, num_samples=30, num_steps=3, seed=0)
+    figure = fillings(x, visible, found, columns=2)
+    shown = [torch.tensor(image.get_array()) for image in figure.axes[0].images]
+    assert len(shown) == 3 * 6
+    torch.testing.assert_close(shown[0].float(), x[0, 0])
+    assert bool((shown[1][3:] == 0.5).all())
+    torch.testing.assert_close(shown[2].float(), found.images[0, 0, 0])
+    torch.testing.assert_close(shown[5].float(), 2 * found.spread[0, 0])
+
+
+def test_denoisings_say_the_squared_error():
+    torch.manual_seed(0)
+    vae, x = DenoisingVAE(SHAPE, 2, (4,), noise="masking:0.5").eval(), images(4)
+    noisy = vae.corrupt(x)
+    figure = denoisings({"denoising": vae}, x, noisy, "masking")
+    error = float((noisy - x).square().sum()) / 4
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels[:2] == ["clean", f"noisy\nsquared error {error:.1f}"]
+    assert labels[2].startswith("denoising\nsquared error")
+    assert len(figure.axes[0].images) == 3 * 4
