@@ -20,7 +20,9 @@ _NAMES = {
     "Difference": "comparison",
     "Estimate": "estimate",
     "FactorVAEScore": "disentanglement",
+    "Filling": "filling",
     "Gaps": "gap_decomposition",
+    "HiddenLikelihood": "filling",
     "InformationGap": "disentanglement",
     "PredictiveChecks": "predictive",
     "Refined": "refined",
@@ -37,7 +39,9 @@ _NAMES = {
     "equal_weights": "diagnostics",
     "factor_vae_score": "disentanglement",
     "gaps": "gap_decomposition",
+    "hidden_log_px": "filling",
     "importance_sampling": "importance",
+    "inpaint": "filling",
     "kl_per_unit": "diagnostics",
     "mutual_information_gap": "disentanglement",
     "pareto_k": "diagnostics",
@@ -67,6 +71,7 @@ if TYPE_CHECKING:
         mutual_information_gap,
     )
     from pyro_vae.evidence.estimate import Estimate, Summary
+    from pyro_vae.evidence.filling import Filling, HiddenLikelihood, hidden_log_px, inpaint
     from pyro_vae.evidence.gap_decomposition import Gaps, gaps
     from pyro_vae.evidence.importance import importance_sampling, prior_sampling
     from pyro_vae.evidence.predictive import PredictiveChecks, predictive_checks, replicates
@@ -86,7 +91,9 @@ __all__ = [
     "Difference",
     "Estimate",
     "FactorVAEScore",
+    "Filling",
     "Gaps",
+    "HiddenLikelihood",
     "InformationGap",
     "PredictiveChecks",
     "Refined",
@@ -103,7 +110,9 @@ __all__ = [
     "equal_weights",
     "factor_vae_score",
     "gaps",
+    "hidden_log_px",
     "importance_sampling",
+    "inpaint",
     "kl_per_unit",
     "mutual_information_gap",
     "pareto_k",

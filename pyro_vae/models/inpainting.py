@@ -155,7 +155,7 @@ class InpaintingVAE(VAE):
     .. math:: \mathcal L(x) = E_{p(V)} E_{q(z|x_V, V)}[\log p(z) + \log p(x_V|z) - \log q(z|x_V, V)] \le E_{p(V)} \log p(x_V)
 
     A bound on the visible pixels' likelihood, so that at its optimum q is the posterior of what is seen: the proposal that
-    fills what is not (:func:`pyro_vae.evidence.filling.inpaint`). In training the guide draws a mask for each datum at each call, one
+    fills what is not (:func:`pyro_vae.evidence.inpaint`). In training the guide draws a mask for each datum at each call, one
     for all its particles, and the model scores what it leaves; half of the data are seen whole, without which masks that
     never show two pixels together would teach nothing of how they depend on each other. In ``eval()`` mode everything is
     visible, and it is a VAE. Given a decoder that is trained and frozen (``requires_grad_(False)``), the encoder alone is

@@ -23,7 +23,7 @@ def fillings(x: Tensor, visible: Tensor, found: Filling, columns: int = 6) -> Fi
     Args:
         x: Images, shape ``(B, *data_shape)``, whole.
         visible: Which pixels were seen, shape that broadcasts to that of ``x``.
-        found: What :func:`pyro_vae.evidence.filling.inpaint` gave.
+        found: What :func:`pyro_vae.evidence.inpaint` gave.
         columns: How many fillings to show, at most.
 
     Returns:
