@@ -58,7 +58,8 @@ class ModelConfig:
     activation: str = "tanh"
     """elu, gelu, leaky-relu, relu, sigmoid, silu, softplus or tanh."""
     model: str = "vae"
-    """vae, linear, autoencoder, denoising, inpainting, conditional, m2, beta, tcvae, or a class of your own, MODULE:CLASS."""
+    """vae, linear, autoencoder, denoising, inpainting, conditional, m1, m2, m1m2, auxiliary, sdgm, beta, tcvae, or a class of
+    your own, MODULE:CLASS."""
     encoder: str | None = None
     """A network of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is; default: that perceptron."""
     decoder: str | None = None

@@ -12,12 +12,15 @@ from torch import nn
 
 from pyro_vae.lookup import unknown
 from pyro_vae.models.autoencoder import Autoencoder
+from pyro_vae.models.auxiliary import ADGM, SDGM
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.denoising import DenoisingVAE
 from pyro_vae.models.disentangled import TCVAE, BetaVAE
 from pyro_vae.models.inpainting import InpaintingVAE
 from pyro_vae.models.linear import LinearVAE
+from pyro_vae.models.m1 import M1
 from pyro_vae.models.semi_supervised import M2
+from pyro_vae.models.stacked import M1M2
 from pyro_vae.models.vae import VAE
 
 #: The models of the command line, ``--model NAME``.
@@ -28,7 +31,11 @@ MODELS: dict[str, type[nn.Module]] = {
     "denoising": DenoisingVAE,
     "inpainting": InpaintingVAE,
     "conditional": Conditional,
+    "m1": M1,
     "m2": M2,
+    "m1m2": M1M2,
+    "auxiliary": ADGM,
+    "sdgm": SDGM,
     "beta": BetaVAE,
     "tcvae": TCVAE,
 }
