@@ -153,12 +153,12 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_samples=how.num_samples))
         data = found.data.to(device)
         figures, result = summary.evaluate(config, vae, data, run.history, run.seconds, progress, how)
-        figures = {**figures, **{k: v for k, v in run.summary.items() if k in ("evidence", "checks")}}
+        figures = {**figures, **{k: v for k, v in _kept(run).items() if k in ("evidence", "checks")}}
         text = summary.table(figures)
     else:
         result = estimate(vae, found.x.to(device), how, config.train.seed, progress)
         part, text = _part(result, found, request, how)
-        figures = run.summary
+        figures = _kept(run)
         part["seconds"] = time.perf_counter() - started
         figures["evidence"] = {**figures.get("evidence", {}), request.name: part}
     say(text)
@@ -177,6 +177,14 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
             files += [p.name for p in draw_estimate(vae, found.data.test, "test", run.path, result)]
         say(f"{run.path}: summary.json, {', '.join(files)}")
     return result
+
+
+def _kept(run: Run) -> dict[str, Any]:
+    """The figures that a run has so far; none where they cannot be read."""
+    try:
+        return run.summary
+    except ValueError:
+        return {}
 
 
 def _part(result: Any, found: Subject, request: Request, how: Estimation) -> tuple[dict[str, Any], str]:

@@ -47,9 +47,10 @@ CHANGED = Config(
         anneal="linear:0:10",
         seed=8,
         compile=True,
+        check_every=50,
         precision="bf16",
     ),
-    EvaluateConfig(num_samples=77),
+    EvaluateConfig(num_samples=77, compile_draws=True),
 )
 
 
