@@ -64,7 +64,9 @@ class Request:
     @property
     def name(self) -> str:
         """Under which its figures stand in a run."""
-        return self.how.estimator if self.dequantize == "none" else f"{self.how.estimator}-dequantized"
+        parts = [self.how.estimator]
+        parts += [] if self.dequantize == "none" else ["dequantized"]
+        return "-".join(parts if self.num_data is None else [*parts, str(self.num_data)])
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
         directory.write_json("summary.json", figures)
         checks = dict.fromkeys((*(("aggregate",) if request.whole else ()), *request.checks))
         for name, values, words in diagnose(tuple(checks), vae, found.x.to(device), config.train.seed, run.path):
-            figures["checks"] = {**figures.get("checks", {}), name: values}
+            key = name if request.num_data is None else f"{name}-{request.num_data}"
+            figures["checks"] = {**figures.get("checks", {}), key: values}
             directory.write_json("summary.json", figures)
             say(words)
         files = _save(result, run.path, request.name)
@@ -229,6 +232,10 @@ def check_comparable(subjects: Sequence[Subject]) -> None:
         ValueError: If two differ.
     """
     first = subjects[0]
+    if first.key[0] < 2:
+        raise ValueError(
+            "runs: expected at least two test images to compare them on, got one; pass a larger --num-data."
+        )
     for other in subjects[1:]:
         if other.key != first.key:
             raise ValueError(
@@ -246,7 +253,7 @@ def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Reques
     from pyro_vae.report.comparison import comparison
     from pyro_vae.report.pictures import write_figure
 
-    names = _names([s.run.path for s in subjects])
+    names = names_of([s.run.path for s in subjects])
     found = evidence.compare(
         dict(zip(names, results, strict=True)), data_keys={n: s.key for n, s in zip(names, subjects, strict=True)}
     )
@@ -271,8 +278,12 @@ def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Reques
         return folder
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths of runs that tell them apart.
+
+    Raises:
+        ValueError: If one is there twice.
+    """
     for depth in range(1, max(len(p.resolve().parts) for p in paths) + 1):
         names = ["/".join(p.resolve().parts[-depth:]) for p in paths]
         if len(set(names)) == len(names):

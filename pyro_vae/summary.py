@@ -128,6 +128,7 @@ def figures_of(found: Summary, dims: int | None = None, levels: int | None = Non
             "pilot_draws": found.pilot_draws,
             "pareto_k_bad": found.pareto_k_bad,
             "pareto_k_threshold": found.pareto_k_threshold,
+            "judged_by": list(found.criterion),
         },
         "gap": found.gap,
         "rate": found.rate,
@@ -215,13 +216,13 @@ def _error(value: float | None) -> str:
 
 
 def _verdict(num_data: int, px: dict[str, Any]) -> str:
-    bad, threshold = px["pareto_k_bad"], px["pareto_k_threshold"]
+    bad, (what, limit) = px["pareto_k_bad"], px["judged_by"]
     if not bad:
-        return f"every Pareto k is at most {threshold:.2f}: the Monte Carlo error can be trusted (bias about {px['bias']:.4f})"
+        return f"for every image {what} is at most {limit}: the Monte Carlo error can be trusted (bias about {px['bias']:.4f})"
     rest = px["mc_error_reliable"]
     smoothed = f"; by Pareto-smoothed weights the mean is {px['smoothed']:.3f} ({px['smoothed'] - px['value']:+.3f})"
     others = "" if rest is None else f"; over the other {num_data - bad:,} it is {rest:.4f}"
     return (
-        f"for {bad:,} of {num_data:,} images Pareto k is above {threshold:.2f}: their log p(x) is likely too low and the "
+        f"for {bad:,} of {num_data:,} images {what} is above {limit}: their log p(x) is likely too low and the "
         f"Monte Carlo error is not known{others}{smoothed}"
     )
