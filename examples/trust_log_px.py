@@ -23,6 +23,7 @@ COLORS = {"prior": "#D55E00", "guide": "#0072B2", "refined guide": "#009E73"}
 
 def trained() -> tuple[pv.VAE, torch.Tensor]:
     """A VAE whose guide is far from perfect, and the images that it made itself."""
+    torch.manual_seed(0)
     data = pv.data.load("digits", mode="none")
     vae = pv.VAE(data.data_shape, latent_dim=16, hidden=(128,), likelihood="normal")
     vae.center_output(*data.moments())

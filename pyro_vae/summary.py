@@ -30,12 +30,21 @@ PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "arviz")
 
 
 @torch.no_grad()
-def active_units(vae: VAE, x: Tensor | Stored) -> int | None:
-    """How many latent units vary with the data, see :func:`evidence.active_units`; None for one datum alone."""
-    if len(x) < 2:
-        return None
-    means = torch.cat([vae.encode(part).mean.cpu() for part in x.split(min(1000, rows_of(x.shape)))])
-    return int(evidence.active_units(means).sum())
+def latent_figures(vae: VAE, x: Tensor | Stored) -> dict[str, Any]:
+    """What the latent units say of the data.
+
+    Returns:
+        ``active_units``: how many vary with the data, see :func:`evidence.active_units`; None for one datum alone.
+        ``kl_per_unit``: mean KL(q(z_j|x) || p(z_j)) of each, nats; None where the KL is no sum over units.
+    """
+    means, kls = [], []
+    for part in x.split(min(1000, rows_of(x.shape))):
+        q = vae.encode(part)
+        means.append(q.mean.cpu())
+        kls.append(evidence.kl_per_unit(q, vae.prior()))
+    active = int(evidence.active_units(torch.cat(means)).sum()) if len(x) > 1 else None
+    known = [kl for kl in kls if kl is not None]
+    return {"active_units": active, "kl_per_unit": torch.cat(known).mean(0).tolist() if known else None}
 
 
 def evaluate(
@@ -72,7 +81,7 @@ def evaluate(
     density = LIKELIHOODS[config.model.likelihood].support != "binary"
     dims = None if density else math.prod(data.data_shape)
     figures = {
-        "test": {**figures_of(found.summary(), dims), "active_units": active_units(vae, data.test.x)},
+        "test": {**figures_of(found.summary(), dims), **latent_figures(vae, data.test.x)},
         "validation": {"elbo": _validation_figure(history)},
         "units": "nats per datum",
         "density": density,

@@ -262,8 +262,8 @@ def annealed_importance_sampling(
 
     All chains of all data move in one batch, of chains x data rows, which bounds memory: pass data in batches, and join
     the estimates by ``AnnealedEstimate.cat``. Step sizes, for each datum and place on the path, come from a pilot of at most 8
-    chains that is discarded, and are then frozen. Latents are moved where their support is all real numbers, by
-    its bijection. What the batch holds changes an estimate as other draws do, not by rounding only.
+    chains (compiled: of C) that is discarded, and are then frozen. Latents are moved where their support is all real
+    numbers, by its bijection. What the batch holds changes an estimate as other draws do, not by rounding only.
 
     Args:
         model: A Pyro model with continuous latents in one plate.
