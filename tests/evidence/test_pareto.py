@@ -21,7 +21,8 @@ def arviz_psis(log_w):
         if int(version("arviz").split(".")[0]) >= 1:
             from arviz_stats.base import array_stats
 
-            return torch.tensor([float(array_stats.psislw(-c.numpy().copy())[1]) for c in log_w.T]), None
+            fits = [float(array_stats.psislw(-c.numpy().copy())[1]) for c in log_w.T]
+            return torch.tensor(fits, dtype=torch.float64), None
         import arviz
 
         smoothed, k = arviz.psislw(log_w.T.numpy().copy(), normalize=False)
