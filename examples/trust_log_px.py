@@ -48,7 +48,6 @@ def main() -> None:
     for size in SIZES:
         curves["prior"].append(evidence.prior_sampling(vae.model, made, num_samples=size, seed=1))
         curves["guide"].append(evidence.importance_sampling(*pair, made, num_samples=size, seed=1))
-        torch.manual_seed(0)
         curves["refined guide"].append(evidence.refined_importance_sampling(*pair, made, num_samples=size, seed=1))
     for name, column in curves.items():
         for size, estimate in zip(SIZES, column, strict=True):

@@ -20,7 +20,7 @@ from pyro_vae.claim import fresh
 from pyro_vae.data import Data
 from pyro_vae.diagnosis import check_names, diagnose
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.estimation import CHAINED, Estimation, estimate
+from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.files import write_atomically
 from pyro_vae.pipeline import Say, silent
@@ -194,8 +194,8 @@ def _part(result: Any, found: Subject, request: Request, how: Estimation) -> tup
     """The figures of an estimate and their table."""
     density = found.key[2]
     if isinstance(result, Bracket):
-        figures = summary.bracket_figures(result.summary())
-        return figures, summary.bracket_table(figures, how.words)
+        means = result.summary()
+        return dataclasses.asdict(means), summary.bracket_table(means, how.spent)
     levels = 256 if request.dequantize == "uniform" else None
     dims = None if density and levels is None else found.x[0].numel()
     figures = summary.figures_of(result.summary(), dims, levels)
@@ -203,7 +203,7 @@ def _part(result: Any, found: Subject, request: Request, how: Estimation) -> tup
         if (value := getattr(result, name, None)) is not None:
             figures[name] = float(value.mean()) if isinstance(value, Tensor) else value
     title = f"{'Test set' if request.num_data is None else 'First test images'}, {request.name}"
-    return figures, summary.figures_table(figures, title, density, how.words if how.estimator in CHAINED else None)
+    return figures, summary.figures_table(figures, title, density, how.spent)
 
 
 def _save(result: Any, folder: Path, name: str) -> list[str]:

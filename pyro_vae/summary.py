@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -151,22 +150,17 @@ def figures_of(found: Summary, dims: int | None = None, levels: int | None = Non
     return figures
 
 
-def bracket_figures(found: BracketSummary) -> dict[str, Any]:
-    """The means of a bracket as plain containers."""
-    return dataclasses.asdict(found)
-
-
-def bracket_table(found: dict[str, Any], spent: str) -> str:
-    """Means of a bracket, see :func:`bracket_figures`, as a short table for the terminal."""
+def bracket_table(found: BracketSummary, spent: str | None) -> str:
+    """Means of a bracket as a short table for the terminal."""
     rows = [
-        f"Simulated from the model: {found['num_data']:,} images, {spent} each way; nats per image",
+        f"Simulated from the model: {found.num_data:,} images, {spent} each way; nats per image",
         "                 value   error (Monte Carlo)",
-        f"{'lower bound':<12}{found['lower']:10.3f} {_error(found['lower_mc_error']):>21}",
-        f"{'upper bound':<12}{found['upper']:10.3f} {_error(found['upper_mc_error']):>21}",
-        f"gap {found['gap']:.3f} (standard error over data {_error(found['gap_std_error'])}); moves accepted: "
-        f"{found['acceptance']:.0%} forward, {found['reverse_acceptance']:.0%} in reverse",
-        f"with probability 95 % each, mean log p(x) of these images is above {found['lower_bound']:.3f}, and below "
-        f"{found['upper_bound']:.3f}",
+        f"{'lower bound':<12}{found.lower:10.3f} {_error(found.lower_mc_error):>21}",
+        f"{'upper bound':<12}{found.upper:10.3f} {_error(found.upper_mc_error):>21}",
+        f"gap {found.gap:.3f} (standard error over data {_error(found.gap_std_error)}); moves accepted: "
+        f"{found.acceptance:.0%} forward, {found.reverse_acceptance:.0%} in reverse",
+        f"with probability 95 % each, mean log p(x) of these images is above {found.lower_bound:.3f}, and below "
+        f"{found.upper_bound:.3f}",
     ]
     return "\n".join(rows)
 
@@ -177,7 +171,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | None = None) -> str:
-    """Means of an estimate, see :func:`test_figures`, as a short table for the terminal.
+    """Means of an estimate, see :func:`figures_of`, as a short table for the terminal.
 
     Args:
         test: The figures.
@@ -194,6 +188,7 @@ def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | N
         _row("ELBO", test["elbo"]),
         _row("log p(x)", px),
         "; ".join(_others(test)),
+        *([_smoothed(px)] if px["smoothed"] != px["value"] else []),
         f"with probability 95 %, mean log p(x) of these images is above {px['lower_bound_95']:.3f}",
     ]
     return "\n".join([*rows, _verdict(test["num_data"], px)])
@@ -216,6 +211,11 @@ def _others(test: dict[str, Any]) -> Iterator[str]:
         yield f"{test['bits_per_dim']:.4f} bits per pixel value"
 
 
+def _smoothed(px: dict[str, Any]) -> str:
+    change = px["smoothed"] - px["value"]
+    return f"by Pareto-smoothed weights log p(x) is {px['smoothed']:.3f} ({change:+.3f}); that is no bound"
+
+
 def _row(name: str, figure: dict[str, Any]) -> str:
     return f"{name:<12}{figure['value']:10.3f} {_error(figure['std_error']):>14} {_error(figure['mc_error']):>21}"
 
@@ -229,9 +229,8 @@ def _verdict(num_data: int, px: dict[str, Any]) -> str:
     if not bad:
         return f"for every image {what} is at most {limit}: the Monte Carlo error can be trusted (bias about {px['bias']:.4f})"
     rest = px["mc_error_reliable"]
-    smoothed = f"; by Pareto-smoothed weights the mean is {px['smoothed']:.3f} ({px['smoothed'] - px['value']:+.3f})"
     others = "" if rest is None else f"; over the other {num_data - bad:,} it is {rest:.4f}"
     return (
         f"for {bad:,} of {num_data:,} images {what} is above {limit}: their log p(x) is likely too low and the "
-        f"Monte Carlo error is not known{others}{smoothed}"
+        f"Monte Carlo error is not known{others}"
     )

@@ -71,6 +71,10 @@ def test_each_estimator_of_a_part_of_the_test_set(runs, capsys, estimator):
     if estimator == "annealed":  # too few chains for a k
         assert figures["log_px"]["pareto_k_threshold"] is None
         assert "for every image the standard deviation of log w over chains is at most 1 nat" in out
+    if estimator == "smoothed":
+        change = figures["log_px"]["smoothed"] - figures["log_px"]["value"]
+        assert change != 0
+        assert f"log p(x) is {figures['log_px']['smoothed']:.3f} ({change:+.3f}); that is no bound" in out
     assert figures["elbo"]["value"] <= figures["log_px"]["value"]
     assert figures["bits_per_dim"] == pytest.approx(-figures["log_px"]["value"] / (64 * math.log(2)))
     values = read(runs / "one" / f"evidence-{estimator}-12.nc")
