@@ -280,7 +280,10 @@ def _several(hint: Any) -> str | None:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is not tuple:
         return None
-    return {int: "N ...", float: "X ...", str: "WORD ..."}.get(typing.get_args(hint)[0], "PATH ...")
+    kind = typing.get_args(hint)[0]
+    if typing.get_origin(kind) is typing.Literal:
+        return f"{{{','.join(typing.get_args(kind))}}} ..."
+    return {int: "N ...", float: "X ...", str: "WORD ..."}.get(kind, "PATH ...")
 
 
 @_REGISTRY.primitive_rule

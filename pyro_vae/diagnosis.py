@@ -43,6 +43,7 @@ def _aggregate(vae: Any, data: Columns, seed: int) -> Found:
     with own_randomness(seed), torch.no_grad():
         found = evidence.aggregate_posterior(vae.model, vae.guide, *data[:])
     figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    figures["marginal_kl_per_unit"] = figures.pop("kl_per_unit")
     figures = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in figures.items()}
     parts = {
         "KL(q(z) || p(z))": (found.marginal_kl, found.marginal_kl_error),

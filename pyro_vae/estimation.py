@@ -79,13 +79,11 @@ class Estimation:
             )
 
     @property
-    def words(self) -> str:
-        """What is spent on each datum."""
-        if self.estimator in CHAINED:
-            return f"{self.num_chains} chains of {self.num_steps:,} steps from the {self.start}"
-        if self.target_se is not None:
-            return f"as many samples as a standard error of {self.target_se:g} nats takes, at most {self.max_samples:,}"
-        return f"{self.num_samples:,} samples"
+    def spent(self) -> str | None:
+        """What is spent on each datum, where it is chains."""
+        if self.estimator not in CHAINED:
+            return None
+        return f"{self.num_chains} chains of {self.num_steps:,} steps from the {self.start}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,6 @@ def _prior(batch: _Batch) -> Estimate:
 
 
 def _refined(batch: _Batch) -> Estimate:
-    torch.manual_seed(parallel.stream(batch.seed, batch.first))
     options = batch.draws | {"compile": False}  # each batch has a guide of its own
     return evidence.refined_importance_sampling(
         batch.vae.model, batch.vae.guide, *batch.columns, steps=batch.how.refine_steps, **options

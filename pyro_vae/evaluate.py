@@ -120,6 +120,9 @@ def _request(args: Arguments) -> evaluation.Request:
         "refine_steps",
         "compile",
     )
+    if args.num_samples is not None and (args.target_se is not None or args.estimator in CHAINED):
+        why = "--target-se, which chooses them" if args.target_se is not None else f"--estimator {args.estimator}"
+        raise ValueError(f"num_samples: expected without {why}, got both; drop one.")
     how = Estimation(**{name: getattr(args, name) for name in names})
     how = how if args.num_samples is None else dataclasses.replace(how, num_samples=args.num_samples)
     slow = args.estimator in (*CHAINED, "refined")
@@ -139,6 +142,7 @@ def _command(argv: Sequence[str], within: ExitStack) -> int:
             request = _request(args)
             if args.compile and (reason := compiling.obstacle()) is not None:
                 raise ValueError(f"compile: expected a machine that can compile, got one where {reason}; leave it out.")
+            evaluation.names_of(args.runs)
             runs = [load(path) for path in args.runs]
             say(f"{console.versions()}, device {words}{parallel.world()}, {torch.get_num_threads()} threads")
             for run in runs if parallel.world().main else ():

@@ -19,7 +19,7 @@ from pyro_vae import evidence, parallel, summary
 from pyro_vae.claim import fresh
 from pyro_vae.data import Columns, Data
 from pyro_vae.diagnosis import check_names, diagnose
-from pyro_vae.estimation import CHAINED, Estimation, estimate
+from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.files import write_atomically
 from pyro_vae.models.protocol import asked, classifies, gives_density, has_bound, takes
@@ -64,7 +64,9 @@ class Request:
     @property
     def name(self) -> str:
         """Under which its figures stand in a run."""
-        return self.how.estimator if self.dequantize == "none" else f"{self.how.estimator}-dequantized"
+        parts = [self.how.estimator]
+        parts += [] if self.dequantize == "none" else ["dequantized"]
+        return "-".join(parts if self.num_data is None else [*parts, str(self.num_data)])
 
 
 @dataclass(frozen=True)
@@ -171,12 +173,12 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
         data = found.data.to(device)
         figures, result = summary.evaluate(config, vae, data, run.history, run.seconds, progress, how)
         assert result is not None  # there is a bound
-        figures = {**figures, **{k: v for k, v in run.summary.items() if k in ("evidence", "checks")}}
+        figures = {**figures, **{k: v for k, v in _kept(run).items() if k in ("evidence", "checks")}}
         text = summary.table(figures)
     else:
         result = estimate(vae, found.columns.to(device), how, config.train.seed, progress)
         part, text = _part(result, found, request, how)
-        figures = run.summary
+        figures = _kept(run)
         part["seconds"] = time.perf_counter() - started
         figures["evidence"] = {**figures.get("evidence", {}), request.name: part}
     say(text)
@@ -187,7 +189,8 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
         for name, values, words in diagnose(
             tuple(checks), vae, found.columns.to(device), config.train.seed, run.path, tuple(optional)
         ):
-            figures["checks"] = {**figures.get("checks", {}), name: values}
+            key = name if request.num_data is None else f"{name}-{request.num_data}"
+            figures["checks"] = {**figures.get("checks", {}), key: values}
             directory.write_json("summary.json", figures)
             say(words)
         files = _save(result, run.path, request.name)
@@ -200,11 +203,19 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
     return result
 
 
+def _kept(run: Run) -> dict[str, Any]:
+    """The figures that a run has so far; none where they cannot be read."""
+    try:
+        return run.summary
+    except ValueError:
+        return {}
+
+
 def _part(result: Any, found: Subject, request: Request, how: Estimation) -> tuple[dict[str, Any], str]:
     """The figures of an estimate and their table."""
     if isinstance(result, Bracket):
-        figures = summary.bracket_figures(result.summary())
-        return figures, summary.bracket_table(figures, how.words)
+        means = result.summary()
+        return dataclasses.asdict(means), summary.bracket_table(means, how.spent)
     levels = 256 if request.dequantize == "uniform" else None
     dims = None if found.density and levels is None else found.columns.parts[0][:1].numel()
     figures = summary.figures_of(result.summary(), dims, levels)
@@ -212,9 +223,7 @@ def _part(result: Any, found: Subject, request: Request, how: Estimation) -> tup
         if (value := getattr(result, name, None)) is not None:
             figures[name] = float(value.mean()) if isinstance(value, Tensor) else value
     title = f"{'Test set' if request.num_data is None else 'First test images'}, {request.name}"
-    return figures, summary.figures_table(
-        figures, title, found.density, how.words if how.estimator in CHAINED else None
-    )
+    return figures, summary.figures_table(figures, title, found.density, how.spent)
 
 
 def _save(result: Any, folder: Path, name: str) -> list[str]:
@@ -243,6 +252,10 @@ def check_comparable(subjects: Sequence[Subject]) -> None:
         ValueError: If two differ.
     """
     first = subjects[0]
+    if first.key[0] < 2:
+        raise ValueError(
+            "runs: expected at least two test images to compare them on, got one; pass a larger --num-data."
+        )
     for other in subjects[1:]:
         if other.key[3] != first.key[3]:
             given, free = (first, other) if first.key[3] else (other, first)
@@ -266,7 +279,7 @@ def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Reques
     from pyro_vae.report.comparison import comparison
     from pyro_vae.report.pictures import write_figure
 
-    names = _names([s.run.path for s in subjects])
+    names = names_of([s.run.path for s in subjects])
     found = evidence.compare(
         dict(zip(names, results, strict=True)), data_keys={n: s.key for n, s in zip(names, subjects, strict=True)}
     )
@@ -291,8 +304,12 @@ def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Reques
         return folder
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths of runs that tell them apart.
+
+    Raises:
+        ValueError: If one is there twice.
+    """
     for depth in range(1, max(len(p.resolve().parts) for p in paths) + 1):
         names = ["/".join(p.resolve().parts[-depth:]) for p in paths]
         if len(set(names)) == len(names):

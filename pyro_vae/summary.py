@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -29,16 +28,26 @@ PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "arviz")
 
 
 @torch.no_grad()
-def active_units(vae: Any, data: Columns | Tensor | Stored | tuple[Tensor, ...]) -> int | None:
-    """How many latent units vary with the data, see :func:`evidence.active_units`.
+def latent_figures(vae: Any, data: Columns | Tensor | Stored | tuple[Tensor, ...]) -> dict[str, Any]:
+    """What the latent units say of the data.
 
-    None for one datum alone, and of a model that does not encode.
+    Returns:
+        ``active_units``: how many vary with the data, see :func:`evidence.active_units`; None for one datum alone, and of a
+        model that does not encode.
+        ``kl_per_unit``: mean KL(q(z_j|x) || p(z_j)) of each, nats; None where the KL is no sum over units.
     """
     columns = Columns.of(data)
-    if len(columns) < 2 or not hasattr(vae, "encode"):
-        return None
-    parts = columns.split(min(1000, columns.chunk))
-    return int(evidence.active_units(torch.cat([of_columns(vae.encode, part).mean.cpu() for part in parts])).sum())
+    if not hasattr(vae, "encode"):
+        return {"active_units": None, "kl_per_unit": None}
+    prior = vae.prior() if hasattr(vae, "prior") else None
+    means, kls = [], []
+    for part in columns.split(min(1000, columns.chunk)):
+        q = of_columns(vae.encode, part)
+        means.append(q.mean.cpu())
+        kls.append(None if prior is None else evidence.kl_per_unit(q, prior))
+    active = int(evidence.active_units(torch.cat(means)).sum()) if len(columns) > 1 else None
+    known = [kl for kl in kls if kl is not None]
+    return {"active_units": active, "kl_per_unit": torch.cat(known).mean(0).tolist() if known else None}
 
 
 def evaluate(
@@ -78,7 +87,7 @@ def evaluate(
     dims = None if density else math.prod(data.data_shape)
     known = {"num_data": len(columns)} if found is None else figures_of(found.summary(), dims)
     figures = {
-        "test": {**known, "active_units": active_units(vae, columns), **scores(vae, data.test, config.train.seed)},
+        "test": {**known, **latent_figures(vae, columns), **scores(vae, data.test, config.train.seed)},
         "validation": {"elbo": _validation_figure(history)},
         "units": "nats per datum",
         "density": density,
@@ -134,6 +143,7 @@ def figures_of(found: Summary, dims: int | None = None, levels: int | None = Non
             "pilot_draws": found.pilot_draws,
             "pareto_k_bad": found.pareto_k_bad,
             "pareto_k_threshold": found.pareto_k_threshold,
+            "judged_by": list(found.criterion),
         },
         "gap": found.gap,
         "rate": found.rate,
@@ -147,22 +157,17 @@ def figures_of(found: Summary, dims: int | None = None, levels: int | None = Non
     return figures
 
 
-def bracket_figures(found: BracketSummary) -> dict[str, Any]:
-    """The means of a bracket as plain containers."""
-    return dataclasses.asdict(found)
-
-
-def bracket_table(found: dict[str, Any], spent: str) -> str:
-    """Means of a bracket, see :func:`bracket_figures`, as a short table for the terminal."""
+def bracket_table(found: BracketSummary, spent: str | None) -> str:
+    """Means of a bracket as a short table for the terminal."""
     rows = [
-        f"Simulated from the model: {found['num_data']:,} images, {spent} each way; nats per image",
+        f"Simulated from the model: {found.num_data:,} images, {spent} each way; nats per image",
         "                 value   error (Monte Carlo)",
-        f"{'lower bound':<12}{found['lower']:10.3f} {_error(found['lower_mc_error']):>21}",
-        f"{'upper bound':<12}{found['upper']:10.3f} {_error(found['upper_mc_error']):>21}",
-        f"gap {found['gap']:.3f} (standard error over data {_error(found['gap_std_error'])}); moves accepted: "
-        f"{found['acceptance']:.0%} forward, {found['reverse_acceptance']:.0%} in reverse",
-        f"with probability 95 % each, mean log p(x) of these images is above {found['lower_bound']:.3f}, and below "
-        f"{found['upper_bound']:.3f}",
+        f"{'lower bound':<12}{found.lower:10.3f} {_error(found.lower_mc_error):>21}",
+        f"{'upper bound':<12}{found.upper:10.3f} {_error(found.upper_mc_error):>21}",
+        f"gap {found.gap:.3f} (standard error over data {_error(found.gap_std_error)}); moves accepted: "
+        f"{found.acceptance:.0%} forward, {found.reverse_acceptance:.0%} in reverse",
+        f"with probability 95 % each, mean log p(x) of these images is above {found.lower_bound:.3f}, and below "
+        f"{found.upper_bound:.3f}",
     ]
     return "\n".join(rows)
 
@@ -176,7 +181,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | None = None) -> str:
-    """Means of an estimate, see :func:`test_figures`, as a short table for the terminal.
+    """Means of an estimate, see :func:`figures_of`, as a short table for the terminal.
 
     Args:
         test: The figures.
@@ -193,6 +198,7 @@ def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | N
         _row("ELBO", test["elbo"]),
         _row("log p(x)", px),
         "; ".join(_others(test)),
+        *([_smoothed(px)] if px["smoothed"] != px["value"] else []),
         f"with probability 95 %, mean log p(x) of these images is above {px['lower_bound_95']:.3f}",
     ]
     return "\n".join([*rows, _verdict(test["num_data"], px), *score_rows(test)])
@@ -215,6 +221,11 @@ def _others(test: dict[str, Any]) -> Iterator[str]:
         yield f"{test['bits_per_dim']:.4f} bits per pixel value"
 
 
+def _smoothed(px: dict[str, Any]) -> str:
+    change = px["smoothed"] - px["value"]
+    return f"by Pareto-smoothed weights log p(x) is {px['smoothed']:.3f} ({change:+.3f}); that is no bound"
+
+
 def _row(name: str, figure: dict[str, Any]) -> str:
     return f"{name:<12}{figure['value']:10.3f} {_error(figure['std_error']):>14} {_error(figure['mc_error']):>21}"
 
@@ -224,13 +235,12 @@ def _error(value: float | None) -> str:
 
 
 def _verdict(num_data: int, px: dict[str, Any]) -> str:
-    bad, threshold = px["pareto_k_bad"], px["pareto_k_threshold"]
+    bad, (what, limit) = px["pareto_k_bad"], px["judged_by"]
     if not bad:
-        return f"every Pareto k is at most {threshold:.2f}: the Monte Carlo error can be trusted (bias about {px['bias']:.4f})"
+        return f"for every image {what} is at most {limit}: the Monte Carlo error can be trusted (bias about {px['bias']:.4f})"
     rest = px["mc_error_reliable"]
-    smoothed = f"; by Pareto-smoothed weights the mean is {px['smoothed']:.3f} ({px['smoothed'] - px['value']:+.3f})"
     others = "" if rest is None else f"; over the other {num_data - bad:,} it is {rest:.4f}"
     return (
-        f"for {bad:,} of {num_data:,} images Pareto k is above {threshold:.2f}: their log p(x) is likely too low and the "
-        f"Monte Carlo error is not known{others}{smoothed}"
+        f"for {bad:,} of {num_data:,} images {what} is above {limit}: their log p(x) is likely too low and the "
+        f"Monte Carlo error is not known{others}"
     )

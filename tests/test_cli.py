@@ -139,6 +139,7 @@ SCHEMA = {
         "rate": float,
         "distortion": float,
         "active_units": int,
+        "kl_per_unit": list,
         "num_data": int,
     },
     "validation": {"elbo": {"value": float, "std_error": float}},

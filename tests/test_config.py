@@ -64,7 +64,7 @@ CHANGED = Config(
         check_every=50,
         precision="bf16",
     ),
-    EvaluateConfig(num_samples=77, compile_draws=False),
+    EvaluateConfig(num_samples=77, compile_draws=True),
 )
 
 

@@ -19,7 +19,7 @@ def blocks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", blocks())
+@pytest.mark.parametrize("code", [*blocks()])
 def test_an_example_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {"__name__": "example"})

@@ -298,7 +298,7 @@ def test_training_validation_and_evidence_need_no_float64(played, objective, bet
     estimate = pv.evidence.importance_sampling(vae.model, vae.guide, x, num_samples=30)
     for result in (likelihood, ratio, estimate.log_px, estimate.std_error, estimate.elbo):
         assert (result.dtype, result.device.type) == (torch.float64, "cpu")
-    assert 0 <= summary.active_units(vae, x) <= 2
+    assert 0 <= summary.latent_figures(vae, x)["active_units"] <= 2
     pair = pv.handlers.scale_kl_pair(vae.model, vae.guide, torch.tensor(2.0, device="mps"))
     assert pv.log_weights(*pair, x, num_samples=2).device.type == "mps"
     assert pv.elbo(objective).bound(*pair, x).shape == (20,)

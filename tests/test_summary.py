@@ -76,5 +76,5 @@ def test_the_table_says_what_can_be_trusted(vae):
     good = many["test"]["log_px"]
     assert good["pareto_k_bad"] == 0
     assert f"{good['mc_error']:.4f}" in table(many)
-    assert "every Pareto k is at most 0.70" in table(many)
+    assert "for every image Pareto k is at most 0.70" in table(many)
     assert "log probability, nats per image" in words

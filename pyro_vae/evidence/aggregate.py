@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from pyro_vae.evidence.diagnostics import units_of
+from pyro_vae.evidence.plainly import plainly
 from pyro_vae.inference.layout import base_name, check_match, find_layout, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.objectives import check_count
 from pyro_vae.randomness import own_randomness
@@ -84,6 +85,7 @@ class AggregatePosterior:
         return f"{said}."
 
 
+@plainly
 def aggregate_posterior(
     model: Program,
     guide: Program,

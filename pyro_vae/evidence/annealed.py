@@ -17,6 +17,7 @@ from pyro_vae.evidence.estimate import Estimate
 from pyro_vae.evidence.hmc import Evaluate, evaluation, move, widest
 from pyro_vae.evidence.joint import Joint, Start
 from pyro_vae.evidence.pilot import PILOT_CHAINS, Tuning, tune
+from pyro_vae.evidence.plainly import plainly
 from pyro_vae.inference.weights import OuterScale
 from pyro_vae.randomness import own_randomness
 
@@ -112,6 +113,18 @@ class AnnealedEstimate(Estimate):
             jackknife_error=torch.where(good, jackknife, math.nan),
             bias=torch.where(good, -error.square() / 2, math.nan),
         )
+
+    @property
+    def criterion(self) -> tuple[str, str]:
+        """By what ``reliable`` judges, and its limit, in words."""
+        if self.num_samples <= FEW_CHAINS:
+            return "the standard deviation of log w over chains", f"{LARGEST_SPREAD:g} nat"
+        return super().criterion
+
+    @property
+    def threshold(self) -> float:
+        """The largest k at which so many chains can be trusted; infinity where they are judged by their spread."""
+        return math.inf if self.num_samples <= FEW_CHAINS else super().threshold
 
     @property
     def reliable(self) -> Tensor:
@@ -220,6 +233,7 @@ def _variances(joint: Joint, metric: Metric) -> tuple[Tensor, Tensor]:
     return v0, torch.where(v1 > 1e-10 * v0, v1, v0)  # a guide without a spread says nothing
 
 
+@plainly
 @torch.no_grad()
 def annealed_importance_sampling(
     model: Callable[..., Any],
@@ -248,8 +262,8 @@ def annealed_importance_sampling(
 
     All chains of all data move in one batch, of chains x data rows, which bounds memory: pass data in batches, and join
     the estimates by ``AnnealedEstimate.cat``. Step sizes, for each datum and place on the path, come from a pilot of at most 8
-    chains that is discarded, and are then frozen. Latents are moved where their support is all real numbers, by
-    its bijection. What the batch holds changes an estimate as other draws do, not by rounding only.
+    chains (compiled: of C) that is discarded, and are then frozen. Latents are moved where their support is all real
+    numbers, by its bijection. What the batch holds changes an estimate as other draws do, not by rounding only.
 
     Args:
         model: A Pyro model with continuous latents in one plate.
@@ -279,6 +293,8 @@ def annealed_importance_sampling(
         Decoder-Based Generative Models", 2017.
     """
     check_numbers(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed: expected at least 0, got {seed}.")
     with own_randomness(seed) if seed is not None else nullcontext():
         joint = Joint(model, guide, args, kwargs, start, plate, outer_scale)
         captured = CapturedPath() if compile is True else compile or None

@@ -16,6 +16,7 @@ from pyro_vae.evidence.annealed import AnnealedEstimate, Annealer, Metric, Path,
 from pyro_vae.evidence.captured_path import CapturedPath
 from pyro_vae.evidence.hmc import move
 from pyro_vae.evidence.joint import Joint, Start
+from pyro_vae.evidence.plainly import plainly
 from pyro_vae.evidence.simulated import Simulated, simulate
 from pyro_vae.inference.weights import OuterScale
 from pyro_vae.randomness import own_randomness
@@ -167,6 +168,7 @@ class Bracket:
         )
 
 
+@plainly
 @torch.no_grad()
 def bidirectional(
     model: Callable[..., Any],

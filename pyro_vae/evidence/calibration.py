@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.arviz_values import draws_group
+from pyro_vae.evidence.plainly import plainly
 from pyro_vae.evidence.ranking import LOG_JOINT, LOG_Q, Ranking
 from pyro_vae.evidence.simulated import Simulated, simulate
 from pyro_vae.evidence.uniformity import Band, simultaneous_band, uniformity_p
@@ -157,6 +158,7 @@ class Calibration:
         return draws_group("prior_sbc", dict(zip(self.names, self.pit.T.numpy(), strict=True)))
 
 
+@plainly
 @torch.no_grad()
 def calibrate(
     model: Callable[..., Any],

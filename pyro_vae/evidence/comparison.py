@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -136,7 +136,7 @@ class Comparison:
 
 
 def compare(
-    estimates: Mapping[str, Pointwise],
+    estimates: Mapping[str, Pointwise] | Sequence[Pointwise],
     *,
     reference: str | None = None,
     level: float = 0.95,
@@ -154,7 +154,8 @@ def compare(
     is a lower bound, and a model whose proposal is bad looks worse than it is.
 
     Args:
-        estimates: Name to estimate, at least two, of the same data in the same order.
+        estimates: Name to estimate, at least two, of the same data in the same order; the names of a list are ``"1"``, ``"2"``
+            and so on.
         reference: The model to compare with; None: the one with the largest mean.
         level: c, between 0 and 1.
         data_keys: Name to a fingerprint of the data and their binarization, anything that can be compared; refused where
@@ -170,6 +171,8 @@ def compare(
     References:
         Yao, Vehtari, Simpson, Gelman, "Using Stacking to Average Bayesian Predictive Distributions", 2018.
     """
+    if not isinstance(estimates, Mapping):
+        estimates = {str(number): estimate for number, estimate in enumerate(estimates, 1)}
     names = _checked(estimates, reference, level, data_keys)
     log_px = {name: estimates[name].log_px.detach().cpu().double() for name in names}
     names.sort(key=lambda name: -float(log_px[name].mean()))

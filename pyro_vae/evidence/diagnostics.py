@@ -102,27 +102,37 @@ def equal_range(low: Tensor, high: Tensor, eps: float) -> Tensor:
     return (high - low) <= (1000 * eps * size).clamp(max=0.01)
 
 
-def jackknife(blocks: Tensor) -> Tensor:
+def jackknife(blocks: Tensor, sizes: Tensor) -> Tensor:
     r"""Standard error of the log of a mean, by leaving out one block of draws at a time.
 
-    .. math:: \mathrm{se}^2 = \frac{G - 1}{G} \textstyle\sum_g (\hat\theta_{-g} - \bar\theta)^2, \quad
-        \hat\theta_{-g} = \log \textstyle\sum_{h \ne g} S_h
+    .. math:: \hat\theta_{-g} = \log \frac{\sum_{h \ne g} S_h}{K - n_g}, \quad
+        \tau_g = h_g \hat\theta - (h_g - 1)\, \hat\theta_{-g}, \quad h_g = K / n_g, \quad
+        \mathrm{se}^2 = \frac1G \textstyle\sum_g \frac{(\tau_g - \hat\theta_J)^2}{h_g - 1}
+
+    with :math:`\hat\theta_J = G \hat\theta - \sum_g (1 - n_g / K)\, \hat\theta_{-g}`; for equal blocks the usual jackknife.
 
     Args:
-        blocks: Log of the sum of the weights in each block, log S, shape ``(G, B)``, nats; blocks of equal size.
+        blocks: Log of the sum of the weights in each block, log S, shape ``(G, B)``, nats.
+        sizes: Draws in each, n, shape ``(G,)``.
 
     Returns:
         Shape ``(B,)``, nats.
 
     References:
-        Efron, Stein, "The Jackknife Estimate of Variance", 1981.
+        Busing, Meijer, van der Leeden, "Delete-m Jackknife for Unequal m", 1999, eq. 8.
     """
-    num = len(blocks)
     nothing = torch.full_like(blocks[:1], -math.inf)
     before = torch.cat([nothing, blocks[:-1].logcumsumexp(0)])
     after = torch.cat([blocks.flip(0)[:-1].logcumsumexp(0).flip(0), nothing])
-    without = torch.logaddexp(before, after)
-    return ((without - without.mean(0)).square().sum(0) * (num - 1) / num).sqrt()
+    n = sizes.to(blocks)[:, None]
+    total, share = n.sum(), n / n.sum()
+    whole = blocks.logsumexp(0) - total.log()
+    without = torch.logaddexp(before, after) - (total - n).log()
+    # Relative to the whole, so that a large log p(x) costs no digits.
+    left = without - whole
+    center = -((1 - share) * left).sum(0)
+    pseudo = -(1 / share - 1) * left
+    return ((pseudo - center).square() / (1 / share - 1)).mean(0).sqrt()
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:

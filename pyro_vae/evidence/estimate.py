@@ -103,7 +103,9 @@ class Estimate:
         values = {
             "log_px": log_mean,
             "std_error": std_error,
-            "jackknife_error": torch.where(bad, unknown, jackknife(found.blocks)) if num > 1 else unknown,
+            "jackknife_error": torch.where(bad, unknown, jackknife(found.blocks, found.block_sizes))
+            if num > 1
+            else unknown,
             "smoothed": torch.where(equal | tail.k.isinf(), log_mean, smoothed),
             "ess": num / (1 + found.squares / (num * found.mean.square())),
             "largest_share": 1 / (num * found.mean),
@@ -154,6 +156,13 @@ class Estimate:
         return pareto_k_thresholds(self.draws)
 
     @property
+    def criterion(self) -> tuple[str, str]:
+        """By what ``reliable`` judges, and its limit, in words."""
+        if bool((self.draws == self.num_samples).all()) and self.threshold > 0:
+            return "Pareto k", f"{self.threshold:.2f}"
+        return "Pareto k", "its threshold"
+
+    @property
     def reliable(self) -> Tensor:
         """Where k is at most the threshold: shape ``(B,)``, bool."""
         return self.pareto_k <= self.thresholds
@@ -178,7 +187,8 @@ class Estimate:
             distortion=float(self.distortion.mean()),
             smoothed=float(self.smoothed.mean()),
             pareto_k_bad=int((~good).sum()),
-            pareto_k_threshold=self.threshold if self.num_samples > 1 else None,
+            pareto_k_threshold=self.threshold if self.num_samples > 1 and math.isfinite(self.threshold) else None,
+            criterion=self.criterion,
             num_samples=self.num_samples,
             num_data=num,
             draws=int(self.draws.sum()),
@@ -238,6 +248,7 @@ class Summary:
         num_data: N.
         draws: Draws in all.
         pilot_draws: Draws in all of a pilot, which enter nothing else.
+        criterion: By what it is judged whether a datum can be trusted, and the limit, in words.
     """
 
     log_px: float
@@ -259,6 +270,7 @@ class Summary:
     num_data: int
     draws: int
     pilot_draws: int
+    criterion: tuple[str, str] = ("Pareto k", "its threshold")
 
     @property
     def gap(self) -> float:
@@ -272,12 +284,12 @@ class Summary:
 
     def verdict(self) -> str:
         """Whether the Monte Carlo error can be trusted, in one sentence."""
-        if self.pareto_k_threshold is None:
+        if self.num_samples < 2:
             return "one draw for each datum tells nothing of its error: take at least 2."
-        limit = f"{self.pareto_k_threshold:.2f}" if self.draws == self.num_samples * self.num_data else "its threshold"
+        what, limit = self.criterion
         if not self.pareto_k_bad:
-            return f"Pareto k is at most {limit} for all {self.num_data:,} data: the Monte Carlo error can be trusted."
+            return f"{what} is at most {limit} for all {self.num_data:,} data: the Monte Carlo error can be trusted."
         return (
-            f"Pareto k is above {limit} for {self.pareto_k_bad:,} of {self.num_data:,} data: their log p(x) is likely too low, "
+            f"{what} is above {limit} for {self.pareto_k_bad:,} of {self.num_data:,} data: their log p(x) is likely too low, "
             "and how far is not known."
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.evidence.estimate import Estimate
 from pyro_vae.evidence.importance import importance_sampling
+from pyro_vae.evidence.plainly import plainly
 from pyro_vae.evidence.refined import refine_for, refined_importance_sampling, split_options
 
 Program = Callable[..., Any]
@@ -133,6 +134,7 @@ class GapsSummary:
     num_data: int
 
 
+@plainly
 def gaps(
     model: Program,
     guide: Program,

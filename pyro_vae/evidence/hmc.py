@@ -58,11 +58,18 @@ def evaluation(terms: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Evaluate:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             base, slope = terms(u)
-            (base_grad,) = torch.autograd.grad(base.sum(), u, retain_graph=True)
-            (slope_grad,) = torch.autograd.grad(slope.sum(), u)
+            base_grad, slope_grad = _gradient(base, u), _gradient(slope, u)
         return State(u.detach(), base.detach(), slope.detach(), base_grad, slope_grad)
 
     return evaluate
+
+
+def _gradient(terms: Tensor, u: Tensor) -> Tensor:
+    """0 where they do not depend on u."""
+    if not terms.requires_grad:
+        return torch.zeros_like(u)
+    (grad,) = torch.autograd.grad(terms.sum(), u, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(u) if grad is None else grad
 
 
 def move(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.evidence.adaptive import adaptive
 from pyro_vae.evidence.estimate import Estimate
+from pyro_vae.evidence.plainly import plainly
 from pyro_vae.evidence.sampler import CHUNK_ROWS, Sampler
 from pyro_vae.inference.captured_draws import CapturedDraws
 from pyro_vae.inference.weights import OuterScale, prior_guide
@@ -18,6 +19,7 @@ from pyro_vae.inference.weights import OuterScale, prior_guide
 __all__ = ["CHUNK_ROWS", "importance_sampling", "prior_sampling"]
 
 
+@plainly
 @torch.no_grad()
 def importance_sampling(
     model: Callable[..., Any],
@@ -117,6 +119,7 @@ def _checked_ids(data_ids: Sequence[int] | Tensor) -> Tensor:
     return ids.long()
 
 
+@plainly
 def prior_sampling(model: Callable[..., Any], *args: Any, num_samples: int = 5000, **kwargs: Any) -> Estimate:
     r"""The naive estimate of log p(x): the likelihood averaged over draws from the prior.
 

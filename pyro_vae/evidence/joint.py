@@ -27,6 +27,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.evidence.unconstrained import Place, Unconstrain, part_of
+from pyro_vae.inference.captured_draws import trust
 from pyro_vae.inference.layout import PARTICLES, base_name, is_auxiliary_loss, sample_sites, site_log_prob
 from pyro_vae.inference.weights import OuterScale, ProposalDraws, prior_guide
 from pyro_vae.machine import explain
@@ -90,6 +91,8 @@ class Joint:
         self.args, self.kwargs, self.start, self.vectorize = args, kwargs, start, True
         if start == "guide":
             _check_density(self.guide_trace)
+            for _, site in sample_sites(self.guide_trace):
+                trust(site["fn"])  # where a path leaves the support its density is 0, no error
         self._parts = self._find_parts()
         self.dim = sum(part.size for part in self._parts)
         self._check_chains()

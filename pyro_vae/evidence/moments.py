@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -99,6 +100,7 @@ class _State:
         mean: Mean of w, relative to ``highest``.
         squares: Sum of the squares of w - mean, likewise.
         blocks: Log of the sum of w over each block of draws, shape ``(G, B)``.
+        block_sizes: Draws in each block, shape ``(G,)``.
         elbo: Sum of log w.
         elbo_squares: Sum of the squares of log w - its mean.
         likelihood: Sum of log p(x|z).
@@ -115,6 +117,8 @@ class _State:
         self.body, self.highest, self.lowest = never, never, -never
         self.mean, self.squares, self.elbo, self.elbo_squares, self.likelihood, self.ratio = (zero,) * 6
         self.blocks = never.repeat(owner.num_blocks, 1)
+        ends = [g * owner.num_samples // owner.num_blocks for g in range(owner.num_blocks + 1)]
+        self.block_sizes = torch.tensor([end - start for start, end in itertools.pairwise(ends)])
 
     def add(self, likelihood: Tensor, ratio: Tensor, log_w: Tensor, done: int) -> None:
         """Take float64 draws, the first of which is number ``done``."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vae.evidence.estimate import Estimate
 from pyro_vae.evidence.importance import importance_sampling
+from pyro_vae.evidence.plainly import plainly
 from pyro_vae.evidence.refining import Offsets, better, optimize, paired, under, zero_offsets_of
 from pyro_vae.evidence.sampler import CHUNK_ROWS
 from pyro_vae.evidence.shifted import Shift
@@ -82,6 +83,7 @@ class Refined:
         return dataclasses.replace(self, offsets=offsets, **taken)
 
 
+@plainly
 def refine(
     model: Program,
     guide: Program,
@@ -149,6 +151,7 @@ def refine(
 
     with nullcontext() if seed is None else own_randomness(_own(seed)), torch.no_grad():
         start = draws(guide)
+        refuse_subsample(start)
         offsets = zero_offsets_of(start, full_covariance)
         live = under(offsets, guide, full_covariance, path_only=True)
         optimize(draws, live, offsets, steps, lr, num_particles)
@@ -177,6 +180,7 @@ def refine(
     )
 
 
+@plainly
 def refined_importance_sampling(
     model: Program,
     guide: Program,
@@ -251,3 +255,18 @@ def _only(part: Tensor, axis: int, kept: Tensor) -> Tensor:
     shape = [1] * part.dim()
     shape[axis] = -1
     return torch.where(kept.to(part.device).reshape(shape), part, 0.0)
+
+
+def refuse_subsample(draws: EnumeratedDraws) -> None:
+    """Refuse a data plate that draws its rows.
+
+    Raises:
+        ValueError: If it does: what is refined would belong to other rows at the next call.
+    """
+    for name, site in draws.fixed.nodes.items():
+        rows = site.get("fn")
+        if site["type"] == "sample" and rows.subsample_size not in (None, rows.size):
+            raise ValueError(
+                f"plate {name!r}: expected all its data, got a subsample, another one at each call; pass the rows, without "
+                "subsample_size."
+            )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.evidence.estimate import Estimate
 from pyro_vae.evidence.moments import Moments
+from pyro_vae.evidence.plainly import refuse_nothing
 from pyro_vae.evidence.streams import ESTIMATE, NoiseStreams
 from pyro_vae.inference.captured_draws import CapturedDraws
 from pyro_vae.inference.enumerated import EnumeratedDraws
@@ -59,7 +60,7 @@ class Sampler:
         Raises:
             ValueError: If model and guide have no weights for each datum, the guide is a Delta, or there are no data.
         """
-        _refuse_nothing(args, kwargs)
+        refuse_nothing(args, kwargs)
         programs = (self.model, self.guide, args, kwargs, self.plate, self.outer_scale, self.vectorize)
         found: Draws
         try:
@@ -108,12 +109,6 @@ class Sampler:
         rows = self.chunk_rows or (CHUNK_ROWS if on_cpu else DEVICE_CHUNK_ROWS)
         each = draws.layout.size * (draws.num_values if isinstance(draws, EnumeratedDraws) else 1)
         return max(1, rows // max(1, each))
-
-
-def _refuse_nothing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    if tensors and tensors[0].dim() > 0 and len(tensors[0]) == 0:
-        raise ValueError(f"data: expected at least one datum, got a tensor of shape {tuple(tensors[0].shape)}.")
 
 
 def _refuse_delta(draws: Draws) -> None:

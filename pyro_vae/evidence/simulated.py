@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.utils import _pytree
 
+from pyro_vae.evidence.plainly import plainly
 from pyro_vae.inference.layout import Site, is_auxiliary_loss, sample_sites
 
 _WAYS_OUT = "pass posterior_draws for data of your own, or put the observed value into the model as an argument"
@@ -30,6 +31,7 @@ class Simulated(NamedTuple):
     latents: dict[str, Tensor]
 
 
+@plainly
 @torch.no_grad()
 def simulate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Simulated:
     r"""Draw as many data as are given from the model, with their latents.

@@ -107,6 +107,9 @@ def _by_arviz_1(panels: Sequence[Panel], columns: int) -> tuple[Figure, list[Axe
     for name, panel in zip(names, panels, strict=True):
         found.viz["ecdf_lines"][name].item().set(color=_color(panel), linewidth=1.5)
         found.viz["ref_line"][name].item().remove()
+    for one in figure.axes:
+        if one not in axes:  # a layout has more panels than are filled
+            one.remove()
     return figure, axes
 
 

@@ -68,10 +68,10 @@ def worst(estimate: Estimate, split: Split, source: str) -> Figure:
     for axes in panels:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(color=FRAME, linewidth=0.6, visible=bool(axes.images))
-    bad = int((~estimate.reliable).sum())
+    bad, (what, limit) = int((~estimate.reliable).sum()), estimate.criterion
     figure.suptitle(
         f"The {count} {source} images with the largest Pareto k; below it, the share of the largest weight\n"
-        f"k is above {estimate.threshold:.2f} for {bad:,} of {len(split.x):,} images: their log p(x) is likely too low",
+        f"{what} is above {limit} for {bad:,} of {len(split.x):,} images: their log p(x) is likely too low",
         fontsize=11,
     )
     return figure
@@ -92,10 +92,10 @@ def _least_likely(figure: SubFigure, estimate: Estimate, split: Split) -> None:
 
 def _histogram(figure: Figure | SubFigure, estimate: Estimate, source: str) -> None:
     values, good = estimate.log_px.numpy(), estimate.reliable.numpy()
-    limit = f"{estimate.threshold:.2f}"
+    what, limit = estimate.criterion
     kinds = (
-        (f"Pareto k at most {limit}", values[good], TRUSTED),
-        (f"Pareto k above {limit}: likely too low", values[~good], DOUBTED),
+        (f"{what} at most {limit}", values[good], TRUSTED),
+        (f"{what} above {limit}: likely too low", values[~good], DOUBTED),
     )
     shown = [(f"{len(part):,} data, {words}", part, color) for words, part, color in kinds if len(part)]
     labels, parts, colors = (list(column) for column in zip(*shown, strict=True))
@@ -105,11 +105,16 @@ def _histogram(figure: Figure | SubFigure, estimate: Estimate, source: str) -> N
     axes.axvline(float(values.mean()), color="black", linestyle="--", linewidth=1.2, label=_mean(estimate))
     axes.set(xlabel="log p(x), nats (higher is more likely)", ylabel=f"{source} data")
     axes.set_title(
-        f"log p(x) of {len(values):,} {source} data, each by importance sampling with K = {estimate.num_samples:,} draws"
+        f"log p(x) of {len(values):,} {source} data, each by importance sampling with {_draws(estimate)} draws"
     )
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, columnspacing=1.2)
+
+
+def _draws(estimate: Estimate) -> str:
+    mean = float(estimate.draws.double().mean())
+    return f"K = {estimate.num_samples:,}" if mean == estimate.num_samples else f"on average {mean:,.0f}"
 
 
 def _mean(estimate: Estimate) -> str:

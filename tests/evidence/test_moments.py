@@ -74,12 +74,27 @@ def test_the_jackknife_leaves_out_one_block_at_a_time():
     assert abs(float(ratio.mean()) - 1) < 4 / math.sqrt(98 * 6)
 
 
+@pytest.mark.parametrize("num", [75, 128, 1024])
+def test_the_jackknife_of_blocks_that_are_not_equal(num):
+    """Equal weights have no error, and log-normal ones the scatter of 3,000 repetitions."""
+    equal = torch.full((num, 4), -80.0, dtype=torch.float64)
+    assert float(Estimate.from_weights(equal, torch.zeros_like(equal)).jackknife_error.max()) < 1e-12
+    log_w = 0.5 * torch.randn(num, 3000, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = Estimate.from_weights(log_w, torch.zeros_like(log_w))
+    good = found.reliable
+    assert float(good.double().mean()) > 0.8
+    scatter = float(found.log_px[good].std())
+    assert float(found.jackknife_error[good].square().mean().sqrt()) == pytest.approx(
+        scatter, rel=4 / math.sqrt(2 * 2700) + 0.01
+    )
+
+
 def test_the_jackknife_of_a_dominating_block_is_no_rounding():
     blocks = torch.tensor([[0.0], [0.0], [600.0]], dtype=torch.float64)
     # Without the largest block the estimate falls by 600 - log 2, else it stays.
     fall = 600 - math.log(2)
     expected = math.sqrt(2 / 3 * (2 * (fall / 3) ** 2 + (2 * fall / 3) ** 2))
-    assert float(jackknife(blocks)) == pytest.approx(expected)
+    assert float(jackknife(blocks, torch.ones(3))) == pytest.approx(expected)
 
 
 def test_jackknife_and_delta_errors_are_the_scatter():

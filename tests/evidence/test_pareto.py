@@ -15,20 +15,20 @@ from pyro_vae.evidence.pareto import fit_tail, tail_length
 
 
 def arviz_psis(log_w):
-    """Pareto k of each column, and the log of the smoothed mean weight (ArviZ 0.x), of ArviZ's own fit."""
+    """Pareto k of each column, and the log of the smoothed mean weight, of ArviZ's own fit."""
+    import arviz
+
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        if int(version("arviz").split(".")[0]) >= 1:
-            from arviz_stats.base import array_stats
-
-            return torch.tensor([float(array_stats.psislw(-c.numpy().copy())[1]) for c in log_w.T]), None
-        import arviz
-
         smoothed, k = arviz.psislw(log_w.T.numpy().copy(), normalize=False)
     mean = torch.from_numpy(smoothed).logsumexp(-1) - math.log(len(log_w))
     return torch.from_numpy(np.atleast_1d(k)), mean
 
 
+@pytest.mark.skipif(
+    int(version("arviz").split(".")[0]) >= 1,
+    reason="ArviZ 1.3 fits another tail: k up to 0.06 larger, none for nearly equal weights; ours is that of 0.x",
+)
 @pytest.mark.parametrize("num", [25, 26, 100, 1000, 5000])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 20.0, 400.0])
 def test_the_same_as_arviz(num, spread):
@@ -38,8 +38,7 @@ def test_the_same_as_arviz(num, spread):
     k, smoothed = arviz_psis(log_w)
     torch.testing.assert_close(pareto_k(log_w), k, rtol=1e-9, atol=1e-9)
     ours = Estimate.from_weights(log_w, torch.zeros_like(log_w))
-    if smoothed is not None:
-        torch.testing.assert_close(ours.smoothed, smoothed, rtol=0, atol=1e-9)
+    torch.testing.assert_close(ours.smoothed, smoothed, rtol=0, atol=1e-9)
     assert (ours.smoothed - ours.log_px).abs().max() > 1e-6
 
 
