@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pyro_vae.evidence.unconstrained import Place, Unconstrain, part_of
 from pyro_vae.inference.captured_draws import trust
-from pyro_vae.inference.layout import PARTICLES, base_name, is_auxiliary_loss, sample_sites, site_log_prob
+from pyro_vae.inference.layout import PARTICLES, base_name, drawn_sites, is_auxiliary_loss, sample_sites, site_log_prob
 from pyro_vae.inference.weights import OuterScale, ProposalDraws, prior_guide
 from pyro_vae.machine import explain
 
@@ -187,13 +187,13 @@ class Joint:
         return {k: sum(map(self.layout.per_datum, terms), start=zero).expand(shape) for k, terms in found.items()}
 
     def _guide_log_probs(self, values: dict[str, Tensor], num: int) -> list[Tensor]:
-        sites = dict(sample_sites(self.guide_trace))
+        sites = dict(drawn_sites(self.guide_trace))
         if len(sites) == 1:  # no site depends on another's draw: the encoder runs once for all
             ((name, site),) = sites.items()
             kept = {k: v for k, v in site.items() if k != "unscaled_log_prob"}
             return [site_log_prob({**kept, "value": values[name]})]
         trace = self._trace(poutine.condition(self.guide, data=values), num)
-        return [site_log_prob(site) for _, site in sample_sites(trace) if not is_auxiliary_loss(site)]
+        return [site_log_prob(trace.nodes[name]) for name in sites]  # conditioned, all of its sites are observed
 
     def _trace(self, program: Callable[..., Any], num: int) -> Trace:
         with ExitStack() as stack:
@@ -209,7 +209,7 @@ class Joint:
         return torch.cat([part.flatten(u) for part, u in shaped], -1)
 
     def _find_parts(self) -> list[Any]:
-        values = {n: s["value"] for n, s in sample_sites(self.guide_trace)}
+        values = {n: s["value"] for n, s in drawn_sites(self.guide_trace)}
         with torch.no_grad(), validation_enabled(False), Unconstrain(values) as found:
             poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
         parts = [part_of(name, site, found.free[name], self.layout) for name, site in found.sites.items()]
@@ -258,7 +258,7 @@ def _check_density(guide_trace: Trace) -> None:
     Raises:
         ValueError: If a site is a Delta, or auxiliary.
     """
-    for name, site in sample_sites(guide_trace):
+    for name, site in drawn_sites(guide_trace):
         if base_name(site["fn"]) == "Delta" or site["infer"].get("is_auxiliary", False):
             raise ValueError(
                 f"guide site {name!r}: expected a density over the model's latents, got one by way of an auxiliary site or a "

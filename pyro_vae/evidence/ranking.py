@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.evidence.simulated import Simulated
-from pyro_vae.inference.layout import PARTICLES, is_auxiliary_loss, sample_sites, site_log_prob
+from pyro_vae.inference.layout import PARTICLES, Site, drawn_sites, is_auxiliary_loss, sample_sites, site_log_prob
 from pyro_vae.inference.weights import ProposalDraws
 
 LOG_JOINT, LOG_Q = "log p(x, z)", "log q(z|x)"
@@ -128,14 +128,16 @@ class Ranking:
             values = latents or {name: q.nodes[name]["value"] for name in self.simulated.latents}
             p = poutine.trace(poutine.replay(self.model, trace=_replayable(values))).get_trace(*args, **kwargs)
         units = {name: self._units(value, self.event_dims[name]) for name, value in values.items()}
-        return Scored(units, self._log_prob(p), self._log_prob(q) if self.has_log_q else None)
+        return Scored(
+            units, self._log_prob(sample_sites(p)), self._log_prob(drawn_sites(q)) if self.has_log_q else None
+        )
 
     def _particles(self, num: int) -> AbstractContextManager[Any]:
         return pyro.plate(PARTICLES, num, dim=-self.layout.nesting - 1) if self.vectorize else nullcontext()
 
-    def _log_prob(self, trace: Trace) -> Tensor:
-        sites = (site for _, site in sample_sites(trace) if not is_auxiliary_loss(site))
-        return torch.stack([self.layout.per_datum(site_log_prob(site)) for site in sites]).sum(0)
+    def _log_prob(self, sites: Iterable[tuple[str, Site]]) -> Tensor:
+        terms = [self.layout.per_datum(site_log_prob(site)) for _, site in sites if not is_auxiliary_loss(site)]
+        return torch.stack(terms).sum(0)
 
     def _units(self, value: Tensor, event_dim: int) -> Tensor:
         """A site's value as ``(K, B, U)``: all numbers of one datum in a row."""

@@ -18,7 +18,7 @@ from pyro_vae.evidence.plainly import refuse_nothing
 from pyro_vae.evidence.streams import ESTIMATE, NoiseStreams
 from pyro_vae.inference.captured_draws import CapturedDraws
 from pyro_vae.inference.enumerated import EnumeratedDraws
-from pyro_vae.inference.layout import sample_sites
+from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.inference.weights import EnumeratedSiteError, OuterScale, ProposalDraws
 from pyro_vae.randomness import own_randomness
 
@@ -112,7 +112,7 @@ class Sampler:
 
 
 def _refuse_delta(draws: Draws) -> None:
-    sites = dict(sample_sites(draws.guide_trace))
+    sites = dict(drawn_sites(draws.guide_trace))
     for name, site in sites.items():
         base = site["fn"]
         while hasattr(base, "base_dist"):

@@ -11,7 +11,7 @@ from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import detach_provenance, get_provenance
 from torch import Tensor
 
-from pyro_vae.inference.layout import sample_sites
+from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.randomness import own_randomness
 
 
@@ -32,8 +32,8 @@ def independent(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         with own_randomness():
             with TrackProvenance():
                 tracked = poutine.trace(guide).get_trace(*args, **kwargs)
-            values = {name: detach_provenance(site["value"]) for name, site in sample_sites(tracked)}
-            for name, site in sample_sites(tracked):
+            values = {name: detach_provenance(site["value"]) for name, site in drawn_sites(tracked)}
+            for name, site in drawn_sites(tracked):
                 if get_provenance(_log_prob(site, values[name])):
                     return False
             traces = [poutine.trace(guide).get_trace(*args, **kwargs) for _ in range(2)]

@@ -6,7 +6,6 @@ r"""Log weights with discrete latent sites summed over instead of drawn.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -32,10 +31,12 @@ from pyro_vae.inference.layout import (
     Site,
     check_match,
     check_scales,
+    drawn_sites,
     find_layout,
     plates_of,
     sample_sites,
     site_log_prob,
+    warn_one_by_one,
 )
 from pyro_vae.inference.particles import Pair
 from pyro_vae.machine import explain
@@ -162,7 +163,8 @@ class EnumeratedDraws:
                 except (RuntimeError, ValueError, IndexError) as error:
                     if explain(error) is not None:  # the device's fault, and no better one by one
                         raise
-                    self._give_up(f"does not run inside an outer plate ({error})")
+                    warn_one_by_one(error)
+                    self.vectorize = False
             terms = [self._draw(1) for _ in range(num_samples)]
             return EnumeratedTerms(*(torch.cat(part) for part in zip(*terms, strict=True)))
 
@@ -200,8 +202,8 @@ class EnumeratedDraws:
         """Refuse to trust an outer plate under which a draw has other weights than alone; see ``ProposalDraws``."""
         axis = -1 - self.layout.nesting
         values = Trace()
-        for name, site in sample_sites(guide_trace):
-            if name not in self.sites and not site["is_observed"]:
+        for name, site in drawn_sites(guide_trace):
+            if name not in self.sites:
                 value = site["value"].select(axis - site["fn"].event_dim, 0)
                 values.add_node(name, **{**site, "value": value})
         alone = self._sums(self._traces(None, values), 1).terms()
@@ -209,15 +211,6 @@ class EnumeratedDraws:
             if not torch.allclose(ours[:1], single, rtol=1e-3, atol=1e-3, equal_nan=True):
                 raise ValueError("a draw has other weights there than alone")
         self._compared = True
-
-    def _give_up(self, reason: str) -> None:
-        """From now on, draw one by one."""
-        self.vectorize = False
-        warnings.warn(
-            f"log weights: this program {reason}; drawing one by one instead, which is slower. Let it use its last dimensions "
-            "alone (z[..., 0], not z[:, 0]), or pass vectorize=False.",
-            stacklevel=4,
-        )
 
     def _sums(self, pair: Pair, num_samples: int) -> EnumeratedSums:
         return EnumeratedSums(pair, self.layout, self.sites, num_samples)

@@ -17,6 +17,7 @@ from pyro_vae.inference.layout import (
     Layout,
     Site,
     check_scales,
+    drawn_sites,
     find_layout,
     is_auxiliary_loss,
     plates_of,
@@ -173,7 +174,7 @@ class _Sums:
             if is_auxiliary_loss(site):
                 self.extra = self.extra - self._training_term(name, site)
                 continue
-            if site["is_observed"]:  # what the guide observes it does not draw
+            if site["is_observed"]:  # no draw
                 continue
             plain, tempered = self._both(site)
             self.ratio, self.tempered = self.ratio - plain, self.tempered - tempered
@@ -269,8 +270,8 @@ class _Sums:
         Raises:
             NotSimpleError: If a site that is not enumerated has no reparameterized draws.
         """
-        for name, site in sample_sites(guide_trace):
-            if is_auxiliary_loss(site) or site["is_observed"]:
+        for name, site in drawn_sites(guide_trace):
+            if is_auxiliary_loss(site):
                 continue
             if "_enumerate_dim" not in site["infer"] and not site["fn"].has_rsample:
                 raise NotSimpleError(

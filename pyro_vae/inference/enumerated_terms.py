@@ -10,7 +10,15 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.inference.layout import PARTICLES, Layout, Site, is_auxiliary_loss, sample_sites, site_log_prob
+from pyro_vae.inference.layout import (
+    PARTICLES,
+    Layout,
+    Site,
+    drawn_sites,
+    is_auxiliary_loss,
+    sample_sites,
+    site_log_prob,
+)
 from pyro_vae.inference.particles import Pair
 
 
@@ -136,8 +144,8 @@ class EnumeratedSums:
         """Log q(z|x, y) and log q(y|x)."""
         log_qz: Any = 0.0
         log_qy: Any = 0.0
-        for name, site in sample_sites(self.pair.guide):
-            if is_auxiliary_loss(site) or site["is_observed"]:  # what the guide observes it does not draw
+        for name, site in drawn_sites(self.pair.guide):
+            if is_auxiliary_loss(site):
                 continue
             term = self._per_datum(name, site)
             log_qz, log_qy = (log_qz, log_qy + term) if name in self.sites else (log_qz + term, log_qy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,17 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
         if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
             continue
         if not site["infer"].get("_deterministic", False):
+            yield name, site
+
+
+def drawn_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
+    """The sample sites of a trace that are not observed; of a guide's, those whose log q enters a bound.
+
+    q is the distribution of what is drawn. What a guide observes (a label that is known, say) is given to it, as x is, and
+    log p - log q averages to a bound without it.
+    """
+    for name, site in sample_sites(trace):
+        if not site["is_observed"]:
             yield name, site
 
 
@@ -178,3 +190,12 @@ def check_scales(*traces: Trace) -> None:
                     f"site {name!r}: expected a scale of 1 beside the plates' N/B and scale_kl, got a poutine.scale; "
                     "log weights have no meaning for it: take it off, or pass outer_scale='ignore'."
                 )
+
+
+def warn_one_by_one(error: Exception) -> None:
+    """Say, to the caller of the call that found it, that a program is drawn from without an outer plate."""
+    warnings.warn(
+        f"log weights: this program does not run inside an outer plate ({error}); drawing one by one instead, which is slower. "
+        "Let it use its last dimensions alone (z[..., 0], not z[:, 0]), or pass vectorize=False.",
+        stacklevel=4,
+    )

@@ -28,6 +28,7 @@ from pyro_vae.inference.layout import (
     base_name,
     check_match,
     check_scales,
+    drawn_sites,
     find_layout,
     is_auxiliary_loss,
     sample_sites,
@@ -218,11 +219,13 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
             if not is_auxiliary_loss(site):
                 (distortion if site["is_observed"] else rate).subtract(_true_sum(site))
         for _, site in sample_sites(guide_trace):
-            loss.add(site["log_prob_sum"])
-            if not is_auxiliary_loss(site):
+            if is_auxiliary_loss(site):
+                loss.add(site["log_prob_sum"])
+            elif not site["is_observed"]:  # what the guide observes is no draw
+                loss.add(site["log_prob_sum"])
                 rate.add(_true_sum(site))
         value = loss.value()
-        if not all(_is_reparameterized(site) for _, site in sample_sites(guide_trace)):
+        if not all(_is_reparameterized(site) for _, site in drawn_sites(guide_trace)):
             surrogate = _surrogate(model_trace, guide_trace)
             value = value.detach() + (surrogate - surrogate.detach())
         return Terms(value, distortion.value(value), rate.value(value))
@@ -234,6 +237,10 @@ def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
     for _, site in sample_sites(model_trace):
         total.subtract(site["log_prob_sum"])
     for _, site in sample_sites(guide_trace):
+        if site["is_observed"]:
+            if is_auxiliary_loss(site):
+                total.add(site["log_prob_sum"])
+            continue
         parts = site["score_parts"]
         if not is_identically_zero(parts.entropy_term):
             total.add(parts.entropy_term.sum())
@@ -350,6 +357,9 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
             _check_reparameterized(name, guide_site)
             loss.add(guide_site["log_prob_sum"])
             rate.add(_true_sum(guide_site))
+        for _, guide_site in sample_sites(guide_trace):
+            if is_auxiliary_loss(guide_site):
+                loss.add(guide_site["log_prob_sum"])
         value = loss.value()
         return Terms(value, distortion.value(value), rate.value(value))
 
@@ -377,8 +387,8 @@ def closed_kl(q: Any, p: Any) -> Tensor | None:
 
 
 def auxiliary_sites(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site]]:
-    """The guide's sites that are not the model's."""
-    return [(n, s) for n, s in sample_sites(guide_trace) if n not in model_trace.nodes and not is_auxiliary_loss(s)]
+    """The sites that the guide draws and the model does not know."""
+    return [(n, s) for n, s in drawn_sites(guide_trace) if n not in model_trace.nodes and not is_auxiliary_loss(s)]
 
 
 def _check_reparameterized(name: str, site: Site) -> None:

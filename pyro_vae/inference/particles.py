@@ -20,6 +20,7 @@ from pyro_vae.inference.layout import (
     Layout,
     Site,
     base_name,
+    drawn_sites,
     is_auxiliary_loss,
     sample_sites,
     site_log_prob,
@@ -76,6 +77,8 @@ def reduce(pair: Pair, layout: Layout) -> Particles:
     for _, site in sample_sites(pair.guide):
         if is_auxiliary_loss(site):
             extra.add(-site["log_prob_sum"] / _num_particles(site))
+            continue
+        if site["is_observed"]:  # no draw
             continue
         _add_latent(site, layout, -1.0, ratio, tempered)
         plain = layout.per_datum(site_log_prob(site))
@@ -280,7 +283,7 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
                 f"{what}: expected no enumerated site, got {name!r}; use elbo('enum'), or take the mark off to sample it."
             )
     auxiliary = any(site["infer"].get("is_auxiliary", False) for _, site in sample_sites(pair.guide))
-    for name, site in sample_sites(pair.guide):
+    for name, site in drawn_sites(pair.guide):
         if is_auxiliary_loss(site):
             continue
         fn = site["fn"]

@@ -13,7 +13,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.imports import capturing
-from pyro_vae.inference.layout import Layout, Site, is_auxiliary_loss, sample_sites
+from pyro_vae.inference.layout import Layout, Site, drawn_sites, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.objectives import check_number
 from pyro_vae.inference.particles import Gate, Pair, Particles, frozen, keep_subsample, parameters_used, with_values
 from pyro_vae.inference.weighted import PLATE, WeightedELBO, log_mean_exp
@@ -159,7 +159,7 @@ def common_beta(pair: Pair, layout: Layout, what: str = "dreg") -> Any:
     Raises:
         ValueError: If the sites have different weights, or the weight varies within a datum.
     """
-    sites = [(n, s) for n, s in sample_sites(pair.guide) if not is_auxiliary_loss(s)]
+    sites = [(n, s) for n, s in drawn_sites(pair.guide) if not is_auxiliary_loss(s)]
     factors = [(name, _factors(site)) for name, site in sites] or [("", ())]
     first = factors[0][1]
     for name, others in factors if not capturing() else ():  # captured is what has just been run and checked

@@ -59,8 +59,12 @@ class TraceGraphELBO(_Bound, pyro.infer.TraceGraph_ELBO):
         for of_model, trace in traces:
             sign = 1.0 if of_model else -1.0
             for name, site in sample_sites(trace):
+                if not of_model and site["is_observed"] and not is_auxiliary_loss(site):  # no draw
+                    continue
                 total, log_prob = detach_provenance((site["log_prob_sum"], site["log_prob"]))
-                entropy = log_prob if of_model else detach_provenance(site["score_parts"].entropy_term)
+                entropy = (
+                    log_prob if site["is_observed"] or of_model else detach_provenance(site["score_parts"].entropy_term)
+                )
                 elbo = elbo + sign * total.detach()
                 if not is_identically_zero(entropy):
                     surrogate = surrogate + sign * entropy.sum()

@@ -6,7 +6,6 @@ r"""The array everything else is a reduction of: log importance weights, one for
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
@@ -29,10 +28,12 @@ from pyro_vae.inference.layout import (
     PARTICLES,
     check_match,
     check_scales,
+    drawn_sites,
     find_layout,
     is_auxiliary_loss,
     sample_sites,
     site_log_prob,
+    warn_one_by_one,
 )
 from pyro_vae.inference.noise import Noise, NoiseMessenger, NoiseShape, SiteNoise
 from pyro_vae.machine import explain
@@ -76,7 +77,8 @@ def log_weights(
     .. math:: \log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} | x_i), \quad z_{ki} \sim q(z | x_i)
 
     Masks are applied. A plate's N/B and the factors of ``scale_kl`` do not enter. Sites marked
-    ``infer={"auxiliary_loss": True}`` are left out. Differentiable, with reparameterized draws where the guide has them.
+    ``infer={"auxiliary_loss": True}`` are left out, and what the guide observes, which is no draw of q. Differentiable,
+    with reparameterized draws where the guide has them.
 
     The *data plate* is the one plate that encloses every observed and latent site; log w is summed over everything
     inside one of its elements. Sites marked for enumeration are sampled.
@@ -108,7 +110,7 @@ def log_weights(
 class ProposalDraws:
     """Draws from the guide for one batch of data; each call gives the two parts of log w.
 
-    The first trace finds the layout and is checked. Where the guide has one latent site, its distribution is kept, so
+    The first trace finds the layout and is checked. Where the guide draws at one site, its distribution is kept, so
     that the encoder runs once however many draws follow; with several sites the guide runs once a call, since a
     later site may depend on the draw of an earlier one, unless :meth:`encode_once` finds that none does. A plate that
     subsamples keeps its first subsample.
@@ -125,7 +127,7 @@ class ProposalDraws:
         refuse_enumerated: Whether a latent site that is marked for enumeration is refused, not sampled.
 
     Attributes:
-        num_sites: How many sites the guide has.
+        num_sites: How many sites the guide draws.
         noise_shapes: What sites have taken of the noise that was given, by name.
 
     Raises:
@@ -170,7 +172,7 @@ class ProposalDraws:
                 check_site_shape(site, math.inf)
         self._first = replayed
         self._compared = False
-        self.num_sites = len(dict(sample_sites(self.guide_trace)))
+        self.num_sites = len(dict(drawn_sites(self.guide_trace)))
         self._encoded = self.num_sites == 1
         self.noise_shapes: dict[str, NoiseShape] = {}
         # Every call sees the same data: the draws of subsampling sites stay as they are.
@@ -201,7 +203,8 @@ class ProposalDraws:
                 except (RuntimeError, ValueError, IndexError) as error:
                     if explain(error) is not None:  # the device's fault, and no better one by one
                         raise
-                    self._give_up(f"does not run inside an outer plate ({error})")
+                    warn_one_by_one(error)
+                    self.vectorize = False
             terms = [self._draw(1, noise, start + k) for k in range(num_samples)]
             return WeightTerms(*(torch.cat(part) for part in zip(*terms, strict=True)))
 
@@ -237,22 +240,13 @@ class ProposalDraws:
     def _replayed(self, guide_trace: Trace) -> Trace:
         return poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*self.args, **self.kwargs)
 
-    def _give_up(self, reason: str) -> None:
-        """From now on, draw one by one."""
-        self.vectorize = False
-        warnings.warn(
-            f"log weights: this program {reason}; drawing one by one instead, which is slower. Let it use its last dimensions "
-            "alone (z[..., 0], not z[:, 0]), or pass vectorize=False.",
-            stacklevel=4,
-        )
-
     def _compare(self, terms: WeightTerms, guide_trace: Trace) -> None:
         """Refuse to trust an outer plate under which a draw has other weights than alone.
 
         A program that indexes from the left, ``z[:, 0]``, may run there without an error and mix up draws and data.
         """
         values = Trace()
-        for name, site in sample_sites(guide_trace):
+        for name, site in drawn_sites(guide_trace):
             node = dict(self.guide_trace.nodes[name])
             node.pop("unscaled_log_prob")
             values.add_node(name, **{**node, "value": site["value"][0].reshape(node["value"].shape)})
@@ -274,7 +268,7 @@ class ProposalDraws:
             with given, self._particles(num_samples):
                 return poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
         trace = self.guide_trace.copy()
-        for name, site in sample_sites(self.guide_trace):
+        for name, site in drawn_sites(self.guide_trace):
             missing = self.layout.nesting - len(site["fn"].batch_shape)
             value = None if noise is None else noise(name, site["fn"], False)
             if value is None:
@@ -289,7 +283,7 @@ class ProposalDraws:
         for _, site in sample_sites(model_trace):
             if not is_auxiliary_loss(site):
                 (likelihood if site["is_observed"] else ratio).append(self.layout.per_datum(site_log_prob(site)))
-        for _, site in sample_sites(guide_trace):
+        for _, site in drawn_sites(guide_trace):
             if not is_auxiliary_loss(site):
                 ratio.append(-self.layout.per_datum(site_log_prob(site)))
         shape = (num_samples, self.layout.size)

@@ -111,7 +111,9 @@ def _check_names(model_trace: Trace, guide_trace: Trace, ledger: Ledger) -> None
             ledger.breaks(LAW, f"latent site {name!r}", known, f"{causes}; mark a deliberate one is_auxiliary")
     for name, site in sample_sites(guide_trace):
         if site["is_observed"] and not site["infer"].get("is_auxiliary", False):
-            figures = "the guide observes it, so that log q has a term that is no density of a draw"
+            figures = (
+                "the guide observes it: no draw of q, which bounds here leave out and Pyro's own objectives subtract"
+            )
             ledger.breaks(LAW, f"site {name!r} of the guide", figures, "obs= copied from the model into the guide")
 
 
