@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.kl_control import KLControl, Program, extra_terms, latent_sites
+from pyro_vae.inference.kl_loss import KLControl, Program
+from pyro_vae.inference.kl_rates import extra_terms, latent_sites
 from pyro_vae.inference.layout import (
     Layout,
     Site,
