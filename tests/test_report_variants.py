@@ -60,7 +60,7 @@ def test_codes_are_drawn_as_bars():
     figure = codes(model, x, "Faces")
     z = model.encode(x).mean.detach()
     heights = [[bar.get_height() for bar in figure.axes[3 + k].patches] for k in range(3)]
-    torch.testing.assert_close(torch.tensor(heights), z)
+    torch.testing.assert_close(torch.tensor(heights), z.double())
     assert figure.axes[0].images[0].get_array().shape == SHAPE[1:]
 
 

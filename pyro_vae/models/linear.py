@@ -118,8 +118,8 @@ class LinearVAE(VAE):
         projection = self.weight.T / self.scale.square()
         precision = torch.eye(self.latent_dim).to(projection) + projection @ self.weight
         residual = self._checked(x).flatten(-len(self.data_shape)) - self.decoder.head.bias  # type: ignore[union-attr, operator]
-        loc = residual @ torch.linalg.solve(precision, projection).T
-        return dist.MultivariateNormal(loc, precision_matrix=precision)
+        tril = _root_of_inverse(precision)
+        return dist.MultivariateNormal(residual @ projection.T @ tril @ tril.T, scale_tril=tril)
 
     def log_px(self, x: Tensor) -> Tensor:
         r"""Exact log marginal likelihood, by Bayes' rule at the posterior mean m.
@@ -180,6 +180,15 @@ def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
         return values.flip(0).clamp(min=0), vectors.flip(1)
     _, values, vectors = torch.linalg.svd(centred, full_matrices=False)
     return values.square() / num, vectors.T
+
+
+def _root_of_inverse(precision: Tensor) -> Tensor:
+    r"""The lower triangular L with :math:`L L^\top = P^{-1}`, of P that cannot but be positive definite.
+
+    So nothing is checked: a check is an effect, with which a step cannot be compiled; what is not finite shows in the loss.
+    """
+    upper = torch.linalg.cholesky_ex(precision.flip(-2, -1)).L.flip(-2, -1)
+    return torch.linalg.solve_triangular(upper.mT, torch.eye(len(precision)).to(precision), upper=False)
 
 
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
