@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pyro_vae import compiling, parallel
 from pyro_vae.data import Data
 from pyro_vae.inference.betas import Betas
+from pyro_vae.inference.controls import CONTROLS, controlled
 from pyro_vae.inference.history import History, Row
 from pyro_vae.inference.registry import elbo as make_elbo
 from pyro_vae.inference.training import FitOptions, Training, epoch_order, never
@@ -56,7 +57,7 @@ def fit(
     clip_norm: float | None = None,
     num_workers: int = 0,
     labelled_per_batch: int | None = None,
-    beta: float | Schedule | Mapping[str, float | Schedule] = 1.0,
+    beta: float | Schedule | Mapping[str, float | Schedule] | None = None,
     seed: int = 0,
     compile: bool | None = None,
     precision: str = "float32",
@@ -77,7 +78,8 @@ def fit(
             ``pyro_vae.models.protocol`` for what else it may say.
         data: A :class:`pyro_vae.data.Data`; or training data alone, shape ``(N, *data_shape)``, or, of a model that takes
             several columns, a tuple of these.
-        elbo: Name of an objective, or one from :func:`pyro_vae.elbo`; None: what the model wants, else ``"trace"``.
+        elbo: Name of an objective, or one from :func:`pyro_vae.elbo`, which is taken as it is; None: what the model wants,
+            else ``"trace"``. A name, and None, come with what the model's ``defaults`` ask of the KL besides.
         epochs: How many passes over the training data, in total.
         batch_size: B.
         optimizer: A name from ``OPTIMIZERS``.
@@ -88,7 +90,8 @@ def fit(
         labelled_per_batch: Where some labels are unknown, how many of a batch's data have one: labelled data then come, and
             count, as often as that takes. None: every datum once an epoch, the labelled ones evenly spread.
         beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``,
-            or one of these for each of some sites, ``{"z1": 0.5}``; sites that are not named keep weight 1.
+            or one of these for each of some sites, ``{"z1": 0.5}``; sites that are not named keep weight 1. None: what the
+            model's ``defaults`` say, else 1.
         seed: Seed of the data order, the binarization and the draws.
         compile: Whether to compile the step (docs/speed.md); None: if the run is long enough to repay it and a compiler
             works here, and, of a run that is resumed, as it was begun.
@@ -130,9 +133,12 @@ def fit(
         check_every,
         labelled_per_batch,
     )
-    elbo = elbo or getattr(model, "objective", None) or "trace"
-    objective = make_elbo(elbo) if isinstance(elbo, str) else elbo
-    betas = Betas(beta, data.train.x.device)
+    wanted = getattr(model, "defaults", {})
+    objective = elbo or getattr(model, "objective", None) or "trace"
+    if isinstance(objective, str):
+        asked = {name: wanted[name] for name in CONTROLS if name in wanted}
+        objective = controlled(make_elbo(objective), num_data=len(data.train.x), **asked)
+    betas = Betas(wanted.get("beta", 1.0) if beta is None else beta, data.train.x.device)
     with own_randomness(parallel.stream(seed)), pyro.get_param_store().scope():
         with parallel.together():
             chosen = compiling_of(model, data, objective, options, resume)[0]
