@@ -13,6 +13,8 @@ from pathlib import Path
 import pyro
 import pytest
 
+from tests.children import Nursery
+
 
 @pytest.fixture(autouse=True)
 def clean_pyro() -> Iterator[None]:
@@ -30,3 +32,10 @@ def data_dir() -> Path:
     if not (folder / "MNIST" / "raw").is_dir():
         pytest.skip("MNIST is not here: name its folder by PYRO_VAE_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """A process that has imported everything and forks those that train: it takes seconds, once."""
+    with Nursery() as made:
+        yield made

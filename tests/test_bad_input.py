@@ -408,21 +408,24 @@ def test_data_that_may_not_be_read(here, bad, monkeypatch, capsys, words, name):
     assert listing(here) == ["taken", "taken/notes.txt"]
 
 
-#: Of every kind one, as a user meets it: module, words, what, how.
+#: As a user meets them, a process each: module, words, what, how. Every command, and what is found while parsing, while
+#: choosing and while reading; the slow ones are of other kinds of files, of which the process shows nothing more.
 PROCESSES = [
     ("train", "--elbo tarce", "objective 'tarce'", "did you mean 'trace'"),
+    ("train", "--resume BAD/run-object", "cannot be read", "a checkpoint of pyro_vae"),
+    ("evaluate", "BAD/nothing", "none there", "a run's folder"),
+    ("data", "fashion", "'fashion'", "did you mean 'fashion-mnist'"),
+]
+MORE_PROCESSES = [
     ("train", "--epochs many", "many", "epochs"),
     ("train", "--lr nan", "got nan", "lr"),
     ("train", "--dataset BAD/hole.npy", "NaN or infinity in row 7", "leave such rows out"),
     ("train", "--dataset BAD/objects.npz", "Python objects", "save the array again"),
     ("train", "--dataset BAD/broken", "3.png", "--skip-broken"),
     ("train", "--dataset BAD/ragged.csv", "line 2", "as many in each row"),
-    ("train", "--resume BAD/run-object", "cannot be read", "a checkpoint of pyro_vae"),
     ("train", "--config BAD/key.json", "'epoch'", "did you mean 'epochs'"),
     ("train", "--run-dir taken", "taken", "--overwrite"),
     ("train", "--device cuda:99", "cuda:99", "--device cpu"),
-    ("evaluate", "BAD/nothing", "none there", "a run's folder"),
-    ("data", "fashion", "'fashion'", "did you mean 'fashion-mnist'"),
 ]
 
 
@@ -433,9 +436,12 @@ def process(module: str, words: list[str], cwd: Path) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
 
 
-def test_bad_input_to_real_processes(here, bad):
+@pytest.mark.parametrize(
+    "rows", [PROCESSES, pytest.param(MORE_PROCESSES, marks=pytest.mark.slow)], ids=["some", "more"]
+)
+def test_bad_input_to_real_processes(here, bad, rows):
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda row: process(row[0], words_of(row[1], bad), here), PROCESSES))
-    for result, (_, _, what, how) in zip(done, PROCESSES, strict=True):
+        done = list(pool.map(lambda row: process(row[0], words_of(row[1], bad), here), rows))
+    for result, (_, _, what, how) in zip(done, rows, strict=True):
         check(result.returncode, result.stdout, result.stderr, what, how)
     assert listing(here) == ["taken", "taken/notes.txt"]

@@ -11,13 +11,19 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import compiling, evidence
+from pyro_vae import compiling, evidence, report
 from pyro_vae.data import Data, Split
 from pyro_vae.inference import capture
 from pyro_vae.train import main
 
 CPU = torch.device("cpu")
 SHORT = "--epochs 3 --hidden 8 --latent-dim 2 --num-samples 10 --batch-size 500".split()
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They are drawn without compiled steps, and take most of the time of a short run."""
+    monkeypatch.setattr(report, "draw_pictures", lambda *args: [])
 
 
 @pytest.fixture

@@ -47,12 +47,6 @@ def settings(monkeypatch):
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="module")
-def nursery():
-    with Nursery() as made:
-        yield made
-
-
 def run(folder: Path, *words: str) -> int:
     return train.main([*WORDS, "--run-dir", str(folder), *words])
 

@@ -16,7 +16,7 @@ from pyro_vae import compiling, parallel, train
 from pyro_vae.data import Batches
 from pyro_vae.inference.kl_control import KLControl
 from pyro_vae.parallel import World
-from tests.children import ROOT, Nursery, wait_for
+from tests.children import ROOT, wait_for
 from tests.ranks import CASES, Job, evaluated, rows, trained
 from tests.test_cli import checkpoint, differing, metrics, summary, timeless
 
@@ -24,12 +24,6 @@ pytest.importorskip("resource", reason="forks and signals of POSIX")
 
 WORDS = "--latent-dim 2 --hidden 8 --num-samples 5 --threads 1 --device cpu --batch-size 100 --epochs 3".split()
 STEPS = 15  # an epoch of 1,437 images in batches of 100
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    with Nursery() as made:
-        yield made
 
 
 def results(nursery, size: int, folder: Path, name: str, *words: str) -> list:
