@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.data import Data, Split
+from pyro_vae.evidence import aggregate_posterior
 from pyro_vae.models.autoencoder import Autoencoder, squared_error
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.linear import LinearVAE, principal_angles
@@ -24,6 +25,7 @@ from pyro_vae.report.autoencoders import codes, planes
 from pyro_vae.report.pictures import write_figure
 
 BETAS = (0.0, 1.0, 4.0)
+POINTS = 5000  # test images, at most, whose codes are compared with the prior
 
 
 def trained(path: Path, make: Callable[[], nn.Module], data: Data, **options: object) -> nn.Module:
@@ -64,19 +66,16 @@ def draw_planes(data: Data, test: Split, options: argparse.Namespace) -> None:
     models = {"autoencoder": trained(options.out / f"{stem}-autoencoder.pt", autoencoder, data, **how)}
     for beta in BETAS:
         models[f"VAE, beta {beta:g}"] = trained(options.out / f"{stem}-{beta:g}.pt", vae, data, beta=beta, **how)
-    print(f"two numbers for each image; squared error, mean of {len(test.x):,} test images")
+    print(f"two numbers for each image; squared error, mean of {len(test.x):,} test images; KL in nats, of {POINTS:,}")
+    print(f"{'':14} {'squared error':>14} {'std of the codes':>17} {'KL(q(z|x) || p)':>16} {'KL(q(z) || p)':>15}")
     for name, model in models.items():
         with torch.no_grad():
-            q = model.encode(test.x)
-            z = q.mean
-            rate = ""
-            if hasattr(model, "prior"):
-                kl = torch.distributions.kl_divergence(q.base_dist, torch.distributions.Normal(0, 1)).sum(-1)
-                rate = f", KL(q || p) {mean_and_error(kl)} nats"
-        print(
-            f"{name:14} {mean_and_error(reconstructed(model, test.x)):>14}, codes' standard deviations "
-            f"{z.std(0)[0]:.1f} and {z.std(0)[1]:.1f}{rate}"
-        )
+            spread = model.encode(test.x).mean.std(0).tolist()
+        words = f"{name:14} {mean_and_error(reconstructed(model, test.x)):>14} {spread[0]:>11.1f}, {spread[1]:.1f}"
+        if hasattr(model, "prior"):
+            kl = aggregate_posterior(model.model, model.guide, test.x[:POINTS], seed=0)
+            words += f"  {kl.rate:>10.2f} ± {kl.rate_error:.2f} {kl.marginal_kl:>9.2f} ± {kl.marginal_kl_error:.2f}"
+        print(words)
     torch.manual_seed(0)
     write_figure(options.out / f"{options.name}-planes.png", planes(models, test, "test"))
 
@@ -117,8 +116,11 @@ def draw_codes(data: Data, test: Split, options: argparse.Namespace) -> None:
     }
     for name, make in made.items():
         model = trained(options.out / f"{options.name}-codes-{name}-{num}.pt", make, data, **how)
-        error = mean_and_error(reconstructed(model, test.x))
-        print(f"{options.name} in {num} numbers, {name}: squared error {error}, mean of {len(test.x):,} test images")
+        train, error = (mean_and_error(reconstructed(model, x)) for x in (data.train.x, test.x))
+        print(
+            f"{options.name} in {num} numbers, {name}: squared error {error}, mean of {len(test.x):,} test images; of "
+            f"training images {train}"
+        )
         torch.manual_seed(0)
         rows = torch.randperm(len(test.x))[:10]
         figure = codes(model, test.x[rows], f"{name}: {options.name}")

@@ -6,9 +6,11 @@ import torch
 import pyro_vae as pv
 from pyro_vae.data import Split
 from pyro_vae.evidence.filling import inpaint
+from pyro_vae.inference import History
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.denoising import DenoisingVAE
 from pyro_vae.report.autoencoders import codes, planes
+from pyro_vae.report.curves import curves
 from pyro_vae.report.filling import denoisings, fillings
 
 SHAPE = (1, 6, 5)
@@ -88,3 +90,16 @@ def test_denoisings_say_the_squared_error():
     assert labels[:2] == ["clean", f"noisy\nsquared error {error:.1f}"]
     assert labels[2].startswith("denoising\nsquared error")
     assert len(figure.axes[0].images) == 3 * 4
+
+
+def test_a_model_without_a_bound_has_one_curve():
+    """Its rate of 0, and a beta that weights nothing, are not drawn, nor are its units called nats."""
+    rows = [
+        {"epoch": k, "train_rate": 0.0, "train_distortion": 3.0 / k, "beta": 1.0, "objective": -3.0 / k}
+        | {"validation_distortion": 4.0 / k, "validation_objective": -4.0 / k, "validation_objective_std_error": 0.1}
+        for k in (1, 2, 3)
+    ]
+    (axes,) = curves(History(rows)).axes
+    assert axes.get_title(loc="left") == "Distortion"
+    assert "nats" not in axes.get_ylabel()
+    assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[3.0, 1.5, 1.0], [4.0, 2.0, 4.0 / 3]]

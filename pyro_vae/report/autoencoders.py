@@ -18,7 +18,7 @@ from pyro_vae.report.tiles import Array, decoded, inches, like_parameters, pick,
 
 #: Data of a plane; with more, points hide each other.
 MAX_POINTS = 2000
-WALKS, SIDE = 2, 6  # walks between images, and images of a walk and of a side of the samples
+WALKS, SIDE = 3, 6  # walks between images, and images of a walk and of a side of the samples
 
 
 def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
@@ -48,8 +48,8 @@ def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
     rows = torch.randperm(len(split.x))[:MAX_POINTS]
     x, y = split.x[rows], None if split.y is None else split.y[rows]
     ends = pick(split, 2 * WALKS)
-    figure = Figure(figsize=(3.2 * len(models), 8.4), layout="constrained")
-    grid = figure.add_gridspec(3, len(models), height_ratios=(3.0, 1.05, 3.0))
+    figure = Figure(figsize=(3.2 * len(models), 9.0), layout="constrained")
+    grid = figure.add_gridspec(3, len(models), height_ratios=(3.0, 1.55, 3.0))
     for column, (name, model) in enumerate(models.items()):
         with torch.no_grad():
             codes = model.encode(like_parameters(model, x)).mean
@@ -119,6 +119,10 @@ def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, words: str) -> N
     axes, shown = figure.add_subplot(place), pixels(images)
     grid: Array = shown.reshape(-1, SIDE, *shown.shape[1:])
     axes.imshow(np.concatenate(np.concatenate(grid, axis=1), axis=1), cmap="gray", vmin=0, vmax=1)
+    height, width = shown.shape[1:3]
+    for lines, step, end in ((axes.axhline, height, grid.shape[0]), (axes.axvline, width, SIDE)):
+        for k in range(1, end):
+            lines(k * step - 0.5, color="0.35", linewidth=0.5)
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(words, fontsize=9)
 

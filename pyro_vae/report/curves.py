@@ -16,7 +16,12 @@ TRAIN, VALIDATION, OBJECTIVE = "#0072B2", "#D55E00", "#009E73"
 
 
 def curves(history: History) -> Figure:
-    """Four panels over epochs; bounds are the true ones, the objective stands beside them where it differs."""
+    """Four panels over epochs; bounds are the true ones, the objective stands beside them where it differs.
+
+    Of a model without a bound and without a rate, such as the autoencoder, one: its distortion, the squared error there.
+    """
+    if _value(history) != "ELBO" and not any(history["train_rate"]):
+        return _distortion_alone(history)
     figure = Figure(figsize=(10.5, 6.2), layout="constrained")
     elbo, rate, distortion, beta = figure.subplots(2, 2, sharex=True).flat
     _draw_bounds(elbo, history)
@@ -39,6 +44,25 @@ def curves(history: History) -> Figure:
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9, columnspacing=1.2
     )
     return figure
+
+
+def _distortion_alone(history: History) -> Figure:
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    _draw_column(axes, history, "distortion")
+    if _has_validation(history):
+        _band(axes, history, "validation_distortion", "validation_objective_std_error")
+    _crop(axes)
+    _finish_panel(axes, history)
+    axes.set(xlabel="epoch", ylabel="mean over data")
+    axes.set_title("Distortion", loc="left")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _band(axes: Axes, history: History, value: str, error: str) -> None:
+    middle, width = np.array(history[value]), np.array(history[error])
+    axes.fill_between(history["epoch"], middle - width, middle + width, color=VALIDATION, alpha=0.2, linewidth=0)
 
 
 def _line(axes: Axes, history: History, column: str, color: str, label: str, style: str = "-") -> None:
@@ -67,8 +91,7 @@ def _draw_bounds(axes: Axes, history: History) -> None:
     _line(axes, history, train, TRAIN, "training (mean over the epoch)")
     if _has_validation(history):
         _line(axes, history, f"validation_{name}", VALIDATION, "validation (band: ±1 standard error)")
-        value, error = np.array(history[f"validation_{name}"]), np.array(history[f"validation_{name}_std_error"])
-        axes.fill_between(history["epoch"], value - error, value + error, color=VALIDATION, alpha=0.2, linewidth=0)
+        _band(axes, history, f"validation_{name}", f"validation_{name}_std_error")
     pairs = zip(history["objective"], history[train], strict=True)
     if not all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) for a, b in pairs):
         _line(axes, history, "objective", OBJECTIVE, "training objective (rate times β)", "--")

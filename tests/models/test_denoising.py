@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.inference import capture
 from pyro_vae.models.autoencoder import squared_error
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.denoising import NOISES, DenoisingVAE, Noise, denoise
@@ -109,6 +110,52 @@ def test_denoising_takes_the_noise_off():
     # Of six directions the noise keeps the line's alone: at best a sixth of the error is left, and less is shrunk.
     assert float(after) < 0.3 * float(before)
     assert not vae.training
+
+
+@pytest.mark.parametrize(
+    "inductor",
+    [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")])],
+)
+def test_compiled_steps_draw_new_noise(inductor, monkeypatch):
+    if not inductor:
+        monkeypatch.setattr(capture, "_compiled", lambda graph, inputs: graph)
+    x, losses, states = data(64), [], []
+    for compile in (False, True):
+        vae = linear("masking:0.5")
+        svi = pv.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pv.elbo("trace"), compile=compile)
+        svi.step(x)
+        torch.manual_seed(1)
+        losses.append([svi.step(x) for _ in range(6)])
+        states.append([p.detach().clone() for p in vae.parameters()])
+        assert svi.compiled is compile
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    torch.testing.assert_close(states[1], states[0])
+
+
+def test_a_replayed_graph_draws_its_noise_anew(monkeypatch):
+    """With z known exactly, given the noise, a step at rate 0 can differ from another by the noise alone."""
+    monkeypatch.setattr(capture, "_compiled", lambda graph, inputs: graph)
+    torch.manual_seed(0)
+    vae = DenoisingVAE((6,), 2, (), likelihood="normal", posterior=_Known(), noise="gaussian:0.5").double()
+    x, losses = data(64), {}
+    svi = pv.SVI(vae.model, vae.guide, pyro.optim.SGD({"lr": 0.0}), pv.elbo("trace"), compile=True)
+    svi.step(x)
+    assert svi.compiled
+    for level in (0.5, 0.0):
+        vae.noise.level = level
+        svi._captured.forget()  # a number in Python is a constant of a graph
+        losses[level] = {round(svi.step(x), 6) for _ in range(5)}
+    assert len(losses[0.5]) == 5
+    assert len(losses[0.0]) == 1
+
+
+class _Known(nn.Module):
+    """A point."""
+
+    num_params = 2
+
+    def forward(self, params: torch.Tensor) -> pyro.distributions.Delta:
+        return pyro.distributions.Delta(params).to_event(1)
 
 
 def test_denoising_averages_over_draws_and_leaves_the_mode():

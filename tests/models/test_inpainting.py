@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.evidence.filling import hidden_log_px, inpaint
+from pyro_vae.inference import capture
 from pyro_vae.models.inpainting import MASKS, InpaintingVAE, Partial, seen
 from pyro_vae.models.linear import LinearVAE
 from pyro_vae.testing import check_elbo_bounds
@@ -189,7 +191,56 @@ def test_a_mask_belongs_to_the_data_it_was_drawn_for():
     assert copy.deepcopy(vae)._drawn.x is None
 
 
+@pytest.mark.parametrize(
+    "inductor",
+    [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")])],
+)
+def test_compiled_steps_draw_new_masks(inductor, monkeypatch):
+    if not inductor:
+        monkeypatch.setattr(capture, "_compiled", lambda graph, inputs: graph)
+    x, losses, states = torch.bernoulli(torch.full((64, 1, 2, 3), 0.5, dtype=torch.float64)), [], []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        vae = InpaintingVAE((1, 2, 3), 2, (5,), mask="pixels").double()
+        svi = pv.SVI(
+            vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pv.elbo("iwae", num_particles=3), compile=compile
+        )
+        svi.step(x)  # with a mask of its own, of these very data
+        torch.manual_seed(1)
+        # By turns the same tensor and another of the same values: a mask belongs to a step, not to a tensor.
+        losses.append([svi.step(x if step % 2 else x.clone()) for step in range(6)])
+        states.append([p.detach().clone() for p in vae.parameters()])
+        assert svi.compiled is compile
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    torch.testing.assert_close(states[1], states[0])
+
+
+def test_a_replayed_graph_scores_what_its_own_mask_leaves(monkeypatch):
+    """Of a decoder that reads nothing, and a q(z|x) that is the prior, a step's loss is a sum over its visible pixels."""
+    monkeypatch.setattr(capture, "_compiled", lambda graph, inputs: graph)
+    torch.manual_seed(0)
+    vae = InpaintingVAE((1, 2, 3), 2, (), mask="pixels").double()
+    with torch.no_grad():
+        for p in vae.parameters():
+            p.zero_()
+        vae.decoder.head.bias.copy_(torch.tensor([0.5, -1.0, 2.0, 0.1, -0.7, 1.3]))
+    x = torch.bernoulli(torch.full((5, 1, 2, 3), 0.5, dtype=torch.float64))
+    svi = pv.SVI(vae.model, vae.guide, pyro.optim.SGD({"lr": 0.0}), pv.elbo("trace"), compile=True)
+    svi.step(x)
+    assert svi.compiled
+    terms = dist.Bernoulli(logits=vae.decoder.head.bias.detach().reshape(1, 2, 3)).log_prob(x)
+    found, exact = [], []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        found.append(svi.step(x))
+        torch.manual_seed(seed)
+        exact.append(-float(terms[vae.draw_mask(x)].sum()))
+    assert len({round(loss, 6) for loss in found}) > 4
+    assert found == pytest.approx(exact, rel=1e-9)
+
+
 def test_the_encoder_alone_may_be_trained():
+
     torch.manual_seed(0)
     trained = pv.VAE((1, 2, 3), 2, (5,))
     before = {k: v.clone() for k, v in trained.decoder.state_dict().items()}

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 
+import pyro
 import pytest
 import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.inference import OBJECTIVES
+from pyro_vae.inference import OBJECTIVES, capture
 from pyro_vae.models.linear import LinearVAE, principal_angles
 from pyro_vae.testing import check_elbo_bounds
 
@@ -174,3 +175,28 @@ def test_data_of_another_shape_are_refused():
         vae.log_px(torch.zeros(4, 6))
     with pytest.raises(ValueError, match=r"x: expected shape \(N, 2, 3\), got \(2, 3\)"):
         vae.maximize_likelihood(torch.zeros(2, 3))
+
+
+def test_training_compiles(monkeypatch):
+    """What checks itself, such as a Cholesky decomposition, is an effect, with which Inductor compiles nothing."""
+    graphs = []
+    monkeypatch.setattr(capture, "_compiled", lambda graph, inputs: graphs.append(graph) or graph)
+    x, losses = data(32, 6).reshape(-1, 2, 3), []
+    for compile in (False, True):
+        vae = model()
+        svi = pv.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pv.elbo("trace"), compile=compile)
+        losses.append([svi.step(x) for _ in range(3)])
+    assert svi.compiled
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    effects = {torch.ops.aten._linalg_check_errors.default, torch.ops.aten._assert_async.msg}
+    assert not effects & {node.target for node in graphs[0].graph.nodes}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inductor_compiles_it():
+    vae, x = model(), data(32, 6).reshape(-1, 2, 3)
+    svi = pv.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pv.elbo("trace"), compile=True)
+    exact = -float(vae.log_px(x).sum().detach())
+    assert svi.step(x) == pytest.approx(exact, rel=1e-9)
+    assert svi.compiled
