@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 _NAMES = {
     "AggregatePosterior": "aggregate",
-    "AnnealedEstimate": "annealed",
+    "AnnealedEstimate": "annealed_estimate",
     "Bracket": "bracket",
     "BracketSummary": "bracket",
     "Calibration": "calibration",
@@ -57,7 +57,8 @@ _NAMES = {
 
 if TYPE_CHECKING:
     from pyro_vae.evidence.aggregate import AggregatePosterior, aggregate_posterior
-    from pyro_vae.evidence.annealed import AnnealedEstimate, annealed_importance_sampling
+    from pyro_vae.evidence.annealed import annealed_importance_sampling
+    from pyro_vae.evidence.annealed_estimate import AnnealedEstimate
     from pyro_vae.evidence.bits import bits_per_dim, dequantize
     from pyro_vae.evidence.bracket import Bracket, BracketSummary, bidirectional
     from pyro_vae.evidence.calibration import Calibration, Coverage, calibrate

@@ -15,8 +15,8 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 
 from pyro_vae.evidence.diagnostics import units_of
 from pyro_vae.evidence.plainly import plainly
+from pyro_vae.inference.bounds import check_count
 from pyro_vae.inference.layout import base_name, check_match, find_layout, is_auxiliary_loss, sample_sites
-from pyro_vae.inference.objectives import check_count
 from pyro_vae.randomness import own_randomness
 
 Program = Callable[..., Any]

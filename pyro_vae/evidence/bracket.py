@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from pyro_vae.evidence.annealed import AnnealedEstimate, Annealer, Metric, Path, check_numbers
+from pyro_vae.evidence.annealed import Annealer, Metric, Path, check_numbers
+from pyro_vae.evidence.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.captured_path import CapturedPath
 from pyro_vae.evidence.hmc import move
 from pyro_vae.evidence.joint import Joint, Start

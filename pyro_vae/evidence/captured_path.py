@@ -11,9 +11,10 @@ from torch.utils import _pytree
 
 from pyro_vae.evidence.hmc import Evaluate, State, evaluation
 from pyro_vae.evidence.joint import Joint
-from pyro_vae.inference.capture import ROUNDING, Graph, NotCapturedError, Watch, agree, describe, signature, unaltered
+from pyro_vae.inference.capture import ROUNDING, Graph, NotCapturedError, agree, describe, signature
 from pyro_vae.inference.captured_draws import held_by, trust
 from pyro_vae.inference.layout import sample_sites
+from pyro_vae.inference.watch import Watch, unaltered
 
 
 class CapturedPath:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.diagnostics import active_units, units_of
-from pyro_vae.inference.objectives import check_count, check_number
+from pyro_vae.inference.bounds import check_count, check_number
 from pyro_vae.randomness import own_randomness
 
 #: Numbers in the largest array: 64 MB in float64.

@@ -13,12 +13,13 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_vae.evidence.annealed import AnnealedEstimate, Annealer
+from pyro_vae.evidence.annealed import Annealer
+from pyro_vae.evidence.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.estimate import Estimate
 from pyro_vae.evidence.joint import Joint
 from pyro_vae.evidence.refined import refine, refined_importance_sampling
 from pyro_vae.evidence.sampler import CHUNK_ROWS
-from pyro_vae.inference.objectives import check_count
+from pyro_vae.inference.bounds import check_count
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.inpainting import Partial, check_visible, seen
 from pyro_vae.randomness import own_randomness

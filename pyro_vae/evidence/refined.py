@@ -19,8 +19,8 @@ from pyro_vae.evidence.plainly import plainly
 from pyro_vae.evidence.refining import Offsets, better, optimize, paired, under, zero_offsets_of
 from pyro_vae.evidence.sampler import CHUNK_ROWS
 from pyro_vae.evidence.shifted import Shift
+from pyro_vae.inference.bounds import check_count, check_number
 from pyro_vae.inference.enumerated import EnumeratedDraws
-from pyro_vae.inference.objectives import check_count, check_number
 from pyro_vae.randomness import own_randomness
 
 Program = Callable[..., Any]

@@ -12,19 +12,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 from torch.utils import _pytree
 
-from pyro_vae.inference.capture import (
-    OTHER_NOISE,
-    ROUNDING,
-    Graph,
-    NotCapturedError,
-    Watch,
-    agree,
-    describe,
-    signature,
-    unaltered,
-)
+from pyro_vae.inference.capture import OTHER_NOISE, ROUNDING, Graph, NotCapturedError, agree, describe, signature
 from pyro_vae.inference.layout import sample_sites
 from pyro_vae.inference.noise import Noise, NoiseShape
+from pyro_vae.inference.watch import Watch, unaltered
 
 #: After so many batches that no earlier graph serves, draws are eager.
 MISFITS = 3

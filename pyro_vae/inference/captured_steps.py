@@ -12,19 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from pyro_vae.inference.capture import (
-    OTHER_NOISE,
-    ROUNDING,
-    Graph,
-    NotCapturedError,
-    Watch,
-    agree,
-    altered_by,
-    reason_of,
-    signature,
-    unaltered,
-)
-from pyro_vae.inference.objectives import Terms
+from pyro_vae.inference.bounds import Terms
+from pyro_vae.inference.capture import OTHER_NOISE, ROUNDING, Graph, NotCapturedError, agree, reason_of, signature
+from pyro_vae.inference.watch import Watch, altered_by, unaltered
 from pyro_vae.randomness import own_randomness
 
 #: How many shapes of arguments are captured; a program that keeps changing them runs eagerly.

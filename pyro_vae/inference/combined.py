@@ -11,7 +11,7 @@ import pyro
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.inference.objectives import check_count, check_number
+from pyro_vae.inference.bounds import check_count, check_number
 from pyro_vae.inference.particles import Pair, Particles, frozen, keep_subsample, parameters_used, with_values
 from pyro_vae.inference.weighted import PLATE, WeightedELBO, log_mean_exp
 

@@ -12,6 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.bounds import Terms, _Bound
 from pyro_vae.inference.enumerated_terms import counted_once
 from pyro_vae.inference.layout import (
     Layout,
@@ -24,7 +25,6 @@ from pyro_vae.inference.layout import (
     sample_sites,
     site_log_prob,
 )
-from pyro_vae.inference.objectives import Terms, _Bound
 from pyro_vae.inference.particles import Pair, data_scale
 from pyro_vae.inference.weights import OuterScale
 

@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.inference.capture import Watch, unaltered
 from pyro_vae.inference.layout import sample_sites
+from pyro_vae.inference.watch import Watch, unaltered
 from pyro_vae.randomness import device_state, set_device_state
 
 #: Steps whose arguments are held until someone asks whether their losses were finite: so many of them or their bytes.

@@ -12,10 +12,11 @@ from pyro.infer.util import torch_item
 from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.bounds import Terms, check_number
 from pyro_vae.inference.exchange import batch_mean
 from pyro_vae.inference.kl_rates import distortion_of, extra_terms, rates_of
 from pyro_vae.inference.layout import Layout, check_match, find_layout, sample_sites
-from pyro_vae.inference.objectives import Terms, TraceELBO, TraceMeanFieldELBO, check_number
+from pyro_vae.inference.objectives import TraceELBO, TraceMeanFieldELBO
 from pyro_vae.inference.particles import Pair, data_scale
 from pyro_vae.inference.path_gradient import common_beta
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.inference.bounds import check_count
 from pyro_vae.inference.kl_loss import KLControl, check_nats
-from pyro_vae.inference.objectives import check_count
 
 
 class Capacity(KLControl):

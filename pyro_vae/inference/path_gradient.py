@@ -13,8 +13,8 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.imports import capturing
+from pyro_vae.inference.bounds import check_number
 from pyro_vae.inference.layout import Layout, Site, drawn_sites, is_auxiliary_loss, sample_sites
-from pyro_vae.inference.objectives import check_number
 from pyro_vae.inference.particles import Gate, Pair, Particles, frozen, keep_subsample, parameters_used, with_values
 from pyro_vae.inference.weighted import PLATE, WeightedELBO, log_mean_exp
 

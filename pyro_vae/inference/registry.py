@@ -9,10 +9,10 @@ import pyro
 
 from pyro_vae.inference.combined import CIWAE, MIWAE, PIWAE, RWS, TVO
 from pyro_vae.inference.enumerated_elbo import TraceEnumELBO
+from pyro_vae.inference.importance import IWAE, VIMCO, Renyi
 from pyro_vae.inference.objectives import TraceELBO, TraceMeanFieldELBO
 from pyro_vae.inference.path_gradient import STL, DReG
 from pyro_vae.inference.structured import TraceGraphELBO
-from pyro_vae.inference.weighted import IWAE, VIMCO, Renyi
 from pyro_vae.lookup import lookup
 
 OBJECTIVES: dict[str, type[pyro.infer.ELBO]] = {

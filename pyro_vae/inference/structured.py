@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from pyro_vae.imports import capturing
-from pyro_vae.inference.capture import BASELINE
+from pyro_vae.inference.bounds import Terms, _Bound
 from pyro_vae.inference.layout import (
     Site,
     is_auxiliary_loss,
     sample_sites,
     site_log_prob,
 )
-from pyro_vae.inference.objectives import Terms, TraceELBO, _Bound
+from pyro_vae.inference.objectives import TraceELBO
+from pyro_vae.inference.watch import BASELINE
 
 Program = Callable[..., Any]
 

@@ -14,14 +14,14 @@ from pyro import poutine
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
-from pyro_vae.inference.capture import Watch, unaltered
+from pyro_vae.inference.bounds import Terms
 from pyro_vae.inference.captured_steps import CapturedSteps, Entry, Evaluated
 from pyro_vae.inference.exchange import Exchange
 from pyro_vae.inference.finite import Noise, NonFiniteLossError, Pending, Unsettled, culprit
-from pyro_vae.inference.objectives import Terms
 from pyro_vae.inference.optim import FusedOptim, as_pyro_optim
 from pyro_vae.inference.precision import PRECISIONS
 from pyro_vae.inference.used import Used, UsedData
+from pyro_vae.inference.watch import Watch, unaltered
 from pyro_vae.lookup import lookup
 from pyro_vae.randomness import device_state
 from pyro_vae.registration import Recorder

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.bounds import Terms, check_count, check_number
 from pyro_vae.inference.kl_loss import KLControl, Program
 from pyro_vae.inference.kl_rates import extra_terms, latent_sites
 from pyro_vae.inference.layout import (
@@ -29,7 +30,7 @@ from pyro_vae.inference.layout import (
     plates_of,
     site_log_prob,
 )
-from pyro_vae.inference.objectives import Terms, auxiliary_sites, check_count, check_number
+from pyro_vae.inference.objectives import auxiliary_sites
 from pyro_vae.inference.particles import Pair, data_scale
 from pyro_vae.inference.path_gradient import common_beta
 from pyro_vae.lookup import lookup

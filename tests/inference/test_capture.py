@@ -26,6 +26,7 @@ from pyro_vae.handlers import scale_kl, scale_kl_pair
 from pyro_vae.inference import NonFiniteLossError, capture
 from pyro_vae.inference.captured_steps import CapturedSteps
 from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
+from pyro_vae.inference.watch import Watch, unaltered
 
 ROWS = 6
 X = torch.rand(ROWS, 4, generator=torch.Generator().manual_seed(0)).round()
@@ -221,7 +222,7 @@ def make(objective, program, compile, optim=None, **options):
 
 def warmed(svi):
     """Create the parameters, and let the objective look at the program, without a step or a random number."""
-    with capture.unaltered(capture.Watch(svi.model, svi.guide), svi.objective):
+    with unaltered(Watch(svi.model, svi.guide), svi.objective):
         svi._with_grads((X,), {})
     return svi
 
