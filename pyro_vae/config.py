@@ -19,8 +19,8 @@ class DataConfig:
     """The data: what is modelled, and how it is split and binarized."""
 
     dataset: str = "digits"
-    """digits (which needs no files), mnist, fashion-mnist, kmnist, emnist-letters, omniglot, svhn, cifar10, celeba, or the
-    path of a .npy, .npz, .csv or .parquet file or of a folder of images."""
+    """digits (which needs no files), mnist, fashion-mnist, kmnist, emnist-letters, omniglot, svhn, cifar10, celeba, shapes
+    (made here, with known factors), or the path of a .npy, .npz, .csv or .parquet file or of a folder of images."""
     array: str | None = None
     """Which array of an .npz; default: the only one."""
     image_size: tuple[int, ...] = ()
@@ -40,7 +40,7 @@ class DataConfig:
     data_seed: int = 0
     """Seed of the validation split and of the binarization of fixed images, so that runs of many seeds share them."""
     labels: int | None = None
-    """How many training labels a model that classifies is told, as many of each class; default: all."""
+    """How many training labels the model is told, as many of each class, the others being unknown; default: all."""
     label_seed: int = 0
     """Seed of the choice of these."""
 
@@ -49,6 +49,9 @@ class DataConfig:
 class ModelConfig:
     """The model p(z) p(x|z) and its guide q(z|x)."""
 
+    model: str = "vae"
+    """vae, linear, autoencoder, denoising, inpainting, conditional, m1, m2, m1m2, auxiliary, sdgm, beta, tcvae, or a class of
+    your own, MODULE:CLASS."""
     likelihood: str = ""
     """bernoulli, continuous-bernoulli or normal (one learned scale); default: the model's own, of most bernoulli."""
     latent_dim: int = 16
@@ -57,17 +60,14 @@ class ModelConfig:
     """Widths of the encoder's hidden layers, the decoder's in reverse; none at all: a linear map."""
     activation: str = "tanh"
     """elu, gelu, leaky-relu, relu, sigmoid, silu, softplus or tanh."""
-    model: str = "vae"
-    """vae, linear, autoencoder, denoising, inpainting, conditional, m1, m2, m1m2, auxiliary, sdgm, beta, tcvae, or a class of
-    your own, MODULE:CLASS."""
     encoder: str | None = None
-    """A network of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is; default: that perceptron."""
+    """A network of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is (docs/extending.md); default: that perceptron."""
     decoder: str | None = None
-    """Likewise."""
+    """The same of the decoder; default: the perceptron."""
     num_classes: int | None = None
     """Classes of a model that takes labels; default: as many as the labels of the data tell."""
     model_options: tuple[str, ...] = ()
-    """What the model's constructor takes besides, NAME=VALUE."""
+    """What the model's constructor takes besides, NAME=VALUE, such as noise=masking:0.3 with denoising."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,9 @@ class Config:
             cls = model_class(self.model.model)
             own = default_of(cls, "likelihood")
             likelihood = self.model.likelihood or (own if isinstance(own, str) else "")
-            objective = self.train.elbo or getattr(cls, "objective", None) or "trace"
+            # Options of a model may change which objective it wants: then that is known when it is made.
+            wanted = "" if self.model.model_options else getattr(cls, "objective", None) or "trace"
+            objective = self.train.elbo or wanted
             object.__setattr__(self, "model", dataclasses.replace(self.model, likelihood=likelihood))
             object.__setattr__(self, "train", dataclasses.replace(self.train, elbo=objective))
         if self.data.binarize is None:

@@ -270,7 +270,7 @@ def _split_default(text: str) -> tuple[str, str]:
 
 
 def _default_hint(said: str, default: str) -> str:
-    words = {"True": "yes", "False": "no", "None": said, "": said}.get(default, default)
+    words = {"True": "yes", "False": "no", "None": said, "": said, "''": said}.get(default, default)
     return f"(default: {words})"
 
 

@@ -89,8 +89,8 @@ def evaluate(
     figures = {
         "test": {**known, **latent_figures(vae, columns), **scores(vae, data.test, config.train.seed)},
         "validation": {"elbo": _validation_figure(history)},
-        "units": "nats per datum",
-        "density": density,
+        "units": "nats per datum" if found is not None else None,
+        "density": density if found is not None else None,
         "schema": SCHEMA,
         "seconds": {"train": train_seconds, "evaluate": time.perf_counter() - started},
         "best_epoch": history.best_epoch,
@@ -177,7 +177,7 @@ def table(summary: dict[str, Any]) -> str:
     test = summary["test"]
     if "log_px" in test:
         return figures_table(test, "Test set", summary["density"])
-    return "\n".join([f"Test set: {test['num_data']:,} images", *score_rows(test)])
+    return "\n".join([f"Test set: {test['num_data']:,} images; a model without a bound on log p(x)", *score_rows(test)])
 
 
 def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | None = None) -> str:
@@ -212,8 +212,8 @@ def _spent(px: dict[str, Any], num_data: int) -> str:
 
 
 def _others(test: dict[str, Any]) -> Iterator[str]:
-    yield f"gap {test['gap']:.3f} = log p(x) - ELBO"
-    yield f"rate {test['rate']:.3f}"
+    yield f"gap {_plain(test['gap'], 3)} = log p(x) - ELBO"
+    yield f"rate {_plain(test['rate'], 3)}"
     yield f"distortion {test['distortion']:.3f}"
     if "active_units" in test:
         yield f"{'unknown' if test['active_units'] is None else test['active_units']} active units"
@@ -224,6 +224,11 @@ def _others(test: dict[str, Any]) -> Iterator[str]:
 def _smoothed(px: dict[str, Any]) -> str:
     change = px["smoothed"] - px["value"]
     return f"by Pareto-smoothed weights log p(x) is {px['smoothed']:.3f} ({change:+.3f}); that is no bound"
+
+
+def _plain(value: float, digits: int) -> str:
+    """A number without the sign of a zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def _row(name: str, figure: dict[str, Any]) -> str:
@@ -237,7 +242,8 @@ def _error(value: float | None) -> str:
 def _verdict(num_data: int, px: dict[str, Any]) -> str:
     bad, (what, limit) = px["pareto_k_bad"], px["judged_by"]
     if not bad:
-        return f"for every image {what} is at most {limit}: the Monte Carlo error can be trusted (bias about {px['bias']:.4f})"
+        bias = _plain(px["bias"], 4)
+        return f"for every image {what} is at most {limit}: the Monte Carlo error can be trusted (bias about {bias})"
     rest = px["mc_error_reliable"]
     others = "" if rest is None else f"; over the other {num_data - bad:,} it is {rest:.4f}"
     return (

@@ -13,6 +13,7 @@ from typing import Any
 
 from pyro_vae.config import Config
 from pyro_vae.files import write_atomically
+from pyro_vae.models.registry import model_class
 
 TABLE, PICTURE = "sweep.csv", "sweep.png"
 COLUMNS = ("beta", "rate", "distortion", "elbo", "elbo_std_error", "log_px", "log_px_std_error", "active_units", "run")
@@ -33,6 +34,11 @@ def check(betas: Sequence[float], config: Config) -> None:
     for beta in betas:
         if not math.isfinite(beta) or beta < 0:
             raise ValueError(f"beta_sweep: expected finite numbers of at least 0, got {beta}.")
+    if not getattr(model_class(config.model.model), "has_bound", True):
+        raise ValueError(
+            f"beta_sweep: expected a model with a rate and a distortion, got --model {config.model.model}, which has no bound; "
+            "take a vae."
+        )
     if config.train.beta != 1.0:
         raise ValueError(f"beta: expected without --beta-sweep, which sets it, got {config.train.beta}; drop one.")
 

@@ -13,135 +13,24 @@ if __name__ == "__main__":
     starting.listen("pyro_vae.train")  # the imports below take seconds
 
 import dataclasses
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-import tyro
 
 from pyro_vae import console, machine, parallel, pipeline, sweep, threads
+from pyro_vae.arguments import Options, parse, value_of
 from pyro_vae.claim import fresh, made
-from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from pyro_vae.config import Config
 from pyro_vae.data.named import NAMED
-from pyro_vae.data.paths import is_path
+from pyro_vae.description import describe
 from pyro_vae.inference.finite import NonFiniteLossError
 from pyro_vae.inference.history import History
 from pyro_vae.interruptions import Interrupted, Signals, listening, signal_of
-from pyro_vae.models.registry import settings_of
 from pyro_vae.runs import RunDirectory
-
-#: What may differ between a run and its continuation.
-FREE = frozenset(
-    {"epochs", "patience", "num_samples", "num_workers", "data_dir", "download", "check_every", "compile_draws"}
-)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the command runs; not a part of what the run is."""
-
-    run_dir: Path | None = None
-    """Folder for the run's files; default: a new one under runs/."""
-    config: Path | None = None
-    """Settings to begin with, as in the config.json of a run; other flags go before it."""
-    beta_sweep: tuple[float, ...] = ()
-    """Train once for each of these weights of the KL, and draw the rate-distortion curve; the same command again goes on with
-    a sweep that was interrupted."""
-    resume: Path | None = None
-    """Go on with this run; --epochs is the total."""
-    overwrite: bool = False
-    """Whether to replace the run that --run-dir holds."""
-    device: str = "auto"
-    """auto (a GPU where one works), cpu, cuda, cuda:N or mps."""
-    threads: int | None = None
-    """CPU threads; default: as many as this process may use."""
-    quiet: bool = False
-    """Print nothing but errors."""
-    version: bool = False
-    """Print the version and leave."""
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What the command line says."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: Annotated[TrainConfig, tyro.conf.arg(name="training")] = field(default_factory=TrainConfig)
-    evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="evaluation")] = field(default_factory=EvaluateConfig)
-    run: Options = field(default_factory=Options)
-
-
-def parse(argv: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
-    """Read the command line; with ``--resume``, over the configuration of that run.
-
-    Returns:
-        The configuration, the options, and the checkpoint to go on from or None.
-
-    Raises:
-        ValueError: If the run to be resumed cannot be read, or something else than ``FREE`` differs from it.
-    """
-    checkpoint = None
-    default = Arguments()
-    folder, settings, model = (_value_of(flag, argv) for flag in ("--resume", "--config", "--model"))
-    if folder is not None and settings is not None:
-        raise ValueError(
-            "--config: expected without --resume, which takes the settings of that run, got both; drop one."
-        )
-    if settings is not None:
-        given = Config.read(settings)
-        default = Arguments(given.data, given.model, given.train, given.evaluate)
-    if folder is not None:
-        checkpoint, before = RunDirectory(folder).begun()
-        default = Arguments(before.data, before.model, before.train, before.evaluate)
-    if folder is None and settings is None and model is not None:
-        default = Arguments(train=TrainConfig(**settings_of(str(model))))
-    args = console.parse(Arguments, argv, default, prog="python -m pyro_vae.train", description=__doc__)
-    evaluate = args.evaluate
-    if evaluate.compile_draws is None and any(word.replace("_", "-") == "--no-compile" for word in argv):
-        evaluate = dataclasses.replace(evaluate, compile_draws=False)
-    config = Config(_located(args.data), args.model, args.train, evaluate)
-    if not args.run.beta_sweep and any(word.replace("_", "-") == "--beta-sweep" for word in argv):
-        sweep.check((), config)
-    if folder is not None and (changed := config.differences(before, FREE | _moved(config, before))):
-        raise ValueError(
-            f"--resume {folder}: expected the configuration of that run, got {', '.join(changed)}; leave these flags out, or "
-            "start a new run."
-        )
-    return config, args.run, checkpoint
-
-
-def _moved(config: Config, before: Config) -> frozenset[str]:
-    """A file or folder may be at another place than it was; whether it is still the same is seen when it is read."""
-    named = {config.data.dataset, before.data.dataset} & NAMED.keys()
-    return frozenset() if named else frozenset({"dataset"})
-
-
-def _located(data: DataConfig) -> DataConfig:
-    """With absolute paths, so that the run can be resumed and evaluated from another folder."""
-    path = data.dataset not in NAMED and is_path(data.dataset)
-    return dataclasses.replace(
-        data,
-        dataset=os.path.abspath(Path(data.dataset).expanduser()) if path else data.dataset,
-        data_dir=str(Path(data.data_dir).expanduser().resolve()) if data.data_dir else data.data_dir,
-    )
-
-
-def _value_of(flag: str, argv: Sequence[str]) -> Path | None:
-    """The path after the last ``flag``, which is the one that counts: it is needed before the rest can be read."""
-    value = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == flag and following and not following.startswith("--"):
-            value = Path(following)
-        elif word.startswith(f"{flag}="):
-            value = Path(word.removeprefix(f"{flag}="))
-    return value
 
 
 @console.any_encoding()
@@ -172,9 +61,9 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
     """The command, within whose time the run's folder is held."""
     try:
         with parallel.together():
-            if (folder := _value_of("--resume", argv)) is not None and parallel.world().main:
+            if (folder := value_of("--resume", argv)) is not None and parallel.world().main:
                 within.enter_context(RunDirectory(folder).held())
-            config, options, checkpoint = parse(argv)
+            config, options, checkpoint = parse(argv, __doc__)
             say = pipeline.silent if options.quiet else _say
             threads.set_threads(options.threads)
             device, words = machine.resolve_device(parallel.device_name(options.device))
@@ -189,7 +78,7 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
     except console.ERRORS as error:
         print(f"pyro_vae.train: error: {console.sentence(error)}", file=sys.stderr)
         return 2
-    say(pipeline.describe(prepared, f"{words}{parallel.world()}"))
+    say(describe(prepared, f"{words}{parallel.world()}"))
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         return _run(prepared, directory, say, signals)
@@ -209,7 +98,9 @@ def _sweep(argv: Sequence[str], config: Config, options: Options, say: pipeline.
             "--beta-sweep: expected without --resume, got both; give the sweep's own command again to go on."
         )
     for beta in (min(options.beta_sweep), max(options.beta_sweep)):  # what is wrong is said before anything is written
-        pipeline.prepare(sweep.with_beta(config, beta), torch.device("cpu"))
+        prepared = pipeline.prepare(sweep.with_beta(config, beta), torch.device("cpu"))
+    training = dataclasses.replace(config.train, elbo=prepared.config.train.elbo)
+    config = dataclasses.replace(prepared.config, train=training)  # as each of its runs will say
     name, rows = f"{_run_name(config)}-sweep", []
     with fresh(Path("runs"), name) if options.run_dir is None else made(options.run_dir) as folder:
         sweep.check_folder(folder)

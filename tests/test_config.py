@@ -24,7 +24,7 @@ CHANGED = Config(
         label_seed=2,
     ),
     ModelConfig(
-        "normal",
+        likelihood="normal",
         latent_dim=5,
         hidden=(7, 3),
         activation="relu",

@@ -15,10 +15,11 @@ from pyro_vae import compiling, parallel
 from pyro_vae.data import Data
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.controls import CONTROLS, controlled
-from pyro_vae.inference.history import History, Row
+from pyro_vae.inference.history import History
+from pyro_vae.inference.lines import header, line, so_far
 from pyro_vae.inference.registry import elbo as make_elbo
 from pyro_vae.inference.training import FitOptions, Training, epoch_order, never
-from pyro_vae.models.protocol import Given, as_data, check_columns, check_model, has_bound
+from pyro_vae.models.protocol import Given, as_data, check_columns, check_model
 from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Schedule
 
@@ -91,7 +92,7 @@ def fit(
             count, as often as that takes. None: every datum once an epoch, the labelled ones evenly spread.
         beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``,
             or one of these for each of some sites, ``{"z1": 0.5}``; sites that are not named keep weight 1. None: what the
-            model's ``defaults`` say, else 1.
+            model's ``defaults`` say where the objective takes one, else 1.
         seed: Seed of the data order, the binarization and the draws.
         compile: Whether to compile the step (docs/speed.md); None: if the run is long enough to repay it and a compiler
             works here, and, of a run that is resumed, as it was begun.
@@ -138,7 +139,9 @@ def fit(
     if isinstance(objective, str):
         asked = {name: wanted[name] for name in CONTROLS if name in wanted}
         objective = controlled(make_elbo(objective), num_data=len(data.train.x), **asked)
-    betas = Betas(wanted.get("beta", 1.0) if beta is None else beta, data.train.x.device)
+    if beta is None:
+        beta = wanted.get("beta", 1.0) if getattr(objective, "takes_beta", True) else 1.0
+    betas = Betas(beta, data.train.x.device)
     with own_randomness(parallel.stream(seed)), pyro.get_param_store().scope():
         with parallel.together():
             chosen = compiling_of(model, data, objective, options, resume)[0]
@@ -158,22 +161,18 @@ def fit(
 def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> None:
     total = training.options.epochs * training.steps_per_epoch
     if progress and not training.history.rows:
-        print(
-            _HEADER
-            if has_bound(training.model)
-            else _HEADER.replace("train ELBO", " objective").replace("ELBO", "obj.")
-        )
+        print(header(training.model))
     with tqdm(total=total, initial=training.step, disable=None if progress else True, unit="step", leave=False) as bar:
 
-        def advance(train_elbo: Callable[[], float]) -> None:
+        def advance(mean: Callable[[], float]) -> None:
             if bar.update():  # true when the bar was drawn: no more often than the eye can see
-                bar.set_postfix_str(f"ELBO {train_elbo():.2f}", refresh=False)
+                bar.set_postfix_str(so_far(training.model, mean()), refresh=False)
 
         while len(training.history) < training.options.epochs and training.stop_reason is None:
             row = training.run_epoch(advance)
             if row is not None and progress:
                 bar.clear()
-                print(_line(row, training.options.epochs), flush=True)
+                print(line(row, training.options.epochs), flush=True)
             with parallel.together():
                 for callback in callbacks:
                     callback(training)
@@ -205,25 +204,6 @@ def _flops(model: Any, batch_size: int, objective: Any) -> float:
     parameters = sum(p.numel() for p in model.parameters())
     draws = getattr(objective, "num_draws", objective.num_particles)
     return 6.0 * parameters * batch_size * draws
-
-
-_HEADER = (
-    "       epoch   train ELBO   validation ELBO        rate   distortion     beta   images/s\n"
-    "                     nats              nats        nats         nats"
-)
-
-
-def _line(row: Row, epochs: int) -> str:
-    prefix, validation = "train", "-"
-    name = "elbo" if "train_elbo" in row else "objective"
-    if f"validation_{name}_std_error" in row:
-        prefix, error = "validation", row[f"validation_{name}_std_error"]
-        validation = f"{row[f'validation_{name}']:.2f}" + (f" ± {error:.2f}" if math.isfinite(error) else "")
-    train = row.get("train_elbo", row["objective"])
-    return (
-        f"{row['epoch']:6.0f}/{epochs:<5d} {train:12.2f} {validation:>17} {row[prefix + '_rate']:11.2f} "
-        f"{row[prefix + '_distortion']:12.2f} {row['beta']:8.3f} {row['images_per_second']:10,.0f}"
-    )
 
 
 def _warn_if_unfinished(needed: int, steps: int) -> None:

@@ -128,7 +128,7 @@ def default_of(cls: type[nn.Module], name: str) -> Any:
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The settings of training that a model wants where none are named, of those of the command line.
+    """The settings of the command line that a model wants where none are named: of training and of the data.
 
     Raises:
         ValueError: See :func:`model_class`.

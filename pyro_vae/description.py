@@ -1,0 +1,75 @@
+"""A run in words, before it begins."""
+
+from __future__ import annotations
+
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyro_vae
+from pyro_vae.config import Config
+from pyro_vae.inference.training import epoch_order
+from pyro_vae.models.registry import MODELS, parameters
+from pyro_vae.networks import MLP
+from pyro_vae.pipeline import Prepared
+from pyro_vae.recipe import fit_options
+
+
+def describe(prepared: Prepared, device_words: str) -> str:
+    """What is about to be run, in three lines."""
+    vae, config = prepared.vae, prepared.config
+    count = sum(p.numel() for p in vae.parameters())
+    order = epoch_order(vae, prepared.data, fit_options(config))
+    steps = math.ceil(order.total / config.train.batch_size)
+    return (
+        f"pyro_vae {pyro_vae.__version__}, torch {version('torch')}, Pyro {version('pyro-ppl')}, device {device_words}, "
+        f"{torch.get_num_threads()} threads\n"
+        f"{_data_words(prepared)}, binarize {prepared.data.binarize}\n"
+        f"{_model_words(config, vae)}, {count:,} parameters; "
+        f"objective {config.train.elbo}, {steps} steps an epoch; {prepared.compiling}" + _stopped(prepared)
+    )
+
+
+def _model_words(config: Config, vae: Any) -> str:
+    """The model with what its constructor takes."""
+    m, cls = config.model, type(vae)
+    taken = parameters(cls)
+    layers = any(len(part.layers) for part in vae.modules() if isinstance(part, MLP))
+    read = layers or not m.hidden or m.model not in MODELS  # an exact posterior has no use of them
+    words = {
+        "latent_dim": f"latent_dim {m.latent_dim}",
+        "hidden": f"hidden {'-'.join(map(str, m.hidden)) or 'no hidden layer'}" if read else "",
+        "likelihood": f"{m.likelihood} likelihood",
+        "num_classes": f"{m.num_classes} classes",
+        "encoder": f"encoder {m.encoder}" if m.encoder else "",
+        "decoder": f"decoder {m.decoder}" if m.decoder else "",
+    }
+    said = [word for name, word in words.items() if name in taken and word]
+    return f"{cls.__name__}: {', '.join([*said, *m.model_options])}"
+
+
+def _data_words(prepared: Prepared) -> str:
+    data = prepared.data
+    sizes = " x ".join(map(str, data.data_shape))
+    words = f"{data.words}\n" if data.words else ""
+    labels = (
+        f", {int((data.train.y >= 0).sum()):,} labels"
+        if prepared.config.data.labels and data.train.y is not None
+        else ""
+    )
+    where = "" if isinstance(data.train.x, Tensor) else ", read a batch at a time"
+    if not where and prepared.config.data.num_workers:
+        where = ", held in memory, so that --num-workers has nothing to do"
+    return f"{words}{Path(data.name).name}: {data.sizes} {data.noun} of {sizes}{labels}{where}"
+
+
+def _stopped(prepared: Prepared) -> str:
+    """Why a resumed run is not trained further although epochs are left; nothing where it is."""
+    state = prepared.resume
+    if state is None or state["stop_reason"] is None or len(state["rows"]) >= prepared.config.train.epochs:
+        return ""
+    return f"\nstopped by {state['stop_reason']} at epoch {len(state['rows'])}; pass another --patience to go on"

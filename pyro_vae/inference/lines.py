@@ -1,0 +1,47 @@
+"""What training prints: a header, and a line an epoch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pyro_vae.inference.history import Row
+from pyro_vae.models.protocol import has_bound
+
+_HEADER = (
+    "       epoch   train ELBO   validation ELBO        rate   distortion     beta   images/s\n"
+    "                     nats              nats        nats         nats"
+)
+_HEADER_WITHOUT_BOUND = "       epoch   train loss   validation loss   images/s"
+
+
+def header(model: Any) -> str:
+    """The names of what :func:`line` says."""
+    if has_bound(model):
+        return _HEADER
+    what = "squared error of a datum" if hasattr(model, "squared_error") else "loss of a datum"
+    return f"{_HEADER_WITHOUT_BOUND}\n             {what}, no bound on log p(x)"
+
+
+def line(row: Row, epochs: int) -> str:
+    """An epoch, of so many."""
+    epoch, speed = f"{row['epoch']:6.0f}/{epochs:<5d}", f"{row['images_per_second']:10,.0f}"
+    if "train_elbo" not in row:
+        return f"{epoch} {-row['objective']:12.2f} {_validation(row, 'objective', -1):>17} {speed}"
+    prefix = "validation" if "validation_elbo" in row else "train"
+    return (
+        f"{epoch} {row['train_elbo']:12.2f} {_validation(row, 'elbo'):>17} {row[prefix + '_rate'] + 0.0:11.2f} "
+        f"{row[prefix + '_distortion']:12.2f} {row['beta']:8.3f} {speed}"
+    )
+
+
+def so_far(model: Any, objective: float) -> str:
+    """The mean over an epoch under way, of what is maximized."""
+    return f"ELBO {objective:.2f}" if has_bound(model) else f"loss {-objective:.2f}"
+
+
+def _validation(row: Row, name: str, sign: int = 1) -> str:
+    if f"validation_{name}_std_error" not in row:
+        return "-"
+    value, error = sign * row[f"validation_{name}"], row[f"validation_{name}_std_error"]
+    return f"{value:.2f}" + (f" ± {error:.2f}" if math.isfinite(error) else "")

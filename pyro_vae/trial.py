@@ -1,0 +1,173 @@
+"""What is seen of a model and its data before a run begins: each fault a sentence, with nothing written yet."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae import schedules
+from pyro_vae.config import Config
+from pyro_vae.data import Data, Split, binarize
+from pyro_vae.data.stored import rows_of
+from pyro_vae.inference.betas import Betas
+from pyro_vae.inference.weights import ProposalDraws
+from pyro_vae.machine import explain
+from pyro_vae.models.protocol import check_columns, check_model, of_columns, support_of, takes, told
+from pyro_vae.randomness import own_randomness
+from pyro_vae.recipe import make_objective
+
+
+def check_fit(config: Config, vae: Any, data: Data) -> None:
+    """Refuse a model that lacks a part of the protocol, and data that it can make nothing of."""
+    check_model(vae, f"model {config.model.model}")
+    if config.data.labels is not None and "y" not in takes(vae):
+        raise ValueError(
+            f"labels: expected with a model that takes labels, got {config.data.labels:,} with --model {config.model.model}; "
+            "drop it."
+        )
+    check_columns(vae, data)
+    check_support(vae, data)
+
+
+def check_support(vae: Any, data: Data) -> None:
+    """Refuse pixels that a model's likelihood gives no probability.
+
+    Raises:
+        ValueError: If they are grey under a Bernoulli, or outside [0, 1] under a continuous one.
+    """
+    support = support_of(vae)
+    parts = data.train.x.split(rows_of(data.train.x.shape))
+    if support == "binary" and not data.redraw and any(bool(((x != 0) & (x != 1)).any()) for x in parts):
+        raise ValueError(
+            "likelihood bernoulli: expected pixels of 0 and 1, got grey ones, of which it is no likelihood; binarize them "
+            "(--binarize dynamic), or take --likelihood continuous-bernoulli."
+        )
+    if support == "unit":
+        for x in parts:
+            if not bool(((x >= 0) & (x <= 1)).all()):
+                raise ValueError(
+                    f"likelihood continuous-bernoulli: expected pixels in [0, 1], got {float(x.min()):g} to "
+                    f"{float(x.max()):g}; rescale them, or take --likelihood normal."
+                )
+
+
+def center(config: Config, vae: Any, data: Data) -> None:
+    """Let p(x|z) start at the data's mean; a decoder of the user's may have nothing to set it by."""
+    if hasattr(vae, "center_output"):
+        with contextlib.suppress(*([] if config.model.decoder is None else [ValueError])):
+            vae.center_output(*data.moments())
+
+
+@torch.no_grad()
+def try_out(config: Config, vae: Any, data: Data) -> None:
+    """Run on two data what a run will run, so that what fails or is refused is said before anything is written.
+
+    Raises:
+        ValueError: If the objective refuses the model, the program fails, or a method gives another shape than it should.
+    """
+    t = config.train
+    x, *others = told(vae, data.train)[_two(data.train)]
+    batch = (binarize(x, "threshold") if data.redraw else x, *others)
+    pair = Betas(schedules.parse_all(t.anneal, t.beta)).apply(vae.model, vae.guide)
+    was_training, name = vae.training, config.model.model
+    with own_randomness(t.seed), pyro.get_param_store().scope(), warnings.catch_warnings(), _told(name, vae):
+        warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
+        try:
+            make_objective(config).terms(*pair, *batch)
+        except UserWarning:
+            raise ValueError(_nothing_to_sum(vae, batch)) from None
+        vae.eval()
+        try:
+            ProposalDraws(vae.model, vae.guide, batch, {})
+            _try_methods(name, vae, batch)
+        finally:
+            vae.train(was_training)
+
+
+def _two(split: Split) -> Tensor:
+    """Two data, one with a label and one without where there are both."""
+    if split.y is None or split.y.dim() > 1:
+        return torch.arange(min(2, len(split.x)))
+    return torch.stack([split.y.argmin(), split.y.argmax()]).cpu()
+
+
+def _nothing_to_sum(vae: Any, batch: tuple[Tensor, ...]) -> str:
+    trace = poutine.trace(vae.guide).get_trace(*batch)
+    names = ", ".join(repr(name) for name in trace.stochastic_nodes)
+    return (
+        f"elbo enum: expected a model with a discrete site to sum over, marked infer={{'enumerate': 'parallel'}}, got one that "
+        f"draws {names}; use --elbo trace or mean-field."
+    )
+
+
+def _try_methods(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
+    """Call what a model offers besides, and see that it has the shapes that figures and pictures need."""
+    x, size = batch[0], len(batch[0])
+    calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+        "classify": (lambda: vae.classify(x), (size, getattr(vae, "num_classes", None) or -1)),
+        "log_px": (lambda: of_columns(vae.log_px, batch), (size,)),
+        "reconstruct": (lambda: of_columns(vae.reconstruct, batch), tuple(x.shape)),
+        "sample": (lambda: vae.sample(2), (2, *x.shape[1:])),
+        "encode": (lambda: of_columns(vae.encode, batch).mean, (size, -1)),
+    }
+    for method, (call, expected) in calls.items():
+        if not hasattr(vae, method):
+            continue
+        found = tuple(call().shape)
+        if len(found) != len(expected) or any(e not in (-1, f) for e, f in zip(expected, found, strict=True)):
+            wanted = ", ".join("any" if size == -1 else str(size) for size in expected)
+            what = "a distribution whose mean has shape" if method == "encode" else "shape"
+            raise ValueError(
+                f"model {name}.{method}: expected {what} ({wanted}) of {size} data, got {found}; correct it, or leave it out."
+            )
+
+
+@contextlib.contextmanager
+def _told(name: str, vae: Any) -> Iterator[None]:
+    """Inside, what fails in a user's classes, or is refused by Pyro, is one sentence."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(_of_pyro(name, str(error))) from None
+    except Exception as error:
+        place = _place(error, vae)
+        if place is None or explain(error) is not None:
+            raise
+        line = (str(error).strip().splitlines() or ["no words"])[0]
+        raise ValueError(
+            f"model {name}: expected a program that runs on these data, got {type(error).__name__}: {line.rstrip('.')} "
+            f"({place}); mend it, or take other data."
+        ) from error
+
+
+def _of_pyro(name: str, text: str) -> str:
+    """A message of Pyro's without the table of shapes below; the data outside a site's support, in our words."""
+    first, *others = text.strip().splitlines()
+    site = re.match(r"Error while computing log_prob at site '(.+)':", first)
+    if site is None:
+        return first
+    if "support (Boolean" in " ".join(others[:1]):
+        return (
+            f"model {name}: expected pixels of 0 and 1 for its site {site[1]!r}, got others; binarize them (--binarize "
+            "dynamic), or give the site another distribution."
+        )
+    return f"model {name}: expected data that its site {site[1]!r} takes, got others ({' '.join(others[:1])}); mend either."
+
+
+def _place(error: Exception, vae: Any) -> str | None:
+    """File and line of a user's class where it failed; None where all classes are ours."""
+    modules = {type(part).__module__ for part in vae.modules()}
+    foreign = {m for m in modules if m.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
+    files = {getattr(sys.modules.get(m), "__file__", None) for m in foreign}
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
