@@ -63,7 +63,11 @@ def test_bytes_of_file_names_come_out_as_they_were():
 
 @pytest.mark.parametrize(
     ("module", "settings"),
-    [("train", {"PYTHONIOENCODING": "cp1252"}), ("train", C_LOCALE), ("evaluate", {"PYTHONIOENCODING": "ascii"})],
+    [
+        ("train", {"PYTHONIOENCODING": "cp1252"}),
+        pytest.param("train", C_LOCALE, marks=pytest.mark.slow),  # as the run below, and the next one in ASCII
+        ("evaluate", {"PYTHONIOENCODING": "ascii"}),
+    ],
     ids=str,
 )
 def test_help_is_printed_whatever_the_encoding(tmp_path, module, settings):
@@ -74,7 +78,9 @@ def test_help_is_printed_whatever_the_encoding(tmp_path, module, settings):
     assert "examples:\n  python -m pyro_vae" in shown.replace("\r", "")
 
 
-@pytest.mark.parametrize("settings", [C_LOCALE, {"PYTHONIOENCODING": "cp1252"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [C_LOCALE, pytest.param({"PYTHONIOENCODING": "cp1252"}, marks=pytest.mark.slow)], ids=str
+)
 def test_a_run_where_the_locale_knows_ascii_only(tmp_path, settings):
     without_pictures = (
         "import sys; from pyro_vae import evaluate, report, train\n"
