@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pyro
 import torch
+from pyro.infer import elbo
 from pyro.infer.util import torch_item
 from pyro.poutine import Trace
 from torch import Tensor
@@ -48,6 +50,15 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
     References:
         Obermeyer et al., "Tensor Variable Elimination for Plated Factor Graphs", 2019.
     """
+
+    def _guess_max_plate_nesting(self, *args: Any, **kwargs: Any) -> None:
+        """Find how many dimensions the plates use, without the line in which Pyro tells the user."""
+        level = elbo.logger.level
+        elbo.logger.setLevel(logging.WARNING)
+        try:
+            super()._guess_max_plate_nesting(*args, **kwargs)
+        finally:
+            elbo.logger.setLevel(level)
 
     def bound(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import pyro
 import torch
@@ -12,7 +12,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
-from pyro_vae.models.base import Model, mean_image, part
+from pyro_vae.models.base import Model, Network, mean_image, network, part
 from pyro_vae.models.labels import check_classes
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks.joined import Joined
@@ -29,9 +29,11 @@ def joined(
     hidden: Sequence[int],
     activation: str,
 ) -> nn.Module:
-    """A network of several inputs: the perceptron, the module that is given, or one that it makes."""
+    """A network of several inputs: the perceptron, the module that is given, or one that it makes; of one, as ``network``."""
     if isinstance(given, nn.Module):
         return given
+    if len(in_shapes) == 1:
+        return network(cast(Network, given), in_shapes[0], out_shape, hidden, activation)
     return (given or Joined)(in_shapes, out_shape, hidden, activation)
 
 
@@ -135,11 +137,14 @@ class LabelledModel(Model):
         Raises:
             ValueError: If ``num_samples`` is below 1.
         """
+        label = self._labels(num_samples, y)
+        return self.decode(self.prior().sample((num_samples,)), label).sample()
+
+    def _labels(self, num_samples: int, y: Tensor | int | None) -> Tensor:
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
         turns = torch.arange(num_samples, device=self.one_hot.device)
-        label = turns % self.num_classes if y is None else torch.full_like(turns, y) if isinstance(y, int) else y
-        return self.decode(self.prior().sample((num_samples,)), label).sample()
+        return turns % self.num_classes if y is None else torch.full_like(turns, y) if isinstance(y, int) else y
 
     @torch.no_grad()
     def analogies(self, x: Tensor, y: Tensor) -> Tensor:

@@ -7,19 +7,20 @@ from typing import Any, ClassVar
 
 import pyro
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.distributions import DiagonalNormal
-from pyro_vae.models.base import Network, network
-from pyro_vae.models.conditional import JoinedNetwork, joined
-from pyro_vae.models.labels import Labels, check_classes
+from pyro_vae.models.base import Network, mean_image, network
+from pyro_vae.models.conditional import JoinedNetwork, LabelledModel, Shapes, joined
+from pyro_vae.models.labels import Labels
 from pyro_vae.models.vae import VAE
 
 #: What a VAE has that :meth:`M1M2.stand_on` takes.
 LOWER = ("encoder", "posterior", "decoder", "likelihood")
 
 
-class M1M2(VAE):
+class M1M2(LabelledModel):
     r"""The stacked model: :math:`p(y)\, p(z_2)\, p(z|z_2, y)\, p(x|z)`, the guide :math:`q(z|x)\, q(y|z)\, q(z_2|z, y)`.
 
     A VAE whose prior of z is an M2. Labels, bound and the classifier's term are as in :class:`M2`. With the networks of a
@@ -31,13 +32,13 @@ class M1M2(VAE):
         latent_dim: Size of z, and of z2.
         hidden: See :class:`VAE`; the networks of the upper layer have its last hidden layer.
         activation: See :class:`VAE`.
-        num_classes: C.
         classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, in place of the perceptron, or what makes one.
         upper_encoder: Module of z and a label, to the parameters of q(z2|z, y), shape ``(..., 2 Z)``, or what makes one.
         upper_decoder: Module of z2 and a label, to the parameters of p(z|z2, y), likewise.
         classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
         temperature: None: labels are enumerated. A number: relaxed ones in training, see :class:`Labels`.
-        **options: See :class:`VAE`; ``prior`` is that of z2.
+        **options: ``num_classes``, ``likelihood``, ``posterior`` (of z), ``prior`` (of z2), ``encoder`` and ``decoder`` (of and
+            to images, as in :class:`VAE`).
 
     Raises:
         ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
@@ -46,7 +47,6 @@ class M1M2(VAE):
         Kingma, Rezende, Mohamed, Welling, "Semi-Supervised Learning with Deep Generative Models", 2014, section 2.
     """
 
-    takes: ClassVar[tuple[str, ...]] = ("x", "y")
     objective: ClassVar[str | None] = "enum"
     _stands = False
 
@@ -57,7 +57,6 @@ class M1M2(VAE):
         hidden: Sequence[int] = (256, 256),
         activation: str = "tanh",
         *,
-        num_classes: int | None = None,
         classifier: Network = None,
         upper_encoder: JoinedNetwork = None,
         upper_decoder: JoinedNetwork = None,
@@ -66,7 +65,6 @@ class M1M2(VAE):
         **options: Any,
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
-        self.num_classes = check_classes(num_classes, type(self).__name__)
         self.labels = Labels(self.num_classes, classifier_weight, temperature)
         self.upper = DiagonalNormal(latent_dim)
         latent, label, params, upper = (latent_dim,), (self.num_classes,), (self.upper.num_params,), hidden[-1:]
@@ -75,6 +73,12 @@ class M1M2(VAE):
         self.upper_decoder = joined(upper_decoder, (latent, label), params, upper, activation)
         if temperature is not None:
             self.objective = "trace"  # type: ignore[misc]
+
+    def _encoder_reads(self) -> Shapes:
+        return (self.data_shape,)
+
+    def _decoder_reads(self) -> Shapes:
+        return ((self.latent_dim,),)
 
     def stand_on(self, vae: VAE) -> None:
         """Take the encoder, decoder and likelihood of a trained VAE (or M1), and leave them as they are from then on.
@@ -99,7 +103,7 @@ class M1M2(VAE):
             getattr(self, name).eval()
         return self
 
-    def model(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+    def model(self, x: Tensor, y: Tensor) -> Tensor:
         """The generative model p(y) p(z2) p(z|z2, y) p(x|z), and the classifier's term.
 
         Args:
@@ -113,19 +117,43 @@ class M1M2(VAE):
         with pyro.plate("data", len(x), dim=-1):
             label = self.labels.model(y)
             z2 = pyro.sample("z2", self.prior())
-            z = pyro.sample("z", self.upper(self.upper_decoder(z2, label)))
-            pyro.sample("x", self.decode(z), obs=x)
+            z = pyro.sample("z", self.decode_upper(z2, label))
+            pyro.sample("x", self.decode_lower(z), obs=x)
             self.labels.classified(y, self.classifier(z))
         return z
 
-    def guide(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+    def guide(self, x: Tensor, y: Tensor) -> Tensor:
         """The guide q(z|x) q(y|z) q(z2|z, y); see :meth:`model`."""
         self._register("encoder", "posterior", "classifier", "upper_encoder")
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", self.encode(x))
+            z = pyro.sample("z", self.encode_lower(x))
             label = self.labels.guide(y, self.classifier(z))
-            pyro.sample("z2", self.upper(self.upper_encoder(z, label)))
+            pyro.sample("z2", self.encode_upper(z, label))
         return z
+
+    def encode_lower(self, x: Tensor) -> TorchDistributionMixin:
+        """q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        return self.posterior(self.encoder(self._checked(x)))
+
+    def decode_lower(self, z: Tensor) -> TorchDistributionMixin:
+        """p(x|z): vectors of shape ``(..., Z)`` to a distribution with event shape ``data_shape``."""
+        return self.likelihood(self.decoder(z))
+
+    def encode_upper(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
+        """q(z2|z, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        return self.upper(self.upper_encoder(z, self.vector(y)))
+
+    def decode_upper(self, z2: Tensor, y: Tensor) -> TorchDistributionMixin:
+        """p(z|z2, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        return self.upper(self.upper_decoder(z2, self.vector(y)))
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
+        """q(z2|z, y) at the mean of q(z|x), and at the most probable label where none is given."""
+        return self.encode_upper(self.encode_lower(x).mean, self.classify(x).argmax(-1) if y is None else y)
+
+    def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
+        """p(x|z) at the mean of p(z|z2, y); latent vectors z2 of shape ``(..., Z)`` with labels."""
+        return self.decode_lower(self.decode_upper(z, y).mean)
 
     @torch.no_grad()
     def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
@@ -138,26 +166,15 @@ class M1M2(VAE):
         Returns:
             Shape ``(..., C)``.
         """
-        return self.classifier(self.encode(x).sample((num_samples,))).softmax(-1).mean(0)
+        return self.classifier(self.encode_lower(x).sample((num_samples,))).softmax(-1).mean(0)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean image E[x'|z] at one draw z ~ q(z|x), shape of ``x``."""
+        return mean_image(self.decode_lower(self.encode_lower(x).sample()))
 
     @torch.no_grad()
     def sample(self, num_samples: int, y: Tensor | int | None = None) -> Tensor:
-        """Draws x ~ p(x|z), z ~ p(z|z2, y), z2 ~ p(z2).
-
-        Args:
-            num_samples: How many.
-            y: A label for all, or one for each, shape ``(num_samples,)``; None: each class in turn.
-
-        Returns:
-            Shape ``(num_samples, *data_shape)``.
-
-        Raises:
-            ValueError: If ``num_samples`` is below 1.
-        """
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
-        turns = torch.arange(num_samples, device=self.labels.one_hot.device)
-        label = turns % self.num_classes if y is None else torch.full_like(turns, y) if isinstance(y, int) else y
-        z2 = self.prior().sample((num_samples,))
-        z = self.upper(self.upper_decoder(z2, self.labels.one_hot[label])).sample()
-        return self.decode(z).sample()
+        """Draws x ~ p(x|z), z ~ p(z|z2, y), z2 ~ p(z2); see :meth:`LabelledModel.sample`."""
+        label = self._labels(num_samples, y)
+        return self.decode_lower(self.decode_upper(self.prior().sample((num_samples,)), label).sample()).sample()

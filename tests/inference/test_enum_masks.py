@@ -132,3 +132,11 @@ def test_a_training_term_is_a_mean_over_values_and_draws(particles):
     term = 2.5 * (log_q().exp() * weights.log()).sum()
     torch.testing.assert_close(-objective.differentiable_loss(training, drawn, X), bound + term)
     torch.testing.assert_close(objective.bound(training, drawn, X).sum(), bound)
+
+
+def test_it_finds_the_plates_without_a_line_on_the_screen(caplog):
+    objective = elbo("enum")
+    with caplog.at_level("INFO"):
+        objective.loss(model, guide, X)
+    assert objective.max_plate_nesting == 1
+    assert not caplog.records
