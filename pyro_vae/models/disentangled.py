@@ -11,8 +11,8 @@ from pyro_vae.models.vae import VAE
 class BetaVAE(VAE):
     r"""The VAE of ``--model beta``: :math:`E_q[\log p(x|z)] - \beta\, KL(q(z|x) \| p(z))` with :math:`\beta = 4`.
 
-    A name for ``--beta 4``; another ``--beta``, ``--anneal`` or ``--capacity`` goes with it as with any model. In Python
-    that is ``fit(vae, data, beta=4.0)``. The model, its evidence and its samples are the VAE's.
+    A name for ``--beta 4``; another ``--beta``, ``--anneal`` or ``--capacity`` goes with it as with any model, and
+    ``fit(BetaVAE(...), data)`` is ``fit(VAE(...), data, beta=4.0)``. The model, its evidence and its samples are the VAE's.
 
     References:
         Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework", 2017, eq. 4;
@@ -26,7 +26,7 @@ class BetaVAE(VAE):
 class TCVAE(VAE):
     r"""The VAE of ``--model tcvae``: beta-TC, the total correlation weighted by 6.
 
-    A name for ``--elbo mean-field --total-correlation 6``. In Python that is ``fit(vae, data,
+    A name for ``--elbo mean-field --total-correlation 6``, and ``fit(TCVAE(...), data)`` is ``fit(VAE(...), data,
     elbo=inference.TotalCorrelation(pv.elbo("mean-field"), 6.0, num_data=N))``. The model, its evidence and its samples are
     the VAE's.
 

@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro_vae import VAE, elbo, fit
 from pyro_vae.evidence import aggregate_posterior
 from pyro_vae.handlers import scale_kl_pair
-from pyro_vae.inference import IWAE, TotalCorrelation, batch_weights
+from pyro_vae.inference import IWAE, SVI, TotalCorrelation, batch_weights, capture
 from tests.evidence.test_aggregate import CODES, PRIOR, on_grid
 from tests.oracles import within
 
@@ -308,6 +308,29 @@ def test_training_presses_the_total_correlation_and_not_the_information():
     assert fell > 4 * math.hypot(plain.total_correlation_error, pressed.total_correlation_error)
     assert pressed.total_correlation < 0.7 * plain.total_correlation
     assert pressed.mutual_information > plain.mutual_information
+
+
+@pytest.mark.parametrize(
+    ("estimator", "wrapped"), [("even", "trace"), ("stratified", "mean-field"), ("weighted", "mean-field")]
+)
+def test_captured_steps_are_the_eager_ones(estimator, wrapped, monkeypatch):
+    """Batches of several sizes, each with weights of its own; the graph runs without Inductor."""
+    monkeypatch.setattr(capture, "_compiled", lambda graph, inputs: graph)
+    x = torch.bernoulli(torch.full((7, 6), 0.5), generator=torch.Generator().manual_seed(0))
+    found = []
+    for compile in (False, True):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        vae = VAE((6,), 3, (5,))
+        objective = TotalCorrelation(elbo(wrapped), 5.0, 0.5, 2.0, estimator, num_data=30)
+        svi = SVI(vae.model, vae.guide, pyro.optim.SGD({"lr": 1e-2}), objective, compile=compile)
+        torch.manual_seed(5)
+        losses = torch.tensor([svi.step(batch) for batch in (x, x, x[:4], x[:1], x, x[:4])])
+        found.append((losses, *(p.detach() for p in vae.parameters())))
+    assert svi.compiled
+    assert svi._captured.captures == 3
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)
 
 
 # What is refused
