@@ -94,8 +94,16 @@ def whole(tmp_path_factory) -> Path:
 # Signals.
 
 
-@pytest.mark.parametrize("name", SIGNALS)
-@pytest.mark.parametrize("step", [1, 7, STEPS, STEPS + 1, 3 * STEPS - 1])
+#: Every signal in one step and every step with one signal here; all of the table in make test-all.
+PLACES = [1, 7, STEPS, STEPS + 1, 3 * STEPS - 1]
+THINNED = [
+    pytest.param(step, name, marks=[pytest.mark.slow] * (step != 7 and name != "SIGTERM"))
+    for step in PLACES
+    for name in SIGNALS
+]
+
+
+@pytest.mark.parametrize(("step", "name"), THINNED)
 def test_a_signal_saves_within_the_epoch_and_the_run_goes_on_exactly(tmp_path, monkeypatch, capsys, whole, name, step):
     handlers = [signal.getsignal(getattr(signal, one)) for one in SIGNALS]
     with monkeypatch.context() as patch:
@@ -306,8 +314,17 @@ def slow(tmp_path_factory, nursery) -> dict[str, Path]:
     return {name: folder / name for name in PATCHES}
 
 
-@pytest.mark.parametrize("name", SIGNALS)
-@pytest.mark.parametrize("kind", PATCHES)
+#: A terminal's signal and a scheduler's here; the others, which the table above has without a process, in make test-all.
+REAL = [
+    pytest.param(
+        kind, name, marks=[pytest.mark.slow] * ((kind, name) not in {("memory", "SIGINT"), ("workers", "SIGTERM")})
+    )
+    for kind in PATCHES
+    for name in SIGNALS
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), REAL)
 def test_a_real_process_stops_within_the_epoch_and_goes_on_exactly(tmp_path, nursery, slow, name, kind):
     """Workers that read ahead get the signal too, as all processes of a job or before a terminal do."""
     child = nursery.start([*SLOW, "--run-dir", str(tmp_path / "run")], tmp_path, patch=PATCHES[kind])

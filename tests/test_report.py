@@ -55,6 +55,12 @@ def small_tsne(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tsne, "MAX_POINTS", 40)
 
 
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer dots, where what a picture shows is not looked at: drawing them takes the time."""
+    monkeypatch.setattr(pictures, "DOTS_PER_INCH", 50)
+
+
 HISTORY = make_history([-30.0, -26.0, -25.0])
 
 
@@ -102,11 +108,13 @@ def test_images_give_these_files_and_none_is_blank(
 
 
 @pytest.mark.parametrize(("latent_dim", "labels"), [(1, False), (1, True), (2, False), (3, True)])
+@pytest.mark.usefixtures("coarse")
 def test_vectors_give_no_images(tmp_path: Path, latent_dim: int, labels: bool) -> None:
     paths = draw_pictures(make_vae(latent_dim, (5,)), vectors(labels=labels), HISTORY, tmp_path)
     assert names(paths) == ["curves", "latents", "units", "tsne"]
 
 
+@pytest.mark.usefixtures("coarse")
 def test_no_history_no_curves_and_one_datum_no_latents(tmp_path: Path) -> None:
     found = names(draw_pictures(make_vae(2, (5,)), vectors(9), History(), tmp_path))
     assert found == ["latents", "units"]  # nor enough data for t-SNE
@@ -124,6 +132,7 @@ def test_colour_images_that_are_not_square(tmp_path: Path) -> None:
     assert 1.3 < samples.shape[1] / samples.shape[0] < 1.6  # 9 by 6, with a title
 
 
+@pytest.mark.usefixtures("coarse")
 def test_seed_decides_the_pixels(tmp_path: Path) -> None:
     vae, data = (
         make_vae(3, (1, 2, 2)),
@@ -140,6 +149,7 @@ def test_seed_decides_the_pixels(tmp_path: Path) -> None:
     assert same[5] is True
 
 
+@pytest.mark.usefixtures("coarse")
 def test_generator_mode_and_parameters_are_left_as_they_were(tmp_path: Path) -> None:
     vae = make_vae(2, (1, 2, 2)).train()
     data = Data("small", Split(torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)).round()))
@@ -151,6 +161,7 @@ def test_generator_mode_and_parameters_are_left_as_they_were(tmp_path: Path) -> 
     assert all(p.grad is None for p in vae.parameters())
 
 
+@pytest.mark.usefixtures("coarse")
 def test_the_model_draws_in_eval_mode_without_gradients(tmp_path: Path) -> None:
     modes = []
 
@@ -171,23 +182,6 @@ def test_a_model_in_double_precision_takes_single_precision_data(digits: Data) -
     with torch.no_grad():
         figures = dict(pictures._figures(make_vae(2).double(), digits.test, "test", History(), None))
     assert list(figures) == [*IMAGES, "latents", "units", "tsne", "grid"]
-
-
-def test_pyplot_is_never_imported(tmp_path: Path) -> None:
-    code = (
-        "import sys, torch, pathlib\n"
-        "from pyro_vae.data import Data, Split\n"
-        "from pyro_vae.inference import History\n"
-        "from pyro_vae.models.vae import VAE\n"
-        "from pyro_vae.report import draw_pictures\n"
-        "data = Data('small', Split(torch.rand(12, 1, 2, 2)))\n"
-        "assert len(draw_pictures(VAE((1, 2, 2), 3), data, History(), pathlib.Path(sys.argv[1]))) == 7\n"
-        "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(Path(pictures.__file__).parents[2])}
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
@@ -537,6 +531,7 @@ class CountingReader:
         return bits.float().reshape(-1, 1, 2, 2)
 
 
+@pytest.mark.usefixtures("coarse")
 def test_stored_data_give_the_same_pictures_as_tensors(tmp_path: Path) -> None:
     vae, stored = make_vae(2, (1, 2, 2)), Stored(CountingReader(40))
     drawn = []
@@ -548,6 +543,7 @@ def test_stored_data_give_the_same_pictures_as_tensors(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.usefixtures("coarse")
 def test_of_many_data_only_so_many_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "MAX_ROWS", 100)
     reader = CountingReader(2_000_000)
@@ -562,14 +558,28 @@ def test_of_many_data_only_so_many_are_read(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_run_needs_no_home_and_no_display(tmp_path: Path) -> None:
-    """HOME is a file, so nothing can be kept in it; DISPLAY names a screen that is not there. Not a word of it is said."""
+    """HOME is a file, so nothing can be kept in it; DISPLAY names a screen that is not there. Not a word of it is said.
+
+    Nor do pictures import pyplot, which would look for a screen, and keep every figure.
+    """
     (tmp_path / "home").touch()
     hidden = {"MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"}
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     environment |= {"HOME": str(tmp_path / "home"), "DISPLAY": ":99", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(pictures.__file__).parents[2])
     words = "--epochs 1 --hidden 8 --latent-dim 2 --num-samples 30 --device cpu --quiet --run-dir run".split()
-    command = [sys.executable, "-m", "pyro_vae.train", *words]
+    code = (
+        "import sys, torch, pathlib\n"
+        "from pyro_vae import report, train\n"
+        "from pyro_vae.data import Data, Split\n"
+        "from pyro_vae.inference import History\n"
+        "from pyro_vae.models.vae import VAE\n"
+        "data = Data('small', Split(torch.rand(12, 5)))\n"
+        "assert len(report.draw_pictures(VAE((5,), 3), data, History(), pathlib.Path('few'))) == 3\n"
+        "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.stem for path in (tmp_path / "run").glob("*.png")} == set(PICTURES)
