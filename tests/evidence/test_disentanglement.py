@@ -169,6 +169,15 @@ def test_a_unit_that_is_not_used_has_no_vote():
     assert factor_vae_score(faint, MANY, seed=0, threshold=0.0).value < 0.7
 
 
+def test_the_units_of_a_code_have_no_say():
+    codes = rotated(42) + 0.3 * torch.randn(len(MANY), 2, generator=torch.Generator().manual_seed(0)).double()
+    other = codes * torch.tensor([1.0, 50.0]).double() + 7
+    plain, scaled = (factor_vae_score(c, MANY, seed=0) for c in (codes, other))
+    assert plain.value < 1
+    assert torch.equal(plain.votes, scaled.votes)
+    assert mutual_information_gap(other, MANY).value == pytest.approx(mutual_information_gap(codes, MANY).value)
+
+
 def test_a_second_unit_with_the_same_factor_costs_the_gap_alone():
     codes = torch.cat([MANY, MANY[:, :1]], 1).double()
     gap = mutual_information_gap(codes, MANY)
