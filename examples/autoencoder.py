@@ -100,7 +100,7 @@ def compare_linear(data: Data, test: Split, options: argparse.Namespace) -> None
     error = (centred - centred @ basis @ basis.T).square().sum(-1)
     print(
         f"linear autoencoder against PCA, {num} numbers: largest angle between the subspaces "
-        f"{float(principal_angles(axes, ours).max()):.4f} radians\n"
+        f"{float(principal_angles(axes, ours).max()):.1e} radians\n"
         f"largest |cosine| of two axes: PCA {float(orthogonal.max()):.1e}, autoencoder {float(cosines.max()):.2f}\n"
         f"squared error, test: PCA {mean_and_error(error)}, autoencoder {mean_and_error(reconstructed(linear, test.x))}"
     )

@@ -156,7 +156,8 @@ class HiddenLikelihood:
 
     Attributes:
         log_px: :math:`\log p(x_H|x_V)`, nats, higher is better.
-        std_error: Its Monte Carlo standard error, nats; NaN where either estimate cannot be trusted.
+        std_error: Its Monte Carlo standard error, nats; NaN where either estimate cannot be trusted, and 0, as is
+            log_px, where nothing is hidden.
         whole: The estimate of log p(x).
         visible: The estimate of log p(x_V).
     """
@@ -211,7 +212,8 @@ def hidden_log_px(
             for mask in (torch.ones_like(visible), visible)
         )
     error = (whole.std_error.square() + part.std_error.square()).sqrt()
-    return HiddenLikelihood(whole.log_px - part.log_px, error, whole, part)
+    hides = ~visible.flatten(1).all(1).cpu()  # else it is log p of nothing, which is 0
+    return HiddenLikelihood((whole.log_px - part.log_px) * hides, torch.where(hides, error, 0.0), whole, part)
 
 
 @contextmanager

@@ -44,11 +44,12 @@ def seen(p: TorchDistributionMixin, visible: Tensor) -> TorchDistributionMixin:
 
 
 def check_visible(visible: Tensor, x: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """A mask as bool, of the shape of the data.
+    """A mask, a tensor or what can be one, as bool, of the shape of the data.
 
     Raises:
         ValueError: If it has another shape, or other values than 0 and 1.
     """
+    visible = torch.as_tensor(visible)
     if tuple(visible.shape) not in (tuple(data_shape), tuple(x.shape)):
         raise ValueError(
             f"visible: expected a mask of shape {tuple(data_shape)}, or one for each datum, {tuple(x.shape)}, got "

@@ -275,12 +275,13 @@ def _known(error: float | None) -> float:
     return math.nan if error is None else error
 
 
-def measure(num_samples: int = 512, seed: int = 0) -> Iterator[Line]:
+def measure(num_samples: int = 512, seed: int = 0, rounds: int | None = None) -> Iterator[Line]:
     """Every objective and every estimator beside what is exact.
 
     Args:
-        num_samples: Draws for each datum; an objective's bound and gradient are computed so many times, up to 300.
+        num_samples: Draws for each datum of an estimator.
         seed: Of all draws.
+        rounds: How often an objective's bound and gradient are computed; None: as often, at most 300 times.
 
     Yields:
         The lines of the table.
@@ -288,5 +289,5 @@ def measure(num_samples: int = 512, seed: int = 0) -> Iterator[Line]:
     with own_randomness(seed), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         yardstick = Yardstick()
         x = yardstick.vae.sample(8)
-        yield from objectives(yardstick, x, min(num_samples, 300))
+        yield from objectives(yardstick, x, rounds or min(num_samples, 300))
         yield from estimators(yardstick, x, num_samples, seed)

@@ -95,6 +95,33 @@ def test_the_likelihood_of_hidden_pixels():
     assert error == pytest.approx(float(found.std_error.square().sum().sqrt()) / 6)
 
 
+@pytest.mark.parametrize("method", ["importance", "hmc"])
+def test_all_pixels_may_be_hidden_or_none(method):
+    vae = linear()
+    x, own = vae.sample(4), {"num_samples": 400, "num_steps": 60, "seed": 0}
+    every, none = VISIBLE | ~VISIBLE, VISIBLE & ~VISIBLE
+    whole = inpaint(vae, x, every, method=method, **own)
+    assert torch.equal(whole.images, x.expand_as(whole.images))
+    assert not bool(whole.spread.any())
+    assert within(whole.estimate.log_px, vae.log_px(x), whole.estimate.std_error + 1e-6, 5)
+    free = inpaint(vae, torch.full_like(x, math.nan), none, method=method, **own)
+    error = ((vae.weight @ vae.weight.T).diagonal().detach() / free.estimate.ess[:, None]).sqrt()
+    assert within(free.mean.flatten(1), vae.decoder.head.bias.expand(4, -1), error, 5)  # E[x] under the prior
+    if method == "importance":
+        seen_all, seen_none = (hidden_log_px(vae, x, mask, num_samples=400, num_steps=60) for mask in (every, none))
+        assert not bool(seen_all.log_px.any() or seen_all.std_error.any())
+        assert within(seen_none.log_px, vae.log_px(x), seen_none.std_error + 1e-6, 5)
+
+
+def test_masks_may_be_arrays_of_ones_and_zeros():
+    vae = linear()
+    x = vae.sample(2)
+    first, second = (
+        inpaint(vae, x, mask, num_samples=50, num_steps=3, seed=0).mean for mask in (VISIBLE, VISIBLE.long().numpy())
+    )
+    assert torch.equal(first, second)
+
+
 def test_the_masked_likelihood_leaves_out_what_is_hidden():
     p = dist.Bernoulli(torch.tensor([[0.2, 0.5, 0.9], [0.4, 0.6, 0.7]])).to_event(2)
     x = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
@@ -290,8 +317,11 @@ def test_bad_masks_are_refused():
         ValueError, match=r"visible: expected a mask of shape \(2, 3\), or one for each datum, \(4, 2, 3\)"
     ):
         inpaint(vae, x, torch.ones(3, 2))
-    with pytest.raises(ValueError, match="visible: expected True and False"):
-        inpaint(vae, x, torch.full((2, 3), 0.5))
+    for other in (0.5, math.nan):
+        with pytest.raises(ValueError, match="visible: expected True and False, or 1 and 0, got other values"):
+            hidden_log_px(vae, x, torch.full((2, 3), other))
+    with pytest.raises(ValueError, match=r"got \(2, 2, 3\); True where a pixel is seen"):
+        inpaint(vae, x, VISIBLE.expand(2, 2, 3))  # masks of two data, for four
     with pytest.raises(ValueError, match=r"method: expected one of \['importance', 'hmc'\], got 'gibbs'"):
         inpaint(vae, x, VISIBLE, method="gibbs")
     with pytest.raises(ValueError, match="num_fillings: expected at least 1, got 0"):

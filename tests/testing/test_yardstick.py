@@ -42,10 +42,11 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "num_samples", [pytest.param(100, id="few"), pytest.param(512, id="as the command", marks=pytest.mark.slow)]
+    ("num_samples", "rounds"),
+    [pytest.param(100, 40, id="few"), pytest.param(512, None, id="as the command", marks=pytest.mark.slow)],
 )
-def test_all_figures_are_right(num_samples, quick):
-    lines = list(measure(num_samples, seed=1))
+def test_all_figures_are_right(num_samples, rounds, quick):
+    lines = list(measure(num_samples, 1, rounds))
     assert [str(line) for line in lines if not line.right] == []
     assert {line.name for line in lines} >= set(CASES) | {
         "importance_sampling",
