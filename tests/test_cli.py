@@ -330,7 +330,7 @@ def interrupt_step(monkeypatch, call: int) -> None:
     "words",
     [
         "--elbo trace",
-        "--elbo mean-field",
+        pytest.param("--elbo mean-field", marks=pytest.mark.slow),  # those marked add no state to what others have
         "--anneal linear:0:50",
         "--anneal cyclical:0:60:4 --beta 2",
         "--lr-schedule cosine",
@@ -339,9 +339,9 @@ def interrupt_step(monkeypatch, call: int) -> None:
         "--optimizer adamw --clip-norm 0.5",
         "--optimizer sgd --lr 1e-4",
         "--num-particles 2 --vectorize-particles",
-        "--likelihood normal --binarize none",
+        pytest.param("--likelihood normal --binarize none", marks=pytest.mark.slow),
         "--binarize static --patience 2",
-        "--hidden",
+        pytest.param("--hidden", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch, capsys, words):

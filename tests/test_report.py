@@ -83,7 +83,7 @@ def names(paths: list[Path]) -> list[str]:
     [
         (1, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst"]),
         (2, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst", "grid"]),
-        (3, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst"]),
+        pytest.param(3, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst"], marks=pytest.mark.slow),
     ],
 )
 def test_images_give_these_files_and_none_is_blank(

@@ -23,7 +23,7 @@ from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.handlers import scale_kl, scale_kl_pair
-from pyro_vae.inference import NonFiniteLossError, capture
+from pyro_vae.inference import NonFiniteLossError, capture, captured_steps
 from pyro_vae.inference.captured_steps import CapturedSteps
 from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
 from pyro_vae.inference.watch import Watch, unaltered
@@ -370,15 +370,18 @@ def test_a_new_batch_shape_is_captured_once_more():
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_too_many_shapes_go_on_eagerly():
+def test_too_many_shapes_go_on_eagerly(monkeypatch):
+    assert captured_steps.SHAPES == 16
+    monkeypatch.setattr(captured_steps, "SHAPES", 3)
     svi = make("trace", "vae", compile=True)
     many = torch.rand(40, 4).round()
-    for rows in range(1, 17):
+    for rows in range(1, 4):
         svi.step(many[:rows])
-    with pytest.warns(UserWarning, match="taken eagerly: its arguments have had more than 16 shapes"):
-        svi.step(many[:17])
-    svi.step(many[:18])
-    assert svi.steps_taken == 18
+    assert svi.compiled
+    with pytest.warns(UserWarning, match="taken eagerly: its arguments have had more than 3 shapes"):
+        svi.step(many[:4])
+    svi.step(many[:5])
+    assert svi.steps_taken == 5
     assert not svi.compiled
 
 
@@ -758,7 +761,7 @@ def test_steps_that_wait_do_not_pile_up():
 @pytest.mark.usefixtures("uncompiled")
 def test_many_captured_programs_in_one_process():
     """Each trains its own parameters."""
-    made = [pv.VAE((4,), 2, (5,)) for _ in range(14)]
+    made = [pv.VAE((4,), 2, (5,)) for _ in range(5)]
     svis = [pv.SVI(v.model, v.guide, pyro.optim.Adam({"lr": 1e-2}), pv.elbo("trace"), compile=True) for v in made]
     before = [[p.detach().clone() for p in v.parameters()] for v in made]
     for k, svi in enumerate(svis):
