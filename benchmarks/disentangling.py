@@ -2,8 +2,8 @@
 
 One network, 1024-256-256-10 and back, on 20,000 binary images of 32 x 32; scores of 4,000 others, by their q(z|x) (MIG) and
 its means (FactorVAE score); the mean over seeds with its standard error, and what the models are as such: ELBO, rate and
-total correlation of the test data. Weights are constant: while they rise from 0, codes of position form that are turned
-by any angle, and are not turned back. A run that is there is read, not repeated.
+total correlation of the test data. Weights are constant, unless `--warm-up` lets them rise from 0 in a first share of the
+steps; docs/results.md says what that does. A run that is there is read, not repeated.
 
     python benchmarks/disentangling.py [--epochs 50] [--seeds 3] [--out FOLDER]
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ def vae(seed: int) -> pv.VAE:
 
 
 def named(title: str, seed: int, options: argparse.Namespace, ending: str) -> Path:
-    return options.out / f"{title.replace(' ', '-')}-{options.epochs}-{options.batch_size}-{seed}.{ending}"
+    words = [title.replace(" ", "-"), options.epochs, options.batch_size, seed]
+    if options.warm_up:
+        words.append(f"warm-up-{options.warm_up:g}")
+    return options.out / f"{'-'.join(map(str, words))}.{ending}"
 
 
 def trained(title: str, seed: int, data: Data, options: argparse.Namespace) -> pv.VAE:
@@ -59,11 +63,13 @@ def trained(title: str, seed: int, data: Data, options: argparse.Namespace) -> p
     objective: Any = pv.elbo("mean-field", max_plate_nesting=1)
     if weight != 1:
         objective = TotalCorrelation(objective, weight, num_data=len(data.train.x))
+    steps = options.epochs * math.ceil(len(data.train.x) / options.batch_size)
+    rising = pv.schedules.linear(0.0, beta, steps=round(options.warm_up * steps)) if options.warm_up else beta
     pv.fit(
         model,
         data,
         elbo=objective,
-        beta=beta,
+        beta=rising,
         epochs=options.epochs,
         batch_size=options.batch_size,
         lr=1e-3,
@@ -114,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--warm-up", type=float, default=0.0, help="share of the steps in which weights rise from 0")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shown", type=int, default=0, help="seed of the models in the pictures")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to run")
