@@ -40,7 +40,9 @@ def main() -> None:
     """Train at beta = 1 and compare log p(x) with the closed form; then take one step at beta = 4."""
     pyro.set_rng_seed(0)
     rows = math.sqrt(3) * torch.randn(500)
-    svi = pv.SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), pv.elbo("trace", num_particles=5))
+    svi = pv.SVI(
+        model, guide, pyro.optim.Adam({"lr": 0.02}), pv.elbo("trace", num_particles=5, vectorize_particles=True)
+    )
     for _ in range(600):
         svi.step(rows)
 

@@ -64,7 +64,7 @@ def test_refinement_ends_at_the_best_of_the_family(family, best, shift, stretch)
     torch.testing.assert_close(refined.elbo - refined.elbo_start, refined.improvement)
 
 
-@pytest.mark.parametrize(("shift", "stretch"), [(0.0, 1.0), (1.0, 0.6)])
+@pytest.mark.parametrize(("shift", "stretch"), [pytest.param(0.0, 1.0, marks=pytest.mark.slow), (1.0, 0.6)])
 def test_a_covariance_reaches_the_posterior_from_a_diagonal_guide(shift, stretch):
     x = ORACLE.draw(8)
     start = divergence(diagonal(shift, stretch), x)
