@@ -34,7 +34,7 @@ MODELS: dict[str, Any] = {"m1": M1, "m2": M2, "m1m2": M1M2, "auxiliary": ADGM, "
 def draw_conditional(data: Data, test: Split, options: argparse.Namespace) -> None:
     """Samples of each class, and the analogy picture: the style of an image with every label."""
     torch.manual_seed(0)
-    model = Conditional(data.data_shape, 10, (256, 256), "relu", num_classes=10)
+    model = Conditional(data.data_shape, 6, (256, 256), "relu", num_classes=10)
     model.center_output(*data.moments())
     pv.fit(model, data, epochs=options.epochs, batch_size=64, lr_schedule="cosine", progress=False)
     few = Split(test.x[:500], test.y[:500])
@@ -85,19 +85,23 @@ def draw_labels(data: Data, test: Split, options: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def of_labels(rows: dict[str, Any], test: Split) -> Figure:
-    """For each model the test image that it is surest of, by label; and an image that it makes of each label, m1 excepted."""
+    """For each model the test image that it is surest of, by label; and an image that it makes of each label."""
     parts = []
     for model, classes in rows.values():
         y = torch.arange(10)
         if hasattr(model, "analogies"):
             made = mean_image(model.decode(model.prior().sample((10,)), y))
-        else:
-            made = torch.ones_like(test.x[:10])
+        else:  # m1 cannot be told a label: of 500 draws those that its classifier is surest of
+            z = model.prior().sample((500,))
+            made = mean_image(model.decode(z[model.classifier(z).softmax(-1).argmax(0)]))
         parts += [test.x[classes.argmax(0)], made]
     figure, axes = tiles(torch.cat(parts), [*range(10), *(10.5 + k for k in range(10))], range(len(rows)))
     axes.set_yticks([k + 0.5 for k in range(len(rows))], list(rows))
     axes.set_xticks([k + 0.5 for k in range(10)] + [k + 11.0 for k in range(10)], [str(k) for k in [*range(10)] * 2])
-    axes.set_xlabel("the test image that is most surely of each label; mean of p(x|z, y) at a draw z ~ p(z)")
+    axes.set_xlabel(
+        "the test image that is most surely of each label;   an image made of each label, the mean of p(x|z, y) at a draw z ~ "
+        "p(z) (m1: of p(x|z), at the surest of 500)"
+    )
     return figure
 
 
@@ -116,8 +120,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
-        labels = options.labels if part == "labels" else None
-        data = pv.data.load(options.dataset, data_dir=options.data_dir, val_size=0, labels=labels)
+        how: dict[str, Any] = {"labels": options.labels} if part == "labels" else {"mode": "threshold"}
+        data = pv.data.load(options.dataset, data_dir=options.data_dir, val_size=0, **how)
         assert data.test is not None
         PARTS[part](Data(data.name, data.train, redraw=data.redraw), data.test, options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyro
@@ -18,6 +19,16 @@ from pyro_vae.models.vae import VAE
 
 #: What a VAE has that :meth:`M1M2.stand_on` takes.
 LOWER = ("encoder", "posterior", "decoder", "likelihood")
+
+
+def _of_run(directory: str | Path) -> VAE:
+    """The trained VAE of a run directory, or a sentence."""
+    from pyro_vae.runs import load  # runs make models: here alone one is made of a run
+
+    found = load(directory).vae
+    if not isinstance(found, VAE):
+        raise ValueError(f"below: expected the run of a vae or m1, got one of {type(found).__name__}; name another.")
+    return found
 
 
 class M1M2(LabelledModel):
@@ -37,6 +48,7 @@ class M1M2(LabelledModel):
         upper_decoder: Module of z2 and a label, to the parameters of p(z|z2, y), likewise.
         classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
         temperature: None: labels are enumerated. A number: relaxed ones in training, see :class:`Labels`.
+        below: A trained VAE (or M1), or the directory of its run, see :meth:`stand_on`; ``--model-options below=RUN``.
         **options: ``num_classes``, ``likelihood``, ``posterior`` (of z), ``prior`` (of z2), ``encoder`` and ``decoder`` (of and
             to images, as in :class:`VAE`).
 
@@ -62,6 +74,7 @@ class M1M2(LabelledModel):
         upper_decoder: JoinedNetwork = None,
         classifier_weight: float = 1.0,
         temperature: float | None = None,
+        below: VAE | str | Path | None = None,
         **options: Any,
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
@@ -73,6 +86,8 @@ class M1M2(LabelledModel):
         self.upper_decoder = joined(upper_decoder, (latent, label), params, upper, activation)
         if temperature is not None:
             self.objective = "trace"  # type: ignore[misc]
+        if below is not None:
+            self.stand_on(below if isinstance(below, VAE) else _of_run(below))
 
     def _encoder_reads(self) -> Shapes:
         return (self.data_shape,)
@@ -95,6 +110,11 @@ class M1M2(LabelledModel):
             setattr(self, name, getattr(vae, name).requires_grad_(False))
         self._stands = True
         self.train(self.training)
+
+    def center_output(self, mean: Tensor, scale: float | None = None) -> None:
+        """See :meth:`VAE.center_output`; a decoder of :meth:`stand_on` stays as it is."""
+        if not self._stands:
+            super().center_output(mean, scale)  # type: ignore[misc]  # a function of VAE's, of a model with the same parts
 
     def train(self, mode: bool = True) -> M1M2:
         """Set train mode, or eval mode; the networks of :meth:`stand_on` stay in eval mode."""

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae import elbo, evidence, fit
+from pyro_vae import elbo, evidence, fit, load, train
 from pyro_vae.distributions.relaxed import LogRelaxedCategorical
 from pyro_vae.models.auxiliary import ADGM, SDGM
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.m1 import M1
 from pyro_vae.models.semi_supervised import M2
-from pyro_vae.models.stacked import M1M2
+from pyro_vae.models.stacked import LOWER, M1M2
 from pyro_vae.networks.joined import Joined
 from pyro_vae.testing import check_elbo_bounds
 from tests.oracles import all_binary, within
@@ -341,11 +341,30 @@ def test_layers_of_a_trained_vae_stay_as_they_are():
     vae, model = small("M1"), small("M1M2")
     model.stand_on(vae)
     before = {k: v.clone() for k, v in vae.state_dict().items()}
+    model.center_output(torch.full((4,), 0.3, dtype=torch.float64))
     fit(model, (X, LABELS), epochs=2, batch_size=4, lr=0.1, compile=False, progress=False)
     for key, value in vae.state_dict().items():
         torch.testing.assert_close(value, before[key])
     assert model.encoder is vae.encoder
     assert not any(p.requires_grad for p in vae.encoder.parameters())
+
+
+@pytest.mark.slow
+def test_the_command_line_stands_on_a_run(tmp_path):
+    """And the run that comes of it is loaded, with the networks of the one below."""
+    few = ["--epochs", "1", "--latent-dim", "2", "--hidden", "4", "--device", "cpu", "--quiet", "--num-samples", "2"]
+    below, above, other = (str(tmp_path / name) for name in ("below", "above", "other"))
+    assert train.main([*few, "--model", "vae", "--run-dir", below]) == 0
+    upper = [*few, "--model", "m1m2", "--labels", "20", "--label-seed", "0"]
+    assert train.main([*upper, "--run-dir", above, "--model-options", f"below={below}"]) == 0
+    vae, model = load(below).vae, load(above).vae
+    for name in LOWER:
+        for one, same in zip(getattr(vae, name).parameters(), getattr(model, name).parameters(), strict=True):
+            torch.testing.assert_close(one, same)
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+    with pytest.raises(ValueError, match="below: expected the run of a vae or m1, got one of M1M2"):
+        M1M2((1, 8, 8), 2, num_classes=10, below=above)
+    assert train.main([*upper, "--run-dir", other, "--model-options", "below=nowhere"]) == 2
 
 
 @pytest.mark.parametrize("name", JOINT)
