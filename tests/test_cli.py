@@ -672,6 +672,7 @@ def test_one_run_is_never_written_into_another(tmp_path):
     assert (tmp_path / "one" / "checkpoint.pt").read_bytes() == before
 
 
+@pytest.mark.slow  # test_bad_input.py has others as processes
 def test_bad_input_to_the_command_as_a_process(tmp_path):
     result = process("pyro_vae.train", "--lr", "-1", cwd=tmp_path)
     assert result.returncode == 2

@@ -91,7 +91,9 @@ def test_what_is_asked_for_is_set(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to CPUs")
-@pytest.mark.parametrize(("variable", "expected"), [(None, "1 1 3"), ("2", "2 8 3")])
+@pytest.mark.parametrize(
+    ("variable", "expected"), [(None, "1 1 3"), pytest.param("2", "2 8 3", marks=pytest.mark.slow)]
+)
 def test_a_process_bound_to_one_cpu(variable, expected):
     program = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
