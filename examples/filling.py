@@ -97,10 +97,10 @@ def fill_hidden(train: Tensor, test: Split, options: argparse.Namespace) -> None
     for name, model in models.items():
         partial = Partial(model)
         raw = importance_sampling(partial.model, partial.guide, x, visible, num_samples=1000, seed=0).summary()
-        hidden = hidden_log_px(model, x, visible, num_samples=options.num_samples, seed=0)
+        hidden = hidden_log_px(model, x, visible, num_samples=options.num_samples, num_steps=options.steps, seed=0)
         ok = hidden.reliable
         error = float(hidden.std_error[ok].square().sum().sqrt() / ok.sum())
-        found = inpaint(model, x, visible, seed=0)
+        found = inpaint(model, x, visible, num_steps=options.steps, seed=0)
         print(
             f"{name}\n"
             f"  ELBO of x_V {raw.elbo:.2f}, k too large for {raw.pareto_k_bad}; refined, log p(x_V) "
@@ -109,9 +109,9 @@ def fill_hidden(train: Tensor, test: Split, options: argparse.Namespace) -> None
             f"{mean_and_error(hidden.log_px[ok])}, Monte Carlo error {error:.3f}\n"
             f"  squared error of E[x_H | x_V] {mean_and_error(squared_error(found.mean, x, x.dim() - 1))}"
         )
-        figure = fillings(x[shown], visible, inpaint(model, x[shown], visible, seed=0))
+        figure = fillings(x[shown], visible, inpaint(model, x[shown], visible, num_steps=options.steps, seed=0))
         write_figure(options.out / f"{options.dataset}-filled-{name.split()[0].lower()}.png", figure)
-    chains = inpaint(plain, x[shown], visible, method="hmc", seed=0)
+    chains = inpaint(plain, x[shown], visible, method="hmc", num_steps=options.steps, seed=0)
     write_figure(options.out / f"{options.dataset}-filled-hmc.png", fillings(x[shown], visible, chains))
     p = train.mean(0).clamp(1e-3, 1 - 1e-3)
     independent = torch.distributions.Bernoulli(p).log_prob(x)[:, ~visible].sum(-1)
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--mask", default="half", help="of the training on masks: half, square or pixels")
     parser.add_argument("--hidden-images", type=int, default=100, help="test images whose hidden pixels are scored")
     parser.add_argument("--num-samples", type=int, default=5000, help="K of the log-likelihoods")
+    parser.add_argument("--steps", type=int, default=200, help="of the refinements and of the chains")
     parser.add_argument("--out", type=Path, default=Path("filling"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -37,3 +37,25 @@ def test_the_readme_names_what_is_there():
     assert [link for link in links if not (ROOT / link).exists()] == []
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     assert set(re.findall(r"make ([a-z-]+)", text)) - {"in"} <= targets | {"train", "test"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words", "pictures", "sentence"),
+    [
+        ("autoencoder.py", ["--epochs", "1", "--linear-epochs", "20", "--code-epochs", "1"], 3, r"KL\(q\(z\) \|\| p\)"),
+        (
+            "filling.py",
+            ["--epochs", "1", "--hidden-images", "12", "--num-samples", "50", "--steps", "5"],
+            7,
+            r"log p\(x_H \| x_V\) -\d",
+        ),
+    ],
+)
+def test_examples_of_variants_print_and_draw(name, words, pictures, sentence, monkeypatch, capsys, tmp_path):
+    out = _run(monkeypatch, capsys, name, *words, "--out", str(tmp_path))
+    assert re.search(sentence, out)
+    assert len([*tmp_path.glob("*.png")]) == pictures
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
+    assert _run(monkeypatch, capsys, name, *words, "--out", str(tmp_path)) == out  # read, not trained again
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")} == trained

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae import evaluate, report, train
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.linear import LinearVAE, principal_angles
 
@@ -103,3 +104,12 @@ def test_leading_dimensions_fold():
 def test_bad_arguments_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         Autoencoder(**{"data_shape": (6,), "latent_dim": 2, **options})
+
+
+def test_the_commands_say_that_it_has_no_log_px(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "draw_pictures", lambda *args: [])
+    run = tmp_path / "run"
+    train.main(["--model", "autoencoder", "--hidden", "4", "--latent-dim", "2", "--epochs", "1", "--run-dir", str(run)])
+    assert "squared error of the reconstruction" in capsys.readouterr().out
+    assert evaluate.main([str(run)]) == 2
+    assert "expected a model with a log p(x) to evaluate, got autoencoder, which has none" in capsys.readouterr().err
