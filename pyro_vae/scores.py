@@ -28,7 +28,7 @@ def scores(model: Any, split: Split, seed: int = 0) -> dict[str, Figure]:
     Args:
         model: The model, in evaluation.
         split: The data, with their labels.
-        seed: Seed of the draws, where it reconstructs from one.
+        seed: Seed of the draws, where it classifies or reconstructs by some.
 
     Returns:
         For each, ``value``, its mean over data, ``std_error`` over data (None for one datum) and ``num_data``.
@@ -36,7 +36,8 @@ def scores(model: Any, split: Split, seed: int = 0) -> dict[str, Figure]:
     columns, found = asked(model, split), {}
     parts = lambda: columns.split(min(1000, columns.chunk))  # noqa: E731
     if classifies(model) and split.y is not None and bool((split.y >= 0).any()):
-        guesses = torch.cat([model.classify(part[0]).argmax(-1).cpu() for part in parts()])
+        with own_randomness(seed):
+            guesses = torch.cat([model.classify(part[0]).argmax(-1).cpu() for part in parts()])
         known = split.y.cpu() >= 0
         found["accuracy"] = _mean((guesses == split.y.cpu())[known].double())
     if hasattr(model, "log_px"):

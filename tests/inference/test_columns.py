@@ -64,6 +64,16 @@ def labelled():
     return (torch.rand(90, 4, generator=generator) < means[y]).float(), y
 
 
+def test_every_datum_is_fitted_with_its_own_label():
+    """The maximum likelihood is the mean of each class: of the 30 rows of each, so many are on."""
+    on = torch.tensor([[27, 6, 15, 12], [3, 24, 15, 9], [15, 18, 3, 26]])
+    y = torch.arange(90) % 3
+    x = (torch.arange(90)[:, None] // 3 < on[y]).float()
+    model = Classes()
+    fit(model, (x, y), epochs=300, batch_size=90, lr=0.1, lr_schedule="cosine", compile=False, progress=False)
+    torch.testing.assert_close(model.logits.detach().sigmoid(), on / 30, rtol=0, atol=1e-4)
+
+
 def test_validation_asks_a_model_that_classifies_without_labels(labelled):
     x, y = labelled
     model = Guessing()
