@@ -1,13 +1,13 @@
 """Accuracy on MNIST from a few labels: `m2`, `m1m2` and the auxiliary models, beside their classifier on the labels alone.
 
 All training images are there, without labels but for the balanced few that `--labels` and the draw's number choose; images
-are binarized afresh for every batch. The classifier is first trained on the labelled images alone: that is the column
-"classifier alone", and where the model's own classifier starts. Of `m2` it is a small convolutional network that sees its
-training images slightly turned, sheared, scaled and shifted (`Warp`); of `m1m2` a perceptron of draws of q(z|x), the VAE
-below trained once, without labels, and kept for all runs; of `adgm` and `sdgm` a perceptron, with the auxiliary vector
-set to 0 while it is alone. Accuracy is that of the last epoch on the test images, by which nothing is chosen: to choose,
-pass `--hold-out 5000`, which leaves so many training images out and scores by them. A mean over label draws has its
-standard error, one draw the binomial one. A run that is there is read, not repeated.
+are binarized afresh for every batch. The model's classifier starts where 1,000 steps on the labelled images alone bring it;
+the column "classifier alone" is the same classifier trained so for as many steps as the model is in all. Of `m2` it is a
+small convolutional network that sees its training images slightly turned, sheared, scaled and shifted (`Warp`); of `m1m2` a
+perceptron of draws of q(z|x), the VAE below trained once, without labels, and kept for all runs; of `adgm` and `sdgm` a
+perceptron, with the auxiliary vector set to 0 while it is alone. Accuracy is that of the last epoch on the test images, by
+which nothing is chosen: to choose, pass `--hold-out 5000`, which leaves so many training images out and scores by them. A
+mean over label draws has its standard error, one draw the binomial one. A run that is there is read, not repeated.
 
     python benchmarks/semi_supervised.py [--models m2 m1m2] [--labels 100 600 1000 3000] [--draws 5 1 1 1] [--epochs 15]
         [--data-dir FOLDER] [--out FOLDER]
@@ -16,7 +16,6 @@ standard error, one draw the binomial one. A run that is there is read, not repe
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
 import math
@@ -143,14 +142,15 @@ def logits_of(name: str, model: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: model.classifier(x, x.new_zeros(len(x), model.latent_dim))
 
 
-def alone(model: nn.Module, logits: Callable[[Tensor], Tensor], data: Data, options: argparse.Namespace) -> None:
-    """Train a model's classifier on the labelled images alone, binarized afresh for every batch of at most 100."""
+def alone(model: nn.Module, logits: Callable[[Tensor], Tensor], data: Data, lr: float, steps: int, fall: bool) -> None:
+    """Train a model's classifier on the labelled images alone, 100 a step, binarized afresh; ``fall``: lr goes to 0."""
     known = data.train.y >= 0
     x, y = data.train.x[known], data.train.y[known]
     classifier: Any = model.classifier
-    optim = torch.optim.Adam(classifier.parameters(), options.lr)
+    optim = torch.optim.Adam(classifier.parameters(), lr)
     model.train()
-    for _ in range(options.alone_steps):
+    for step in range(steps):
+        optim.param_groups[0]["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps) if fall else 1.0)
         rows = torch.randint(len(x), (100,))
         loss = functional.cross_entropy(logits(torch.bernoulli(x[rows])), y[rows])
         optim.zero_grad()
@@ -166,6 +166,22 @@ def accuracy(classify: Callable[[Tensor], Tensor], scored: Split) -> float:
     return 100 * float((found == scored.y).double().mean())
 
 
+def averaged(name: str, logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Class probabilities; of draws of q(z|x) the mean over 16, as ``classify`` of m1m2."""
+    return lambda x: torch.stack([logits(x).softmax(-1) for _ in range(16 if name == "m1m2" else 1)]).mean(0)
+
+
+def run_alone(name: str, count: int, draw: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train the classifier of a model on the labelled images alone, for as many steps as the model has in all."""
+    data, scored = shown(options, count, draw)
+    torch.manual_seed(draw)
+    model: Any = make(name, data, options)
+    others = math.ceil((len(data.train.x) - count) / (options.batch_size - options.per_batch))
+    steps = options.alone_steps + options.epochs * others
+    alone(model, logits_of(name, model), data, options.lr, steps, fall=True)
+    return {"alone": accuracy(averaged(name, logits_of(name, model)), scored), "alone_steps": steps}
+
+
 def run(name: str, count: int, draw: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one model, its classifier first alone."""
     data, scored = shown(options, count, draw)
@@ -173,9 +189,8 @@ def run(name: str, count: int, draw: int, options: argparse.Namespace) -> dict[s
     model: Any = make(name, data, options)
     started = time.perf_counter()
     logits = logits_of(name, model)
-    alone(model, logits, data, options)
-    # Of draws, as classify does: the mean over 16.
-    before = accuracy(lambda x: sum(logits(x).softmax(-1) for _ in range(16 if name == "m1m2" else 1)), scored)
+    alone(model, logits, data, options.lr, options.alone_steps, fall=False)
+    before = accuracy(averaged(name, logits), scored)
     by_epoch: list[float] = []
 
     def score(training: Any) -> None:
@@ -189,7 +204,7 @@ def run(name: str, count: int, draw: int, options: argparse.Namespace) -> dict[s
     with torch.no_grad():
         bound = elbo.bound(model.model, model.guide, scored.x[:1000], unknown)
     return {
-        "model": name, "labels": count, "draw": draw, "scored": len(scored.x), "alone": before,
+        "model": name, "labels": count, "draw": draw, "scored": len(scored.x), "start": before,
         "accuracy": accuracy(model.classify, scored), "elbo": float(bound.mean()),
         "elbo_std_error": float(bound.std() / math.sqrt(len(bound))), "by_epoch": by_epoch,
         "seconds": time.perf_counter() - started,
@@ -230,34 +245,40 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=1.0, help="weight of the classifier's term")
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/semi_supervised"))
+    parser.add_argument(
+        "--only-alone", action="store_true", help="train no model, but classifiers of those that are there"
+    )
     parser.add_argument("--only-read", action="store_true", help="print the table of the runs that are there")
     options = parser.parse_args()
     if len(options.draws) != len(options.labels):
         parser.error(f"--draws: expected one for each of {len(options.labels)} numbers of labels, got {options.draws}.")
     options.out.mkdir(parents=True, exist_ok=True)
-    lines = ["| model | labels | accuracy, % | classifier alone, % | ELBO of 1,000 images, nats | label draws |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [
+        "| model | labels | accuracy, % | its start, % | classifier alone, % | ELBO of 1,000 images, nats | label draws |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
     for name in options.models:
         for count, draws in zip(options.labels, options.draws, strict=True):
             rows = [row for draw in range(draws) if (row := kept(name, count, draw, options)) is not None]
             if rows:
-                figures = (percent(rows, "accuracy"), percent(rows, "alone"), nats(rows), str(len(rows)))
+                figures = (*(percent(rows, key) for key in ("accuracy", "start", "alone")), nats(rows), str(len(rows)))
                 lines.append(f"| {name} | {count:,} | {' | '.join(figures)} |")
     print("\n".join(lines))
 
 
 def kept(name: str, count: int, draw: int, options: argparse.Namespace) -> dict[str, Any] | None:
-    """A run's figures, from its file, or by training; None where it may not and there are none."""
-    words = copy.copy(vars(options))
+    """A run's figures, from its two files, or by training; None where it may not and they are not there."""
     told = ("epochs", "train_size", "hold_out", "alpha", "hidden", "latent_dim", "batch_size", "per_batch", "lr")
-    file = options.out / ("-".join([name, str(count), str(draw), *(str(words[key]) for key in told)]) + ".json")
-    if not file.exists():
-        if options.only_read:
-            return None
-        found = run(name, count, draw, options)
-        file.write_text(json.dumps(found))
-        print(f"{name} {count} {draw}: {found['accuracy']:.2f} %, alone {found['alone']:.2f} %", flush=True)
-    return json.loads(file.read_text())
+    words = "-".join([name, str(count), str(draw), *(str(getattr(options, key)) for key in told)])
+    found: dict[str, Any] = {}
+    for train, file in ((run, options.out / f"{words}.json"), (run_alone, options.out / f"alone-{words}.json")):
+        if not file.exists():
+            if options.only_read or (options.only_alone and train is run):
+                return None
+            file.write_text(json.dumps(train(name, count, draw, options)))
+        found |= json.loads(file.read_text())
+    print(f"{name} {count} {draw}: {found['accuracy']:.2f} %, alone {found['alone']:.2f} %", flush=True)
+    return found
 
 
 if __name__ == "__main__":

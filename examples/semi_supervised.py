@@ -54,6 +54,7 @@ def share(found: Tensor, y: Tensor) -> str:
 
 def draw_labels(data: Data, test: Split, options: argparse.Namespace) -> None:
     """The models with a classifier, on the same few labels: accuracy, log p(x) summed over labels, one row of the picture."""
+    torch.manual_seed(0)
     alone = M2(data.data_shape, 10, (200,), "relu", num_classes=10).classifier
     known = data.train.y >= 0
     optim = torch.optim.Adam(alone.parameters(), 1e-3)
