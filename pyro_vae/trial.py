@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,13 +14,16 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae import schedules
-from pyro_vae.config import Config
+from pyro_vae.config import Config, TrainConfig
 from pyro_vae.data import Data, Split, binarize
 from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.betas import Betas
+from pyro_vae.inference.controls import CONTROLS
+from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.machine import explain
-from pyro_vae.models.protocol import check_columns, check_model, of_columns, support_of, takes, told
+from pyro_vae.models.protocol import check_columns, check_model, has_bound, of_columns, support_of, takes, told
+from pyro_vae.models.registry import place
 from pyro_vae.randomness import own_randomness
 from pyro_vae.recipe import make_objective
 
@@ -35,8 +36,21 @@ def check_fit(config: Config, vae: Any, data: Data) -> None:
             f"labels: expected with a model that takes labels, got {config.data.labels:,} with --model {config.model.model}; "
             "drop it."
         )
+    if not has_bound(vae):
+        _check_weights(config)
     check_columns(vae, data)
     check_support(vae, data)
+
+
+def _check_weights(config: Config) -> None:
+    """Refuse a weight of the KL where there is none."""
+    t, usual = config.train, TrainConfig()
+    for name in ("beta", "anneal", *CONTROLS):
+        if getattr(t, name) != getattr(usual, name):
+            raise ValueError(
+                f"{name}: expected with a model that has a KL to weight, got {getattr(t, name)} with --model "
+                f"{config.model.model}, which has none; drop it."
+            )
 
 
 def check_support(vae: Any, data: Data) -> None:
@@ -82,9 +96,12 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
     was_training, name = vae.training, config.model.model
     with own_randomness(t.seed), pyro.get_param_store().scope(), warnings.catch_warnings(), _told(name, vae):
         warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
+        warnings.filterwarnings("ignore", message="Found (vars in model|non-auxiliary vars)")  # an error, below
         try:
             make_objective(config).terms(*pair, *batch)
-        except UserWarning:
+        except UserWarning as warning:
+            if "found no sample sites" not in str(warning):
+                raise
             raise ValueError(_nothing_to_sum(vae, batch)) from None
         vae.eval()
         try:
@@ -103,7 +120,7 @@ def _two(split: Split) -> Tensor:
 
 def _nothing_to_sum(vae: Any, batch: tuple[Tensor, ...]) -> str:
     trace = poutine.trace(vae.guide).get_trace(*batch)
-    names = ", ".join(repr(name) for name in trace.stochastic_nodes)
+    names = ", ".join(repr(name) for name, _ in drawn_sites(trace))
     return (
         f"elbo enum: expected a model with a discrete site to sum over, marked infer={{'enumerate': 'parallel'}}, got one that "
         f"draws {names}; use --elbo trace or mean-field."
@@ -140,13 +157,13 @@ def _told(name: str, vae: Any) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(_of_pyro(name, str(error))) from None
     except Exception as error:
-        place = _place(error, vae)
-        if place is None or explain(error) is not None:
+        where = place(error, {type(part).__module__ for part in vae.modules()})
+        if where is None or explain(error) is not None:
             raise
         line = (str(error).strip().splitlines() or ["no words"])[0]
         raise ValueError(
             f"model {name}: expected a program that runs on these data, got {type(error).__name__}: {line.rstrip('.')} "
-            f"({place}); mend it, or take other data."
+            f"({where}); mend it, or take other data."
         ) from error
 
 
@@ -162,12 +179,3 @@ def _of_pyro(name: str, text: str) -> str:
             "dynamic), or give the site another distribution."
         )
     return f"model {name}: expected data that its site {site[1]!r} takes, got others ({' '.join(others[:1])}); mend either."
-
-
-def _place(error: Exception, vae: Any) -> str | None:
-    """File and line of a user's class where it failed; None where all classes are ours."""
-    modules = {type(part).__module__ for part in vae.modules()}
-    foreign = {m for m in modules if m.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
-    files = {getattr(sys.modules.get(m), "__file__", None) for m in foreign}
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None

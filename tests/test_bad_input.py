@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,6 +105,102 @@ def write_folders(at: Path) -> None:
         Image.fromarray(np.full((4, 4), k / 5, np.float32)).save(at / "deep-images" / f"f{k}.tiff")
 
 
+def write_models(at: Path) -> None:
+    (at / "bad_models.py").write_text(MODELS)
+
+
+MODELS = """
+import pyro, torch
+import pyro.distributions as dist
+from torch import nn
+from pyro_vae import VAE
+
+class Guideless(nn.Module):
+    def model(self, x): ...
+
+class Shapeless(nn.Module):
+    def __init__(self, size): ...
+    def model(self, x): ...
+    def guide(self, x): ...
+
+class Sound(VAE):
+    def __init__(self, data_shape, latent_dim=2, hidden=(8,)):
+        super().__init__(data_shape, latent_dim, hidden)
+
+class Unlike(Sound):
+    def guide(self, y, x, z): ...
+
+class Unlike2(Sound):
+    def model(self): ...
+
+class Column(Sound):
+    takes = ("x", "w")
+
+class Wishing(Sound):
+    defaults = {"colour": "red"}
+
+class Needing(Sound):
+    def __init__(self, data_shape, depth, latent_dim, hidden):
+        super().__init__(data_shape)
+
+class Unmade(Sound):
+    def __init__(self, data_shape, latent_dim, hidden):
+        1 / 0
+
+class Failing(Sound):
+    defaults = {"binarize": "dynamic"}
+    def guide(self, x):
+        1 / 0
+
+class Grey(nn.Module):
+    def __init__(self, data_shape, latent_dim, hidden):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(64))
+    def model(self, x):
+        pyro.module("grey", self)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=self.bias).to_event(1), obs=x.flatten(1))
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+class Sites(Grey):
+    defaults = {"binarize": "dynamic"}
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("w", dist.Normal(torch.zeros(len(x)), 1.0))
+
+class Plateless(Grey):
+    defaults = {"binarize": "dynamic"}
+    def model(self, x):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
+        pyro.sample("x", dist.Bernoulli(logits=self.bias.expand(len(x), 64)).to_event(2), obs=x.flatten(1))
+    def guide(self, x):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
+
+class Classifying(Grey):
+    defaults = {"binarize": "dynamic"}
+    num_classes = 10
+    def classify(self, x):
+        return torch.zeros(len(x)).long()
+
+class Wide(nn.Module):
+    def __init__(self, in_shape, out_shape, hidden, activation):
+        super().__init__()
+        self.inner = nn.Linear(torch.Size(in_shape).numel(), 5)
+    def forward(self, x):
+        return self.inner(x.flatten(1))
+
+class Large(nn.Module):
+    def __init__(self, in_shape, out_shape, hidden, activation):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(1, 4, 7), nn.Conv2d(4, 4, 7), nn.Flatten())
+    def forward(self, x):
+        return self.inner(x)
+"""
+
+
 def write_configurations(at: Path) -> None:
     whole = Config().to_dict()
     texts = {
@@ -130,12 +227,23 @@ def write_runs(at: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bad(tmp_path_factory) -> Path:
+def bad(tmp_path_factory) -> Iterator[Path]:
     """A folder of everything that can be wrong."""
     at = tmp_path_factory.mktemp("bad")
-    for write in (write_arrays, write_broken, write_tables, write_folders, write_configurations, write_runs):
+    for write in (
+        write_arrays,
+        write_broken,
+        write_tables,
+        write_folders,
+        write_configurations,
+        write_runs,
+        write_models,
+    ):
         write(at)
-    return at
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(at)
+        patch.setattr(sys, "dont_write_bytecode", True)
+        yield at
 
 
 #: Words (BAD stands for the folder of bad files), what the sentence says came, how it says to mend it.
@@ -207,6 +315,58 @@ BAD = [
     ("--beta many", "got 'many'", "z1=0.5,z2=2"),
     ("--beta y=2", "'y'", "'z'"),
     ("--anneal cosine:0", "cosine:START:STEPS", "got 'cosine:0'"),
+    # Labels.
+    ("--model m2 --dataset BAD/grey.npy", "got grey.npy without", "take data with labels"),
+    ("--model conditional --dataset BAD/grey.npy", "got grey.npy without", "take data with labels"),
+    ("--model m2 --dataset BAD/grey.npy --num-classes 3", "got train data without", "take data with labels"),
+    ("--model m2 --num-classes 3", "num_classes: expected at least 10", "got 3; leave it out"),
+    ("--model m2 --num-classes 1", "num_classes: expected at least 10", "got 1; leave it out"),
+    ("--model m2 --labels 5", "expected between 10, one of each class", "got 5"),
+    ("--model m2 --labels 5000", "all there are, got 5,000", "leave it out"),
+    ("--model m2 --labels -1", "got -1", "one of each class"),
+    ("--labels 50", "got 50 with --model vae", "drop it"),
+    ("--model conditional --labels 50", "which this model needs", "a model that classifies, such as m2"),
+    ("--model m2 --labelled-per-batch 5", "got 5", "hide labels (--labels)"),
+    ("--model m2 --labels 50 --labelled-per-batch 100", "between 1 and 99", "got 100"),
+    ("--num-classes 10", "got 10 with --model vae", "drop it"),
+    # Models and their options.
+    ("--model vea", "model 'vea'", "did you mean 'vae'"),
+    ("--model m2 --model-options temprature=0.7", "'temprature'", "did you mean 'temperature'"),
+    ("--model m2 --model-options temperature", "got 'temperature'", "NAME=VALUE"),
+    ("--model m2 --model-options temperature=warm", "temperature", "warm"),
+    ("--model m2 --model-options temperature=-1", "got -1", "a number above 0"),
+    ("--model m2 --model-options classifier_weight=-1", "got -1", "at least 0"),
+    ("--model m2 --model-options temperature=0.7 --elbo enum", "enum", "--elbo trace"),
+    ("--model denoising --model-options noise=fog:0.3", "'fog", "masking"),
+    ("--model inpainting --model-options mask=fog", "fog", "expected"),
+    ("--model conditional --elbo enum", "draws 'z'", "--elbo trace"),
+    ("--model autoencoder --beta 4", "autoencoder", "drop it"),
+    ("--model autoencoder --beta-sweep 1 2", "autoencoder", "take a vae"),
+    # A user's own.
+    ("--model bad_models:", "got 'bad_models:'", "MODULE:CLASS"),
+    ("--model nowhere.models:Mine", "got none called nowhere", "PYTHONPATH"),
+    ("--model bad_models:Other", "got none", "torch.nn.Module in bad_models"),
+    ("--model bad_models:Guideless", "got one without guide", "write it"),
+    ("--model bad_models:Shapeless", "got Shapeless(size)", "give it this parameter"),
+    ("--model bad_models:Unlike", "got guide(y, x, z)", "let both say the same"),
+    ("--model bad_models:Unlike2", "got model()", "let both say the same"),
+    ("--model bad_models:Column", "got ('x', 'w')", "other columns there are none"),
+    ("--model bad_models:Wishing", "got 'colour'", "correct the class"),
+    ("--model bad_models:Needing", "a value for depth", "--model-options depth=VALUE"),
+    ("--model bad_models:Unmade", "ZeroDivisionError: division by zero", "bad_models.py, line"),
+    ("--model bad_models:Failing", "ZeroDivisionError: division by zero", "bad_models.py, line"),
+    ("--model bad_models:Grey", "pixels of 0 and 1 for its site 'x'", "--binarize dynamic"),
+    ("--model bad_models:Sites", "latent site 'z'", "add it to the guide"),
+    ("--model bad_models:Classifying", "got (2,)", "correct it, or leave it out"),
+    ("--model bad_models:Plateless", "plate", "expected"),
+    ("--encoder bad_models:Encoder", "got none", "a torch.nn.Module in bad_models"),
+    ("--encoder nowhere:Encoder", "got none called nowhere", "PYTHONPATH"),
+    ("--encoder bad_models:Guideless", "Guideless", "expected"),
+    ("--encoder bad_models:Wide", "got (2, 5)", "let its last layer have the out_shape"),
+    ("--decoder bad_models:Wide", "got (2, 5)", "let its last layer have the out_shape"),
+    ("--encoder bad_models:Large", "one that takes (2, 1, 8, 8)", "give it larger ones"),
+    ("--model m2 --encoder bad_models:Wide", "constructors that run", "bad_models.py, line"),
+    ("--model linear --encoder bad_models:Wide", "got (2, 5)", "out_shape"),
     # A path that is no data.
     ("--dataset nowhere.npy", "nowhere.npy", "spelling"),
     ("--dataset ./digits", "digits", "spelling"),

@@ -12,7 +12,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
-from pyro_vae.models.base import Model, Network, mean_image, network, part
+from pyro_vae.models.base import Model, Network, check_network, mean_image, network, part
 from pyro_vae.models.labels import check_classes
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks.joined import Joined
@@ -30,11 +30,13 @@ def joined(
     activation: str,
 ) -> nn.Module:
     """A network of several inputs: the perceptron, the module that is given, or one that it makes; of one, as ``network``."""
-    if isinstance(given, nn.Module):
-        return given
     if len(in_shapes) == 1:
         return network(cast(Network, given), in_shapes[0], out_shape, hidden, activation)
-    return (given or Joined)(in_shapes, out_shape, hidden, activation)
+    if given is None:
+        return Joined(in_shapes, out_shape, hidden, activation)
+    found = given if isinstance(given, nn.Module) else given(in_shapes, out_shape, hidden, activation)
+    check_network(found, in_shapes, out_shape)
+    return found
 
 
 class LabelledModel(Model):

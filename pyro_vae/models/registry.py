@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -163,8 +165,27 @@ def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -
         )
     try:
         return cls(**given)
-    except TypeError as error:
-        raise ValueError(f"model {name}: expected arguments of the right kinds, got others ({error}).") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        classes = [cls, *(value for value in given.values() if isinstance(value, type))]
+        if (where := place(error, [c.__module__ for c in classes])) is not None:
+            said = f"{type(error).__name__}: {str(error).rstrip('.')}"
+            raise ValueError(f"model {name}: expected constructors that run, got {said} ({where}); mend it.") from error
+        if not isinstance(error, TypeError):
+            raise
+        said = " ".join(options) or "others"
+        raise ValueError(
+            f"model {name}: expected arguments of the right kinds, got {said} ({error}); correct it."
+        ) from error
+
+
+def place(error: Exception, modules: Iterable[str]) -> str | None:
+    """File and line where an error arose in a user's modules; None where it did in none of them."""
+    foreign = {name for name in modules if name.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
+    files = {getattr(sys.modules.get(name), "__file__", None) for name in foreign}
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
 
 
 def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[str, Any]:
