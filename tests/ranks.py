@@ -24,6 +24,7 @@ from pyro_vae.inference import capture
 from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
 from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.training import evaluate_terms
+from pyro_vae.models.labels import Labels
 from tests.children import Child, Nursery
 
 LATENT, PIXELS = 2, 5
@@ -118,6 +119,39 @@ class Rows(nn.Module):
             pyro.sample("z", Noisy(loc, log_scale.exp(), x[..., PIXELS:]).to_event(self.events))
 
 
+class LabelledRows(Rows):
+    """The same with labels, known for some rows, that a classifier learns beside it."""
+
+    takes = ("x", "y")
+
+    def __init__(self, full_size: int | None = None) -> None:
+        super().__init__(full_size)
+        self.labels = Labels(3, 2.0)
+        self.classifier = nn.Linear(PIXELS, 3).double()
+        with torch.no_grad():
+            for p in self.classifier.parameters():
+                p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
+
+    def model(self, x: Tensor, y: Tensor) -> None:  # type: ignore[override]
+        pyro.module("decoder", self.decoder)
+        pyro.module("classifier", self.classifier)
+        with self.plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x[..., PIXELS:]), 1.0).to_event(self.events))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(self.events), obs=x[..., :PIXELS])
+            self.labels.classified(y, self.classifier(x[..., :PIXELS]))
+
+    def guide(self, x: Tensor, y: Tensor) -> None:  # type: ignore[override]
+        super().guide(x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier(x[..., :PIXELS]).softmax(-1)
+
+
+def known(num: int) -> Tensor:
+    """Labels of so many rows, of which every third is known."""
+    return torch.where(torch.arange(num) % 3 == 0, torch.arange(num) // 3 % 3, -1)
+
+
 def rows(num: int, seed: int = 1) -> Tensor:
     """Data for it, shape ``(num, PIXELS + LATENT)``."""
     return torch.randn(num, PIXELS + LATENT, generator=torch.Generator().manual_seed(seed)).double()
@@ -142,14 +176,18 @@ CASES: dict[str, tuple[int | None, Any, int, dict[str, Any]]] = {
     "capacity": (None, lambda: Capacity(pv.elbo("mean-field"), 1.0, 10, 3.0), 7, {}),
     "capacity, declared size": (22, lambda: Capacity(pv.elbo("mean-field"), 1.0, 10, 3.0), 7, {"clip_norm": 1.0}),
     "target rate": (None, lambda: TargetRate(pv.elbo("trace"), 1.0), 7, {}),
+    "labels for some": (None, lambda: pv.elbo("trace"), 7, {}),
+    "labels for some, one or none a rank": (None, lambda: pv.elbo("trace"), 4, {"clip_norm": 0.5}),
 }
 
 
 def trained(name: str, **more: Any) -> dict[str, Any]:
     """What training gives in one of the ``CASES``: the history without times, parameters, whether steps were compiled."""
     full_size, objective, batch_size, options = CASES[name]
-    model = Rows(full_size)
-    data = Data("rows", Split(rows(22)), Split(rows(9, 2)))
+    labelled = name.startswith("labels")
+    model = (LabelledRows if labelled else Rows)(full_size)
+    y, validation = (known(22), known(9)) if labelled else (None, None)
+    data = Data("rows", Split(rows(22), y), Split(rows(9, 2), validation))
     options = {"epochs": 2, "lr": 1e-2, "progress": False, **options, **more}
     history = pv.fit(model, data, elbo=objective(), batch_size=batch_size, **options)
     times = ("seconds", "images_per_second")

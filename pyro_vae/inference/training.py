@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae import parallel
 from pyro_vae.data import Batches, Columns, Data, Split, Stored
 from pyro_vae.data.orders import Order, order_of
+from pyro_vae.data.whole_batch import WholeBatch
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.exchange import Exchange
 from pyro_vae.inference.history import History, Progress, Row
@@ -99,6 +100,7 @@ class Training:
             order=epoch_order(model, data, options),
         )
         self.steps_per_epoch = len(self.batches)
+        self.whole = WholeBatch(self.device)
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after this epoch."""
@@ -112,7 +114,7 @@ class Training:
             return
         exchange = Exchange(self.model, self.interrupt)
         self.svi.share(exchange)
-        with exchange.active():
+        with exchange.active(), self.whole.active():
             yield
 
     def interrupted(self) -> bool:
@@ -165,6 +167,9 @@ class Training:
                 size = min(self.options.batch_size, self.batches.order.total - progress.seen)
                 if self.svi.exchange is not None:
                     self.svi.exchange.begin(size)
+                    if "y" in takes(self.model):
+                        rows = progress.order[progress.seen : progress.seen + size]
+                        self.whole.tell(self.batches.columns.parts[1][rows.to(self.device)])
                 # Pyro and torch validate the first step of a run; the others would take half as long again.
                 if validated and self.step > 0:
                     unchecked.enter_context(pyro.validation_enabled(False))

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vae.data.whole_batch import batch_counts
 from pyro_vae.distributions.relaxed import LogRelaxedCategorical
 
 
@@ -103,7 +104,8 @@ class Labels(nn.Module):
         if self.weight == 0:  # no factor of Pyro's may be 0
             return
         known = y >= 0
-        scale = self.weight * len(y) / known.sum().clamp(min=1)
+        size, labelled = batch_counts(known)
+        scale = self.weight * size * labelled.clamp(min=1).reciprocal()
         with poutine.mask(mask=known), poutine.scale(scale=scale):
             fn = dist.Categorical(logits=logits)
             pyro.sample("y_classified", fn, obs=y.clamp(min=0), infer={"auxiliary_loss": True})
