@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -391,3 +394,16 @@ def test_a_compiled_run_is_one_that_is_not(name, options):
         assert history.compiled == compiled
         rows.append(history.rows[-1]["train_elbo"])
     assert abs(rows[0] - rows[1]) < 0.15
+
+
+@pytest.mark.slow
+def test_the_example_prints_and_draws(monkeypatch, capsys, tmp_path):
+    script = Path(__file__).parents[2] / "examples" / "semi_supervised.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--epochs", "1", "--out", str(tmp_path)])
+    runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert {"conditional:", "m1", "m2", "m1m2", "auxiliary", "sdgm"} <= {
+        line.split()[0] for line in printed.splitlines()
+    }
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"digits-samples.png", "digits-analogies.png", "digits-labels.png"}
