@@ -3,11 +3,13 @@
 All training images are there, without labels but for the balanced few that `--labels` and the draw's number choose; images
 are binarized afresh for every batch. The model's classifier starts where 1,000 steps on the labelled images alone bring it;
 the column "classifier alone" is the same classifier trained so for as many steps as the model is in all. Of `m2` it is a
-small convolutional network that sees its training images slightly turned, sheared, scaled and shifted (`Warp`); of `m1m2` a
-perceptron of draws of q(z|x), the VAE below trained once, without labels, and kept for all runs; of `adgm` and `sdgm` a
-perceptron, with the auxiliary vector set to 0 while it is alone. Accuracy is that of the last epoch on the test images, by
-which nothing is chosen: to choose, pass `--hold-out 5000`, which leaves so many training images out and scores by them. A
-mean over label draws has its standard error, one draw the binomial one. A run that is there is read, not repeated.
+small convolutional network that sees its training images slightly turned, sheared, scaled and shifted (`Warp`). Of `m1m2`
+it is a perceptron of draws of q(z|x), the VAE below trained once, without labels, kept for all runs and frozen. Of
+`m1m2-joint` all layers train on from there together, the convolutional encoder too, on images and warped copies of them, and
+"classifier alone" is encoder and classifier from nothing. Of `adgm` and `sdgm` it is a perceptron, with the auxiliary vector
+set to 0 while it is alone. Accuracy is that of the last epoch on the test images, by which nothing is chosen: to choose, pass
+`--hold-out 5000`, which leaves so many training images out and scores by them. A mean over label draws has its standard
+error, one draw the binomial one. A run that is there is read, not repeated.
 
     python benchmarks/semi_supervised.py [--models m2 m1m2] [--labels 100 600 1000 3000] [--draws 5 1 1 1] [--epochs 15]
         [--data-dir FOLDER] [--out FOLDER]
@@ -36,7 +38,9 @@ from pyro_vae.models.auxiliary import ADGM, SDGM
 from pyro_vae.models.semi_supervised import M2
 from pyro_vae.models.stacked import M1M2
 
-MODELS = {"m2": M2, "m1m2": M1M2, "adgm": ADGM, "sdgm": SDGM}
+MODELS = {"m2": M2, "m1m2": M1M2, "m1m2-joint": M1M2, "adgm": ADGM, "sdgm": SDGM}
+#: Warped copies of each labelled image, and of each other one, that m1m2-joint is given.
+COPIES = (60, 1)
 
 
 class Warp(nn.Module):
@@ -83,7 +87,34 @@ class Convolutional(nn.Module):
         return self.layers(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
 
 
-def shown(options: argparse.Namespace, count: int, draw: int) -> tuple[Data, Split]:
+class Encoder(nn.Module):
+    """The encoder of m1m2-joint: two strided convolutions and a hidden layer of 256; made as an MLP is."""
+
+    def __init__(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...], *_: Any) -> None:
+        super().__init__()
+        channels, height, width = in_shape
+        rest = 32 * -(-height // 4) * -(-width // 4)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(rest, 256), nn.ReLU(), nn.Linear(256, *out_shape),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images of shape ``(..., C, H, W)`` to parameters, shape ``(..., *out_shape)``."""
+        return self.layers(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
+
+
+def with_copies(data: Data, draw: int) -> Data:
+    """The training images and warped copies of them, which have the labels of their originals."""
+    x, y = data.train.x, data.train.y
+    known, warp = y >= 0, Warp().train()
+    torch.manual_seed(draw)
+    parts = [x, *(warp(x[known]) for _ in range(COPIES[0])), *(warp(x[~known]) for _ in range(COPIES[1]))]
+    labels = [y, *[y[known]] * COPIES[0], *[y[~known]] * COPIES[1]]
+    return dataclasses.replace(data, train=Split(torch.cat(parts).clamp(0, 1), torch.cat(labels)))
+
+
+def shown(name: str, options: argparse.Namespace, count: int, draw: int) -> tuple[Data, Split]:
     """MNIST of which ``count`` training images have a label; and the images that are scored."""
     data = load(
         "mnist", data_dir=options.data_dir, download=False, val_size=options.hold_out, labels=count, label_seed=draw
@@ -93,41 +124,42 @@ def shown(options: argparse.Namespace, count: int, draw: int) -> tuple[Data, Spl
     known = data.train.y >= 0
     rest = (~known).nonzero()[: None if options.train_size is None else options.train_size - count, 0]
     train = data.train.take(torch.cat([known.nonzero()[:, 0], rest]))
-    return dataclasses.replace(data, train=train, validation=None, test=None), scored
+    data = dataclasses.replace(data, train=train, validation=None, test=None)
+    return with_copies(data, draw) if name == "m1m2-joint" else data, scored
 
 
 def fit(model: nn.Module, data: Data, options: argparse.Namespace, seed: int, epochs: int, **more: Any) -> None:
     """Train a model, its learning rate falling to 0 by a cosine."""
-    pv.fit(
-        model, data, epochs=epochs, batch_size=options.batch_size, lr=options.lr, seed=seed, progress=False,
-        lr_schedule="cosine", **more,
-    )  # fmt: skip
+    how = {"batch_size": options.batch_size, "lr": options.lr, "lr_schedule": "cosine"} | more
+    pv.fit(model, data, epochs=epochs, seed=seed, progress=False, **how)
 
 
-def vae_below(data: Data, options: argparse.Namespace) -> pv.VAE:
+def vae_below(name: str, data: Data, options: argparse.Namespace) -> pv.VAE:
     """The VAE on whose latent vectors m1m2 stands, trained once without labels and kept."""
-    vae = pv.VAE(data.data_shape, options.latent_dim, (500, 500), "relu")
-    file = options.out / f"below-{options.latent_dim}-{options.below_epochs}-{len(data.train.x)}.pt"
+    more: dict[str, Any] = {"encoder": Encoder} if name == "m1m2-joint" else {}
+    vae = pv.VAE(data.data_shape, options.latent_dim, (500, 500), "relu", **more)
+    kind = "convolutional-" if more else ""
+    file = options.out / f"below-{kind}{options.latent_dim}-{options.below_epochs}-{len(data.train.x)}.pt"
     if file.exists():
         vae.load_state_dict(torch.load(file, weights_only=True))
         return vae.eval()
     torch.manual_seed(0)
-    vae = pv.VAE(data.data_shape, options.latent_dim, (500, 500), "relu")
+    vae = pv.VAE(data.data_shape, options.latent_dim, (500, 500), "relu", **more)
     vae.center_output(*data.moments())
-    fit(vae, data, options, 0, options.below_epochs)
+    fit(vae, data, options, 0, options.below_epochs, batch_size=200)
     torch.save(vae.state_dict(), file)
     return vae
 
 
-def make(name: str, data: Data, options: argparse.Namespace) -> nn.Module:
-    """A model of MNIST, its output bias at the data's mean."""
+def make(name: str, data: Data, options: argparse.Namespace, below: bool = True) -> nn.Module:
+    """A model of MNIST, its output bias at the data's mean; ``below``: m1m2 stands on a trained VAE."""
     more: dict[str, Any] = {"classifier": Convolutional} if name == "m2" else {}
     model = MODELS[name](
         data.data_shape, options.latent_dim, (options.hidden,), "relu", num_classes=10, classifier_weight=options.alpha,
         **more,
     )  # fmt: skip
-    if name == "m1m2":
-        model.stand_on(vae_below(data, options))
+    if below and name.startswith("m1m2"):
+        model.stand_on(vae_below(name, data, options), frozen=name == "m1m2")
     else:
         model.center_output(*data.moments())
     return model
@@ -137,18 +169,17 @@ def logits_of(name: str, model: Any) -> Callable[[Tensor], Tensor]:
     """The model's classifier as a function of images alone."""
     if name == "m2":
         return lambda x: model.classifier(x)
-    if name == "m1m2":
+    if name.startswith("m1m2"):
         return lambda x: model.classifier(model.posterior(model.encoder(x)).sample())
     return lambda x: model.classifier(x, x.new_zeros(len(x), model.latent_dim))
 
 
-def alone(model: nn.Module, logits: Callable[[Tensor], Tensor], data: Data, lr: float, steps: int, fall: bool) -> None:
-    """Train a model's classifier on the labelled images alone, 100 a step, binarized afresh; ``fall``: lr goes to 0."""
+def alone(parts: nn.Module, logits: Callable[[Tensor], Tensor], data: Data, lr: float, steps: int, fall: bool) -> None:
+    """Train a classifier's parts on the labelled images alone, 100 a step, binarized afresh; ``fall``: lr goes to 0."""
     known = data.train.y >= 0
     x, y = data.train.x[known], data.train.y[known]
-    classifier: Any = model.classifier
-    optim = torch.optim.Adam(classifier.parameters(), lr)
-    model.train()
+    optim = torch.optim.Adam(parts.parameters(), lr)
+    parts.train()
     for step in range(steps):
         optim.param_groups[0]["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps) if fall else 1.0)
         rows = torch.randint(len(x), (100,))
@@ -156,7 +187,7 @@ def alone(model: nn.Module, logits: Callable[[Tensor], Tensor], data: Data, lr: 
         optim.zero_grad()
         loss.backward()
         optim.step()
-    model.eval()
+    parts.eval()
 
 
 @torch.no_grad()
@@ -168,28 +199,30 @@ def accuracy(classify: Callable[[Tensor], Tensor], scored: Split) -> float:
 
 def averaged(name: str, logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Class probabilities; of draws of q(z|x) the mean over 16, as ``classify`` of m1m2."""
-    return lambda x: torch.stack([logits(x).softmax(-1) for _ in range(16 if name == "m1m2" else 1)]).mean(0)
+    return lambda x: torch.stack([logits(x).softmax(-1) for _ in range(16 if name.startswith("m1m2") else 1)]).mean(0)
 
 
 def run_alone(name: str, count: int, draw: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train the classifier of a model on the labelled images alone, for as many steps as the model has in all."""
-    data, scored = shown(options, count, draw)
+    data, scored = shown(name, options, count, draw)
     torch.manual_seed(draw)
-    model: Any = make(name, data, options)
-    others = math.ceil((len(data.train.x) - count) / (options.batch_size - options.per_batch))
+    joint = name == "m1m2-joint"  # whose classifier is all from the image on
+    model: Any = make(name, data, options, below=not joint).eval()
+    others = math.ceil(int((data.train.y < 0).sum()) / (options.batch_size - options.per_batch))
     steps = options.alone_steps + options.epochs * others
-    alone(model, logits_of(name, model), data, options.lr, steps, fall=True)
+    parts = nn.ModuleList([model.encoder, model.posterior, model.classifier]) if joint else model.classifier
+    alone(parts, logits_of(name, model), data, options.lr, steps, fall=True)
     return {"alone": accuracy(averaged(name, logits_of(name, model)), scored), "alone_steps": steps}
 
 
 def run(name: str, count: int, draw: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one model, its classifier first alone."""
-    data, scored = shown(options, count, draw)
+    data, scored = shown(name, options, count, draw)
     torch.manual_seed(draw)
-    model: Any = make(name, data, options)
+    model: Any = make(name, data, options).eval()
     started = time.perf_counter()
     logits = logits_of(name, model)
-    alone(model, logits, data, options.lr, options.alone_steps, fall=False)
+    alone(model.classifier, logits, data, options.lr, options.alone_steps, fall=False)
     before = accuracy(averaged(name, logits), scored)
     by_epoch: list[float] = []
 

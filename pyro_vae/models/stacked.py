@@ -36,7 +36,7 @@ class M1M2(LabelledModel):
 
     A VAE whose prior of z is an M2. Labels, bound and the classifier's term are as in :class:`M2`. With the networks of a
     trained VAE (:meth:`stand_on`), which then stay as they are, this is the layer-wise training of Kingma et al.: M2's
-    objective on draws from q(z|x). From nothing, all networks train together.
+    objective on draws from q(z|x). From nothing, or from a trained VAE with ``frozen=False``, all networks train together.
 
     Args:
         data_shape: See :class:`VAE`.
@@ -60,7 +60,7 @@ class M1M2(LabelledModel):
     """
 
     objective: ClassVar[str | None] = "enum"
-    _stands = False
+    _stands = _centered = False
 
     def __init__(
         self,
@@ -95,8 +95,12 @@ class M1M2(LabelledModel):
     def _decoder_reads(self) -> Shapes:
         return ((self.latent_dim,),)
 
-    def stand_on(self, vae: VAE) -> None:
-        """Take the encoder, decoder and likelihood of a trained VAE (or M1), and leave them as they are from then on.
+    def stand_on(self, vae: VAE, frozen: bool = True) -> None:
+        """Take the encoder, decoder and likelihood of a trained VAE (or M1).
+
+        Args:
+            vae: The VAE; its networks become this model's own.
+            frozen: Whether they stay as they are from then on; else they train on with the others.
 
         Raises:
             ValueError: If its data or latent vectors have another shape.
@@ -107,13 +111,13 @@ class M1M2(LabelledModel):
                 f"{vae.latent_dim}; make both alike."
             )
         for name in LOWER:
-            setattr(self, name, getattr(vae, name).requires_grad_(False))
-        self._stands = True
+            setattr(self, name, getattr(vae, name).requires_grad_(not frozen))
+        self._stands, self._centered = frozen, True
         self.train(self.training)
 
     def center_output(self, mean: Tensor, scale: float | None = None) -> None:
         """See :meth:`VAE.center_output`; a decoder of :meth:`stand_on` stays as it is."""
-        if not self._stands:
+        if not self._centered:
             super().center_output(mean, scale)  # type: ignore[misc]  # a function of VAE's, of a model with the same parts
 
     def train(self, mode: bool = True) -> M1M2:
