@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pyro_vae
 from pyro_vae.config import Config
+from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.training import epoch_order
 from pyro_vae.models.registry import MODELS, parameters
 from pyro_vae.networks import MLP
@@ -30,7 +31,7 @@ def describe(prepared: Prepared, device_words: str) -> str:
         f"{torch.get_num_threads()} threads\n"
         f"{_data_words(prepared)}, binarize {prepared.data.binarize}\n"
         f"{_model_words(config, vae)}, {count:,} parameters; "
-        f"objective {config.train.elbo}, {steps} steps an epoch; {prepared.compiling}" + _stopped(prepared)
+        f"objective {_objective_words(config)}, {steps} steps an epoch; {prepared.compiling}" + _stopped(prepared)
     )
 
 
@@ -50,6 +51,14 @@ def _model_words(config: Config, vae: Any) -> str:
     }
     said = [word for name, word in words.items() if name in taken and word]
     return f"{cls.__name__}: {', '.join([*said, *m.model_options])}"
+
+
+def _objective_words(config: Config) -> str:
+    """The objective with what is asked of the KL besides."""
+    t = config.train
+    asked = [f"{name.replace('_', ' ')} {value}" for name in CONTROLS if (value := getattr(t, name)) is not None]
+    weight = [] if t.beta == 1 else [f"beta {t.beta}"]
+    return " with ".join([t.elbo, *([" and ".join([*weight, *asked])] if asked or weight else [])])
 
 
 def _data_words(prepared: Prepared) -> str:

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 import tyro
 
-from pyro_vae import compiling, console, evaluation, machine, parallel, pipeline, threads
+from pyro_vae import comparing, compiling, console, evaluation, machine, parallel, pipeline, threads
 from pyro_vae.claim import try_out
 from pyro_vae.estimation import CHAINED, Estimation
 from pyro_vae.interruptions import listening, signal_of
@@ -142,7 +142,7 @@ def _command(argv: Sequence[str], within: ExitStack) -> int:
             request = _request(args)
             if args.compile and (reason := compiling.obstacle()) is not None:
                 raise ValueError(f"compile: expected a machine that can compile, got one where {reason}; leave it out.")
-            evaluation.names_of(args.runs)
+            comparing.names_of(args.runs)
             runs = [load(path) for path in args.runs]
             say(f"{console.versions()}, device {words}{parallel.world()}, {torch.get_num_threads()} threads")
             for run in runs if parallel.world().main else ():
@@ -151,16 +151,16 @@ def _command(argv: Sequence[str], within: ExitStack) -> int:
         parallel.take_device(device)
         with parallel.together():
             subjects = [evaluation.subject(run, request) for run in runs]
-            if comparing := len(runs) > 1 and args.compare and args.estimator != "bidirectional":
-                evaluation.check_comparable(subjects)
+            if several := len(runs) > 1 and args.compare and args.estimator != "bidirectional":
+                comparing.check_comparable(subjects)
         results = []
         for found in subjects:
             run = found.run
             say(f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}")
             with parallel.together():
                 results.append(evaluation.evaluate(found, request, device, say))
-        if comparing and parallel.world().main:
-            evaluation.compare(subjects, results, request, say)
+        if several and parallel.world().main:
+            comparing.compare(subjects, results, request, say)
     except BrokenPipeError:
         raise
     except console.ERRORS as error:

@@ -13,7 +13,15 @@ import torch
 from pyro_vae import evaluate, report, train
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["evidence.md", "annealing.md", "checking-models.md"]
+PAGES = [
+    "evidence.md",
+    "annealing.md",
+    "checking-models.md",
+    "disentangling.md",
+    "autoencoders.md",
+    "filling.md",
+    "semi-supervised.md",
+]
 COMMANDS = {"pyro_vae.train": train.main, "pyro_vae.evaluate": evaluate.main}
 LONGEST = 60  # lines of code of the model from nothing, with its checks, training and evaluation
 

@@ -564,7 +564,7 @@ def test_the_estimate_of_disk_covers_what_a_run_writes(tmp_path, monkeypatch):
     def record(path, needed):
         sizes.append(needed)
 
-    monkeypatch.setattr("pyro_vae.runs.try_out", record)
+    monkeypatch.setattr("pyro_vae.run_directory.try_out", record)
     assert run(tmp_path / "run", "--epochs", "1", "--hidden", "700") == 0
     checkpoint_bytes = (tmp_path / "run" / "checkpoint.pt").stat().st_size
     assert 2 * checkpoint_bytes < sizes[0] < 2 * checkpoint_bytes + 12_000_000
@@ -628,7 +628,7 @@ def test_a_real_disk_that_is_full(tiny_disk, monkeypatch, capsys, whole):
         assert run(folder, "--epochs", "1") == 0
         ballast = tiny_disk / "ballast"
         subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1k"], capture_output=True)  # until it is full
-        patch.setattr("pyro_vae.runs.try_out", lambda folder, needed: None)  # it fills up after that
+        patch.setattr("pyro_vae.run_directory.try_out", lambda folder, needed: None)  # it fills up after that
         assert resume(folder, "--epochs", "3") == 2
         error = capsys.readouterr().err
         assert "[Errno 28] No space left on device" in error

@@ -4,7 +4,8 @@ from pyro_vae.data.batches import Batches
 from pyro_vae.data.binarization import BINARIZE, binarize
 from pyro_vae.data.columns import Columns
 from pyro_vae.data.named import NAMED
-from pyro_vae.data.sources import Data, Split, load
+from pyro_vae.data.sources import load
+from pyro_vae.data.split import Data, Split
 from pyro_vae.data.stored import Stored
 
 __all__ = ["BINARIZE", "NAMED", "Batches", "Columns", "Data", "Split", "Stored", "binarize", "load"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import parallel
-from pyro_vae.data import Batches, Columns, Data, Split, Stored
+from pyro_vae.data import Batches, Data, Split
 from pyro_vae.data.orders import Order, order_of
 from pyro_vae.data.whole_batch import WholeBatch
 from pyro_vae.inference.betas import Betas
@@ -23,11 +23,9 @@ from pyro_vae.inference.optim import FusedOptim
 from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.state import check_state, same_device, same_ranks
 from pyro_vae.inference.svi import SVI
-from pyro_vae.inference.weights import ProposalDraws
+from pyro_vae.inference.validation import evaluate_terms
 from pyro_vae.models.protocol import asked, has_bound, takes, told
-from pyro_vae.randomness import device_state, own_randomness, set_device_state
-
-EVALUATION_ROWS = 1000
+from pyro_vae.randomness import device_state, set_device_state
 
 
 class Paused(Exception):
@@ -340,38 +338,3 @@ class Training:
         progress.totals.copy_(kept["totals"])
         progress.batches, progress.seen, progress.seconds = batches, seen, float(kept["seconds"])
         return progress
-
-
-@torch.no_grad()
-def evaluate_terms(
-    model: Any,
-    data: Columns | Tensor | Stored | tuple[Tensor | Stored, ...],
-    seed: int,
-    poll: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, Tensor]:
-    """One draw of log p(x|z) and of log p(z) - log q(z|x) for each datum, the same draw at every call.
-
-    Args:
-        model: An object with Pyro functions ``model`` and ``guide``.
-        data: What they take: data of shape ``(N, *data_shape)``, or several columns.
-        seed: Seed of the draws; the caller's generators are left as they were.
-        poll: Called before every batch; what it raises ends the evaluation.
-
-    Returns:
-        Two tensors of shape ``(N,)``, nats, float64, on the CPU.
-    """
-    columns = Columns.of(data)
-    was_training = model.training
-    model.eval()
-    parts = []
-    try:
-        with own_randomness(seed), pyro.validation_enabled(False):
-            for batch in parallel.dealt(columns, min(EVALUATION_ROWS, columns.chunk), seed):
-                poll()
-                if batch is not None:
-                    first = ProposalDraws(model.model, model.guide, batch, {}).first
-                    parts.append([part[0].cpu().double() for part in first])
-    finally:
-        model.train(was_training)
-    likelihood, ratio = (torch.cat(part) for part in zip(*parallel.collected(parts), strict=True))
-    return likelihood, ratio

@@ -6,10 +6,13 @@ The protocol, of the package's own models and a user's alike:
   of the batch, and whose parameters are those of its modules.
 - ``takes`` names these columns: ``("x",)``, which holds where nothing is said, or ``("x", "y")``, with labels of shape
   ``(B,)``, int64, -1 where unknown.
+- ``defaults`` are flags of the command line, of data and training, for where the user names none; ``fit`` takes of them the
+  weight of the KL and what is asked of it besides.
 - ``has_bound`` is False where what it maximizes bounds no log p(x), ``objective`` names the objective that it wants where the
   user names none, ``num_classes`` says how many labels it knows.
 - Where they are there, ``classify(x)``, ``log_px(x)``, ``encode(x)``, ``decode(z)``, ``sample(n)``, ``reconstruct(x)`` and
   ``center_output(mean, scale)`` are used; ``log_px``, ``encode`` and ``reconstruct`` may take the other columns too.
+- ``prior()``, ``likelihood.support`` and ``analogies(x, y)`` besides; docs/extending.md says what each is for.
 - A model with ``classify`` finds labels by itself: it is told those of the training data, and validated and evaluated without.
 """
 
