@@ -146,7 +146,9 @@ def vae_below(name: str, data: Data, options: argparse.Namespace) -> pv.VAE:
     torch.manual_seed(0)
     vae = pv.VAE(data.data_shape, options.latent_dim, (500, 500), "relu", **more)
     vae.center_output(*data.moments())
-    fit(vae, data, options, 0, options.below_epochs, batch_size=200)
+    # Without a warm-up the convolutional encoder is given up in the first steps: rate 0, and no way back.
+    warm = {"beta": pv.schedules.linear(0.0, 1.0, steps=400)} if more else {}
+    fit(vae, data, options, 0, options.below_epochs, batch_size=200, **warm)
     torch.save(vae.state_dict(), file)
     return vae
 
@@ -170,7 +172,7 @@ def logits_of(name: str, model: Any) -> Callable[[Tensor], Tensor]:
     if name == "m2":
         return lambda x: model.classifier(x)
     if name.startswith("m1m2"):
-        return lambda x: model.classifier(model.posterior(model.encoder(x)).sample())
+        return lambda x: model.classifier(model.posterior(model.encoder(x)).rsample())
     return lambda x: model.classifier(x, x.new_zeros(len(x), model.latent_dim))
 
 
