@@ -12,6 +12,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.ops.provenance import ProvenanceTensor, extract_provenance, track_provenance
 from torch import Tensor, nn
 
 
@@ -78,7 +79,12 @@ class _Pixels(dist.Bernoulli):
                 "likelihood bernoulli: expected pixels of 0 and 1, got others, of which it is no likelihood; binarize them, or "
                 "use likelihood='continuous-bernoulli'."
             )
-        return _LogBernoulli.apply(*torch.broadcast_tensors(self.logits, value))
+        inputs = torch.broadcast_tensors(self.logits, value)
+        if not any(isinstance(tensor, ProvenanceTensor) for tensor in inputs):
+            return _LogBernoulli.apply(*inputs)
+        # elbo("graph") runs the model on Pyro's ProvenanceTensor, through which a Function passes no gradient
+        plain, depends_on = extract_provenance(inputs)
+        return track_provenance(_LogBernoulli.apply(*plain), depends_on)
 
 
 class Bernoulli(Likelihood):

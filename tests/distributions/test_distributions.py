@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_vae import elbo
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
 from tests.oracles import all_binary
 
@@ -54,6 +56,37 @@ def test_bernoulli_refuses_grey_pixels():
         ValueError, match="expected pixels of 0 and 1.*binarize them, or use likelihood='continuous-bernoulli'"
     ):
         LIKELIHOODS["bernoulli"]((3,))(torch.zeros(3)).log_prob(torch.tensor([0.0, 0.5, 1.0]))
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("objective", ["trace", "graph", "enum"])
+def test_the_decoder_below_a_discrete_latent_has_the_exact_gradient(name, objective):
+    r"""Of :math:`\sum_c q(c) [\log p(x|c) + \log p(c) - \log q(c)]`, the decoder a table of one row for each c."""
+    torch.manual_seed(3)
+    likelihood = LIKELIHOODS[name]((3,)).double()
+    w = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
+    q = torch.tensor([[0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)
+    copies = 1 if objective == "enum" else 4000
+    rows, probs = x.repeat(copies, 1), q.repeat(copies, 1)
+    enumerated = {"enumerate": "parallel"} if objective == "enum" else None
+
+    def model(rows, probs):
+        with pyro.plate("data", len(rows)):
+            c = pyro.sample("c", dist.Categorical(torch.full((2,), 0.5, dtype=torch.float64)), infer=enumerated)
+            pyro.sample("x", likelihood(w[c]), obs=rows)
+
+    def guide(rows, probs):
+        with pyro.plate("data", len(rows)):
+            pyro.sample("c", dist.Categorical(probs), infer=enumerated)
+
+    loss = elbo(objective).differentiable_loss(model, guide, rows, probs)
+    found = torch.autograd.grad(loss, w)[0] / copies
+    exact = torch.autograd.grad(-(q * likelihood(w).log_prob(x[:, None])).sum(), w)[0]
+    each = torch.stack([torch.autograd.grad(likelihood(w[c]).log_prob(row), w)[0][c] for c in (0, 1) for row in x])
+    spread = each.square().max() * 0.25 * len(x)  # of an indicator, at most 1/4, for each datum
+    error = 0.0 if objective == "enum" else 5 * math.sqrt(float(spread) / copies)
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=error + 1e-12)
 
 
 def test_normal_has_one_learned_scale():
