@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -245,3 +246,16 @@ def test_plates_within_a_datum_do_not_collide_with_what_is_summed_over(no_pictur
         torch.manual_seed(0)
         losses.append(objective.terms(loaded.vae.model, loaded.vae.guide, *batch).loss.item())
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_data_without_labels_in_every_split_are_evaluated_and_drawn(known, capsys):
+    rng = np.random.default_rng(0)
+    labels = {"train": [-1, 0, 1, 2] * 6, "test": [-1, 2, -1, -1, -1, 0, -1, -1] if known else [-1] * 8}
+    arrays = {f"x_{split}": rng.integers(0, 2, (len(y), 4, 4)) * np.uint8(255) for split, y in labels.items()}
+    np.savez("part.npz", **arrays, **{f"y_{split}": np.array(y) for split, y in labels.items()})
+    files = {path.name for path in run("--model", "m2", "--dataset", "part.npz", "--epochs", "1").iterdir()}
+    assert ("analogies.png" in files) == ("accuracy" in summary()["test"]) == known
+    assert "latents.png" in files
+    assert evaluate.main(["run", "--num-samples", "5", "--device", "cpu", "--threads", "1"]) == 0
+    capsys.readouterr()

@@ -16,6 +16,7 @@ from pyro_vae.report.tiles import (
     FRAME,
     MAX_SIDE,
     decoded,
+    has_known_labels,
     inches,
     like_parameters,
     pick,
@@ -66,9 +67,14 @@ def samples(vae: Any) -> Figure:
 
 
 def analogies(vae: Any, split: Split, source: str) -> Figure:
-    """The style of an image with every label: a row for each of some images."""
-    height = min(8, len(split.x))
-    x, y = like_parameters(vae, split.columns(("x", "y"))[pick_rows(split, height)])
+    """The style of an image with every label: a row for each of some images whose label is known.
+
+    Raises:
+        ValueError: If no label is known.
+    """
+    if not has_known_labels(split):
+        raise ValueError(f"analogies: expected {source} data with a label for some, got none; leave the picture out.")
+    x, y = like_parameters(vae, split.columns(("x", "y"))[pick_rows(split, 8, labelled=True)])
     made = vae.analogies(x, y)[:, :MAX_COLUMNS]
     shown = torch.cat([shrunk(x)[:, None], shrunk(made.flatten(0, 1)).unflatten(0, made.shape[:2])], dim=1)
     columns = [0, *(1.3 + k for k in range(made.shape[1]))]

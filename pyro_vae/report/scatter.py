@@ -8,6 +8,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vae.data.labels import UNKNOWN
 from pyro_vae.report.tiles import Array
 
 Classes = dict[str, NDArray[np.bool_]]
@@ -20,17 +21,18 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
 def classes_of(y: Tensor | None, count: int) -> Classes:
-    """Label to the rows that have it; one nameless class where there are no labels, or too many to tell apart.
+    """Label to the rows that have it; one nameless class where no label is known, or there are too many to tell apart.
 
     Args:
-        y: Labels, shape ``(count,)``, or None.
+        y: Labels, shape ``(count,)``, -1 where unknown, or None.
         count: How many data there are.
     """
     values = np.empty(0) if y is None else y.cpu().numpy()
     labels = np.unique(values)
-    if not 0 < len(labels) <= MAX_CLASSES:
+    if not 0 < len(labels) <= MAX_CLASSES or (labels == UNKNOWN).all():
         return nameless(count)
-    return {str(label): np.asarray(values == label) for label in labels}
+    names = ["unknown" if label == UNKNOWN else str(label) for label in labels]
+    return {name: np.asarray(values == label) for name, label in zip(names, labels, strict=True)}
 
 
 def nameless(count: int) -> Classes:

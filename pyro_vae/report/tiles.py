@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -52,17 +52,19 @@ def pick(split: Split, count: int) -> Tensor:
     return split.x[pick_rows(split, count)]
 
 
-def pick_rows(split: Split, count: int) -> Tensor:
+def pick_rows(split: Split, count: int, labelled: bool = False) -> Tensor:
     """Random rows, the classes in turn, so that each is seen and a column of ten holds one class of ten.
 
     Args:
         split: Images, with or without labels.
         count: How many; fewer where there are not so many.
+        labelled: Whether only data whose label is known, of a split with labels of shape ``(N,)``.
 
     Returns:
         Shape ``(count,)``, int64.
     """
-    order = spread_rows(len(split.x))
+    among = (cast(Tensor, split.y).cpu() >= 0).nonzero()[:, 0] if labelled else None
+    order = spread_rows(len(split.x)) if among is None else among[spread_rows(len(among))]
     order = order[torch.randperm(len(order))]
     if split.y is not None and split.y.dim() == 1:
         labels, index = split.y.cpu()[order].sort(stable=True)
@@ -70,6 +72,11 @@ def pick_rows(split: Split, count: int) -> Tensor:
         turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
         order = order[index][turn.argsort(stable=True)]
     return order[:count]
+
+
+def has_known_labels(split: Split) -> bool:
+    """Whether the label of some datum is known."""
+    return split.y is not None and split.y.dim() == 1 and bool((split.y >= 0).any())
 
 
 def shrunk(images: Tensor, side: int = MAX_SIDE) -> Tensor:
