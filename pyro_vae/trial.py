@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -22,8 +22,9 @@ from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.machine import explain
-from pyro_vae.models.protocol import check_columns, check_model, has_bound, of_columns, support_of, takes, told
+from pyro_vae.models.protocol import check_columns, check_model, has_bound, support_of, takes, told
 from pyro_vae.models.registry import place
+from pyro_vae.offered import try_methods
 from pyro_vae.randomness import own_randomness
 from pyro_vae.recipe import make_objective
 
@@ -106,7 +107,7 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
         vae.eval()
         try:
             ProposalDraws(vae.model, vae.guide, batch, {})
-            _try_methods(name, vae, batch)
+            try_methods(name, vae, batch)
         finally:
             vae.train(was_training)
 
@@ -125,28 +126,6 @@ def _nothing_to_sum(vae: Any, batch: tuple[Tensor, ...]) -> str:
         f"elbo enum: expected a model with a discrete site to sum over, marked infer={{'enumerate': 'parallel'}}, got one that "
         f"draws {names}; use --elbo trace or mean-field."
     )
-
-
-def _try_methods(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
-    """Call what a model offers besides, and see that it has the shapes that figures and pictures need."""
-    x, size = batch[0], len(batch[0])
-    calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
-        "classify": (lambda: vae.classify(x), (size, getattr(vae, "num_classes", None) or -1)),
-        "log_px": (lambda: of_columns(vae.log_px, batch), (size,)),
-        "reconstruct": (lambda: of_columns(vae.reconstruct, batch), tuple(x.shape)),
-        "sample": (lambda: vae.sample(2), (2, *x.shape[1:])),
-        "encode": (lambda: of_columns(vae.encode, batch).mean, (size, -1)),
-    }
-    for method, (call, expected) in calls.items():
-        if not hasattr(vae, method):
-            continue
-        found = tuple(call().shape)
-        if len(found) != len(expected) or any(e not in (-1, f) for e, f in zip(expected, found, strict=True)):
-            wanted = ", ".join("any" if size == -1 else str(size) for size in expected)
-            what = "a distribution whose mean has shape" if method == "encode" else "shape"
-            raise ValueError(
-                f"model {name}.{method}: expected {what} ({wanted}) of {size} data, got {found}; correct it, or leave it out."
-            )
 
 
 @contextlib.contextmanager

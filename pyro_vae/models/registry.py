@@ -180,9 +180,19 @@ def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -
         ) from error
 
 
+def foreign_modules(modules: Iterable[str]) -> set[str]:
+    """Those that are a user's."""
+    return {name for name in modules if name.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
+
+
+def modules_of(vae: nn.Module) -> set[str]:
+    """The Python modules that hold the classes of a model's parts, as far as they are a user's."""
+    return foreign_modules(type(part).__module__ for part in vae.modules())
+
+
 def place(error: Exception, modules: Iterable[str]) -> str | None:
     """File and line where an error arose in a user's modules; None where it did in none of them."""
-    foreign = {name for name in modules if name.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
+    foreign = foreign_modules(modules)
     files = {getattr(sys.modules.get(name), "__file__", None) for name in foreign}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None

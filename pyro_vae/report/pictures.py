@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from matplotlib.figure import Figure
@@ -14,18 +16,24 @@ from pyro_vae.data import Data, Split
 from pyro_vae.evidence import Estimate
 from pyro_vae.files import write_atomically
 from pyro_vae.inference import History
+from pyro_vae.machine import explain
 from pyro_vae.models.protocol import needs
+from pyro_vae.models.registry import modules_of, place
 from pyro_vae.randomness import own_randomness
 from pyro_vae.report.curves import curves
 from pyro_vae.report.encoded import Encoded, encode
 from pyro_vae.report.images import analogies, interpolations, plane, reconstructions, samples
 from pyro_vae.report.latents import latents
 from pyro_vae.report.log_px import log_px, worst
-from pyro_vae.report.tiles import has_known_labels
 from pyro_vae.report.tsne import MIN_POINTS, tsne
 from pyro_vae.report.units import traversals, units
 
 DOTS_PER_INCH = 150
+
+#: What makes a picture when its turn has come.
+Make = Callable[[], Figure]
+
+T = TypeVar("T")
 
 
 def draw_pictures(
@@ -34,10 +42,11 @@ def draw_pictures(
     """Draw the pictures of a run, each written whole or not at all.
 
     Each is drawn where the model offers what it shows: ``encode``, ``decode(z)``, ``prior``, ``sample``, ``reconstruct``,
-    ``analogies`` (of data whose label is known); the pictures made of images where a datum is one, of shape ``(1, H, W)`` or
+    ``analogies``; the pictures made of images where a datum is one, of shape ``(1, H, W)`` or
     ``(3, H, W)``; pixels are shown clipped to [0, 1]. ``traversals`` and ``units`` need a q(z|x) and a p(z) of independent
     units, for only there is the KL a sum over units. ``curves`` needs an epoch of history, ``latents`` and ``units`` two data,
-    ``tsne`` ten, ``log-px`` an estimate, ``worst`` images with one, and ``grid`` images with a latent vector of size 2.
+    ``tsne`` ten, ``log-px`` an estimate, ``worst`` images with one, and ``grid`` images with a latent vector of size 2. Where
+    a class of the user's fails at a picture, a warning says so, and the others are drawn.
 
     Args:
         vae: The model, on any device; its mode (train or eval) is as before at the end.
@@ -62,43 +71,66 @@ def draw_pictures(
     try:
         with torch.no_grad(), own_randomness(seed):
             figures = _figures(vae, split, source, history, estimate)
-            return [write_figure(directory / f"{name}.png", figure) for name, figure in figures]
+            found = [_drawn(vae, directory / f"{name}.png", figure) for name, figure in figures]
+            return [path for path in found if path is not None]
     finally:
         vae.train(was_training)
 
 
+def _tried(vae: Any, name: str, make: Callable[[], T]) -> T | None:
+    """What is made for a picture; None, with a warning, where a model of the user's fails at it."""
+    try:
+        return make()
+    except Exception as error:
+        modules = modules_of(vae)
+        if not modules or isinstance(error, OSError) or explain(error) is not None:
+            raise
+        at = place(error, modules)
+        line = (str(error).strip().splitlines() or ["no words"])[0].rstrip(".")
+        said = f"{type(error).__name__}: {line}" + ("" if at is None else f" ({at})")
+        warnings.warn(
+            f"picture {name}: expected a model that can be drawn, got {said}; mend it, the others are drawn.",
+            stacklevel=4,
+        )
+        return None
+
+
+def _drawn(vae: Any, path: Path, make: Make) -> Path | None:
+    return _tried(vae, path.stem, lambda: write_figure(path, make()))
+
+
 def _figures(
     vae: Any, split: Split, source: str, history: History, estimate: Estimate | None
-) -> Iterator[tuple[str, Figure]]:
+) -> Iterator[tuple[str, Make]]:
     images, plain = _are_images(split), needs(getattr(vae, "decode", None)) == 1
-    encoded = encode(vae, split) if hasattr(vae, "encode") else None
+    encoded = _tried(vae, "codes", lambda: encode(vae, split)) if hasattr(vae, "encode") else None
     if images and hasattr(vae, "reconstruct"):
-        yield "reconstructions", reconstructions(vae, split, source)
+        yield "reconstructions", partial(reconstructions, vae, split, source)
     if images and (hasattr(vae, "prior") if plain else hasattr(vae, "sample")):
-        yield "samples", samples(vae)
+        yield "samples", partial(samples, vae)
     if images and encoded is not None and plain:
-        yield "interpolations", interpolations(vae, split, source)
+        yield "interpolations", partial(interpolations, vae, split, source)
     if images and plain and encoded is not None and encoded.unit_kl is not None:
-        yield "traversals", traversals(vae, split, encoded.unit_kl, source)
-    if images and hasattr(vae, "analogies") and has_known_labels(split):
-        yield "analogies", analogies(vae, split, source)
+        yield "traversals", partial(traversals, vae, split, encoded.unit_kl, source)
+    if images and hasattr(vae, "analogies") and split.y is not None and split.y.dim() == 1:
+        yield "analogies", partial(analogies, vae, split, source)
     if history.rows:
-        yield "curves", curves(history)
+        yield "curves", partial(curves, history)
     if encoded is not None:
         yield from _of_codes(encoded, split, source)
     if estimate is not None:
         yield from _of_estimate(split, images, source, estimate)
     if images and plain and hasattr(vae, "prior") and getattr(vae, "latent_dim", None) == 2:
-        yield "grid", plane(vae)
+        yield "grid", partial(plane, vae)
 
 
-def _of_codes(encoded: Encoded, split: Split, source: str) -> Iterator[tuple[str, Figure]]:
+def _of_codes(encoded: Encoded, split: Split, source: str) -> Iterator[tuple[str, Make]]:
     if len(split.x) > 1:
-        yield "latents", latents(encoded, source)
+        yield "latents", partial(latents, encoded, source)
     if len(split.x) > 1 and encoded.unit_kl is not None:
-        yield "units", units(encoded, encoded.unit_kl, source)
+        yield "units", partial(units, encoded, encoded.unit_kl, source)
     if len(split.x) >= MIN_POINTS:
-        yield "tsne", tsne(encoded, split, source)
+        yield "tsne", partial(tsne, encoded, split, source)
 
 
 def _are_images(split: Split) -> bool:
@@ -119,13 +151,13 @@ def draw_estimate(vae: Any, split: Split, source: str, directory: Path, estimate
         The files written.
     """
     images = _are_images(split)
-    return [write_figure(directory / f"{name}.png", f) for name, f in _of_estimate(split, images, source, estimate)]
+    return [write_figure(directory / f"{name}.png", f()) for name, f in _of_estimate(split, images, source, estimate)]
 
 
-def _of_estimate(split: Split, images: bool, source: str, estimate: Estimate) -> Iterator[tuple[str, Figure]]:
-    yield "log-px", log_px(estimate, split, images, source)
+def _of_estimate(split: Split, images: bool, source: str, estimate: Estimate) -> Iterator[tuple[str, Make]]:
+    yield "log-px", partial(log_px, estimate, split, images, source)
     if images:
-        yield "worst", worst(estimate, split, source)
+        yield "worst", partial(worst, estimate, split, source)
 
 
 def write_figure(path: Path, figure: Figure) -> Path:

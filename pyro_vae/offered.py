@@ -1,0 +1,114 @@
+"""What a model offers besides ``model`` and ``guide``, called on two data: whether it gives what figures and pictures need."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_vae.machine import explain
+from pyro_vae.models.base import mean_image
+from pyro_vae.models.protocol import needs, of_columns
+from pyro_vae.models.registry import modules_of, place
+
+
+def try_methods(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
+    """Call what a model offers, and see that it has the kind and shape that figures and pictures need.
+
+    Args:
+        name: What the sentences call the model.
+        vae: The model.
+        batch: Two data, as it takes them.
+
+    Raises:
+        ValueError: If a method fails, or gives something else: ``encode``, ``decode`` and ``prior`` a distribution, the
+            others a tensor.
+    """
+    x, size, classes = batch[0], len(batch[0]), getattr(vae, "num_classes", None)
+    found = {method: getattr(vae, method, None) is not None for method in ("encode", "decode", "prior", "analogies")}
+    _try(name, vae, "encode", lambda: of_columns(vae.encode, batch), (size, -1), of="mean")
+    labels = torch.arange(2, device=x.device) % (classes or 1)
+    if found["prior"]:
+        _try(name, vae, "prior", lambda: vae.prior(), (2, -1), of="draws")
+    if found["decode"] and needs(vae.decode) in (1, 2):
+        others = (labels,) if needs(vae.decode) == 2 else ()
+        if found["prior"]:
+            _try(
+                name, vae, "decode", lambda: vae.decode(vae.prior().sample((2,)), *others), (2, *x.shape[1:]), of="mean"
+            )
+        if found["encode"]:
+            codes = of_columns(vae.encode, batch).mean
+            _try(name, vae, "decode", lambda: vae.decode(codes, *(y[:size] for y in others)), tuple(x.shape), of="mean")
+    _try(name, vae, "classify", lambda: vae.classify(x), (size, classes or -1))
+    _try(name, vae, "log_px", lambda: of_columns(vae.log_px, batch), (size,))
+    _try(name, vae, "reconstruct", lambda: of_columns(vae.reconstruct, batch), tuple(x.shape))
+    _try(name, vae, "sample", lambda: vae.sample(2), (2, *x.shape[1:]))
+    if found["analogies"] and x.dim() == 4:
+        _try(name, vae, "analogies", lambda: vae.analogies(x, labels[:size]), (size, classes or -1, *x.shape[1:]))
+
+
+def _try(name: str, vae: Any, method: str, call: Callable[[], Any], expected: tuple[int, ...], of: str = "") -> None:
+    """Call a method where there is one, and compare what it gives.
+
+    Args:
+        name: What the sentences call the model.
+        vae: The model.
+        method: The method's name.
+        call: Calls it.
+        expected: The shape, -1 for any size.
+        of: What has it: ``""``, the tensor that the method gives; ``"mean"``, that of a distribution; ``"draws"``, two draws.
+    """
+    if not hasattr(vae, method):
+        return
+    try:
+        given = call()
+        shape = _shape(given, of)
+    except Exception as error:
+        modules = modules_of(vae)
+        if not modules or explain(error) is not None:
+            raise
+        where = place(error, modules) or _where(vae, method)
+        line = (str(error).strip().splitlines() or ["no words"])[0].rstrip(".")
+        raise ValueError(
+            f"model {name}.{method}: expected a method that runs on these data, got {type(error).__name__}: "
+            f"{line}{where and f' ({where})'}; mend it, or leave it out."
+        ) from error
+    if shape is None:
+        kind, got, where = "a distribution" if of else "a tensor", type(given).__name__, _where(vae, method)
+        raise ValueError(
+            f"model {name}.{method}: expected {kind}, got {got}{where and f' ({where})'}; correct it, or leave it out."
+        )
+    if len(shape) != len(expected) or any(e not in (-1, f) for e, f in zip(expected, shape, strict=True)):
+        wanted = ", ".join("any" if size == -1 else str(size) for size in expected)
+        what = {
+            "": "shape",
+            "mean": "a distribution whose mean has shape",
+            "draws": "a distribution whose draws have shape",
+        }
+        number = "two" if of == "draws" else f"{expected[0]} data"
+        raise ValueError(
+            f"model {name}.{method}: expected {what[of]} ({wanted}) of {number}, got {shape}; correct it, or leave it out."
+        )
+
+
+def _shape(given: Any, of: str) -> tuple[int, ...] | None:
+    """The shape of a tensor, or of a distribution's mean or draws; None where it is something else."""
+    if isinstance(given, Distribution) and of:
+        seen = mean_image(given) if of == "mean" else given.sample(torch.Size((2,)))
+        return tuple(seen.shape)
+    return tuple(given.shape) if isinstance(given, Tensor) and not of else None
+
+
+def _where(vae: Any, method: str) -> str:
+    """File and line of a method that a user wrote."""
+    function = inspect.unwrap(getattr(type(vae), method, None) or getattr(vae, method))
+    code, module = getattr(function, "__code__", None), str(getattr(function, "__module__", ""))
+    return (
+        ""
+        if code is None or module.partition(".")[0] == "pyro_vae"
+        else f"{code.co_filename}, line {code.co_firstlineno}"
+    )

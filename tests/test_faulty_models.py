@@ -1,0 +1,155 @@
+"""Classes of a user's that are wrong somewhere: a sentence that names the class and the place, before anything is written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_vae import train
+from pyro_vae.data import Data, Split
+from pyro_vae.inference import History
+from pyro_vae.report import draw_pictures
+
+SMALL = (
+    "--latent-dim 2 --num-samples 5 --batch-size 200 --epochs 1 --threads 1 --device cpu --quiet --run-dir run".split()
+)
+
+OWN = """
+import pyro, torch
+import pyro.distributions as dist
+from torch import nn
+from pyro_vae import VAE
+
+
+class Own(VAE):
+    def __init__(self, data_shape, latent_dim=2, **options):
+        super().__init__(data_shape, latent_dim, (8,), **options)
+
+
+class Encoding(Own):
+    def encode(self, x):
+        return torch.zeros(len(x), 2)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.posterior(self.encoder(x)))
+
+
+class Decoding(Own):
+    def decode(self, z):
+        return z
+
+    def model(self, x):
+        self._register("decoder")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+    def sample(self, num_samples):
+        return torch.zeros(num_samples, 1, 8, 8)
+
+    def reconstruct(self, x):
+        return x
+
+
+class Other(Decoding):
+    decode = VAE.decode
+
+    def decode(self, z):
+        raise KeyError("none such")
+
+
+class Prior(Decoding):
+    decode = VAE.decode
+    number = 3
+
+    def prior(self):
+        return dist.Normal(0.0, 1.0)
+
+    def model(self, x):
+        self._register("decoder")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+
+class Analogies(Own):
+    num_classes = 10
+
+    def analogies(self, x, y):
+        return x
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    """A user's folder with a module in it, from which the command is started."""
+    (tmp_path / "faulty.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    sys.modules.pop("faulty", None)
+
+
+def refused(capsys, *words: str) -> str:
+    """What the command says that refuses these words and writes nothing."""
+    assert train.main([*SMALL, *words]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in error
+    assert not Path("run").exists()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "line"),
+    [
+        ("Encoding", "Encoding.encode: expected a distribution, got Tensor (", "def encode"),
+        (
+            "Decoding",
+            "Decoding.decode: expected a distribution, got Tensor (",
+            "def decode(self, z):\n        return z",
+        ),
+        (
+            "Other",
+            "Other.decode: expected a method that runs on these data, got KeyError: 'none such' (",
+            "raise KeyError",
+        ),
+        ("Prior", "Prior.prior: expected a distribution whose draws have shape (2, any) of two, got (2,)", None),
+        ("Analogies", "Analogies.analogies: expected shape (2, 10, 1, 8, 8) of 2 data, got (2, 1, 8, 8)", None),
+    ],
+)
+def test_a_method_that_gives_something_else_is_refused(capsys, name, said, line):
+    error = refused(capsys, "--model", f"faulty:{name}")
+    assert f"model faulty:{said}" in error
+    if line is not None:
+        assert f"faulty.py, line {OWN[: OWN.index(line)].count(chr(10)) + 1})" in error
+
+
+def test_a_picture_at_which_a_model_fails_leaves_the_others(tmp_path):
+    from faulty import Own
+
+    class Late(Own):
+        def decode(self, z):
+            if not self.training and len(z) > 2:
+                raise IndexError("too late")
+            return super().decode(z)
+
+    Late.__module__ = "faulty"
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    vae = Late((1, 8, 8))
+    with pytest.warns(UserWarning, match="IndexError: too late") as said:
+        files = draw_pictures(vae, Data("random", Split(x)), History(), tmp_path)
+    drawn = {file.name for file in files}
+    assert {"latents.png", "units.png", "tsne.png"} <= drawn
+    failed = {"reconstructions", "samples", "interpolations", "traversals", "grid"}
+    assert {str(w.message).split(":")[0] for w in said} == {f"picture {name}" for name in failed}
+    assert not drawn & {f"{name}.png" for name in failed}
+    assert "got IndexError: too late" in str(said[0].message)
+    assert all(file.is_file() for file in files)
