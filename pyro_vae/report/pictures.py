@@ -25,6 +25,7 @@ from pyro_vae.report.encoded import Encoded, encode
 from pyro_vae.report.images import analogies, interpolations, plane, reconstructions, samples
 from pyro_vae.report.latents import latents
 from pyro_vae.report.log_px import log_px, worst
+from pyro_vae.report.tiles import has_known_labels
 from pyro_vae.report.tsne import MIN_POINTS, tsne
 from pyro_vae.report.units import traversals, units
 
@@ -42,7 +43,7 @@ def draw_pictures(
     """Draw the pictures of a run, each written whole or not at all.
 
     Each is drawn where the model offers what it shows: ``encode``, ``decode(z)``, ``prior``, ``sample``, ``reconstruct``,
-    ``analogies``; the pictures made of images where a datum is one, of shape ``(1, H, W)`` or
+    ``analogies`` (of data whose label is known); the pictures made of images where a datum is one, of shape ``(1, H, W)`` or
     ``(3, H, W)``; pixels are shown clipped to [0, 1]. ``traversals`` and ``units`` need a q(z|x) and a p(z) of independent
     units, for only there is the KL a sum over units. ``curves`` needs an epoch of history, ``latents`` and ``units`` two data,
     ``tsne`` ten, ``log-px`` an estimate, ``worst`` images with one, and ``grid`` images with a latent vector of size 2. Where
@@ -112,7 +113,7 @@ def _figures(
         yield "interpolations", partial(interpolations, vae, split, source)
     if images and plain and encoded is not None and encoded.unit_kl is not None:
         yield "traversals", partial(traversals, vae, split, encoded.unit_kl, source)
-    if images and hasattr(vae, "analogies") and split.y is not None and split.y.dim() == 1:
+    if images and hasattr(vae, "analogies") and has_known_labels(split):
         yield "analogies", partial(analogies, vae, split, source)
     if history.rows:
         yield "curves", partial(curves, history)
