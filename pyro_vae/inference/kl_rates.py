@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.handlers import owner_of
 from pyro_vae.inference.layout import Layout, Site, base_name, is_auxiliary_loss, sample_sites, site_log_prob
-from pyro_vae.inference.objectives import auxiliary_sites, closed_kl, site_kl
+from pyro_vae.inference.objectives import auxiliary_sites, closed_kl, site_kl, with_closed_kl
 from pyro_vae.inference.particles import Pair
 
 
@@ -31,7 +31,7 @@ def rates_of(pair: Pair, layout: Layout, per: str, analytic: bool, name: str) ->
         pair: Traces of model and guide.
         layout: Their data plate.
         per: What has a rate of its own: ``"unit"``, ``"site"``, or ``"all"`` latent variables together (R = 1).
-        analytic: Whether to take the KL in closed form where there is one.
+        analytic: Whether to take the KL in closed form where there is one that is right.
         name: Of who asks, for errors.
 
     Returns:
@@ -47,14 +47,17 @@ def rates_of(pair: Pair, layout: Layout, per: str, analytic: bool, name: str) ->
                 "a bent KL has no score-function term here."
             )
     auxiliary = auxiliary_sites(*pair)
+    closed = with_closed_kl(*pair) if analytic else set()
     if per == "unit":
         if auxiliary:
             raise ValueError(
                 f"{name}: expected a guide whose sites are the model's, got the auxiliary site {auxiliary[0][0]!r}, "
                 "whose density is not known for single units; use per='site'."
             )
-        return torch.cat([_unit_kl(*sites, analytic, layout) for sites in latent_sites(pair)], -1)
-    rates = {key: _site_rate(site, theirs, analytic, layout) for key, site, theirs in latent_sites(pair)}
+        return torch.cat([_unit_kl(*sites, sites[0] in closed, layout) for sites in latent_sites(pair)], -1)
+    rates = {
+        key: layout.per_datum(site_kl(site, theirs, key in closed)).mean(0) for key, site, theirs in latent_sites(pair)
+    }
     for key, site in auxiliary:
         owner = _owner(key, rates, per, name)
         rates[owner] = rates[owner] + layout.per_datum(site_log_prob(site)).mean(0)
@@ -79,11 +82,6 @@ def extra_terms(pair: Pair) -> Tensor:
     return total
 
 
-def _site_rate(site: Site, guide_site: Site, analytic: bool, layout: Layout) -> Tensor:
-    kl = site_kl(site, guide_site) if analytic else site_log_prob(guide_site) - site_log_prob(site)
-    return layout.per_datum(kl).mean(0)
-
-
 def _owner(key: str, rates: Mapping[str, Tensor], per: str, name: str) -> str:
     """The site in whose rate the density of an auxiliary site of the guide belongs."""
     owner = owner_of(key)
@@ -97,10 +95,10 @@ def _owner(key: str, rates: Mapping[str, Tensor], per: str, name: str) -> str:
     )
 
 
-def _unit_kl(name: str, site: Site, guide_site: Site, analytic: bool, layout: Layout) -> Tensor:
+def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, layout: Layout) -> Tensor:
     """KL of each unit of a site for each datum, shape ``(B, units)``; mean over draws, sum over plates inside a datum."""
     q, p = (_units(name, s["fn"]) for s in (guide_site, site))
-    kl = closed_kl(q, p) if analytic else None
+    kl = closed_kl(q, p) if closed else None
     if kl is None:
         kl = q.log_prob(guide_site["value"]) - p.log_prob(guide_site["value"])
     batch = kl.shape[: kl.dim() - guide_site["fn"].event_dim]

@@ -13,6 +13,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vae import SVI, VAE, elbo
 from pyro_vae.handlers import scale_kl, scale_kl_pair
+from pyro_vae.inference import FreeBits
 from tests.oracles import LinearGaussian, mixture, within
 
 ORACLE = LinearGaussian()
@@ -230,6 +231,58 @@ def test_score_function_gradient_of_a_discrete_guide():
         [torch.autograd.grad(objective.differentiable_loss(oracle.model, guide, x), logits)[0] for _ in range(100)]
     )
     assert within(grads.mean(0) / 100, exact, grads.std(0) / 100 / math.sqrt(100))
+
+
+@pytest.mark.parametrize("coupling", [0.6, 0.0])
+@pytest.mark.parametrize("how", ["bound", "loss", "site", "unit"])
+@CHECKED
+@pytest.mark.usefixtures("checked")
+def test_mean_field_is_a_bound_where_the_guide_draws_a_models_parent_last(how, coupling):
+    """p(z) p(a|z) p(x|z) and q(a) q(z|a), all normal: KL(q(a) || p(a|z)) in closed form would forget that z depends on a."""
+    n, x = 20_000, torch.full((20_000,), 1.3, dtype=torch.float64)
+    m = torch.full((n,), 0.4, dtype=torch.float64, requires_grad=True)
+    s, t, one = torch.tensor(0.7).double(), torch.tensor(0.9).double(), torch.tensor(1.0).double()
+
+    def model():
+        with pyro.plate("data", n):
+            z = pyro.sample("z", dist.Normal(0 * one, one))
+            pyro.sample("a", dist.Normal(z, one))
+            pyro.sample("x", dist.Normal(z, one), obs=x)
+
+    def guide():
+        with pyro.plate("data", n):
+            a = pyro.sample("a", dist.Normal(m, s))
+            pyro.sample("z", dist.Normal(coupling * a, t))
+
+    second = coupling**2 * (m.square() + s**2) + t**2
+    errors = second + (1 - coupling) ** 2 * (m.square() + s**2) + t**2 + x.square() - 2 * x * coupling * m + second
+    exact = -0.5 * errors + 1 + s.log() + t.log() - 0.5 * math.log(2 * math.pi)
+    pyro.set_rng_seed(5)
+    objective = elbo("mean-field")
+    if how == "bound":
+        found = objective.bound(model, guide)
+        assert within(found.mean(), exact.mean(), found.std() / math.sqrt(n))
+    else:
+        wrapped = objective if how == "loss" else FreeBits(objective, 1e-12, per=how)
+        found = -wrapped.differentiable_loss(model, guide) / n
+        assert within(found, exact.mean(), objective.bound(model, guide).std() / math.sqrt(n))
+    ours, theirs = (
+        torch.autograd.grad(value.sum() * k, m)[0] for value, k in ((found, n if how != "bound" else 1), (exact, 1))
+    )
+    assert within(ours.mean(), theirs.mean(), ours.std() / math.sqrt(n))
+
+
+@pytest.mark.filterwarnings("error")
+def test_mean_field_says_nothing_of_an_order_that_it_heeds():
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+
+    def guide():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    assert elbo("mean-field").loss(model, guide) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_mean_field_refuses_discrete_sites():
