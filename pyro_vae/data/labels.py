@@ -21,8 +21,9 @@ UNKNOWN = -1
 def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple[list[Tensor], str]:
     """Number the labels of all splits together, from 0.
 
-    Whole numbers from 0 to 999 stay as they are, and so does -1, which stands for a label that is not known; other numbers
-    are numbered in their order, texts in theirs, in which ``class-2`` stands before ``class-10``.
+    Whole numbers from 0 to 999 stay as they are, be they stored as integers or not, and so does -1, which stands for a label
+    that is not known, as a text too; other numbers are numbered in their order, texts in theirs, in which ``class-2`` stands
+    before ``class-10``.
 
     Args:
         arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``.
@@ -32,19 +33,25 @@ def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple
         Shape ``(N,)``, int64, for each split; and in words, how many there are and which is which.
 
     Raises:
-        ValueError: If they have another shape, or some are missing.
+        ValueError: If they have another shape, some are missing, or whole numbers are below -1.
     """
-    flat = [_flat(np.asarray(array), name) for array in arrays]
+    flat = _whole_numbers([_flat(np.asarray(array), name) for array in arrays])
     whole = np.concatenate(flat)
-    known = whole[whole != UNKNOWN] if whole.dtype.kind in "iu" else whole
-    if whole.dtype.kind in "iub" and known.size and known.min() >= 0 and known.max() < 1000:
-        return [torch.from_numpy(part.astype(np.int64)) for part in flat], _count(len(np.unique(known)))
-    values = np.unique(known) if whole.dtype.kind in "iuf" else np.array(sorted({str(v) for v in whole}, key=_natural))
-    number = {value: k for k, value in enumerate(values.tolist())}
-    as_key = (lambda v: v) if whole.dtype.kind in "iuf" else str
+    if whole.dtype.kind in "iub":
+        _check_sign(flat, name)
+        known = whole[whole != UNKNOWN] if whole.dtype.kind != "b" else whole
+        if known.size and known.max() < 1000:
+            return [torch.from_numpy(part.astype(np.int64)) for part in flat], _count(len(np.unique(known)))
+    of_numbers = whole.dtype.kind in "iuf"
+    named = whole.tolist() if of_numbers else [str(v) for v in whole]
+    values = sorted({v for v in named if not _stands_for_unknown(v)}, key=None if of_numbers else _natural)
+    number = {value: k for k, value in enumerate(values)}
+    as_key = (lambda v: v) if of_numbers else str
     found = [torch.tensor([number.get(as_key(v), UNKNOWN) for v in part.tolist()], dtype=torch.int64) for part in flat]
-    shown = ", ".join(f"{k} = {value}" for value, k in list(number.items())[:NAMED_LABELS])
-    return found, f"{_count(len(values))}: {shown}" + (", ..." if len(values) > NAMED_LABELS else "")
+    shown = ", ".join(
+        [f"{k} = {v}" for k, v in enumerate(values[:NAMED_LABELS])] + ["..."] * (len(values) > NAMED_LABELS)
+    )
+    return found, _count(len(values)) + (f": {shown}" if shown else "")
 
 
 def num_classes(columns: Iterable[Tensor | None]) -> int | None:
@@ -133,9 +140,32 @@ def _flat(values: NDArray[Any], name: str) -> NDArray[Any]:
     missing = np.array([v is None or v != v for v in values.tolist()], dtype=bool)
     if missing.any():
         raise ValueError(
-            f"{name}: expected one for each datum, got none in row {int(missing.argmax())}; fill or drop them."
+            f"{name}: expected one for each datum, got none in row {int(missing.argmax())}; write -1 where it is unknown, "
+            "or drop these data."
         )
     return values
+
+
+def _whole_numbers(parts: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """The same, as integers where all are whole numbers of floating point."""
+    if not any(part.dtype.kind == "f" for part in parts) or any(part.dtype.kind not in "iubf" for part in parts):
+        return parts
+    whole = all(bool(np.all((part == np.floor(part)) & (np.abs(part) < 2**53))) for part in parts)
+    return [part.astype(np.int64) for part in parts] if whole else parts
+
+
+def _check_sign(parts: list[NDArray[Any]], name: str) -> None:
+    for part in parts:
+        if part.dtype.kind == "i" and (part < UNKNOWN).any():
+            row = int((part < UNKNOWN).argmax())
+            raise ValueError(
+                f"{name}: expected whole numbers from 0, and -1 where unknown, got {part[row]} in row {row}; number the "
+                "classes from 0."
+            )
+
+
+def _stands_for_unknown(value: Any) -> bool:
+    return value.strip() in ("-1", "-1.0") if isinstance(value, str) else value == UNKNOWN
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:

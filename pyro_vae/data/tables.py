@@ -33,7 +33,8 @@ def open_table(path: Path, request: Request) -> Parts:
     if named:
         if frame[named[0]].isna().any():
             raise ValueError(
-                f"data set {path}: expected a label in every row, got rows without one; fill or drop them."
+                f"data set {path}: expected a label in every row, got rows without one; write -1 where it is unknown, or drop "
+                "these data."
             )
         (labels,), key = encode_labels([frame.pop(named[0]).to_numpy()], f"{path.name}, {named[0]}")
         if frame.shape[1] == 0:

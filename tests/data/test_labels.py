@@ -144,6 +144,15 @@ def test_minus_one_stays_unknown_in_files():
     (large,), words = encode_labels([np.array([2000, -1, 5000])])
     assert (large.tolist(), words) == ([0, -1, 1], "2 labels: 0 = 2000, 1 = 5000")
     assert num_classes([train, None, test]) == 6
+    (train, test), words = encode_labels([np.array([3.0, -1.0]), np.array([0, -1])])  # of one split stored as floats
+    assert (train.tolist(), test.tolist(), words) == ([3, -1], [0, -1], "2 labels")
+    for wrong in ([0, -2], [0.0, -2.0]):
+        with pytest.raises(
+            ValueError, match="file: expected whole numbers from 0, and -1 where unknown, got -2 in row 1"
+        ):
+            encode_labels([np.array(wrong)], "file")
+    with pytest.raises(ValueError, match="got none in row 0; write -1 where it is unknown"):
+        encode_labels([np.array([np.nan, 0.0])])
     assert num_classes([torch.full((3,), -1)]) is None
 
 
