@@ -22,7 +22,7 @@ from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.machine import explain
-from pyro_vae.models.protocol import check_columns, check_model, has_bound, support_of, takes, told
+from pyro_vae.models.protocol import check_columns, check_model, has_bound, support_of, takes, told, unregistered
 from pyro_vae.models.registry import place
 from pyro_vae.offered import try_methods
 from pyro_vae.randomness import own_randomness
@@ -98,6 +98,7 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
     with own_randomness(t.seed), pyro.get_param_store().scope(), warnings.catch_warnings(), _told(name, vae):
         warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
         warnings.filterwarnings("ignore", message="Found (vars in model|non-auxiliary vars)")  # an error, below
+        _check_registered(name, vae, batch)
         try:
             make_objective(config).terms(*pair, *batch)
         except UserWarning as warning:
@@ -107,9 +108,17 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
         vae.eval()
         try:
             ProposalDraws(vae.model, vae.guide, batch, {})
+            _check_registered(name, vae, batch)
             try_methods(name, vae, batch)
         finally:
             vae.train(was_training)
+
+
+def _check_registered(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
+    """Refuse a model whose parameters never come to Pyro's notice."""
+    met = (poutine.trace(part, param_only=True).get_trace(*batch).nodes for part in (vae.guide, vae.model))
+    if any(p.requires_grad for p in vae.parameters()) and not any(met):
+        raise ValueError(unregistered(name))
 
 
 def _two(split: Split) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pyro_vae as pv
 from pyro_vae import train
 from pyro_vae.data import Data, Split
 from pyro_vae.inference import History
@@ -74,6 +75,11 @@ class Prior(Decoding):
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+
+class Unregistered(Own):
+    def _register(self, *parts):
+        return None
 
 
 class Analogies(Own):
@@ -153,3 +159,17 @@ def test_a_picture_at_which_a_model_fails_leaves_the_others(tmp_path):
     assert not drawn & {f"{name}.png" for name in failed}
     assert "got IndexError: too late" in str(said[0].message)
     assert all(file.is_file() for file in files)
+
+
+def test_a_model_that_registers_no_parameters_is_refused_where_it_would_train_nothing(capsys):
+    error = refused(capsys, "--model", "faulty:Unregistered")
+    assert "model faulty:Unregistered: expected parameters that Pyro knows of" in error
+    assert "pyro.module" in error
+    from faulty import Own, Unregistered
+
+    x = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    with pytest.raises(ValueError, match=r"model Unregistered: expected parameters that Pyro knows of.*pyro\.module"):
+        pv.fit(Unregistered((1, 8, 8)), x, epochs=1, progress=False)
+    frozen = Unregistered((1, 8, 8)).requires_grad_(False)  # nothing is there to be trained
+    for vae in (Own((1, 8, 8)), frozen):
+        assert len(pv.fit(vae, x, epochs=1, progress=False)) == 1

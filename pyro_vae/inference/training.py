@@ -24,7 +24,7 @@ from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.state import check_state, same_device, same_ranks
 from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.validation import evaluate_terms
-from pyro_vae.models.protocol import asked, has_bound, takes, told
+from pyro_vae.models.protocol import asked, has_bound, takes, told, unregistered
 from pyro_vae.randomness import device_state, set_device_state
 
 
@@ -159,6 +159,7 @@ class Training:
     def _finish(self, progress: Progress, advance: Callable[[Callable[[], float]], None]) -> None:
         """Take the steps that are left of an epoch; what they leave is looked at before anyone saves it."""
         started, batch, validated = time.perf_counter() - progress.seconds, None, True
+        checked = bool(self.history.rows)
         with ExitStack() as unchecked:
             for batch in self.batches.rest(progress.order, progress.batches, self.order):
                 self._set_rates()
@@ -173,6 +174,9 @@ class Training:
                     unchecked.enter_context(pyro.validation_enabled(False))
                     validated = False
                 progress.totals += torch.stack(self.svi.step_terms(*batch))
+                if not checked:
+                    self._check_trained()
+                    checked = True
                 progress.seen += size
                 progress.batches += 1
                 advance(lambda: self._so_far(progress))
@@ -236,6 +240,12 @@ class Training:
                     f"parameter {store.param_name(p)!r}: expected a parameter of the model's modules, got one of "
                     "pyro.param alone, which fit could not save; make it an nn.Parameter or a PyroParam of the model."
                 )
+
+    def _check_trained(self) -> None:
+        """After a step, refuse a model none of whose parameters took part in it."""
+        own = [p for p in self.model.parameters() if p.requires_grad]
+        if own and not self._optimizer.source.optim_objs:
+            raise ValueError(unregistered(type(self.model).__name__))
 
     def _poll(self) -> None:
         if self.interrupted():

@@ -127,6 +127,14 @@ def check_model(model: Any, where: str = "") -> None:
             )
 
 
+def unregistered(name: str) -> str:
+    """What is wrong with a model whose parameters Pyro never meets: it would stay as it was made."""
+    return (
+        f"model {name}: expected parameters that Pyro knows of, got a model and a guide that register none, so that nothing "
+        'would be trained; begin both with pyro.module("NAME", self), or a pyro_vae.models.Model with self._register("PART").'
+    )
+
+
 def check_columns(model: Any, data: Data) -> None:
     """Refuse data that lack what a model takes, or whose labels it does not know.
 
