@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -87,21 +87,27 @@ class Sampler:
             data_ids: Which datum each is, shape ``(B,)``; None: the first, the second, ...
             purpose: What the draws are for; see :mod:`pyro_vae.evidence.streams`.
         """
-        size = draws.layout.size
-        moments = Moments(num_samples, size)
+        moments = Moments(num_samples, draws.layout.size)
+        for parts in self.weights(draws, num_samples, data_ids, purpose):
+            moments.add(*parts)
+        return Estimate.from_moments(moments)
+
+    def weights(
+        self, draws: Draws, num_samples: int, data_ids: Tensor | None = None, purpose: int = ESTIMATE
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The weights of K draws, chunk by chunk, each as :meth:`Moments.add` takes it; see :meth:`__call__`."""
         chunk = self._chunk(draws)
         if isinstance(draws, EnumeratedDraws):
             for start in range(0, num_samples, chunk):
                 summed = draws(min(chunk, num_samples - start))
-                moments.add(summed.log_likelihood, summed.log_ratio, summed.log_w)
-            return Estimate.from_moments(moments)
+                yield summed.log_likelihood, summed.log_ratio, summed.log_w
+            return
         if num_samples > 2 * chunk:
             draws.encode_once()
         seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
-        noise = NoiseStreams(seed, torch.arange(size) if data_ids is None else data_ids, purpose)
+        noise = NoiseStreams(seed, torch.arange(draws.layout.size) if data_ids is None else data_ids, purpose)
         for start in range(0, num_samples, chunk):
-            moments.add(*draws(min(chunk, num_samples - start), noise, start))
-        return Estimate.from_moments(moments)
+            yield draws(min(chunk, num_samples - start), noise, start)
 
     def _chunk(self, draws: Draws) -> int:
         """Draws of one call."""

@@ -95,6 +95,37 @@ def test_the_likelihood_of_hidden_pixels():
     assert error == pytest.approx(float(found.std_error.square().sum().sqrt()) / 6)
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_the_stated_error_of_hidden_pixels_is_that_of_repeated_estimates(seed):
+    torch.manual_seed(0)
+    vae = pv.VAE((2, 3), 2, (), likelihood="normal").double()
+    with torch.no_grad():
+        for p in vae.parameters():
+            p.zero_()  # q begins as N(0, I), which is wider than the posterior
+        vae.decoder.head.weight.normal_()
+        vae.likelihood.log_scale.fill_(0.0)
+        weight, x = vae.decoder.head.weight, 0.2 * vae.sample(6)  # whose posteriors lie well within q
+    cov = weight @ weight.T + torch.eye(6, dtype=torch.float64)
+    v = VISIBLE.flatten()
+    whole, part = (
+        dist.MultivariateNormal(torch.zeros(int(some.sum())).double(), cov[some][:, some]).log_prob(
+            x.flatten(1)[:, some]
+        )
+        for some in (v | ~v, v)
+    )
+
+    again, num = 60, 300  # each copy of a datum has noise of its own
+    found = hidden_log_px(vae, x.repeat(again, 1, 1), VISIBLE, num, num_steps=1, seed=seed)
+    error = (found.log_px - (whole - part).detach().repeat(again)).unflatten(0, (again, 6))
+    assert float(found.reliable.double().mean()) > 0.9  # few draws
+    stated = found.std_error.unflatten(0, (again, 6)).square().nanmean(0).sqrt()
+    assert within((error / stated).square().mean(), 1.0, (2 / error.numel()) ** 0.5, 4)
+    average = error.mean(1) / (stated.square().sum().sqrt() / 6)
+    assert within(average.square().mean(), 1.0, (2 / again) ** 0.5, 4)
+    apart = (found.whole.std_error.square() + found.visible.std_error.square()).sqrt()
+    assert float((found.std_error / apart).nanmedian()) < 0.5  # the noise that both share leaves their difference
+
+
 @pytest.mark.parametrize("method", ["importance", "hmc"])
 def test_all_pixels_may_be_hidden_or_none(method):
     vae = linear()
