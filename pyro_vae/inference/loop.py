@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -110,8 +111,8 @@ def fit(
     Raises:
         TypeError: If the model is no ``nn.Module``.
         ValueError: If a number is out of its range, a name is unknown, the model lacks a part of the protocol or takes what
-            the data do not have, ``resume`` is not the state of such a run, or ``compile`` is asked for where it is not
-            possible.
+            the data do not have, ``enum`` finds no discrete site to sum over, ``resume`` is not the state of such a run,
+            or ``compile`` is asked for where it is not possible.
         NonFiniteLossError: If the loss becomes NaN or infinite; the model is left as it then is, and what callbacks saved
             is the last whole epoch.
     """
@@ -150,12 +151,28 @@ def fit(
             _warn_if_unfinished(betas.steps, epochs * training.steps_per_epoch)
             if resume is not None:
                 training.load_state_dict(resume)
-        with training.shared():
+        with training.shared(), _something_to_sum():
             _loop(training, callbacks, progress)
     if training.best is not None:
         model.load_state_dict(training.best)
     model.eval()
     return training.history
+
+
+@contextlib.contextmanager
+def _something_to_sum() -> Iterator[None]:
+    """Inside, ``enum`` of a model with nothing to sum over is refused; Pyro warns of it and takes the sampled ELBO."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
+        try:
+            yield
+        except UserWarning as warning:
+            if "found no sample sites" not in str(warning):
+                raise
+            raise ValueError(
+                "elbo enum: expected a model with a discrete site to sum over, marked infer={'enumerate': 'parallel'}, got "
+                "one without; use elbo='trace' or 'mean-field'."
+            ) from None
 
 
 def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> None:

@@ -280,7 +280,8 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
     for name, site in (*sample_sites(pair.model), *sample_sites(pair.guide)):
         if site["infer"].get("enumerate") is not None and not site["is_observed"]:
             raise ValueError(
-                f"{what}: expected no enumerated site, got {name!r}; use elbo('enum'), or take the mark off to sample it."
+                f"{what}: expected no enumerated site, got {name!r}; use elbo('enum'), take the mark off to sample it, or "
+                "relax the label of a model that classifies: temperature=0.7."
             )
     auxiliary = any(site["infer"].get("is_auxiliary", False) for _, site in sample_sites(pair.guide))
     for name, site in drawn_sites(pair.guide):

@@ -37,9 +37,10 @@ class Labels(nn.Module):
     Args:
         num_classes: C.
         weight: Of the classifier's own term, see :meth:`classified`.
-        temperature: None: ``y_unobserved`` is a whole number, marked to be enumerated (``elbo("enum")``; other objectives
-            draw it). A number: in train mode it is a relaxed label instead, on both sides, which objectives with
-            reparameterized draws take. In eval mode the label is whole, and p(x) that of the model proper.
+        temperature: None: ``y_unobserved`` is a whole number, marked to be enumerated: ``elbo("enum")`` sums over it,
+            ``trace`` and ``graph`` draw it, the other objectives refuse it. A number: in train mode it is a relaxed label
+            instead, on both sides, which all but ``enum`` and ``piwae`` take. In eval mode the label is whole, and p(x)
+            that of the model proper.
 
     Raises:
         ValueError: If a number is out of its range.

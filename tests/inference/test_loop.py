@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ from pyro_vae import VAE, fit, schedules
 from pyro_vae.data import Data, Split
 from pyro_vae.inference import NonFiniteLossError, early_stopping
 from pyro_vae.inference.training import LR_SCHEDULES, History, evaluate_terms
+from pyro_vae.models.semi_supervised import M2
 
 
 @pytest.fixture
@@ -455,3 +457,15 @@ def test_a_stop_reason_survives_the_checkpoint(data):
     assert history.stopped_by == "patience"
     again = fit(_vae(), data, resume=states[-1], callbacks=callbacks, **options)
     assert (len(again), again.stopped_by) == (len(history), "patience")
+
+
+def test_enum_without_a_site_to_sum_over_is_one_sentence():
+    x = torch.bernoulli(torch.full((6, 4), 0.5))
+    for model, data in (
+        (VAE((4,), 1, (3,)), x),
+        (M2((4,), 1, (3,), num_classes=2, temperature=0.7), (x, torch.arange(6) % 3 - 1)),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")  # a warning is no error outside the tests
+            with pytest.raises(ValueError, match="^elbo enum: expected a model with a discrete site.*use elbo='trace'"):
+                fit(model, data, elbo="enum", epochs=1, progress=False)
