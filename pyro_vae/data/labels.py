@@ -17,6 +17,9 @@ NAMED_LABELS = 12
 #: The label of data whose label is not known.
 UNKNOWN = -1
 
+#: What labels are stored as; others index in other ways, or know no -1.
+WHOLE_NUMBERS = (torch.int64, torch.int32)
+
 
 def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple[list[Tensor], str]:
     """Number the labels of all splits together, from 0.
@@ -103,15 +106,23 @@ def check_labels(y: Tensor, classes: int | None, complete: bool) -> None:
     """Refuse labels that a model has no class for, or no use of.
 
     Args:
-        y: Labels, shape ``(N,)``; of another shape, vectors, which are let through.
-        classes: How many classes the model has; None: any.
+        y: Labels, int64, shape ``(N,)``; or, where the model needs one of each datum, vectors, floats of shape ``(N, C)``.
+        classes: C, how many classes the model has; None: any, and what else it may take as y is let through.
         complete: Whether it needs a label of each datum.
 
     Raises:
-        ValueError: If a label is below -1 or no class, or one is missing that is needed.
+        ValueError: If they are of another kind, a label is below -1 or no class, or one is missing that is needed.
     """
-    if y.dim() != 1 or y.is_floating_point():
+    if y.is_floating_point() and complete and y.dim() == 2 and y.shape[1] == classes:
         return
+    if y.dim() != 1 or y.dtype not in WHOLE_NUMBERS:
+        if classes is None:
+            return
+        vectors = f", or vectors, floats of shape (N, {classes})" if complete else ""
+        raise ValueError(
+            f"labels: expected whole numbers, int64 of shape (N,){vectors}, got {str(y.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(y.shape)}; convert them (y.long(), y[:, 0], y.argmax(1))."
+        )
     bad = (y < UNKNOWN) if classes is None else (y < UNKNOWN) | (y >= classes)
     if bool(bad.any()):
         row, most = int(bad.long().argmax()), "" if classes is None else f" to {classes - 1}"

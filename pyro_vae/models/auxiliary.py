@@ -94,7 +94,7 @@ class AuxiliaryModel(LabelledModel):
         """q(z|a, x, y), where they are not given at the mean of q(a|x) and the most probable label."""
         label = self.classify(x).argmax(-1) if y is None else y
         a = self.encode_auxiliary(x).mean if a is None else a
-        return self.posterior(self.encoder(self._checked(x), self.vector(label), a))
+        return self.posterior(self.encoder(self._checked(x), self.vector(label, x), a))
 
     @torch.no_grad()
     def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:

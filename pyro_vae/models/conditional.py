@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from pyro_vae.data.labels import WHOLE_NUMBERS
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
 from pyro_vae.models.base import Model, Network, check_network, mean_image, network, part
 from pyro_vae.models.labels import check_classes
@@ -101,29 +102,40 @@ class LabelledModel(Model):
             x: Data, shape ``(..., *data_shape)``.
             y: Labels, int64, shape ``(...,)``, or vectors, shape ``(..., C)``.
         """
-        return self.posterior(self.encoder(self._checked(x), self.vector(y)))
+        return self.posterior(self.encoder(self._checked(x), self.vector(y, x)))
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
         """p(x|z, y): latent vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``data_shape``."""
         return self.likelihood(self.decoder(z, self.vector(y)))
 
-    def vector(self, y: Tensor) -> Tensor:
+    def vector(self, y: Tensor, x: Tensor | None = None) -> Tensor:
         """Labels as one-hot vectors, shape ``(..., C)``; vectors, which are of floating point, as they are.
 
+        Args:
+            y: Labels, int64, shape ``(...,)``, or vectors, shape ``(..., C)``.
+            x: Their data, shape ``(..., *data_shape)``, if known: floats, one for each of them, are labels of a wrong kind.
+
         Raises:
-            ValueError: If a label is unknown (under Pyro's validation), or a vector has another size.
+            ValueError: If they are of another kind or size, or (under Pyro's validation) a label is unknown or no class.
         """
-        if not y.is_floating_point():
-            if is_validation_enabled() and bool((y < 0).any()):
-                raise ValueError(
-                    "y: expected the label of each datum, got -1; drop data without, or take a model such as m2."
-                )
-            return self.one_hot[y]
-        if y.shape[-1:] != (self.num_classes,):
+        single = x is not None and y.dim() > 0 and y.shape == x.shape[: x.dim() - len(self.data_shape)]
+        sized = y.shape[-1:] == (self.num_classes,) and not single
+        if not (sized if y.is_floating_point() else y.dtype in WHOLE_NUMBERS):
             raise ValueError(
-                f"y: expected labels, int64, or vectors of {self.num_classes}, got shape {tuple(y.shape)}."
+                f"y: expected labels, int64, or vectors of {self.num_classes} floats, one for each datum, got "
+                f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; convert them, labels by y.long()."
             )
-        return y
+        if y.is_floating_point():
+            return y
+        if is_validation_enabled() and bool((y < 0).any()):
+            raise ValueError(
+                "y: expected the label of each datum, got -1; drop data without, or take a model such as m2."
+            )
+        if is_validation_enabled() and bool((y >= self.num_classes).any()):
+            raise ValueError(
+                f"y: expected labels from 0 to {self.num_classes - 1}, got {int(y.max())}; number the classes from 0."
+            )
+        return self.one_hot[y]
 
     @torch.no_grad()
     def sample(self, num_samples: int, y: Tensor | int | None = None) -> Tensor:
@@ -137,7 +149,7 @@ class LabelledModel(Model):
             Shape ``(num_samples, *data_shape)``.
 
         Raises:
-            ValueError: If ``num_samples`` is below 1.
+            ValueError: If ``num_samples`` is below 1, or y is no such label.
         """
         label = self._labels(num_samples, y)
         return self.decode(self.prior().sample((num_samples,)), label).sample()
@@ -146,7 +158,14 @@ class LabelledModel(Model):
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
         turns = torch.arange(num_samples, device=self.one_hot.device)
-        return turns % self.num_classes if y is None else torch.full_like(turns, y) if isinstance(y, int) else y
+        if not isinstance(y, Tensor):
+            return turns % self.num_classes if y is None else torch.full_like(turns, y)
+        if y.shape != (num_samples, self.num_classes)[: 1 + y.is_floating_point()]:
+            raise ValueError(
+                f"y: expected a label, {num_samples} labels, or floats of shape ({num_samples}, {self.num_classes}), got "
+                f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; give one for each sample."
+            )
+        return y
 
     @torch.no_grad()
     def analogies(self, x: Tensor, y: Tensor) -> Tensor:

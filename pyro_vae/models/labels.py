@@ -8,8 +8,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from pyro_vae.data.labels import check_labels
 from pyro_vae.data.whole_batch import batch_counts
 from pyro_vae.distributions.relaxed import LogRelaxedCategorical
 
@@ -29,6 +31,8 @@ def check_classes(num_classes: int | None, model: str) -> int:
 
 class Labels(nn.Module):
     r"""A label of C classes, known for some data: :math:`p(y) = 1/C` and, where it is unknown, :math:`q(y|x)`.
+
+    Labels of another kind, and numbers that are no class, are refused by a ``ValueError`` under Pyro's validation.
 
     Two sites, named as Pyro's ``obs_mask`` names them. ``y_observed`` is the label where it is known, and masked elsewhere.
     ``y_unobserved`` is drawn for all data: where the label is known nothing reads it, and the guide draws it from its
@@ -70,6 +74,7 @@ class Labels(nn.Module):
         Returns:
             The label of each datum as a one-hot vector, or a relaxed one, shape ``(..., B, C)``.
         """
+        self._check(y)
         drawn = pyro.sample("y_unobserved", self._unobserved(self.prior))
         with poutine.mask(mask=y >= 0):
             given = pyro.sample("y_observed", dist.Categorical(logits=self.prior), obs=y.clamp(min=0))
@@ -85,6 +90,7 @@ class Labels(nn.Module):
         Returns:
             As :meth:`model`.
         """
+        self._check(y)
         known = y >= 0
         free = self._unobserved(torch.where(known[:, None], self.prior, logits))
         drawn = pyro.sample("y_unobserved", free, infer={} if self.relaxed else {"enumerate": "parallel"})
@@ -102,6 +108,7 @@ class Labels(nn.Module):
             y: Labels, shape ``(B,)``, int64, -1 where unknown.
             logits: The classifier's output, shape ``(..., B, C)``.
         """
+        self._check(y)
         if self.weight == 0:  # no factor of Pyro's may be 0
             return
         known = y >= 0
@@ -115,6 +122,11 @@ class Labels(nn.Module):
     def relaxed(self) -> bool:
         """Whether labels are relaxed at the moment."""
         return self.temperature is not None and self.training
+
+    def _check(self, y: Tensor) -> None:
+        """Refuse labels of another kind, and numbers that are no class, under Pyro's validation."""
+        if is_validation_enabled():
+            check_labels(y, self.num_classes, complete=False)
 
     def _unobserved(self, logits: Tensor) -> Any:
         if self.relaxed:

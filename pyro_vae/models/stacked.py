@@ -107,8 +107,8 @@ class M1M2(LabelledModel):
         """
         if (vae.data_shape, vae.latent_dim) != (self.data_shape, self.latent_dim):
             raise ValueError(
-                f"vae: expected data of shape {self.data_shape} and {self.latent_dim} latent units, got {vae.data_shape} and "
-                f"{vae.latent_dim}; make both alike."
+                f"below: expected a VAE of data of shape {self.data_shape} and {self.latent_dim} latent units, got one of "
+                f"{vae.data_shape} and {vae.latent_dim}; take --latent-dim {vae.latent_dim} on the same data, or another VAE."
             )
         for name in LOWER:
             setattr(self, name, getattr(vae, name).requires_grad_(not frozen))
@@ -173,7 +173,8 @@ class M1M2(LabelledModel):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
         """q(z2|z, y) at the mean of q(z|x), and at the most probable label where none is given."""
-        return self.encode_upper(self.encode_lower(x).mean, self.classify(x).argmax(-1) if y is None else y)
+        label = self.vector(self.classify(x).argmax(-1) if y is None else y, x)
+        return self.encode_upper(self.encode_lower(x).mean, label)
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
         """p(x|z) at the mean of p(z|z2, y); latent vectors z2 of shape ``(..., Z)`` with labels."""

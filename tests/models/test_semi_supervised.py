@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -284,6 +285,51 @@ def test_vectors_in_place_of_labels():
         model.encode(X, one_hot[:, :2])
 
 
+NUMBERS = torch.arange(8) % CLASSES
+ONE_HOT = nn.functional.one_hot(NUMBERS, CLASSES)
+WRONG = {
+    "M2": [NUMBERS.double(), NUMBERS[:, None], ONE_HOT, ONE_HOT.double(), NUMBERS > 0, NUMBERS.byte()],
+    "M1": [NUMBERS.double(), ONE_HOT.double()],
+    "Conditional": [NUMBERS.double(), NUMBERS[:, None], ONE_HOT, ONE_HOT[:, :2].double(), NUMBERS > 0],
+}
+
+
+@pytest.mark.parametrize(("name", "y"), [(name, y) for name, ys in WRONG.items() for y in ys])
+def test_labels_of_a_wrong_kind_are_a_sentence_in_fit(name, y):
+    vectors = " or vectors, floats of shape (N, 3)," if name == "Conditional" else ""
+    words = f"labels: expected whole numbers, int64 of shape (N,),{vectors} got {str(y.dtype)[6:]} of shape {tuple(y.shape)};"
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        fit(small(name), (X, y), epochs=1, compile=False, progress=False)
+
+
+@pytest.mark.parametrize("name", ["M1", *JOINT])
+@pytest.mark.parametrize(("y", "got"), [(torch.full((8,), 5), "got 5 in row 0"), (NUMBERS.double(), "got float64")])
+def test_labels_of_a_wrong_kind_are_a_sentence_in_the_evidence(name, y, got):
+    model = small(name)
+    with pytest.raises(ValueError, match=f"^labels: expected whole numbers.*, {got}"):
+        evidence.importance_sampling(model.model, model.guide, X, y, num_samples=5)
+
+
+@pytest.mark.parametrize("name", ["Conditional", *JOINT])
+def test_labels_of_a_wrong_kind_are_a_sentence_in_methods(name):
+    model = small(name)
+    calls = {
+        "expected labels from 0 to 2, got 7": lambda: model.sample(2, 7),
+        "expected the label of each datum, got -1": lambda: model.sample(2, -1),
+        "expected a label, 5 labels, .* got int64 of shape (2,)": lambda: model.sample(5, NUMBERS[:2]),
+        "expected a label, 3 labels, .* got float64 of shape (3,)": lambda: model.sample(3, ONE_HOT[0].double()),
+        "expected labels, int64, or vectors of 3 .* got float64 of shape (3,)": lambda: model.encode(
+            X[:3], NUMBERS[:3].double()
+        ),
+        "expected labels, int64, or vectors of 3 .* got bool of shape (8,)": lambda: model.encode(X, NUMBERS > 0),
+    }
+    for words, call in calls.items():
+        with pytest.raises(ValueError, match="^y: " + words.replace("(", r"\(").replace(")", r"\)")):
+            call()
+    assert model.sample(2, 1).shape == model.sample(2, ONE_HOT[:2].double()).shape == (2, 4)
+    assert model.encode(X[0], ONE_HOT[0].double()).mean.shape == (1,)  # one datum, and its vector
+
+
 def test_joined_is_the_perceptron_of_its_inputs_side_by_side():
     for hidden in ((), (5,), (5, 4)):
         torch.manual_seed(1)
@@ -307,7 +353,7 @@ def test_joined_is_the_perceptron_of_its_inputs_side_by_side():
         (lambda: small("M2").sample(0), "num_samples: expected at least 1, got 0"),
         (
             lambda: small("M1M2").stand_on(M1((4,), 2, num_classes=3)),
-            r"vae: expected data of shape \(4,\) and 1 latent",
+            r"below: expected a VAE of data of shape \(4,\) and 1 latent",
         ),
     ],
 )
