@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae.lookup import lookup
 from pyro_vae.models.base import Network, mean_image, network
+from pyro_vae.models.protocol import needs, takes
 from pyro_vae.models.vae import VAE
 from pyro_vae.registration import register
 
@@ -73,9 +74,19 @@ class Partial:
     Args:
         vae: A model with ``prior``, ``encode`` and ``decode``, whose pixels are independent given z.
         num_samples: Samples of the model for that mean.
+
+    Raises:
+        ValueError: If the model lacks one of the three, or one of them needs more than x or z, such as a label.
     """
 
     def __init__(self, vae: Any, num_samples: int = 256) -> None:
+        for part, form, count in (("prior", "prior()", 0), ("encode", "encode(x)", 1), ("decode", "decode(z)", 1)):
+            function = getattr(vae, part, None)
+            if not callable(function) or needs(function) != count or takes(vae) != ("x",):
+                raise ValueError(
+                    f"vae: expected a model of x alone with prior(), encode(x) and decode(z), got {type(vae).__name__}, which "
+                    f"{'takes ' + ' and '.join(takes(vae)) if len(takes(vae)) > 1 else 'has no ' + form}; fill with a VAE."
+                )
         self.vae = vae
         self.background: Tensor | None = None
         if not isinstance(vae, InpaintingVAE):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ from pyro_vae.evidence.filling import hidden_log_px, inpaint
 from pyro_vae.inference import capture
 from pyro_vae.models.inpainting import MASKS, InpaintingVAE, Partial, seen
 from pyro_vae.models.linear import LinearVAE
+from pyro_vae.models.registry import MODELS
 from pyro_vae.testing import check_elbo_bounds
 from tests.oracles import within
 
@@ -367,3 +369,16 @@ def test_an_encoder_of_ones_own_takes_pixels_and_mask():
     encoder = nn.Sequential(nn.Flatten(-3), nn.Linear(2 * 6, 4))
     vae = InpaintingVAE((1, 2, 3), 2, encoder=encoder)
     assert vae.encode(torch.zeros(5, 1, 2, 3), VISIBLE).mean.shape == (5, 2)
+
+
+@pytest.mark.parametrize("name", ["conditional", "m2", "m1m2", "auxiliary", "sdgm", "autoencoder"])
+def test_models_that_cannot_be_filled_are_refused(name):
+    model = MODELS[name]((1, 4, 4), 2, **({} if name == "autoencoder" else {"num_classes": 3}))
+    why = "has no prior()" if name == "autoencoder" else "takes x and y"
+    sentence = (
+        rf"vae: expected a model of x alone .*, got {type(model).__name__}, which {re.escape(why)}; fill with a VAE"
+    )
+    x, visible = torch.zeros(2, 1, 4, 4), torch.ones(1, 4, 4)
+    for call in (lambda: Partial(model), lambda: inpaint(model, x, visible), lambda: hidden_log_px(model, x, visible)):
+        with pytest.raises(ValueError, match=sentence):
+            call()
