@@ -135,7 +135,8 @@ def _check_numbers(config: Config) -> None:
     Estimation(num_samples=config.evaluate.num_samples)
     if config.evaluate.compile_draws and (reason := obstacle()) is not None:
         raise ValueError(f"compile_draws: expected a machine that can compile, got one where {reason}; leave it out.")
-    for name, seed in {"seed": config.train.seed, "data_seed": config.data.data_seed}.items():
+    seeds = {"seed": config.train.seed, "data_seed": config.data.data_seed, "label_seed": config.data.label_seed}
+    for name, seed in seeds.items():
         if not 0 <= seed < 2**63:
             raise ValueError(f"{name}: expected a whole number from 0 to 2^63 - 1, got {seed}.")
 

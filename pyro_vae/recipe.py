@@ -39,12 +39,21 @@ def make_objective(config: Config, num_data: int | None = None) -> Any:
 
 
 def _check_companions(config: Config) -> None:
-    """Refuse a flag that would do nothing without another."""
+    """Refuse a flag that would do nothing without another, or beside it."""
     t = config.train
     if t.free_bits is None and t.free_bits_per != "unit":
         raise ValueError(f"free_bits_per: expected with --free-bits, got {t.free_bits_per!r} alone; drop it.")
     if t.capacity is None and t.capacity_weight != 100.0:
         raise ValueError(f"capacity_weight: expected with --capacity, got {t.capacity_weight:g} alone; drop it.")
+    if config.data.labels is None and config.data.label_seed != 0:
+        raise ValueError(
+            f"label_seed: expected with --labels, whose choice it seeds, got {config.data.label_seed} alone; drop it."
+        )
+    if t.total_correlation is not None and t.batch_size < 2:
+        raise ValueError(
+            f"total_correlation: expected batches of at least 2 codes, which it compares, got --batch-size {t.batch_size}; "
+            "take larger ones."
+        )
 
 
 def fit_options(config: Config) -> FitOptions:

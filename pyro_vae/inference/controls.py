@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from pyro_vae.inference.bounds import check_number
 from pyro_vae.inference.kl_floors import FreeBits, MinimumRate
 from pyro_vae.inference.kl_targets import Capacity, TargetRate
 from pyro_vae.inference.total_correlation import TotalCorrelation
@@ -52,6 +54,12 @@ def controlled(
     if target_rate is not None:
         return TargetRate(objective, target_rate)
     if total_correlation is not None:
+        check_number(
+            "total_correlation",
+            total_correlation,
+            lambda v: math.isfinite(v) and v >= 0,
+            "a finite number of at least 0",
+        )
         return TotalCorrelation(objective, total_correlation, num_data=num_data)
     return objective if capacity is None else _capacity(objective, capacity, capacity_weight)
 
