@@ -158,6 +158,20 @@ def _told(name: str, vae: Any) -> Iterator[None]:
 def _of_pyro(name: str, text: str) -> str:
     """A message of Pyro's without the table of shapes below; the data outside a site's support, in our words."""
     first, *others = text.strip().splitlines()
+    if parameter := re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", first):
+        values = re.search(r"nan|inf", " ".join(others))
+        return (
+            f"model {name}: expected distributions whose parameters are in their range, got {parameter[2]} with {parameter[1]} "
+            f"{values[0] if values else 'outside it'}; look at what model and guide compute for it."
+        )
+    if shapes := re.match(r"Model and guide shapes disagree at site '(.+)': (.+) vs (.+)", first):
+        sizes = " in the model and ".join(
+            re.sub(r"torch.Size\(\[(.*)\]\)", r"(\1)", size) for size in shapes.groups()[1:]
+        )
+        return (
+            f"model {name}: expected one shape of site {shapes[1]!r}, got {sizes} in the guide; draw it in both within "
+            'the plate of the batch, pyro.plate("data", len(x), dim=-1).'
+        )
     site = re.match(r"Error while computing log_prob at site '(.+)':", first)
     if site is None:
         return first

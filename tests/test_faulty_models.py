@@ -82,6 +82,38 @@ class Unregistered(Own):
         return None
 
 
+class Nan(Own):
+    def encode(self, x):
+        loc = self.encoder(x).chunk(2, -1)[0]
+        return dist.Normal(loc * float("nan"), 1.0).to_event(1)
+
+
+class Plateless(Own):
+    def model(self, x):
+        self._register("decoder")
+        z = pyro.sample("z", self.prior())
+        pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+
+class Plateless2(Plateless):
+    def guide(self, x):
+        self._register("encoder")
+        pyro.sample("z", self.encode(x))
+
+
+class Wishing(Own):
+    defaults = [1]
+
+
+class Counting(Own):
+    num_classes = "ten"
+
+
+class Narrow(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+
+
 class Analogies(Own):
     num_classes = 10
 
@@ -173,3 +205,53 @@ def test_a_model_that_registers_no_parameters_is_refused_where_it_would_train_no
     frozen = Unregistered((1, 8, 8)).requires_grad_(False)  # nothing is there to be trained
     for vae in (Own((1, 8, 8)), frozen):
         assert len(pv.fit(vae, x, epochs=1, progress=False)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "how"),
+    [
+        ("--model faulty:Nan", "model faulty:Nan: expected distributions whose parameters are", "Normal with loc nan"),
+        (
+            "--model faulty:Plateless",
+            "model faulty:Plateless: expected one shape of site 'z', got (2) in the model and (2, 2)",
+            "plate",
+        ),
+        ("--model faulty:Plateless2", "plate", "'z'"),
+        ("--model faulty:Wishing", "model faulty:Wishing: expected `defaults` as a dict", "got [1]"),
+        ("--model faulty:Counting", "model faulty:Counting.num_classes: expected how many labels", "got 'ten'"),
+        (
+            "--encoder faulty:Narrow",
+            "network Narrow: expected it made from (in_shape, out_shape, hidden,",
+            "Narrow(size)",
+        ),
+    ],
+)
+def test_what_a_class_gets_wrong_is_named(capsys, words, said, how):
+    error = refused(capsys, *words.split())
+    assert said in error
+    assert how in error
+
+
+def test_an_encoder_that_takes_other_arguments_is_named_in_python_too():
+    from faulty import Narrow
+
+    with pytest.raises(
+        ValueError, match=r"network Narrow: expected it made from .*in_shape, out_shape, hidden, activation"
+    ):
+        pv.VAE((1, 8, 8), 2, encoder=Narrow)
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "how"),
+    [
+        ("--model m2 --label-seed 3", "label_seed: expected with --labels", "got 3 alone"),
+        ("--model m2 --labels 20 --label-seed -1", "label_seed: expected a whole number from 0", "got -1"),
+        ("--model tcvae --batch-size 1", "total_correlation: expected batches of at least 2", "--batch-size 1"),
+        ("--total-correlation 2 --batch-size 1", "total_correlation: expected batches of at least 2", "--batch-size 1"),
+        ("--total-correlation -1", "total_correlation: expected a finite number of at least 0", "got -1"),
+    ],
+)
+def test_arguments_that_do_nothing_or_are_wrong_are_refused(capsys, words, said, how):
+    error = refused(capsys, *words.split())
+    assert said in error
+    assert how in error

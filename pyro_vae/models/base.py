@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
@@ -100,10 +101,32 @@ def network(
     """
     if given is None:
         return MLP(in_shape, out_shape, hidden, activation)
+    if not isinstance(given, nn.Module):
+        check_maker(given)
     found = given if isinstance(given, nn.Module) else given(in_shape, out_shape, hidden, activation)
     if not isinstance(found, nn.Identity):  # which stands for a network that is not there
         check_network(found, [in_shape], out_shape)
     return found
+
+
+def check_maker(given: Callable[..., Any]) -> None:
+    """Refuse what cannot be called as networks are made, with in_shape, out_shape, hidden and activation.
+
+    Raises:
+        ValueError: If it takes other arguments.
+    """
+    try:
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):  # of some built-in ones none can be read
+        return
+    try:
+        signature.bind((), (), (), "")
+    except TypeError:
+        name = getattr(given, "__name__", type(given).__name__)
+        raise ValueError(
+            f"network {name}: expected it made from (in_shape, out_shape, hidden, activation), got {name}{signature}; give it "
+            "these four parameters, or make it yourself and pass the module."
+        ) from None
 
 
 @torch.no_grad()

@@ -113,6 +113,11 @@ def check_model(model: Any, where: str = "") -> None:
     names = takes(model)
     if names not in (COLUMNS[:1], COLUMNS):
         raise ValueError(f"{where}.takes: expected ('x',) or ('x', 'y'), got {names}; other columns there are none.")
+    classes = getattr(model, "num_classes", None)
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 1):
+        raise ValueError(
+            f"{where}.num_classes: expected how many labels it knows, got {classes!r}; give a whole number."
+        )
     for part in ("model", "guide"):
         function = getattr(model, part, None)
         if not callable(function):

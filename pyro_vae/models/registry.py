@@ -15,6 +15,7 @@ from torch import nn
 from pyro_vae.lookup import unknown
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.auxiliary import ADGM, SDGM
+from pyro_vae.models.base import check_maker
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.denoising import DenoisingVAE
 from pyro_vae.models.disentangled import TCVAE, BetaVAE
@@ -133,9 +134,14 @@ def settings_of(name: str) -> dict[str, Any]:
     """The settings of the command line that a model wants where none are named: of training and of the data.
 
     Raises:
-        ValueError: See :func:`model_class`.
+        ValueError: See :func:`model_class`; or if the class's ``defaults`` are no dict.
     """
-    return dict(getattr(model_class(name), "defaults", {}))
+    found = getattr(model_class(name), "defaults", {})
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"model {name}: expected `defaults` as a dict of flags with their values, got {found!r}; correct the class."
+        )
+    return dict(found)
 
 
 def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -> nn.Module:
@@ -157,6 +163,7 @@ def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -
     for part in ("encoder", "decoder"):
         if given.get(part) is not None:
             given[part] = imported(part, given[part])
+            check_maker(given[part])
     given |= read_options(name, cls, options)
     if missing := [k for k, p in taken.items() if p.default is inspect.Parameter.empty and k not in given]:
         raise ValueError(
