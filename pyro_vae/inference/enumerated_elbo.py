@@ -24,6 +24,7 @@ from pyro_vae.inference.layout import (
     find_layout,
     is_auxiliary_loss,
     plates_of,
+    refuse_points,
     sample_sites,
     site_log_prob,
 )
@@ -78,6 +79,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             if outer_scale == "refuse":
                 check_scales(model_trace, guide_trace)
+            refuse_points(model_trace, guide_trace)
             sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), plate or self.plate)
             values.append(sums.mean(sums.likelihood + sums.ratio))
         return torch.cat(values).mean(0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import ImproperUniform
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
@@ -51,6 +52,24 @@ def base_name(distribution: Any) -> str:
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return type(distribution).__name__
+
+
+def refuse_points(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse a bound where the guide's draw is a point and the model's prior has no integral, as the autoencoder's.
+
+    Raises:
+        ValueError: If a Delta of the guide meets an improper prior.
+    """
+    for name, site in drawn_sites(guide_trace):
+        if base_name(site["fn"]) == "Delta" and name in model_trace.nodes:
+            prior = model_trace.nodes[name]["fn"]
+            while hasattr(prior, "base_dist"):
+                prior = prior.base_dist
+            if isinstance(prior, ImproperUniform):
+                raise ValueError(
+                    f"guide site {name!r}: expected a distribution with a density, got a Delta over an improper prior, as an "
+                    "autoencoder has it, which bounds no log p(x); ask for its squared_error, or take a VAE."
+                )
 
 
 def is_auxiliary_loss(site: Site) -> bool:

@@ -25,6 +25,7 @@ from pyro_vae.inference.layout import (
     drawn_sites,
     find_layout,
     is_auxiliary_loss,
+    refuse_points,
     sample_sites,
     site_log_prob,
 )
@@ -77,6 +78,7 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
             ValueError: If model and guide give no weights for each datum, see ``log_weights``.
         """
         draws = ProposalDraws(model, guide, args, kwargs, plate or self.plate, outer_scale, self.vectorize_particles)
+        refuse_points(draws._first, draws.guide_trace)
         terms = draws.first if self.num_particles == 1 else draws(self.num_particles)
         return terms.log_w.mean(0)
 
@@ -177,6 +179,7 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
         particles = 0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             check_match(model_trace, guide_trace)
+            refuse_points(model_trace, guide_trace)
             check_kl_scales(model_trace, guide_trace)
             if outer_scale == "refuse":
                 check_scales(model_trace, guide_trace)

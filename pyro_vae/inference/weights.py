@@ -31,6 +31,7 @@ from pyro_vae.inference.layout import (
     drawn_sites,
     find_layout,
     is_auxiliary_loss,
+    refuse_points,
     sample_sites,
     site_log_prob,
     warn_one_by_one,
@@ -99,11 +100,13 @@ def log_weights(
 
     Raises:
         ValueError: If there is no data plate, a latent site lies outside it, model and guide disagree on latent sites,
-            a site carries a scale that is not understood, or ``num_samples`` is below 1.
+            a site carries a scale that is not understood, the guide is a Delta over an improper prior, or
+            ``num_samples`` is below 1.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
     draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, vectorize)
+    refuse_points(draws._first, draws.guide_trace)
     return draws(num_samples).log_w
 
 
