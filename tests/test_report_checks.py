@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+from pyro_vae.data import Split
 from pyro_vae.evidence import importance_sampling
 from pyro_vae.evidence.calibration import Calibration
 from pyro_vae.evidence.comparison import compare
@@ -15,6 +18,7 @@ from pyro_vae.evidence.predictive import predictive_checks
 from pyro_vae.evidence.ranking import LOG_JOINT, LOG_Q
 from pyro_vae.report.calibration import MAX_UNITS, coverage, ranks
 from pyro_vae.report.comparison import comparison
+from pyro_vae.report.log_px import worst
 from pyro_vae.report.pictures import write_figure
 from pyro_vae.report.predictive import predictive
 from tests.oracles import LinearGaussian
@@ -110,3 +114,12 @@ def test_predictive_checks_show_each_statistic(side, tmp_path):
         assert titles[k] == f"{name}: p = {found.p_values[name]:.3f}"
         assert figure.axes[k].lines[0].get_xdata()[0] == float(found.observed[k])
     assert write_figure(tmp_path / "predictive.png", figure).stat().st_size > 5_000
+
+
+def test_the_least_trusted_have_no_k_where_all_weights_are_equal():
+    x = ORACLE.draw(3)
+    found = importance_sampling(ORACLE.model, ORACLE.guide(shift=0.5), x, num_samples=50, seed=0)
+    equal = dataclasses.replace(found, pareto_k=torch.full((3,), -torch.inf))
+    shown = [words(worst(e, Split(torch.zeros(3, 1, 4, 4)), "test")) for e in (found, equal)]
+    assert "k −inf" not in shown[1]
+    assert "k " in shown[0].replace("Pareto k ", "")

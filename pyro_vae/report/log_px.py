@@ -64,7 +64,9 @@ def worst(estimate: Estimate, split: Split, source: str) -> Figure:
     for axes, image, index in zip(panels, shown, order.tolist(), strict=False):
         share = float(estimate.largest_share[index])
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-        axes.set_xlabel(f"k {float(estimate.pareto_k[index]):.2f}\n{share:.0%}".replace("-", "−"), fontsize=9)
+        k = float(estimate.pareto_k[index])  # minus infinity where all weights are equal: there is no tail
+        words = f"k {k:.2f}\n{share:.0%}" if math.isfinite(k) else f"{share:.0%}"
+        axes.set_xlabel(words.replace("-", "−"), fontsize=9)
     for axes in panels:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(color=FRAME, linewidth=0.6, visible=bool(axes.images))
