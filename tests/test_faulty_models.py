@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyro_vae as pv
 from pyro_vae import train
 from pyro_vae.data import Data, Split
 from pyro_vae.inference import History
+from pyro_vae.models import MODELS
 from pyro_vae.report import draw_pictures
 
 SMALL = (
@@ -255,3 +257,18 @@ def test_arguments_that_do_nothing_or_are_wrong_are_refused(capsys, words, said,
     error = refused(capsys, *words.split())
     assert said in error
     assert how in error
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([-1] * 6, r"labels: expected some for M2, .* got -1 \(unknown\) in every row"),
+        ([0, 1, -1, -1, 1, 0], "labels: expected some of each of the 3 classes of M2, got some of 2"),
+        ([0, 1, -1, -1, 2, 0], None),
+    ],
+)
+def test_a_classifier_told_too_few_labels_is_warned_of(labels, said):
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    vae = MODELS["m2"]((1, 8, 8), 2, (8,), num_classes=3)
+    with contextlib.nullcontext() if said is None else pytest.warns(UserWarning, match=said):
+        pv.fit(vae, (x, torch.tensor(labels)), epochs=1, compile=False, progress=False)

@@ -20,7 +20,7 @@ from pyro_vae.inference.history import History
 from pyro_vae.inference.lines import header, line, so_far
 from pyro_vae.inference.registry import elbo as make_elbo
 from pyro_vae.inference.training import FitOptions, Training, epoch_order, never
-from pyro_vae.models.protocol import Given, as_data, check_columns, check_model, has_bound
+from pyro_vae.models.protocol import Given, as_data, check_columns, check_model, has_bound, warn_of_labels
 from pyro_vae.randomness import own_randomness
 from pyro_vae.schedules import Schedule
 
@@ -121,6 +121,8 @@ def fit(
     if len(data.train.x) == 0:
         raise ValueError("data: expected at least one training datum, got none.")
     check_columns(model, data)
+    if resume is None:
+        warn_of_labels(model, data)
     if not has_bound(model) and isinstance(beta, int | float) and beta != 1:
         raise ValueError(
             f"beta: expected with a model that has a KL to weight, got {beta} with {type(model).__name__}, which has none; "

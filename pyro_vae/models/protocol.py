@@ -19,6 +19,7 @@ The protocol, of the package's own models and a user's alike:
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.data import Columns, Data, Split, Stored
-from pyro_vae.data.labels import check_labels
+from pyro_vae.data.labels import UNKNOWN, check_labels
 from pyro_vae.randomness import own_randomness
 
 #: The columns of the data.
@@ -155,6 +156,27 @@ def check_columns(model: Any, data: Data) -> None:
             )
         if "y" in names and split.y is not None:
             check_labels(split.y, getattr(model, "num_classes", None), not classifies(model))
+
+
+def warn_of_labels(model: Any, data: Data) -> None:
+    """Say of a model that classifies, once, where no label or not every class is known to it in training."""
+    y, classes = data.train.y, getattr(model, "num_classes", None)
+    if "y" not in takes(model) or not classifies(model) or y is None or y.dim() != 1 or y.is_floating_point():
+        return
+    known = len(y[y != UNKNOWN].unique())
+    name = type(model).__name__
+    if known == 0:
+        warnings.warn(
+            f"labels: expected some for {name}, which learns to classify from them, got -1 (unknown) in every row; what it "
+            "calls a class is then its own.",
+            stacklevel=3,
+        )
+    elif classes is not None and known < classes:
+        warnings.warn(
+            f"labels: expected some of each of the {classes} classes of {name}, got some of {known}; of the others nothing "
+            "tells it which is which.",
+            stacklevel=3,
+        )
 
 
 def support_of(model: Any) -> str | None:
