@@ -94,7 +94,8 @@ class TrainConfig:
     batch_size: int = 64
     """Data a step."""
     labelled_per_batch: int | None = None
-    """Data with a label in every batch, where some have none; default: each once an epoch, evenly spread."""
+    """Data with a label in every batch, where some have none; default: each once an epoch, evenly spread, but 1 for
+    a model that classifies where there are fewer than batches."""
     optimizer: str = "adam"
     """adam, adamw or sgd."""
     lr: float = 1e-3

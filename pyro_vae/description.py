@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pyro_vae
 from pyro_vae.config import Config
+from pyro_vae.data.orders import Mixed
 from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.training import epoch_order
 from pyro_vae.models.registry import MODELS, parameters
@@ -25,13 +26,15 @@ def describe(prepared: Prepared, device_words: str) -> str:
     vae, config = prepared.vae, prepared.config
     count = sum(p.numel() for p in vae.parameters())
     order = epoch_order(vae, prepared.data, fit_options(config))
+    labelled = f", {order.per_batch} with a label in each" if isinstance(order, Mixed) else ""
     steps = math.ceil(order.total / config.train.batch_size)
     return (
         f"pyro_vae {pyro_vae.__version__}, torch {version('torch')}, Pyro {version('pyro-ppl')}, device {device_words}, "
         f"{torch.get_num_threads()} threads\n"
         f"{_data_words(prepared)}, binarize {prepared.data.binarize}\n"
         f"{_model_words(config, vae)}, {count:,} parameters; "
-        f"objective {_objective_words(config)}, {steps} steps an epoch; {prepared.compiling}" + _stopped(prepared)
+        f"objective {_objective_words(config)}, {steps} steps an epoch{labelled}; {prepared.compiling}"
+        + _stopped(prepared)
     )
 
 

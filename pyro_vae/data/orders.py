@@ -79,7 +79,7 @@ class Mixed:
                 f"labelled_per_batch: expected between 1 and {batch_size - 1}, one less than the batch, got {per_batch}."
             )
         self._labelled, self._others = labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]
-        self._batch_size, self._per_batch = batch_size, per_batch
+        self._batch_size, self.per_batch = batch_size, per_batch
         self._repeated = -(-len(self._others) * per_batch // (batch_size - per_batch))
         self.total = len(self._others) + self._repeated
 
@@ -88,7 +88,7 @@ class Mixed:
         unknown = _shuffled(self._others, generator)
         turns = -(-self._repeated // len(self._labelled))
         known = torch.cat([_shuffled(self._labelled, generator) for _ in range(turns)])[: self._repeated]
-        places = torch.arange(self._repeated) * self._batch_size // self._per_batch
+        places = torch.arange(self._repeated) * self._batch_size // self.per_batch
         return _merged(places, known, unknown)
 
 

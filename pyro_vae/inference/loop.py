@@ -90,7 +90,8 @@ def fit(
         clip_norm: Largest norm of the whole gradient of the loss per datum; None: no clipping.
         num_workers: Processes that read ahead, where the data are stored on the disk and not in memory.
         labelled_per_batch: Where some labels are unknown, how many of a batch's data have one: labelled data then come, and
-            count, as often as that takes. None: every datum once an epoch, the labelled ones evenly spread.
+            count, as often as that takes. None: every datum once an epoch, the labelled ones evenly spread; but 1 for a
+            model that classifies, where there are fewer of them than batches.
         beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``,
             or one of these for each of some sites, ``{"z1": 0.5}``; sites that are not named keep weight 1. None: what the
             model's ``defaults`` say where the objective takes one, else 1.

@@ -24,7 +24,7 @@ from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.state import check_state, same_device, same_ranks
 from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.validation import evaluate_terms
-from pyro_vae.models.protocol import asked, has_bound, takes, told, unregistered
+from pyro_vae.models.protocol import asked, classifies, has_bound, takes, told, unregistered
 from pyro_vae.randomness import device_state, set_device_state
 
 
@@ -40,11 +40,18 @@ def never() -> bool:
 def epoch_order(model: Any, data: Data, options: FitOptions) -> Order:
     """The order in which a model is given its training data; see :func:`pyro_vae.data.orders.order_of`.
 
+    A model that classifies gets a label in every batch, also where there are fewer of them than batches: its classifier's
+    term has the same weight in each batch that has one, and would be too small if others had none.
+
     Raises:
         ValueError: If ``labelled_per_batch`` does not suit the labels that the model is told.
     """
     labels = data.train.y if "y" in takes(model) else None
-    return order_of(labels, len(data.train.x), options.batch_size, options.labelled_per_batch)
+    size, per_batch = len(data.train.x), options.labelled_per_batch
+    if per_batch is None and classifies(model) and labels is not None and labels.dim() == 1 and options.batch_size > 1:
+        known = int((labels >= 0).sum())
+        per_batch = 1 if 0 < known < math.ceil(size / options.batch_size) and known < size else None
+    return order_of(labels, size, options.batch_size, per_batch)
 
 
 class Training:

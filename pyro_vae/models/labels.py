@@ -101,8 +101,9 @@ class Labels(nn.Module):
 
         Where the label is known the bound does not depend on q(y|x), which without this term would learn from unlabelled
         data alone. With the factor B / B_l (data to labelled data of the batch) a datum's share of the sum is
-        :math:`\alpha` times the mean over labelled data, however few there are or often they come: :math:`\alpha` is what
-        Kingma et al. multiply by the number of data. For use in the model, within the data plate.
+        :math:`\alpha` times the mean over labelled data, however few there are or often they come, if every batch has one
+        (``labelled_per_batch`` of ``fit``): :math:`\alpha` is what Kingma et al. multiply by the number of data. For use in
+        the model, within the data plate.
 
         Args:
             y: Labels, shape ``(B,)``, int64, -1 where unknown.

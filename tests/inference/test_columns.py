@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -13,7 +14,9 @@ from torch import nn
 
 from pyro_vae import VAE, fit
 from pyro_vae.data import Data, Split
-from pyro_vae.inference.training import evaluate_terms
+from pyro_vae.data.orders import Mixed, Shuffled, Spread
+from pyro_vae.inference.training import FitOptions, epoch_order, evaluate_terms
+from pyro_vae.models.m1 import M1
 
 
 class Classes(nn.Module):
@@ -162,3 +165,24 @@ def test_the_model_says_which_objective_it_wants(labelled):
         torch.manual_seed(0)
         runs.append(fit(cls((4,), 2, (5,)), labelled[0], epochs=1, progress=False, **words)["objective"])
     assert runs[0] == runs[1] != runs[2] == runs[3]
+
+
+def test_a_classifier_has_a_label_in_every_batch_where_they_are_fewer_than_batches(labelled):
+    x, y = labelled
+    few = torch.where(torch.arange(90) < 3, y, -1)
+    model = M1((4,), 2, (5,), num_classes=3)
+    for kept, size, kind in (
+        (few, 10, Mixed),
+        (few, 30, Spread),
+        (few, 1, Spread),
+        (y, 10, Shuffled),
+        (0 * y - 1, 10, Shuffled),
+    ):
+        order = epoch_order(model, Data("toy", Split(x, kept)), FitOptions(batch_size=size))
+        assert type(order) is kind
+        if kind is Mixed:
+            assert {int((kept[rows] >= 0).sum()) for rows in order(torch.Generator().manual_seed(0)).split(size)} == {1}
+    told = Data("toy", Split(x, few))
+    assert epoch_order(model, told, FitOptions(batch_size=10, labelled_per_batch=4)).per_batch == 4
+    other = SimpleNamespace(takes=("x", "y"))  # it does not classify
+    assert isinstance(epoch_order(other, told, FitOptions(batch_size=10)), Spread)
