@@ -174,6 +174,7 @@ class Sites(Grey):
 class Plateless(Grey):
     defaults = {"binarize": "dynamic"}
     def model(self, x):
+        pyro.module("plateless", self)
         pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
         pyro.sample("x", dist.Bernoulli(logits=self.bias.expand(len(x), 64)).to_event(2), obs=x.flatten(1))
     def guide(self, x):
