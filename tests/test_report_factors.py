@@ -52,8 +52,17 @@ def test_each_model_has_a_block_with_its_units_and_their_factors(count):
         assert f"{title}: MIG {gap().value:.2f}" in words
     for unit, factor in zip((6, 5, 4, 3, 2), NAMES, strict=True):
         assert words.count(f"$z_{{{unit}}}$: {factor} 100 %") == count
-    blocks = count if count == 1 else 2 * ((count + 1) // 2)
-    assert len(figure.axes[0].images) == blocks * 5 * 7
+    assert len(figure.axes[0].images) == count * 5 * 7
+
+
+def test_of_units_that_say_nothing_one_is_shown():
+    still = torch.zeros(2000, 4, dtype=torch.float64)
+    found = mutual_information_gap(torch.cat([still, FACTORS[:, :2].double()], 1), FACTORS)
+    with torch.no_grad():
+        figure = traversals_by_factor({"one": VAE((1, 8, 8), 6, (5,))}, torch.zeros(1, 8, 8), {"one": found}, NAMES)
+    words = texts(figure.axes[0])
+    assert sum(word.endswith(": nothing") for word in words) == 1
+    assert len(figure.axes[0].images) == 3 * 7
 
 
 def test_a_row_moves_its_unit_alone():

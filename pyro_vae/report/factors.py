@@ -17,6 +17,9 @@ from pyro_vae.report.tiles import decoded, like_parameters, tiles
 #: Cells darker than this have white numbers.
 DARK = 0.55
 
+#: A share of a factor's entropy below this is written as none.
+NOTHING = 0.005
+
 #: Units that a traversal shows, and values of each, from -3 to 3 standard deviations of the prior.
 ROWS, STEPS = 5, 7
 
@@ -56,6 +59,8 @@ def traversals_by_factor(
 ) -> Figure:
     """A block for each model: one image, decoded while one unit runs over the prior, beside the factor that it says most of.
 
+    Of the units that say nothing of any factor, the first is shown for all.
+
     Args:
         models: Models of images whose prior is standard normal, by the title of their block.
         x: The image, shape ``data_shape``.
@@ -63,15 +68,15 @@ def traversals_by_factor(
         factors: Names of the factors.
     """
     blocks, rows = [], min(ROWS, *(model.latent_dim for model in models.values()))
-    order = {t: gap.shares.amax(1).argsort(descending=True, stable=True)[:rows].tolist() for t, gap in found.items()}
+    order = {title: _shown(gap, rows) for title, gap in found.items()}
     for title, model in models.items():
         mean = model.encode(like_parameters(model, x[None])).mean[0]
         z = mean.repeat(rows, STEPS, 1)
         for row, unit in enumerate(order[title]):
             z[row, :, unit] = torch.linspace(-3, 3, STEPS).to(mean)
-        blocks.append(decoded(model, z))
+        blocks.append(decoded(model, z).index_fill(0, torch.arange(len(order[title]), rows).to(z.device), torch.nan))
     if len(blocks) % 2 and len(blocks) > 1:
-        blocks.append(torch.ones_like(blocks[0]))
+        blocks.append(torch.full_like(blocks[0], torch.nan))
     across, down = min(2, len(blocks)), (len(blocks) + 1) // 2
     images = torch.cat([torch.cat(blocks[k * across : (k + 1) * across], 1) for k in range(down)])
     left, top = STEPS + ASIDE, rows + BELOW
@@ -96,9 +101,16 @@ def traversals_by_factor(
     return figure
 
 
+def _shown(gap: InformationGap, rows: int) -> list[int]:
+    """Units in the order of the share that they say of a factor, down to the first that says nothing."""
+    order = gap.shares.amax(1).argsort(descending=True, stable=True)
+    telling = int((gap.shares.amax(1) >= NOTHING).sum())
+    return order[: min(rows, telling + 1)].tolist()
+
+
 def _most(shares: Tensor, factors: Sequence[str]) -> str:
     share, k = float(shares.max()), int(shares.argmax())
-    return "nothing" if share < 0.005 else f"{factors[k]} {100 * share:.0f} %"
+    return "nothing" if share < NOTHING else f"{factors[k]} {100 * share:.0f} %"
 
 
 def _panel(axes: Axes, gap: InformationGap, factors: Sequence[str]) -> AxesImage:
@@ -112,7 +124,7 @@ def _panel(axes: Axes, gap: InformationGap, factors: Sequence[str]) -> AxesImage
     image = axes.imshow(shown.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in torch.cartesian_prod(torch.arange(len(shown)), torch.arange(len(factors))).tolist():
         value = float(shown[row, column])
-        if value >= 0.005:
+        if value >= NOTHING:
             colour = "white" if value > DARK else "black"
             axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(factors)), factors, rotation=45, ha="right", rotation_mode="anchor")

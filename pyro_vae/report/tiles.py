@@ -123,7 +123,7 @@ def tiles(images: Tensor, columns: Sequence[float], rows: Sequence[float]) -> tu
     """A table of images.
 
     Args:
-        images: Shape ``(R * C, *data_shape)``, row after row.
+        images: Shape ``(R * C, *data_shape)``, row after row; where one is NaN, nothing is drawn.
         columns: Left edges, in tiles from the left; a step above 1 leaves a space.
         rows: Upper edges, in tiles from the top.
 
@@ -135,6 +135,8 @@ def tiles(images: Tensor, columns: Sequence[float], rows: Sequence[float]) -> tu
     figure = Figure(figsize=(width * right, height * bottom))
     axes = figure.add_axes((0, 0, 1, 1))
     for k, image in enumerate(pixels(images)):
+        if np.isnan(image).any():
+            continue
         x, y = columns[k % len(columns)], rows[k // len(columns)]
         left, top, side = x + GAP, y + GAP, 1 - 2 * GAP
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + side, top + side, top), aspect="auto")
