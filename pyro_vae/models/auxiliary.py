@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
@@ -11,12 +11,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.distributions import DiagonalNormal
-from pyro_vae.models.base import Network, mean_image, network
-from pyro_vae.models.conditional import JoinedNetwork, LabelledModel, Shapes, joined
-from pyro_vae.models.labels import Labels
+from pyro_vae.models.base import Network, network
+from pyro_vae.models.conditional import JoinedNetwork, Shapes, joined
+from pyro_vae.models.semi_supervised import SemiSupervised
 
 
-class AuxiliaryModel(LabelledModel):
+class AuxiliaryModel(SemiSupervised):
     r"""What ADGM and SDGM have in common: the guide :math:`q(a|x)\, q(y|a, x)\, q(z|a, x, y)` and its networks.
 
     Labels, bound and the classifier's term are as in :class:`M2`, with the site ``"a"`` besides: the bound averages over a,
@@ -30,15 +30,11 @@ class AuxiliaryModel(LabelledModel):
         auxiliary_encoder: Module of an image, to the parameters of q(a|x), shape ``(..., 2 Z)``, or what makes one.
         auxiliary_decoder: Module to the parameters of a in the model: of an image, a label and z, in SDGM of the last two.
         classifier: Module of an image and a, to logits, shape ``(..., C)``.
-        classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
-        temperature: None: labels are enumerated. A number: relaxed ones in training, see :class:`Labels`.
-        **options: See :class:`LabelledModel`; ``encoder`` is of an image, a label and a.
+        **options: See :class:`SemiSupervised`; ``encoder`` is of an image, a label and a.
 
     Raises:
         ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
     """
-
-    objective: ClassVar[str | None] = "enum"
 
     def __init__(
         self,
@@ -50,8 +46,6 @@ class AuxiliaryModel(LabelledModel):
         auxiliary_encoder: Network = None,
         auxiliary_decoder: JoinedNetwork = None,
         classifier: JoinedNetwork = None,
-        classifier_weight: float = 1.0,
-        temperature: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
@@ -60,9 +54,6 @@ class AuxiliaryModel(LabelledModel):
         self.auxiliary_encoder = network(auxiliary_encoder, self.data_shape, params, hidden, activation)
         self.auxiliary_decoder = joined(auxiliary_decoder, self._auxiliary_reads(), params, hidden, activation)
         self.classifier = joined(classifier, (self.data_shape, latent), label, hidden, activation)
-        self.labels = Labels(self.num_classes, classifier_weight, temperature)
-        if temperature is not None:
-            self.objective = "trace"  # type: ignore[misc]
 
     def _encoder_reads(self) -> Shapes:
         return self.data_shape, (self.num_classes,), (self.latent_dim,)
@@ -109,12 +100,6 @@ class AuxiliaryModel(LabelledModel):
         """
         draws = self.encode_auxiliary(x).sample((num_samples,))
         return self.classifier(x, draws).softmax(-1).mean(0)
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean image at one draw z ~ q(z|a, x, y), at the most probable label where none is given; shape of ``x``."""
-        label = self.classify(x).argmax(-1) if y is None else y
-        return mean_image(self.decode(self.encode(x, label).sample(), label))
 
 
 class ADGM(AuxiliaryModel):

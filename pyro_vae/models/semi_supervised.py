@@ -1,4 +1,4 @@
-"""M2: one model of images and labels, most of which are unknown."""
+"""Models of images and labels, most of which are unknown: what they have in common, and M2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,38 @@ from pyro_vae.models.conditional import LabelledModel
 from pyro_vae.models.labels import Labels
 
 
-class M2(LabelledModel):
+class SemiSupervised(LabelledModel):
+    """What models with labels that are known for some data have in common: the labels, and how they are trained.
+
+    Args:
+        *args: See :class:`LabelledModel`.
+        classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
+        temperature: None: labels are enumerated. A number: relaxed ones in training, see :class:`Labels`.
+        **options: See :class:`LabelledModel`.
+    """
+
+    objective: ClassVar[str | None] = "enum"
+
+    def __init__(
+        self, *args: Any, classifier_weight: float = 1.0, temperature: float | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.labels = Labels(self.num_classes, classifier_weight, temperature)
+        if temperature is not None:
+            self.objective = "trace"  # type: ignore[misc]
+
+    def classify(self, x: Tensor) -> Tensor:
+        """The class probabilities q(y|x), shape ``(..., C)``, of data of shape ``(..., *data_shape)``."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The mean image at one draw of the guide, at the most probable label where none is given; shape of ``x``."""
+        label = self.classify(x).argmax(-1) if y is None else y
+        return mean_image(self.decode(self.encode(x, label).sample(), label))
+
+
+class M2(SemiSupervised):
     r"""The generative semi-supervised model: :math:`p(y)\, p(z)\, p(x|z, y)`, the guide :math:`q(y|x)\, q(z|x, y)`.
 
     Of a datum with a label the bound is one on log p(x, y), of one without (-1) on log p(x), with a sum over y:
@@ -34,9 +65,7 @@ class M2(LabelledModel):
         activation: Likewise.
         classifier: Module from ``(..., *data_shape)`` to logits, shape ``(..., C)``, in place of the perceptron, or what
             makes one, see ``models.base.Network``.
-        classifier_weight: alpha, at least 0.
-        temperature: None: labels are enumerated. A number: relaxed ones in training, see :class:`Labels`.
-        **options: ``num_classes``, ``likelihood``, ``posterior``, ``prior``, ``encoder``, ``decoder``.
+        **options: ``classifier_weight`` and ``temperature``, see :class:`SemiSupervised`, and those of :class:`LabelledModel`.
 
     Raises:
         ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
@@ -46,8 +75,6 @@ class M2(LabelledModel):
         Mnih, Teh, "The Concrete Distribution", 2017, of the relaxed labels.
     """
 
-    objective: ClassVar[str | None] = "enum"
-
     def __init__(
         self,
         data_shape: Sequence[int],
@@ -56,15 +83,10 @@ class M2(LabelledModel):
         activation: str = "tanh",
         *,
         classifier: Network = None,
-        classifier_weight: float = 1.0,
-        temperature: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
         self.classifier = network(classifier, self.data_shape, (self.num_classes,), hidden, activation)
-        self.labels = Labels(self.num_classes, classifier_weight, temperature)
-        if temperature is not None:
-            self.objective = "trace"  # type: ignore[misc]
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
         """The generative model p(y) p(z) p(x|z, y), and the classifier's term.
@@ -99,9 +121,3 @@ class M2(LabelledModel):
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
         """q(z|x, y), at the most probable label where none is given; see :meth:`LabelledModel.encode`."""
         return super().encode(x, self.classify(x).argmax(-1) if y is None else y)
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean image at one draw z ~ q(z|x, y), at the most probable label where none is given; shape of ``x``."""
-        label = self.classify(x).argmax(-1) if y is None else y
-        return mean_image(self.decode(self.encode(x, label).sample(), label))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyro_vae.distributions import DiagonalNormal
 from pyro_vae.models.base import Network, mean_image, network
-from pyro_vae.models.conditional import JoinedNetwork, LabelledModel, Shapes, joined
-from pyro_vae.models.labels import Labels
+from pyro_vae.models.conditional import JoinedNetwork, Shapes, joined
+from pyro_vae.models.semi_supervised import SemiSupervised
 from pyro_vae.models.vae import VAE
 
 #: What a VAE has that :meth:`M1M2.stand_on` takes.
@@ -31,7 +31,7 @@ def _of_run(directory: str | Path) -> VAE:
     return found
 
 
-class M1M2(LabelledModel):
+class M1M2(SemiSupervised):
     r"""The stacked model: :math:`p(y)\, p(z_2)\, p(z|z_2, y)\, p(x|z)`, the guide :math:`q(z|x)\, q(y|z)\, q(z_2|z, y)`.
 
     A VAE whose prior of z is an M2. Labels, bound and the classifier's term are as in :class:`M2`. With the networks of a
@@ -46,11 +46,9 @@ class M1M2(LabelledModel):
         classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, in place of the perceptron, or what makes one.
         upper_encoder: Module of z and a label, to the parameters of q(z2|z, y), shape ``(..., 2 Z)``, or what makes one.
         upper_decoder: Module of z2 and a label, to the parameters of p(z|z2, y), likewise.
-        classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
-        temperature: None: labels are enumerated. A number: relaxed ones in training, see :class:`Labels`.
         below: A trained VAE (or M1), or the directory of its run, see :meth:`stand_on`; ``--model-options below=RUN``.
-        **options: ``num_classes``, ``likelihood``, ``posterior`` (of z), ``prior`` (of z2), ``encoder`` and ``decoder`` (of and
-            to images, as in :class:`VAE`).
+        **options: ``classifier_weight`` and ``temperature``, see :class:`SemiSupervised`; ``num_classes``, ``likelihood``,
+            ``posterior`` (of z), ``prior`` (of z2), ``encoder`` and ``decoder`` (of and to images, as in :class:`VAE`).
 
     Raises:
         ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
@@ -59,7 +57,6 @@ class M1M2(LabelledModel):
         Kingma, Rezende, Mohamed, Welling, "Semi-Supervised Learning with Deep Generative Models", 2014, section 2.
     """
 
-    objective: ClassVar[str | None] = "enum"
     _stands = _centered = False
 
     def __init__(
@@ -72,20 +69,15 @@ class M1M2(LabelledModel):
         classifier: Network = None,
         upper_encoder: JoinedNetwork = None,
         upper_decoder: JoinedNetwork = None,
-        classifier_weight: float = 1.0,
-        temperature: float | None = None,
         below: VAE | str | Path | None = None,
         **options: Any,
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
-        self.labels = Labels(self.num_classes, classifier_weight, temperature)
         self.upper = DiagonalNormal(latent_dim)
         latent, label, params, upper = (latent_dim,), (self.num_classes,), (self.upper.num_params,), hidden[-1:]
         self.classifier = network(classifier, latent, label, upper, activation)
         self.upper_encoder = joined(upper_encoder, (latent, label), params, upper, activation)
         self.upper_decoder = joined(upper_decoder, (latent, label), params, upper, activation)
-        if temperature is not None:
-            self.objective = "trace"  # type: ignore[misc]
         if below is not None:
             self.stand_on(below if isinstance(below, VAE) else _of_run(below))
 
@@ -194,8 +186,8 @@ class M1M2(LabelledModel):
         return self.classifier(self.encode_lower(x).sample((num_samples,))).softmax(-1).mean(0)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean image E[x'|z] at one draw z ~ q(z|x), shape of ``x``."""
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The mean image E[x'|z] at one draw z ~ q(z|x), which no label changes; shape of ``x``."""
         return mean_image(self.decode_lower(self.encode_lower(x).sample()))
 
     @torch.no_grad()
