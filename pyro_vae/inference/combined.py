@@ -7,13 +7,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import pyro
 from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.inference.bounds import check_count, check_number
-from pyro_vae.inference.particles import Pair, Particles, frozen, keep_subsample, parameters_used, with_values
-from pyro_vae.inference.weighted import PLATE, WeightedELBO, log_mean_exp
+from pyro_vae.inference.particles import Pair, Particles, frozen, parameters_used, with_values
+from pyro_vae.inference.weighted import WeightedELBO, log_mean_exp
 
 Program = Callable[..., Any]
 
@@ -121,12 +120,7 @@ class PIWAE(MIWAE):
     name = "piwae"
 
     def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
-        found, tight = [], []
-        vectorized = self.vectorize_particles and self.num_draws > 1
-        if vectorized:
-            plate = pyro.plate(PLATE, self.num_draws, dim=-self._layout_.nesting - 1)
-            model, guide = plate(model), plate(guide)
-        for draw in range(1 if vectorized else self.num_draws):
+        def both(model: Program, guide: Program) -> tuple[Pair, tuple[Particles, Particles]]:
             with parameters_used() as of_guide:
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             fixed = with_values(guide_trace, lambda name, site: site["value"].detach())
@@ -139,12 +133,12 @@ class PIWAE(MIWAE):
                 )
             with frozen(of_model):
                 following = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-            if draw == 0:
-                model, guide = keep_subsample(Pair(learning, guide_trace), model, guide)
-            found.append(self._reduce(self._scored(following, guide_trace)))
+            for_guide = self._reduce(self._scored(following, guide_trace))
             with frozen(of_guide):
                 scored = poutine.trace(poutine.replay(guide, trace=fixed)).get_trace(*args, **kwargs)
-            tight.append(self._reduce(self._scored(learning, scored)))
+            return Pair(learning, guide_trace), (for_guide, self._reduce(self._scored(learning, scored)))
+
+        found, tight = zip(*self._drawn(both, model, guide), strict=True)
         particles, others = self._cat(iter(found)), self._cat(iter(tight))
         for_model = log_mean_exp(others.log_w)
         return particles._replace(extra=others.extra), self.value(particles.log_w) + (for_model - for_model.detach())

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
@@ -15,8 +14,8 @@ from torch import Tensor
 from pyro_vae.imports import capturing
 from pyro_vae.inference.bounds import check_number
 from pyro_vae.inference.layout import Layout, Site, drawn_sites, is_auxiliary_loss, sample_sites
-from pyro_vae.inference.particles import Gate, Pair, Particles, frozen, keep_subsample, parameters_used, with_values
-from pyro_vae.inference.weighted import PLATE, WeightedELBO, log_mean_exp
+from pyro_vae.inference.particles import Gate, Pair, Particles, frozen, parameters_used, with_values
+from pyro_vae.inference.weighted import WeightedELBO, log_mean_exp
 
 Program = Callable[..., Any]
 
@@ -39,11 +38,7 @@ class _PathGradient(WeightedELBO):
         return particles, (weights * particles.log_w).sum(0)
 
     def _gated(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[tuple[Pair, Gate]]:
-        vectorized = self.vectorize_particles and self.num_draws > 1
-        if vectorized:
-            plate = pyro.plate(PLATE, self.num_draws, dim=-self._layout_.nesting - 1)
-            model, guide = plate(model), plate(guide)
-        for draw in range(1 if vectorized else self.num_draws):
+        def gated(model: Program, guide: Program) -> tuple[Pair, tuple[Pair, Gate]]:
             random_state = torch.get_rng_state() if is_validation_enabled() else None
             with parameters_used() as params:
                 drawn = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -54,9 +49,9 @@ class _PathGradient(WeightedELBO):
                 scored = poutine.trace(poutine.replay(guide, trace=values)).get_trace(*args, **kwargs)
             if random_state is not None:
                 self._check_repeatable(drawn, scored)
-            if draw == 0:
-                model, guide = keep_subsample(Pair(model_trace, drawn), model, guide)
-            yield self._scored(model_trace, scored), gate
+            return Pair(model_trace, drawn), (self._scored(model_trace, scored), gate)
+
+        return self._drawn(gated, model, guide)
 
     def _check_repeatable(self, drawn: Any, scored: Any) -> None:
         for name, site in sample_sites(drawn):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -24,6 +24,7 @@ from pyro_vae.inference.particles import Pair, Particles, check_sites, keep_subs
 from pyro_vae.inference.weights import OuterScale, ProposalDraws
 from pyro_vae.randomness import own_randomness
 
+T = TypeVar("T")
 Program = Callable[..., Any]
 PLATE = "num_particles_vectorized"
 ARRAYS = ("log_likelihood", "log_ratio", "log_w", "log_q", "score")
@@ -186,15 +187,30 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
 
     def _pairs(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Pair]:
         """Pairs of traces: one with a particle axis, or one for each draw."""
+
+        def pair(model: Program, guide: Program) -> tuple[Pair, Pair]:
+            found = self._pair(model, guide, args, kwargs)
+            return found, found
+
+        return self._drawn(pair, model, guide)
+
+    def _drawn(self, draw: Callable[[Program, Program], tuple[Pair, T]], model: Program, guide: Program) -> Iterator[T]:
+        """What ``draw`` makes of model and guide: once, with a particle axis, or once for each draw.
+
+        Args:
+            draw: To a pair of traces, whose subsamples all draws keep, and what is asked for.
+            model: The model.
+            guide: The guide.
+        """
         if self.vectorize_particles and self.num_draws > 1:
             plate = pyro.plate(PLATE, self.num_draws, dim=-self._layout_.nesting - 1)
-            yield self._pair(plate(model), plate(guide), args, kwargs)
-        else:
-            for draw in range(self.num_draws):
-                pair = self._pair(model, guide, args, kwargs)
-                if draw == 0:
-                    model, guide = keep_subsample(pair, model, guide)
-                yield pair
+            yield draw(plate(model), plate(guide))[1]
+            return
+        for number in range(self.num_draws):
+            pair, found = draw(model, guide)
+            if number == 0:
+                model, guide = keep_subsample(pair, model, guide)
+            yield found
 
     def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Pair:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
