@@ -17,6 +17,7 @@ from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.training import epoch_order
 from pyro_vae.models.registry import MODELS, parameters
 from pyro_vae.networks import MLP
+from pyro_vae.networks.joined import Joined
 from pyro_vae.pipeline import Prepared
 from pyro_vae.recipe import fit_options
 
@@ -41,12 +42,10 @@ def describe(prepared: Prepared, device_words: str) -> str:
 def _model_words(config: Config, vae: Any) -> str:
     """The model with what its constructor takes."""
     m, cls = config.model, type(vae)
-    taken = parameters(cls)
-    layers = any(len(part.layers) for part in vae.modules() if isinstance(part, MLP))
-    read = layers or not m.hidden or m.model not in MODELS  # an exact posterior has no use of them
+    taken, hidden = parameters(cls), _widths(config, vae)
     words = {
         "latent_dim": f"latent_dim {m.latent_dim}",
-        "hidden": f"hidden {'-'.join(map(str, m.hidden)) or 'no hidden layer'}" if read else "",
+        "hidden": "" if hidden is None else f"hidden {'-'.join(map(str, hidden))}" if hidden else "no hidden layer",
         "likelihood": f"{m.likelihood} likelihood",
         "num_classes": f"{m.num_classes} classes",
         "encoder": f"encoder {m.encoder}" if m.encoder else "",
@@ -54,6 +53,18 @@ def _model_words(config: Config, vae: Any) -> str:
     }
     said = [word for name, word in words.items() if name in taken and word]
     return f"{cls.__name__}: {', '.join([*said, *m.model_options])}"
+
+
+def _widths(config: Config, vae: Any) -> tuple[int, ...] | None:
+    """Of the encoder's hidden layers, which need not be those asked for (``below`` of m1m2); None where no network has some."""
+    asked = config.model.hidden
+    parts = getattr(vae, "encoder", vae).modules()
+    encoder = next((part for part in parts if isinstance(part, MLP | Joined)), None)
+    if encoder is None:
+        some = any(len(part.layers) for part in vae.modules() if isinstance(part, MLP))
+        return asked if some or config.model.model not in MODELS else None
+    layers = [*getattr(encoder, "first", ())[:1], *encoder.layers]
+    return tuple(layer.out_features for layer in layers if isinstance(layer, torch.nn.Linear))
 
 
 def _objective_words(config: Config) -> str:

@@ -26,7 +26,7 @@ from pyro_vae.models.registry import model_class, parameters
 from pyro_vae.randomness import own_randomness
 from pyro_vae.recipe import callbacks, fit_options, make_objective, with_objective
 from pyro_vae.runs import RunDirectory, check_data, load_data, make_vae
-from pyro_vae.trial import center, check_fit, try_out
+from pyro_vae.trial import center, check_fit, check_used, try_out
 
 Say = Callable[[str], None]
 
@@ -95,6 +95,8 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
         vae = make_vae(config, data.data_shape)
     if not t.elbo:
         config = with_objective(config, getattr(vae, "objective", None) or "trace")
+    if checkpoint is None:
+        check_used(config, vae)
     check_fit(config, vae, data)
     center(config, vae, data)
     try_out(config, vae, data)

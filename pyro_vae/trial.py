@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae import schedules
-from pyro_vae.config import Config, TrainConfig
+from pyro_vae.config import Config, ModelConfig, TrainConfig
 from pyro_vae.data import Data, Split, binarize
 from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.betas import Betas
@@ -23,10 +24,11 @@ from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.machine import explain
 from pyro_vae.models.protocol import check_columns, check_model, has_bound, support_of, takes, told, unregistered
-from pyro_vae.models.registry import place
+from pyro_vae.models.registry import modules_of, place
 from pyro_vae.offered import try_methods
 from pyro_vae.randomness import own_randomness
 from pyro_vae.recipe import make_objective
+from pyro_vae.runs import make_vae
 
 
 def check_fit(config: Config, vae: Any, data: Data) -> None:
@@ -51,6 +53,34 @@ def _check_weights(config: Config) -> None:
             raise ValueError(
                 f"{name}: expected with a model that has a KL to weight, got {getattr(t, name)} with --model "
                 f"{config.model.model}, which has none; drop it."
+            )
+
+
+def check_used(config: Config, vae: Any) -> None:
+    """Refuse an option of the networks without which they would be the same, as the widths of a guide that has no layers.
+
+    Whether a network of the user's reads what it is made with is not seen from its layers, and not asked.
+
+    Args:
+        config: What the run is.
+        vae: The model that was made so.
+
+    Raises:
+        ValueError: If there is such an option.
+    """
+    m, usual = config.model, ModelConfig()
+    for name in ("encoder", "decoder") if modules_of(vae) else ("hidden", "activation", "encoder", "decoder"):
+        value = getattr(m, name)
+        if value == getattr(usual, name):
+            continue
+        without = dataclasses.replace(m, **{name: getattr(usual, name)})
+        with own_randomness(config.train.seed):
+            other = make_vae(dataclasses.replace(config, model=without), vae.data_shape)
+        if str(other) == str(vae):
+            got = " ".join(map(str, value)) or "no layers" if isinstance(value, tuple) else value
+            raise ValueError(
+                f"{name}: expected with networks that it changes, got {got} with --model {m.model}, whose networks are the "
+                "same without; drop it."
             )
 
 

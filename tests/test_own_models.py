@@ -19,7 +19,7 @@ from pyro_vae.recipe import make_objective
 from pyro_vae.runs import EVERY_FILE
 
 SMALL = "--latent-dim 2 --hidden 8 --num-samples 5 --batch-size 200 --threads 1 --device cpu --quiet".split()
-LESS = [*SMALL[:2], *SMALL[4:]]  # a class without hidden layers takes no widths
+LESS = [*SMALL[:2], *SMALL[4:]]  # a model without hidden layers takes no widths
 
 OWN = '''
 import pyro, torch
@@ -98,7 +98,7 @@ def no_pictures(monkeypatch):
 
 
 def run(*words: str) -> Path:
-    assert train.main([*SMALL, "--run-dir", "run", *words]) == 0
+    assert train.main([*(LESS if "linear" in words else SMALL), "--run-dir", "run", *words]) == 0
     return Path("run")
 
 
@@ -142,7 +142,8 @@ def test_each_model_is_trained_resumed_and_loaded_by_its_name(name, no_pictures)
 def test_each_model_is_drawn_and_evaluated(name, capsys):
     files = {path.name for path in run("--model", name, *labels(name), "--epochs", "1").iterdir()}
     assert {"reconstructions.png", "curves.png", "latents.png", "tsne.png"} <= files <= {*EVERY_FILE}
-    assert ("log-px.png" in files) == ("samples.png" in files) == has_bound(MODELS[name])
+    assert "samples.png" in files
+    assert ("log-px.png" in files) == has_bound(MODELS[name])
     assert ("analogies.png" in files) == hasattr(MODELS[name], "analogies")
     before = summary()["test"]
     code = evaluate.main(["run", "--num-samples", "20", "--device", "cpu", "--threads", "1"])
