@@ -1,4 +1,4 @@
-"""Options that would do nothing, classes half of whose parameters would stay as they are, and runs of an earlier version."""
+"""Options that would do nothing, and classes of a user's that leave Python or half of their parameters as they are."""
 
 from __future__ import annotations
 
@@ -110,3 +110,12 @@ def test_the_layers_that_are_said_are_those_that_are_there(no_pictures, words, s
         assert train.main([*SMALL[:-1], "below", "--hidden", "8", "4"]) == 0
     prepared = pipeline.prepare(parse(words.split())[0], torch.device("cpu"))
     assert said in describe(prepared, "cpu")
+
+
+@pytest.mark.parametrize("flag", ["--model", "--encoder"])
+@pytest.mark.parametrize("leaving", ["import sys; sys.exit()", "sys.exit('usage')", "raise SystemExit(3)", "exit(0)"])
+def test_a_module_that_leaves_python_when_it_is_imported_is_refused(capsys, flag, leaving):
+    Path("leaving.py").write_text(f"import sys\n{leaving}\n")
+    error = refused(capsys, flag, "leaving:Own")
+    assert "leaving:Own: expected a module that can be imported, got one that leaves Python (sys.exit)" in error
+    assert "__main__" in error

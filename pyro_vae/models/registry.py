@@ -95,6 +95,11 @@ def imported(kind: str, path: str) -> type[nn.Module]:
             f"{kind} {path}: expected a module that Python finds, got none called {error.name}; start from the folder that "
             "holds it, or set PYTHONPATH."
         ) from None
+    except SystemExit as leave:
+        raise ValueError(
+            f"{kind} {path}: expected a module that can be imported, got one that leaves Python (sys.exit) when it is; put what "
+            'is its program under `if __name__ == "__main__":`.'
+        ) from leave
     except Exception as error:
         line = (str(error).splitlines() or [""])[0]
         raise ValueError(
