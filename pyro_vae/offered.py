@@ -47,8 +47,19 @@ def try_methods(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
     _try(name, vae, "log_px", lambda: of_columns(vae.log_px, batch), (size,))
     _try(name, vae, "reconstruct", lambda: of_columns(vae.reconstruct, batch), tuple(x.shape))
     _try(name, vae, "sample", lambda: vae.sample(2), (2, *x.shape[1:]))
+    _try(name, vae, "after_epoch", lambda: _unchanged(vae, batch), tuple(x.shape))
     if found["analogies"] and x.dim() == 4:
         _try(name, vae, "analogies", lambda: vae.analogies(x, labels[:size]), (size, classes or -1, *x.shape[1:]))
+
+
+def _unchanged(vae: Any, batch: tuple[Tensor, ...]) -> Tensor:
+    """Call ``after_epoch``, which has no value, and put the model's buffers back; the data."""
+    state = {key: value.clone() for key, value in vae.state_dict().items()}
+    try:
+        vae.after_epoch(*batch)
+    finally:
+        vae.load_state_dict(state)
+    return batch[0]
 
 
 def _try(name: str, vae: Any, method: str, call: Callable[[], Any], expected: tuple[int, ...], of: str = "") -> None:

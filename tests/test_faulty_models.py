@@ -65,6 +65,11 @@ class Other(Decoding):
         raise KeyError("none such")
 
 
+class Noting(Own):
+    def after_epoch(self, x):
+        raise KeyError("no note")
+
+
 class Prior(Decoding):
     decode = VAE.decode
     number = 3
@@ -160,6 +165,11 @@ def refused(capsys, *words: str) -> str:
             "Other",
             "Other.decode: expected a method that runs on these data, got KeyError: 'none such' (",
             "raise KeyError",
+        ),
+        (
+            "Noting",
+            "Noting.after_epoch: expected a method that runs on these data, got KeyError: 'no note' (",
+            'raise KeyError("no note',
         ),
         ("Prior", "Prior.prior: expected a distribution whose draws have shape (2, any) of two, got (2,)", None),
         ("Analogies", "Analogies.analogies: expected shape (2, 10, 1, 8, 8) of 2 data, got (2, 1, 8, 8)", None),

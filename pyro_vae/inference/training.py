@@ -16,6 +16,7 @@ from pyro_vae import parallel
 from pyro_vae.data import Batches, Data, Split
 from pyro_vae.data.orders import Order, order_of
 from pyro_vae.data.whole_batch import WholeBatch
+from pyro_vae.inference.afterwards import after_epoch
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.exchange import Exchange
 from pyro_vae.inference.history import History, Progress, Row
@@ -147,6 +148,8 @@ class Training:
         try:
             self._finish(self.progress, advance)
             row = self._row(self.progress)
+            with parallel.together():
+                after_epoch(self.model, self.data, self.options.seed)
             if self.data.validation is not None:
                 with parallel.together():
                     row |= self._validate(self.data.validation)

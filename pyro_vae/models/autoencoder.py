@@ -12,6 +12,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.models.base import Model, Network, mean_image, network, part
 
@@ -34,6 +35,10 @@ class Autoencoder(Model):
     :math:`e^{-\|x - g(z)\|^2}`, unnormalized: what is reported as distortion is the squared error, the rate is 0, and there is
     no log p(x) for it to bound. A linear one spans the subspace of PCA, with axes that need not be orthogonal.
 
+    It says nothing of where codes lie. To draw from it all the same, :meth:`sample` decodes draws of a normal distribution
+    fitted to the codes of training data afterwards (the ex-post density of Ghosh et al. 2020), kept as buffers: the mean m,
+    ``code_mean``, and a square root S of the covariance S S', ``code_scale``. Before training they are 0 and I.
+
     Args:
         data_shape: Shape of one datum.
         latent_dim: Z, the size of the code: 1 is allowed, and so is more than a datum has numbers.
@@ -49,10 +54,14 @@ class Autoencoder(Model):
 
     References:
         Bourlard, Kamp, "Auto-Association by Multilayer Perceptrons and Singular Value Decomposition", 1988; Baldi, Hornik,
-        "Neural Networks and Principal Component Analysis", 1989.
+        "Neural Networks and Principal Component Analysis", 1989; Ghosh, Sajjadi, Vergari, Black, Schölkopf, "From
+        Variational to Deterministic Autoencoders", 2020, section 4.
     """
 
     has_bound: ClassVar[bool] = False
+    sampled: ClassVar[str] = "decoded draws of a normal distribution fitted to the codes; the model has no prior"
+    code_mean: Tensor
+    code_scale: Tensor
 
     def __init__(
         self,
@@ -69,6 +78,8 @@ class Autoencoder(Model):
         self.likelihood = part("likelihood", likelihood, LIKELIHOODS, self.data_shape).requires_grad_(False)
         self.encoder = network(encoder, self.data_shape, (latent_dim,), hidden, activation)
         self.decoder = network(decoder, (latent_dim,), self.data_shape, hidden[::-1], activation)
+        self.register_buffer("code_mean", torch.zeros(latent_dim))
+        self.register_buffer("code_scale", torch.eye(latent_dim))
 
     def model(self, x: Tensor) -> Tensor:
         r"""A code without a prior, and the factor :math:`e^{-\|x - g(z)\|^2}`.
@@ -103,6 +114,38 @@ class Autoencoder(Model):
     def reconstruct(self, x: Tensor) -> Tensor:
         """The datum g(f(x)), of the shape of ``x``, ``(..., *data_shape)``."""
         return self.decode(self.encode(x).mean).mean
+
+    @torch.no_grad()
+    def after_epoch(self, x: Tensor) -> None:
+        """Fit the normal distribution of :meth:`sample` to the codes of data, by its mean and covariance; ``fit`` calls it.
+
+        Args:
+            x: Training data, shape ``(N, *data_shape)``.
+        """
+        codes = torch.cat([self.encoder(self._checked(part)) for part in x.split(rows_of(x.shape))]).cpu().double()
+        centred = codes - codes.mean(0)
+        # Codes that lie in a subspace, as those of more numbers than a datum has, have a covariance without a Cholesky root.
+        variances, axes = torch.linalg.eigh(centred.T @ centred / len(codes))
+        self.code_mean.copy_(codes.mean(0))
+        self.code_scale.copy_(axes * variances.clamp(min=0).sqrt())
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> Tensor:
+        r"""The data :math:`g(m + S \epsilon)`, :math:`\epsilon \sim N(0, I)`, which are samples of no model: see the class.
+
+        Args:
+            num_samples: How many.
+
+        Returns:
+            Shape ``(num_samples, *data_shape)``.
+
+        Raises:
+            ValueError: If ``num_samples`` is below 1.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
+        noise = torch.randn(num_samples, self.latent_dim, dtype=self.code_mean.dtype, device=self.code_mean.device)
+        return self.decode(self.code_mean + noise @ self.code_scale.T).mean
 
     @torch.no_grad()
     def squared_error(self, x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ The protocol, of the package's own models and a user's alike:
 - Where they are there, ``classify(x)``, ``log_px(x)``, ``encode(x)``, ``decode(z)``, ``sample(n)``, ``reconstruct(x)`` and
   ``center_output(mean, scale)`` are used; ``log_px``, ``encode`` and ``reconstruct`` may take the other columns too.
 - ``prior()``, ``likelihood.support`` and ``analogies(x, y)`` besides; docs/extending.md says what each is for.
+- ``after_epoch(*columns)`` is called after each epoch of ``fit`` with training data, for what a model finds of them and keeps
+  in buffers; ``sampled`` says in words what ``sample`` draws, where it draws from no model.
 - A model with ``classify`` finds labels by itself: it is told those of the training data, and validated and evaluated without.
 """
 

@@ -45,8 +45,8 @@ def reconstructions(vae: Any, split: Split, source: str) -> Figure:
 
 
 def samples(vae: Any) -> Figure:
-    """Means of p(x|z) at 64 draws from the prior; of a model of labels, each class in a column; else draws."""
-    if needs(getattr(vae, "decode", None)) == 1:
+    """Means of p(x|z) at 64 draws from the prior; of a model of labels, each class in a column; else what it draws itself."""
+    if needs(getattr(vae, "decode", None)) == 1 and hasattr(vae, "prior"):
         images = decoded(vae, vae.prior().sample((64,)))
         figure, axes = tiles(images, range(8), range(8))
         prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
@@ -62,7 +62,7 @@ def samples(vae: Any) -> Figure:
         axes.set_title("Samples: means of p(x|z, y), z ~ p(z)")
         return figure
     figure, axes = tiles(shrunk(vae.sample(64)), range(8), range(8))
-    axes.set_title("Samples: draws from the model")
+    axes.set_title(f"Samples: {getattr(vae, 'sampled', 'draws from the model')}")
     return figure
 
 

@@ -42,7 +42,7 @@ def draw_pictures(
 ) -> list[Path]:
     """Draw the pictures of a run, each written whole or not at all.
 
-    Each is drawn where the model offers what it shows: ``encode``, ``decode(z)``, ``prior``, ``sample``, ``reconstruct``,
+    Each is drawn where the model offers what it shows: ``encode``, ``decode(z)``, ``prior`` or ``sample``, ``reconstruct``,
     ``analogies`` (of data whose label is known); the pictures made of images where a datum is one, of shape ``(1, H, W)`` or
     ``(3, H, W)``; pixels are shown clipped to [0, 1]. ``traversals`` and ``units`` need a q(z|x) and a p(z) of independent
     units, for only there is the KL a sum over units. ``curves`` needs an epoch of history, ``latents`` and ``units`` two data,
@@ -107,7 +107,7 @@ def _figures(
     encoded = _tried(vae, "codes", lambda: encode(vae, split)) if hasattr(vae, "encode") else None
     if images and hasattr(vae, "reconstruct"):
         yield "reconstructions", partial(reconstructions, vae, split, source)
-    if images and (hasattr(vae, "prior") if plain else hasattr(vae, "sample")):
+    if images and (hasattr(vae, "sample") or (plain and hasattr(vae, "prior"))):
         yield "samples", partial(samples, vae)
     if images and encoded is not None and plain:
         yield "interpolations", partial(interpolations, vae, split, source)

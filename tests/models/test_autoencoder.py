@@ -5,8 +5,10 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import evaluate, report, train
+from pyro_vae.data import Data, Split
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.linear import LinearVAE, principal_angles
+from pyro_vae.report import pictures
 
 
 def data(num: int = 128, dim: int = 6) -> torch.Tensor:
@@ -123,3 +125,65 @@ def test_the_commands_say_that_it_has_no_log_px(tmp_path, capsys, monkeypatch):
     assert "squared error of the reconstruction" in capsys.readouterr().out
     assert evaluate.main([str(run)]) == 2
     assert "expected a model with a log p(x) to evaluate, got autoencoder, which has none" in capsys.readouterr().err
+
+
+def test_it_draws_from_a_normal_of_the_codes():
+    """Of a linear decoder the draws are normal, with the mean and the covariance that its reconstructions have."""
+    torch.manual_seed(0)
+    x, autoencoder = data(400), Autoencoder((6,), 9, ())  # more numbers than a datum has: the covariance is singular
+    pv.fit(autoencoder, x, epochs=3, batch_size=50, compile=False, progress=False)
+    made, found = autoencoder.reconstruct(x).double(), autoencoder.sample(40_000).double()
+    assert found.shape == (40_000, 6)
+    centred = made - made.mean(0)
+    covariance = centred.T @ centred / len(made)
+    error = (covariance.diagonal() / len(found)).sqrt()
+    assert bool(((found.mean(0) - made.mean(0)).abs() < 5 * error).all())
+    variances = covariance.diagonal()
+    spread = ((variances[:, None] * variances + covariance.square()) / len(found)).sqrt()  # of a normal's covariance
+    assert bool(((found.T.cov() - covariance).abs() < 5 * spread).all())
+    with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
+        autoencoder.sample(0)
+
+
+def test_its_draws_are_those_of_the_best_epoch():
+    """Training goes on past the epoch that is best for these other validation data, whose parameters are kept."""
+    x = data(60)
+    split = Data("toy", Split(x[:40]), validation=Split(torch.zeros(20, 6)))
+    torch.manual_seed(0)
+    autoencoder = Autoencoder((6,), 2, (20,))
+    seen = []
+    history = pv.fit(
+        autoencoder,
+        split,
+        epochs=5,
+        lr=0.05,
+        batch_size=10,
+        compile=False,
+        progress=False,
+        callbacks=[lambda training: seen.append(training.model.code_mean.clone())],
+    )
+    assert history.best_epoch < 5
+    codes = autoencoder.encode(x[:40]).mean.double()
+    torch.testing.assert_close(autoencoder.code_mean, codes.mean(0).float())
+    root = autoencoder.code_scale.double()
+    torch.testing.assert_close((root @ root.T).float(), codes.T.cov(correction=0).float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(autoencoder.code_mean, seen[history.best_epoch - 1], rtol=0, atol=0)
+    assert not torch.equal(seen[-1], seen[history.best_epoch - 1])
+
+
+def test_the_command_draws_its_samples_and_says_what_they_are(tmp_path, monkeypatch):
+    titles = {}
+
+    def write(path, figure):
+        titles[path.stem] = figure.get_axes()[0].get_title() or figure.get_suptitle()
+        return path
+
+    monkeypatch.setattr(pictures, "write_figure", write)
+    words = ["--model", "autoencoder", "--hidden", "4", "--latent-dim", "2", "--epochs", "1", "--quiet"]
+    assert train.main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    assert titles["samples"] == (
+        "Samples: decoded draws of a normal distribution fitted to the codes; the model has no prior"
+    )
+    run = pv.load(tmp_path / "run")
+    codes = run.vae.encode(run.data().train.x).mean.mean(0)
+    torch.testing.assert_close(run.vae.code_mean, codes, rtol=1e-4, atol=1e-4)
