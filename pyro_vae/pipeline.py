@@ -17,6 +17,7 @@ from pyro_vae.config import Config
 from pyro_vae.data import Data
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.estimation import Estimation
+from pyro_vae.inference.batch_sizes import check_batches
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.loop import compiling_of, fit
 from pyro_vae.inference.state import check_state
@@ -99,6 +100,7 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
         check_used(config, vae)
     check_fit(config, vae, data)
     center(config, vae, data)
+    check_batches(vae, data, make_objective(config), fit_options(config))
     try_out(config, vae, data)
     fingerprint = data.fingerprint()
     if checkpoint is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
 
-from pyro_vae import pipeline, report, train
+import pyro_vae as pv
+from pyro_vae import elbo, pipeline, report, train
 from pyro_vae.arguments import parse
 from pyro_vae.description import describe
 from pyro_vae.models import MODELS
@@ -119,3 +122,57 @@ def test_a_module_that_leaves_python_when_it_is_imported_is_refused(capsys, flag
     error = refused(capsys, flag, "leaving:Own")
     assert "leaving:Own: expected a module that can be imported, got one that leaves Python (sys.exit)" in error
     assert "__main__" in error
+
+
+def ten(labels: list[int] | None = None) -> tuple[torch.Tensor, ...]:
+    x = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    return (x,) if labels is None else (x, torch.tensor(labels))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "said"),
+    [
+        (1, r"expected batches of at least 2 data, .* got 1, which with 10 data leaves 1 alone; take 2\."),
+        (3, r"got 3, which with 10 data leaves 1 alone; take 4\."),
+        (9, r"got 9, which with 10 data leaves 1 alone; take 10\."),
+        (4, None),
+        (10, None),
+    ],
+)
+def test_a_total_correlation_is_given_no_datum_alone(batch_size, said):
+    vae = MODELS["tcvae"]((1, 8, 8), 2, (8,))
+    with contextlib.nullcontext() if said is None else pytest.raises(ValueError, match=said):
+        pv.fit(vae, *ten(), batch_size=batch_size, epochs=1, compile=False, progress=False)
+
+
+def test_the_command_says_so_of_its_last_batch(capsys):
+    error = refused(capsys, "--model", "tcvae", "--batch-size", "1436")  # of 1,437
+    assert "batch_size: expected batches of at least 2 data" in error
+    assert "leaves 1 alone; take 1437." in error
+
+
+@pytest.mark.parametrize("name", ["m1", "m2", "m1m2", "auxiliary", "sdgm"])
+def test_batches_of_one_are_refused_where_some_labels_are_hidden(name):
+    """The term of alpha would be there in the batches with a label alone, and so count less than is said."""
+    vae = MODELS[name]((1, 8, 8), 2, (8,), num_classes=2)
+    options = {"batch_size": 1, "epochs": 1, "compile": False, "progress": False}
+    some = ten([0, 1, -1, 0, -1, -1, 1, -1, 0, 1])
+    with pytest.raises(ValueError, match="batch_size: expected at least 2 with .* some have no label"):
+        pv.fit(vae, some, **options)
+    assert pv.fit(vae, ten([0, 1] * 5), **options).steps == 10
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_alpha_counts_alike_in_batches_of_any_size_where_all_labels_are_known(batch_size):
+    r"""Its term is :math:`\alpha \sum_i \log q(y_i|x_i)` over an epoch: a loss of two weights differs by that."""
+    columns, objective, losses = ten([0, 1] * 5), elbo("enum", max_plate_nesting=1), []
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        vae = MODELS["m2"]((1, 8, 8), 2, (8,), num_classes=2, classifier_weight=weight)
+        with torch.no_grad(), pyro.get_param_store().scope():
+            batches = zip(*(column.split(batch_size) for column in columns), strict=True)
+            torch.manual_seed(1)
+            losses.append(sum(objective.loss(vae.model, vae.guide, *batch) for batch in batches))
+    x, y = columns
+    expected = -3.0 * vae.classify(x).log().gather(1, y[:, None]).sum().item()
+    assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-4)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pyro_vae import compiling, parallel
 from pyro_vae.data import Data
+from pyro_vae.inference.batch_sizes import check_batches
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.controls import CONTROLS, controlled
 from pyro_vae.inference.history import History
@@ -112,8 +113,8 @@ def fit(
     Raises:
         TypeError: If the model is no ``nn.Module``.
         ValueError: If a number is out of its range, a name is unknown, the model lacks a part of the protocol or takes what
-            the data do not have, ``enum`` finds no discrete site to sum over, ``resume`` is not the state of such a run,
-            or ``compile`` is asked for where it is not possible.
+            the data do not have, a batch is too small, ``enum`` finds no discrete site to sum over, ``resume`` is not the state
+            of such a run, or ``compile`` is asked for where it is not possible.
         NonFiniteLossError: If the loss becomes NaN or infinite; the model is left as it then is, and what callbacks saved
             is the last whole epoch.
     """
@@ -148,6 +149,7 @@ def fit(
     if isinstance(objective, str):
         asked = {name: wanted[name] for name in CONTROLS if name in wanted}
         objective = controlled(make_elbo(objective), num_data=len(data.train.x), **asked)
+    check_batches(model, data, objective, options)
     if beta is None:
         beta = wanted.get("beta", 1.0) if getattr(objective, "takes_beta", True) else 1.0
     betas = Betas(beta, data.train.x.device)

@@ -97,8 +97,8 @@ def imported(kind: str, path: str) -> type[nn.Module]:
         ) from None
     except SystemExit as leave:
         raise ValueError(
-            f"{kind} {path}: expected a module that can be imported, got one that leaves Python (sys.exit) when it is; put what "
-            'is its program under `if __name__ == "__main__":`.'
+            f"{kind} {path}: expected a module that can be imported, got one that leaves Python (sys.exit) when it is; put "
+            'what is its program under `if __name__ == "__main__":`.'
         ) from leave
     except Exception as error:
         line = (str(error).splitlines() or [""])[0]
