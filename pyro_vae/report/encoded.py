@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_vae import evidence
 from pyro_vae.data import Split
-from pyro_vae.models.protocol import asked, of_columns
+from pyro_vae.models.protocol import asked, needs, of_columns, takes
 from pyro_vae.report.tiles import like_parameters, spread_rows
 
 ENCODER_ROWS = 1000
@@ -18,14 +19,15 @@ ENCODER_ROWS = 1000
 
 @dataclass(frozen=True)
 class Encoded:
-    """Data seen through q(z|x): at most ``MAX_ROWS`` of them, evenly spaced; tensors on the CPU.
+    """Data seen through the encoder: at most ``MAX_ROWS`` of them, evenly spaced; tensors on the CPU.
 
     Attributes:
         rows: Which data of the split, shape ``(N,)``, int64.
-        means: Means of q(z|x), shape ``(N, Z)``, float64.
+        means: What it gives, of a distribution the mean, shape ``(N, Z)``, float64.
         labels: Their labels, shape ``(N,)``, or None.
         unit_kl: KL of each unit, mean over these data, shape ``(Z,)``, nats; None where the rate is no sum over units.
         total: How many data the split has.
+        words: What the means are of: ``codes`` of an encoder that gives no distribution.
     """
 
     rows: Tensor
@@ -33,6 +35,7 @@ class Encoded:
     labels: Tensor | None
     unit_kl: Tensor | None
     total: int
+    words: str = "means of q(z|x)"
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows of the split, means and labels of the data at ``index``."""
@@ -48,10 +51,12 @@ def encode(vae: Any, split: Split) -> Encoded:
     """Encode the data of a split, a chunk at a time, by a model that can."""
     rows, columns = spread_rows(len(split.x)), asked(vae, split)
     means: list[Tensor] = []
+    words = "posterior means"
     kls: list[Tensor | None] = []
     for part in rows.split(min(ENCODER_ROWS, columns.chunk)):
         q = of_columns(vae.encode, like_parameters(vae, columns[part]))
         kl = evidence.kl_per_unit(q, vae.prior()) if hasattr(vae, "prior") else None
+        words = words_of(vae, q)
         means.append(q.mean.cpu().double())
         kls.append(None if kl is None else kl.cpu().double())
     known = [kl for kl in kls if kl is not None]
@@ -61,4 +66,21 @@ def encode(vae: Any, split: Split) -> Encoded:
         labels=None if split.y is None or split.y.dim() > 1 else split.y.cpu()[rows],
         unit_kl=torch.cat(known).mean(0) if len(known) == len(kls) else None,
         total=len(split.x),
+        words=words,
     )
+
+
+def is_point(q: Any) -> bool:
+    """Whether what an encoder gives is a code, all mass in one point, and no distribution to speak of."""
+    while hasattr(q, "base_dist"):
+        q = q.base_dist
+    return isinstance(q, dist.Delta)
+
+
+def words_of(vae: Any, q: Any) -> str:
+    """What the mean of ``q``, which a model's encoder gave, is called in a title; of labels it may have found some itself."""
+    if is_point(q):
+        return "codes"
+    if needs(vae.encode) == 2:
+        return "means of q(z|x, y)"
+    return "means of q(z|x)" if takes(vae) == ("x",) else "posterior means"

@@ -12,6 +12,7 @@ from pyro_vae.data import Columns, Split
 from pyro_vae.distributions import StandardNormal
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.protocol import asked, has_bound, needs, of_columns
+from pyro_vae.report.encoded import is_point
 from pyro_vae.report.tiles import (
     FRAME,
     MAX_SIDE,
@@ -39,9 +40,18 @@ def reconstructions(vae: Any, split: Split, source: str) -> Figure:
     rows = [2.2 * pair + half for pair in range(height) for half in (0, 1)]
     figure, axes = tiles(pairs.flatten(0, 2), range(width), rows)
     axes.set_yticks([row + 0.5 for row in rows], ["original", "reconstruction"] * height)
-    how = "mean of p(x|z) at one draw z ~ q(z|x)" if has_bound(vae) else "decoded from their codes"
-    axes.set_title(f"Reconstructions of {source} images\n{how}")
+    axes.set_title(f"Reconstructions of {source} images\n{_reconstructed(vae)}")
     return figure
+
+
+def _reconstructed(vae: Any) -> str:
+    """How ``reconstruct`` of a model of the package makes an image."""
+    if not has_bound(vae):
+        return "decoded from their codes"
+    if needs(getattr(vae, "decode", None)) == 2:
+        given = needs(vae.reconstruct) == 2
+        return "mean of p(x|z, y) at one draw z ~ q(z|x, y)" if given else "mean image at one draw from the guide"
+    return "mean of p(x|z) at one draw z ~ q(z|x)"
 
 
 def samples(vae: Any) -> Figure:
@@ -86,12 +96,13 @@ def analogies(vae: Any, split: Split, source: str) -> Figure:
 
 
 def interpolations(vae: Any, split: Split, source: str) -> Figure:
-    """Straight lines in latent space between the posterior means of pairs of images."""
+    """Straight lines in latent space between the posterior means, or the codes, of pairs of images."""
     height, steps = max(1, min(6, len(split.x) // 2)), 11
     x = like_parameters(vae, pick(split, 2 * height))
     first, last = x[:height], x[-height:]
     t = torch.linspace(0, 1, steps).to(x)[None, :, None]
-    a, b = vae.encode(first).mean[:, None], vae.encode(last).mean[:, None]
+    q = vae.encode(first)
+    a, b = q.mean[:, None], vae.encode(last).mean[:, None]
     between = decoded(vae, (1 - t) * a + t * b)
     columns = [0, *(1.2 + k for k in range(steps)), steps + 1.4]
     images = torch.cat([shrunk(first)[:, None], between, shrunk(last)[:, None]], dim=1)
@@ -99,9 +110,12 @@ def interpolations(vae: Any, split: Split, source: str) -> Figure:
     ticks = ["$x_a$", *(f"{k / (steps - 1):g}" for k in range(steps)), "$x_b$"]
     axes.set_xticks([column + 0.5 for column in columns], ticks)
     axes.set_xlabel("original $x_a$,   decoded at $t$ = 0 to 1,   original $x_b$")
+    made, f, what = (
+        ("decoder's output", "f", "code of $x$") if is_point(q) else ("mean of p(x|z)", "\\mu", "mean of q(z|x)")
+    )
     axes.set_title(
         f"Interpolations between pairs of {source} images\n"
-        "mean of p(x|z) at $z = (1 - t)\\, \\mu(x_a) + t\\, \\mu(x_b)$, where $\\mu(x)$ is the mean of q(z|x)"
+        f"{made} at $z = (1 - t)\\, {f}(x_a) + t\\, {f}(x_b)$, where ${f}(x)$ is the {what}"
     )
     return figure
 

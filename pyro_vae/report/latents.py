@@ -19,14 +19,15 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "", "////", "", "....", "\\\\
 
 
 def latents(encoded: Encoded, source: str) -> Figure:
-    """Posterior means of at most ``MAX_POINTS`` data, coloured by label."""
+    """Posterior means, or codes, of at most ``MAX_POINTS`` data, coloured by label."""
     _, means, labels = encoded.take(torch.randperm(len(encoded.rows))[:MAX_POINTS])
     classes = classes_of(labels, len(means))
     points, names = _at_most_two(means.numpy())
     figure = Figure(figsize=(8, _height(points)), layout="constrained")
     axes = figure.subplots()
     (_histogram if len(names) == 1 else scatter)(axes, points, names, classes)
-    axes.set_title(f"Means of q(z|x) for {encoded.amount(len(means))} {source} data")
+    what = encoded.words[0].upper() + encoded.words[1:]
+    axes.set_title(f"{what} of {encoded.amount(len(means))} {source} data")
     axes.spines[["top", "right"]].set_visible(False)
     if "" not in classes:
         columns, scale = math.ceil(len(classes) / 20), 2 if len(means) > 1000 else 1

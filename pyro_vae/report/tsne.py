@@ -21,7 +21,7 @@ MAX_SIDE = 64  # of an image, in pixels
 
 
 def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
-    """Latent means | raw data in columns; uncoloured, then by label where there are labels.
+    """Latent means (or codes) | raw data in columns; uncoloured, then by label where there are labels.
 
     References:
         van der Maaten, Hinton, "Visualizing Data using t-SNE", 2008.
@@ -32,7 +32,9 @@ def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
     whole = raw.shape[1:] == split.x.shape[1:]
     kind = ("raw pixels" if whole else "averaged pixels") if raw.dim() == 4 else "raw data"
     embedded = {
-        f"latent means, Z = {means.shape[1]:,}": _embed(means, perplexity, seed),
+        f"{'codes' if encoded.words == 'codes' else 'latent means'}, Z = {means.shape[1]:,}": _embed(
+            means, perplexity, seed
+        ),
         f"{kind}, D = {math.prod(raw.shape[1:]):,}": _embed(raw, perplexity, seed),
     }
     classes = classes_of(labels, len(rows))

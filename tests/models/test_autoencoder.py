@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -171,19 +173,25 @@ def test_its_draws_are_those_of_the_best_epoch():
     assert not torch.equal(seen[-1], seen[history.best_epoch - 1])
 
 
-def test_the_command_draws_its_samples_and_says_what_they_are(tmp_path, monkeypatch):
+def test_its_pictures_speak_of_codes_and_of_no_distribution(tmp_path, monkeypatch):
+    """It has neither q(z|x) nor p(x|z); and its samples say what they are, of a distribution that is saved with it."""
     titles = {}
 
     def write(path, figure):
-        titles[path.stem] = figure.get_axes()[0].get_title() or figure.get_suptitle()
+        titles[path.stem] = " ".join([figure.get_suptitle(), *(axes.get_title() for axes in figure.get_axes())])
         return path
 
     monkeypatch.setattr(pictures, "write_figure", write)
     words = ["--model", "autoencoder", "--hidden", "4", "--latent-dim", "2", "--epochs", "1", "--quiet"]
     assert train.main([*words, "--run-dir", str(tmp_path / "run")]) == 0
-    assert titles["samples"] == (
+    assert set(titles) == {"reconstructions", "samples", "interpolations", "curves", "latents", "tsne"}
+    assert [name for name, text in titles.items() if re.search(r"[pq]\([xz]|means? of|posterior|latent", text)] == []
+    assert titles["samples"].endswith(
         "Samples: decoded draws of a normal distribution fitted to the codes; the model has no prior"
     )
+    assert "decoder's output at" in titles["interpolations"]
+    assert "Codes of 180 test data" in titles["latents"]
+    assert "codes, Z = 2" in titles["tsne"]
     run = pv.load(tmp_path / "run")
     codes = run.vae.encode(run.data().train.x).mean.mean(0)
     torch.testing.assert_close(run.vae.code_mean, codes, rtol=1e-4, atol=1e-4)
