@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +23,14 @@ GAPS_DATA, CHECKED_DATA, SIMULATIONS = 100, 1000, 1000
 Found = tuple[dict[str, Any], str, dict[str, Any]]
 
 
-def _gaps(vae: Any, data: Columns, seed: int) -> Found:
+def _gaps(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.Gaps:
     """Where the ELBO lies below log p(x), and whether family or encoder is to blame."""
-    parts = []
-    with own_randomness(seed):
-        for part in Columns(*data[:GAPS_DATA]).split(min(50, data.chunk)):
-            parts.append(evidence.gaps(vae.model, vae.guide, *part))
-    found = evidence.Gaps.cat(parts).summary()
+    parts = Columns(*data[:GAPS_DATA]).split(min(50, data.chunk))
+    return evidence.Gaps.cat([evidence.gaps(vae.model, vae.guide, *part, **options) for part in parts])
+
+
+def _tell_gaps(gaps: evidence.Gaps) -> Found:
+    found = gaps.summary()
     text = (
         f"Gaps over the first {found.num_data:,} images, nats, with standard errors over data: log p(x) - ELBO "
         f"{_plus(found.inference, found.inference_std_error)} = approximation "
@@ -38,10 +40,12 @@ def _gaps(vae: Any, data: Columns, seed: int) -> Found:
     return dataclasses.asdict(found), text, {}
 
 
-def _aggregate(vae: Any, data: Columns, seed: int) -> Found:
+def _aggregate(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.AggregatePosterior:
     """The rate taken apart: what codes say of the data, and how far all codes together are from the prior."""
-    with own_randomness(seed), torch.no_grad():
-        found = evidence.aggregate_posterior(vae.model, vae.guide, *data[:])
+    return evidence.aggregate_posterior(vae.model, vae.guide, *data[:], **options)
+
+
+def _tell_aggregate(found: evidence.AggregatePosterior) -> Found:
     figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     figures["marginal_kl_per_unit"] = figures.pop("kl_per_unit")
     figures = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in figures.items()}
@@ -54,29 +58,36 @@ def _aggregate(vae: Any, data: Columns, seed: int) -> Found:
     return figures, f"{found.sentence} {'; '.join(known)} nats", {}
 
 
-def _calibration(vae: Any, data: Columns, seed: int) -> Found:
+def _calibration(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.Calibration:
     """Whether the guide covers what the model's own data were made from."""
+    options = {"num_simulations": SIMULATIONS} | options
+    return evidence.calibrate(vae.model, vae.guide, *data[:100], seed=seed, **options)
+
+
+def _tell_calibration(found: evidence.Calibration) -> Found:
     from pyro_vae.report import calibration as pictures  # brings matplotlib
 
-    with own_randomness(seed), torch.no_grad():
-        found = evidence.calibrate(vae.model, vae.guide, *data[:100], num_simulations=SIMULATIONS, seed=seed)
     figures = {
         "p_values": found.p_values,
         "failures": list(found.failures),
         "passed": found.passed,
         "coverage": [c._asdict() for c in found.coverage()],
-        "num_simulations": SIMULATIONS,
+        "num_simulations": len(found.ranks),
     }
     return figures, found.verdict(), {"calibration": pictures.ranks(found), "coverage": pictures.coverage(found)}
 
 
-def _predictive(vae: Any, data: Columns, seed: int) -> Found:
-    """Whether the model makes images like these."""
+def _predictive(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.PredictiveChecks:
+    """Whether the model makes images like these; of one that takes labels, images of what it is told of these."""
+    columns = data[:CHECKED_DATA]
+    alone = len(columns) == 1 and callable(getattr(vae, "sample", None))
+    made = evidence.replicates(vae, columns[0]) if alone else evidence.simulations(vae.model, *columns)
+    return evidence.predictive_checks(columns[0], made, seed=seed, **options)
+
+
+def _tell_predictive(found: evidence.PredictiveChecks) -> Found:
     from pyro_vae.report.predictive import predictive  # brings matplotlib
 
-    images = data[:CHECKED_DATA][0]
-    with torch.no_grad():
-        found = evidence.predictive_checks(images, evidence.replicates(vae, images), seed=seed)
     figures = {"p_values": found.p_values, "failures": list(found.failures), "passed": found.passed}
     figures |= {
         "observed": dict(zip(found.names, found.observed.tolist(), strict=True)),
@@ -85,12 +96,26 @@ def _predictive(vae: Any, data: Columns, seed: int) -> Found:
     return figures, found.table(), {"predictive": predictive(found)}
 
 
+class Check(NamedTuple):
+    """A check of the command line.
+
+    Attributes:
+        make: From a model, its columns, a seed and options to what is found.
+        tell: From that to figures, text and pictures.
+        least: Options under which it takes as little time as it can, to see whether it suits a model.
+    """
+
+    make: Callable[..., Any]
+    tell: Callable[[Any], Found]
+    least: dict[str, Any]
+
+
 #: Checks of the command line.
-CHECKS: dict[str, Callable[[Any, Columns, int], Found]] = {
-    "gaps": _gaps,
-    "aggregate": _aggregate,
-    "calibration": _calibration,
-    "predictive": _predictive,
+CHECKS = {
+    "gaps": Check(_gaps, _tell_gaps, {"steps": 1, "num_particles": 1, "num_samples": 2}),
+    "aggregate": Check(_aggregate, _tell_aggregate, {"num_samples": 2}),
+    "calibration": Check(_calibration, _tell_calibration, {"num_simulations": 1, "num_draws": 1}),
+    "predictive": Check(_predictive, _tell_predictive, {"num_sets": 20, "level": 0.01}),
 }
 
 
@@ -102,6 +127,12 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         lookup("check", name, CHECKS)
+
+
+def made(name: str, vae: Any, data: Columns, seed: int, **options: Any) -> Any:
+    """What a check of :data:`CHECKS` finds, before it is told."""
+    with own_randomness(seed), nullcontext() if name == "gaps" else torch.no_grad():  # gaps are refined by gradients
+        return CHECKS[name].make(vae, data, seed, **options)
 
 
 def diagnose(
@@ -135,11 +166,12 @@ def diagnose(
     held = Columns(*columns[:10_000]) if stored else columns
     for name in names:
         try:
-            figures, text, pictures = CHECKS[name](vae, held, seed)
+            found = made(name, vae, held, seed)
         except ValueError:
             if name in optional:
                 continue
             raise
+        figures, text, pictures = CHECKS[name].tell(found)
         for file, picture in pictures.items():
             write_figure(folder / f"{file}.png", picture)
         yield name, figures, text

@@ -199,6 +199,11 @@ def estimate(
     return type(parts[0]).cat(parts)
 
 
+def estimate_batch(vae: Any, columns: tuple[Tensor, ...], how: Estimation, seed: int = 0) -> Any:
+    """Log p(x) of one batch, by this process alone; see :func:`estimate`."""
+    return ESTIMATORS[how.estimator](_Batch(vae, columns, 0, seed, how, False))
+
+
 def _checksum(vae: Any) -> int:
     found = 0
     for p in vae.parameters():

@@ -24,6 +24,7 @@ from pyro_vae.models.protocol import asked, classifies, gives_density, has_bound
 from pyro_vae.pipeline import Say, silent
 from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import Run, RunDirectory
+from pyro_vae.suitability import check_suited
 
 #: Seed of the noise of dequantized pixels: with the run's own, the noise would be that of its draws.
 DEQUANTIZED = 1_812_433_253
@@ -90,8 +91,8 @@ def subject(run: Run, request: Request) -> Subject:
     """Load what a run is evaluated on.
 
     Raises:
-        ValueError: If the run has no whole epoch or no test data, there are too few, they cannot be dequantized, or its
-            model has no log p(x).
+        ValueError: If the run has no whole epoch or no test data, there are too few, they cannot be dequantized, its model
+            has no log p(x), or a check or the estimator does not suit it.
     """
     if not has_bound(run.vae):
         raise ValueError(
@@ -126,6 +127,7 @@ def subject(run: Run, request: Request) -> Subject:
     columns = asked(run.vae, split._replace(x=x))
     given = "y" in takes(run.vae) and not classifies(run.vae)  # log p(x|y) is not log p(x)
     key = (len(x), tuple(x.shape[1:]), density, given, zlib.crc32(seen.cpu().contiguous().numpy().data.cast("B")))
+    check_suited(run.vae, columns, request.how, request.checks, f"the {run.config.model.model} of {run.path}")
     return Subject(run, data, columns, density, key)
 
 

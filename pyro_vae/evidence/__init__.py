@@ -52,6 +52,7 @@ _NAMES = {
     "refined_importance_sampling": "refined",
     "replicates": "predictive",
     "simulate": "simulated",
+    "simulations": "predictive",
     "stacking_weights": "stacking",
 }
 
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     from pyro_vae.evidence.filling import Filling, HiddenLikelihood, hidden_log_px, inpaint
     from pyro_vae.evidence.gap_decomposition import Gaps, gaps
     from pyro_vae.evidence.importance import importance_sampling, prior_sampling
-    from pyro_vae.evidence.predictive import PredictiveChecks, predictive_checks, replicates
+    from pyro_vae.evidence.predictive import PredictiveChecks, predictive_checks, replicates, simulations
     from pyro_vae.evidence.refined import Refined, refine, refined_importance_sampling
     from pyro_vae.evidence.simulated import Simulated, simulate
     from pyro_vae.evidence.stacking import stacking_weights
@@ -124,6 +125,7 @@ __all__ = [
     "refined_importance_sampling",
     "replicates",
     "simulate",
+    "simulations",
     "stacking_weights",
 ]
 

@@ -126,8 +126,8 @@ def aggregate_posterior(
         sites = [(n, s) for n, s in sample_sites(guide_trace) if not (s["is_observed"] or is_auxiliary_loss(s))]
         if len(sites) != 1:
             raise ValueError(
-                f"aggregate_posterior: expected one latent site, got {len(sites)}: {sorted(n for n, _ in sites)}; join them "
-                "into one vector."
+                f"aggregate_posterior: expected one latent site, got {len(sites)}: {', '.join(sorted(n for n, _ in sites))}; "
+                "join them into one vector."
             )
         ((name, site),) = sites
         if site["fn"].batch_shape != (size,):

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pyro_vae.evidence.image_statistics import ImageStatistics, image_statistics
+from pyro_vae.evidence.simulated import simulate
 from pyro_vae.models.vae import VAE
 from pyro_vae.randomness import own_randomness
 
@@ -115,7 +116,7 @@ def predictive_checks(
     Args:
         images: Shape ``(N, H, W)`` or ``(N, C, H, W)``, N at least 2.
         simulated: R sets of N images, shape ``(R, *images.shape)``; or a function that makes one such set at each call, such
-            as :func:`replicates` returns, which needs memory for one.
+            as :func:`replicates` and :func:`simulations` return, which needs memory for one.
         num_sets: R, where a function makes the sets.
         threshold: A pixel above it is ink, for the components.
         level: The chance that a true model passes.
@@ -203,5 +204,26 @@ def replicates(vae: VAE, images: Tensor, latents: Literal["prior", "posterior"] 
         if latents == "prior":
             return torch.cat([vae.sample(len(part)) for part in parts])
         return torch.cat([vae.decode(vae.encode(part).sample()).sample() for part in parts])
+
+    return made
+
+
+def simulations(model: Callable[..., Any], *args: Any) -> Callable[[], Tensor]:
+    """A function that makes one set of images like these at each call, from a Pyro model of images and what it is told of them.
+
+    Of a model that is given labels these are images of the same labels, of one whose labels are unknown images of drawn ones.
+
+    Args:
+        model: A Pyro model, see :func:`simulate`.
+        *args: What it takes of each image, shapes ``(N, ...)``: the images first.
+
+    Raises:
+        ValueError: If it cannot be simulated from.
+    """
+    simulate(model, *args)
+    parts = [tuple(arg[start : start + CHUNK] for arg in args) for start in range(0, len(args[0]), CHUNK)]
+
+    def made() -> Tensor:
+        return torch.cat([simulate(model, *part).args[0] for part in parts])
 
     return made

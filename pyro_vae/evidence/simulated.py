@@ -41,6 +41,9 @@ def simulate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Simulated:
     Since (z, x) is drawn from the joint, z is a draw from the exact posterior p(z|x). Of the data given, only shapes
     matter. Draws come from the global generator.
 
+    An observed site that a mask leaves out whole, as ``obs_mask`` leaves out labels none of which is known, is no
+    observation: its factor in p(x, z) is 1, so that the joint is that of the other sites. Its value stays what it is.
+
     Args:
         model: A Pyro model; each of its observed values is one of its arguments, in whatever shape, and enters it in no other
             way.
@@ -52,12 +55,14 @@ def simulate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Simulated:
 
     Raises:
         ValueError: If an observed value is no argument of the model, the model depends on it otherwise (so that it would
-            be another model for the simulated data), or a site cannot be drawn from.
+            be another model for the simulated data), a site cannot be drawn from, or what a mask leaves out depends on draws.
     """
     given = poutine.trace(model).get_trace(*args, **kwargs)
-    observed = {n: s for n, s in sample_sites(given) if s["is_observed"] and not is_auxiliary_loss(s)}
+    scored = {n: s for n, s in sample_sites(given) if s["is_observed"] and not is_auxiliary_loss(s)}
+    observed = {n: s for n, s in scored.items() if not _left_out(s)}
     if not observed:
-        raise ValueError("model: expected an observed site, got none; pass the data by obs=... or pyro.condition.")
+        got = "none" if not scored else f"{sorted(scored)} with a mask that leaves out all of it"
+        raise ValueError(f"model: expected an observed site, got {got}; pass the data by obs=... or pyro.condition.")
     leaves, spec = _pytree.tree_flatten((args, kwargs))
     places = {name: _place(name, site["value"], leaves) for name, site in observed.items()}
     drawn = _drawn(model, set(observed), args, kwargs)
@@ -65,8 +70,17 @@ def simulate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Simulated:
         leaves[place] = _in_the_form_of(leaves[place], drawn.nodes[name]["value"], name)
     new_args, new_kwargs = _pytree.tree_unflatten(leaves, spec)
     latents = {n: s["value"] for n, s in sample_sites(drawn) if n not in observed and not s["is_observed"]}
-    _check_same_model(model, drawn, new_args, new_kwargs)
+    _check_same_model(model, drawn, new_args, new_kwargs, set(scored) - set(observed))
     return Simulated(new_args, new_kwargs, latents)
+
+
+def _left_out(site: Site) -> bool:
+    """Whether a mask, of the site or its distribution, leaves out all of it: its log density is then 0, whatever its value."""
+    masks, fn = [site["mask"]], site["fn"]
+    while hasattr(fn, "base_dist"):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    return any(mask is not None and not bool(torch.as_tensor(mask).any()) for mask in masks)
 
 
 def _drawn(model: Callable[..., Any], observed: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
@@ -125,9 +139,17 @@ def _in_the_form_of(argument: Tensor, value: Tensor, name: str) -> Tensor:
     return cast
 
 
-def _check_same_model(model: Callable[..., Any], drawn: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse a model that is another one, given the simulated data."""
+def _check_same_model(
+    model: Callable[..., Any], drawn: Trace, args: tuple[Any, ...], kwargs: dict[str, Any], left_out: set[str]
+) -> None:
+    """Refuse a model that is another one, given the simulated data, or that then observes what was left out."""
     again = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    for name in left_out:
+        if not all(_left_out(trace.nodes[name]) for trace in (drawn, again) if name in trace):
+            raise ValueError(
+                f"site {name!r}: expected the same mask whatever is drawn, got one that left out all of it and then did not; "
+                f"{_WAYS_OUT.split(', or')[0]}."
+            )
     for name, site in sample_sites(drawn):
         if name in again.nodes and not is_auxiliary_loss(site) and not _alike(site, again.nodes[name]):
             raise ValueError(
