@@ -21,6 +21,7 @@ from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.layout import drawn_sites
+from pyro_vae.inference.reached import check_reached
 from pyro_vae.inference.weights import ProposalDraws
 from pyro_vae.machine import explain
 from pyro_vae.models.protocol import check_columns, check_model, has_bound, support_of, takes, told, unregistered
@@ -142,6 +143,7 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
             try_methods(name, vae, batch)
         finally:
             vae.train(was_training)
+        check_reached(name, vae, make_objective(config), pair, batch)
 
 
 def _check_registered(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:

@@ -21,7 +21,7 @@ SMALL = (
 )
 
 OWN = """
-import math, torch
+import math, pyro, torch
 from torch import nn
 from pyro_vae import VAE
 
@@ -38,6 +38,19 @@ class Flat(nn.Module):
 class Own(VAE):
     def __init__(self, data_shape, latent_dim=2):
         super().__init__(data_shape, latent_dim, (8,))
+        self.for_pictures = nn.Linear(2, 2)
+
+
+class ModelAlone(Own):
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.encode(x))
+
+
+class GuideAlone(Own):
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", self.decode(pyro.sample("z", self.prior())), obs=x)
 """
 
 
@@ -176,3 +189,49 @@ def test_alpha_counts_alike_in_batches_of_any_size_where_all_labels_are_known(ba
     x, y = columns
     expected = -3.0 * vae.classify(x).log().gather(1, y[:, None]).sum().item()
     assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("elbo", ["trace", "mean-field", "iwae", "dreg", "rws"])
+@pytest.mark.parametrize(("name", "part"), [("ModelAlone", "encoder"), ("GuideAlone", "decoder")])
+def test_a_class_half_of_which_is_not_registered_is_refused(capsys, name, part, elbo):
+    error = refused(capsys, "--model", f"faulty:{name}", "--elbo", elbo, "--binarize", "threshold")
+    assert (
+        f"model faulty:{name}: expected all that the objective depends on to be known to Pyro, got {part} not" in error
+    )
+    assert f'pyro.module("{part}", self.{part})' in error
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_fit_refuses_it_too_and_takes_what_is_frozen_or_not_used(compiled):
+    import faulty
+
+    options = {"epochs": 2, "batch_size": 5, "compile": compiled, "progress": False}
+    with pytest.raises(ValueError, match="model ModelAlone: expected all .* got encoder not, so that it would stay"):
+        pv.fit(faulty.ModelAlone((1, 8, 8)), *ten(), **options)
+    with pytest.raises(ValueError, match="model GuideAlone: expected all .* got decoder not"):
+        pv.fit(faulty.GuideAlone((1, 8, 8)), *ten(), **options)
+    frozen = faulty.ModelAlone((1, 8, 8))
+    frozen.encoder.requires_grad_(False)
+    for vae in (faulty.Own((1, 8, 8)), frozen):
+        before = {key: value.clone() for key, value in vae.state_dict().items()}
+        pv.fit(vae, *ten(), **options)
+        after = vae.state_dict()
+        moved = {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])}
+        assert moved == {"decoder"} | ({"encoder"} if vae is not frozen else set())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_looking_for_them_leaves_training_as_it_is(name, monkeypatch):
+    columns = ten([0, 1, -1, 0, -1, -1, 1, -1, 0, 1]) if "classify" in dir(MODELS[name]) else ten([0, 1] * 5)
+    states = []
+    for looking in (True, False):
+        torch.manual_seed(0)
+        cls = MODELS[name]
+        vae = cls((1, 8, 8), 2, **({"num_classes": 2} if "y" in cls.takes else {}))
+        vae.register_parameter("unused", torch.nn.Parameter(torch.zeros(2)))  # else there is nothing to look for
+        if not looking:
+            monkeypatch.setattr("pyro_vae.inference.training.check_reached", lambda *args: None)
+        pv.fit(vae, columns[: len(cls.takes)], epochs=2, batch_size=5, compile=False, progress=False)
+        states.append(vae.state_dict())
+        monkeypatch.undo()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

@@ -43,8 +43,8 @@ def check_batches(model: Any, data: Data, objective: Any, options: FitOptions) -
         better = next(n for n in itertools.count(size + 1) if _smallest(total, n) // processes >= 2)
         where = f"{processes} processes and " if processes > 1 else ""
         raise ValueError(
-            f"batch_size: expected batches of at least 2 data, whose codes a total correlation compares, got {size}, which with "
-            f"{where}{total:,} data leaves {least or 1} alone; take {better}."
+            f"batch_size: expected batches of at least 2 data, whose codes a total correlation compares, got {size}, which "
+            f"with {where}{total:,} data leaves {least or 1} alone; take {better}."
         )
 
 

@@ -22,6 +22,7 @@ from pyro_vae.inference.exchange import Exchange
 from pyro_vae.inference.history import History, Progress, Row
 from pyro_vae.inference.optim import FusedOptim
 from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
+from pyro_vae.inference.reached import check_reached
 from pyro_vae.inference.state import check_state, same_device, same_ranks
 from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.validation import evaluate_terms
@@ -185,7 +186,7 @@ class Training:
                     validated = False
                 progress.totals += torch.stack(self.svi.step_terms(*batch))
                 if not checked:
-                    self._check_trained()
+                    self._check_trained(batch)
                     checked = True
                 progress.seen += size
                 progress.batches += 1
@@ -251,11 +252,13 @@ class Training:
                     "pyro.param alone, which fit could not save; make it an nn.Parameter or a PyroParam of the model."
                 )
 
-    def _check_trained(self) -> None:
-        """After a step, refuse a model none of whose parameters took part in it."""
-        own = [p for p in self.model.parameters() if p.requires_grad]
-        if own and not self._optimizer.source.optim_objs:
-            raise ValueError(unregistered(type(self.model).__name__))
+    def _check_trained(self, batch: tuple[Tensor, ...]) -> None:
+        """After a step, refuse a model none of whose parameters took part in it, or not all that its loss depends on."""
+        own, known = [p for p in self.model.parameters() if p.requires_grad], self._optimizer.source.optim_objs
+        name, svi = type(self.model).__name__, self.svi
+        if own and not known:
+            raise ValueError(unregistered(name))
+        check_reached(name, self.model, svi.objective, (svi.model, svi.guide), batch, {id(p): p for p in known})
 
     def _poll(self) -> None:
         if self.interrupted():
