@@ -40,10 +40,12 @@ class Betas:
         """The pair under these weights; as it is where the weight of all is 1 for good."""
         if "" not in self.values:
             return scale_kl_pair(model, guide, self.values)
-        schedule = self.schedules[""]
-        if isinstance(schedule, Constant) and schedule.value == 1.0:
-            return model, guide
-        return scale_kl_pair(model, guide, self.values[""])
+        return (model, guide) if self.plain else scale_kl_pair(model, guide, self.values[""])
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weight of all sites is 1 for good."""
+        return all(isinstance(schedule, Constant) and schedule.value == 1.0 for schedule in self.schedules.values())
 
     def set(self, step: int) -> None:
         """Take the weights of a step.

@@ -125,9 +125,10 @@ def fit(
     check_columns(model, data)
     if resume is None:
         warn_of_labels(model, data)
-    if not has_bound(model) and isinstance(beta, int | float) and beta != 1:
+    if not has_bound(model) and beta is not None and not Betas(beta).plain:
+        got = "weights of sites" if isinstance(beta, Mapping) else "a schedule" if callable(beta) else beta
         raise ValueError(
-            f"beta: expected with a model that has a KL to weight, got {beta} with {type(model).__name__}, which has none; "
+            f"beta: expected with a model that has a KL to weight, got {got} with {type(model).__name__}, which has none; "
             "drop it."
         )
     options = FitOptions(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import evaluate, report, train
+from pyro_vae import evaluate, report, schedules, train
 from pyro_vae.data import Data, Split
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.linear import LinearVAE, principal_angles
@@ -92,11 +92,20 @@ def test_it_has_no_log_px():
             estimate(autoencoder.model, autoencoder.guide, data())
 
 
-def test_it_has_no_kl_to_weight():
-    with pytest.raises(
-        ValueError, match=r"beta: expected with a model that has a KL to weight, got 4.0 with Autoencoder"
-    ):
-        pv.fit(Autoencoder((6,), 2), data(), beta=4.0, epochs=1, progress=False)
+@pytest.mark.parametrize(
+    ("beta", "got"),
+    [
+        (4.0, "4.0"),
+        (schedules.linear(0.0, 1.0, steps=10), "a schedule"),
+        (schedules.Constant(0.5), "a schedule"),
+        ({"z": 0.5}, "weights of sites"),
+    ],
+)
+def test_it_has_no_kl_to_weight(beta, got):
+    said = f"beta: expected with a model that has a KL to weight, got {got} with Autoencoder, which has none; drop it."
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pv.fit(Autoencoder((6,), 2), data(), beta=beta, epochs=1, progress=False)
+    pv.fit(Autoencoder((6,), 2), data(), beta=schedules.Constant(1.0), epochs=1, progress=False)
 
 
 def test_leading_dimensions_fold():
