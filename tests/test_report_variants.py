@@ -30,14 +30,42 @@ def models() -> dict[str, torch.nn.Module]:
 def test_planes_have_a_column_for_each_model(labels):
     x = images()
     figure = planes(models(), Split(x, torch.arange(40) % 3 if labels else None), "test")
-    assert len(figure.axes) == 3 * 2
-    assert [axes.get_title() for axes in figure.axes[::3]] == ["autoencoder", "VAE"]
+    assert len(figure.axes) == 4 * 2
+    assert [axes.get_title() for axes in figure.axes[::4]] == ["autoencoder", "VAE"]
     points = figure.axes[0].collections
     assert sum(len(part.get_offsets()) for part in points) == 40
     assert len(points) == (3 if labels else 1)
-    assert "covariance" in figure.axes[2].get_xlabel()  # the autoencoder has no prior
-    assert figure.axes[5].get_xlabel() == "samples, z ~ N(0, I)"
+    words = [figure.axes[k].get_xlabel() for k in (2, 6, 3, 7)]
+    assert words[:2] == ["decoded z ~ N(0, I), no prior", "samples, z ~ p(z) = N(0, I)"]
+    assert words[2] == words[3] == "decoded z ~ normal fitted to the codes"
     assert figure.axes[2].images[0].get_array().shape == (6 * 6, 6 * 5)
+
+
+def test_planes_decode_the_same_draws_and_those_of_the_codes():
+    """Of a decoder that gives its code back as two pixels, the images are the draws."""
+    pair, split = {}, Split(torch.rand(400, 1, 1, 2), None)
+    for k in range(2):
+        model = Autoencoder((1, 1, 2), 2, ())
+        for network in (model.encoder, model.decoder):
+            torch.nn.init.eye_(network.head.weight)
+            torch.nn.init.zeros_(network.head.bias)
+        with torch.no_grad():
+            model.encoder.head.weight.mul_(0.01)
+            model.encoder.head.bias.fill_(0.5)  # codes near the middle of the pixels' range
+        pair[str(k)] = model
+    torch.manual_seed(0)
+    figure = planes(pair, split, "test")
+    standard, fitted = (
+        [torch.tensor(figure.axes[k].images[0].get_array()).reshape(6, 6, 2) for k in rows] for rows in ((2, 6), (3, 7))
+    )
+    torch.testing.assert_close(standard[0], standard[1])
+    clipped = (standard[0] == 0) | (standard[0] == 1)
+    assert bool(clipped.any())  # N(0, I) lies far outside of the codes
+    assert not bool(clipped.all())
+    codes = pair["0"].encode(split.x).mean.detach().double()
+    spread = codes.std(0)
+    assert bool(((fitted[0].flatten(0, 1) - codes.mean(0)).abs() < 5 * spread).all())
+    assert bool(((fitted[0].flatten(0, 1).std(0) / spread - 1).abs() < 5 / (2 * 36) ** 0.5).all())
 
 
 def test_a_walk_begins_and_ends_at_the_codes_of_images():

@@ -24,8 +24,9 @@ WALKS, SIDE = 3, 6  # walks between images, and images of a walk and of a side o
 def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
     """Models with codes of two numbers, side by side.
 
-    A walk is a straight line between the codes of two images, the same in each model. Samples are decoded draws of N(0, I),
-    and of a model that has no prior, such as the autoencoder, draws of the normal distribution of its codes.
+    A walk is a straight line between the codes of two images, the same in each model. Below are draws of N(0, I), decoded, the
+    same draws in each: samples of a model whose prior that is, and of an autoencoder, which has none, codes that may lie where
+    it has learnt nothing. Last, draws of the normal distribution with the mean and the covariance of the codes that are shown.
 
     Args:
         models: Name to a model with ``encode``, ``decode`` and ``latent_dim`` 2.
@@ -33,7 +34,7 @@ def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
         source: What these data are called.
 
     Returns:
-        A column for each model.
+        A column for each model: the plane, walks, the two kinds of draws.
 
     Raises:
         ValueError: If there is no model, or one has another size of code.
@@ -46,10 +47,11 @@ def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
     if not models:
         raise ValueError("models: expected at least one, got none; pass some by name.")
     rows = torch.randperm(len(split.x))[:MAX_POINTS]
-    x, y = split.x[rows], None if split.y is None else split.y[rows]
+    x, y = split.x[rows], None if split.y is None or split.y.dim() > 1 else split.y[rows]
     ends = pick(split, 2 * WALKS)
-    figure = Figure(figsize=(3.2 * len(models), 9.0), layout="constrained")
-    grid = figure.add_gridspec(3, len(models), height_ratios=(3.0, 1.55, 3.0))
+    noise = torch.randn(SIDE * SIDE, 2)
+    figure = Figure(figsize=(3.2 * len(models), 11.6), layout="constrained")
+    grid = figure.add_gridspec(4, len(models), height_ratios=(3.0, 1.5, 2.8, 2.8))
     for column, (name, model) in enumerate(models.items()):
         with torch.no_grad():
             codes = model.encode(like_parameters(model, x)).mean
@@ -58,9 +60,11 @@ def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
             walks = (1 - t) * a[:, None] + t * b[:, None]
             _plane(figure.add_subplot(grid[0, column]), name, codes, walks, y)
             _mosaic(figure, grid[1, column], decoded(model, walks.flatten(0, 1)), "from cross to cross")
-            z, words = _draws(model, codes)
-            _mosaic(figure, grid[2, column], decoded(model, z), f"samples, z ~ {words}")
-    figure.suptitle(f"Codes of {len(x):,} {source} images, walks between some of them, and samples")
+            words = "samples, z ~ p(z) = N(0, I)" if hasattr(model, "prior") else "decoded z ~ N(0, I), no prior"
+            _mosaic(figure, grid[2, column], decoded(model, noise.to(codes)), words)
+            fitted = codes.mean(0) + noise.to(codes) @ torch.linalg.cholesky(torch.cov(codes.T)).T
+            _mosaic(figure, grid[3, column], decoded(model, fitted), "decoded z ~ normal fitted to the codes")
+    figure.suptitle(f"Codes of {len(x):,} {source} images, walks between some of them, and decoded draws")
     return figure
 
 
@@ -125,11 +129,3 @@ def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, words: str) -> N
             lines(k * step - 0.5, color="0.35", linewidth=0.5)
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(words, fontsize=9)
-
-
-def _draws(model: Any, codes: Tensor) -> tuple[Tensor, str]:
-    """Codes to decode into samples, shape ``(SIDE * SIDE, 2)``, and where they are from."""
-    if hasattr(model, "prior"):
-        return model.prior().sample((SIDE * SIDE,)), "N(0, I)"
-    normal = torch.distributions.MultivariateNormal(codes.mean(0), torch.cov(codes.T))
-    return normal.sample((SIDE * SIDE,)), "N of the codes' mean, covariance"
