@@ -22,7 +22,7 @@ from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.inference.reached import check_reached
-from pyro_vae.inference.weights import ProposalDraws
+from pyro_vae.inference.validation import first_draw
 from pyro_vae.machine import explain
 from pyro_vae.models.protocol import check_columns, check_model, has_bound, support_of, takes, told, unregistered
 from pyro_vae.models.registry import modules_of, place
@@ -138,7 +138,7 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
             raise ValueError(_nothing_to_sum(vae, batch)) from None
         vae.eval()
         try:
-            ProposalDraws(vae.model, vae.guide, batch, {})
+            first_draw(vae.model, vae.guide, batch)
             _check_registered(name, vae, batch)
             try_methods(name, vae, batch)
         finally:

@@ -168,17 +168,23 @@ def _nesting(*traces: Trace) -> int:
     return -min(dims, default=0)
 
 
+class UnguidedSiteError(ValueError):
+    """The model draws a site that the guide does not."""
+
+
 def check_match(model_trace: Trace, guide_trace: Trace) -> None:
     """Refuse a model and guide that do not have the same latent sites.
 
     Raises:
         ValueError: If a latent site is in one of the two only (a guide's site may be marked ``is_auxiliary``).
+        UnguidedSiteError: If it is in the model only.
     """
     ours = {n for n, s in sample_sites(model_trace) if not s["is_observed"]}
     theirs = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
     for name in ours - set(theirs):
-        raise ValueError(
-            f"latent site {name!r}: expected in model and guide, got in the model only; add it to the guide."
+        raise UnguidedSiteError(
+            f"latent site {name!r}: expected in model and guide, got in the model only; add it to the guide, or, where it is "
+            "discrete, mark it infer={'enumerate': 'parallel'} and take elbo enum, which sums over it."
         )
     for name in set(theirs) - ours:
         if not theirs[name]["infer"].get("is_auxiliary", False):

@@ -84,9 +84,11 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
         loss, distortion, rate = _Sum(), _Sum(), _Sum()
-        for _, site in sample_sites(model_trace):
+        for name, site in sample_sites(model_trace):
             loss.subtract(site["log_prob_sum"])
             if not is_auxiliary_loss(site):
+                if not site["is_observed"] and name not in guide_trace.nodes:
+                    check_match(model_trace, guide_trace)
                 (distortion if site["is_observed"] else rate).subtract(_true_sum(site))
         for _, site in sample_sites(guide_trace):
             if is_auxiliary_loss(site):

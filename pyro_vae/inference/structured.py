@@ -20,6 +20,7 @@ from pyro_vae.imports import capturing
 from pyro_vae.inference.bounds import Terms, _Bound
 from pyro_vae.inference.layout import (
     Site,
+    check_match,
     is_auxiliary_loss,
     sample_sites,
     site_log_prob,
@@ -62,6 +63,8 @@ class TraceGraphELBO(_Bound, pyro.infer.TraceGraph_ELBO):
             for name, site in sample_sites(trace):
                 if not of_model and site["is_observed"] and not is_auxiliary_loss(site):  # no draw
                     continue
+                if of_model and not site["is_observed"] and name not in guide_trace.nodes:
+                    check_match(model_trace, guide_trace)
                 total, log_prob = detach_provenance((site["log_prob_sum"], site["log_prob"]))
                 entropy = (
                     log_prob if site["is_observed"] or of_model else detach_provenance(site["score_parts"].entropy_term)

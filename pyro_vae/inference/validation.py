@@ -11,10 +11,27 @@ from torch import Tensor
 
 from pyro_vae import parallel
 from pyro_vae.data import Columns, Stored
-from pyro_vae.inference.weights import ProposalDraws
+from pyro_vae.inference.enumerated import EnumeratedDraws
+from pyro_vae.inference.enumerated_terms import EnumeratedTerms
+from pyro_vae.inference.layout import UnguidedSiteError
+from pyro_vae.inference.weights import ProposalDraws, WeightTerms
 from pyro_vae.randomness import own_randomness
 
 EVALUATION_ROWS = 1000
+
+
+def first_draw(
+    model: Callable[..., Any], guide: Callable[..., Any], batch: tuple[Any, ...]
+) -> WeightTerms | EnumeratedTerms:
+    """The terms of one draw for each datum, what is enumerated in the model alone summed out.
+
+    Raises:
+        ValueError: If model and guide give none, see ``log_weights``.
+    """
+    try:
+        return ProposalDraws(model, guide, batch, {}).first
+    except UnguidedSiteError:
+        return EnumeratedDraws(model, guide, batch, {}).first
 
 
 @torch.no_grad()
@@ -25,6 +42,9 @@ def evaluate_terms(
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """One draw of log p(x|z) and of log p(z) - log q(z|x) for each datum, the same draw at every call.
+
+    A site that is enumerated in the model alone is summed out of both, exactly, and then one of the guide's is summed under q;
+    where the model has none such, those of the guide are drawn.
 
     Args:
         model: An object with Pyro functions ``model`` and ``guide``.
@@ -44,8 +64,8 @@ def evaluate_terms(
             for batch in parallel.dealt(columns, min(EVALUATION_ROWS, columns.chunk), seed):
                 poll()
                 if batch is not None:
-                    first = ProposalDraws(model.model, model.guide, batch, {}).first
-                    parts.append([part[0].cpu().double() for part in first])
+                    first = first_draw(model.model, model.guide, batch)
+                    parts.append([part[0].cpu().double() for part in (first.log_likelihood, first.log_ratio)])
     finally:
         model.train(was_training)
     likelihood, ratio = (torch.cat(part) for part in zip(*parallel.collected(parts), strict=True))
