@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -210,13 +211,17 @@ class RunDirectory:
         return checkpoint, self.config_of(checkpoint["config"])
 
     def config_of(self, values: Any) -> Config:
-        """A configuration from what a file of the run says.
+        """A configuration from what a file of the run says, without a seed of labels that was said where none were chosen.
+
+        Such a seed did nothing, and is refused of a new run.
 
         Raises:
             ValueError: If something in it is wrong.
         """
         try:
-            return Config.from_dict(values)
+            found = Config.from_dict(values)
+            chosen = found.data.labels is not None
+            return found if chosen else dataclasses.replace(found, data=dataclasses.replace(found.data, label_seed=0))
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"run {self.path}: {reason(error)}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 
@@ -235,3 +236,31 @@ def test_looking_for_them_leaves_training_as_it_is(name, monkeypatch):
         states.append(vae.state_dict())
         monkeypatch.undo()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("words", [[], ["--model", "m2"]])
+def test_a_run_of_before_such_a_seed_was_refused_goes_on(no_pictures, words, finished):
+    """Its configuration has a seed of labels and no number of them; without a checkpoint it begins again."""
+    assert train.main([*SMALL, *words]) == 0
+    file = Path("run/checkpoint.pt")
+    checkpoint = torch.load(file, weights_only=True)
+    for config in (checkpoint["config"], written := json.loads(Path("run/config.json").read_text())):
+        del config["data"]["labels"]
+        config["data"]["label_seed"] = 3
+    Path("run/config.json").write_text(json.dumps(written))
+    torch.save(checkpoint, file)
+    if not finished:
+        file.unlink()
+    more = "--epochs 2 --threads 1 --device cpu --quiet".split()
+    assert train.main(["--resume", "run", *more]) == 0
+    assert len(pv.load("run").history) == 2
+
+
+def test_a_run_whose_widths_did_nothing_goes_on(no_pictures):
+    assert train.main([*SMALL, "--model", "linear"]) == 0
+    checkpoint = torch.load("run/checkpoint.pt", weights_only=True)
+    checkpoint["config"]["model"]["hidden"] = [32]
+    torch.save(checkpoint, "run/checkpoint.pt")
+    assert train.main("--resume run --epochs 2 --threads 1 --device cpu --quiet".split()) == 0
+    assert len(pv.load("run").history) == 2
