@@ -43,7 +43,8 @@ class Arguments:
     """Folders of finished runs; several on the same test data are compared."""
     estimator: Literal["importance", "smoothed", "prior", "refined", "annealed", "bidirectional"] = "importance"
     """importance (draws from the guide), smoothed (the same, by Pareto-smoothed weights), prior (draws from p(z)), refined
-    (from a guide refined for each image), annealed (HMC chains), bidirectional (a bracket, on simulated images)."""
+    (from a guide refined for each image), annealed (HMC chains), bidirectional (a bracket, on simulated images); these two of
+    models all of whose latents are continuous."""
     num_samples: int | None = None
     """Importance samples for each image; default: what the run was evaluated with."""
     target_se: float | None = None
@@ -66,7 +67,8 @@ class Arguments:
     """uniform: add noise to 8-bit pixels, so that a density has bits per dimension."""
     checks: tuple[Literal["gaps", "aggregate", "calibration", "predictive"], ...] = ()
     """gaps (approximation and amortization, of 100 images), aggregate (mutual information, total correlation), calibration (of
-    the guide, on simulated images), predictive (does the model make such images)."""
+    the guide, on simulated images), predictive (does the model make such images). Each is tried on a few images first; where
+    one does not suit the model, nothing is estimated, and it is said which do."""
     compare: bool = True
     """Whether several runs are compared."""
     compile: bool | None = None

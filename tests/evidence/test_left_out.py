@@ -49,16 +49,14 @@ def test_the_bracket_holds_log_px_of_the_observed_alone(place):
 
     torch.manual_seed(0)
     x, label = torch.zeros(40, 5, **DOUBLE), torch.zeros(40, **DOUBLE)
-    found = bidirectional(
-        model, lambda x, label: ORACLE.guide(0.3, 1.2)(x), x, label, num_chains=4, num_steps=30, seed=1
-    )
+    words = {"num_chains": 4, "num_steps": 30, "start": "guide", "seed": 1}
+    found = bidirectional(model, lambda x, label: ORACLE.guide(0.3, 1.2)(x), x, label, **words)
     exact = ORACLE.log_px(found.args[0])
     assert torch.equal(found.args[1], label)
     for bound, sign in ((found.lower.log_px, 1), (found.upper.log_px, -1)):
         short = sign * (exact - bound)
         assert float(short.mean()) > -4 * float(short.std()) / math.sqrt(40)
-    assert float(found.gap.mean()) < 0.5
-    assert float(found.gap.std()) > 0
+    assert float(found.gap.mean()) < 0.1  # the site's own log density is below -5 nats
 
 
 def labelled(x, y):
