@@ -26,6 +26,9 @@ from pyro_vae.randomness import own_randomness
 
 Method = Literal["importance", "hmc"]
 
+#: How the guide is refined, as ``evidence.refined_importance_sampling`` does it.
+REFINEMENT: dict[str, Any] = {"num_particles": 8, "full_covariance": True}
+
 #: Draws of the proposal, and chains, where none are asked for.
 NUM_SAMPLES: dict[Method, int] = {"importance": 2000, "hmc": 32}
 
@@ -115,7 +118,7 @@ def inpaint(
 
 def _drawn(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> tuple[Tensor, Tensor, Estimate]:
     """Draws of the refined guide, shape ``(K, B, Z)``, and their log weights, shape ``(K, B)``, float64."""
-    refined = refine(partial.model, partial.guide, x, visible, steps=steps, full_covariance=True)
+    refined = refine(partial.model, partial.guide, x, visible, steps=steps, **REFINEMENT)
     q = poutine.trace(refined).get_trace(x, visible).nodes["z"]["fn"]
     parts = []
     for size in _chunks(num, len(x)):
@@ -224,8 +227,7 @@ def _weighed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int,
 
     Where the guide is made of normals, draw k of datum i has the same noise whatever is visible.
     """
-    options: dict[str, Any] = {"num_particles": 8, "full_covariance": True}  # those of refined_importance_sampling
-    refined = refine(partial.model, partial.guide, x, visible, steps=steps, seed=seed, **options)
+    refined = refine(partial.model, partial.guide, x, visible, steps=steps, seed=seed, **REFINEMENT)
     sampler = Sampler(partial.model, refined, seed)
     chunks = sampler.weights(sampler.draws((x, visible), {}), num)
     likelihood, ratio = (torch.cat(part) for part in zip(*chunks, strict=True))

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae import evidence
 from pyro_vae.evidence.filling import hidden_log_px, inpaint
 from pyro_vae.inference import capture
 from pyro_vae.models.inpainting import MASKS, InpaintingVAE, Partial, seen
@@ -81,6 +82,28 @@ def test_fillings_follow_the_conditional(method, num, steps):
     assert within(found.z.mean(0), mean, (cov.diagonal() / draws[:, None]).sqrt(), 5)
     assert within(found.z.std(0), cov.diagonal().sqrt().expand(3, -1), (cov.diagonal() / 2 / draws[:, None]).sqrt(), 6)
     assert within(found.estimate.log_px, exact.log_visible(x), found.estimate.std_error + 1e-6, 5)
+
+
+def test_all_refine_the_guide_as_refined_importance_sampling_does(monkeypatch):
+    """Of the same data, from the same noise, each would have the same proposal."""
+    asked, usual = [], evidence.refine
+
+    def refine(*args, **options):
+        asked.append(options)
+        return usual(*args, **options)
+
+    for module in ("filling", "refined"):
+        monkeypatch.setattr(f"pyro_vae.evidence.{module}.refine", refine)
+    vae = linear()
+    x = vae.sample(3)
+    inpaint(vae, x, VISIBLE, num_samples=20, num_steps=2, seed=0)
+    hidden_log_px(vae, x, VISIBLE, num_samples=20, num_steps=2, seed=0)
+    partial = Partial(vae)
+    evidence.refined_importance_sampling(
+        partial.model, partial.guide, x, VISIBLE.expand(x.shape), steps=2, num_samples=20
+    )
+    kept = [{name: options[name] for name in ("num_particles", "full_covariance", "steps")} for options in asked]
+    assert kept == [{"num_particles": 8, "full_covariance": True, "steps": 2}] * 4
 
 
 def test_the_likelihood_of_hidden_pixels():
