@@ -84,6 +84,7 @@ def write_tables(at: Path) -> None:
     (at / "names.csv").write_text("a,name\n" + "1,ann\n2,bob\n" * 9)
     (at / "gap.csv").write_text("a,b\n" + "1,2\n3,\n" * 9)
     (at / "labels.csv").write_text("a,b,y,label\n" + "1,2,0,0\n" * 9)
+    (at / "blank.csv").write_text("a,b,label\n" + "1,2,cat\n3,4, \n" * 9)
     (at / "unlabelled.csv").write_text("a,b,label\n" + "1,2,0\n3,4,\n" * 9)
     (at / "header.csv").write_text("a,b\n")
     (at / "comment.csv").write_text("# units: mV\n" + "1.5,2.5,30,4\n" * 9)
@@ -439,6 +440,11 @@ BAD = [
     ("--dataset BAD/names.csv", "column 'name', such as 'ann'", "name it 'label'"),
     ("--dataset BAD/gap.csv", "NaN or infinity in row 1", "leave such rows out"),
     ("--dataset BAD/labels.csv", "y, label", "drop some"),
+    (
+        "--dataset BAD/blank.csv",
+        "label: expected one for each datum, got none in row 1",
+        "write -1 where it is unknown",
+    ),
     ("--dataset BAD/unlabelled.csv", "rows without one", "write -1 where it is unknown"),
     ("--dataset BAD/header.csv", "got none", "at least 3 rows"),
     ("--dataset BAD/nothing", "one without any", "check the path"),

@@ -148,13 +148,18 @@ def _flat(values: NDArray[Any], name: str) -> NDArray[Any]:
     if values.ndim != 1:
         hint = "; of one-hot rows save labels.argmax(1)" if values.ndim == 2 else ""
         raise ValueError(f"{name}: expected one for each datum, shape (N,), got shape {values.shape}{hint}.")
-    missing = np.array([v is None or v != v for v in values.tolist()], dtype=bool)
+    missing = np.array([_is_missing(value) for value in values.tolist()], dtype=bool)
     if missing.any():
         raise ValueError(
             f"{name}: expected one for each datum, got none in row {int(missing.argmax())}; write -1 where it is unknown, "
             "or drop these data."
         )
     return values
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether nothing is there: no value, NaN, or a text of blanks."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _whole_numbers(parts: list[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -153,6 +153,9 @@ def test_minus_one_stays_unknown_in_files():
             encode_labels([np.array(wrong)], "file")
     with pytest.raises(ValueError, match="got none in row 0; write -1 where it is unknown"):
         encode_labels([np.array([np.nan, 0.0])])
+    for blank in ("", " ", "\t"):  # else they would be a class of their own
+        with pytest.raises(ValueError, match="got none in row 1; write -1 where it is unknown"):
+            encode_labels([np.array(["cat", blank, "dog"])])
     assert num_classes([torch.full((3,), -1)]) is None
 
 
