@@ -23,11 +23,11 @@ from pyro_vae.inference.history import History, Progress, Row
 from pyro_vae.inference.optim import FusedOptim
 from pyro_vae.inference.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.reached import check_reached
-from pyro_vae.inference.state import check_state, same_device, same_ranks
+from pyro_vae.inference.restoring import restore, state_of
+from pyro_vae.inference.state import check_state
 from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.validation import evaluate_terms
 from pyro_vae.models.protocol import asked, classifies, has_bound, takes, told, unregistered
-from pyro_vae.randomness import device_state, set_device_state
 
 
 class Paused(Exception):
@@ -145,7 +145,7 @@ class Training:
         """
         self.model.train()
         if self.progress is None:
-            self.progress = self._begin()
+            self.progress = self.begin()
         try:
             self._finish(self.progress, advance)
             row = self._row(self.progress)
@@ -162,7 +162,8 @@ class Training:
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         return row
 
-    def _begin(self) -> Progress:
+    def begin(self) -> Progress:
+        """An epoch of which nothing has been done: its order is drawn."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
         start = self.order.get_state()
         return Progress(start, self.batches.order(self.order), torch.zeros(3, device=self.device, dtype=dtype))
@@ -234,10 +235,11 @@ class Training:
     def _set_rates(self) -> None:
         self.betas.set(self.step)
         if self.options.lr_schedule != "constant":
-            self._optimizer.set_lr(self._lr(self.step))
+            self.optimizer.set_lr(self._lr(self.step))
 
     @property
-    def _optimizer(self) -> FusedOptim:
+    def optimizer(self) -> FusedOptim:
+        """The optimizer of the steps."""
         assert isinstance(self.svi._stepper, FusedOptim)  # every entry of OPTIMIZERS is fusible
         return self.svi._stepper
 
@@ -245,7 +247,7 @@ class Training:
         """Refuse trained tensors that are not the model's: they would be lost with the store's scope."""
         own = {id(p) for p in self.model.parameters()}
         store = pyro.get_param_store()
-        for p in self._optimizer.source.optim_objs:
+        for p in self.optimizer.source.optim_objs:
             if id(p) not in own:
                 raise ValueError(
                     f"parameter {store.param_name(p)!r}: expected a parameter of the model's modules, got one of "
@@ -254,7 +256,7 @@ class Training:
 
     def _check_trained(self, batch: tuple[Tensor, ...]) -> None:
         """After a step, refuse a model none of whose parameters took part in it, or not all that its loss depends on."""
-        own, known = [p for p in self.model.parameters() if p.requires_grad], self._optimizer.source.optim_objs
+        own, known = [p for p in self.model.parameters() if p.requires_grad], self.optimizer.source.optim_objs
         name, svi = type(self.model).__name__, self.svi
         if own and not known:
             raise ValueError(unregistered(name))
@@ -286,24 +288,7 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly: plain containers, numbers and tensors."""
-        singles = self._optimizer.source.optim_objs
-        random = {"random": torch.get_rng_state(), "random_device": device_state(self.device)}
-        ranks = parallel.gather(random)
-        return {
-            "model": self.model.state_dict(),
-            "best": self.best,
-            "optimizer": {k: singles[p].state_dict() for k, p in self.model.named_parameters() if p in singles},
-            "objective": self.svi.objective.state_dict() if hasattr(self.svi.objective, "state_dict") else None,
-            "step": self.step,
-            "rows": self.history.rows,
-            "stop_reason": self.stop_reason,
-            "compiled": self.svi.compiled,
-            "device": self.device.type,
-            **ranks[0],
-            **({"ranks": ranks} if len(ranks) > 1 else {}),
-            "order": self.order.get_state(),
-            "epoch": None if self.progress is None else self.progress.state_dict(),
-        }
+        return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave.
@@ -313,7 +298,7 @@ class Training:
         """
         check_state(state, self.model, "resume")
         try:
-            self._load(state)
+            restore(self, state)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
@@ -321,43 +306,3 @@ class Training:
             raise ValueError(
                 f"resume: expected a whole training state, got one that cannot be used ({reason}); train it again."
             ) from error
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.best = state["best"]
-        for name, p in self.model.named_parameters():
-            if name in state["optimizer"]:
-                self._optimizer.add(p, state["optimizer"][name])
-        if state["objective"] is not None:
-            self.svi.objective.load_state_dict(state["objective"])
-        self.svi.steps_taken = state["step"]
-        if self.step > 0:
-            self.betas.set(self.step - 1)
-        self.history.rows = list(state["rows"])
-        self.stop_reason = state["stop_reason"]
-        ranks, world = state.get("ranks", [state]), parallel.world()
-        same = same_device(state, self.device.type)
-        if same_ranks(len(ranks), world.size) and same:
-            torch.set_rng_state(ranks[world.rank]["random"].cpu())
-            set_device_state(self.device, ranks[world.rank]["random_device"])
-        else:
-            torch.manual_seed(parallel.stream(self.options.seed + self.step))
-        if not same:
-            self.order.manual_seed(self.options.seed + self.step)
-        if state["epoch"] is not None:
-            self.progress = self._progress(state["epoch"], same)
-        if same:
-            self.order.set_state(state["order"].cpu())
-
-    def _progress(self, kept: dict[str, Any], same: bool) -> Progress:
-        """What has been done of the epoch under way, with its order drawn again: the same one, where it can be had."""
-        batches, seen = kept["batches"], kept["seen"]
-        whole = min(batches * self.options.batch_size, self.batches.order.total)
-        if not (0 < batches <= self.steps_per_epoch and seen == whole):
-            raise ValueError(f"{seen} data in {batches} steps of an epoch, where it would be {whole}")
-        if same:
-            self.order.set_state(kept["start"].cpu())
-        progress = self._begin()
-        progress.totals.copy_(kept["totals"])
-        progress.batches, progress.seen, progress.seconds = batches, seen, float(kept["seconds"])
-        return progress
