@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import pyro_vae.testing.__main__ as selftest
-from pyro_vae.inference import IWAE, OBJECTIVES, STL
-from pyro_vae.testing.yardstick import CASES, LEFT_OUT, Line, Yardstick, estimators, measure, objectives
+from pyro_vae.testing.mixtures import Labelled, rate_parts
+from pyro_vae.testing.objective_lines import CASES, thermodynamic
+from pyro_vae.testing.yardstick import LIMIT, Line, Yardstick, hermite, worst
 
 
 def test_the_guides_divergence_is_a_closed_form():
@@ -31,73 +32,81 @@ def test_the_quadrature_has_converged(monkeypatch):
     assert float((bounds[0] - bounds[1]).abs().max()) < 1e-4
 
 
-def test_every_objective_has_a_line():
-    assert set(CASES) | LEFT_OUT == set(OBJECTIVES)
+def test_rates_of_the_guide_are_a_closed_form():
+    """Against the quadrature of two dimensions: E log q - log p(z), and by unit where units are independent."""
+    for kind in ("full", "units"):
+        yardstick = Yardstick(kind=kind)
+        x = yardstick.vae.sample(4)
+        grid, shares = hermite(2, 6)
+        loc, root = yardstick.normal(x)
+        z = loc + (root @ grid[:, None, :, None]).squeeze(-1)
+        exact = (shares[:, None] * (yardstick.q(x).log_prob(z) - yardstick.vae.prior().log_prob(z))).sum(0)
+        torch.testing.assert_close(yardstick.rate(x), exact)
+    torch.testing.assert_close(yardstick.rates(x).sum(-1), exact)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr("pyro_vae.testing.yardstick.STEPS", 60)
-    monkeypatch.setattr("pyro_vae.testing.yardstick.NODES", 8)
-
-
-@pytest.mark.parametrize(
-    ("num_samples", "rounds"),
-    [pytest.param(100, 40, id="few"), pytest.param(512, None, id="as the command", marks=pytest.mark.slow)],
-)
-def test_all_figures_are_right(num_samples, rounds, quick):
-    lines = list(measure(num_samples, 1, rounds))
-    assert [str(line) for line in lines if not line.right] == []
-    assert {line.name for line in lines} >= set(CASES) | {
-        "importance_sampling",
-        "prior_sampling",
-        "bidirectional, upper",
-    }
-
-
-@pytest.mark.parametrize(("objective", "name"), [(IWAE, "iwae"), (STL, "stl")])
-def test_a_wrong_bound_is_seen(objective, name, monkeypatch):
-    right = objective.value
-    monkeypatch.setattr(objective, "value", lambda self, log_w: right(self, log_w) + 0.1)
+@pytest.mark.parametrize("estimator", ["all", "even"])
+def test_the_parts_of_the_rate_have_converged_and_sum_to_it(estimator, monkeypatch):
     yardstick = Yardstick()
-    monkeypatch.setattr("pyro_vae.testing.yardstick.OBJECTIVES", [name])
-    bound = next(objectives(yardstick, yardstick.vae.sample(8), 200))
-    assert not bound.right
-    assert "FAIL" in str(bound)
+    x = yardstick.vae.sample(5)
+    parts = rate_parts(yardstick, x, estimator)
+    torch.testing.assert_close(parts.sum(), yardstick.rate(x).mean())
+    monkeypatch.setattr("pyro_vae.testing.mixtures.CODE_NODES", 40)
+    torch.testing.assert_close(parts, rate_parts(yardstick, x, estimator), rtol=0, atol=1e-4)
 
 
-def test_a_wrong_gradient_is_seen(monkeypatch):
+def test_the_labelled_bound_is_a_sum_of_integrals():
+    """The closed form against quadrature over z for each label."""
+    labelled = Labelled()
+    x = labelled.yardstick.vae.sample(4)
+    log_q = labelled.log_q(x)
+    away = (x[:, None] - labelled.shifts).transpose(0, 1)
+    inner = torch.stack([labelled.yardstick.expected(lambda log_w: log_w.mean(0), 1, each) for each in away], -1)
+    exact = (log_q.exp() * (labelled.logits.log_softmax(0) + inner - log_q)).sum(-1)
+    torch.testing.assert_close(labelled.elbo(x), exact)
+
+
+def test_the_thermodynamic_path_ends_at_the_evidence():
+    """One interval is the ELBO; a fine partition is log p(x), which is the integral of E[log w] over the path."""
     yardstick = Yardstick()
-    monkeypatch.setattr("pyro_vae.testing.yardstick.OBJECTIVES", ["trace"])
-    x = yardstick.vae.sample(8)
-    exact = yardstick.expected
-    monkeypatch.setattr(yardstick, "expected", lambda value, num, x: 1.2 * exact(value, num, x))
-    bound, gradient = objectives(yardstick, x, 200)
-    assert not bound.right
-    assert not gradient.right
-    assert gradient.what == "gradient, worst of 18"
+    x = yardstick.vae.sample(3)
+    torch.testing.assert_close(thermodynamic(yardstick, x, [0.0, 1.0]), yardstick.elbo(x))
+    fine = [k / 400 for k in range(401)]
+    left, right = thermodynamic(yardstick, x, fine), yardstick.vae.log_px(x)
+    assert bool((left < right).all())
+    torch.testing.assert_close(left, right, rtol=0, atol=2e-3)
 
 
-def test_a_wrong_estimate_is_seen(monkeypatch, quick):
-    yardstick = Yardstick()
-    exact = yardstick.vae.log_px
-    monkeypatch.setattr(yardstick.vae, "log_px", lambda x: exact(x) + 0.5)
-    wrong = {line.name for line in estimators(yardstick, yardstick.vae.sample(8), 500, 0) if not line.right}
-    assert wrong >= {"log_weights", "importance_sampling", "annealed, from the prior", "bidirectional, upper"}
+def test_the_line_farthest_off_is_shown():
+    lines = [Line("a", "b", 0.0, off, 1.0) for off in (1.0, -3.0, 2.0)]
+    assert worst(iter(lines)).found == -3.0
+    assert worst(iter(lines)).worst_of == 3
+    assert not worst(iter([*lines, Line("a", "b", 0.0, math.nan, 1.0)])).right
 
 
-def test_bounds_may_be_on_their_side():
-    assert Line("a", "b", exact=-3.0, found=-4.0, error=0.1, side=-1).right
-    assert not Line("a", "b", exact=-3.0, found=-2.0, error=0.1, side=-1).right
-    assert Line("a", "b", exact=-3.0, found=-2.0, error=0.1, side=1).right
-    assert not Line("a", "b", exact=-3.0, found=-4.0, error=0.1).right
+def test_a_line_is_wrong_on_either_side_and_without_a_number():
+    assert Line("a", "b", exact=-3.0, found=-3.4, error=0.1).right
+    assert not Line("a", "b", exact=-3.0, found=-3.5, error=0.1).right
+    assert not Line("a", "b", exact=-3.0, found=-2.5, error=0.1).right
     assert not Line("a", "b", exact=-3.0, found=-3.0, error=math.nan).right
+    assert Line("a", "b", exact=0.0, found=1e-10, error=0.0).right
+    assert not Line("a", "b", exact=0.0, found=1e-8, error=0.0).right
+
+
+def test_the_chance_of_a_false_alarm_is_that_of_students_t():
+    """From draws: how often the mean of 5 normals is off by LIMIT of its own standard errors."""
+    draws = torch.randn(1_000_000, 5, dtype=torch.float64)
+    t = draws.mean(1) / (draws.std(1) / math.sqrt(5))
+    found, exact = float((t.abs() > LIMIT).double().mean()), Line("a", "b", 0.0, 0.0, 1.0, freedom=4).chance
+    assert abs(found - exact) < 4.6 * math.sqrt(exact / 1_000_000)
+    assert Line("a", "b", 0.0, 0.0, 1.0, worst_of=18).chance == pytest.approx(18 * 4.2e-6, rel=0.01)
+    assert Line("a", "b", 0.0, 0.0, 0.0).chance == 0
 
 
 def test_the_command_prints_the_table(capsys, monkeypatch):
     lines = [Line("iwae", "bound, nats", -8.0, -8.01, 0.01), Line("rws", "bound, nats", -8.0, -9.0, 0.01)]
-    monkeypatch.setattr("pyro_vae.testing.yardstick.measure", lambda samples, seed: lines)
+    monkeypatch.setattr("pyro_vae.testing.table.measure", lambda samples, seed: lines)
     assert selftest._figures(100, 0) == 1
     out = capsys.readouterr().out
-    assert "1 of 2 figures as they should" in out
+    assert "1 of 2 figures as they should; by chance one table in 118346" in out
     assert "FAIL rws" in out
