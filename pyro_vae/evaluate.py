@@ -43,8 +43,8 @@ class Arguments:
     """Folders of finished runs; several on the same test data are compared."""
     estimator: Literal["importance", "smoothed", "prior", "refined", "annealed", "bidirectional"] = "importance"
     """importance (draws from the guide), smoothed (the same, by Pareto-smoothed weights), prior (draws from p(z)), refined
-    (from a guide refined for each image), annealed (HMC chains), bidirectional (a bracket, on simulated images); these two of
-    models all of whose latents are continuous."""
+    (from a guide refined for each image), annealed (HMC chains), bidirectional (a bracket, on simulated images). One that
+    does not suit the model is refused, and it is said which do."""
     num_samples: int | None = None
     """Importance samples for each image; default: what the run was evaluated with."""
     target_se: float | None = None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -13,7 +16,7 @@ from pyro_vae.diagnosis import CHECKS
 from pyro_vae.estimation import ESTIMATORS, Estimation
 from pyro_vae.models.protocol import classifies, takes
 from pyro_vae.models.registry import MODELS, make
-from pyro_vae.suitability import check_refused, estimator_refused
+from pyro_vae.suitability import check_refused, check_suited, estimator_refused
 
 #: What does not suit a model, with a part of the reason; all else does.
 REFUSED = {
@@ -25,13 +28,10 @@ REFUSED = {
 }
 LABELLED = {"m2": ["y_unobserved", "z"], "m1m2": ["y_unobserved", "z", "z2"]}
 LABELLED |= {name: ["a", "y_unobserved", "z"] for name in ("auxiliary", "sdgm")}
-for name, sites in LABELLED.items():
-    chained = "latent site 'y_unobserved': expected a continuous distribution, along whose gradient chains can move"
-    REFUSED[name] = {
-        "aggregate": f"expected one latent site, got {len(sites)}: {', '.join(sites)}",
-        "annealed": chained,
-        "bidirectional": chained,
-    }
+REFUSED |= {
+    name: {"aggregate": f"expected one latent site, got {len(sites)}: {', '.join(sites)}"}
+    for name, sites in LABELLED.items()
+}
 
 
 def columns_of(model):
@@ -89,18 +89,37 @@ def test_what_does_not_suit_is_refused_before_anything_is_estimated(m2, monkeypa
         f"pyro_vae.evaluate: error: checks: expected gaps, calibration or predictive, which suit the m2 of {m2}, got "
         "aggregate (expected one latent site, got 2: y_unobserved, z); leave it out.\n"
     )
-    assert call(m2, "--estimator", "bidirectional") == 2
-    err = capsys.readouterr().err
-    assert err.startswith(
-        f"pyro_vae.evaluate: error: estimator: expected importance, smoothed, prior or refined, which suit the m2 of {m2}, "
-        "got bidirectional (latent site 'y_unobserved': expected a continuous"
-    )
-    assert err.endswith("got Categorical); take one of those.\n")
     assert call(m2, "--num-data", "1", "--checks", "predictive", "aggregate") == 2
     err = capsys.readouterr().err
     assert "expected gaps or calibration, which" in err
     assert err.endswith("; leave them out.\n")
     assert (m2 / "summary.json").read_bytes() == before
+
+
+def discrete(x):
+    """A latent that no one has marked to be summed over."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(torch.full((len(x),), 0.5)))
+        pyro.sample(
+            "x", dist.Bernoulli(0.2 + 0.6 * y[..., None, None, None].expand(*y.shape, 1, 4, 4)).to_event(3), obs=x
+        )
+
+
+def discrete_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Bernoulli(torch.full((len(x),), 0.5)))
+
+
+def test_an_estimator_that_does_not_suit_is_refused():
+    own = SimpleNamespace(model=discrete, guide=discrete_guide, eval=lambda: None)
+    x = Columns(torch.rand(6, 1, 4, 4).round())
+    check_suited(own, x, Estimation(), ("aggregate", "calibration"), "the own of here")
+    with pytest.raises(ValueError, match="estimator: expected .* which suit the own of here") as refused:
+        check_suited(own, x, Estimation(estimator="annealed"), (), "the own of here")
+    said = str(refused.value)
+    assert said.startswith("estimator: expected importance, smoothed or prior, which suit")
+    assert "got annealed (latent site 'y': expected a continuous distribution, along whose gradient" in said
+    assert said.endswith("got Bernoulli); take one of those.")
 
 
 def test_the_guide_over_labels_is_calibrated_by_the_command(m2):

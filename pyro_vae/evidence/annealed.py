@@ -173,7 +173,8 @@ def annealed_importance_sampling(
     numbers, by its bijection. What the batch holds changes an estimate as other draws do, not by rounding only.
 
     Args:
-        model: A Pyro model with continuous latents in one plate.
+        model: A Pyro model with latents in one plate that are continuous, or discrete and marked
+            ``infer={"enumerate": "parallel"}`` there or in the guide: such are summed out of every density, exactly.
         guide: Its guide; None where the start is the prior. Beside a start, it gives the metric near the posterior.
         *args: What both take.
         num_chains: C, for each datum.
@@ -192,8 +193,8 @@ def annealed_importance_sampling(
         The estimate of each datum.
 
     Raises:
-        ValueError: If model and guide have no weights for each datum (see ``log_weights``), a latent site is discrete, the
-            guide has no density where it is the start, or a number is below 1.
+        ValueError: If model and guide have no weights for each datum (see ``log_weights``), a latent site is discrete and
+            not marked, the guide has no density where it is the start, or a number is below 1.
 
     References:
         Neal, "Annealed importance sampling", 2001; Wu, Burda, Salakhutdinov, Grosse, "On the Quantitative Analysis of

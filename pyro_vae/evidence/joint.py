@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -26,10 +27,12 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_vae.evidence.summed import enumerated, only, summed
 from pyro_vae.evidence.unconstrained import Place, Unconstrain, part_of
 from pyro_vae.inference.captured_draws import trust
+from pyro_vae.inference.enumerated import EnumeratedDraws
 from pyro_vae.inference.layout import PARTICLES, base_name, drawn_sites, is_auxiliary_loss, sample_sites, site_log_prob
-from pyro_vae.inference.weights import OuterScale, ProposalDraws, prior_guide
+from pyro_vae.inference.weights import EnumeratedSiteError, OuterScale, ProposalDraws, prior_guide
 from pyro_vae.machine import explain
 
 Start = Literal["prior", "guide"]
@@ -45,11 +48,12 @@ class Terms(NamedTuple):
 class Joint:
     """Densities of one batch of data on the path from a start to p(x, z), with the latents of a datum as one vector.
 
-    Latents are mapped to all real numbers by the bijection of their support, so every continuous one is taken. Chains are an
-    outermost plate; a program that does not run in one is evaluated chain by chain, with a warning.
+    Latents are mapped to all real numbers by the bijection of their support, so every continuous one is taken; discrete ones
+    that guide or model mark for enumeration are summed out of each density (see ``summed``). Chains are an outermost plate;
+    a program that does not run in one is evaluated chain by chain, with a warning.
 
     Args:
-        model: A Pyro model whose latents are continuous.
+        model: A Pyro model whose latents are continuous, or marked for enumeration.
         guide: Its guide; None where the start is the prior.
         args: Positional arguments of both.
         kwargs: Keyword arguments of both.
@@ -60,12 +64,13 @@ class Joint:
     Attributes:
         layout: Where the data are.
         dim: U, the size of a datum's vector.
+        sites: Names of the latent sites that are summed out.
         guide_trace: The guide's first trace.
         fixed: The subsamples that every call sees.
 
     Raises:
-        ValueError: See :func:`log_weights`; and if a latent site is discrete, the start is the guide and it has no
-            density, there are no data, or p(x, z) is another one at each call.
+        ValueError: See :func:`log_weights`; and if a latent site is discrete and not marked, the start is the guide and it has
+            no density, there are no data, or p(x, z) is another one at each call.
     """
 
     def __init__(
@@ -83,12 +88,13 @@ class Joint:
         if guide is None and start == "guide":
             raise ValueError("start: expected 'prior' where there is no guide, got 'guide'; pass a guide.")
         try:
-            draws = ProposalDraws(model, guide or prior_guide(model), args, kwargs, plate, outer_scale)
+            draws = _first_draws(model, guide or prior_guide(model), args, kwargs, plate, outer_scale)
         except ZeroDivisionError:  # a plate of size 0, in Pyro's words
             raise ValueError("data: expected at least one datum, got none; pass some.") from None
         self.layout, self.model, self.guide, self.fixed = draws.layout, draws.model, draws.guide, draws.fixed
         self.guide_trace: Trace = draws.guide_trace
         self.args, self.kwargs, self.start, self.vectorize = args, kwargs, start, True
+        self.sites = list(draws.sites) if isinstance(draws, EnumeratedDraws) else []
         if start == "guide":
             _check_density(self.guide_trace)
             for _, site in sample_sites(self.guide_trace):
@@ -173,27 +179,39 @@ class Joint:
 
     def _sums(self, latents: dict[str, Tensor], num: int) -> dict[str, Tensor]:
         with Place(latents) as place:
-            trace = self._trace(self.model, num)
-        found: dict[str, list[Tensor]] = {"prior": [], "likelihood": [], "jacobian": [], "guide": []}
-        for _, site in sample_sites(trace):
-            if not is_auxiliary_loss(site):
-                found["likelihood" if site["is_observed"] else "prior"].append(site_log_prob(site))
-        for name, jacobian in place.jacobians.items():
-            found["jacobian"].append(scale_and_mask(jacobian, mask=trace.nodes[name]["mask"]))
+            trace = self._trace(self._enumerated(self.model), num)
+        jacobians = [scale_and_mask(j, mask=trace.nodes[name]["mask"]) for name, j in place.jacobians.items()]
+        if self.sites:
+            likelihood, prior = summed(trace, self.layout, self.sites, num)
+        else:
+            kept = [site for _, site in sample_sites(trace) if not is_auxiliary_loss(site)]
+            likelihood = self._per_datum([site_log_prob(s) for s in kept if s["is_observed"]], num)
+            prior = self._per_datum([site_log_prob(s) for s in kept if not s["is_observed"]], num)
+        found = {"prior": prior, "likelihood": likelihood, "jacobian": self._per_datum(jacobians, num)}
         if self.start == "guide":
-            found["guide"] = self._guide_log_probs(place.values, num)
-        shape = (num, self.layout.size)
-        zero = found["likelihood"][0].new_zeros(shape)
-        return {k: sum(map(self.layout.per_datum, terms), start=zero).expand(shape) for k, terms in found.items()}
+            found["guide"] = self._guide_log_prob(place.values, num)
+        return found
 
-    def _guide_log_probs(self, values: dict[str, Tensor], num: int) -> list[Tensor]:
+    def _per_datum(self, terms: list[Tensor], num: int) -> Tensor:
+        shape = (num, self.layout.size)
+        return sum(map(self.layout.per_datum, terms), start=terms[0].new_zeros(shape)).expand(shape)
+
+    def _guide_log_prob(self, values: dict[str, Tensor], num: int) -> Tensor:
         sites = dict(drawn_sites(self.guide_trace))
         if len(sites) == 1:  # no site depends on another's draw: the encoder runs once for all
             ((name, site),) = sites.items()
             kept = {k: v for k, v in site.items() if k != "unscaled_log_prob"}
-            return [site_log_prob({**kept, "value": values[name]})]
-        trace = self._trace(poutine.condition(self.guide, data=values), num)
-        return [site_log_prob(trace.nodes[name]) for name in sites]  # conditioned, all of its sites are observed
+            return self._per_datum([site_log_prob({**kept, "value": values[name]})], num)
+        trace = self._trace(self._enumerated(poutine.condition(self.guide, data=values)), num)
+        if self.sites:
+            given, drawn = summed(only(trace, sites), self.layout, [n for n in self.sites if n in sites], num)
+            return given + drawn
+        return self._per_datum(
+            [site_log_prob(trace.nodes[name]) for name in sites], num
+        )  # conditioned, all are observed
+
+    def _enumerated(self, program: Callable[..., Any]) -> Callable[..., Any]:
+        return enumerated(program, self.sites, self.layout.nesting + self.vectorize) if self.sites else program
 
     def _trace(self, program: Callable[..., Any], num: int) -> Trace:
         with ExitStack() as stack:
@@ -209,7 +227,7 @@ class Joint:
         return torch.cat([part.flatten(u) for part, u in shaped], -1)
 
     def _find_parts(self) -> list[Any]:
-        values = {n: s["value"] for n, s in drawn_sites(self.guide_trace)}
+        values = {n: s["value"] for n, s in drawn_sites(self.guide_trace) if n not in self.sites}
         with torch.no_grad(), validation_enabled(False), Unconstrain(values) as found:
             poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
         parts = [part_of(name, site, found.free[name], self.layout) for name, site in found.sites.items()]
@@ -250,6 +268,14 @@ class Joint:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _first_draws(*given: Any) -> ProposalDraws | EnumeratedDraws:
+    once: Callable[..., ProposalDraws] = partial(ProposalDraws, refuse_enumerated=True)
+    try:
+        return once(*given)
+    except EnumeratedSiteError:
+        return EnumeratedDraws(*given)
 
 
 def _check_density(guide_trace: Trace) -> None:

@@ -81,7 +81,7 @@ def check_continuous(name: str, distribution: Any) -> None:
     if base_name(distribution) == "Delta" or distribution.support.is_discrete:
         raise ValueError(
             f"latent site {name!r}: expected a continuous distribution, along whose gradient chains can move, got "
-            f"{base_name(distribution)}; use importance_sampling."
+            f"{base_name(distribution)}; use importance_sampling, or mark it infer={{'enumerate': 'parallel'}} to sum over it."
         )
 
 
@@ -108,8 +108,14 @@ class Place(Messenger):
         u, transform = self.latents[name], biject_to(msg["fn"].support)
         msg["value"] = self.values[name] = transform(u)
         msg["done"] = True
+        batch = msg["value"].dim() - msg["fn"].event_dim  # fn has axes besides where others are enumerated
+        if msg["value"].dim() - transform.codomain.event_dim > u.dim() - transform.domain.event_dim:
+            raise ValueError(
+                f"latent site {name!r}: expected a support that is the same for all values of the sites that are summed over, "
+                "got one that depends on them; take their marks for enumeration off, and use importance_sampling."
+            )
         jacobian = transform.log_abs_det_jacobian(u, msg["value"])
-        self.jacobians[name] = sum_rightmost(jacobian, jacobian.dim() - len(msg["fn"].batch_shape))
+        self.jacobians[name] = sum_rightmost(jacobian, jacobian.dim() - batch)
 
 
 class Unconstrain(Messenger):

@@ -106,7 +106,7 @@ class EnumeratedSums:
 
     def terms(self) -> EnumeratedTerms:
         """The sums over y."""
-        likelihood, prior = self._model()
+        likelihood, prior = self.model_terms()
         log_qz, log_qy = self._guide()
         q = log_qy.exp()
         kept = [
@@ -116,7 +116,7 @@ class EnumeratedSums:
         ]
         return EnumeratedTerms(*(part.reshape(part.shape[-2:]).expand(self.shape) for part in kept))
 
-    def _model(self) -> tuple[Tensor, Tensor]:
+    def model_terms(self) -> tuple[Tensor, Tensor]:
         """Log p(x|y, z) and log p(y, z), the model's own enumerated sites summed out of both."""
         likelihood: Any = 0.0
         prior: Any = 0.0
