@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pyro_vae
 from pyro_vae.config import Config
+from pyro_vae.data.labels import are_vectors
 from pyro_vae.data.orders import Mixed
 from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.training import epoch_order
@@ -33,21 +34,24 @@ def describe(prepared: Prepared, device_words: str) -> str:
         f"pyro_vae {pyro_vae.__version__}, torch {version('torch')}, Pyro {version('pyro-ppl')}, device {device_words}, "
         f"{torch.get_num_threads()} threads\n"
         f"{_data_words(prepared)}, binarize {prepared.data.binarize}\n"
-        f"{_model_words(config, vae)}, {count:,} parameters; "
+        f"{_model_words(prepared)}, {count:,} parameters; "
         f"objective {_objective_words(config)}, {steps} steps an epoch{labelled}; {prepared.compiling}"
         + _stopped(prepared)
     )
 
 
-def _model_words(config: Config, vae: Any) -> str:
+def _model_words(prepared: Prepared) -> str:
     """The model with what its constructor takes."""
+    config, vae = prepared.config, prepared.vae
     m, cls = config.model, type(vae)
     taken, hidden = parameters(cls), _widths(config, vae)
     words = {
         "latent_dim": f"latent_dim {m.latent_dim}",
         "hidden": "" if hidden is None else f"hidden {'-'.join(map(str, hidden))}" if hidden else "no hidden layer",
         "likelihood": f"{m.likelihood} likelihood",
-        "num_classes": f"{m.num_classes} classes",
+        "num_classes": f"vectors of {m.num_classes}"
+        if are_vectors(prepared.data.train.y)
+        else f"{m.num_classes} classes",
         "encoder": f"encoder {m.encoder}" if m.encoder else "",
         "decoder": f"decoder {m.decoder}" if m.decoder else "",
     }

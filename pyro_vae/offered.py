@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_vae.data.labels import are_vectors
 from pyro_vae.machine import explain
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.protocol import needs, of_columns
@@ -31,7 +32,8 @@ def try_methods(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
     x, size, classes = batch[0], len(batch[0]), getattr(vae, "num_classes", None)
     found = {method: getattr(vae, method, None) is not None for method in ("encode", "decode", "prior", "analogies")}
     _try(name, vae, "encode", lambda: of_columns(vae.encode, batch), (size, -1), of="mean")
-    labels = torch.arange(2, device=x.device) % (classes or 1)
+    vectors = batch[1] if len(batch) > 1 and are_vectors(batch[1]) else None
+    labels = torch.arange(2, device=x.device) % (classes or 1) if vectors is None else vectors[torch.arange(2) % size]
     if found["prior"]:
         _try(name, vae, "prior", lambda: vae.prior(), (2, -1), of="draws")
     if found["decode"] and needs(vae.decode) in (1, 2):
@@ -48,7 +50,7 @@ def try_methods(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
     _try(name, vae, "reconstruct", lambda: of_columns(vae.reconstruct, batch), tuple(x.shape))
     _try(name, vae, "sample", lambda: vae.sample(2), (2, *x.shape[1:]))
     _try(name, vae, "after_epoch", lambda: _unchanged(vae, batch), tuple(x.shape))
-    if found["analogies"] and x.dim() == 4:
+    if found["analogies"] and x.dim() == 4 and vectors is None:
         _try(name, vae, "analogies", lambda: vae.analogies(x, labels[:size]), (size, classes or -1, *x.shape[1:]))
 
 

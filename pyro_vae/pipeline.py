@@ -15,6 +15,7 @@ from pyro_vae import parallel, schedules, summary
 from pyro_vae.compiling import obstacle
 from pyro_vae.config import Config
 from pyro_vae.data import Data
+from pyro_vae.data.labels import are_vectors
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.estimation import Estimation
 from pyro_vae.inference.batch_sizes import check_batches
@@ -121,6 +122,11 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
 def _counted(config: Config, data: Data) -> Config:
     """With the number of classes, which a model that takes labels must know, from the data where none is named."""
     asked, found = config.model.num_classes, data.num_classes
+    if asked is not None and are_vectors(data.train.y) and asked != found:
+        raise ValueError(
+            f"num_classes: expected {found}, which is how many numbers the vectors of {Path(data.name).name} have, got "
+            f"{asked}; leave it out."
+        )
     if asked is not None and found is not None and asked < found:
         raise ValueError(
             f"num_classes: expected at least {found}, since the labels of {Path(data.name).name} go up to {found - 1}, got "

@@ -1,4 +1,4 @@
-"""Labels of any kind as whole numbers, the same ones in every split; and which of them a model may see."""
+"""Labels of any kind as whole numbers, the same ones in every split; vectors in their place; and which a model may see."""
 
 from __future__ import annotations
 
@@ -26,18 +26,21 @@ def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple
 
     Whole numbers from 0 to 999 stay as they are, be they stored as integers or not, and so does -1, which stands for a label
     that is not known, as a text too; other numbers are numbered in their order, texts in theirs, in which ``class-2`` stands
-    before ``class-10``.
+    before ``class-10``. Vectors stay what they are: floats of shape ``(N, C)``, of which, where C is 1, not all are whole.
 
     Args:
-        arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``.
+        arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``, or vectors.
         name: What they are called in messages.
 
     Returns:
-        Shape ``(N,)``, int64, for each split; and in words, how many there are and which is which.
+        Shape ``(N,)``, int64, or, of vectors, ``(N, C)``, float32, for each split; and in words, how many there are and which
+        is which.
 
     Raises:
-        ValueError: If they have another shape, some are missing, or whole numbers are below -1.
+        ValueError: If they have another shape, some are missing or not finite, or whole numbers are below -1.
     """
+    if any(_are_vectors(np.asarray(array)) for array in arrays):
+        return _vectors([np.asarray(array) for array in arrays], name)
     flat = _whole_numbers([_flat(np.asarray(array), name) for array in arrays])
     whole = np.concatenate(flat)
     if whole.dtype.kind in "iub":
@@ -58,9 +61,17 @@ def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple
 
 
 def num_classes(columns: Iterable[Tensor | None]) -> int | None:
-    """One more than the largest of all labels; None where there are none."""
+    """One more than the largest of all labels; of vectors, how many numbers they have; None where there are neither."""
+    columns = list(columns)
+    if sizes := [y.shape[1] for y in columns if are_vectors(y) and y is not None]:
+        return max(sizes)
     largest = [int(y.max()) for y in columns if y is not None and y.dim() == 1 and y.numel()]
     return 1 + max(largest) if largest and max(largest) >= 0 else None
+
+
+def are_vectors(y: Tensor | None) -> bool:
+    """Whether these are vectors in the place of labels, shape ``(N, C)``."""
+    return y is not None and y.dim() == 2 and y.is_floating_point()
 
 
 def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
@@ -78,6 +89,8 @@ def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
         ValueError: If there are no labels, fewer than ``count`` or too few of a class, or ``count`` is below the number of
             classes.
     """
+    if are_vectors(y):
+        raise ValueError(f"labels: expected labels of which to keep {count:,}, got vectors in their place; drop it.")
     if y is None or not bool((y >= 0).any()):
         raise ValueError(f"labels: expected data with labels of which to keep {count:,}, got data without; drop it.")
     generator = torch.Generator().manual_seed(seed)
@@ -142,11 +155,36 @@ def _count(number: int) -> str:
     return f"{number} label{'s' * (number != 1)}"
 
 
+def _are_vectors(values: NDArray[Any]) -> bool:
+    if values.ndim != 2 or values.dtype.kind != "f":
+        return False
+    return values.shape[1] > 1 or not bool(np.all((values == np.floor(values)) | np.isnan(values)))
+
+
+def _vectors(parts: list[NDArray[Any]], name: str) -> tuple[list[Tensor], str]:
+    """Vectors of every split as they are, and in words how many numbers they have."""
+    size = max(part.shape[-1] for part in parts if part.ndim == 2)
+    for part in parts:
+        if part.ndim != 2 or part.shape[1] != size or part.dtype.kind not in "iubf":
+            raise ValueError(
+                f"{name}: expected vectors of {size} numbers in every split, got {part.dtype} of shape {part.shape}; save all "
+                "alike."
+            )
+    found = [torch.from_numpy(part.astype(np.float32)) for part in parts]
+    for vectors in found:
+        if not bool(vectors.isfinite().all()):
+            row = int((~vectors.isfinite()).any(1).long().argmax())
+            raise ValueError(
+                f"{name}: expected finite numbers, got others in row {row}; drop these data, or fill them in."
+            )
+    return found, f"vectors of {size} number{'s' * (size != 1)} in the place of labels"
+
+
 def _flat(values: NDArray[Any], name: str) -> NDArray[Any]:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
-        hint = "; of one-hot rows save labels.argmax(1)" if values.ndim == 2 else ""
+        hint = "; of one-hot rows save labels.argmax(1), of vectors floats" if values.ndim == 2 else ""
         raise ValueError(f"{name}: expected one for each datum, shape (N,), got shape {values.shape}{hint}.")
     missing = np.array([_is_missing(value) for value in values.tolist()], dtype=bool)
     if missing.any():

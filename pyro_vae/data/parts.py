@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
     Attributes:
         x: The data, in the units of the model (pixels in [0, 1]) when read.
-        y: Labels, shape ``(N,)``, int64, or None.
+        y: Labels, shape ``(N,)``, int64, or vectors, shape ``(N, C)``, float32, or None.
     """
 
     x: Stored

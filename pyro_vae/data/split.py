@@ -88,7 +88,7 @@ class Data:
 
     @property
     def num_classes(self) -> int | None:
-        """One more than the largest label of any split; None without labels."""
+        """One more than the largest label of any split; of vectors, how many numbers they have; None without either."""
         return num_classes([split.y for split in self.splits.values()])
 
     @property

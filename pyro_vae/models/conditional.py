@@ -58,10 +58,11 @@ class LabelledModel(Model):
             likewise.
 
     Raises:
-        ValueError: If a size is below 1, ``num_classes`` is missing, or a name is unknown.
+        ValueError: If a size is below 1, ``num_classes`` is missing or too small, or a name is unknown.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("x", "y")
+    least_classes: ClassVar[int] = 2
     one_hot: Tensor
 
     def __init__(
@@ -79,7 +80,7 @@ class LabelledModel(Model):
         decoder: JoinedNetwork = None,
     ) -> None:
         super().__init__(data_shape, latent_dim)
-        self.num_classes = check_classes(num_classes, type(self).__name__)
+        self.num_classes = check_classes(num_classes, type(self).__name__, self.least_classes)
         self.likelihood = part("likelihood", likelihood, LIKELIHOODS, self.data_shape)
         self.posterior = part("posterior", posterior, POSTERIORS, latent_dim)
         self.prior = part("prior", prior, PRIORS, latent_dim)
@@ -127,6 +128,11 @@ class LabelledModel(Model):
             )
         if y.is_floating_point():
             return y
+        if is_validation_enabled() and x is not None and self.num_classes == 1:
+            raise ValueError(
+                "y: expected vectors of one number, floats of shape (B, 1), got labels of one kind, which tell nothing; take a "
+                "model without."
+            )
         if is_validation_enabled() and bool((y < 0).any()):
             raise ValueError(
                 "y: expected the label of each datum, got -1; drop data without, or take a model such as m2."
@@ -143,7 +149,8 @@ class LabelledModel(Model):
 
         Args:
             num_samples: How many.
-            y: A label for all, or one for each, shape ``(num_samples,)``, or a vector for each; None: each class in turn.
+            y: A label for all, or one for each, shape ``(num_samples,)``, or a vector for each; None: each class in turn,
+                which as vectors are the unit vectors.
 
         Returns:
             Shape ``(num_samples, *data_shape)``.
@@ -191,6 +198,8 @@ class Conditional(LabelledModel):
         Sohn, Lee, Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", 2015, with a
         prior that does not depend on y; Kingma et al., "Semi-Supervised Learning with Deep Generative Models", 2014.
     """
+
+    least_classes: ClassVar[int] = 1  # a vector may have one number
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
         """The generative model p(z) p(x|z, y).

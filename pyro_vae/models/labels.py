@@ -16,16 +16,17 @@ from pyro_vae.data.whole_batch import batch_counts
 from pyro_vae.distributions.relaxed import LogRelaxedCategorical
 
 
-def check_classes(num_classes: int | None, model: str) -> int:
+def check_classes(num_classes: int | None, model: str, least: int = 2) -> int:
     """The number of classes, or a sentence.
 
     Raises:
-        ValueError: If it is None or below 2.
+        ValueError: If it is None or below ``least``.
     """
     if num_classes is None:
         raise ValueError(f"num_classes: expected how many labels {model} knows, got none; take data that have labels.")
-    if num_classes < 2:
-        raise ValueError(f"num_classes: expected at least 2, got {num_classes}; labels of one kind tell nothing.")
+    if num_classes < least:
+        why = "labels of one kind tell nothing" if least > 1 else "give the size of its vectors"
+        raise ValueError(f"num_classes: expected at least {least}, got {num_classes}; {why}.")
     return num_classes
 
 

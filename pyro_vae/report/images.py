@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_vae.data import Columns, Split
+from pyro_vae.data.labels import are_vectors
 from pyro_vae.distributions import StandardNormal
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.protocol import asked, has_bound, needs, of_columns
@@ -54,8 +55,13 @@ def _reconstructed(vae: Any) -> str:
     return "mean of p(x|z) at one draw z ~ q(z|x)"
 
 
-def samples(vae: Any) -> Figure:
-    """Means of p(x|z) at 64 draws from the prior; of a model of labels, each class in a column; else what it draws itself."""
+def samples(vae: Any, split: Split, source: str) -> Figure:
+    """Means of p(x|z) at 64 draws from the prior; of a model of labels, each class in a column; else what it draws itself.
+
+    Of a model of vectors there are no classes: what it makes of those of some images.
+    """
+    if needs(getattr(vae, "decode", None)) == 2 and hasattr(vae, "prior") and are_vectors(split.y):
+        return _samples_of_vectors(vae, split, source)
     if needs(getattr(vae, "decode", None)) == 1 and hasattr(vae, "prior"):
         images = decoded(vae, vae.prior().sample((64,)))
         figure, axes = tiles(images, range(8), range(8))
@@ -73,6 +79,19 @@ def samples(vae: Any) -> Figure:
         return figure
     figure, axes = tiles(shrunk(vae.sample(64)), range(8), range(8))
     axes.set_title(f"Samples: {getattr(vae, 'sampled', 'draws from the model')}")
+    return figure
+
+
+def _samples_of_vectors(vae: Any, split: Split, source: str) -> Figure:
+    """A row for each of some images: the image, and means of p(x|z, y) at its vector y and draws from the prior."""
+    height, width = min(8, len(split.x)), 8
+    x, y = like_parameters(vae, split.columns(("x", "y"))[pick_rows(split, height)])
+    z = vae.prior().sample((height * width,))
+    made = shrunk(mean_image(vae.decode(z, y.repeat_interleave(width, 0)))).unflatten(0, (height, width))
+    shown = torch.cat([shrunk(x)[:, None], made], dim=1)
+    figure, axes = tiles(shown.flatten(0, 1), [0, *(1.3 + k for k in range(width))], range(height))
+    axes.set_xlabel("original,   and samples given its y")
+    axes.set_title(f"Samples given the vectors y of {source} images\nmeans of p(x|z, y), z ~ p(z)")
     return figure
 
 

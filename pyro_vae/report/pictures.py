@@ -108,7 +108,7 @@ def _figures(
     if images and hasattr(vae, "reconstruct"):
         yield "reconstructions", partial(reconstructions, vae, split, source)
     if images and (hasattr(vae, "sample") or (plain and hasattr(vae, "prior"))):
-        yield "samples", partial(samples, vae)
+        yield "samples", partial(samples, vae, split, source)
     if images and encoded is not None and plain:
         yield "interpolations", partial(interpolations, vae, split, source)
     if images and plain and encoded is not None and encoded.unit_kl is not None:

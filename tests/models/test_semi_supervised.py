@@ -346,7 +346,12 @@ def test_joined_is_the_perceptron_of_its_inputs_side_by_side():
     ("make", "sentence"),
     [
         (lambda: M2((4,), 1), "num_classes: expected how many labels M2 knows, got none"),
-        (lambda: Conditional((4,), 1, num_classes=1), "num_classes: expected at least 2, got 1"),
+        (lambda: M2((4,), 1, num_classes=1), "num_classes: expected at least 2, got 1; labels of one kind"),
+        (lambda: Conditional((4,), 1, num_classes=0), "num_classes: expected at least 1, got 0; give the size"),
+        (
+            lambda: small("Conditional", num_classes=1).encode(X, 0 * LABELS),
+            "y: expected vectors of one number, floats",
+        ),
         (lambda: M2((4,), 1, num_classes=3, classifier_weight=-1.0), "classifier_weight: expected at least 0, got -1"),
         (lambda: SDGM((4,), 1, num_classes=3, temperature=0.0), "temperature: expected a number above 0, got 0.0"),
         (lambda: small("Conditional").encode(X, LABELS), "y: expected the label of each datum, got -1"),
