@@ -41,8 +41,7 @@ def test_the_bracket_of_a_semi_supervised_model_holds_its_log_px(name, start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("start", ["prior", "guide"])
+@pytest.mark.parametrize(("start", "compile"), [("prior", False), ("guide", False), ("guide", True)])
 @pytest.mark.parametrize("name", JOINT)
 def test_chains_find_log_px_of_each_image_with_and_without_a_label(name, start, compile):
     """Labels known for some: log p(x, y) there. The weights average to it, so that many chains come near."""
