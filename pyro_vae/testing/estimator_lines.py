@@ -170,7 +170,8 @@ def of_pixels(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> I
     gain = torch.linalg.solve(covariance[visible][:, visible], covariance[visible][:, 1])
     right = bias[1] + (x[:, visible] - bias[visible]) @ gain
     variance = filling.spread[:, 1].square() / filling.estimate.ess.to(x)
-    error = float(variance.sum().sqrt()) / len(x)
+    known = bool(filling.estimate.reliable.all())
+    error = float(variance.sum().sqrt()) / len(x) if known else math.nan
     yield Line("inpaint", "mean of a hidden pixel", _mean(right), _mean(filling.mean[:, 1]), error)
 
 

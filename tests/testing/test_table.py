@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -303,3 +305,10 @@ def test_naive_draws_are_judged_by_the_variance_they_have():
     first, second = (density[:, None] * likelihood).sum(0), (density[:, None] * likelihood.square()).sum(0)
     variance = (second / first.square() - 1) / 1000
     assert line.error == pytest.approx(float(variance.sum().sqrt()) / 8, rel=1e-6)
+
+
+def test_the_docs_say_what_has_no_line():
+    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
+    rows = [row.split("|")[1] for row in page.split("| without a line |")[1].split("\n\n")[0].splitlines()[2:]]
+    said = set(re.findall(r"`([\w.]+)`", " ".join(rows)))
+    assert said == {*WITHOUT, "SVI", "fit", "load"}
