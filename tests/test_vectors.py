@@ -116,6 +116,7 @@ def test_what_vectors_are_is_said(capsys):
             "",
             "got shape (60, 2); of one-hot rows save labels.argmax(1), of vectors floats.",
         ),
+        (np.eye(2)[[0, 1] * 30], "", "got shape (60, 2); of one-hot rows save labels.argmax(1), of vectors floats."),
         (bars(50)[1], "", "expected a label for each of 60 data, got 50 labels."),
     ],
 )

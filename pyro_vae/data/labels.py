@@ -26,7 +26,7 @@ def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple
 
     Whole numbers from 0 to 999 stay as they are, be they stored as integers or not, and so does -1, which stands for a label
     that is not known, as a text too; other numbers are numbered in their order, texts in theirs, in which ``class-2`` stands
-    before ``class-10``. Vectors stay what they are: floats of shape ``(N, C)``, of which, where C is 1, not all are whole.
+    before ``class-10``. Vectors stay what they are: floats of shape ``(N, C)``, not one-hot, and where C is 1 not all whole.
 
     Args:
         arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``, or vectors.
@@ -158,6 +158,8 @@ def _count(number: int) -> str:
 def _are_vectors(values: NDArray[Any]) -> bool:
     if values.ndim != 2 or values.dtype.kind != "f":
         return False
+    if bool(np.all((values == 0) | (values == 1)) and np.all(values.sum(1) == 1)):
+        return False  # one-hot rows, which are labels
     return values.shape[1] > 1 or not bool(np.all((values == np.floor(values)) | np.isnan(values)))
 
 
