@@ -26,11 +26,10 @@ def check_comparable(subjects: Sequence[Subject]) -> None:
             "runs: expected at least two test images to compare them on, got one; pass a larger --num-data."
         )
     for other in subjects[1:]:
-        if other.key[3] != first.key[3]:
-            given, free = (first, other) if first.key[3] else (other, first)
+        if other.name != first.name:
             raise ValueError(
-                f"runs: expected all of them given labels or none, got log p(x|y) of {given.run.path} and log p(x) of "
-                f"{free.run.path}; evaluate each by a command of its own."
+                f"runs: expected all of them given labels or none, got {first.name} of {first.run.path} and {other.name} of "
+                f"{other.run.path}; evaluate each by a command of its own."
             )
         if other.key != first.key:
             raise ValueError(

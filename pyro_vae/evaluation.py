@@ -20,7 +20,7 @@ from pyro_vae.diagnosis import check_names, diagnose
 from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.files import write_atomically
-from pyro_vae.models.protocol import asked, classifies, gives_density, has_bound, takes
+from pyro_vae.models.protocol import asked, evidence_of, gives_density, has_bound
 from pyro_vae.pipeline import Say, silent
 from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import Run, RunDirectory
@@ -77,6 +77,7 @@ class Subject:
         data: Its data.
         columns: What its model is evaluated on.
         density: Whether log p(x) is a log density.
+        name: What the evidence is called, see :func:`evidence_of`.
         key: What tells these data from others; equal where two runs can be compared.
     """
 
@@ -84,6 +85,7 @@ class Subject:
     data: Data
     columns: Columns
     density: bool
+    name: str
     key: tuple[Any, ...]
 
 
@@ -125,10 +127,10 @@ def subject(run: Run, request: Request) -> Subject:
         x = _dequantized(x)
     seen = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
     columns = asked(run.vae, split._replace(x=x))
-    given = "y" in takes(run.vae) and not classifies(run.vae)  # log p(x|y) is not log p(x)
-    key = (len(x), tuple(x.shape[1:]), density, given, zlib.crc32(seen.cpu().contiguous().numpy().data.cast("B")))
+    name = evidence_of(run.vae, columns)  # log p(x|y) is not log p(x)
+    key = (len(x), tuple(x.shape[1:]), density, name, zlib.crc32(seen.cpu().contiguous().numpy().data.cast("B")))
     check_suited(run.vae, columns, request.how, request.checks, f"the {run.config.model.model} of {run.path}")
-    return Subject(run, data, columns, density, key)
+    return Subject(run, data, columns, density, name, key)
 
 
 def _dequantized(x: Any) -> Tensor:
@@ -198,7 +200,7 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
             from pyro_vae.report.pictures import draw_estimate  # brings matplotlib
 
             assert found.data.test is not None
-            files += [p.name for p in draw_estimate(vae, found.data.test, "test", run.path, result)]
+            files += [p.name for p in draw_estimate(found.data.test, "test", run.path, result, found.name)]
         say(f"{run.path}: summary.json, {', '.join(files)}")
     return result
 
@@ -223,7 +225,7 @@ def _part(result: Any, found: Subject, request: Request, how: Estimation) -> tup
         if (value := getattr(result, name, None)) is not None:
             figures[name] = float(value.mean()) if isinstance(value, Tensor) else value
     title = f"{'Test set' if request.num_data is None else 'First test images'}, {request.name}"
-    return figures, summary.figures_table(figures, title, found.density, how.spent)
+    return figures, summary.figures_table(figures, title, found.density, how.spent, found.name)
 
 
 def _save(result: Any, folder: Path, name: str) -> list[str]:

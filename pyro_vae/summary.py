@@ -18,7 +18,7 @@ from pyro_vae.data import Columns, Data, Stored
 from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.evidence import BracketSummary, Estimate, Summary
 from pyro_vae.inference.training import History
-from pyro_vae.models.protocol import asked, gives_density, has_bound, of_columns
+from pyro_vae.models.protocol import asked, evidence_of, gives_density, has_bound, of_columns
 from pyro_vae.scores import score_rows, scores
 
 #: Version of what ``summary.json`` holds.
@@ -91,6 +91,7 @@ def evaluate(
         "validation": {"elbo": _validation_figure(history)},
         "units": "nats per datum" if found is not None else None,
         "density": density if found is not None else None,
+        "evidence_of": evidence_of(vae, columns) if found is not None else None,
         "schema": SCHEMA,
         "seconds": {"train": train_seconds, "evaluate": time.perf_counter() - started},
         "best_epoch": history.best_epoch,
@@ -176,11 +177,13 @@ def table(summary: dict[str, Any]) -> str:
     """The test figures of a summary as a short table for the terminal."""
     test = summary["test"]
     if "log_px" in test:
-        return figures_table(test, "Test set", summary["density"])
+        return figures_table(test, "Test set", summary["density"], name=summary["evidence_of"])
     return "\n".join([f"Test set: {test['num_data']:,} images; a model without a bound on log p(x)", *score_rows(test)])
 
 
-def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | None = None) -> str:
+def figures_table(
+    test: dict[str, Any], what: str, density: bool, spent: str | None = None, name: str = "log p(x)"
+) -> str:
     """Means of an estimate, see :func:`figures_of`, as a short table for the terminal.
 
     Args:
@@ -188,6 +191,7 @@ def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | N
         what: Of which data.
         density: Whether log p(x) is a log density.
         spent: What was spent on each datum; None: importance samples.
+        name: What the evidence is called, see :func:`pyro_vae.models.protocol.evidence_of`.
     """
     px = test["log_px"]
     kind = "log density" if density else "log probability"
@@ -196,12 +200,12 @@ def figures_table(test: dict[str, Any], what: str, density: bool, spent: str | N
         f"{what}: {test['num_data']:,} images, {spent} each; {kind}, nats per image, higher is better",
         "                 value   error (data)   error (Monte Carlo)",
         _row("ELBO", test["elbo"]),
-        _row("log p(x)", px),
-        "; ".join(_others(test)),
-        *([_smoothed(px)] if px["smoothed"] != px["value"] else []),
-        f"with probability 95 %, mean log p(x) of these images is above {px['lower_bound_95']:.3f}",
+        _row(name, px),
+        "; ".join(_others(test, name)),
+        *([_smoothed(px, name)] if px["smoothed"] != px["value"] else []),
+        f"with probability 95 %, mean {name} of these images is above {px['lower_bound_95']:.3f}",
     ]
-    return "\n".join([*rows, _verdict(test["num_data"], px), *score_rows(test)])
+    return "\n".join([*rows, _verdict(test["num_data"], px, name), *score_rows(test)])
 
 
 def _spent(px: dict[str, Any], num_data: int) -> str:
@@ -211,8 +215,8 @@ def _spent(px: dict[str, Any], num_data: int) -> str:
     return f"{mean:,.0f} importance samples on average, at most {px['num_samples']:,},"
 
 
-def _others(test: dict[str, Any]) -> Iterator[str]:
-    yield f"gap {_plain(test['gap'], 3)} = log p(x) - ELBO"
+def _others(test: dict[str, Any], name: str) -> Iterator[str]:
+    yield f"gap {_plain(test['gap'], 3)} = {name} - ELBO"
     yield f"rate {_plain(test['rate'], 3)}"
     yield f"distortion {test['distortion']:.3f}"
     if "active_units" in test:
@@ -221,9 +225,9 @@ def _others(test: dict[str, Any]) -> Iterator[str]:
         yield f"{test['bits_per_dim']:.4f} bits per pixel value"
 
 
-def _smoothed(px: dict[str, Any]) -> str:
+def _smoothed(px: dict[str, Any], name: str) -> str:
     change = px["smoothed"] - px["value"]
-    return f"by Pareto-smoothed weights log p(x) is {px['smoothed']:.3f} ({change:+.3f}); that is no bound"
+    return f"by Pareto-smoothed weights {name} is {px['smoothed']:.3f} ({change:+.3f}); that is no bound"
 
 
 def _plain(value: float, digits: int) -> str:
@@ -239,7 +243,7 @@ def _error(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4f}"
 
 
-def _verdict(num_data: int, px: dict[str, Any]) -> str:
+def _verdict(num_data: int, px: dict[str, Any], name: str) -> str:
     bad, (what, limit) = px["pareto_k_bad"], px["judged_by"]
     if not bad:
         bias = _plain(px["bias"], 4)
@@ -247,6 +251,6 @@ def _verdict(num_data: int, px: dict[str, Any]) -> str:
     rest = px["mc_error_reliable"]
     others = "" if rest is None else f"; over the other {num_data - bad:,} it is {rest:.4f}"
     return (
-        f"for {bad:,} of {num_data:,} images {what} is above {limit}: their log p(x) is likely too low and the "
+        f"for {bad:,} of {num_data:,} images {what} is above {limit}: their {name} is likely too low and the "
         f"Monte Carlo error is not known{others}"
     )

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -11,6 +13,9 @@ from pyro_vae.config import Config
 from pyro_vae.data import Data, Split
 from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.inference import History
+from pyro_vae.models import Model
+from pyro_vae.models.conditional import Conditional
+from pyro_vae.models.semi_supervised import M2
 from pyro_vae.summary import evaluate, table
 
 CLOCK = {"images_per_second": 100.0, "seconds": 1.0}
@@ -78,3 +83,46 @@ def test_the_table_says_what_can_be_trusted(vae):
     assert f"{good['mc_error']:.4f}" in table(many)
     assert "for every image Pareto k is at most 0.70" in table(many)
     assert "log probability, nats per image" in words
+
+
+class Joint(Model):
+    """p(y) p(x|y), with nothing latent but a number that both ignore."""
+
+    takes = ("x", "y")
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__((6,), 1)
+        self.logits = torch.nn.Parameter(torch.zeros(6))
+
+    def model(self, x, y):
+        pyro.module(self.name, self)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("y", dist.Categorical(logits=x.new_zeros(3)), obs=y)
+            pyro.sample("x", dist.Bernoulli(logits=self.logits.expand_as(x)).to_event(1), obs=x)
+
+    def guide(self, x, y):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (Conditional((6,), 2, (5,), num_classes=3), "log p(x|y)"),
+        (M2((6,), 2, (5,), num_classes=3), "log p(x)"),
+        (Joint(), "log p(x, y)"),
+    ],
+)
+def test_evidence_is_called_what_it_is(model, name):
+    data = Data("toy", Split(X, torch.arange(230) % 3), None, Split(X[:40], torch.arange(40) % 3))
+    config = Config.from_dict({"evaluate": {"num_samples": 5}})
+    found = evaluate(config, model.eval(), data, History([CLOCK]), 1.0, progress=False)[0]
+    assert found["evidence_of"] == name
+    words = table(found)
+    assert f"\n{name:<12}" in words
+    assert f"= {name} - ELBO" in words
+    assert ("log p(x) " in words) == (name == "log p(x)")
+    if name == "log p(x, y)":
+        assert found["test"]["log_px"]["value"] == pytest.approx(-6 * math.log(2) - math.log(3), abs=1e-5)

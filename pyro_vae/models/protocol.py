@@ -196,9 +196,34 @@ def gives_density(model: Any, columns: Columns) -> bool:
     """
     if (support := support_of(model)) is not None:
         return support != "binary"
+    return any(not site["fn"].support.is_discrete for site in _observed(model, columns[:2]))
+
+
+@torch.no_grad()
+def evidence_of(model: Any, columns: Columns | tuple[Tensor, ...]) -> str:
+    """What its evidence is called: ``log p(x)``; of a model that needs labels ``log p(x|y)``.
+
+    Of one that needs and observes them it is ``log p(x, y)``.
+
+    Args:
+        model: The model.
+        columns: What it is evaluated on.
+    """
+    if "y" not in takes(model) or classifies(model):
+        return "log p(x)"
+    batch = columns[:2]
+    y = batch[takes(model).index("y")]
+    seen = any(
+        torch.equal(site["value"].to(y), y) for site in _observed(model, batch) if site["value"].shape == y.shape
+    )
+    return "log p(x, y)" if seen else "log p(x|y)"
+
+
+def _observed(model: Any, batch: Sequence[Tensor]) -> list[Any]:
+    """The observed sites of a run of the model."""
     with own_randomness(0), pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        trace = poutine.trace(model.model).get_trace(*columns[:2])
-    return any(not trace.nodes[name]["fn"].support.is_discrete for name in trace.observation_nodes)
+        trace = poutine.trace(model.model).get_trace(*batch)
+    return [trace.nodes[name] for name in trace.observation_nodes]
 
 
 def _unlike(function: Any, count: int) -> str | None:

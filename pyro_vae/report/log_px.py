@@ -17,7 +17,7 @@ LEAST, WORST = 10, 20
 TRUSTED, DOUBTED = "#0072B2", "#E69F00"
 
 
-def log_px(estimate: Estimate, split: Split, images: bool, source: str) -> Figure:
+def log_px(estimate: Estimate, split: Split, images: bool, source: str, name: str = "log p(x)") -> Figure:
     """Histogram of log p(x) over data; below it the ten least likely, where they are images.
 
     Args:
@@ -25,6 +25,7 @@ def log_px(estimate: Estimate, split: Split, images: bool, source: str) -> Figur
         split: The data.
         images: Whether a datum is an image.
         source: What the data are called.
+        name: What the estimate is of.
 
     Raises:
         ValueError: If the estimate is of another number of data.
@@ -39,20 +40,21 @@ def log_px(estimate: Estimate, split: Split, images: bool, source: str) -> Figur
     figure = Figure(figsize=(9, 4.6 + below), layout="constrained")
     if images:
         parts = figure.subfigures(2, 1, height_ratios=(4.6, below), squeeze=False)[:, 0]
-        _histogram(parts[0], estimate, source)
-        _least_likely(parts[1], estimate, split)
+        _histogram(parts[0], estimate, source, name)
+        _least_likely(parts[1], estimate, split, name)
     else:
-        _histogram(figure, estimate, source)
+        _histogram(figure, estimate, source, name)
     return figure
 
 
-def worst(estimate: Estimate, split: Split, source: str) -> Figure:
+def worst(estimate: Estimate, split: Split, source: str, name: str = "log p(x)") -> Figure:
     """The images whose estimates can be trusted least: those with the largest Pareto k.
 
     Args:
         estimate: Of the data of ``split``, in their order.
         split: The data, images.
         source: What the data are called.
+        name: What the estimate is of.
     """
     count, columns = min(WORST, len(split.x)), LEAST
     order = estimate.pareto_k.argsort(descending=True, stable=True)[:count]
@@ -73,16 +75,16 @@ def worst(estimate: Estimate, split: Split, source: str) -> Figure:
     bad, (what, limit) = int((~estimate.reliable).sum()), estimate.criterion
     figure.suptitle(
         f"The {count} {source} images with the largest Pareto k; below it, the share of the largest weight\n"
-        f"{what} is above {limit} for {bad:,} of {len(split.x):,} images: their log p(x) is likely too low",
+        f"{what} is above {limit} for {bad:,} of {len(split.x):,} images: their {name} is likely too low",
         fontsize=11,
     )
     return figure
 
 
-def _least_likely(figure: SubFigure, estimate: Estimate, split: Split) -> None:
+def _least_likely(figure: SubFigure, estimate: Estimate, split: Split, name: str) -> None:
     order = estimate.log_px.argsort(stable=True)[:LEAST]
     shown, values = pixels(shrunk(split.x[order])), estimate.log_px[order].tolist()
-    figure.suptitle(f"The {len(values)} least likely, with log p(x) in nats", fontsize=11)
+    figure.suptitle(f"The {len(values)} least likely, with {name} in nats", fontsize=11)
     panels = figure.subplots(1, LEAST, squeeze=False)[0]
     for axes, image, value in zip(panels, shown, values, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
@@ -92,7 +94,7 @@ def _least_likely(figure: SubFigure, estimate: Estimate, split: Split) -> None:
         axes.spines[:].set(color=FRAME, linewidth=0.6, visible=bool(axes.images))
 
 
-def _histogram(figure: Figure | SubFigure, estimate: Estimate, source: str) -> None:
+def _histogram(figure: Figure | SubFigure, estimate: Estimate, source: str, name: str) -> None:
     values, good = estimate.log_px.numpy(), estimate.reliable.numpy()
     what, limit = estimate.criterion
     kinds = (
@@ -105,9 +107,9 @@ def _histogram(figure: Figure | SubFigure, estimate: Estimate, source: str) -> N
     axes = figure.subplots()
     axes.hist(parts, bins=bins, stacked=True, label=labels, color=colors, edgecolor="white", linewidth=0.3)
     axes.axvline(float(values.mean()), color="black", linestyle="--", linewidth=1.2, label=_mean(estimate))
-    axes.set(xlabel="log p(x), nats (higher is more likely)", ylabel=f"{source} data")
+    axes.set(xlabel=f"{name}, nats (higher is more likely)", ylabel=f"{source} data")
     axes.set_title(
-        f"log p(x) of {len(values):,} {source} data, each by importance sampling with {_draws(estimate)} draws"
+        f"{name} of {len(values):,} {source} data, each by importance sampling with {_draws(estimate)} draws"
     )
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,7 +17,7 @@ from pyro_vae.evidence import Estimate
 from pyro_vae.files import write_atomically
 from pyro_vae.inference import History
 from pyro_vae.machine import explain
-from pyro_vae.models.protocol import needs
+from pyro_vae.models.protocol import asked, evidence_of, needs
 from pyro_vae.models.registry import modules_of, place
 from pyro_vae.randomness import own_randomness
 from pyro_vae.report.curves import curves
@@ -25,7 +25,7 @@ from pyro_vae.report.encoded import Encoded, encode
 from pyro_vae.report.images import analogies, interpolations, plane, reconstructions, samples
 from pyro_vae.report.latents import latents
 from pyro_vae.report.log_px import log_px, worst
-from pyro_vae.report.tiles import has_known_labels
+from pyro_vae.report.tiles import has_known_labels, like_parameters
 from pyro_vae.report.tsne import MIN_POINTS, tsne
 from pyro_vae.report.units import traversals, units
 
@@ -120,7 +120,8 @@ def _figures(
     if encoded is not None:
         yield from _of_codes(encoded, split, source)
     if estimate is not None:
-        yield from _of_estimate(split, images, source, estimate)
+        name = evidence_of(vae, like_parameters(vae, asked(vae, split)[:2]))
+        yield from _of_estimate(split, images, source, estimate, name)
     if images and plain and hasattr(vae, "prior") and getattr(vae, "latent_dim", None) == 2:
         yield "grid", partial(plane, vae)
 
@@ -138,27 +139,28 @@ def _are_images(split: Split) -> bool:
     return len(split.x.shape) == 4 and split.x.shape[1] in (1, 3)
 
 
-def draw_estimate(vae: Any, split: Split, source: str, directory: Path, estimate: Estimate) -> list[Path]:
+def draw_estimate(split: Split, source: str, directory: Path, estimate: Estimate, name: str) -> list[Path]:
     """Draw what shows an estimate of log p(x): ``log-px``, and ``worst`` where data are images.
 
     Args:
-        vae: The model.
         split: The data.
         source: What the data are called.
         directory: Where the PNG files go.
         estimate: Of log p(x) for each of the data, in their order.
+        name: What it is called, see :func:`pyro_vae.models.protocol.evidence_of`.
 
     Returns:
         The files written.
     """
     images = _are_images(split)
-    return [write_figure(directory / f"{name}.png", f()) for name, f in _of_estimate(split, images, source, estimate)]
+    made = _of_estimate(split, images, source, estimate, name)
+    return [write_figure(directory / f"{file}.png", make()) for file, make in made]
 
 
-def _of_estimate(split: Split, images: bool, source: str, estimate: Estimate) -> Iterator[tuple[str, Make]]:
-    yield "log-px", partial(log_px, estimate, split, images, source)
+def _of_estimate(split: Split, images: bool, source: str, estimate: Estimate, name: str) -> Iterator[tuple[str, Make]]:
+    yield "log-px", partial(log_px, estimate, split, images, source, name)
     if images:
-        yield "worst", partial(worst, estimate, split, source)
+        yield "worst", partial(worst, estimate, split, source, name)
 
 
 def write_figure(path: Path, figure: Figure) -> Path:
