@@ -38,14 +38,14 @@ class FaultyVAE(nn.Module):
 
     def model(self, x: Tensor) -> None:
         """p(z) p(x|z)."""
-        pyro.module("decoder", self.decoder)
+        pyro.module(f"decoder_{id(self)}", self.decoder)
         with pyro.plate("images", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """q(z|x)."""
-        pyro.module("encoder", self.encoder)
+        pyro.module(f"encoder_{id(self)}", self.encoder)
         with pyro.plate("images", len(x)):
             loc, log_scale = self.encoder(self.standardize(x)).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
