@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import ImproperUniform
+from pyro.distributions import ExpandedDistribution, ImproperUniform, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import Independent
 
 Site = dict[str, Any]
 PARTICLES = "_log_weights_particles"
@@ -45,6 +46,29 @@ def site_log_prob(site: Site) -> Tensor:
     if log_prob is None:
         log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, mask=site["mask"])
+
+
+def mask_of(site: Site) -> Tensor | None:
+    """Where a site counts at all, by its own mask and those of its distribution; booleans that broadcast to its batch.
+
+    ``None`` where there is no mask. An event counts if any part of it does (``dist.mask(m).to_event(1)``).
+    """
+    mask = None if site["mask"] is None else torch.as_tensor(site["mask"]).bool()
+    inner = _distribution_mask(site["fn"])
+    return inner if mask is None else mask if inner is None else mask & inner.to(mask.device)
+
+
+def _distribution_mask(fn: Any) -> Tensor | None:
+    if isinstance(fn, MaskedDistribution):
+        mask, inner = torch.as_tensor(fn._mask).bool(), _distribution_mask(fn.base_dist)
+        return mask if inner is None else mask & inner.to(mask.device)
+    if isinstance(fn, ExpandedDistribution):
+        return _distribution_mask(fn.base_dist)
+    if isinstance(fn, Independent):
+        inner = _distribution_mask(fn.base_dist)
+        dims = [] if inner is None else range(-min(fn.reinterpreted_batch_ndims, inner.dim()), 0)
+        return inner.any(tuple(dims)) if inner is not None and dims else inner
+    return None
 
 
 def base_name(distribution: Any) -> str:
