@@ -16,6 +16,7 @@ from pyro_vae.inference.layout import (
     Site,
     drawn_sites,
     is_auxiliary_loss,
+    mask_of,
     sample_sites,
     site_log_prob,
 )
@@ -69,15 +70,17 @@ def support_size(pair: Pair, name: str) -> int:
 
 
 def counted_once(site: Site) -> Tensor:
-    """Log-probability of an enumerated site, masked: where the mask leaves it out, all its values together count once.
+    """Log-probability of an enumerated site, masked: where a mask leaves it out, all its values together count once.
 
-    Each has the same share there, minus the log of their number, and not 0, by which they would count one by one.
+    Each has the same share there, minus the log of their number, and not 0, by which they would count one by one. The mask
+    is the site's (``poutine.mask``, ``obs_mask``) or its distribution's (``dist.Categorical(p).mask(m)``).
     """
     log_prob = site_log_prob(site)
-    if site["mask"] is None:
+    mask = mask_of(site)
+    if mask is None:
         return log_prob
     share = -math.log(len(site["fn"].enumerate_support(expand=False)))
-    return torch.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob, share)
+    return torch.where(mask.to(log_prob.device), log_prob, share)
 
 
 class EnumeratedSums:

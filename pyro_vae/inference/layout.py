@@ -54,18 +54,19 @@ def mask_of(site: Site) -> Tensor | None:
     ``None`` where there is no mask. An event counts if any part of it does (``dist.mask(m).to_event(1)``).
     """
     mask = None if site["mask"] is None else torch.as_tensor(site["mask"]).bool()
-    inner = _distribution_mask(site["fn"])
+    inner = distribution_mask(site["fn"])
     return inner if mask is None else mask if inner is None else mask & inner.to(mask.device)
 
 
-def _distribution_mask(fn: Any) -> Tensor | None:
+def distribution_mask(fn: Any) -> Tensor | None:
+    """The part of :func:`mask_of` that the distribution itself says (``dist.Categorical(p).mask(m)``)."""
     if isinstance(fn, MaskedDistribution):
-        mask, inner = torch.as_tensor(fn._mask).bool(), _distribution_mask(fn.base_dist)
+        mask, inner = torch.as_tensor(fn._mask).bool(), distribution_mask(fn.base_dist)
         return mask if inner is None else mask & inner.to(mask.device)
     if isinstance(fn, ExpandedDistribution):
-        return _distribution_mask(fn.base_dist)
+        return distribution_mask(fn.base_dist)
     if isinstance(fn, Independent):
-        inner = _distribution_mask(fn.base_dist)
+        inner = distribution_mask(fn.base_dist)
         dims = [] if inner is None else range(-min(fn.reinterpreted_batch_ndims, inner.dim()), 0)
         return inner.any(tuple(dims)) if inner is not None and dims else inner
     return None

@@ -11,7 +11,8 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 
-from pyro_vae.evidence import importance_sampling
+from pyro_vae import elbo
+from pyro_vae.evidence import annealed_importance_sampling, importance_sampling
 from pyro_vae.inference.captured_draws import CapturedDraws
 from pyro_vae.inference.enumerated import EnumeratedDraws
 from pyro_vae.inference.enumerated_terms import enumerated_sites
@@ -380,3 +381,39 @@ def test_an_auxiliary_site_of_the_guide_is_refused():
 
     with pytest.raises(ValueError, match="enumerated site 'u': expected in the model, got in the guide alone"):
         EnumeratedDraws(m2.model, guide, (m2.draw(2),), {})
+
+
+@pytest.mark.parametrize("of_distribution", [True, False])
+@pytest.mark.parametrize("of_guide", [True, False])
+def test_where_a_mask_leaves_a_site_out_its_values_count_once(of_distribution, of_guide):
+    """The mask of the site and that of its distribution: p(x) where it is left out is that of one component."""
+    probs, locs = torch.tensor([0.2, 0.5, 0.3]).double(), torch.tensor([-2.0, 0.5, 1.5]).double()
+    x, known = torch.tensor([0.3, -1.0, 2.0, 0.7]).double(), torch.tensor([True, False, True, False])
+
+    def y(logits, infer):
+        fn = dist.Categorical(logits=logits)
+        with poutine.mask(mask=True if of_distribution else ~known):
+            return pyro.sample("y", fn.mask(~known) if of_distribution else fn, infer=infer)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            loc = torch.where(known, 1.0, locs[y(probs.log(), {} if of_guide else PARALLEL)])
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            log_px = dist.Normal(locs, 1.25**0.5).log_prob(x[:, None])
+            loc = torch.where(known, 1.0, locs[y(probs.log() + log_px, PARALLEL)] if of_guide else 0.0)
+            pyro.sample("z", dist.Normal((loc + 4 * x) / 5, 0.2**0.5 if of_guide else 0.8))
+
+    exact = (probs.log() + dist.Normal(locs, 1.25**0.5).log_prob(x[:, None])).logsumexp(1)
+    exact = torch.where(known, dist.Normal(1.0, 1.25**0.5).log_prob(x), exact)
+    options = {"start": "guide", "num_chains": 100, "num_steps": 5, "seed": 0}
+    found = [importance_sampling(model, guide, x, num_samples=2000, seed=0)]
+    found += [annealed_importance_sampling(model, guide, x, **options)]
+    if of_guide:  # the exact posterior
+        torch.testing.assert_close(elbo("enum", max_plate_nesting=1).bound(model, guide, x), exact)
+        assert all(torch.allclose(estimate.log_px, exact) for estimate in found)
+    else:
+        assert all(within(estimate.log_px, exact, estimate.std_error) for estimate in found)
