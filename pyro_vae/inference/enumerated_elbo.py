@@ -61,6 +61,14 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
         finally:
             elbo.logger.setLevel(level)
 
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        """Traces without what the guide observes, which Pyro's contraction would count as drawn."""
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        for name, site in list(sample_sites(guide_trace)):
+            if site["is_observed"] and not is_auxiliary_loss(site):
+                guide_trace.remove_node(name)
+        return model_trace, guide_trace
+
     def bound(
         self,
         model: Program,
@@ -186,8 +194,6 @@ class _Sums:
         for name, site in sample_sites(guide_trace):
             if is_auxiliary_loss(site):
                 self.extra = self.extra - self._training_term(name, site)
-                continue
-            if site["is_observed"]:  # no draw
                 continue
             plain, tempered = self._both(site)
             self.ratio, self.tempered = self.ratio - plain, self.tempered - tempered

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,6 +13,7 @@ from pyro_vae import elbo, log_weights
 from pyro_vae.evidence import annealed_importance_sampling, importance_sampling
 from pyro_vae.inference.enumerated import EnumeratedDraws
 from pyro_vae.inference.registry import OBJECTIVES
+from tests.oracles import within
 
 #: Pyro's, of a guide that observes, and of nothing to enumerate.
 pytestmark = [
@@ -105,3 +108,53 @@ def test_a_training_term_in_the_guide_has_its_own_gradient_alone(name):
     (ours,) = torch.autograd.grad(loss, slope)
     (exact,) = torch.autograd.grad(term, slope)
     torch.testing.assert_close(ours, exact)
+
+
+@pytest.fixture
+def in_double():
+    """Pyro's contraction mixes the default dtype with that of the programs."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("in_double")
+@pytest.mark.parametrize("mask", [None, torch.tensor([True, False, True, False, True])])
+def test_where_pyros_contraction_is_used_too(mask):
+    """A drawn site beside it without reparameterized draws: loss and gradients average to those of the exact sum."""
+
+    def joint_model(x, y):
+        offset = pyro.param("offset", torch.tensor(0.2))
+        with pyro.plate("data", len(x)):
+            label = pyro.sample("y", dist.Categorical(PRIOR), obs=y, obs_mask=mask)
+            t = pyro.sample("t", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(MEANS[label] + t + offset, 0.8), obs=x)
+
+    def guide(x, y):
+        slope = pyro.param("slope", torch.tensor([-0.5, 0.1, 0.4], dtype=torch.float64))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=slope * x[:, None]), obs=y, obs_mask=mask)
+            pyro.sample("t", dist.Bernoulli(0.3))
+
+    pyro.set_rng_seed(0)
+    columns, rows = [v.repeat(400) for v in (X, Y)], mask
+    mask = None if mask is None else mask.repeat(400)
+    objective, found = elbo("enum", max_plate_nesting=1), []
+    for _ in range(20):
+        loss = objective.differentiable_loss(joint_model, guide, *columns) / 400
+        params = [pyro.param(name).unconstrained() for name in ("slope", "offset")]
+        grads = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+        found.append(torch.cat([loss.detach()[None], *(grad.reshape(-1) for grad in grads)]))
+    log_q = (params[0] * X[:, None]).log_softmax(-1)
+    q_t, means = torch.tensor([0.7, 0.3]), MEANS[:, None] + torch.tensor([0.0, 1.0]) + params[1]
+    joint = PRIOR.log()[:, None] - math.log(2) + dist.Normal(means, 0.8).log_prob(X[:, None, None])
+    given_y = (q_t * (joint - q_t.log())).sum(-1)  # (5, 3)
+    known = given_y.gather(1, Y[:, None])[:, 0]
+    exact = -(known if rows is None else torch.where(rows, known, (log_q.exp() * (given_y - log_q)).sum(1))).sum()
+    grads = torch.autograd.grad(exact, params, allow_unused=True, materialize_grads=True)
+    expected = torch.cat([exact.detach()[None], *(grad.reshape(-1) for grad in grads)])
+    values = torch.stack(found)
+    if rows is None:  # nothing pulls at what every label is observed by
+        assert values[:, 1:4].abs().max() == 0
+        values, expected = values[:, [0, 4]], expected[[0, 4]]
+    assert within(values.mean(0), expected, values.std(0) / math.sqrt(20))
