@@ -15,7 +15,7 @@ from pyro_vae import parallel, schedules, summary
 from pyro_vae.compiling import obstacle
 from pyro_vae.config import Config
 from pyro_vae.data import Data
-from pyro_vae.data.labels import are_vectors
+from pyro_vae.data.labels import are_vectors, check_labels
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.estimation import Estimation
 from pyro_vae.inference.batch_sizes import check_batches
@@ -24,6 +24,7 @@ from pyro_vae.inference.loop import compiling_of, fit
 from pyro_vae.inference.state import check_state
 from pyro_vae.inference.training import History, Training, never
 from pyro_vae.lookup import lookup
+from pyro_vae.models.protocol import classifies
 from pyro_vae.models.registry import model_class, parameters
 from pyro_vae.randomness import own_randomness
 from pyro_vae.recipe import callbacks, fit_options, make_objective, with_objective
@@ -122,6 +123,8 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
 def _counted(config: Config, data: Data) -> Config:
     """With the number of classes, which a model that takes labels must know, from the data where none is named."""
     asked, found = config.model.num_classes, data.num_classes
+    if data.train.y is not None and are_vectors(data.train.y) and classifies(model_class(config.model.model)):
+        check_labels(data.train.y, found, complete=False)
     if asked is not None and are_vectors(data.train.y) and asked != found:
         raise ValueError(
             f"num_classes: expected {found}, which is how many numbers the vectors of {Path(data.name).name} have, got "

@@ -94,7 +94,17 @@ def test_what_vectors_are_is_said(capsys):
         (
             bars(60)[1],
             "--model m2",
-            "labels: expected whole numbers, int64 of shape (N,), got float32 of shape (48, 2)",
+            "labels: expected whole numbers, int64 of shape (N,), got vectors, float32 of shape (48, 2)",
+        ),
+        (
+            bars(60)[1][:, 0],
+            "--model m2",
+            "labels: expected whole numbers, int64 of shape (N,), got vectors, float32 of shape (48, 1)",
+        ),
+        (
+            np.where(np.arange(60) == 7, np.nan, bars(60)[1][:, 0]),
+            "",
+            "bars.npz, labels: expected finite numbers, got others in row 7; drop these data, or fill them in.",
         ),
         (
             bars(60)[1],
@@ -145,8 +155,15 @@ def test_vectors_of_every_split_are_kept_as_they_are():
 
 def test_floats_of_one_column_are_vectors_unless_they_are_whole():
     x, y = bars(30)
-    np.savez("bars.npz", x=x, y=y[:, :1])
-    assert load("bars.npz").train.y.shape[1:] == (1,)
+    for one in (y[:, :1], y[:, 0]):
+        np.savez("bars.npz", x=x, y=one)
+        assert load("bars.npz").train.y.shape[1:] == (1,)
+    np.savez("bars.npz", x_train=x[:20], y_train=y[:20, 0], x_test=x[20:], y_test=np.arange(10))
+    assert load("bars.npz").test.y.tolist() == [[float(k)] for k in range(10)]
+    rows = np.column_stack([y[:, 0], x.reshape(30, -1)])
+    np.savetxt("bars.csv", rows, delimiter=",", header="y," + ",".join(f"p{k}" for k in range(30)), comments="")
+    found = load("bars.csv", val_size=0)
+    assert sorted(torch.cat([found.train.y, found.test.y])[:, 0].tolist()) == pytest.approx(sorted(y[:, 0]))
     np.savez("bars.npz", x=x, y=np.round(2 * y[:, 1:]) + 2)
     assert load("bars.npz").train.y.dtype == torch.int64
 

@@ -25,11 +25,12 @@ def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple
     """Number the labels of all splits together, from 0.
 
     Whole numbers from 0 to 999 stay as they are, be they stored as integers or not, and so does -1, which stands for a label
-    that is not known, as a text too; other numbers are numbered in their order, texts in theirs, in which ``class-2`` stands
-    before ``class-10``. Vectors stay what they are: floats of shape ``(N, C)``, not one-hot, and where C is 1 not all whole.
+    that is not known, as a text too; other whole numbers are numbered in their order, texts in theirs, in which ``class-2``
+    stands before ``class-10``. Vectors stay what they are: floats of shape ``(N, C)``, not one-hot, and where C is 1 not all
+    whole, as floats of shape ``(N,)`` are that are not.
 
     Args:
-        arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``, or vectors.
+        arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``, or vectors, those of one number of either shape.
         name: What they are called in messages.
 
     Returns:
@@ -132,10 +133,11 @@ def check_labels(y: Tensor, classes: int | None, complete: bool) -> None:
         if classes is None:
             return
         vectors = f", or vectors, floats of shape (N, {classes})" if complete else ""
-        raise ValueError(
-            f"labels: expected whole numbers, int64 of shape (N,){vectors}, got {str(y.dtype).removeprefix('torch.')} of shape "
-            f"{tuple(y.shape)}; convert them (y.long(), y[:, 0], y.argmax(1))."
-        )
+        got = f"{'vectors, ' * are_vectors(y)}{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}"
+        mend = "convert them (y.long(), y[:, 0], y.argmax(1))"
+        if are_vectors(y) and not complete:
+            mend += ", or take a model of vectors, conditional"
+        raise ValueError(f"labels: expected whole numbers, int64 of shape (N,){vectors}, got {got}; {mend}.")
     bad = (y < UNKNOWN) if classes is None else (y < UNKNOWN) | (y >= classes)
     if bool(bad.any()):
         row, most = int(bad.long().argmax()), "" if classes is None else f" to {classes - 1}"
@@ -156,8 +158,9 @@ def _count(number: int) -> str:
 
 
 def _are_vectors(values: NDArray[Any]) -> bool:
-    if values.ndim != 2 or values.dtype.kind != "f":
+    if values.ndim not in (1, 2) or values.dtype.kind != "f":
         return False
+    values = values.reshape(len(values), -1)
     if bool(np.all((values == 0) | (values == 1)) and np.all(values.sum(1) == 1)):
         return False  # one-hot rows, which are labels
     return values.shape[1] > 1 or not bool(np.all((values == np.floor(values)) | np.isnan(values)))
@@ -165,7 +168,8 @@ def _are_vectors(values: NDArray[Any]) -> bool:
 
 def _vectors(parts: list[NDArray[Any]], name: str) -> tuple[list[Tensor], str]:
     """Vectors of every split as they are, and in words how many numbers they have."""
-    size = max(part.shape[-1] for part in parts if part.ndim == 2)
+    size = max((part.shape[-1] for part in parts if part.ndim == 2), default=1)
+    parts = [part[:, None] if part.ndim == 1 and size == 1 else part for part in parts]
     for part in parts:
         if part.ndim != 2 or part.shape[1] != size or part.dtype.kind not in "iubf":
             raise ValueError(

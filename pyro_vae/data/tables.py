@@ -31,7 +31,8 @@ def open_table(path: Path, request: Request) -> Parts:
         )
     labels, key = None, "without labels"
     if named:
-        if frame[named[0]].isna().any():
+        plain = isinstance(frame[named[0]].dtype, np.dtype) and frame[named[0]].dtype.kind == "f"
+        if not plain and frame[named[0]].isna().any():  # of numbers encode_labels says what is to be done
             raise ValueError(
                 f"data set {path}: expected a label in every row, got rows without one; write -1 where it is unknown, or drop "
                 "these data."
