@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.bounds import Terms, _Bound
-from pyro_vae.inference.enumerated_terms import counted_once
+from pyro_vae.inference.enumerated_terms import counted_once, mean_under
 from pyro_vae.inference.layout import (
     Layout,
     Site,
@@ -278,9 +278,7 @@ class _Sums:
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the values enumerated in the guide, under q: shape ``(K, B)``."""
-        if self.axes:
-            values = values * self.log_q.exp()
-            values = values.sum(self.axes, keepdim=True)
+        values = mean_under(self.log_q.exp(), values, self.axes) if self.axes else values
         return values.reshape(-1, values.shape[-1]).expand(-1, self.layout.size)
 
     def check_gradients(self, guide_trace: Trace) -> None:

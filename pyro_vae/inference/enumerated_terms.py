@@ -113,8 +113,8 @@ class EnumeratedSums:
         log_qz, log_qy = self._guide()
         q = log_qy.exp()
         kept = [
-            _mean(q, likelihood, self.of_guide),
-            _mean(q, prior - log_qz - log_qy, self.of_guide),
+            mean_under(q, likelihood, self.of_guide),
+            mean_under(q, prior - log_qz - log_qy, self.of_guide),
             _log_sum_exp(likelihood + prior - log_qz, self.of_guide),
         ]
         return EnumeratedTerms(*(part.reshape(part.shape[-2:]).expand(self.shape) for part in kept))
@@ -175,8 +175,8 @@ def _log_sum_exp(values: Tensor, axes: Sequence[int]) -> Tensor:
     return values.logsumexp(list(axes), keepdim=True) if axes else values
 
 
-def _mean(q: Tensor, values: Tensor, axes: Sequence[int]) -> Tensor:
-    """The mean of values under q; those of probability 0 do not enter, finite or not."""
+def mean_under(q: Tensor, values: Tensor, axes: Sequence[int]) -> Tensor:
+    """The mean of values under q along these axes, kept; those of probability 0 enter neither it nor its gradient."""
     if not axes:
         return values
-    return torch.where(q > 0, q * values, 0.0).sum(list(axes), keepdim=True)
+    return (q * torch.where(q == 0, 0.0, values)).sum(list(axes), keepdim=True)

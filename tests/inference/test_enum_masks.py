@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,6 +13,7 @@ from pyro.infer import config_enumerate
 
 from pyro_vae import elbo
 from pyro_vae.handlers import scale_kl_pair
+from pyro_vae.inference.enumerated import EnumeratedDraws
 
 #: Pyro's, of a guide that observes, as one with obs_mask does.
 pytestmark = pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide")
@@ -140,3 +143,34 @@ def test_it_finds_the_plates_without_a_line_on_the_screen(caplog):
         objective.loss(model, guide, X)
     assert objective.max_plate_nesting == 1
     assert not caplog.records
+
+
+@pytest.mark.parametrize("in_model", [True, False])
+def test_a_value_that_logits_rule_out_enters_neither_sum_nor_gradient(in_model):
+    """Ruled out in the guide, and in the model too: log p - log q is NaN there, and a mean under q does not ask for it."""
+    out = torch.tensor([0.0, 0.0, -math.inf], dtype=torch.float64)
+    weights = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([0.3, 0.1, 0.2], [-2.0, 0.5, 1.5])]
+
+    def ruling_model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=PRIOR.log() + (out if in_model else 0.0)))
+            pyro.sample("x", dist.Normal(weights[1][y], 1.0), obs=x)
+
+    def ruling_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=weights[0] * x[:, None] + out), infer=PARALLEL)
+
+    prior, log_q = PRIOR.log()[:2], (weights[0] * X[:, None])[:, :2].log_softmax(-1)
+    prior = prior.log_softmax(0) if in_model else prior
+    exact = (log_q.exp() * (prior + dist.Normal(weights[1][:2], 1.0).log_prob(X[:, None]) - log_q)).sum(1)
+    expected = torch.autograd.grad(exact.sum(), weights)
+    objective = elbo("enum", max_plate_nesting=1)
+    torch.testing.assert_close(objective.bound(ruling_model, ruling_guide, X), exact)
+    draws = EnumeratedDraws(ruling_model, ruling_guide, (X,), {})(1)
+    torch.testing.assert_close((draws.log_likelihood + draws.log_ratio)[0], exact)
+    for bound in (
+        -objective.differentiable_loss(ruling_model, ruling_guide, X),
+        draws.log_likelihood + draws.log_ratio,
+    ):
+        for ours, theirs in zip(torch.autograd.grad(bound.sum(), weights), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
