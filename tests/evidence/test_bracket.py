@@ -73,10 +73,16 @@ def test_discrete_latents_can_be_simulated():
     assert within((out.args[0] - oracle.locs[out.latents["z"]]).mean(), 0.0, 1 / math.sqrt(20_000))
 
 
-def _copied(x):
+def _doubled(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x * 1.0)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x * 2.0)
+
+
+def _equal_as_given(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x.clamp(min=0))
 
 
 def _also_a_covariate(x):
@@ -100,7 +106,11 @@ def _nothing_observed(x):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (_copied, "site 'x': expected an observed value that is an argument, got another; pass posterior_draws"),
+        (_doubled, "site 'x': expected an observed value that is an argument, got another; pass posterior_draws"),
+        (
+            _equal_as_given,
+            "site 'x': expected an observed value that is an argument, got another; pass posterior_draws",
+        ),
         (_also_a_covariate, "site 'x': expected the same distribution whatever is observed, got another"),
         (_factor, "site 'prior': expected .*; pass posterior_draws"),
         (_nothing_observed, "model: expected an observed site, got none"),
