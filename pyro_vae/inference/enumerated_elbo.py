@@ -207,7 +207,7 @@ class _Sums:
                 self.extra = self.extra + self._training_term(name, site)
                 continue
             plain, tempered = self._both(site)
-            if any(plain.dim() >= -axis and plain.shape[axis] > 1 for axis in summed.values()):
+            if name in summed or any(plain.dim() >= -axis and plain.shape[axis] > 1 for axis in summed.values()):
                 if site.get("kl_scales"):
                     raise ValueError(
                         f"enum: expected no weight of the KL where a site is enumerated in the model, got one at {name!r}; "

@@ -138,6 +138,28 @@ def test_fit_reaches_the_maximum_of_the_likelihood_and_says_its_elbo():
     torch.testing.assert_close(estimate.log_px, model.log_px(x).detach())
 
 
+@pytest.mark.parametrize("others", [1, 2, 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_site_with_a_single_value_is_summed_too(others, first):
+    """Beside another site with ``others`` values, drawn before it or after it."""
+    probs, locs, x = torch.arange(1.0, 1 + others), torch.linspace(-1, 2, 3)[:others], torch.linspace(-2, 2, 4)
+
+    def site(name, probs):
+        return pyro.sample(name, dist.Categorical(probs), infer={"enumerate": "parallel"})
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            one = site("one", torch.ones(1)) if first else None
+            other = site("other", probs)
+            one = site("one", torch.ones(1)) if one is None else one
+            pyro.sample("x", dist.Normal(locs[other] + one, 1.0), obs=x)
+
+    exact = ((probs / probs.sum()).log() + dist.Normal(locs, 1.0).log_prob(x[:, None])).logsumexp(1)
+    objective = pv.elbo("enum", max_plate_nesting=1)
+    torch.testing.assert_close(objective.bound(model, lambda x: None, x), exact)
+    torch.testing.assert_close(objective.terms(model, lambda x: None, x).loss, -exact.sum())
+
+
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")  # Pyro's, which would go on
 @pytest.mark.parametrize("name", ["trace", "graph", "mean-field", "iwae"])
 def test_an_objective_that_does_not_sum_refuses_it_and_says_how_to_mend_it(name):
