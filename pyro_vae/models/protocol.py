@@ -220,10 +220,13 @@ def evidence_of(model: Any, columns: Columns | tuple[Tensor, ...]) -> str:
 
 
 def _observed(model: Any, batch: Sequence[Tensor]) -> list[Any]:
-    """The observed sites of a run of the model."""
+    """The observed sites of a run that enter its density: not that of ``pyro.deterministic`` which ``obs_mask`` makes."""
     with own_randomness(0), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         trace = poutine.trace(model.model).get_trace(*batch)
-    return [trace.nodes[name] for name in trace.observation_nodes]
+    found = (trace.nodes[name] for name in trace.observation_nodes)
+    return [
+        site for site in found if not {"_deterministic", "auxiliary_loss"} & {k for k, v in site["infer"].items() if v}
+    ]
 
 
 def _unlike(function: Any, count: int) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -147,6 +149,31 @@ def test_a_density_is_known_from_the_program_where_nothing_is_said(likelihood):
     vae = VAE((2,), 1, likelihood=likelihood)
     columns = told(vae, Split(torch.zeros(3, 2)))
     assert gives_density(Unsaid(vae), columns) is gives_density(vae, columns)
+
+
+class MaskedLabel(nn.Module):
+    """Labels by Pyro's ``obs_mask``, which leaves a deterministic site ``y`` beside those that are observed."""
+
+    takes = ("x", "y")
+    observation = dist.Bernoulli(0.5)
+
+    def model(self, x, y):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("y", dist.Categorical(torch.ones(3)), obs=y.clamp(min=0), obs_mask=y >= 0)
+            pyro.sample("x", self.observation.expand([2]).to_event(1), obs=x)
+            pyro.sample("extra", dist.Normal(0.0, 1.0), obs=x[:, 0], infer={"auxiliary_loss": True})
+
+    def guide(self, x, y):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("y_unobserved", dist.Categorical(torch.ones(3)))
+
+
+def test_what_a_program_notes_or_adds_beside_its_density_makes_no_log_density():
+    columns = (torch.zeros(3, 2), torch.tensor([0, -1, 2]))
+    model = MaskedLabel()
+    assert gives_density(model, columns) is False
+    model.observation = dist.Normal(0.0, 1.0)
+    assert gives_density(model, columns) is True
 
 
 def test_a_users_class_and_networks_are_made_by_their_paths():
