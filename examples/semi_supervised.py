@@ -42,7 +42,7 @@ def draw_conditional(data: Data, test: Split, options: argparse.Namespace) -> No
     print(f"conditional: log p(x|y) {found.log_px:.2f} ± {found.std_error:.2f} nats, {len(few.x)} test images")
     torch.manual_seed(0)
     with torch.no_grad():
-        write_figure(options.out / f"{data.name}-samples.png", samples(model))
+        write_figure(options.out / f"{data.name}-samples.png", samples(model, test, "test"))
         write_figure(options.out / f"{data.name}-analogies.png", analogies(model, test, "test"))
 
 

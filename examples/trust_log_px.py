@@ -1,6 +1,6 @@
 """How far can you trust a log p(x)? The pictures and figures of docs/trusting-log-px.md, on the embedded digits.
 
-    python examples/trust_log_px.py [FOLDER]
+    python examples/trust_log_px.py [FOLDER] [--epochs 100] [--steps 1000] [--most 10000]
 
 Writes ``trust-estimates.png`` and ``trust-weights.png`` to FOLDER (default: the current one). Takes a few minutes on one
 core.
@@ -8,7 +8,7 @@ core.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,43 +21,49 @@ SIZES = (10, 30, 100, 300, 1000, 3000, 10_000)
 COLORS = {"prior": "#D55E00", "guide": "#0072B2", "refined guide": "#009E73"}
 
 
-def trained() -> tuple[pv.VAE, torch.Tensor]:
+def trained(epochs: int) -> tuple[pv.VAE, torch.Tensor]:
     """A VAE whose guide is far from perfect, and the images that it made itself."""
     torch.manual_seed(0)
     data = pv.data.load("digits", mode="none")
     vae = pv.VAE(data.data_shape, latent_dim=16, hidden=(128,), likelihood="normal")
     vae.center_output(*data.moments())
-    pv.fit(vae, data, epochs=100, lr=2e-3, progress=False)
+    pv.fit(vae, data, epochs=epochs, lr=2e-3, progress=False)
     assert data.test is not None
     return vae, data.test.x[:50]
 
 
 def main() -> None:
     """Print the figures and draw the pictures."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path())
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=1000, help="of the chains of the bracket")
+    parser.add_argument("--most", type=int, default=10_000, help="the largest K")
+    options = parser.parse_args()
+    folder, sizes = options.folder, [size for size in SIZES if size <= options.most]
     folder.mkdir(parents=True, exist_ok=True)
-    vae, x = trained()
+    vae, x = trained(options.epochs)
     pair = vae.model, vae.guide
 
     # Images that the model made: their log p(x) can be bounded from both sides.
-    bracket = evidence.bidirectional(*pair, x, num_steps=1000, start="guide", seed=0)
+    bracket = evidence.bidirectional(*pair, x, num_steps=options.steps, start="guide", seed=0)
     made, found = bracket.args[0], bracket.summary()
     print(f"bracket, 50 simulated images: {found.lower:.3f} to {found.upper:.3f} nats")
 
     curves: dict[str, list[evidence.Estimate]] = {name: [] for name in COLORS}
-    for size in SIZES:
+    for size in sizes:
         curves["prior"].append(evidence.prior_sampling(vae.model, made, num_samples=size, seed=1))
         curves["guide"].append(evidence.importance_sampling(*pair, made, num_samples=size, seed=1))
         curves["refined guide"].append(evidence.refined_importance_sampling(*pair, made, num_samples=size, seed=1))
     for name, column in curves.items():
-        for size, estimate in zip(SIZES, column, strict=True):
+        for size, estimate in zip(sizes, column, strict=True):
             w = estimate.summary()
             naive = naive_error(estimate)
             print(
                 f"{name:14} K = {size:6,}: {w.log_px:9.3f}, the usual error {naive:.3f}; k too large for "
                 f"{w.pareto_k_bad:2} of 50, so the error is {'unknown' if w.mc_error is None else f'{w.mc_error:.3f}'}"
             )
-    draw_estimates(curves, found).savefig(folder / "trust-estimates.png", dpi=150)
+    draw_estimates(sizes, curves, found).savefig(folder / "trust-estimates.png", dpi=150)
     draw_weights(pair, made).savefig(folder / "trust-weights.png", dpi=150)
 
 
@@ -67,7 +73,9 @@ def naive_error(estimate: evidence.Estimate) -> float:
     return float(variance.sum().sqrt() / len(variance))
 
 
-def draw_estimates(curves: dict[str, list[evidence.Estimate]], found: evidence.BracketSummary) -> plt.Figure:
+def draw_estimates(
+    sizes: list[int], curves: dict[str, list[evidence.Estimate]], found: evidence.BracketSummary
+) -> plt.Figure:
     """How far estimates lie below log p(x), and how far the usual error bar says they may."""
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     middle, width = (found.lower + found.upper) / 2, abs(found.gap) / 2 + 2 * (found.gap_std_error or 0.0)
@@ -75,15 +83,15 @@ def draw_estimates(curves: dict[str, list[evidence.Estimate]], found: evidence.B
     for name, column in curves.items():
         below = [max(middle - e.summary().log_px, 1e-4) for e in column]
         axes.plot(
-            SIZES,
+            sizes,
             below,
             color=COLORS[name],
             marker="o",
             markersize=4,
             label=f"draws from the {name}: nats below log p(x)",
         )
-        axes.plot(SIZES, [1.96 * naive_error(e) for e in column], color=COLORS[name], linestyle=":")
-        doubted = [(k, y) for k, y, e in zip(SIZES, below, column, strict=True) if int((~e.reliable).sum()) > 5]
+        axes.plot(sizes, [1.96 * naive_error(e) for e in column], color=COLORS[name], linestyle=":")
+        doubted = [(k, y) for k, y, e in zip(sizes, below, column, strict=True) if int((~e.reliable).sum()) > 5]
         axes.plot(*zip(*doubted, strict=True), "o", color="none", markersize=9, markeredgecolor=COLORS[name])
     axes.plot([], [], color="black", linestyle=":", label="the usual 95 % error bar")
     axes.plot(
