@@ -20,6 +20,7 @@ from pyro_vae.inference.layout import (
     Layout,
     Site,
     check_scales,
+    distribution_mask,
     drawn_sites,
     find_layout,
     is_auxiliary_loss,
@@ -97,7 +98,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
 
         Raises:
             NotSimpleError: If an enumerated site is in a plate within a datum, or another is not reparameterized.
-            ValueError: If, besides, an enumerated site is masked.
+            ValueError: If, besides, the distribution of an enumerated site is masked so that Pyro would count each value.
         """
         parts = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -146,15 +147,21 @@ class NotSimpleError(ValueError):
     """An enumeration that is not a plain sum for each datum."""
 
 
-def _refuse_masked(*traces: Trace) -> None:
-    """Refuse a masked enumerated site where Pyro's contraction is used, which counts each of its values."""
-    for name, site in (item for trace in traces for item in sample_sites(trace)):
-        mask = None if site["is_observed"] or not site["infer"].get("enumerate") else site["mask"]
-        if mask is not None and not bool(torch.as_tensor(mask).all()):
+def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse an enumerated site whose distribution is masked so that Pyro's contraction would count each of its values.
+
+    It does in the model alone, and in the guide where the mask is the constant False. A mask of the site, as
+    ``poutine.mask`` and ``obs_mask`` make it, leaves the probabilities that weigh the values as they are.
+    """
+    ours = [(name, site) for name, site in sample_sites(model_trace) if name not in guide_trace]
+    for name, site in (*ours, *sample_sites(guide_trace)):
+        mask = None if site["is_observed"] or not site["infer"].get("enumerate") else distribution_mask(site["fn"])
+        in_guide = name in guide_trace and mask is not None and mask.dim() > 0
+        if mask is not None and not in_guide and not bool(mask.all()):
             raise ValueError(
-                f"enumerated site {name!r}: expected no mask beside sites that are not summed or reparameterized for each "
-                "datum, got one, and Pyro's contraction would count each value of what it leaves out; enumerate those sites "
-                "in parallel in the data plate, or take the mask off."
+                f"enumerated site {name!r}: expected a distribution without a mask beside sites that are not summed or "
+                "reparameterized for each datum, got a masked one, of which Pyro's contraction would count each value; put "
+                "the mask around the site by poutine.mask."
             )
 
 

@@ -14,6 +14,7 @@ from pyro.infer import config_enumerate
 from pyro_vae import elbo
 from pyro_vae.handlers import scale_kl_pair
 from pyro_vae.inference.enumerated import EnumeratedDraws
+from tests.oracles import within
 
 #: Pyro's, of a guide that observes, as one with obs_mask does.
 pytestmark = pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide")
@@ -93,22 +94,66 @@ def test_a_label_summed_out_of_the_model_counts_once():
     torch.testing.assert_close(found, expected)
 
 
-def test_where_pyro_would_count_each_value_a_mask_is_refused():
-    """Another site is drawn without reparameterized draws, so that Pyro's contraction would be used."""
+def beside_a_drawn_site(kind, of_guide, known, logits, offset=0.0):
+    """Programs in which y is masked where it is known and 0, and k is drawn without reparameterized draws."""
 
-    def program(of_model):
-        def run(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("k", dist.Bernoulli(0.3))
-                with poutine.mask(mask=~KNOWN):
-                    pyro.sample("y", dist.Categorical(PRIOR), infer=PARALLEL)
-                if of_model:
-                    pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+    def site(logits, infer):
+        fn = dist.Categorical(logits=logits)
+        if kind == "site":
+            with poutine.mask(mask=~known):
+                return pyro.sample("y", fn, infer=infer)
+        return pyro.sample("y", fn.mask(~known if kind == "distribution" else False), infer=infer)
 
-        return run
+    def drawing_model(x):
+        with pyro.plate("data", len(x)):
+            y = torch.where(known, 0, site(PRIOR.log(), None if of_guide else PARALLEL))
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5).double()))
+            pyro.sample("x", dist.Normal(LOCS[y] + k + offset, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="enumerated site 'y': expected no mask beside"):
-        elbo("enum", max_plate_nesting=1).loss(program(True), program(False), X)
+    def drawing_guide(x):
+        with pyro.plate("data", len(x)):
+            if of_guide:
+                site(logits, PARALLEL)
+            pyro.sample("k", dist.Bernoulli(torch.tensor(0.3).double()))
+
+    return drawing_model, drawing_guide
+
+
+@pytest.mark.parametrize(("kind", "of_guide"), [("site", True), ("site", False), ("distribution", True)])
+def test_pyros_contraction_counts_once_what_a_mask_leaves_out(kind, of_guide):
+    params = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([0.4, 0.1, -0.5], 0.2)]
+    logits, offset = params
+    programs = beside_a_drawn_site(kind, of_guide, KNOWN.repeat(400), logits, offset)
+    q, q_k = logits.log_softmax(0)[:, None], torch.tensor([0.7, 0.3], dtype=torch.float64)
+    means = LOCS[:, None] + torch.tensor([0.0, 1.0]) + offset
+    likelihood = dist.Normal(means, 1.0).log_prob(X[:, None, None])  # (5, 3, 2)
+    prior = PRIOR.log()[:, None]
+    unknown = (q.exp() * (likelihood + prior - q)).sum(1) if of_guide else (likelihood + prior).logsumexp(1)
+    given_k = torch.where(KNOWN[:, None], likelihood[:, 0], unknown)
+    exact = -(q_k * (given_k - math.log(2) - q_k.log())).sum()
+
+    def with_gradients(value):
+        grads = torch.autograd.grad(value, params if of_guide else [offset])
+        return torch.cat([part.detach().reshape(-1) for part in (value, *grads)])
+
+    torch.set_default_dtype(torch.float64)  # Pyro's contraction mixes it with that of the programs
+    try:
+        pyro.set_rng_seed(0)
+        found = []
+        for _ in range(20):
+            loss = elbo("enum", max_plate_nesting=1).differentiable_loss(*programs, X.repeat(400)) / 400
+            found.append(with_gradients(loss))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    values = torch.stack(found)
+    assert within(values.mean(0), with_gradients(exact), values.std(0) / math.sqrt(20))
+
+
+@pytest.mark.parametrize(("kind", "of_guide"), [("distribution", False), ("nothing", False), ("nothing", True)])
+def test_where_it_would_count_each_value_a_masked_distribution_is_refused(kind, of_guide):
+    programs = beside_a_drawn_site(kind, of_guide, KNOWN, PRIOR.log())
+    with pytest.raises(ValueError, match="enumerated site 'y': expected a distribution without a mask beside"):
+        elbo("enum", max_plate_nesting=1).loss(*programs, X)
 
 
 @pytest.mark.parametrize("particles", [1, 4])
