@@ -30,7 +30,9 @@ class InformationGap:
 
     Attributes:
         value: MIG.
-        std_error: Its standard error, by the draws, with the two units of each factor taken as known.
+        std_error: Its standard error over data, as of a random sample with its draws of z: how far other N data would move it,
+            by the scatter of the terms of which I and H are means (the delta method). The two units of each factor are taken
+            as known. Draws alone move it by less, and vectors, of which nothing is drawn, have this error too.
         gaps: The terms of the mean, shape ``(F,)``, float64, CPU.
         information: :math:`I(z_j; v_k)`, nats, shape ``(Z, F)``, float64, CPU.
         entropy: :math:`H(v_k)`, nats, shape ``(F,)``, float64, CPU.
@@ -55,7 +57,7 @@ class InformationGap:
     @property
     def sentence(self) -> str:
         """The score in one plain sentence."""
-        return f"MIG {self.value:.3f} (error {self.std_error:.3f}), of {len(self.entropy)} factors."
+        return f"MIG {self.value:.3f} (error over data {self.std_error:.3f}), of {len(self.entropy)} factors."
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,16 @@ def mutual_information_gap(
             "other; pass its mean."
         )
     values = _numbered(factors, codes if units is None else units.mean)
-    entropy = torch.stack([_entropy(v) for v in values])
+    surprise = torch.stack([_surprise(v) for v in values], 1)  # (N, F)
+    entropy = surprise.mean(0)
     with nullcontext() if seed is None else own_randomness(seed):
         terms = _from_bins(codes, values, num_bins) if units is None else _from_density(units, values, max_elements)
     information = terms.mean(0)  # (Z, F)
     best = information.topk(2, 0)
     gaps = (best.values[0] - best.values[1]) / entropy
     columns = torch.arange(len(entropy))
-    each = ((terms[:, best.indices[0], columns] - terms[:, best.indices[1], columns]) / entropy).mean(1)
+    between = terms[:, best.indices[0], columns] - terms[:, best.indices[1], columns]
+    each = ((between - gaps * (surprise - entropy)) / entropy).mean(1)  # of a ratio of two means
     error = float(each.std()) / math.sqrt(len(each))
     return InformationGap(float(gaps.mean()), error, gaps, information, entropy, len(each))
 
@@ -206,9 +210,9 @@ def _numbered(factors: Tensor, codes: Tensor, least: int = 2) -> list[Tensor]:
     return found
 
 
-def _entropy(values: Tensor) -> Tensor:
-    share = values.bincount().double() / len(values)
-    return -(share * share.log()).sum()
+def _surprise(values: Tensor) -> Tensor:
+    """-log p(v) of each datum's value, shape ``(N,)``: its mean is the entropy."""
+    return -(values.bincount().double() / len(values)).log()[values]
 
 
 def _from_bins(codes: Tensor, values: list[Tensor], num_bins: int) -> Tensor:

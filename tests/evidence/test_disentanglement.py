@@ -57,7 +57,7 @@ def test_a_perfect_code_has_the_highest_scores():
     assert gap.std_error == pytest.approx(0.0, abs=1e-12)
     assert gap.entropy.tolist() == pytest.approx([math.log(4)] * 2)
     assert torch.allclose(gap.shares, torch.eye(2, dtype=torch.float64), atol=1e-12)
-    assert gap.sentence == "MIG 1.000 (error 0.000), of 2 factors."
+    assert gap.sentence == "MIG 1.000 (error over data 0.000), of 2 factors."
 
 
 def test_a_perfect_code_with_little_noise_is_perfect():
@@ -103,6 +103,19 @@ def test_a_code_rotated_by_45_degrees_has_no_gap():
     score = factor_vae_score(codes, many, num_votes=2000, seed=0)
     assert within(score.value, 1 / 2, score.std_error)
     assert score.std_error == pytest.approx(math.sqrt(score.value * (1 - score.value) / 2000))
+
+
+@pytest.mark.parametrize("probs", [[0.25] * 4, [0.7, 0.2, 0.05, 0.05]], ids=["even", "uneven"])
+def test_the_error_is_that_over_data(probs):
+    """The scatter over data sets, within four standard errors of it and a tenth; H(v) varies too where values are uneven."""
+    torch.manual_seed(0)
+    found = []
+    for _ in range(80):
+        factors = torch.multinomial(torch.tensor(probs), 1200, replacement=True).reshape(600, 2)
+        found.append(mutual_information_gap(noisy(0, 0.3, factors), factors))
+    values, errors = (torch.tensor([getattr(gap, name) for gap in found]) for name in ("value", "std_error"))
+    scatter = float(values.std())
+    assert within(errors.mean(), scatter, scatter / math.sqrt(158) + scatter / 40)
 
 
 @pytest.mark.parametrize("degrees", [0, 10, 25])
