@@ -232,6 +232,11 @@ class Joint:
             poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
         parts = [part_of(name, site, found.free[name], self.layout) for name, site in found.sites.items()]
         if not parts:
+            if self.sites:
+                raise ValueError(
+                    f"model: expected a latent site for chains to move, got none but such as are summed over, {self.sites}; "
+                    "use importance_sampling, which gives the exact sum."
+                )
             raise ValueError("model: expected a latent site, got none; its log p(x) needs no estimate.")
         return parts
 

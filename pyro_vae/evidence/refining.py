@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.evidence.shifted import Shift, with_covariance, zero_offsets
 from pyro_vae.inference.enumerated import EnumeratedDraws
-from pyro_vae.inference.layout import base_name, is_auxiliary_loss, sample_sites
+from pyro_vae.inference.layout import base_name, how_to_mark, is_auxiliary_loss, sample_sites
 from pyro_vae.randomness import own_randomness
 
 Program = Callable[..., Any]
@@ -27,8 +27,8 @@ def zero_offsets_of(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
             continue
         if name not in draws.sites and not site["fn"].has_rsample:
             raise ValueError(
-                f"refine: expected site {name!r} to be reparameterized or enumerated, got {base_name(site['fn'])}; mark it "
-                "infer={'enumerate': 'parallel'}, or use importance_sampling."
+                f"refine: expected site {name!r} to be reparameterized or enumerated, got {base_name(site['fn'])}; "
+                f"{how_to_mark(name)}, or use importance_sampling."
             )
         parts = zero_offsets(with_covariance(site["fn"]) if full_covariance else site["fn"])
         if parts:

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
-from pyro_vae.inference.layout import Layout, Site, base_name
+from pyro_vae.inference.layout import Layout, Site, base_name, how_to_mark
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def check_continuous(name: str, distribution: Any) -> None:
     if base_name(distribution) == "Delta" or distribution.support.is_discrete:
         raise ValueError(
             f"latent site {name!r}: expected a continuous distribution, along whose gradient chains can move, got "
-            f"{base_name(distribution)}; use importance_sampling, or mark it infer={{'enumerate': 'parallel'}} to sum over it."
+            f"{base_name(distribution)}; use importance_sampling, or {how_to_mark(name)} to sum over it."
         )
 
 

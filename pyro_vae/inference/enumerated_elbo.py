@@ -23,6 +23,7 @@ from pyro_vae.inference.layout import (
     distribution_mask,
     drawn_sites,
     find_layout,
+    how_to_mark,
     is_auxiliary_loss,
     plates_of,
     refuse_points,
@@ -47,7 +48,8 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
     contraction is used, which tells no rate and no distortion. Under ``scale_kl_pair`` guide-side enumeration gets
     exactly distortion + beta x rate; with a site enumerated in the model a weight is refused. Where a mask leaves an
     enumerated site out, as ``obs_mask`` does for a datum whose label is known, its values together count once; what a guide
-    observes is no draw and enters nothing.
+    observes is no draw and enters nothing. With nothing to sum over it warns and is ``TraceELBO``, as of relaxed labels;
+    ``fit`` refuses that.
 
     References:
         Obermeyer et al., "Tensor Variable Elimination for Plated Factor Graphs", 2019.
@@ -228,7 +230,7 @@ class _Sums:
             else:
                 raise ValueError(
                     f"latent site {name!r}: expected in the guide or enumerated in the model, got neither; add it to the "
-                    "guide, or mark it infer={'enumerate': 'parallel'}."
+                    f"guide, or {how_to_mark(name)}."
                 )
         if joint is not None:
             self.likelihood = self.likelihood + joint.logsumexp(list(summed.values()), keepdim=True)
@@ -299,6 +301,6 @@ class _Sums:
                 continue
             if "_enumerate_dim" not in site["infer"] and not site["fn"].has_rsample:
                 raise NotSimpleError(
-                    f"enum: expected site {name!r} to be enumerated or reparameterized, got neither; mark it "
-                    "infer={'enumerate': 'parallel'}, or use elbo('trace')."
+                    f"enum: expected site {name!r} to be enumerated or reparameterized, got neither; {how_to_mark(name)}, or "
+                    "use elbo('trace')."
                 )

@@ -193,6 +193,13 @@ def _nesting(*traces: Trace) -> int:
     return -min(dims, default=0)
 
 
+def how_to_mark(name: str) -> str:
+    """How a user marks this site for enumeration; a site that Pyro makes of ``obs_mask`` does not get its ``infer=``."""
+    if name.endswith("_unobserved"):
+        return "mark it by pyro.infer.config_enumerate (obs_mask drops infer=)"
+    return "mark it infer={'enumerate': 'parallel'}"
+
+
 class UnguidedSiteError(ValueError):
     """The model draws a site that the guide does not."""
 
@@ -204,14 +211,19 @@ def check_match(model_trace: Trace, guide_trace: Trace) -> None:
         ValueError: If a latent site is in one of the two only (a guide's site may be marked ``is_auxiliary``).
         UnguidedSiteError: If it is in the model only.
     """
-    ours = {n for n, s in sample_sites(model_trace) if not s["is_observed"]}
+    ours = {n: s for n, s in sample_sites(model_trace) if not s["is_observed"]}
     theirs = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
-    for name in ours - set(theirs):
+    for name in set(ours) - set(theirs):
+        if ours[name]["infer"].get("enumerate") == "parallel":
+            raise UnguidedSiteError(
+                f"latent site {name!r}: expected in model and guide, got in the model only, marked for enumeration; add it to "
+                "the guide, or take what sums over it: elbo enum, importance_sampling, annealed_importance_sampling."
+            )
         raise UnguidedSiteError(
             f"latent site {name!r}: expected in model and guide, got in the model only; add it to the guide, or, where it is "
-            "discrete, mark it infer={'enumerate': 'parallel'} and take elbo enum, which sums over it."
+            f"discrete, {how_to_mark(name)} and take elbo enum or importance_sampling, which sum over it."
         )
-    for name in set(theirs) - ours:
+    for name in set(theirs) - set(ours):
         if not theirs[name]["infer"].get("is_auxiliary", False):
             raise ValueError(
                 f"latent site {name!r}: expected in model and guide, got in the guide only; add it to the model, or mark "

@@ -14,12 +14,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import config_enumerate
 from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import report, train
 from pyro_vae.data import Data, Split
 from pyro_vae.inference.validation import evaluate_terms
+from tests.oracles import within
 
 SOURCE = '''
 import numpy
@@ -164,8 +166,58 @@ def test_a_site_with_a_single_value_is_summed_too(others, first):
 @pytest.mark.parametrize("name", ["trace", "graph", "mean-field", "iwae"])
 def test_an_objective_that_does_not_sum_refuses_it_and_says_how_to_mend_it(name):
     x = data(10)
-    with pytest.raises(ValueError, match="latent site 'y': expected in model and guide, .* and take elbo enum"):
+    with pytest.raises(
+        ValueError, match="latent site 'y': expected in model and guide, .* take what sums over it: elbo enum"
+    ):
         pv.fit(Continuous().double(), x, elbo=name, epochs=1, compile=False, progress=False)
+
+
+def test_what_does_not_sum_says_what_does():
+    model, x = Continuous(), data(5).float()
+    sentence = (
+        "latent site 'y': expected in model and guide, got in the model only, marked for enumeration; add it to the"
+    )
+    for estimate in (pv.evidence.calibrate, pv.evidence.aggregate_posterior):
+        with pytest.raises(ValueError, match=f"{sentence} guide, or take what sums over it: elbo enum, importance_s"):
+            estimate(model.model, model.guide, x)
+    with pytest.raises(ValueError, match=r"got none but such as are summed over, \['y'\]; use importance_sampling"):
+        pv.evidence.annealed_importance_sampling(Discrete().model, Discrete().guide, x)
+
+
+def obs_mask_program(x, label=None):
+    """Pyro drops the ``infer=`` of this label."""
+    with pyro.plate("data", len(x)):
+        known = torch.zeros(len(x), dtype=torch.bool)
+        y = pyro.sample(
+            "y", dist.Categorical(torch.ones(3)), obs=known.long(), obs_mask=known, infer={"enumerate": "parallel"}
+        )
+        z = pyro.sample("z", dist.Normal(1.0 * y, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def guide_of_z(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x, 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+def test_a_site_of_obs_mask_is_to_be_marked_by_config_enumerate():
+    x, sentence = (
+        data(5).float()[:, 0],
+        "latent site 'y_unobserved': expected .* mark it by pyro.infer.config_enumerate",
+    )
+    calls = [pv.elbo(name, max_plate_nesting=1).loss for name in ("enum", "trace")]
+    calls += [pv.evidence.importance_sampling, pv.evidence.calibrate]
+    for call in calls:
+        with pytest.raises(ValueError, match=sentence):
+            call(obs_mask_program, guide_of_z, x)
+    with pytest.raises(ValueError, match=sentence):
+        pv.evidence.annealed_importance_sampling(obs_mask_program, None, x, start="prior")
+    marked = config_enumerate(obs_mask_program)
+    exact = (dist.Normal(torch.arange(3.0), 2**0.5).log_prob(x[:, None]) - math.log(3)).logsumexp(1)
+    estimate = pv.evidence.importance_sampling(marked, guide_of_z, x, num_samples=5000, seed=0)
+    assert within(estimate.log_px, exact, estimate.std_error)
 
 
 @pytest.fixture
@@ -192,5 +244,5 @@ def test_the_command_trains_evaluates_and_resumes_it(mixture, capsys):
     assert train.main([*new, "--epochs", "1", "--elbo", "trace", "--overwrite"]) == 2
     error = capsys.readouterr().err
     assert "latent site 'y': expected in model and guide" in error
-    assert "take elbo enum" in error
+    assert "take what sums over it: elbo enum" in error
     assert Path("run/checkpoint.pt").exists()

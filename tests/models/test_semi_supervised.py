@@ -6,6 +6,7 @@ import math
 import re
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,15 @@ def test_a_relaxed_label_has_a_density_and_a_bound_of_its_own():
     assert within(estimate.log_px[good], exact[good], estimate.std_error[good])
     whole = evidence.importance_sampling(model.eval().model, model.guide, X, UNKNOWN, num_samples=4000, seed=1)
     assert within(whole.log_px, joint("M2", model, X).logsumexp(1), whole.std_error)
+
+
+def test_elbo_enum_of_a_relaxed_label_warns_and_is_trace():
+    model, found = small("M2", temperature=0.7), []
+    for name in ("enum", "trace"):
+        pyro.set_rng_seed(0)
+        with pytest.warns(UserWarning, match="found no sample sites") if name == "enum" else nullcontext():
+            found.append(elbo(name, max_plate_nesting=1).loss(model.model, model.guide, X, LABELS))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_the_relaxed_label_is_torchs_over_its_logs():
