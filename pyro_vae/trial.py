@@ -19,6 +19,7 @@ from pyro_vae.config import Config, ModelConfig, TrainConfig
 from pyro_vae.data import Data, Split, binarize
 from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.betas import Betas
+from pyro_vae.inference.bounds import DRAWN_INSTEAD
 from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.inference.reached import check_reached
@@ -127,6 +128,7 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
     pair = Betas(schedules.parse_all(t.anneal, t.beta)).apply(vae.model, vae.guide)
     was_training, name = vae.training, config.model.model
     with own_randomness(t.seed), pyro.get_param_store().scope(), warnings.catch_warnings(), _told(name, vae):
+        warnings.filterwarnings("ignore", message=DRAWN_INSTEAD)
         warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
         warnings.filterwarnings("ignore", message="Found (vars in model|non-auxiliary vars)")  # an error, below
         _check_registered(name, vae, batch)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import train
+from pyro_vae import report, train
 from pyro_vae.data import Data, Split
 from pyro_vae.inference import History
 from pyro_vae.models import MODELS
@@ -242,6 +242,16 @@ def test_what_a_class_gets_wrong_is_named(capsys, words, said, how):
     error = refused(capsys, *words.split())
     assert said in error
     assert how in error
+
+
+@pytest.mark.parametrize("elbo", ["trace", "graph", "mean-field"])
+def test_a_label_that_is_drawn_as_asked_is_no_matter_for_a_warning(capfd, recwarn, monkeypatch, elbo):
+    """Pyro's speaks of its own classes; ``mean-field`` refuses such a site."""
+    monkeypatch.setattr(report, "draw_pictures", lambda *args: [])
+    code = train.main([*SMALL, "--model", "m2", "--labels", "20", "--elbo", elbo, "--no-compile", "--hidden", "4"])
+    assert code == (2 if elbo == "mean-field" else 0)
+    assert not [w for w in recwarn if "TraceEnum_ELBO" in str(w.message)]
+    assert "TraceEnum_ELBO" not in capfd.readouterr().err
 
 
 def test_an_encoder_that_takes_other_arguments_is_named_in_python_too():

@@ -36,6 +36,10 @@ class Terms(NamedTuple):
     rate: Tensor
 
 
+#: How Pyro's warning ends that a site marked for enumeration is drawn, which here is asked for.
+DRAWN_INSTEAD = r"(?s).*you need to use TraceEnum_ELBO instead"
+
+
 class _Bound:
     """What the objectives here add to Pyro's: terms, a bound for each datum, and a tensor-only loss.
 

@@ -16,6 +16,7 @@ from pyro_vae import compiling, parallel
 from pyro_vae.data import Data
 from pyro_vae.inference.batch_sizes import check_batches
 from pyro_vae.inference.betas import Betas
+from pyro_vae.inference.bounds import DRAWN_INSTEAD
 from pyro_vae.inference.controls import CONTROLS, controlled
 from pyro_vae.inference.history import History
 from pyro_vae.inference.lines import header, line, so_far
@@ -174,6 +175,7 @@ def fit(
 def _something_to_sum() -> Iterator[None]:
     """Inside, ``enum`` of a model with nothing to sum over is refused; Pyro warns of it and takes the sampled ELBO."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=DRAWN_INSTEAD)
         warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
         try:
             yield
