@@ -55,7 +55,7 @@ def write_arrays(at: Path) -> None:
     np.savez(at / "nothing.npz")
     np.savez(at / "onehot.npz", images=grey, labels=np.eye(5)[np.arange(20) % 5])
     np.savez(at / "onelabel.npz", images=grey, labels=np.int64(3))
-    np.savez(at / "nolabel.npz", images=grey, labels=np.where(np.arange(20) == 4, np.nan, 1.5))
+    np.savez(at / "nolabel.npz", images=grey, labels=np.where(np.arange(20) == 4, np.nan, 1.0))
     np.savez(at / "onlylabels.npz", y=np.arange(20))
     np.savez(at / "case.npz", x=grey, X=grey)
     np.save(at / "rgba.npy", np.zeros((20, 8, 8, 4)))
@@ -445,7 +445,11 @@ BAD = [
         "label: expected one for each datum, got none in row 1",
         "write -1 where it is unknown",
     ),
-    ("--dataset BAD/unlabelled.csv", "rows without one", "write -1 where it is unknown"),
+    (
+        "--dataset BAD/unlabelled.csv",
+        "label: expected one for each datum, got none in row 1",
+        "write -1 where it is unknown",
+    ),
     ("--dataset BAD/header.csv", "got none", "at least 3 rows"),
     ("--dataset BAD/nothing", "one without any", "check the path"),
     ("--dataset BAD/no-image", "one without any", ".png"),
