@@ -27,7 +27,7 @@ def try_methods(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
 
     Raises:
         ValueError: If a method fails, or gives something else: ``encode``, ``decode`` and ``prior`` a distribution, the
-            others a tensor.
+            others a tensor of finite numbers.
     """
     x, size, classes = batch[0], len(batch[0]), getattr(vae, "num_classes", None)
     found = {method: getattr(vae, method, None) is not None for method in ("encode", "decode", "prior", "analogies")}
@@ -105,6 +105,11 @@ def _try(name: str, vae: Any, method: str, call: Callable[[], Any], expected: tu
         number = "two" if of == "draws" else f"{expected[0]} data"
         raise ValueError(
             f"model {name}.{method}: expected {what[of]} ({wanted}) of {number}, got {shape}; correct it, or leave it out."
+        )
+    if isinstance(given, Tensor) and not bool(given.isfinite().all()):
+        got, where = float(given[~given.isfinite()][0]), _where(vae, method)
+        raise ValueError(
+            f"model {name}.{method}: expected finite numbers, got {got}{where and f' ({where})'}; correct it, or leave it out."
         )
 
 

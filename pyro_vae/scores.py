@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,8 @@ def scores(model: Any, split: Split, seed: int = 0) -> dict[str, Figure]:
         seed: Seed of the draws, where it classifies or reconstructs by some.
 
     Returns:
-        For each, ``value``, its mean over data, ``std_error`` over data (None for one datum) and ``num_data``.
+        For each, ``value``, its mean over data, ``std_error`` over data (None for one datum) and ``num_data``. A mean that is
+        not finite is None, with a warning.
     """
     columns, found = asked(model, split), {}
     parts = lambda: columns.split(min(1000, columns.chunk))  # noqa: E731
@@ -42,16 +44,24 @@ def scores(model: Any, split: Split, seed: int = 0) -> dict[str, Figure]:
         found["accuracy"] = _mean((guesses == split.y.cpu())[known].double())
     if hasattr(model, "log_px"):
         values = torch.cat([of_columns(model.log_px, part).cpu().double() for part in parts()])
-        found["exact_log_px"] = _mean(values)
+        found["exact_log_px"] = _mean(values, "log_px")
     if not has_bound(model) and hasattr(model, "reconstruct"):
         with own_randomness(seed):
             errors = [(of_columns(model.reconstruct, part) - part[0]).square().flatten(1).sum(1) for part in parts()]
-        found["squared_error"] = _mean(torch.cat(errors).cpu().double())
+        found["squared_error"] = _mean(torch.cat(errors).cpu().double(), "reconstruct")
     return found
 
 
-def _mean(values: Tensor) -> Figure:
+def _mean(values: Tensor, method: str = "") -> Figure:
+    """The figure of a mean; where a method gave what is not finite, unknown, with a warning."""
     count = len(values)
+    if bad := int((~values.isfinite()).sum()):
+        warnings.warn(
+            f"{method}: expected finite numbers of the trained model, got others for {bad:,} of {count:,} data; its figure is "
+            "left out.",
+            stacklevel=3,
+        )
+        return {"value": None, "std_error": None, "num_data": count}
     error = float(values.std() / math.sqrt(count)) if count > 1 else None
     return {"value": float(values.mean()), "std_error": error, "num_data": count}
 
@@ -61,9 +71,13 @@ def score_rows(test: dict[str, Any]) -> Iterator[str]:
     if (found := test.get("accuracy")) is not None:
         yield f"accuracy {found['value']:.2%}{_error(found, 100, ' %')} over {found['num_data']:,} labels"
     if (found := test.get("exact_log_px")) is not None:
-        yield f"log p(x), exactly: {found['value']:.3f} nats{_error(found)}"
+        yield f"log p(x), exactly: {_value(found, 3)} nats{_error(found)}"
     if (found := test.get("squared_error")) is not None:
-        yield f"squared error of the reconstruction, summed over pixels: {found['value']:.4f}{_error(found)}"
+        yield f"squared error of the reconstruction, summed over pixels: {_value(found, 4)}{_error(found)}"
+
+
+def _value(found: dict[str, Any], digits: int) -> str:
+    return "unknown" if found["value"] is None else f"{found['value']:.{digits}f}"
 
 
 def _error(found: dict[str, Any], factor: float = 1.0, unit: str = "") -> str:

@@ -34,7 +34,7 @@ def latent_figures(vae: Any, data: Columns | Tensor | Stored | tuple[Tensor, ...
     Returns:
         ``active_units``: how many vary with the data, see :func:`evidence.active_units`; None for one datum alone, and of a
         model that does not encode.
-        ``kl_per_unit``: mean KL(q(z_j|x) || p(z_j)) of each, nats; None where the KL is no sum over units.
+        ``kl_per_unit``: mean KL(q(z_j|x) || p(z_j)) of each, nats; None where the KL is no sum over units, or not finite.
     """
     columns = Columns.of(data)
     if not hasattr(vae, "encode"):
@@ -47,7 +47,8 @@ def latent_figures(vae: Any, data: Columns | Tensor | Stored | tuple[Tensor, ...
         kls.append(None if prior is None else evidence.kl_per_unit(q, prior))
     active = int(evidence.active_units(torch.cat(means)).sum()) if len(columns) > 1 else None
     known = [kl for kl in kls if kl is not None]
-    return {"active_units": active, "kl_per_unit": torch.cat(known).mean(0).tolist() if known else None}
+    kl = torch.cat(known).mean(0) if known else None
+    return {"active_units": active, "kl_per_unit": None if kl is None or not bool(kl.isfinite().all()) else kl.tolist()}
 
 
 def evaluate(

@@ -25,7 +25,16 @@ from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.inference.reached import check_reached
 from pyro_vae.inference.validation import first_draw
 from pyro_vae.machine import explain
-from pyro_vae.models.protocol import check_columns, check_model, has_bound, support_of, takes, told, unregistered
+from pyro_vae.models.protocol import (
+    check_columns,
+    check_model,
+    has_bound,
+    support_of,
+    takes,
+    told,
+    unregistered,
+    unsaved,
+)
 from pyro_vae.models.registry import modules_of, place
 from pyro_vae.offered import try_methods
 from pyro_vae.randomness import own_randomness
@@ -149,10 +158,14 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
 
 
 def _check_registered(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
-    """Refuse a model whose parameters never come to Pyro's notice."""
+    """Refuse a model whose parameters never come to Pyro's notice, and one with parameters that no module holds."""
     met = (poutine.trace(part, param_only=True).get_trace(*batch).nodes for part in (vae.guide, vae.model))
     if any(p.requires_grad for p in vae.parameters()) and not any(met):
         raise ValueError(unregistered(name))
+    own = {id(p) for p in vae.parameters()}
+    for parameter, value in pyro.get_param_store().named_parameters():
+        if id(value) not in own:
+            raise ValueError(f"model {name}, {unsaved(parameter)}")
 
 
 def _two(split: Split) -> Tensor:

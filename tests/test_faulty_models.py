@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 
@@ -82,6 +83,22 @@ class Prior(Decoding):
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+
+class Alone(Own):
+    def model(self, x):
+        pyro.param("tone", torch.tensor(1.0))
+        return super().model(x)
+
+
+class Nowhere(Own):
+    def log_px(self, x):
+        return x.flatten(1).sum(1) * float("nan")
+
+
+class Later(Own):
+    def log_px(self, x):
+        return x.flatten(1).sum(1) / torch.full((len(x),), float(len(x) == 2))
 
 
 class Unregistered(Own):
@@ -171,6 +188,11 @@ def refused(capsys, *words: str) -> str:
             "Noting.after_epoch: expected a method that runs on these data, got KeyError: 'no note' (",
             'raise KeyError("no note',
         ),
+        (
+            "Nowhere",
+            "Nowhere.log_px: expected finite numbers, got nan (",
+            "def log_px(self, x):\n        return x.flatten(1).sum(1) *",
+        ),
         ("Prior", "Prior.prior: expected a distribution whose draws have shape (2, any) of two, got (2,)", None),
         ("Analogies", "Analogies.analogies: expected shape (2, 10, 1, 8, 8) of 2 data, got (2, 1, 8, 8)", None),
     ],
@@ -229,6 +251,23 @@ def test_a_model_that_registers_no_parameters_is_refused_where_it_would_train_no
             "plate",
         ),
         ("--model faulty:Plateless2", "plate", "'z'"),
+        (
+            "--model faulty:Alone",
+            "model faulty:Alone, parameter 'tone': expected a parameter of the model's",
+            "nn.Parameter",
+        ),
+        (
+            "--model faulty:Own --model-options prior=3",
+            "prior: expected a name or a module, got 3",
+            "give one of these.",
+        ),
+        ("--model vae --model-options posterior=3.5", "posterior: expected a name or a module, got 3.5", "give one"),
+        (
+            "--model denoising --model-options noise=3",
+            "noise: expected a name or a module, got 3",
+            "give one of these.",
+        ),
+        ("--model m2 --labels 20 --model-options classifier=3", "network: expected a module, or what makes", "got 3;"),
         ("--model faulty:Wishing", "model faulty:Wishing: expected `defaults` as a dict", "got [1]"),
         ("--model faulty:Counting", "model faulty:Counting.num_classes: expected how many labels", "got 'ten'"),
         (
@@ -242,6 +281,17 @@ def test_what_a_class_gets_wrong_is_named(capsys, words, said, how):
     error = refused(capsys, *words.split())
     assert said in error
     assert how in error
+
+
+def test_a_figure_that_is_not_finite_after_training_is_left_out_and_the_others_are_kept(capsys, monkeypatch):
+    monkeypatch.setattr(report, "draw_pictures", lambda *args: [])
+    words = [word for word in SMALL if word != "--quiet"]
+    with pytest.warns(UserWarning, match="log_px: expected finite numbers of the trained model, got others for 180 of"):
+        assert train.main([*words, "--model", "faulty:Later", "--no-compile"]) == 0
+    assert "log p(x), exactly: unknown nats" in capsys.readouterr().out
+    test = json.loads(Path("run/summary.json").read_text())["test"]
+    assert test["exact_log_px"] == {"value": None, "std_error": None, "num_data": 180}
+    assert test["log_px"]["value"] < 0
 
 
 @pytest.mark.parametrize("elbo", ["trace", "graph", "mean-field"])

@@ -27,7 +27,7 @@ from pyro_vae.inference.restoring import restore, state_of
 from pyro_vae.inference.state import check_state
 from pyro_vae.inference.svi import SVI
 from pyro_vae.inference.validation import evaluate_terms
-from pyro_vae.models.protocol import asked, classifies, has_bound, takes, told, unregistered
+from pyro_vae.models.protocol import asked, classifies, has_bound, takes, told, unregistered, unsaved
 
 
 class Paused(Exception):
@@ -249,10 +249,7 @@ class Training:
         store = pyro.get_param_store()
         for p in self.optimizer.source.optim_objs:
             if id(p) not in own:
-                raise ValueError(
-                    f"parameter {store.param_name(p)!r}: expected a parameter of the model's modules, got one of "
-                    "pyro.param alone, which fit could not save; make it an nn.Parameter or a PyroParam of the model."
-                )
+                raise ValueError(unsaved(store.param_name(p)))
 
     def _check_trained(self, batch: tuple[Tensor, ...]) -> None:
         """After a step, refuse a model none of whose parameters took part in it, or not all that its loss depends on."""

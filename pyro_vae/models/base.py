@@ -87,8 +87,23 @@ def mean_image(p: TorchDistributionMixin) -> Tensor:
 
 
 def part(kind: str, given: str | nn.Module, table: dict[str, Any], argument: Any) -> Any:
-    """A likelihood, prior or posterior: by its name in a table, made from one argument, or the module that is given."""
+    """A likelihood, prior or posterior: by its name in a table, made from one argument, or the module that is given.
+
+    Raises:
+        ValueError: If the name is unknown, or it is neither.
+    """
+    named_or_module(kind, given)
     return lookup(kind, given, table)(argument) if isinstance(given, str) else given
+
+
+def named_or_module(kind: str, given: Any) -> None:
+    """Refuse what is neither a name nor a module.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(given, str | nn.Module):
+        raise ValueError(f"{kind}: expected a name or a module, got {given!r}; give one of these.")
 
 
 def network(
@@ -113,8 +128,10 @@ def check_maker(given: Callable[..., Any]) -> None:
     """Refuse what cannot be called as networks are made, with in_shape, out_shape, hidden and activation.
 
     Raises:
-        ValueError: If it takes other arguments.
+        ValueError: If it takes other arguments, or is nothing to call.
     """
+    if not callable(given):
+        raise ValueError(f"network: expected a module, or what makes one, got {given!r}; give one of these.")
     try:
         signature = inspect.signature(given)
     except (TypeError, ValueError):  # of some built-in ones none can be read

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.lookup import lookup
-from pyro_vae.models.base import Network, mean_image
+from pyro_vae.models.base import Network, mean_image, named_or_module
 from pyro_vae.models.vae import VAE
 
 
@@ -113,6 +113,7 @@ class DenoisingVAE(VAE):
     ) -> None:
         parts: dict[str, Any] = {"likelihood": likelihood, "posterior": posterior, "prior": prior}
         super().__init__(data_shape, latent_dim, hidden, activation, encoder=encoder, decoder=decoder, **parts)
+        named_or_module("noise", noise)
         self.noise = Noise(noise) if isinstance(noise, str) else noise
         self.encoder = _ThroughNoise(self.noise, self.encoder)
 

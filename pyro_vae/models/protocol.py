@@ -143,6 +143,14 @@ def unregistered(name: str) -> str:
     )
 
 
+def unsaved(parameter: str) -> str:
+    """What is wrong with a parameter that the store alone holds: no checkpoint of the model has it."""
+    return (
+        f"parameter {parameter!r}: expected a parameter of the model's modules, got one of pyro.param alone, which fit could "
+        "not save; make it an nn.Parameter or a PyroParam of the model."
+    )
+
+
 def check_columns(model: Any, data: Data) -> None:
     """Refuse data that lack what a model takes, or whose labels it does not know.
 
