@@ -307,7 +307,8 @@ WRONG = {
 @pytest.mark.parametrize(("name", "y"), [(name, y) for name, ys in WRONG.items() for y in ys])
 def test_labels_of_a_wrong_kind_are_a_sentence_in_fit(name, y):
     vectors = " or vectors, floats of shape (N, 3)," if name == "Conditional" else ""
-    words = f"labels: expected whole numbers, int64 of shape (N,),{vectors} got {str(y.dtype)[6:]} of shape {tuple(y.shape)};"
+    got = f"{'vectors, ' if y.is_floating_point() and y.dim() > 1 else ''}{str(y.dtype)[6:]} of shape {tuple(y.shape)};"
+    words = f"labels: expected whole numbers, int64 of shape (N,),{vectors} got {got}"
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
         fit(small(name), (X, y), epochs=1, compile=False, progress=False)
 
