@@ -38,23 +38,32 @@ class Shuffled:
 
 
 class Spread:
-    """Every datum once, the labelled ones at equal distances: batches differ by one labelled datum at most.
+    """Every datum once, the labelled ones at equal distances: whole batches differ by one labelled datum at most.
 
-    A plain shuffle leaves it to chance which batch has a label, and most have none where labels are few.
+    A plain shuffle leaves it to chance which batch has a label, and most have none where labels are few. If there are as
+    many as batches, each batch has one: a last one that is shorter than their distance has one among its rows.
 
     Args:
         labelled: Which data have a label, shape ``(N,)``, bool.
+        batch_size: B.
     """
 
-    def __init__(self, labelled: Tensor) -> None:
+    def __init__(self, labelled: Tensor, batch_size: int) -> None:
         self._labelled, self._others = labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]
-        self.total = len(labelled)
+        self.total, known = len(labelled), len(self._labelled)
+        self._distance, self._last = self.total / known, self.total % batch_size
+        if -(-self.total // batch_size) > known or self._last > self._distance:
+            self._last = 0
+        if self._last:  # as if the last batch were as long as the distance
+            self._distance = (self.total - self._last) / (known - 1) if known > 1 else float(self.total)
 
     def __call__(self, generator: torch.Generator) -> Tensor:
         """See :class:`Order`."""
         known, unknown = _shuffled(self._labelled, generator), _shuffled(self._others, generator)
         start = torch.rand((), generator=generator, device=generator.device).item()
-        places = (torch.arange(len(known), dtype=torch.float64) + start) * (self.total / len(known))
+        places = (torch.arange(len(known), dtype=torch.float64) + start) * self._distance
+        if self._last:
+            places[-1] = self.total - self._last + start * self._last
         return _merged(places.long(), known, unknown)
 
 
@@ -125,4 +134,4 @@ def order_of(y: Tensor | None, size: int, batch_size: int, per_batch: int | None
                 "leave it out, or hide labels (--labels)."
             )
         return Shuffled(size)
-    return Spread(labelled) if per_batch is None else Mixed(labelled, batch_size, per_batch)
+    return Spread(labelled, batch_size) if per_batch is None else Mixed(labelled, batch_size, per_batch)

@@ -67,7 +67,7 @@ def test_processes_share_every_column():
 @pytest.mark.parametrize(("size", "known", "batch_size"), [(100, 10, 20), (103, 7, 10), (50, 49, 8), (40, 1, 7)])
 def test_spread_labels_come_once_each_and_evenly(size, known, batch_size):
     y = ragged(size, known)
-    order = Spread(y >= 0)
+    order = Spread(y >= 0, batch_size)
     generator = seeded()
     first, second = order(generator), order(generator)
     for found in (first, second):
@@ -76,6 +76,25 @@ def test_spread_labels_come_once_each_and_evenly(size, known, batch_size):
         assert max(counts) - min(counts) <= 1
     assert first.tolist() != second.tolist()
     assert order(seeded()).tolist() == first.tolist()
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size"), [(103, 10), (101, 10), (65, 64), (129, 64), (30, 7), (40, 8), (12, 64)]
+)
+def test_as_many_labels_as_batches_leave_no_batch_without(size, batch_size):
+    """The last one too, however short: the classifier's term, a mean over a batch's labels, is in every step."""
+    batches, generator, places = -(-size // batch_size), seeded(), set()
+    for known in range(batches, size):
+        y = ragged(size, known)
+        order = Spread(y >= 0, batch_size)
+        for _ in range(20):
+            found = order(generator)
+            assert sorted(found.tolist()) == list(range(size))
+            counts = [int((y[rows] >= 0).sum()) for rows in found.split(batch_size)]
+            assert min(counts) >= 1
+            assert size < batch_size or max(counts[: size // batch_size]) - min(counts[: size // batch_size]) <= 1
+            places |= set((y[found] >= 0).nonzero()[:, 0].tolist())
+    assert places == set(range(size))
 
 
 @pytest.mark.parametrize(
