@@ -9,9 +9,12 @@ from pyro_vae.evidence.filling import inpaint
 from pyro_vae.inference import History
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.denoising import DenoisingVAE
+from pyro_vae.models.registry import MODELS
 from pyro_vae.report.autoencoders import codes, planes
 from pyro_vae.report.curves import curves
+from pyro_vae.report.encoded import encode
 from pyro_vae.report.filling import denoisings, fillings
+from pyro_vae.report.units import units
 
 SHAPE = (1, 6, 5)
 
@@ -118,6 +121,28 @@ def test_denoisings_say_the_squared_error():
     assert labels[:2] == ["clean", f"noisy\nsquared error {error:.1f}"]
     assert labels[2].startswith("denoising\nsquared error")
     assert len(figure.axes[0].images) == 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "formula", "rate"),
+    [
+        ("vae", "KL(q(z_j|x) ", True),
+        ("conditional", "KL(q(z_j|x, y) ", True),
+        ("m2", "their sum is", False),
+        ("auxiliary", "their sum is", False),
+        ("m1m2", "their sum is", False),
+    ],
+)
+def test_the_sum_over_units_is_the_rate_where_they_are_all_latents(name, formula, rate):
+    y = torch.arange(10)
+    kind = MODELS[name]
+    given = {} if name == "vae" else {"num_classes": 10}
+    vae, split = kind((1, 8, 8), 3, (8,), "tanh", **given), Split(torch.rand(10, 1, 8, 8).round(), y)
+    with torch.no_grad():
+        encoded = encode(vae, split)
+        title = units(encoded, encoded.unit_kl, "test").axes[0].get_title().replace("$", "")
+    assert formula in title
+    assert ("the rate" in title) == rate
 
 
 def test_a_model_without_a_bound_has_one_curve():

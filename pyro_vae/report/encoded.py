@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae import evidence
-from pyro_vae.data import Split
+from pyro_vae.data import Columns, Split
 from pyro_vae.models.protocol import asked, needs, of_columns, takes
+from pyro_vae.randomness import own_randomness
 from pyro_vae.report.tiles import like_parameters, spread_rows
 
 ENCODER_ROWS = 1000
@@ -25,9 +29,10 @@ class Encoded:
         rows: Which data of the split, shape ``(N,)``, int64.
         means: What it gives, of a distribution the mean, shape ``(N, Z)``, float64.
         labels: Their labels, shape ``(N,)``, or None.
-        unit_kl: KL of each unit, mean over these data, shape ``(Z,)``, nats; None where the rate is no sum over units.
+        unit_kl: KL of each unit, mean over these data, shape ``(Z,)``, nats; None where the KL is no sum over units.
         total: How many data the split has.
         words: What the means are of: ``codes`` of an encoder that gives no distribution.
+        num_sites: How many latent sites the guide has; of one alone the units' KL sums to the rate.
     """
 
     rows: Tensor
@@ -36,10 +41,16 @@ class Encoded:
     unit_kl: Tensor | None
     total: int
     words: str = "means of q(z|x)"
+    num_sites: int = 1
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows of the split, means and labels of the data at ``index``."""
         return self.rows[index], self.means[index], None if self.labels is None else self.labels[index]
+
+    @property
+    def q(self) -> str | None:
+        """What the encoder's distribution is called, such as ``q(z|x)``; None where it is none that a title can name."""
+        return self.words.removeprefix("means of ") if self.words.startswith("means of ") else None
 
     def amount(self, count: int | None = None) -> str:
         """In words, how many of all data ``count`` of these are (None: all of these)."""
@@ -67,7 +78,17 @@ def encode(vae: Any, split: Split) -> Encoded:
         unit_kl=torch.cat(known).mean(0) if len(known) == len(kls) else None,
         total=len(split.x),
         words=words,
+        num_sites=_num_latents(vae, columns),
     )
+
+
+def _num_latents(vae: Any, columns: Columns) -> int:
+    """How many sites its guide draws for a datum; 0 of what has no guide."""
+    if not hasattr(vae, "guide"):
+        return 0
+    with own_randomness(0), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        trace = poutine.trace(vae.guide).get_trace(*like_parameters(vae, columns[:2]))
+    return sum(not site_is_subsample(trace.nodes[name]) for name in trace.stochastic_nodes)
 
 
 def is_point(q: Any) -> bool:

@@ -29,7 +29,10 @@ def by_kl(unit_kl: Tensor) -> list[int]:
 
 
 def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
-    """KL of each unit, the largest first, active units told apart from the others."""
+    """KL of each unit, the largest first, active units told apart from the others.
+
+    Their sum is the rate where they are all latents that there are; a label or another latent vector adds to it.
+    """
     order = by_kl(unit_kl)
     active = evidence.active_units(encoded.means)
     figure = Figure(figsize=(10, 4.8), layout="constrained")
@@ -45,9 +48,10 @@ def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
         axes.set_xlabel("rank of the latent unit, by KL")
     axes.set(xlim=(0.3, len(order) + 0.7), ylabel="mean KL, nats per datum")
     axes.set_ylim(0, 1.05 * max(float(unit_kl.max()), 1e-3))
+    formula = "" if encoded.q is None else f"$KL({encoded.q.replace('z|', 'z_j|')} \\,\\|\\, p(z_j))$; "
     axes.set_title(
         f"KL from the prior of each latent unit, mean over {encoded.amount()} {source} data\n"
-        f"$KL(q(z_j|x) \\,\\|\\, p(z_j))$; their sum, the rate, is {float(unit_kl.sum()):.2f} nats"
+        f"{formula}their sum{', the rate,' if encoded.num_sites == 1 else ''} is {float(unit_kl.sum()):.2f} nats"
     )
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
