@@ -92,7 +92,8 @@ def draw_estimates(
         )
         axes.plot(sizes, [1.96 * naive_error(e) for e in column], color=COLORS[name], linestyle=":")
         doubted = [(k, y) for k, y, e in zip(sizes, below, column, strict=True) if int((~e.reliable).sum()) > 5]
-        axes.plot(*zip(*doubted, strict=True), "o", color="none", markersize=9, markeredgecolor=COLORS[name])
+        if doubted:
+            axes.plot(*zip(*doubted, strict=True), "o", color="none", markersize=9, markeredgecolor=COLORS[name])
     axes.plot([], [], color="black", linestyle=":", label="the usual 95 % error bar")
     axes.plot(
         [],

@@ -57,7 +57,6 @@ WHOLE = {
         7,
         r"log p\(x_H \| x_V\) -\d",
     ),
-    "semi_supervised.py": (["--epochs", "1"], 3, r"sdgm +accuracy"),
 }
 AGAIN = {"autoencoder.py", "filling.py"}  # read what has been trained
 
@@ -91,6 +90,6 @@ def test_trust_log_px(monkeypatch, capsys, tmp_path):
 
 
 def test_each_example_is_run_somewhere():
-    run = {"quickstart.py", "plain_pyro.py", "trust_log_px.py", *WHOLE}
+    run = {"quickstart.py", "plain_pyro.py", "trust_log_px.py", *QUICK, *WHOLE}
     run |= {"faulty_vae.py"}  # by the tests of the plugin
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == run
