@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.distributions import DiagonalNormal
+from pyro_vae.distributions.likelihoods import LIKELIHOODS
 from pyro_vae.models.base import Network, mean_image, network
 from pyro_vae.models.conditional import JoinedNetwork, Shapes, joined
 from pyro_vae.models.semi_supervised import SemiSupervised
@@ -95,12 +96,18 @@ class M1M2(SemiSupervised):
             frozen: Whether they stay as they are from then on; else they train on with the others.
 
         Raises:
-            ValueError: If its data or latent vectors have another shape.
+            ValueError: If its data or latent vectors have another shape, or its likelihood is another one of those with names.
         """
         if (vae.data_shape, vae.latent_dim) != (self.data_shape, self.latent_dim):
             raise ValueError(
                 f"below: expected a VAE of data of shape {self.data_shape} and {self.latent_dim} latent units, got one of "
                 f"{vae.data_shape} and {vae.latent_dim}; take --latent-dim {vae.latent_dim} on the same data, or another VAE."
+            )
+        ours, theirs = (next((n for n, k in LIKELIHOODS.items() if type(m.likelihood) is k), None) for m in (self, vae))
+        if theirs not in (None, ours):
+            raise ValueError(
+                f"below: expected a VAE with the likelihood {ours or type(self.likelihood).__name__}, got one with {theirs}; "
+                f"take that one (--likelihood {theirs}), or another VAE."
             )
         for name in LOWER:
             setattr(self, name, getattr(vae, name).requires_grad_(not frozen))

@@ -414,6 +414,17 @@ def test_layers_of_a_trained_vae_stay_as_they_are():
     assert not any(p.requires_grad for p in vae.encoder.parameters())
 
 
+def test_a_vae_below_of_another_likelihood_is_refused():
+    """Else the command would name one that is not there, and binarize pixels for it."""
+    vae = small("M1", likelihood="continuous-bernoulli")
+    with pytest.raises(
+        ValueError, match="below: expected a VAE with the likelihood bernoulli, got one with continuous-"
+    ):
+        small("M1M2", below=vae)
+    model = small("M1M2", below=vae, likelihood="continuous-bernoulli")
+    assert model.likelihood is vae.likelihood
+
+
 @pytest.mark.slow
 def test_the_command_line_stands_on_a_run(tmp_path):
     """And the run that comes of it is loaded, with the networks of the one below."""
