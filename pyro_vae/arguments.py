@@ -120,6 +120,10 @@ def _wanted(model: str, besides: Sequence[str]) -> Arguments:
             f"model {model}: expected `defaults` for flags of the data and of training, got {next(iter(wanted))!r}; correct "
             "the class."
         )
+    try:
+        Config.from_dict({"data": data, "train": training})
+    except ValueError as error:
+        raise ValueError(f"model {model}.defaults: {error}") from None
     return Arguments(data=DataConfig(**data), train=TrainConfig(**training))
 
 

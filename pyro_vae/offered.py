@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_vae.data.labels import are_vectors
-from pyro_vae.machine import explain
+from pyro_vae.failures import at, failed_method, where_of
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.protocol import needs, of_columns
-from pyro_vae.models.registry import modules_of, place
 
 
 def try_methods(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
@@ -81,20 +79,12 @@ def _try(name: str, vae: Any, method: str, call: Callable[[], Any], expected: tu
         given = call()
         shape = _shape(given, of)
     except Exception as error:
-        modules = modules_of(vae)
-        if not modules or explain(error) is not None:
+        if (said := failed_method(name, vae, method, error)) is None:
             raise
-        where = place(error, modules) or _where(vae, method)
-        line = (str(error).strip().splitlines() or ["no words"])[0].rstrip(".")
-        raise ValueError(
-            f"model {name}.{method}: expected a method that runs on these data, got {type(error).__name__}: "
-            f"{line}{where and f' ({where})'}; mend it, or leave it out."
-        ) from error
+        raise ValueError(said) from error
     if shape is None:
-        kind, got, where = "a distribution" if of else "a tensor", type(given).__name__, _where(vae, method)
-        raise ValueError(
-            f"model {name}.{method}: expected {kind}, got {got}{where and f' ({where})'}; correct it, or leave it out."
-        )
+        kind, got, where = "a distribution" if of else "a tensor", type(given).__name__, where_of(vae, method)
+        raise ValueError(f"model {name}.{method}: expected {kind}, got {got}{at(where)}; correct it, or leave it out.")
     if len(shape) != len(expected) or any(e not in (-1, f) for e, f in zip(expected, shape, strict=True)):
         wanted = ", ".join("any" if size == -1 else str(size) for size in expected)
         what = {
@@ -107,9 +97,9 @@ def _try(name: str, vae: Any, method: str, call: Callable[[], Any], expected: tu
             f"model {name}.{method}: expected {what[of]} ({wanted}) of {number}, got {shape}; correct it, or leave it out."
         )
     if isinstance(given, Tensor) and not bool(given.isfinite().all()):
-        got, where = float(given[~given.isfinite()][0]), _where(vae, method)
+        bad, where = float(given[~given.isfinite()][0]), where_of(vae, method)
         raise ValueError(
-            f"model {name}.{method}: expected finite numbers, got {got}{where and f' ({where})'}; correct it, or leave it out."
+            f"model {name}.{method}: expected finite numbers, got {bad}{at(where)}; correct it, or leave it out."
         )
 
 
@@ -119,14 +109,3 @@ def _shape(given: Any, of: str) -> tuple[int, ...] | None:
         seen = mean_image(given) if of == "mean" else given.sample(torch.Size((2,)))
         return tuple(seen.shape)
     return tuple(given.shape) if isinstance(given, Tensor) and not of else None
-
-
-def _where(vae: Any, method: str) -> str:
-    """File and line of a method that a user wrote."""
-    function = inspect.unwrap(getattr(type(vae), method, None) or getattr(vae, method))
-    code, module = getattr(function, "__code__", None), str(getattr(function, "__module__", ""))
-    return (
-        ""
-        if code is None or module.partition(".")[0] == "pyro_vae"
-        else f"{code.co_filename}, line {code.co_firstlineno}"
-    )

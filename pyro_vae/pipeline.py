@@ -18,6 +18,7 @@ from pyro_vae.data import Data
 from pyro_vae.data.labels import are_vectors, check_labels
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.estimation import Estimation
+from pyro_vae.failures import wishes
 from pyro_vae.inference.batch_sizes import check_batches
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.loop import compiling_of, fit
@@ -79,6 +80,11 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     Raises:
         ValueError: If anything in the configuration is wrong.
     """
+    with wishes(config):
+        return _prepare(config, device, checkpoint)
+
+
+def _prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | None) -> Prepared:
     t = config.train
     _check_numbers(config)
     fit_options(config)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import re
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -18,13 +15,13 @@ from pyro_vae import schedules
 from pyro_vae.config import Config, ModelConfig, TrainConfig
 from pyro_vae.data import Data, Split, binarize
 from pyro_vae.data.stored import rows_of
+from pyro_vae.failures import failed_method, program, where_of
 from pyro_vae.inference.betas import Betas
 from pyro_vae.inference.bounds import DRAWN_INSTEAD
 from pyro_vae.inference.controls import CONTROLS
 from pyro_vae.inference.layout import drawn_sites
 from pyro_vae.inference.reached import check_reached
 from pyro_vae.inference.validation import first_draw
-from pyro_vae.machine import explain
 from pyro_vae.models.protocol import (
     check_columns,
     check_model,
@@ -35,7 +32,7 @@ from pyro_vae.models.protocol import (
     unregistered,
     unsaved,
 )
-from pyro_vae.models.registry import modules_of, place
+from pyro_vae.models.registry import modules_of
 from pyro_vae.offered import try_methods
 from pyro_vae.randomness import own_randomness
 from pyro_vae.recipe import make_objective
@@ -118,10 +115,24 @@ def check_support(vae: Any, data: Data) -> None:
 
 
 def center(config: Config, vae: Any, data: Data) -> None:
-    """Let p(x|z) start at the data's mean; a decoder of the user's may have nothing to set it by."""
-    if hasattr(vae, "center_output"):
-        with contextlib.suppress(*([] if config.model.decoder is None else [ValueError])):
-            vae.center_output(*data.moments())
+    """Let p(x|z) start at the data's mean; a decoder of the user's may have nothing to set it by.
+
+    Raises:
+        ValueError: If a method of the user's fails.
+    """
+    if not hasattr(vae, "center_output"):
+        return
+    moments = data.moments()
+    try:
+        vae.center_output(*moments)
+    except Exception as error:
+        if isinstance(error, ValueError) and not where_of(vae, "center_output"):  # a sentence of the package's own
+            if config.model.decoder is None:
+                raise
+        elif (said := failed_method(config.model.model, vae, "center_output", error)) is None:
+            raise
+        else:
+            raise ValueError(said) from error
 
 
 @torch.no_grad()
@@ -136,10 +147,12 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
     batch = (binarize(x, "threshold") if data.redraw else x, *others)
     pair = Betas(schedules.parse_all(t.anneal, t.beta)).apply(vae.model, vae.guide)
     was_training, name = vae.training, config.model.model
-    with own_randomness(t.seed), pyro.get_param_store().scope(), warnings.catch_warnings(), _told(name, vae):
+    with own_randomness(t.seed), pyro.get_param_store().scope(), warnings.catch_warnings(), program(name, vae):
         warnings.filterwarnings("ignore", message=DRAWN_INSTEAD)
         warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
-        warnings.filterwarnings("ignore", message="Found (vars in model|non-auxiliary vars)")  # an error, below
+        warnings.filterwarnings(
+            "ignore", message="Found (vars in model|non-auxiliary vars|plate statements)"
+        )  # errors, below
         _check_registered(name, vae, batch)
         try:
             make_objective(config).terms(*pair, *batch)
@@ -182,49 +195,3 @@ def _nothing_to_sum(vae: Any, batch: tuple[Tensor, ...]) -> str:
         f"elbo enum: expected a model with a discrete site to sum over, marked infer={{'enumerate': 'parallel'}}, got one that "
         f"draws {names}; use --elbo trace or mean-field."
     )
-
-
-@contextlib.contextmanager
-def _told(name: str, vae: Any) -> Iterator[None]:
-    """Inside, what fails in a user's classes, or is refused by Pyro, is one sentence."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(_of_pyro(name, str(error))) from None
-    except Exception as error:
-        where = place(error, {type(part).__module__ for part in vae.modules()})
-        if where is None or explain(error) is not None:
-            raise
-        line = (str(error).strip().splitlines() or ["no words"])[0]
-        raise ValueError(
-            f"model {name}: expected a program that runs on these data, got {type(error).__name__}: {line.rstrip('.')} "
-            f"({where}); mend it, or take other data."
-        ) from error
-
-
-def _of_pyro(name: str, text: str) -> str:
-    """A message of Pyro's without the table of shapes below; the data outside a site's support, in our words."""
-    first, *others = text.strip().splitlines()
-    if parameter := re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", first):
-        values = re.search(r"nan|inf", " ".join(others))
-        return (
-            f"model {name}: expected distributions whose parameters are in their range, got {parameter[2]} with {parameter[1]} "
-            f"{values[0] if values else 'outside it'}; look at what model and guide compute for it."
-        )
-    if shapes := re.match(r"Model and guide shapes disagree at site '(.+)': (.+) vs (.+)", first):
-        sizes = " in the model and ".join(
-            re.sub(r"torch.Size\(\[(.*)\]\)", r"(\1)", size) for size in shapes.groups()[1:]
-        )
-        return (
-            f"model {name}: expected one shape of site {shapes[1]!r}, got {sizes} in the guide; draw it in both within "
-            'the plate of the batch, pyro.plate("data", len(x), dim=-1).'
-        )
-    site = re.match(r"Error while computing log_prob at site '(.+)':", first)
-    if site is None:
-        return first
-    if "support (Boolean" in " ".join(others[:1]):
-        return (
-            f"model {name}: expected pixels of 0 and 1 for its site {site[1]!r}, got others; binarize them (--binarize "
-            "dynamic), or give the site another distribution."
-        )
-    return f"model {name}: expected data that its site {site[1]!r} takes, got others ({' '.join(others[:1])}); mend either."
