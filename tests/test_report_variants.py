@@ -7,8 +7,11 @@ import pyro_vae as pv
 from pyro_vae.data import Split
 from pyro_vae.evidence.filling import inpaint
 from pyro_vae.inference import History
+from pyro_vae.inference.lines import header
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.denoising import DenoisingVAE
+from pyro_vae.models.inpainting import InpaintingVAE
+from pyro_vae.models.protocol import loss_of, trained_on
 from pyro_vae.models.registry import MODELS
 from pyro_vae.report.autoencoders import codes, planes
 from pyro_vae.report.curves import curves
@@ -152,7 +155,56 @@ def test_a_model_without_a_bound_has_one_curve():
         | {"validation_distortion": 4.0 / k, "validation_objective": -4.0 / k, "validation_objective_std_error": 0.1}
         for k in (1, 2, 3)
     ]
-    (axes,) = curves(History(rows)).axes
-    assert axes.get_title(loc="left") == "Distortion"
+    (axes,) = curves(History(rows), loss=loss_of(models()["autoencoder"])).axes
+    assert axes.get_title(loc="left") == "Squared error of a datum"
     assert "nats" not in axes.get_ylabel()
     assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[3.0, 1.5, 1.0], [4.0, 2.0, 4.0 / 3]]
+
+
+def objective_of(*rows: tuple[float, float, float, float]) -> str:
+    """The label of the objective's curve, of a history of objectives, ELBOs, rates and betas."""
+    names = ("objective", "train_elbo", "train_rate", "beta")
+    history = History([dict(zip(names, row, strict=True)) | {"epoch": k} for k, row in enumerate(rows, 1)])
+    for row in history.rows:
+        row["train_distortion"] = -row["train_elbo"] - row["train_rate"]
+    return curves(history).axes[0].lines[1].get_label()
+
+
+@pytest.mark.parametrize(
+    ("rows", "label"),
+    [
+        ([(-19.0, -10.0, 3.0, 4.0), (-18.0, -9.0, 3.0, 4.0)], "training objective (rate times β)"),
+        ([(-19.0, -10.0, 3.0, 4.0)], "training objective (rate times β)"),
+        # A warm-up: of 0 to 0.5, of 0.5 to 1, of 1; and one that is over with the first epoch.
+        (
+            [(-7.5, -10.0, 3.0, 0.5), (-8.2, -9.0, 3.0, 1.0), (-8.0, -8.0, 3.0, 1.0)],
+            "training objective (rate times β)",
+        ),
+        ([(-9.0, -10.0, 3.0, 1.0), (-8.0, -8.0, 3.0, 1.0)], "training objective (rate times β)"),
+        ([(-10.5, -10.0, 3.0, 1.0), (-9.1, -9.0, 3.0, 1.0)], "with its penalties and auxiliary terms"),
+        ([(-19.5, -10.0, 3.0, 4.0), (-18.1, -9.0, 3.0, 4.0)], "with its penalties and auxiliary terms"),
+        # Above the ELBO by nothing that beta does: a bound of several draws.
+        ([(-9.5, -10.0, 3.0, 1.0), (-8.9, -9.0, 3.0, 1.0)], "training objective"),
+    ],
+)
+def test_the_objective_is_called_what_its_values_are(rows, label):
+    assert objective_of(*rows).endswith(label)
+
+
+def test_a_model_may_say_what_part_of_the_data_it_is_trained_on():
+    """The second is a user's own, which knows nothing of the first."""
+
+    class Mine(pv.VAE):
+        trained_on = "every second pixel"
+
+    history = History([{"epoch": 1, "objective": -5.0, "train_elbo": -5.0, "train_rate": 1.0, "beta": 1.0}])
+    history.rows[0]["train_distortion"] = 4.0
+    plain = header(pv.VAE(SHAPE, 2, (4,)))
+    for kind, words in ((InpaintingVAE, "what was visible"), (Mine, "every second pixel"), (pv.VAE, "")):
+        vae = kind(SHAPE, 2, (4,))
+        assert header(vae).removeprefix(plain).strip() == (words and f"train ELBO: of {words}")
+        for axes in curves(history, trained_on(vae)).axes[:3]:
+            assert (
+                axes.lines[0].get_label().removeprefix("training")
+                == f"{words and ', of '}{words} (mean over the epoch)"
+            )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from pyro_vae.inference.history import Row
-from pyro_vae.models.protocol import has_bound
+from pyro_vae.models.protocol import has_bound, loss_of, trained_on
 
 _HEADER = (
     "       epoch   train ELBO   validation ELBO        rate   distortion     beta   images/s\n"
@@ -18,9 +18,8 @@ _HEADER_WITHOUT_BOUND = "       epoch   train loss   validation loss   images/s"
 def header(model: Any) -> str:
     """The names of what :func:`line` says."""
     if has_bound(model):
-        return _HEADER
-    what = "squared error of a datum" if hasattr(model, "squared_error") else "loss of a datum"
-    return f"{_HEADER_WITHOUT_BOUND}\n             {what}, no bound on log p(x)"
+        return _HEADER + (f"\n             train ELBO: of {part}" if (part := trained_on(model)) else "")
+    return f"{_HEADER_WITHOUT_BOUND}\n             {loss_of(model)} of a datum, no bound on log p(x)"
 
 
 def line(row: Row, epochs: int) -> str:

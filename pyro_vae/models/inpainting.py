@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -192,6 +192,8 @@ class InpaintingVAE(VAE):
         Ivanov, Figurnov, Vetrov, "Variational Autoencoder with Arbitrary Conditioning", 2019; Mattei, Frellsen, "MIWAE:
         Deep Generative Modelling and Imputation of Incomplete Data Sets", 2019, eq. 4.
     """
+
+    trained_on: ClassVar[str] = "what was visible"
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ The protocol, of the package's own models and a user's alike:
   ``center_output(mean, scale)`` are used; ``log_px``, ``encode`` and ``reconstruct`` may take the other columns too.
 - ``prior()``, ``likelihood.support`` and ``analogies(x, y)`` besides; docs/extending.md says what each is for.
 - ``after_epoch(*columns)`` is called after each epoch of ``fit`` with training data, for what a model finds of them and keeps
-  in buffers; ``sampled`` says in words what ``sample`` draws, where it draws from no model.
+  in buffers; ``sampled`` says in words what ``sample`` draws, where it draws from no model; ``trained_on`` what part of
+  the data the training ELBO is of, where it is not all that the model is evaluated on.
 - A model with ``classify`` finds labels by itself: it is told those of the training data, and validated and evaluated without.
 """
 
@@ -54,6 +55,16 @@ def classifies(model: Any) -> bool:
 def has_bound(model: Any) -> bool:
     """Whether its objective bounds log p(x)."""
     return bool(getattr(model, "has_bound", True))
+
+
+def trained_on(model: Any) -> str:
+    """In words what its training ELBO is of, where that is a part of the data alone; "" where it is the data."""
+    return str(getattr(model, "trained_on", ""))
+
+
+def loss_of(model: Any) -> str:
+    """What a model without a bound makes small: its squared error, where it tells that of a datum."""
+    return "squared error" if hasattr(model, "squared_error") else "loss"
 
 
 def told(model: Any, split: Split) -> Columns:

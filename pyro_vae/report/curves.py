@@ -14,19 +14,28 @@ from pyro_vae.inference import History
 # Okabe and Ito: told apart by every kind of colour vision.
 TRAIN, VALIDATION, OBJECTIVE = "#0072B2", "#D55E00", "#009E73"
 
+TOLERANCE = 1e-4  # of two values that are the same but for rounding
+LEGEND = 140  # characters, for which a line of the legend has room
 
-def curves(history: History) -> Figure:
+
+def curves(history: History, trained_on: str = "", loss: str = "distortion") -> Figure:
     """Four panels over epochs; bounds are the true ones, the objective stands beside them where it differs.
 
-    Of a model without a bound and without a rate, such as the autoencoder, one: its distortion, the squared error there.
+    Of a model without a bound and without a rate, such as the autoencoder, one: its loss.
+
+    Args:
+        history: At least one epoch.
+        trained_on: What the training ELBO is of, see :func:`pyro_vae.models.protocol.trained_on`.
+        loss: What a model without a bound makes small.
     """
+    train = f"training{trained_on and ', of '}{trained_on} (mean over the epoch)"
     if _value(history) != "ELBO" and not any(history["train_rate"]):
-        return _distortion_alone(history)
+        return _loss_alone(history, train, loss)
     figure = Figure(figsize=(10.5, 6.2), layout="constrained")
     elbo, rate, distortion, beta = figure.subplots(2, 2, sharex=True).flat
-    _draw_bounds(elbo, history)
-    _draw_column(rate, history, "rate")
-    _draw_column(distortion, history, "distortion")
+    _draw_bounds(elbo, history, train)
+    _draw_column(rate, history, "rate", train)
+    _draw_column(distortion, history, "distortion", train)
     for axes, title in ((elbo, _value(history)), (rate, "Rate"), (distortion, "Distortion")):
         axes.set_title(title, loc="left")
         axes.set_ylabel("nats per datum")
@@ -40,22 +49,23 @@ def curves(history: History) -> Figure:
     for axes in (distortion, beta):
         axes.set_xlabel("epoch")
     handles, labels = elbo.get_legend_handles_labels()
+    columns = len(labels) if sum(map(len, labels)) < LEGEND else 2
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9, columnspacing=1.2
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, columnspacing=1.2
     )
     return figure
 
 
-def _distortion_alone(history: History) -> Figure:
+def _loss_alone(history: History, train: str, loss: str) -> Figure:
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes = figure.subplots()
-    _draw_column(axes, history, "distortion")
+    _draw_column(axes, history, "distortion", train)
     if _has_validation(history):
         _band(axes, history, "validation_distortion", "validation_objective_std_error")
     _crop(axes)
     _finish_panel(axes, history)
     axes.set(xlabel="epoch", ylabel="mean over data")
-    axes.set_title("Distortion", loc="left")
+    axes.set_title(f"{loss[0].upper()}{loss[1:]} of a datum", loc="left")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -79,22 +89,43 @@ def _value(history: History) -> str:
     return "ELBO" if "train_elbo" in history.rows[-1] else "Objective"
 
 
-def _draw_column(axes: Axes, history: History, quantity: str) -> None:
-    _line(axes, history, f"train_{quantity}", TRAIN, "training (mean over the epoch)")
+def _draw_column(axes: Axes, history: History, quantity: str, train: str) -> None:
+    _line(axes, history, f"train_{quantity}", TRAIN, train)
     if _has_validation(history):
         _line(axes, history, f"validation_{quantity}", VALIDATION, "validation (band: ±1 standard error)")
 
 
-def _draw_bounds(axes: Axes, history: History) -> None:
+def _draw_bounds(axes: Axes, history: History, label: str) -> None:
     name = _value(history).lower()
     train = "train_elbo" if name == "elbo" else "objective"
-    _line(axes, history, train, TRAIN, "training (mean over the epoch)")
+    _line(axes, history, train, TRAIN, label)
     if _has_validation(history):
         _line(axes, history, f"validation_{name}", VALIDATION, "validation (band: ±1 standard error)")
         _band(axes, history, f"validation_{name}", f"validation_{name}_std_error")
     pairs = zip(history["objective"], history[train], strict=True)
-    if not all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) for a, b in pairs):
-        _line(axes, history, "objective", OBJECTIVE, "training objective (rate times β)", "--")
+    if not all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for a, b in pairs):
+        _line(axes, history, "objective", OBJECTIVE, _objective(history, train), "--")
+
+
+def _objective(history: History, train: str) -> str:
+    r"""What the objective is called: how it differs from the bound, as far as its values say so.
+
+    Weighted by a beta that held still it is :math:`\mathcal L + (1 - \beta) R`; while beta moved it is between the values
+    at the beta of the epoch before and at that of this one.
+    """
+    columns = ("objective", train, "train_rate", "beta")
+    objective, bound, rate, beta = (np.array(history[column], dtype=float) for column in columns)
+    before = np.concatenate([beta[:1] if len(beta) == 1 else [min(0.0, beta[0])], beta[:-1]])
+    falls = beta < before  # it began anew within the epoch
+    ends = [np.where(falls, 0.0, before), np.where(falls, beta.max(), beta)]
+    low, high = np.sort([bound + (1 - weight) * rate for weight in ends], axis=0)
+    near = TOLERANCE * np.maximum(1.0, np.abs(objective))
+    if bool(((low - near <= objective) & (objective <= high + near)).all()):
+        return "training objective (rate times β)"
+    named = any(column.startswith("beta_") for column in history.rows[-1])  # weights of single sites
+    if bool((objective <= high + near).all()) and not named:
+        return "training objective, with its penalties and auxiliary terms"
+    return "training objective"
 
 
 def _crop(axes: Axes) -> None:

@@ -17,7 +17,7 @@ from pyro_vae.evidence import Estimate
 from pyro_vae.files import write_atomically
 from pyro_vae.inference import History
 from pyro_vae.machine import explain
-from pyro_vae.models.protocol import asked, evidence_of, needs
+from pyro_vae.models.protocol import asked, evidence_of, loss_of, needs, trained_on
 from pyro_vae.models.registry import modules_of, place
 from pyro_vae.randomness import own_randomness
 from pyro_vae.report.curves import curves
@@ -116,7 +116,7 @@ def _figures(
     if images and hasattr(vae, "analogies") and has_known_labels(split):
         yield "analogies", partial(analogies, vae, split, source)
     if history.rows:
-        yield "curves", partial(curves, history)
+        yield "curves", partial(curves, history, trained_on(vae), loss_of(vae))
     if encoded is not None:
         yield from _of_codes(encoded, split, source)
     if estimate is not None:
