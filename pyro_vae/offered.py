@@ -43,13 +43,27 @@ def try_methods(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
         if found["encode"]:
             codes = of_columns(vae.encode, batch).mean
             _try(name, vae, "decode", lambda: vae.decode(codes, *(y[:size] for y in others)), tuple(x.shape), of="mean")
-    _try(name, vae, "classify", lambda: vae.classify(x), (size, classes or -1))
+    if (classified := _try(name, vae, "classify", lambda: vae.classify(x), (size, classes or -1))) is not None:
+        _check_probabilities(name, vae, classified)
     _try(name, vae, "log_px", lambda: of_columns(vae.log_px, batch), (size,))
     _try(name, vae, "reconstruct", lambda: of_columns(vae.reconstruct, batch), tuple(x.shape))
     _try(name, vae, "sample", lambda: vae.sample(2), (2, *x.shape[1:]))
     _try(name, vae, "after_epoch", lambda: _unchanged(vae, batch), tuple(x.shape))
     if found["analogies"] and x.dim() == 4 and vectors is None:
         _try(name, vae, "analogies", lambda: vae.analogies(x, labels[:size]), (size, classes or -1, *x.shape[1:]))
+
+
+def _check_probabilities(name: str, vae: Any, given: Tensor) -> None:
+    """Refuse class probabilities below 0, and rows of them that do not sum to 1, as logits do not."""
+    rows = given.double()
+    wrong = (rows < 0).any(1) | ((rows.sum(1) - 1).abs() > 1e-3)
+    if bool(wrong.any()):
+        row = rows[wrong][0]
+        raise ValueError(
+            f"model {name}.classify: expected probabilities of the classes, which sum to 1, got numbers from "
+            f"{float(row.min()):.3g} to {float(row.max()):.3g} that sum to {float(row.sum()):.3g}{at(where_of(vae, 'classify'))}; give the softmax of "
+            "logits."
+        )
 
 
 def _unchanged(vae: Any, batch: tuple[Tensor, ...]) -> Tensor:
@@ -62,7 +76,7 @@ def _unchanged(vae: Any, batch: tuple[Tensor, ...]) -> Tensor:
     return batch[0]
 
 
-def _try(name: str, vae: Any, method: str, call: Callable[[], Any], expected: tuple[int, ...], of: str = "") -> None:
+def _try(name: str, vae: Any, method: str, call: Callable[[], Any], expected: tuple[int, ...], of: str = "") -> Any:
     """Call a method where there is one, and compare what it gives.
 
     Args:
@@ -72,9 +86,12 @@ def _try(name: str, vae: Any, method: str, call: Callable[[], Any], expected: tu
         call: Calls it.
         expected: The shape, -1 for any size.
         of: What has it: ``""``, the tensor that the method gives; ``"mean"``, that of a distribution; ``"draws"``, two draws.
+
+    Returns:
+        What it gives; None where there is none.
     """
     if not hasattr(vae, method):
-        return
+        return None
     try:
         given = call()
         shape = _shape(given, of)
@@ -101,6 +118,7 @@ def _try(name: str, vae: Any, method: str, call: Callable[[], Any], expected: tu
         raise ValueError(
             f"model {name}.{method}: expected finite numbers, got {bad}{at(where)}; correct it, or leave it out."
         )
+    return given
 
 
 def _shape(given: Any, of: str) -> tuple[int, ...] | None:

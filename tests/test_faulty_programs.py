@@ -71,6 +71,37 @@ class CenterFails(Good):
         raise ValueError("my centre fails")
 
 
+class Logits(Good):
+    takes, num_classes = ("x", "y"), 10
+
+    def model(self, x, y):
+        super().model(x)
+
+    def guide(self, x, y):
+        super().guide(x)
+
+    def classify(self, x):  # logits
+        return torch.arange(10.0).sub(3).expand(len(x), 10)
+
+
+class Sampling(Good):
+    def sample(self, num_samples):  # of nothing
+        return torch.full((num_samples, 1, 8, 8), float("nan"))
+
+
+class Bound(Good):
+    has_bound = "no"
+
+
+class Sampled(Good):
+    sampled = 3
+
+
+class Support(Good):
+    class likelihood:
+        support = "binry"
+
+
 class Objective(Good):
     objective = "enumm"
 
@@ -123,6 +154,17 @@ def own(tmp_path, monkeypatch):
         ("Refusing", 3, ": expected a program that runs on these data, got ValueError: not today", "mend", "not today"),
         ("CenterArgs", 3, ".center_output: expected a method that runs", "mend it", "# no arguments"),
         ("CenterFails", 3, ".center_output: expected a method", "got ValueError: my centre fails", "my centre fails"),
+        (
+            "Logits",
+            3,
+            ".classify: expected probabilities of the classes, which sum to 1, got numbers from -3 to 6 that sum to 15 (",
+            "give the softmax",
+            "# logits",
+        ),
+        ("Sampling", 3, ".sample: expected finite numbers, got nan (", "correct it", "# of nothing"),
+        ("Bound", 3, ".has_bound: expected True or False, got 'no'", "correct the class", None),
+        ("Sampled", 3, ".sampled: expected words, got 3", "correct the class", None),
+        ("Support", 3, ".likelihood.support: expected one of 'binary', 'unit', 'real', got 'binry'", "correct", None),
         ("Objective", 3, ".objective: unknown objective 'enumm': expected one of", "did you mean 'enum'?", None),
         ("Beta", 3, ".defaults: beta: expected a number", "got 'four'", None),
         ("Rate", 3, ".defaults: key train.lr: expected a number, got 'fast'", "correct it", None),

@@ -38,6 +38,9 @@ from pyro_vae.randomness import own_randomness
 #: The columns of the data.
 COLUMNS = ("x", "y")
 
+#: What a likelihood may ask of pixels: 0 and 1, numbers in [0, 1], any numbers.
+SUPPORTS = ("binary", "unit", "real")
+
 #: What ``fit`` takes as training data.
 Given = Data | Tensor | Stored | tuple[Tensor, ...]
 
@@ -132,6 +135,7 @@ def check_model(model: Any, where: str = "") -> None:
         raise ValueError(
             f"{where}.num_classes: expected how many labels it knows, got {classes!r}; give a whole number."
         )
+    _check_words(model, where)
     for part in ("model", "guide"):
         function = getattr(model, part, None)
         if not callable(function):
@@ -144,6 +148,20 @@ def check_model(model: Any, where: str = "") -> None:
                 f"{where}.{part}: expected a function of {', '.join(names)}, which the class `takes`, got {part}{given}; let "
                 "both say the same."
             )
+
+
+def _check_words(model: Any, where: str) -> None:
+    """Refuse attributes that would be read as something else than they say."""
+    if not isinstance(bound := getattr(model, "has_bound", True), bool):
+        raise ValueError(f"{where}.has_bound: expected True or False, got {bound!r}; correct the class.")
+    for name in ("sampled", "trained_on"):
+        if not isinstance(words := getattr(model, name, ""), str):
+            raise ValueError(f"{where}.{name}: expected words, got {words!r}; correct the class.")
+    if (support := support_of(model)) is not None and support not in SUPPORTS:
+        raise ValueError(
+            f"{where}.likelihood.support: expected one of {', '.join(map(repr, SUPPORTS))}, got {support!r}; correct the "
+            "class, or leave it out."
+        )
 
 
 def unregistered(name: str) -> str:
@@ -202,7 +220,8 @@ def warn_of_labels(model: Any, data: Data) -> None:
 
 def support_of(model: Any) -> str | None:
     """What the data must be, as the model's likelihood says: ``"binary"``, ``"unit"`` or ``"real"``; None: nothing is said."""
-    return getattr(getattr(model, "likelihood", None), "support", None)
+    found = getattr(getattr(model, "likelihood", None), "support", None)
+    return found if isinstance(found, str) else None  # PyTorch's distributions have another of this name
 
 
 @torch.no_grad()
