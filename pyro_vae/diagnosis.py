@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae import evidence
 from pyro_vae.data import Columns, Stored
 from pyro_vae.lookup import lookup
+from pyro_vae.models.protocol import evidence_of
 from pyro_vae.randomness import own_randomness
 
 #: How many images each check looks at, at most, where nothing is said.
@@ -22,6 +23,30 @@ GAPS_DATA, CHECKED_DATA, SIMULATIONS = 100, 1000, 1000
 #: Figures as plain containers, a text for the terminal, and pictures by name.
 Found = tuple[dict[str, Any], str, dict[str, Any]]
 
+#: From a text that names what a model of x alone has to the same of another model.
+Said = Callable[[str], str]
+
+
+def wording(vae: Any, columns: Columns) -> Said:
+    """How the words of the checks, which are those of a model of x alone, are said of this one.
+
+    All that is of a model which needs labels is given y: log p(x|y), q(z|x, y), I(x, y; z).
+
+    Args:
+        vae: The model.
+        columns: What it is evaluated on.
+    """
+    evidence = evidence_of(vae, columns)
+    joint = "log p(x, y, z)" if evidence == "log p(x, y)" else "log p(x, z|y)"
+    words = {"log p(x)": evidence, "log p(x, z)": joint, "q(z|x)": "q(z|x, y)", "I(x; z)": "I(x, y; z)"}
+
+    def said(text: str) -> str:
+        for ours, theirs in words.items() if evidence != "log p(x)" else ():
+            text = text.replace(ours, theirs)
+        return text
+
+    return said
+
 
 def _gaps(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.Gaps:
     """Where the ELBO lies below log p(x), and whether family or encoder is to blame."""
@@ -29,7 +54,7 @@ def _gaps(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.Gaps:
     return evidence.Gaps.cat([evidence.gaps(vae.model, vae.guide, *part, **options) for part in parts])
 
 
-def _tell_gaps(gaps: evidence.Gaps) -> Found:
+def _tell_gaps(gaps: evidence.Gaps, said: Said) -> Found:
     found = gaps.summary()
     text = (
         f"Gaps over the first {found.num_data:,} images, nats, with standard errors over data: log p(x) - ELBO "
@@ -37,7 +62,7 @@ def _tell_gaps(gaps: evidence.Gaps) -> Found:
         f"{_plus(found.approximation, found.approximation_std_error)} + amortization "
         f"{_plus(found.amortization, found.amortization_std_error)}"
     )
-    return dataclasses.asdict(found), text, {}
+    return dataclasses.asdict(found), said(text), {}
 
 
 def _aggregate(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.AggregatePosterior:
@@ -45,7 +70,7 @@ def _aggregate(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.A
     return evidence.aggregate_posterior(vae.model, vae.guide, *data[:], **options)
 
 
-def _tell_aggregate(found: evidence.AggregatePosterior) -> Found:
+def _tell_aggregate(found: evidence.AggregatePosterior, said: Said) -> Found:
     figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     figures["marginal_kl_per_unit"] = figures.pop("kl_per_unit")
     figures = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in figures.items()}
@@ -55,7 +80,7 @@ def _tell_aggregate(found: evidence.AggregatePosterior) -> Found:
         "dimension-wise KL": (found.dimension_wise_kl, found.dimension_wise_kl_error),
     }
     known = [f"{name} {_plus(value, error)}" for name, (value, error) in parts.items() if value is not None]
-    return figures, f"{found.sentence} {'; '.join(known)} nats", {}
+    return figures, said(f"{found.sentence} {'; '.join(known)} nats"), {}
 
 
 def _calibration(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.Calibration:
@@ -64,7 +89,7 @@ def _calibration(vae: Any, data: Columns, seed: int, **options: Any) -> evidence
     return evidence.calibrate(vae.model, vae.guide, *data[:100], seed=seed, **options)
 
 
-def _tell_calibration(found: evidence.Calibration) -> Found:
+def _tell_calibration(found: evidence.Calibration, said: Said) -> Found:
     from pyro_vae.report import calibration as pictures  # brings matplotlib
 
     figures = {
@@ -74,7 +99,8 @@ def _tell_calibration(found: evidence.Calibration) -> Found:
         "coverage": [c._asdict() for c in found.coverage()],
         "num_simulations": len(found.ranks),
     }
-    return figures, found.verdict(), {"calibration": pictures.ranks(found), "coverage": pictures.coverage(found)}
+    drawn = {"calibration": pictures.ranks(found, said), "coverage": pictures.coverage(found, said)}
+    return figures, said(found.verdict()), drawn
 
 
 def _predictive(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.PredictiveChecks:
@@ -85,7 +111,7 @@ def _predictive(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.
     return evidence.predictive_checks(columns[0], made, seed=seed, **options)
 
 
-def _tell_predictive(found: evidence.PredictiveChecks) -> Found:
+def _tell_predictive(found: evidence.PredictiveChecks, said: Said) -> Found:
     from pyro_vae.report.predictive import predictive  # brings matplotlib
 
     figures = {"p_values": found.p_values, "failures": list(found.failures), "passed": found.passed}
@@ -93,7 +119,7 @@ def _tell_predictive(found: evidence.PredictiveChecks) -> Found:
         "observed": dict(zip(found.names, found.observed.tolist(), strict=True)),
         "num_images": found.num_images,
     }
-    return figures, found.table(), {"predictive": predictive(found)}
+    return figures, said(found.table()), {"predictive": predictive(found)}
 
 
 class Check(NamedTuple):
@@ -101,12 +127,12 @@ class Check(NamedTuple):
 
     Attributes:
         make: From a model, its columns, a seed and options to what is found.
-        tell: From that to figures, text and pictures.
+        tell: From that, and the wording of the model, to figures, text and pictures.
         least: Options under which it takes as little time as it can, to see whether it suits a model.
     """
 
     make: Callable[..., Any]
-    tell: Callable[[Any], Found]
+    tell: Callable[[Any, Said], Found]
     least: dict[str, Any]
 
 
@@ -164,6 +190,7 @@ def diagnose(
     columns = Columns.of(data)
     stored = not isinstance(columns.parts[0], Tensor)
     held = Columns(*columns[:10_000]) if stored else columns
+    said = wording(vae, held)
     for name in names:
         try:
             found = made(name, vae, held, seed)
@@ -171,7 +198,7 @@ def diagnose(
             if name in optional:
                 continue
             raise
-        figures, text, pictures = CHECKS[name].tell(found)
+        figures, text, pictures = CHECKS[name].tell(found, said)
         for file, picture in pictures.items():
             write_figure(folder / f"{file}.png", picture)
         yield name, figures, text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from matplotlib.figure import Figure
 
 from pyro_vae.evidence.calibration import Calibration
@@ -13,25 +15,34 @@ from pyro_vae.report.delta_ecdf import Panel, delta_ecdf
 MAX_UNITS = 4
 
 
-def ranks(found: Calibration) -> Figure:
+def ranks(found: Calibration, said: Callable[[str], str] = str) -> Figure:
     """The distribution function of the ranks less the uniform one, for the units with the smallest p-values and the densities.
 
     A guide that is too narrow makes an S that falls below 0 on the right and rises above it on the left; one that is too
     wide the reverse; one that is shifted a bow to one side.
+
+    Args:
+        found: The ranks.
+        said: How its names, which are those of a model of x alone, are said of this one.
     """
     names = [*_worst(found), *(name for name in (LOG_JOINT, LOG_Q) if name in found.names)]
     pit = dict(zip(found.names, found.pit.T.numpy(), strict=True))
-    panels = [Panel(_title(found, name), pit[name], found.band, name in found.failures) for name in names]
+    panels = [Panel(said(_title(found, name)), pit[name], found.band, name in found.failures) for name in names]
     return delta_ecdf(
         panels,
-        f"Ranks of the truth among {found.num_draws} draws from q(z|x), {len(found.ranks):,} simulations",
+        said(f"Ranks of the truth among {found.num_draws} draws from q(z|x), {len(found.ranks):,} simulations"),
         "rank of the truth / draws",
         "share below − expected",
     )
 
 
-def coverage(found: Calibration) -> Figure:
-    """How often credible sets of q hold the truth, less the probability that q gives them; below 0: q is too sure of itself."""
+def coverage(found: Calibration, said: Callable[[str], str] = str) -> Figure:
+    """How often credible sets of q hold the truth, less the probability that q gives them; below 0: q is too sure of itself.
+
+    Args:
+        found: The ranks.
+        said: See :func:`ranks`.
+    """
     names = [*_worst(found), *([LOG_Q] if LOG_Q in found.names else [])]
     panels = []
     level = 1 - (1 - found.level) / len(names)
@@ -46,7 +57,7 @@ def coverage(found: Calibration) -> Figure:
         panels.append(Panel(what, values, band, not bool(inside.all())))
     return delta_ecdf(
         panels,
-        f"Coverage of credible sets of q(z|x), {len(found.ranks):,} simulations",
+        said(f"Coverage of credible sets of q(z|x), {len(found.ranks):,} simulations"),
         "probability of the set under q",
         "share that holds the truth − expected",
     )
