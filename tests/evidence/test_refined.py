@@ -132,6 +132,28 @@ def test_importance_sampling_recovers_from_a_narrow_guide():
     assert after.num_samples == 1000
 
 
+@pytest.mark.parametrize("noise", [0.15, 0.6])
+def test_a_refinement_that_leaves_out_a_mode_is_given_up(noise):
+    """x ~ N(z^2, noise^2): the ELBO is largest at one of two modes, and with it log p(x) is too low by up to log 2, unseen."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(z.square(), noise), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.3))
+
+    x = torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=torch.float64)
+    axis = torch.linspace(-6, 6, 20_001, dtype=torch.float64)[:, None]
+    log_joint = dist.Normal(0.0, 1.0).log_prob(axis) + dist.Normal(axis.square(), noise).log_prob(x)
+    exact = log_joint.logsumexp(0) + math.log(12 / 20_000)
+    assert float((refine(model, guide, x, seed=0).elbo - exact).max()) < -0.1
+    found = refined_importance_sampling(model, guide, x, seed=0)
+    assert within(found.log_px, exact, found.std_error)
+
+
 def test_sites_that_depend_on_earlier_draws_are_refined_too():
     """z1 -> z2 -> x, all Gaussian: q(z2|z1, x) is moved by one offset for all z1, which reaches the exact posterior."""
     zero = torch.zeros((), dtype=torch.float64)
