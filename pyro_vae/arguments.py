@@ -15,6 +15,7 @@ from pyro_vae import console, sweep
 from pyro_vae.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.paths import is_path
+from pyro_vae.files import resuming
 from pyro_vae.models.registry import settings_of
 from pyro_vae.runs import RunDirectory
 
@@ -102,7 +103,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> tuple[Config, 
         sweep.check((), config)
     if folder is not None and (changed := config.differences(before, FREE | _moved(config, before))):
         raise ValueError(
-            f"--resume {folder}: expected the configuration of that run, got {', '.join(changed)}; leave these flags out, or "
+            f"{resuming(folder)}: expected the configuration of that run, got {', '.join(changed)}; leave these flags out, or "
             "start a new run."
         )
     return config, args.run, checkpoint

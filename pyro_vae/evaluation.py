@@ -19,7 +19,7 @@ from pyro_vae.data import Columns, Data
 from pyro_vae.diagnosis import check_names, diagnose
 from pyro_vae.estimation import Estimation, estimate
 from pyro_vae.evidence import Bracket, Estimate
-from pyro_vae.files import write_atomically
+from pyro_vae.files import resuming, write_atomically
 from pyro_vae.models.protocol import asked, evidence_of, gives_density, has_bound
 from pyro_vae.pipeline import Say, silent
 from pyro_vae.randomness import own_randomness
@@ -104,7 +104,7 @@ def subject(run: Run, request: Request) -> Subject:
     if not run.history.rows:
         raise ValueError(
             f"run {run.path}: expected at least one whole epoch to evaluate, got one interrupted in its first; go on with "
-            f"--resume {run.path}."
+            f"{resuming(run.path)}."
         )
     with parallel.one_first():
         data = run.data()

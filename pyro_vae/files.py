@@ -1,11 +1,17 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what names a run's folder to a shell."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
+
+
+def resuming(folder: Path) -> str:
+    """The flag by which the run in a folder goes on, as a shell takes it."""
+    return f"--resume {shlex.quote(str(folder))}"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -58,11 +58,11 @@ def _check_probabilities(name: str, vae: Any, given: Tensor) -> None:
     rows = given.double()
     wrong = (rows < 0).any(1) | ((rows.sum(1) - 1).abs() > 1e-3)
     if bool(wrong.any()):
-        row = rows[wrong][0]
+        row, where = rows[wrong][0], at(where_of(vae, "classify"))
         raise ValueError(
             f"model {name}.classify: expected probabilities of the classes, which sum to 1, got numbers from "
-            f"{float(row.min()):.3g} to {float(row.max()):.3g} that sum to {float(row.sum()):.3g}{at(where_of(vae, 'classify'))}; give the softmax of "
-            "logits."
+            f"{float(row.min()):.3g} to {float(row.max()):.3g} that sum to {float(row.sum()):.3g}{where}; "
+            "give the softmax of logits."
         )
 
 

@@ -18,7 +18,7 @@ import torch
 import pyro_vae
 from pyro_vae.claim import LOCK, fresh, locked, made, try_out
 from pyro_vae.config import Config
-from pyro_vae.files import leftovers, write_atomically
+from pyro_vae.files import leftovers, resuming, write_atomically
 from pyro_vae.inference.history import Row
 from pyro_vae.inference.state import check_keys
 from pyro_vae.inference.training import Training
@@ -86,8 +86,8 @@ class RunDirectory:
             stack.enter_context(locked(folder))
             if directory._others() and not overwrite:
                 raise ValueError(
-                    f"run directory {folder}: expected a new or empty folder, got one with files in it; pass --resume "
-                    f"{folder} to go on, --overwrite to replace its run, or another --run-dir."
+                    f"run directory {folder}: expected a new or empty folder, got one with files in it; pass "
+                    f"{resuming(folder)} to go on, --overwrite to replace its run, or another --run-dir."
                 )
             try_out(folder, needed)
             for file in [*leftovers(folder, EVERY_FILE), *(folder / name for name in EVERY_FILE)]:

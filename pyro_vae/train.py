@@ -27,6 +27,7 @@ from pyro_vae.claim import fresh, made
 from pyro_vae.config import Config
 from pyro_vae.data.named import NAMED
 from pyro_vae.description import describe
+from pyro_vae.files import resuming
 from pyro_vae.inference.finite import NonFiniteLossError
 from pyro_vae.inference.history import History
 from pyro_vae.interruptions import Interrupted, Signals, listening, signal_of
@@ -202,18 +203,18 @@ def _where(history: History | None, directory: RunDirectory) -> str:
     """Where a signal stopped the run, and what is kept of it."""
     if history is None:
         there = (directory.path / "checkpoint.pt").exists()
-        return f"at once. {_what_is_kept(directory)}" + ("" if there else f" --resume {directory.path} begins again.")
+        return f"at once. {_what_is_kept(directory)}" + ("" if there else f" {resuming(directory.path)} begins again.")
     if history.stopped_by != "interrupted":
-        return f"after training: all of it is saved; for figures and pictures go on with --resume {directory.path}"
+        return f"after training: all of it is saved; for figures and pictures go on with {resuming(directory.path)}"
     whole = history.rows[-1]["step"] if history.rows else 0
     where = f"after epoch {len(history)}" if history.steps == whole else f"in epoch {len(history) + 1}"
-    return f"{where}, step {history.steps}: saved; go on with --resume {directory.path}"
+    return f"{where}, step {history.steps}: saved; go on with {resuming(directory.path)}"
 
 
 def _what_is_kept(directory: RunDirectory) -> str:
     if not (directory.path / "checkpoint.pt").exists():
         return f"No epoch was finished; there is no checkpoint in {directory.path}."
-    return f"The last checkpoint is kept: go on with --resume {directory.path}"
+    return f"The last checkpoint is kept: go on with {resuming(directory.path)}"
 
 
 def _format_warning(

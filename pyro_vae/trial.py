@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae import schedules
 from pyro_vae.config import Config, ModelConfig, TrainConfig
 from pyro_vae.data import Data, Split, binarize
+from pyro_vae.data.labels import UNKNOWN
 from pyro_vae.data.stored import rows_of
 from pyro_vae.failures import failed_method, program, where_of
 from pyro_vae.inference.betas import Betas
@@ -25,6 +26,7 @@ from pyro_vae.inference.validation import first_draw
 from pyro_vae.models.protocol import (
     check_columns,
     check_model,
+    classifies,
     has_bound,
     support_of,
     takes,
@@ -47,6 +49,12 @@ def check_fit(config: Config, vae: Any, data: Data) -> None:
             f"labels: expected with a model that takes labels, got {config.data.labels:,} with --model {config.model.model}; "
             "drop it."
         )
+    if config.data.labels is not None and not classifies(vae) and data.train.y is not None:
+        if bool((data.train.y == UNKNOWN).any()):
+            raise ValueError(
+                f"labels: expected with a model that classifies, such as m2, got {config.data.labels:,} with --model "
+                f"{config.model.model}, which needs the label of each datum; drop it."
+            )
     if not has_bound(vae):
         _check_weights(config)
     check_columns(vae, data)

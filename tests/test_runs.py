@@ -108,6 +108,10 @@ def test_claim_refuses_a_folder_with_files_and_leaves_them(tmp_path):
     for flag in ("--resume", "--overwrite", "--run-dir"):
         assert flag in str(caught.value)
     assert names(tmp_path) == ["config.json", "notes.txt"]
+    (spaced := tmp_path / "with space").mkdir()
+    (spaced / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=f"pass --resume '{spaced}' to go on"):
+        claimed(spaced)
 
 
 def test_overwrite_removes_the_run_files_only(tmp_path):

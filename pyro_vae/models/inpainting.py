@@ -48,9 +48,15 @@ def check_visible(visible: Tensor, x: Tensor, data_shape: Sequence[int]) -> Tens
     """A mask, a tensor or what can be one, as bool, of the shape of the data.
 
     Raises:
-        ValueError: If it has another shape, or other values than 0 and 1.
+        ValueError: If it is no mask, has another shape, or other values than 0 and 1.
     """
-    visible = torch.as_tensor(visible)
+    try:
+        visible = torch.as_tensor(visible)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"visible: expected a mask of shape {tuple(data_shape)}, or one for each datum, got {type(visible).__name__}; give "
+            "a tensor, True where a pixel is seen."
+        ) from None
     if tuple(visible.shape) not in (tuple(data_shape), tuple(x.shape)):
         raise ValueError(
             f"visible: expected a mask of shape {tuple(data_shape)}, or one for each datum, {tuple(x.shape)}, got "

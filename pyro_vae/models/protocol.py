@@ -191,7 +191,7 @@ def check_columns(model: Any, data: Data) -> None:
         if "y" in names and split.y is None:
             raise ValueError(
                 f"labels: expected some with {type(model).__name__}, which takes {' and '.join(names)}, got {name} data "
-                "without; take data with labels, or another model."
+                f"without; take data with labels{', -1 where unknown,' if classifies(model) else ','} or another model."
             )
         if "y" in names and split.y is not None:
             check_labels(split.y, getattr(model, "num_classes", None), not classifies(model))

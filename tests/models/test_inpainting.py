@@ -373,6 +373,11 @@ def test_bad_masks_are_refused():
         ValueError, match=r"visible: expected a mask of shape \(2, 3\), or one for each datum, \(4, 2, 3\)"
     ):
         inpaint(vae, x, torch.ones(3, 2))
+    for nothing, name in ((None, "NoneType"), ("left", "str")):
+        with pytest.raises(
+            ValueError, match=rf"visible: expected a mask of shape \(2, 3\), .* got {name}; give a tensor"
+        ):
+            inpaint(vae, x, nothing)
     for other in (0.5, math.nan):
         with pytest.raises(ValueError, match="visible: expected True and False, or 1 and 0, got other values"):
             hidden_log_px(vae, x, torch.full((2, 3), other))
