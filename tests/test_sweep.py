@@ -135,3 +135,17 @@ def test_points_on_top_of_one_another_share_a_label():
     axes = rate_distortion(rows, "title").axes[0]
     assert [text.get_text() for text in axes.texts if "β" in text.get_text()] == ["β = 0.1", "β = 1", "β = 4, 8"]
     assert axes.lines[0].get_xydata().tolist() == [[20, 5], [4, 15], [0.01, 20], [0.0, 20]]
+
+
+@pytest.mark.parametrize("scale", [100.0, 1.0, 0.01, 1e-4])
+def test_lines_of_equal_elbo_have_labels_of_their_own(scale):
+    rows = [
+        {"beta": b, "rate": 0.5 + r * scale, "distortion": 27 + d * scale}
+        for b, r, d in ((1, 2, 0), (2, 1, 1), (4, 0, 3))
+    ]
+    axes = rate_distortion(rows, "title").axes[0]
+    (lines,) = axes.collections
+    said = [float(text.get_text().replace("−", "-")) for text in axes.texts if "β" not in text.get_text()]
+    assert len(said) == len(set(said)) > 2
+    assert all(abs(lines.levels - value).min() < 1e-6 * scale for value in said)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("rate, nats per datum", "distortion, nats per datum")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,11 +21,21 @@ def rate_distortion(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     axes.margins(0.12)
     x, y = np.meshgrid(np.linspace(*axes.get_xlim(), 50), np.linspace(*axes.get_ylim(), 50))
     lines = axes.contour(x, y, -(x + y), levels=8, colors="0.75", linewidths=0.8, linestyles="--")
-    axes.clabel(lines, fmt=lambda value: f"{value:.4g}".replace("-", "−"), fontsize=8)
-    axes.set(xlabel="rate: KL(q(z|x) || p(z)), nats per datum", ylabel="distortion: −E log p(x|z), nats per datum")
+    digits = _digits(lines.levels)
+    axes.clabel(lines, fmt=lambda value: f"{value:.{digits}f}".replace("-", "−"), fontsize=8)
+    axes.set(xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
     axes.set_title(f"{title}\ntest data; dashed: equal ELBO, nats per datum", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _digits(levels: Any) -> int:
+    """How many digits behind the point tell levels of equal distance apart, and say each as it is."""
+    step = float(levels[1] - levels[0]) if len(levels) > 1 else 1.0
+    first = max(0, -math.floor(math.log10(step)))
+    return next(
+        (n for n in range(first, first + 3) if all(abs(round(v, n) - v) < 1e-3 * step for v in levels)), first + 3
+    )
 
 
 def _labels(rows: Sequence[dict[str, Any]], near: float) -> list[tuple[str, tuple[float, float]]]:
