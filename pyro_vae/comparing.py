@@ -34,7 +34,7 @@ def check_comparable(subjects: Sequence[Subject]) -> None:
         if other.key != first.key:
             raise ValueError(
                 f"runs: expected the same test images, binarized alike, got others in {first.run.path} than in "
-                f"{other.run.path}: their log p(x) cannot be compared; evaluate each by a command of its own."
+                f"{other.run.path}: their {first.name} cannot be compared; evaluate each by a command of its own."
             )
 
 
@@ -49,7 +49,9 @@ def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Reques
 
     names = names_of([s.run.path for s in subjects])
     found = evidence.compare(
-        dict(zip(names, results, strict=True)), data_keys={n: s.key for n, s in zip(names, subjects, strict=True)}
+        dict(zip(names, results, strict=True)),
+        data_keys={n: s.key for n, s in zip(names, subjects, strict=True)},
+        evidence=subjects[0].name,
     )
     say(found.table())
     with fresh(subjects[0].run.path.parent, f"comparison-{request.name}") as folder:

@@ -100,6 +100,10 @@ def test_a_comparison_shows_intervals_and_weights(tmp_path):
     narrow = importance_sampling(ORACLE.model, ORACLE.guide(0.0, 0.4), x, num_samples=100)
     assert "cannot be trusted" in words(comparison(compare({**estimates, "narrow": narrow})))
     assert write_figure(tmp_path / "compare.png", figure).stat().st_size > 5_000
+    given = compare({**estimates, "narrow": narrow}, evidence="log p(x|y)")
+    for text in (given.table(), words(comparison(given))):
+        assert text.count("log p(x|y)") >= 2
+        assert "log p(x)" not in text
 
 
 @pytest.mark.parametrize("side", [2, 8])

@@ -77,6 +77,7 @@ class Comparison:
         log_px: Pointwise values in the order of ``rows``, shape ``(M, N)``, nats, float64.
         std_error: Their Monte Carlo standard errors, likewise; NaN where unknown.
         reliable: Whether each can be trusted, likewise, bool.
+        evidence: What is compared, in words: ``log p(x|y)`` of models that are given labels.
     """
 
     rows: tuple[Difference, ...]
@@ -86,6 +87,7 @@ class Comparison:
     log_px: Tensor
     std_error: Tensor
     reliable: Tensor
+    evidence: str = "log p(x)"
 
     def __getitem__(self, name: str) -> Difference:
         for row in self.rows:
@@ -107,7 +109,7 @@ class Comparison:
             f"{100 * self.level:g} % intervals hold together"
         )
         columns = (
-            f"{'':<{width}} {'log p(x)':>11} {'difference':>11} {'interval':>21} {'Monte Carlo':>12} {'weight':>7}"
+            f"{'':<{width}} {self.evidence:>11} {'difference':>11} {'interval':>21} {'Monte Carlo':>12} {'weight':>7}"
         )
         lines = [head, columns, *(_line(row, row.name == self.reference, width) for row in self.rows)]
         return "\n".join([*lines, *self._warnings()])
@@ -115,8 +117,8 @@ class Comparison:
     def _warnings(self) -> list[str]:
         doubted = {row.name: int((~good).sum()) for row, good in zip(self.rows, self.reliable, strict=True)}
         return [
-            f"{name}: for {count:,} of {self.num_data:,} data its log p(x) cannot be trusted and is likely too low, which no "
-            "interval here contains"
+            f"{name}: for {count:,} of {self.num_data:,} data its {self.evidence} cannot be trusted and is likely too low, "
+            "which no interval here contains"
             for name, count in doubted.items()
             if count
         ]
@@ -141,6 +143,7 @@ def compare(
     reference: str | None = None,
     level: float = 0.95,
     data_keys: Mapping[str, object] | None = None,
+    evidence: str = "log p(x)",
 ) -> Comparison:
     r"""Compare models by log p(x) of the same data, datum by datum.
 
@@ -160,6 +163,7 @@ def compare(
         level: c, between 0 and 1.
         data_keys: Name to a fingerprint of the data and their binarization, anything that can be compared; refused where
             two differ. None: only the numbers of data are compared.
+        evidence: What the estimates are of, in words.
 
     Returns:
         Differences, intervals and stacking weights.
@@ -188,7 +192,7 @@ def compare(
     for k, name in enumerate(names):
         errors_of_both = torch.zeros_like(errors[[k, at]]) if k == at else errors[[k, at]]  # no error against itself
         rows.append(_difference(name, values[[k, at]], errors_of_both, reliable[[k, at]], quantile, weights[k]))
-    return Comparison(tuple(rows), base, level, values.shape[1], values, errors, reliable)
+    return Comparison(tuple(rows), base, level, values.shape[1], values, errors, reliable, evidence)
 
 
 def _difference(

@@ -22,7 +22,7 @@ def comparison(found: Comparison) -> Figure:
     for place, row in enumerate(found.rows):
         right.text(row.weight + 0.02, place, f"{row.weight:.2f}", va="center", fontsize=9)
     left.set_yticks(range(count), [_name(row, row.name == found.reference) for row in found.rows])
-    xlabel = f"log p(x) less that of {found.reference}, nats per datum (higher is better)"
+    xlabel = f"{found.evidence} less that of {found.reference}, nats per datum (higher is better)"
     if any(row.mc_error for row in found.rows):
         xlabel += "\nbroad: twice the Monte Carlo error, which more draws would remove"
     left.set(ylim=(count - 0.5, -0.5), xlabel=xlabel)
@@ -37,7 +37,7 @@ def comparison(found: Comparison) -> Figure:
     )
     if not bool(found.reliable.all()):
         figure.supxlabel(
-            "orange: log p(x) of some data cannot be trusted, in this model or the reference, and is likely too low",
+            f"orange: {found.evidence} of some data cannot be trusted, in this model or the reference, and is likely too low",
             fontsize=9,
         )
     return figure
