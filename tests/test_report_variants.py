@@ -181,6 +181,10 @@ def objective_of(*rows: tuple[float, float, float, float]) -> str:
             "training objective (rate times β)",
         ),
         ([(-9.0, -10.0, 3.0, 1.0), (-8.0, -8.0, 3.0, 1.0)], "training objective (rate times β)"),
+        (
+            [(-17.5, -10.0, 3.0, 3.0), (-13.5, -9.0, 3.0, 2.0), (-9.5, -8.0, 3.0, 1.0)],
+            "training objective (rate times β)",
+        ),
         ([(-10.5, -10.0, 3.0, 1.0), (-9.1, -9.0, 3.0, 1.0)], "with its penalties and auxiliary terms"),
         ([(-19.5, -10.0, 3.0, 4.0), (-18.1, -9.0, 3.0, 4.0)], "with its penalties and auxiliary terms"),
         # Above the ELBO by nothing that beta does: a bound of several draws.

@@ -115,9 +115,11 @@ def _objective(history: History, train: str) -> str:
     """
     columns = ("objective", train, "train_rate", "beta")
     objective, bound, rate, beta = (np.array(history[column], dtype=float) for column in columns)
-    before = np.concatenate([beta[:1] if len(beta) == 1 else [min(0.0, beta[0])], beta[:-1]])
-    falls = beta < before  # it began anew within the epoch
-    ends = [np.where(falls, 0.0, before), np.where(falls, beta.max(), beta)]
+    rising = len(beta) > 1 and beta[1] >= beta[0]
+    first = 0.0 if rising else 2 * beta[0] - beta[min(1, len(beta) - 1)]  # what it began with, which no row has
+    before = np.concatenate([[first], beta[:-1]])
+    falls = beta < before  # it may have begun anew within the epoch
+    ends = [np.where(falls, 0.0, before), np.where(falls, max(first, beta.max()), beta)]
     low, high = np.sort([bound + (1 - weight) * rate for weight in ends], axis=0)
     near = TOLERANCE * np.maximum(1.0, np.abs(objective))
     if bool(((low - near <= objective) & (objective <= high + near)).all()):
