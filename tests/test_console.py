@@ -66,7 +66,7 @@ def test_bytes_of_file_names_come_out_as_they_were():
     [
         pytest.param("train", {"PYTHONIOENCODING": "cp1252"}, marks=pytest.mark.slow),
         pytest.param("train", C_LOCALE, marks=pytest.mark.slow),  # as the run below, and the next one in ASCII
-        ("evaluate", {"PYTHONIOENCODING": "ascii"}),
+        pytest.param("evaluate", {"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

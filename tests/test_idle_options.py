@@ -239,7 +239,7 @@ def test_looking_for_them_leaves_training_as_it_is(name, monkeypatch):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-@pytest.mark.parametrize("words", [[], ["--model", "m2"]])
+@pytest.mark.parametrize("words", [[], pytest.param(["--model", "m2"], marks=pytest.mark.slow)])
 def test_a_run_of_before_such_a_seed_was_refused_goes_on(no_pictures, words, finished):
     """Its configuration has a seed of labels and no number of them; without a checkpoint it begins again."""
     assert train.main([*SMALL, *words]) == 0

@@ -316,9 +316,7 @@ def slow(tmp_path_factory, nursery) -> dict[str, Path]:
 
 #: A terminal's signal and a scheduler's here; the others, which the table above has without a process, in make test-all.
 REAL = [
-    pytest.param(
-        kind, name, marks=[pytest.mark.slow] * ((kind, name) not in {("memory", "SIGINT"), ("workers", "SIGTERM")})
-    )
+    pytest.param(kind, name, marks=[pytest.mark.slow] * ((kind, name) != ("memory", "SIGINT")))
     for kind in PATCHES
     for name in SIGNALS
 ]

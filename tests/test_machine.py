@@ -306,7 +306,14 @@ def test_training_validation_and_evidence_need_no_float64(played, objective, bet
     assert torch.float64 not in played.dtypes
 
 
-@pytest.mark.parametrize("words", ["", "--likelihood continuous-bernoulli", "--likelihood normal --clip-norm 1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        pytest.param("--likelihood continuous-bernoulli", marks=pytest.mark.slow),
+        pytest.param("--likelihood normal --clip-norm 1", marks=pytest.mark.slow),
+    ],
+)
 def test_both_commands_run_where_there_is_no_float64(played, tmp_path, monkeypatch, capsys, words):
     folder = tmp_path / "run"
     if words:  # the pictures take the longest, and are the same

@@ -249,7 +249,7 @@ def test_plates_within_a_datum_do_not_collide_with_what_is_summed_over(no_pictur
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_data_without_labels_in_every_split_are_evaluated_and_drawn(known, capsys):
     rng = np.random.default_rng(0)
     labels = {"train": [-1, 0, 1, 2] * 6, "test": [-1, 2, -1, -1, -1, 0, -1, -1] if known else [-1] * 8}

@@ -81,7 +81,7 @@ def names(paths: list[Path]) -> list[str]:
 @pytest.mark.parametrize(
     ("latent_dim", "expected"),
     [
-        (1, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst"]),
+        pytest.param(1, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst"], marks=pytest.mark.slow),
         (2, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst", "grid"]),
         pytest.param(3, [*IMAGES, "curves", "latents", "units", "tsne", "log-px", "worst"], marks=pytest.mark.slow),
     ],
@@ -532,6 +532,7 @@ class CountingReader:
         return bits.float().reshape(-1, 1, 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse")
 def test_stored_data_give_the_same_pictures_as_tensors(tmp_path: Path) -> None:
     vae, stored = make_vae(2, (1, 2, 2)), Stored(CountingReader(40))
@@ -558,6 +559,7 @@ def test_of_many_data_only_so_many_are_read(tmp_path: Path, monkeypatch: pytest.
     assert encoded.amount() == "100 of 2,000,000"
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_home_and_no_display(tmp_path: Path) -> None:
     """HOME is a file, so nothing can be kept in it; DISPLAY names a screen that is not there. Not a word of it is said.
 

@@ -47,7 +47,11 @@ def test_every_model_is_in_the_table_or_takes_all():
     assert len(MODELS) == 13
 
 
-@pytest.mark.parametrize("name", MODELS)
+#: Those that take long, and have what `m2` has.
+LONG = {"m1m2", "auxiliary", "sdgm"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in MODELS])
 def test_what_suits_a_model(name):
     torch.manual_seed(0)
     model = make(name, {"data_shape": (1, 4, 4), "latent_dim": 2, "hidden": (4,), "num_classes": 3})

@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("size", [2, 1])
+@pytest.mark.parametrize("size", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_conditional_model_of_vectors_by_the_commands(size, monkeypatch, capsys):
     x, y = bars(400)
     np.savez("bars.npz", x=x, y=y[:, :size])

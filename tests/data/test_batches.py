@@ -127,7 +127,13 @@ def pixels() -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("num_workers", "context", "redraw"),
-    [(0, None, False), (0, None, True), (2, None, False), (2, None, True), (2, "spawn", True)],
+    [
+        (0, None, False),
+        (0, None, True),
+        (2, None, False),
+        (2, None, True),
+        pytest.param(2, "spawn", True, marks=pytest.mark.slow),
+    ],
 )
 def test_memory_files_and_workers_give_the_same_batches(tmp_path, pixels, num_workers, context, redraw):
     lazy = Batches(stored(tmp_path / "x.npy", pixels), 10, redraw, num_workers, context)

@@ -51,7 +51,7 @@ def test_standardized_errors_have_mean_square_one(dim, shift, stretch):
     assert within(squares.mean(), 1.0, squares.std() / math.sqrt(len(squares)))
 
 
-@pytest.mark.parametrize(("shift", "stretch"), [(0.0, 1.5), (0.8, 1.1)])
+@pytest.mark.parametrize(("shift", "stretch"), [pytest.param(0.0, 1.5, marks=pytest.mark.slow), (0.8, 1.1)])
 def test_the_bias_is_the_closed_form(shift, stretch):
     """The mean error over many data is -Var(w) / (2 K p^2), and that is what an estimate reports."""
     num, repeats = 100, 40_000

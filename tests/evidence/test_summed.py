@@ -27,7 +27,7 @@ def holds(found, exact, width):
     return float(below.mean()) < 4 * errors[0] and float(above.mean()) > -4 * errors[1]
 
 
-QUICK = [("M2", "prior"), ("M1M2", "guide")]
+QUICK = [("M2", "prior")]
 SLOW = [(name, start) for name in JOINT for start in ("prior", "guide") if (name, start) not in QUICK]
 
 

@@ -264,7 +264,10 @@ def test_compiled_steps_are_the_eager_ones(objective, program):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(("objective", "program"), [("trace", "vae"), ("trace", "bernoulli"), ("dreg", "two layers")])
+@pytest.mark.parametrize(
+    ("objective", "program"),
+    [("trace", "vae"), pytest.param("trace", "bernoulli", marks=pytest.mark.slow), ("dreg", "two layers")],
+)
 def test_compiled_by_inductor(objective, program):
     test_compiled_steps_are_the_eager_ones(objective, program)
 

@@ -120,7 +120,7 @@ def test_the_likelihood_of_hidden_pixels():
     assert error == pytest.approx(float(found.std_error.square().sum().sqrt()) / 6)
 
 
-@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("seed", [0, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_stated_error_of_hidden_pixels_is_that_of_repeated_estimates(seed):
     torch.manual_seed(0)
     vae = pv.VAE((2, 3), 2, (), likelihood="normal").double()
