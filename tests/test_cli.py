@@ -230,6 +230,7 @@ def test_load_gives_the_best_parameters_and_the_same_test_images(finished):
     assert again.log_px == summary(folder)["test"]["log_px"]["value"]  # the very images and parameters
 
 
+@pytest.mark.slow
 def test_evaluate_as_a_process_changes_the_number_of_samples(finished, tmp_path):
     copy = tmp_path / "run"
     copy.mkdir()

@@ -198,6 +198,7 @@ def test_schedules_reach_a_compiled_step():
         assert len({round(v, 3) for v in found[0]}) == 4
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_to_the_same_elbo(tmp_path):
     """After equal steps from one seed the test ELBO differs by less than its standard error over data."""
     found = {}

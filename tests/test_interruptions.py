@@ -413,6 +413,7 @@ def written(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing(tmp_path, nursery):
     dice, folder, done, config = random.Random(3), tmp_path / "run", 0, None
     words, started = [*WORDS, "--epochs", "60"], time.monotonic()

@@ -367,6 +367,7 @@ sys.exit(codes != [0, 0, 0])
 """
 
 
+@pytest.mark.slow
 def test_both_commands_use_nothing_that_only_posix_has(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(machine.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WITHOUT_POSIX, *SMALL, "--run-dir", "run", "--device", "cpu"]

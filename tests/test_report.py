@@ -132,6 +132,7 @@ def test_colour_images_that_are_not_square(tmp_path: Path) -> None:
     assert 1.3 < samples.shape[1] / samples.shape[0] < 1.6  # 9 by 6, with a title
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse")
 def test_seed_decides_the_pixels(tmp_path: Path) -> None:
     vae, data = (
