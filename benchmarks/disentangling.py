@@ -24,7 +24,7 @@ import pyro_vae as pv
 from pyro_vae.data import Data, shapes
 from pyro_vae.evidence.aggregate import aggregate_posterior
 from pyro_vae.evidence.disentanglement import InformationGap, factor_vae_score, mutual_information_gap
-from pyro_vae.inference.total_correlation import TotalCorrelation
+from pyro_vae.inference.total_correlation import ESTIMATORS, TotalCorrelation
 from pyro_vae.report.factors import traversals_by_factor, units_by_factors
 from pyro_vae.report.pictures import write_figure
 
@@ -46,6 +46,8 @@ def vae(seed: int) -> pv.VAE:
 
 def named(title: str, seed: int, options: argparse.Namespace, ending: str) -> Path:
     words = [title.replace(" ", "-"), options.epochs, options.batch_size, seed]
+    if options.estimator != "even" and SETTINGS[title][1] != 1:
+        words.append(options.estimator)
     if options.warm_up:
         words.append(f"warm-up-{options.warm_up:g}")
     return options.out / f"{'-'.join(map(str, words))}.{ending}"
@@ -62,7 +64,7 @@ def trained(title: str, seed: int, data: Data, options: argparse.Namespace) -> p
     beta, weight = SETTINGS[title]
     objective: Any = pv.elbo("mean-field", max_plate_nesting=1)
     if weight != 1:
-        objective = TotalCorrelation(objective, weight, num_data=len(data.train.x))
+        objective = TotalCorrelation(objective, weight, estimator=options.estimator, num_data=len(data.train.x))
     steps = options.epochs * math.ceil(len(data.train.x) / options.batch_size)
     rising = pv.schedules.linear(0.0, beta, steps=round(options.warm_up * steps)) if options.warm_up else beta
     pv.fit(
@@ -121,6 +123,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--warm-up", type=float, default=0.0, help="share of the steps in which weights rise from 0")
+    parser.add_argument("--estimator", choices=ESTIMATORS, default="even", help="of the total correlation in training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shown", type=int, default=0, help="seed of the models in the pictures")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to run")

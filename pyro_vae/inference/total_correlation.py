@@ -42,7 +42,8 @@ def batch_weights(estimator: str, batch_size: int, num_data: int) -> Tensor:
     .. math:: \hat q(z_i) = \textstyle\sum_j W_{ij}\, q(z_i | x_j), \qquad z_i \sim q(z | x_i)
 
     - ``"weighted"``: :math:`W_{ij} = 1 / (N B)`. They sum to 1/N: an estimate of q(z) up to a factor, which no gradient
-      sees, in which the draw's own code is as heavy as any other, so that I(x; z) cannot exceed log B.
+      sees, and :class:`TotalCorrelation` leaves out. The draw's own code is as heavy as any other, so that what is taken for
+      I(x; z) cannot exceed log B.
     - ``"stratified"``: with M = B - 1, own code 1/N, the next one in the batch (N - M) / (N M), each other one 1/M.
       :math:`E\, \hat q(z_i) = q(z_i)` over batches of distinct data that hold datum i.
     - ``"even"``: own code 1/N, each other one (N - 1) / (N M). This is the mean of ``"stratified"`` over the order of the
@@ -96,6 +97,9 @@ def _even(size: int, total: int) -> Tensor:
     return weights.fill_diagonal_(1 / total)
 
 
+#: An estimate of the total correlation below this, in nats, is no noise.
+BELOW = -0.1
+
 #: Estimators of q(z) by name: B and N to the weights, shape ``(B, B)``.
 ESTIMATORS = {"even": _even, "stratified": _stratified, "weighted": _weighted}
 
@@ -121,9 +125,13 @@ class TotalCorrelation(KLControl):
         weight: :math:`\beta`, of the total correlation.
         information_weight: :math:`\alpha`, of I(x; z).
         unit_weight: :math:`\gamma`, of the units' KL.
-        estimator: How codes of the batch stand for all, see :func:`batch_weights`.
+        estimator: How codes of the batch stand for all, see :func:`batch_weights`. ``"even"`` and ``"stratified"`` are for
+            batches that hold the neighbours of a code, with log B well above I(x; z): where a batch has none, they take the
+            joint density for far too small, more so than the units', and the penalty falls below 0: a reward for units that
+            depend on each other (``fit`` warns of it). The error of ``"weighted"`` has the other sign, and presses on
+            I(x; z) too.
         num_data: N, the size of the training data; None: the full size of the data plate, which is B for one that is the
-            batch. Then ``"even"`` is the mean of the batch, and has the gradient of ``"weighted"`` at any N.
+            batch. Then ``"even"`` is the mean of the batch, as ``"weighted"`` is at any N.
 
     Raises:
         TypeError: If it is another objective, or a number is none.
@@ -144,7 +152,7 @@ class TotalCorrelation(KLControl):
         weight: float = 6.0,
         information_weight: float = 1.0,
         unit_weight: float = 1.0,
-        estimator: str = "even",
+        estimator: str = "weighted",
         num_data: int | None = None,
     ) -> None:
         super().__init__(objective)
@@ -171,6 +179,24 @@ class TotalCorrelation(KLControl):
         parts = [self._particle(pair, layout) for pair in pairs]
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
 
+    def judged(self, objective: float, elbo: float, batch_size: int) -> str | None:
+        """What is wrong with an epoch in which the estimate of the total correlation was below 0; None where it was not.
+
+        Args:
+            objective: The mean of what was maximized, nats per datum.
+            elbo: The mean ELBO.
+            batch_size: B.
+        """
+        if self.weight <= 1 or (self.information_weight, self.unit_weight) != (1, 1):
+            return None
+        value = (elbo - objective) / (self.weight - 1)
+        if value >= BELOW:
+            return None
+        return (
+            f"{self.name}: expected an estimate of at least 0, got {value:.2f} nats: a batch of {batch_size} holds too few "
+            "neighbours of a code, and the penalty is a reward; take larger batches, or in Python estimator='weighted'."
+        )
+
     def _particle(self, pair: Pair, layout: Layout) -> Terms:
         distortion, rate = self._distortion(pair, layout), self._rates(pair, layout)[:, 0]
         information, total_correlation, units = self._parts(pair, layout)
@@ -187,7 +213,8 @@ class TotalCorrelation(KLControl):
         """Each datum's draw of I(x; z), the total correlation and the units' KL, shape ``(B,)``, nats; mean over draws."""
         site, guide_site = self._only_site(pair, layout)
         joint, units = _scores(guide_site, layout)
-        log_weights = batch_weights(self.estimator, layout.size, self._total(guide_site, layout)).log().to(joint)
+        weights = batch_weights(self.estimator, layout.size, self._total(guide_site, layout))
+        log_weights = (weights / weights.sum(1, keepdim=True)).log().to(joint)
         log_q = (joint + log_weights[:, None]).logsumexp(-1)  # (B, K)
         log_product = (units + log_weights[:, None, :, None]).logsumexp(-2).sum(-1)  # (B, K)
         given = joint.diagonal(dim1=0, dim2=2).T  # (B, K)

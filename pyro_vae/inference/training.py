@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -85,6 +86,7 @@ class Training:
         self.progress: Progress | None = None
         self.best: dict[str, Tensor] | None = None
         self.stop_reason: str | None = None
+        self._warned = False
         self.device = data.train.x.device
         self.order = torch.Generator(self.device).manual_seed(options.seed)
         pair = betas.apply(model.model, model.guide)
@@ -157,10 +159,21 @@ class Training:
         except Paused:
             return None
         self.progress = None
+        self._judge(row)
         self.history.rows.append(row)
         if self.data.validation is not None and self.history.best_epoch == len(self.history):
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         return row
+
+    def _judge(self, row: Row) -> None:
+        """Warn, once, where the objective says that an epoch went otherwise than it means to."""
+        judged = getattr(self.svi.objective, "judged", None)
+        if judged is None or self._warned or self.betas.final not in (None, 1.0):
+            return
+        said = judged(row["objective"], row["train_elbo"], self.options.batch_size)
+        if said is not None:
+            self._warned = True
+            warnings.warn(said, stacklevel=4)
 
     def begin(self) -> Progress:
         """An epoch of which nothing has been done: its order is drawn."""

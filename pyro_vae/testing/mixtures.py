@@ -72,8 +72,9 @@ class Labelled(nn.Module):
 def weights_of(estimator: str, size: int, total: int) -> Tensor:
     r"""What the codes of a batch count for in the estimate of q(z) for a draw from the first, from their definitions.
 
-    "All": the mean over all data, which is q(z). "Weighted": each code 1 / (N B). "Stratified", M = B - 1: the own code 1/N,
-    one other (N - M) / (N M), the rest 1/M. "Even": the own code 1/N, the others share the rest.
+    "All": the mean over all data, which is q(z). "Weighted": each code 1 / B, the definition's factor 1/N left out.
+    "Stratified", M = B - 1: the own code 1/N, one other (N - M) / (N M), the rest 1/M. "Even": the own code 1/N, the others
+    share the rest.
 
     References:
         Chen et al., "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, appendix C.
@@ -82,7 +83,7 @@ def weights_of(estimator: str, size: int, total: int) -> Tensor:
     if estimator == "all":
         return torch.full((size,), 1 / size, dtype=torch.float64)
     if estimator == "weighted":
-        return torch.full((size,), 1 / (total * size), dtype=torch.float64)
+        return torch.full((size,), 1 / size, dtype=torch.float64)
     if estimator == "even":
         return torch.tensor([1 / total, *[(1 - 1 / total) / others] * others], dtype=torch.float64)
     one, rest = (total - others) / (total * others), [1 / others] * (others - 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,7 @@ def test_fit_trains_them_as_they_want_where_nothing_else_is_said(kind, named, pl
 
 
 def test_what_they_want_makes_another_model():
-    others = [fitted(VAE, **options) for options in ({}, {"elbo": "mean-field"}, {"elbo": penalty(num_data=None)})]
+    others = [fitted(VAE, **options) for options in ({}, {"elbo": "mean-field"}, {"elbo": penalty(weight=3.0)})]
     for kind in (BetaVAE, TCVAE):
         assert all(not torch.allclose(fitted(kind), other, atol=1e-4) for other in others)
 
@@ -95,3 +97,25 @@ def test_the_example_prints_both_scores_and_draws(tmp_path, monkeypatch, capsys)
         assert 0.05 < mig < 0.6  # places are found at once, nothing else
         assert 0.35 < score < 0.9
     assert {"factors.png", "traversals.png"} == {file.name for file in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "size", "warned"), [("even", 8, True), ("weighted", 8, False), ("even", 400, False)]
+)
+def test_fit_says_where_batches_hold_no_neighbours_of_a_code(estimator, size, warned):
+    """Far codes of 2 units, one for each of 400 points on a circle, which no batch of 8 has twice."""
+    angles = 2 * math.pi * torch.rand(400, 1, generator=torch.Generator().manual_seed(0))
+    x = 4 * torch.cat([angles.cos(), angles.sin()], 1)
+    torch.manual_seed(0)
+    vae = VAE((2,), 2, (16,), likelihood="normal")
+    objective = TotalCorrelation(elbo("mean-field"), 6.0, estimator=estimator, num_data=400)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        epochs = 8 if size == 8 else 60
+        history = fit(vae, x, elbo=objective, epochs=epochs, batch_size=size, lr=0.02, progress=False, compile=False)
+    said = [str(w.message) for w in caught if "total correlation" in str(w.message)]
+    assert len(said) == warned
+    if warned:
+        assert f"batch of {size} holds too few neighbours" in said[0]
+    below = [(e - o) / 5 < -0.1 for e, o in zip(history["train_elbo"], history["objective"], strict=True)]
+    assert any(below) == warned

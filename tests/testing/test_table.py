@@ -165,10 +165,14 @@ def own_as_others(size, total):
     return torch.full((size, size), 1 / size, dtype=torch.float64)
 
 
+def own_twice(size, total):
+    return own_as_others(size, total).fill_diagonal_(2 / size)
+
+
 @pytest.mark.parametrize(
     ("estimator", "fault"),
     [
-        pytest.param("weighted", own_as_others, marks=pytest.mark.slow),
+        pytest.param("weighted", own_twice, marks=pytest.mark.slow),
         ("stratified", two_columns),
         pytest.param("even", own_as_others, marks=pytest.mark.slow),
     ],
