@@ -184,7 +184,7 @@ class TotalCorrelation(KLControl):
 
         Args:
             objective: The mean of what was maximized, nats per datum.
-            elbo: The mean ELBO.
+            elbo: The mean ELBO, - distortion - rate.
             batch_size: B.
         """
         if self.weight <= 1 or (self.information_weight, self.unit_weight) != (1, 1):

@@ -170,7 +170,7 @@ class Training:
         judged = getattr(self.svi.objective, "judged", None)
         if judged is None or self._warned or self.betas.final not in (None, 1.0):
             return
-        said = judged(row["objective"], row["train_elbo"], self.options.batch_size)
+        said = judged(row["objective"], -row["train_distortion"] - row["train_rate"], self.options.batch_size)
         if said is not None:
             self._warned = True
             warnings.warn(said, stacklevel=4)

@@ -99,6 +99,18 @@ def test_the_example_prints_both_scores_and_draws(tmp_path, monkeypatch, capsys)
     assert {"factors.png", "traversals.png"} == {file.name for file in tmp_path.iterdir()}
 
 
+class Unbounded(VAE):
+    """One whose objective is said to bound nothing."""
+
+    has_bound = False
+
+
+def test_a_model_without_a_bound_is_pressed_too():
+    torch.manual_seed(0)
+    history = fit(Unbounded((6,), 2, (5,)), X, elbo=penalty(), epochs=1, progress=False, compile=False)
+    assert "train_elbo" not in history.rows[0]
+
+
 @pytest.mark.parametrize(
     ("estimator", "size", "warned"), [("even", 8, True), ("weighted", 8, False), ("even", 400, False)]
 )
