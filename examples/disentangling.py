@@ -42,8 +42,11 @@ def main() -> None:
         with torch.no_grad():
             q = vae.encode(x)
         gaps[title] = pv.evidence.mutual_information_gap(q, factors, seed=0)
-        score = pv.evidence.factor_vae_score(q.mean, factors, seed=0)
-        print(f"{title}: {gaps[title].sentence} {score.sentence} Rate {history.rows[-1]['validation_rate']:.1f} nats.")
+        try:
+            told = pv.evidence.factor_vae_score(q.mean, factors, seed=0).sentence
+        except ValueError:  # after an epoch or two no unit may be in use
+            told = "No unit is in use yet: no FactorVAE score."
+        print(f"{title}: {gaps[title].sentence} {told} Rate {history.rows[-1]['validation_rate']:.1f} nats.")
     write_figure(options.out / "factors.png", units_by_factors(gaps, names))
     large = x[(factors[:, 0] == 2).float().mul(6).add(factors[:, 1]).argmax()]  # a corner, of the largest
     with torch.no_grad():
