@@ -21,11 +21,12 @@ import pyro
 import torch
 
 import pyro_vae as pv
-from pyro_vae.data import Data, shapes
-from pyro_vae.evidence.aggregate import aggregate_posterior
-from pyro_vae.evidence.disentanglement import InformationGap, factor_vae_score, mutual_information_gap
-from pyro_vae.inference.total_correlation import ESTIMATORS, TotalCorrelation
-from pyro_vae.report.factors import traversals_by_factor, units_by_factors
+from pyro_vae.data import Data
+from pyro_vae.data.named import shapes
+from pyro_vae.evidence.criticism.aggregate_posterior import aggregate_posterior
+from pyro_vae.evidence.criticism.disentanglement import InformationGap, factor_vae_score, mutual_information_gap
+from pyro_vae.inference.kl.total_correlation import ESTIMATORS, TotalCorrelation
+from pyro_vae.report.figures.disentanglement import traversals_by_factor, units_by_factors
 from pyro_vae.report.pictures import write_figure
 
 #: Title to the weight of the whole KL and that of the total correlation.

@@ -22,8 +22,8 @@ import pyro_vae as pv
 from benchmarks.throughput import images, machine
 from benchmarks.throughput.networks import OneLayer, mlp
 from benchmarks.throughput.pythae_trainer import model_of
-from pyro_vae.inference.captured_draws import CapturedDraws
-from pyro_vae.inference.precision import PRECISIONS
+from pyro_vae.inference.svi.precision import PRECISIONS
+from pyro_vae.inference.weights.compiled import CapturedDraws
 
 NUM_DATA = 100
 

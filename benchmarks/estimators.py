@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae import compiling, evidence
+from pyro_vae import evidence
 from pyro_vae.evidence import CapturedPath, Estimate
-from pyro_vae.randomness import own_randomness
+from pyro_vae.system import compiler
+from pyro_vae.system.randomness import own_randomness
 
 
 def estimators(vae: Any, x: Tensor, num_steps: int, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -36,7 +37,7 @@ def estimators(vae: Any, x: Tensor, num_steps: int, seed: int) -> Iterator[tuple
         "refined, then K = 1,000",
         lambda: evidence.refined_importance_sampling(*pair, x, num_samples=1000, seed=seed),
     )
-    options: dict[str, Any] = {"compile": CapturedPath() if compiling.obstacle() is None else False}
+    options: dict[str, Any] = {"compile": CapturedPath() if compiler.obstacle() is None else False}
     for start in ("prior", "guide"):
         yield (
             f"annealed from the {start}, 16 chains of {num_steps:,} steps",
@@ -84,7 +85,7 @@ def main() -> None:
     print(f"{len(x)} test images, {torch.get_num_threads()} threads\n")
     table(run.vae, x, chosen.num_steps, seed)
     started = time.perf_counter()
-    compile = CapturedPath() if compiling.obstacle() is None else False
+    compile = CapturedPath() if compiler.obstacle() is None else False
     bracket = evidence.bidirectional(
         run.vae.model, run.vae.guide, x, num_steps=chosen.num_steps, start="guide", seed=seed, compile=compile
     )

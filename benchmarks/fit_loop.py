@@ -18,7 +18,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.data import Data, Split
-from pyro_vae.inference.training import Training
+from pyro_vae.inference.training.training import Training
 
 
 class Clock:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.evidence.aggregate import aggregate_posterior
-from pyro_vae.inference.total_correlation import TotalCorrelation
+from pyro_vae.evidence.criticism.aggregate_posterior import aggregate_posterior
+from pyro_vae.inference.kl.total_correlation import TotalCorrelation
 
 WEIGHT = 6.0
 

@@ -21,7 +21,7 @@ from pyro_vae.evidence import aggregate_posterior
 from pyro_vae.models.autoencoder import Autoencoder, squared_error
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.linear import LinearVAE, principal_angles
-from pyro_vae.report.autoencoders import codes, planes
+from pyro_vae.report.figures.autoencoders import codes, planes
 from pyro_vae.report.pictures import write_figure
 
 BETAS = (0.0, 1.0, 4.0)

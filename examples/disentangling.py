@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 import pyro_vae as pv
-from pyro_vae.data import shapes
-from pyro_vae.models.disentangled import TCVAE, BetaVAE
-from pyro_vae.report.factors import traversals_by_factor, units_by_factors
+from pyro_vae.data.named import shapes
+from pyro_vae.models.presets import TCVAE, BetaVAE
+from pyro_vae.report.figures.disentanglement import traversals_by_factor, units_by_factors
 from pyro_vae.report.pictures import write_figure
 
 KINDS = {"beta 4": BetaVAE, "tcvae 6": TCVAE}

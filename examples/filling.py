@@ -22,9 +22,9 @@ from pyro_vae.evidence import hidden_log_px, importance_sampling, inpaint
 from pyro_vae.models.autoencoder import squared_error
 from pyro_vae.models.denoising import DenoisingVAE, denoise
 from pyro_vae.models.inpainting import InpaintingVAE, Partial
-from pyro_vae.report.filling import denoisings, fillings
+from pyro_vae.report.figures.inpainting import denoisings, fillings
+from pyro_vae.report.figures.tiles import pick_rows
 from pyro_vae.report.pictures import write_figure
-from pyro_vae.report.tiles import pick_rows
 
 NOISES = ("gaussian:0.5", "masking:0.5", "salt-and-pepper:0.4")
 LATENT_DIM, HIDDEN = 16, (256,)

@@ -18,15 +18,15 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.data import Data, Split
-from pyro_vae.models.auxiliary import ADGM, SDGM
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.conditional import Conditional
-from pyro_vae.models.m1 import M1
-from pyro_vae.models.semi_supervised import M2
-from pyro_vae.models.stacked import M1M2
-from pyro_vae.report.images import analogies, samples
+from pyro_vae.models.semi_supervised.auxiliary import ADGM, SDGM
+from pyro_vae.models.semi_supervised.m1 import M1
+from pyro_vae.models.semi_supervised.m1m2 import M1M2
+from pyro_vae.models.semi_supervised.m2 import M2
+from pyro_vae.report.figures.images import analogies, samples
+from pyro_vae.report.figures.tiles import tiles
 from pyro_vae.report.pictures import write_figure
-from pyro_vae.report.tiles import tiles
 
 MODELS: dict[str, Any] = {"m1": M1, "m2": M2, "m1m2": M1M2, "auxiliary": ADGM, "sdgm": SDGM}
 

@@ -14,7 +14,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae.imports import capturing
+from pyro_vae.system.imports import capturing
 
 Beta = float | Tensor
 

@@ -7,10 +7,10 @@ Two examples:
 
 from __future__ import annotations
 
-from pyro_vae import starting
+from pyro_vae.system.signals import listen
 
 if __name__ == "__main__":
-    starting.listen("pyro_vae.train")  # the imports below take seconds
+    listen("pyro_vae.train")  # the imports below take seconds
 
 import dataclasses
 import sys
@@ -21,20 +21,21 @@ from pathlib import Path
 
 import torch
 
-from pyro_vae import console, machine, parallel, pipeline, sweep, threads
-from pyro_vae.arguments import Options, parse, value_of
-from pyro_vae.claim import fresh, made
-from pyro_vae.config import Config
-from pyro_vae.data.named import NAMED
-from pyro_vae.description import describe
-from pyro_vae.files import resuming
-from pyro_vae.inference.finite import NonFiniteLossError
-from pyro_vae.inference.history import History
-from pyro_vae.interruptions import Interrupted, Signals, listening, signal_of
-from pyro_vae.runs import RunDirectory
+from pyro_vae import parallel
+from pyro_vae.cli import terminal
+from pyro_vae.cli.train_arguments import Options, parse, value_of
+from pyro_vae.inference.svi.non_finite import NonFiniteLossError
+from pyro_vae.inference.training.history import History
+from pyro_vae.runs import pipeline, progress, sweep
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.description import describe
+from pyro_vae.runs.directory import RunDirectory, _run_name, resuming
+from pyro_vae.system import devices, threads
+from pyro_vae.system.files import fresh, made
+from pyro_vae.system.signals import Interrupted, Signals, listening, signal_of
 
 
-@console.any_encoding()
+@terminal.any_encoding()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     with parallel.one_voice(), listening() as signals, ExitStack() as within:
         if "--version" in argv:
-            print(console.versions(), flush=True)
+            print(terminal.versions(), flush=True)
             return 0
         try:
             within.enter_context(parallel.joined())
@@ -65,9 +66,9 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
             if (folder := value_of("--resume", argv)) is not None and parallel.world().main:
                 within.enter_context(RunDirectory(folder).held())
             config, options, checkpoint = parse(argv, __doc__)
-            say = pipeline.silent if options.quiet else _say
+            say = progress.silent if options.quiet else _say
             threads.set_threads(options.threads)
-            device, words = machine.resolve_device(parallel.device_name(options.device))
+            device, words = devices.resolve_device(parallel.device_name(options.device))
         parallel.take_device(device)
         if options.beta_sweep:
             return _sweep(argv, config, options, say, signals)
@@ -76,8 +77,8 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
         directory = _shared_directory(prepared, options, within)
     except BrokenPipeError:
         raise
-    except console.ERRORS as error:
-        print(f"pyro_vae.train: error: {console.sentence(error)}", file=sys.stderr)
+    except terminal.ERRORS as error:
+        print(f"pyro_vae.train: error: {terminal.sentence(error)}", file=sys.stderr)
         return 2
     say(describe(prepared, f"{words}{parallel.world()}"))
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
@@ -87,7 +88,7 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
         warnings.formatwarning = usual
 
 
-def _sweep(argv: Sequence[str], config: Config, options: Options, say: pipeline.Say, signals: Signals) -> int:
+def _sweep(argv: Sequence[str], config: Config, options: Options, say: progress.Say, signals: Signals) -> int:
     """A run for each weight, each an ordinary one in a folder of its own; then the table and the plot."""
     if (size := parallel.world().size) > 1:
         raise ValueError(
@@ -132,12 +133,6 @@ def _without(argv: Sequence[str], flag: str) -> list[str]:
     return kept
 
 
-def _run_name(config: Config) -> str:
-    data, model = config.data.dataset, config.model.model.rpartition(":")[2]
-    words = [data if data in NAMED else Path(data).stem, *([] if model == "vae" else [model]), config.train.elbo]
-    return "-".join(words)
-
-
 def _shared_directory(prepared: pipeline.Prepared, options: Options, within: ExitStack) -> RunDirectory:
     """The run's folder: claimed by one process, known to all."""
     claimed = None
@@ -167,7 +162,7 @@ def _directory(prepared: pipeline.Prepared, options: Options) -> Iterator[RunDir
     yield directory
 
 
-def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say, signals: Signals) -> int:
+def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: progress.Say, signals: Signals) -> int:
     history = None
     try:
         with signals.waiting():
@@ -190,7 +185,7 @@ def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: pipeline.Say
         return 2
     except (RuntimeError, TypeError, MemoryError) as error:
         print(
-            f"pyro_vae.train: error: {console.sentence(error, TypeError)} {_what_is_kept(directory)}", file=sys.stderr
+            f"pyro_vae.train: error: {terminal.sentence(error, TypeError)} {_what_is_kept(directory)}", file=sys.stderr
         )
         return 1 if (directory.path / "checkpoint.pt").exists() else 2
     except KeyboardInterrupt as stop:

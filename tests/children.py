@@ -92,7 +92,14 @@ def _serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    names = ("torch._dynamo", "sklearn.datasets", "pyro_vae.data.named", "pyro_vae.summary", "pyro_vae.train", "arviz")
+    names = (
+        "torch._dynamo",
+        "sklearn.datasets",
+        "pyro_vae.data.named.registry",
+        "pyro_vae.runs.evaluation.summary",
+        "pyro_vae.train",
+        "arviz",
+    )
     for name in names:
         importlib.import_module(name)
     from pyro_vae import report

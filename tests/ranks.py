@@ -19,12 +19,13 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae import parallel, train
 from pyro_vae.data import Data, Split, Stored
-from pyro_vae.estimation import Estimation, estimate
-from pyro_vae.inference import capture
-from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
-from pyro_vae.inference.svi import SVI
-from pyro_vae.inference.training import evaluate_terms
+from pyro_vae.inference.capture import graph as capture
+from pyro_vae.inference.kl.floors import FreeBits, MinimumRate
+from pyro_vae.inference.kl.targets import Capacity, TargetRate
+from pyro_vae.inference.svi.svi import SVI
+from pyro_vae.inference.training.validation import evaluate_terms
 from pyro_vae.models.labels import Labels
+from pyro_vae.runs.evaluation.estimators import Estimation, estimate
 from tests.children import Child, Nursery
 
 LATENT, PIXELS = 2, 5

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import tyro
 
-from pyro_vae import console
-from pyro_vae.data.filesets import FileSet
-from pyro_vae.data.named import NAMED
-from pyro_vae.data.parts import Parts, Request
-from pyro_vae.data.sources import data_folders
+from pyro_vae.cli import parser, terminal
+from pyro_vae.data.loading import data_folders
+from pyro_vae.data.named.fileset import FileSet
+from pyro_vae.data.named.registry import NAMED
+from pyro_vae.data.source import Parts, Request
 from pyro_vae.lookup import lookup
 
 
@@ -31,7 +31,7 @@ class Arguments:
     """Folder with (or for) the files, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
 
 
-@console.any_encoding()
+@terminal.any_encoding()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if "--version" in argv:
-        print(console.versions())
+        print(terminal.versions())
         return 0
     code = 0
     try:
-        args = console.parse(Arguments, argv, prog="python -m pyro_vae.data", description=__doc__)
+        args = parser.parse(Arguments, argv, prog="python -m pyro_vae.data", description=__doc__)
         if not args.names:
             raise ValueError(f"names: expected at least one of {', '.join(NAMED)}, got none.")
         for name in args.names:

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyro_vae.evidence.arviz_values import elpd_data
+from pyro_vae.evidence.arviz_export import elpd_data
 from pyro_vae.evidence.stacking import stacking_weights
 from pyro_vae.lookup import unknown
 

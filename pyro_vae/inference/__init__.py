@@ -1,20 +1,24 @@
 """Inference: log weights, objectives, SVI and the training loop."""
 
-from pyro_vae.inference.bounds import Terms
-from pyro_vae.inference.combined import CIWAE, MIWAE, PIWAE, RWS, TVO
-from pyro_vae.inference.enumerated_elbo import TraceEnumELBO
-from pyro_vae.inference.finite import NonFiniteLossError
-from pyro_vae.inference.importance import IWAE, VIMCO, Renyi
-from pyro_vae.inference.kl_control import Capacity, FreeBits, MinimumRate, TargetRate
-from pyro_vae.inference.loop import early_stopping, fit
-from pyro_vae.inference.objectives import TraceELBO, TraceMeanFieldELBO
-from pyro_vae.inference.path_gradient import STL, DReG
-from pyro_vae.inference.registry import OBJECTIVES, elbo
-from pyro_vae.inference.structured import TraceGraphELBO
-from pyro_vae.inference.svi import SVI
-from pyro_vae.inference.total_correlation import TotalCorrelation, batch_weights
-from pyro_vae.inference.training import LR_SCHEDULES, OPTIMIZERS, FitOptions, History, Training
-from pyro_vae.inference.weights import WeightTerms, log_weights
+from pyro_vae.inference.kl.floors import FreeBits, MinimumRate
+from pyro_vae.inference.kl.targets import Capacity, TargetRate
+from pyro_vae.inference.kl.total_correlation import TotalCorrelation, batch_weights
+from pyro_vae.inference.objectives.bound import Terms
+from pyro_vae.inference.objectives.enumerated import TraceEnumELBO
+from pyro_vae.inference.objectives.graph import TraceGraphELBO
+from pyro_vae.inference.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, VIMCO, Renyi
+from pyro_vae.inference.objectives.mean_field import TraceMeanFieldELBO
+from pyro_vae.inference.objectives.path_gradient import STL, DReG
+from pyro_vae.inference.objectives.registry import OBJECTIVES, elbo
+from pyro_vae.inference.objectives.trace import TraceELBO
+from pyro_vae.inference.objectives.wake_sleep import RWS, TVO
+from pyro_vae.inference.svi.non_finite import NonFiniteLossError
+from pyro_vae.inference.svi.svi import SVI
+from pyro_vae.inference.training.fit import early_stopping, fit
+from pyro_vae.inference.training.history import History
+from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
+from pyro_vae.inference.training.training import Training
+from pyro_vae.inference.weights.log_weights import WeightTerms, log_weights
 
 __all__ = [
     "CIWAE",

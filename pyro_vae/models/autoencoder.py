@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.models.base import Model, Network, mean_image, network, part
+from pyro_vae.models.base import Model, mean_image, part
+from pyro_vae.networks.build import Network, network
 
 
 class _Flat(dist.ImproperUniform):

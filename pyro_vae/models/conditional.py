@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, cast
+from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro
 import torch
@@ -13,31 +13,10 @@ from torch import Tensor, nn
 
 from pyro_vae.data.labels import WHOLE_NUMBERS
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
-from pyro_vae.models.base import Model, Network, check_network, mean_image, network, part
+from pyro_vae.models.base import Model, mean_image, part
 from pyro_vae.models.labels import check_classes
 from pyro_vae.models.vae import VAE
-from pyro_vae.networks.joined import Joined
-
-Shapes = Sequence[Sequence[int]]
-#: A network of several inputs: a module; or what makes one as ``networks.joined.Joined`` is made; or None, for that itself.
-JoinedNetwork = nn.Module | Callable[[Shapes, Sequence[int], Sequence[int], str], nn.Module] | None
-
-
-def joined(
-    given: JoinedNetwork,
-    in_shapes: Shapes,
-    out_shape: Sequence[int],
-    hidden: Sequence[int],
-    activation: str,
-) -> nn.Module:
-    """A network of several inputs: the perceptron, the module that is given, or one that it makes; of one, as ``network``."""
-    if len(in_shapes) == 1:
-        return network(cast(Network, given), in_shapes[0], out_shape, hidden, activation)
-    if given is None:
-        return Joined(in_shapes, out_shape, hidden, activation)
-    found = given if isinstance(given, nn.Module) else given(in_shapes, out_shape, hidden, activation)
-    check_network(found, in_shapes, out_shape)
-    return found
+from pyro_vae.networks.build import JoinedNetwork, Shapes, joined
 
 
 class LabelledModel(Model):

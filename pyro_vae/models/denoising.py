@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.lookup import lookup
-from pyro_vae.models.base import Network, mean_image, named_or_module
+from pyro_vae.models.base import mean_image, named_or_module
 from pyro_vae.models.vae import VAE
+from pyro_vae.networks.build import Network
 
 
 def gaussian(x: Tensor, level: float) -> Tensor:

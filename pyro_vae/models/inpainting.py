@@ -11,9 +11,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.lookup import lookup
-from pyro_vae.models.base import Network, mean_image, network
+from pyro_vae.models.base import mean_image
 from pyro_vae.models.protocol import needs, takes
 from pyro_vae.models.vae import VAE
+from pyro_vae.networks.build import Network, network
 from pyro_vae.registration import register
 
 

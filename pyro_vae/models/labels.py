@@ -12,8 +12,8 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae.data.labels import check_labels
-from pyro_vae.data.whole_batch import batch_counts
 from pyro_vae.distributions.relaxed import LogRelaxedCategorical
+from pyro_vae.parallel.shared_batch import batch_counts
 
 
 def check_classes(num_classes: int | None, model: str, least: int = 2) -> int:

@@ -10,9 +10,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.models.base import Network
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks import MLP
+from pyro_vae.networks.build import Network
 
 
 class LinearVAE(VAE):

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from pyro_vae.data import Columns, Data, Split, Stored
 from pyro_vae.data.labels import UNKNOWN, check_labels
-from pyro_vae.randomness import own_randomness
+from pyro_vae.system.randomness import own_randomness
 
 #: The columns of the data.
 COLUMNS = ("x", "y")

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
-import sys
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from pyro_vae.lookup import unknown
 from pyro_vae.models.autoencoder import Autoencoder
-from pyro_vae.models.auxiliary import ADGM, SDGM
-from pyro_vae.models.base import check_maker
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.denoising import DenoisingVAE
-from pyro_vae.models.disentangled import TCVAE, BetaVAE
 from pyro_vae.models.inpainting import InpaintingVAE
 from pyro_vae.models.linear import LinearVAE
-from pyro_vae.models.m1 import M1
-from pyro_vae.models.semi_supervised import M2
-from pyro_vae.models.stacked import M1M2
+from pyro_vae.models.presets import TCVAE, BetaVAE
+from pyro_vae.models.semi_supervised.auxiliary import ADGM, SDGM
+from pyro_vae.models.semi_supervised.m1 import M1
+from pyro_vae.models.semi_supervised.m1m2 import M1M2
+from pyro_vae.models.semi_supervised.m2 import M2
+from pyro_vae.models.user_code import imported, place
 from pyro_vae.models.vae import VAE
+from pyro_vae.networks.build import check_maker
 
 #: The models of the command line, ``--model NAME``.
 MODELS: dict[str, type[nn.Module]] = {
@@ -42,6 +40,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "beta": BetaVAE,
     "tcvae": TCVAE,
 }
+
 
 #: What a constructor may take besides options of its own, all by name.
 ARGUMENTS = ("data_shape", "latent_dim", "hidden", "activation", "likelihood", "num_classes", "encoder", "decoder")
@@ -76,38 +75,6 @@ def model_class(name: str) -> type[nn.Module]:
             f"model {name}: expected a constructor that takes data_shape, got {found.__name__}({', '.join(parameters(found))})"
             "; give it this parameter."
         )
-    return found
-
-
-def imported(kind: str, path: str) -> type[nn.Module]:
-    """The class at ``MODULE:CLASS``.
-
-    Raises:
-        ValueError: If it cannot be imported, or is no ``nn.Module``.
-    """
-    module, _, name = path.partition(":")
-    if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise ValueError(f"{kind}: expected MODULE:CLASS such as mypackage.nets:MyEncoder, got {path!r}.")
-    try:
-        found: Any = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{kind} {path}: expected a module that Python finds, got none called {error.name}; start from the folder that "
-            "holds it, or set PYTHONPATH."
-        ) from None
-    except SystemExit as leave:
-        raise ValueError(
-            f"{kind} {path}: expected a module that can be imported, got one that leaves Python (sys.exit) when it is; put "
-            'what is its program under `if __name__ == "__main__":`.'
-        ) from leave
-    except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"{kind} {path}: importing {module} failed ({type(error).__name__}: {line}); mend it."
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        got = "none" if found is None else f"{type(found).__name__} {name}"
-        raise ValueError(f"{kind} {path}: expected a class that is a torch.nn.Module in {module}, got {got}.")
     return found
 
 
@@ -149,7 +116,12 @@ def settings_of(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -> nn.Module:
+def make(
+    name: str,
+    arguments: Mapping[str, Any],
+    options: Sequence[str] = (),
+    load_run: Callable[[str], nn.Module] | None = None,
+) -> nn.Module:
     """Make a model.
 
     Args:
@@ -157,6 +129,7 @@ def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -
         arguments: Of ``ARGUMENTS``; those that the constructor does not take are left out. ``encoder`` and ``decoder`` are
             ``MODULE:CLASS``, classes that are made as ``networks.MLP`` is.
         options: ``NAME=VALUE``, for what the constructor takes besides; values are read as Python's, else as text.
+        load_run: Loads the model of a run, for the options that the class lists in ``from_runs``.
 
     Raises:
         ValueError: If a class cannot be had, an option is unknown or not of this form, or the constructor refuses a value.
@@ -170,6 +143,9 @@ def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -
             given[part] = imported(part, given[part])
             check_maker(given[part])
     given |= read_options(name, cls, options)
+    for key in getattr(cls, "from_runs", ()) if load_run is not None else ():
+        if isinstance(given.get(key), str):
+            given[key] = load_run(given[key])
     if missing := [k for k, p in taken.items() if p.default is inspect.Parameter.empty and k not in given]:
         raise ValueError(
             f"model {name}: expected a value for {missing[0]}, which its constructor needs, got none; pass --model-options "
@@ -190,24 +166,6 @@ def make(name: str, arguments: Mapping[str, Any], options: Sequence[str] = ()) -
         raise ValueError(
             f"model {name}: expected arguments of the right kinds, got {said} ({error}); correct it."
         ) from error
-
-
-def foreign_modules(modules: Iterable[str]) -> set[str]:
-    """Those that are a user's."""
-    return {name for name in modules if name.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
-
-
-def modules_of(vae: nn.Module) -> set[str]:
-    """The Python modules that hold the classes of a model's parts, as far as they are a user's."""
-    return foreign_modules(type(part).__module__ for part in vae.modules())
-
-
-def place(error: Exception, modules: Iterable[str]) -> str | None:
-    """File and line where an error arose in a user's modules; None where it did in none of them."""
-    foreign = foreign_modules(modules)
-    files = {getattr(sys.modules.get(name), "__file__", None) for name in foreign}
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
 
 
 def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[str, Any]:

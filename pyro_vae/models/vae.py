@@ -11,7 +11,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
-from pyro_vae.models.base import Model, Network, mean_image, network, part
+from pyro_vae.models.base import Model, mean_image, part
+from pyro_vae.networks.build import Network, network
 
 
 class VAE(Model):

@@ -1,4 +1,4 @@
-"""The multilayer perceptron, for encoder and decoder alike."""
+"""Multi-layer perceptrons, of one input or of several."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.lookup import lookup
@@ -68,5 +69,70 @@ class MLP(nn.Module):
         """
         # A vector stays as it is: a reshape that does nothing still costs a step of the backward pass.
         h = x if len(self.in_shape) == 1 else x.flatten(-len(self.in_shape))
+        y = self.head(self.layers(h))
+        return y if len(self.out_shape) == 1 else y.unflatten(-1, self.out_shape)
+
+
+class Joined(nn.Module):
+    r"""Multilayer perceptron of several tensors.
+
+    .. math:: h_1 = a\big(\textstyle\sum_i V_i\, \mathrm{vec}(x_i) + b_1\big), \quad h_l = a(W_l h_{l-1} + b_l), \quad
+        y = W h_L + b
+
+    The same as an :class:`MLP` of the inputs one after another, but the inputs need no common leading dimensions: they
+    broadcast after the first layer, so that an image which meets each of ten labels goes through it once. With no hidden
+    layer it is the linear (affine) map.
+
+    Args:
+        in_shapes: Shape of each input, such as ``[(1, 28, 28), (10,)]``.
+        out_shape: Shape of one output.
+        hidden: Width of each hidden layer; empty for a linear map.
+        activation: A name from ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: If a width or a shape is not positive, or the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        in_shapes: Sequence[Sequence[int]],
+        out_shape: Sequence[int],
+        hidden: Sequence[int] = (),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        sizes = [math.prod(shape) for shape in in_shapes]
+        if min(*sizes, *hidden, math.prod(out_shape)) < 1:
+            raise ValueError(
+                f"hidden: expected widths of at least 1, got {list(hidden)}; leave it empty for a linear map."
+            )
+        self.in_shapes, self.out_shape = tuple(map(tuple, in_shapes)), tuple(out_shape)
+        make = lookup("activation", activation, ACTIVATIONS)
+        width = hidden[0] if hidden else sum(sizes)
+        # One bias serves the sum. Without a hidden layer the inputs are only put side by side.
+        self.first = nn.ModuleList(nn.Linear(size, width, bias=not i) for i, size in enumerate(sizes) if hidden)
+        layers: list[nn.Module] = [make()] if hidden else []
+        for fan_in, fan_out in itertools.pairwise(hidden):
+            layers += [nn.Linear(fan_in, fan_out), make()]
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(hidden[-1] if hidden else width, math.prod(out_shape))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs to outputs.
+
+        Args:
+            *inputs: Of shapes ``(..., *in_shape)``, the leading dimensions of which broadcast.
+
+        Returns:
+            Shape ``(..., *out_shape)``.
+        """
+        flat = [
+            x if len(shape) == 1 else x.flatten(-len(shape)) for x, shape in zip(inputs, self.in_shapes, strict=True)
+        ]
+        if self.first:
+            h = sum((layer(x) for layer, x in zip(self.first[1:], flat[1:], strict=True)), start=self.first[0](flat[0]))
+        else:
+            lead = torch.broadcast_shapes(*(x.shape[:-1] for x in flat))
+            h = torch.cat([x.expand(*lead, x.shape[-1]) for x in flat], -1)
         y = self.head(self.layers(h))
         return y if len(self.out_shape) == 1 else y.unflatten(-1, self.out_shape)

@@ -3,7 +3,7 @@
 In a process that no launcher has started there is one rank, and nothing here costs anything.
 """
 
-from pyro_vae.parallel.gathering import (
+from pyro_vae.parallel.collectives import (
     JobError,
     add_up,
     collected,
@@ -18,7 +18,7 @@ from pyro_vae.parallel.gathering import (
     told,
     turns,
 )
-from pyro_vae.parallel.place import World, device_name, joined, launched, one_voice, stream, world
+from pyro_vae.parallel.world import World, device_name, joined, launched, one_voice, stream, world
 
 __all__ = [
     "JobError",

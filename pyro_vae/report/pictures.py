@@ -14,20 +14,20 @@ from matplotlib.figure import Figure
 
 from pyro_vae.data import Data, Split
 from pyro_vae.evidence import Estimate
-from pyro_vae.files import write_atomically
 from pyro_vae.inference import History
-from pyro_vae.machine import explain
 from pyro_vae.models.protocol import asked, evidence_of, loss_of, needs, trained_on
-from pyro_vae.models.registry import modules_of, place
-from pyro_vae.randomness import own_randomness
-from pyro_vae.report.curves import curves
-from pyro_vae.report.encoded import Encoded, encode
-from pyro_vae.report.images import analogies, interpolations, plane, reconstructions, samples
-from pyro_vae.report.latents import latents
-from pyro_vae.report.log_px import log_px, worst
-from pyro_vae.report.tiles import has_known_labels, like_parameters
-from pyro_vae.report.tsne import MIN_POINTS, tsne
-from pyro_vae.report.units import traversals, units
+from pyro_vae.models.user_code import modules_of, place
+from pyro_vae.report.figures.curves import curves
+from pyro_vae.report.figures.encoded import Encoded, encode
+from pyro_vae.report.figures.images import analogies, interpolations, plane, reconstructions, samples
+from pyro_vae.report.figures.latents import latents
+from pyro_vae.report.figures.log_px import log_px, worst
+from pyro_vae.report.figures.tiles import has_known_labels, like_parameters
+from pyro_vae.report.figures.tsne import MIN_POINTS, tsne
+from pyro_vae.report.figures.units import traversals, units
+from pyro_vae.system.devices import explain
+from pyro_vae.system.files import write_atomically
+from pyro_vae.system.randomness import own_randomness
 
 DOTS_PER_INCH = 150
 

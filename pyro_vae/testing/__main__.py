@@ -33,7 +33,8 @@ def main(words: list[str] | None = None) -> int:
 
 def _figures(samples: int, seed: int) -> int:
     """The table of figures; how many are not as they should be."""
-    from pyro_vae.testing.table import HEADER, LIMIT, chance, measure
+    from pyro_vae.testing.selftest.linear_gaussian import HEADER, LIMIT
+    from pyro_vae.testing.selftest.table import chance, measure
 
     print(f"Objectives and estimators on a linear-Gaussian VAE, where all is exact; wrong: {LIMIT} standard errors off")
     print(HEADER)
@@ -49,7 +50,7 @@ def _figures(samples: int, seed: int) -> int:
 
 def _faults(samples: int, seed: int) -> int:
     """What the checks say of faults; how many are not as they should be."""
-    from pyro_vae.testing.selftest import CASES, run
+    from pyro_vae.testing.selftest.faults import CASES, run
 
     print("The checks of check_elbo_bounds, on a sound model and on a fault for each law")
     failed = 0

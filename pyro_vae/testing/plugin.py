@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pyro_vae.testing.report import Report
+    from pyro_vae.testing.findings import Report
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,8 +43,8 @@ def elbo_checks(request: pytest.FixtureRequest) -> Callable[..., Report]:
 
     def checks(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
         __tracebackhide__ = True
-        from pyro_vae.testing.checks import check_elbo_bounds
-        from pyro_vae.testing.report import BrokenBound
+        from pyro_vae.testing.elbo_bounds import check_elbo_bounds
+        from pyro_vae.testing.findings import BrokenBound
 
         kwargs.setdefault("num_samples", request.config.getoption("--elbo-samples"))
         kwargs.setdefault("seed", request.config.getoption("--elbo-seed"))

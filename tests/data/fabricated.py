@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from pyro_vae.data import omniglot
+from pyro_vae.data.named import omniglot
 
 SIZES = {"train": 7, "test": 4}
 DEVANAGARI = {"images_background": 3, "images_evaluation": 2}

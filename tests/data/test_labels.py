@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pyro_vae.data import Batches, Columns, Split
+from pyro_vae.data.batches import Mixed, Shuffled, Spread, order_of
 from pyro_vae.data.labels import check_labels, encode_labels, keep_labels, num_classes
-from pyro_vae.data.orders import Mixed, Shuffled, Spread, order_of
 from pyro_vae.data.stored import MemoryReader, Stored
 from pyro_vae.parallel import World
 

@@ -11,10 +11,10 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from pyro_vae.evidence import Estimate, importance_sampling
-from pyro_vae.evidence.arviz_values import is_arviz_1
+from pyro_vae.evidence.arviz_export import is_arviz_1
 from pyro_vae.evidence.comparison import compare
 from pyro_vae.evidence.stacking import stacking_gap, stacking_weights
-from pyro_vae.imports import import_arviz
+from pyro_vae.system.imports import import_arviz
 from tests.oracles import LinearGaussian
 
 ORACLE = LinearGaussian()

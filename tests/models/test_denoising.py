@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.inference import capture
+from pyro_vae.inference.capture import graph as capture
 from pyro_vae.models.autoencoder import squared_error
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.denoising import NOISES, DenoisingVAE, Noise, denoise

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import evidence
-from pyro_vae.evidence.filling import hidden_log_px, inpaint
-from pyro_vae.inference import capture
+from pyro_vae.evidence.inpainting import hidden_log_px, inpaint
+from pyro_vae.inference.capture import graph as capture
 from pyro_vae.models.inpainting import MASKS, InpaintingVAE, Partial, seen
 from pyro_vae.models.linear import LinearVAE
 from pyro_vae.models.registry import MODELS

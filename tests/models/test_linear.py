@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.inference import OBJECTIVES, capture
+from pyro_vae.inference import OBJECTIVES
+from pyro_vae.inference.capture import graph as capture
 from pyro_vae.models.linear import LinearVAE, principal_angles
 from pyro_vae.testing import check_elbo_bounds
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_vae import VAE
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.models.vae import mean_image
+from pyro_vae.models.base import mean_image
 
 
 def test_sites_plate_and_registered_networks():

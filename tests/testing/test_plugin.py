@@ -5,14 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import pyro_vae.testing.__main__ as selftest
 from pyro_vae.testing import BrokenBound, check_elbo_bounds
-
-ROOT = Path(__file__).parents[2]
+from tests.children import ROOT
 
 SUITE = """
 def test_sound(elbo_checks):
@@ -99,7 +97,7 @@ def test_selftest_catches_a_fault_of_each_law(capsys, monkeypatch):
 
 def test_selftest_says_when_the_checks_see_nothing(capsys, monkeypatch):
     monkeypatch.setattr(selftest, "_figures", lambda samples, seed: 0)
-    monkeypatch.setattr("pyro_vae.testing.selftest.check_elbo_bounds", lambda *_, **__: None)
+    monkeypatch.setattr("pyro_vae.testing.selftest.faults.check_elbo_bounds", lambda *_, **__: None)
     assert selftest.main([]) == 1
     out = capsys.readouterr().out
     assert "1 of 10 as they should" in out

@@ -1,0 +1,1 @@
+"""The command line: flags, terminal output and the two commands' arguments."""

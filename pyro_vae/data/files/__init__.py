@@ -1,0 +1,1 @@
+"""Data of a user's own: arrays, tables and folders of images."""

@@ -1,0 +1,218 @@
+"""NumPy's files: ``.npy``, read a batch at a time where it is large, and ``.npz``."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_vae.data.files.array_checks import Checked, check
+from pyro_vae.data.labels import encode_labels
+from pyro_vae.data.source import Parts, Request
+from pyro_vae.data.stored import ArrayFile, MemoryReader, Reader, Scaled
+from pyro_vae.lookup import unknown
+
+#: Names of arrays that are splits, in lower case, and the names their labels go by.
+SPLITS = {
+    "train": ("train", "x_train", "train_x", "train_images", "images_train", "train_data"),
+    "validation": ("validation", "val", "valid", "x_val", "val_x", "x_valid", "x_validation", "val_images"),
+    "test": ("test", "x_test", "test_x", "test_images", "images_test", "test_data"),
+}
+LABELS = {
+    "train": ("y_train", "train_y", "train_labels", "labels_train"),
+    "validation": ("y_val", "val_y", "y_valid", "y_validation", "val_labels"),
+    "test": ("y_test", "test_y", "test_labels", "labels_test"),
+    "": ("labels", "label", "y", "targets", "target", "classes"),
+}
+
+#: What NumPy and zipfile raise for bytes that are not a whole file of theirs.
+BROKEN = (ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """An array in memory."""
+
+    array: NDArray[Any]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self.array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape, rows first."""
+        return self.array.shape
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows as they are."""
+        return self.array[start:stop]
+
+    def reader(self, scaled: Scaled) -> Reader:
+        """A reader of these values."""
+        return MemoryReader(self.array, scaled)
+
+
+@dataclass(frozen=True)
+class InFile:
+    """An array in a ``.npy`` file."""
+
+    file: ArrayFile
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self.file.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape, rows first."""
+        return self.file.stored
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows as they are."""
+        return self.file.values(slice(start, stop))
+
+    def reader(self, scaled: Scaled) -> Reader:
+        """A reader of these values."""
+        f = self.file
+        return ArrayFile(f.path, f.offset, f.dtype, f.stored, f.fortran, scaled)
+
+
+def open_npy(path: Path, request: Request) -> Parts:
+    """The array of a ``.npy`` file, which is not loaded.
+
+    Raises:
+        ValueError: If it is no such file, or its array is not as data should be.
+    """
+    _refuse_array(path, request)
+    mapped = _attempt(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    if not isinstance(mapped, np.memmap):
+        raise _unreadable(path, "another kind of file under this name")
+    order = mapped.flags.f_contiguous and not mapped.flags.c_contiguous
+    file = ArrayFile(path.resolve(), mapped.offset, mapped.dtype, mapped.shape, order)
+    del mapped
+    checked = check(path.name, InFile(file), None, request)
+    return Parts(checked.part, words=checked.words, unit=checked.unit)
+
+
+def _refuse_array(path: Path, request: Request) -> None:
+    if request.array is not None:
+        raise ValueError(
+            f"array: expected only with an .npz, which has names, got {request.array!r} for {path}; drop it."
+        )
+
+
+def _unreadable(path: Path, reason: object) -> ValueError:
+    text = str(reason)
+    with path.open("rb") as file:
+        start = file.read(6)
+    if "allow_pickle" in text or "Object arrays" in text:
+        text = "Python objects" if start[1:] == b"NUMPY" or start[:2] == b"PK" else "no array (text, or another format)"
+    elif (
+        not text
+        or isinstance(reason, EOFError)
+        or "mmap length" in text
+        or "reading array" in text
+        or start[:2] == b"PK"
+    ):
+        text = "an empty file" if path.stat().st_size == 0 else "a file that ends too early"
+    reason = text.splitlines()[0].rstrip(".")
+    return ValueError(
+        f"data set {path}: expected a NumPy {path.suffix} file of numbers, got {reason}; save the array again "
+        "by numpy.save or numpy.savez."
+    )
+
+
+def open_npz(path: Path, request: Request) -> Parts:
+    """The array of an ``.npz`` file that ``request.array`` names, or the only one, or its train and test arrays.
+
+    Raises:
+        ValueError: If it is no such file, the choice is not clear, or the array is not as data should be.
+    """
+    with path.open("rb") as stream:  # np.load would leave it open where the file is broken
+        archive = _attempt(path, lambda: np.load(stream, allow_pickle=False))
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise _unreadable(path, "another kind of file under this name")
+        names = {name.lower(): name for name in archive.files}
+        wanted = _choose(path, archive, names, request)
+        several = len(wanted) > 1
+        raw = {split: _labels(path, archive, names, split if several else "") for split in wanted}
+        known = {split: values for split, values in raw.items() if values is not None}
+        encoded, key = encode_labels(list(known.values()), f"{path.name}, labels") if known else ([], "")
+        labels = dict(zip(known, encoded, strict=True))
+        checked = {
+            split: check(
+                f"{path.name}, array {name}",
+                _load(path, archive, name),
+                labels.get(split),
+                request,
+                whole=not several,
+                key=key if split in labels else "without labels",
+            )
+            for split, name in wanted.items()
+        }
+    _check_alike(path, checked)
+    words = "\n".join(c.words for c in checked.values())
+    splits = {split: c.part for split, c in checked.items()}
+    return Parts(**splits, words=words, unit=all(c.unit for c in checked.values()))
+
+
+def _attempt(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except BROKEN as error:
+        raise _unreadable(path, error) from None
+
+
+def _load(path: Path, archive: Any, name: str) -> InMemory:
+    return InMemory(_attempt(path, lambda: archive[name]))
+
+
+def _choose(path: Path, archive: Any, names: dict[str, str], request: Request) -> dict[str, str]:
+    """Split to the name of its array; all under "train" where the file has no splits."""
+    if not names:
+        raise ValueError(f"data set {path}: expected an .npz with an array in it, got one without any.")
+    if request.array is not None:
+        if request.array not in archive.files:
+            raise unknown(f"array of {path.name}", request.array, archive.files)
+        return {"train": request.array}
+    found = {split: names[n] for split, known in SPLITS.items() for n in known if n in names}
+    if "train" in found and "test" in found:
+        return found
+    known_labels = {n for group in LABELS.values() for n in group}
+    others = [name for name in archive.files if name.lower() not in known_labels]
+    if not others:
+        raise ValueError(
+            f"data set {path}: expected an array of data, got labels alone ({', '.join(archive.files)}); add the data."
+        )
+    if len(others) != 1:
+        raise ValueError(
+            f"data set {path}: expected --array to say which of its arrays to take, got none and {len(others)} of them "
+            f"({', '.join(sorted(others) or archive.files)}); choose one."
+        )
+    return {"train": others[0]}
+
+
+def _labels(path: Path, archive: Any, names: dict[str, str], split: str) -> NDArray[Any] | None:
+    for known in LABELS[split]:
+        if known in names:
+            return _load(path, archive, names[known]).array
+    return None
+
+
+def _check_alike(path: Path, checked: dict[str, Checked]) -> None:
+    """Refuse splits that differ in the shape of a datum or in their scale."""
+    shapes = {split: tuple(c.part.x.shape[1:]) for split, c in checked.items()}
+    divisors = {split: getattr(c.part.x.reader, "scaled").divisor for split, c in checked.items()}  # noqa: B009
+    for what, found in (("data of one shape", shapes), ("pixels of one range", divisors)):
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{split} {value}" for split, value in found.items())
+            raise ValueError(f"data set {path}: expected {what} in its arrays, got {listed}; save them alike.")

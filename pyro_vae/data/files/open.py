@@ -1,0 +1,53 @@
+"""A user's own data by path: which reader opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pyro_vae.data.files.arrays import open_npy, open_npz
+from pyro_vae.data.files.folders import open_folder
+from pyro_vae.data.files.tables import open_table
+from pyro_vae.data.source import Parts, Request
+
+#: Files by suffix: (path, what is asked) -> what there is.
+FILES: dict[str, Callable[[Path, Request], Parts]] = {
+    ".npy": open_npy,
+    ".npz": open_npz,
+    ".csv": open_table,
+    ".parquet": open_table,
+}
+
+KINDS = "a .npy, .npz, .csv or .parquet file, or a folder of images"
+
+
+def is_path(name: str) -> bool:
+    """Whether a data set is meant as a path: it has a separator or a known suffix, or it is there."""
+    if not name.strip():
+        return False
+    return "/" in name or "\\" in name or Path(name).suffix in FILES or Path(name).expanduser().exists()
+
+
+def open_path(path: Path, request: Request) -> Parts:
+    """The parts of a file or folder.
+
+    Raises:
+        ValueError: If it is not there, cannot be read, or does not hold data as they should be.
+    """
+    try:
+        if path.is_dir():
+            return open_folder(path, request)
+        if not path.exists():
+            raise ValueError(f"data set {path}: expected {KINDS}, got a path where nothing is; check its spelling.")
+        if path.suffix.lower() not in FILES:
+            raise ValueError(f"data set {path}: expected {KINDS}, got a file of another kind; save it as one of these.")
+        return FILES[path.suffix.lower()](path, request)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        raise ValueError(
+            f"data set {path}: expected data that can be read, got {error}; check its permissions."
+        ) from None
+    except MemoryError:
+        raise ValueError(
+            f"data set {path}: expected data that fit into memory, got larger ones; save them as .npy, which is read a batch "
+            "at a time."
+        ) from None

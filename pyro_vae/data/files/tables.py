@@ -1,0 +1,117 @@
+"""Tables of numbers, one datum a row: ``.csv`` and ``.parquet``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.data.files.array_checks import check
+from pyro_vae.data.files.arrays import LABELS, InMemory, _refuse_array
+from pyro_vae.data.labels import encode_labels
+from pyro_vae.data.source import Parts, Request
+
+
+def open_table(path: Path, request: Request) -> Parts:
+    """The numbers of a table; a column named ``label``, ``labels``, ``y``, ``target`` or the like holds the labels.
+
+    Raises:
+        ValueError: If it is no table, or holds anything but numbers.
+    """
+    _refuse_array(path, request)
+    frame = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    if len(frame) == 0:
+        raise ValueError(f"data set {path}: expected at least 3 rows of numbers below the header, got none; add some.")
+    named = [column for column in frame.columns if str(column).lower() in LABELS[""]]
+    if len(named) > 1:
+        raise ValueError(
+            f"data set {path}: expected one column of labels, got {', '.join(map(str, named))}; drop some."
+        )
+    labels, key = None, "without labels"
+    if named:
+        plain = isinstance(frame[named[0]].dtype, np.dtype) and frame[named[0]].dtype.kind == "f"
+        if not plain and frame[named[0]].isna().any():  # of numbers encode_labels says what is to be done
+            raise ValueError(
+                f"data set {path}: expected a label in every row, got rows without one; write -1 where it is unknown, or drop "
+                "these data."
+            )
+        (labels,), key = encode_labels([frame.pop(named[0]).to_numpy()], f"{path.name}, {named[0]}")
+        if frame.shape[1] == 0:
+            raise ValueError(f"data set {path}: expected columns of numbers beside {named[0]!r}, got none; add them.")
+    dropped = _drop_row_numbers(frame)
+    for column in frame.columns:
+        if frame[column].dtype.kind not in "biuf":
+            raise ValueError(
+                f"data set {path}: expected numbers in every column, got others in column {column!r}, such as "
+                f"{str(frame[column].iloc[0])!r}; drop it, encode it, or name it 'label' if that is what it holds."
+            )
+    alike = len({str(dtype) for dtype in frame.dtypes}) == 1 and isinstance(frame.dtypes.iloc[0], np.dtype)
+    values = frame.to_numpy() if alike else frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    checked = check(path.name, InMemory(values), labels, request, key=key)
+    return Parts(checked.part, words=checked.words + dropped, unit=checked.unit)
+
+
+def _drop_row_numbers(frame: Any) -> str:
+    """Leave out the column of row numbers that pandas writes by default, and say so."""
+    first = frame.columns[0] if len(frame.columns) > 1 else None
+    if str(first).startswith("Unnamed: 0") and np.array_equal(frame[first].to_numpy(), np.arange(len(frame))):
+        del frame[first]
+        return "; left out the first column, which numbers the rows"
+    return ""
+
+
+def _read_csv(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = next((line.rstrip("\r\n") for line in file if line.strip()), "")
+        separator = max(",;\t", key=first.count)
+        cells = first.split(separator)
+        numbered = cells == [str(k) for k in range(len(cells))]  # as pandas writes columns that have no names
+        header = 0 if numbered or not all(map(_is_number, cells)) else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # else columns beyond the header would be dropped
+            return pd.read_csv(
+                path, sep=separator, header=header, encoding="utf-8-sig", low_memory=False, index_col=False
+            )
+    except pd.errors.ParserWarning:
+        raise ValueError(
+            f"data set {path}: expected a header with a name for each column, got one of {len(cells)} above rows of more; take "
+            "comments out, or complete it."
+        ) from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
+        reason = "an empty file" if isinstance(error, pd.errors.EmptyDataError) else str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"data set {path}: expected a table of numbers in UTF-8, separated by commas, semicolons or tabs, with as many in "
+            f"each row, got {reason}."
+        ) from None
+
+
+def _is_number(text: str) -> bool:
+    if text.strip().lower() in ("true", "false"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except ImportError:
+        raise ValueError(
+            "data set: expected the package pyarrow, with which .parquet files are read, got none; install it by "
+            "pip install 'pyro-vae[parquet]', or save the table as .csv."
+        ) from None
+    except Exception as error:  # pyarrow has errors of its own for every way in which a file can be none
+        if isinstance(error, OSError) and not path.stat().st_size == 0 and error.errno is not None:
+            raise
+        reason = "an empty file" if path.stat().st_size == 0 else str(error).strip().splitlines()[0]
+        raise ValueError(f"data set {path}: expected a whole .parquet file, got {reason}; write it again.") from None

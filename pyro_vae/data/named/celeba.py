@@ -1,0 +1,114 @@
+"""CelebA: 202,599 photographs of faces, decoded when they are read."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pyro_vae.data.named.fileset import TIMEOUT, FileSet
+from pyro_vae.data.source import Part, Parts, Request
+from pyro_vae.data.stored import Stored
+
+PHOTOGRAPHS, ZIPPED = "celeba/img_align_celeba", "celeba/img_align_celeba.zip"
+PARTITION = "celeba/list_eval_partition.txt"
+ARCHIVES = (ZIPPED, PARTITION)
+
+#: Width and height of the files.
+WHOLE = (178, 218)
+
+#: Side of the square around their centre that is kept.
+CROP = 148
+
+#: Height and width where no other size is asked.
+SIZE = (64, 64)
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Squares around the centres of photographs.
+
+    Attributes:
+        folder: Where the files are.
+        names: Their names, shape ``(N,)``.
+    """
+
+    folder: Path
+    names: NDArray[np.bytes_]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`pyro_vae.data.stored.Reader`."""
+        return (len(self.names), 3, CROP, CROP)
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """See :class:`pyro_vae.data.stored.Reader`.
+
+        Raises:
+            ValueError: If a file cannot be read.
+        """
+        pixels = np.empty((len(rows), CROP, CROP, 3), np.uint8)
+        for k, name in enumerate(self.names[rows]):
+            pixels[k] = _decode(self.folder / name.decode())
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
+    left, top = ((side - CROP) // 2 for side in WHOLE)
+    try:
+        with Image.open(path) as image:
+            if image.size != WHOLE:
+                raise ValueError(f"{image.width} x {image.height} instead of {WHOLE[0]} x {WHOLE[1]} pixels")
+            return np.asarray(image.convert("RGB").crop((left, top, left + CROP, top + CROP)))
+    except Exception as error:  # a broken file fails in any way: OSError, SyntaxError, struct.error, ...
+        raise ValueError(
+            f"celeba: expected a photograph that can be read in {path}, got none ({error}); extract img_align_celeba.zip anew."
+        ) from None
+
+
+def _read(folder: Path, request: Request) -> Parts:
+    """The splits of ``list_eval_partition.txt``, whose lines are ``000001.jpg 0``."""
+    images, words = folder / PHOTOGRAPHS, (folder / PARTITION).read_text().split()
+    names, numbers = np.array(words[::2], dtype=bytes), np.array(words[1::2])
+    if len(names) != len(numbers) or set(numbers) != {"0", "1", "2"}:
+        raise ValueError(f"not a file name and 0, 1 or 2 on each line of {Path(PARTITION).name}")
+    missing = set(names.tolist()) - {os.fsencode(name) for name in os.listdir(images)}
+    if missing:
+        raise ValueError(
+            f"{len(missing):,} of {len(names):,} files are missing in {images}, such as {min(missing).decode()}"
+        )
+    train, validation, test = (Part(Stored(Faces(images, names[numbers == k]), image_size=SIZE)) for k in "012")
+    return Parts(train, validation, test)
+
+
+def _fetch(folder: Path) -> None:
+    """Fetch what is read here; torchvision's own class wants four more lists from a server that limits downloads."""
+    from torchvision.datasets import CelebA
+    from torchvision.datasets.utils import check_integrity, download_file_from_google_drive, extract_archive
+
+    for number, md5, name in CelebA.file_list:
+        if f"celeba/{name}" in ARCHIVES and not check_integrity(folder / "celeba" / name, md5):
+            _reach_google_drive()
+            download_file_from_google_drive(number, folder / "celeba", name, md5)
+    extract_archive(folder / ZIPPED)
+
+
+def _reach_google_drive() -> None:
+    if importlib.util.find_spec("gdown") is None:
+        raise ModuleNotFoundError("that needs gdown: pip install 'pyro-vae[celeba]'")
+    try:  # gdown itself would wait for an answer for ever
+        urllib.request.urlopen("https://drive.google.com", timeout=TIMEOUT).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+
+
+CELEBA = FileSet("celeba", (PARTITION, PHOTOGRAPHS), _read, _fetch, ARCHIVES)

@@ -1,0 +1,206 @@
+r"""Images of one shape each, made from known factors: what scores of disentanglement are measured on.
+
+Every image is made by five independent factors: the shape, its scale, its rotation, and its place, x and y. None of the
+shapes looks the same after a part of a turn, they have one area and turn about their centres of mass, and rotation covers
+half a turn: an image determines all its factors, and four of them are intervals, which one latent unit each can hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_vae.data.source import Part, Parts, Request
+from pyro_vae.data.stored import Stored
+from pyro_vae.lookup import lookup
+
+#: The factors, in the order of their columns, and how many values each takes, evenly spaced and equally likely.
+FACTORS = {"shape": 3, "scale": 6, "rotation": 16, "x": 16, "y": 16}
+
+#: How many images differ.
+COMBINATIONS = math.prod(FACTORS.values())
+
+#: Square root of the area of a shape, from the smallest to the largest, in sides of the image (the shorter one).
+SCALES = (0.13, 0.26)
+
+#: Places of the centre of mass, in widths (x, from the left) and heights (y, from the top) of the image.
+PLACES = (0.3, 0.7)
+
+#: Height and width where no other size is asked.
+SIZE = (32, 32)
+
+#: The splits of the named set, in the order in which they take their images.
+SPLITS = {"train": 20_000, "validation": 2_000, "test": 4_000}
+
+#: The sequence from which the named set comes.
+SEED = 0
+
+#: From points (u, v) of a plane, v upwards, to the distance from the edge: negative inside, exact next to the edge but at
+#: its corners. The areas are 1 and the centres of mass 0.
+Edge = Callable[[Tensor, Tensor], Tensor]
+
+
+def draw_factors(num: int, seed: int = 0) -> Tensor:
+    """Combinations of the values of all factors, in an order that the seed decides.
+
+    No combination comes twice before all have come once, so that images of disjoint rows differ.
+
+    Args:
+        num: How many, any number.
+        seed: Seed of the order.
+
+    Returns:
+        Which value of each factor, from 0, shape ``(num, 5)``, int64; columns as in ``FACTORS``.
+
+    Raises:
+        ValueError: If ``num`` is below 1.
+    """
+    if num < 1:
+        raise ValueError(f"num: expected at least 1, got {num}.")
+    order = torch.randperm(COMBINATIONS, generator=torch.Generator().manual_seed(seed))
+    rest = order[torch.arange(num) % COMBINATIONS]
+    columns = []
+    for count in reversed(FACTORS.values()):
+        columns.append(rest % count)
+        rest = rest // count
+    return torch.stack(columns[::-1], 1)
+
+
+def render(factors: Tensor, size: Sequence[int] = SIZE) -> Tensor:
+    r"""The images that belong to factors.
+
+    A pixel is the share of it that the shape covers, by the distance d of its centre from the edge, in pixels:
+    :math:`\min(1, \max(0, \tfrac12 - d))`.
+
+    Args:
+        factors: As from :func:`draw_factors`, shape ``(N, 5)``, int64.
+        size: Height and width of the images.
+
+    Returns:
+        Shape ``(N, 1, *size)``, float32, in [0, 1].
+
+    Raises:
+        ValueError: If the factors have another shape or a value that is not there, or the size is below 8 x 8.
+    """
+    _check(factors, size)
+    height, width = size
+    shape, *others = factors.unbind(1)
+    scale, rotation, x, y = (_number(values, name) for values, name in zip(others, [*FACTORS][1:], strict=True))
+    side = min(height, width) * scale
+    across = torch.arange(width) + 0.5 - (x * width)[:, None, None]
+    down = torch.arange(height)[:, None] + 0.5 - (y * height)[:, None, None]
+    cos, sin = rotation.cos()[:, None, None], rotation.sin()[:, None, None]
+    # Turned back: v points up, and a positive rotation is counterclockwise.
+    u, v = (across * cos - down * sin) / side[:, None, None], (-across * sin - down * cos) / side[:, None, None]
+    distance = torch.empty_like(u)
+    for k, edge in enumerate(EDGES.values()):
+        distance[shape == k] = edge(u[shape == k], v[shape == k])
+    return (0.5 - side[:, None, None] * distance).clamp(0, 1)[:, None]
+
+
+def factors(split: str = "test") -> Tensor:
+    """The factors of the named set ``shapes``, in the order of ``pv.data.load("shapes")``.
+
+    Args:
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Returns:
+        Shape ``(N, 5)``, int64; columns as in ``FACTORS``.
+
+    Raises:
+        ValueError: If the split is unknown.
+    """
+    lookup("split", split, SPLITS)
+    return draw_factors(sum(SPLITS.values()), SEED).split([*SPLITS.values()])[[*SPLITS].index(split)]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A reader (see :class:`pyro_vae.data.stored.Reader`) that draws the rows it is asked for.
+
+    Attributes:
+        factors: Shape ``(N, 5)``, int64.
+        size: Height and width.
+    """
+
+    factors: Tensor
+    size: tuple[int, int] = SIZE
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, 1, *size)``."""
+        return (len(self.factors), 1, *self.size)
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """See :class:`pyro_vae.data.stored.Reader`."""
+        return render(self.factors[torch.from_numpy(rows)], self.size)
+
+
+def named(request: Request) -> Parts:
+    """The set ``shapes``: its splits have no image in common, and labels are shapes."""
+    size = SIZE if request.image_size is None else request.image_size
+    _check(factors("test")[:1], size)
+    train, validation, test = (Part(Stored(Drawn(v, size)), v[:, 0].clone()) for v in map(factors, SPLITS))
+    return Parts(train, validation, test)
+
+
+def _number(values: Tensor, name: str) -> Tensor:
+    """Values of a factor as the number that it stands for, shape ``(N,)``, float32."""
+    ends = {"scale": SCALES, "rotation": (0.0, math.pi), "x": PLACES, "y": PLACES}[name]
+    # The ends of half a turn are two rotations: only a whole turn would come back.
+    return ends[0] + (ends[1] - ends[0]) * values.float() / (FACTORS[name] - 1)
+
+
+def _check(factors: Tensor, size: Sequence[int]) -> None:
+    if factors.dim() != 2 or factors.shape[1] != len(FACTORS) or factors.is_floating_point():
+        raise ValueError(
+            f"factors: expected whole numbers of shape (N, {len(FACTORS)}), for {', '.join(FACTORS)}, got "
+            f"{tuple(factors.shape)} of {factors.dtype}; see draw_factors."
+        )
+    for (name, count), column in zip(FACTORS.items(), factors.unbind(1), strict=True):
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < count:
+            raise ValueError(f"factors: expected {name} from 0 to {count - 1}, got {column.min()} to {column.max()}.")
+    if len(size) != 2 or min(size) < 8:
+        raise ValueError(
+            f"size: expected a height and a width of at least 8 pixels, in which shapes can be told apart, got "
+            f"{' x '.join(map(str, size))}; ask for more."
+        )
+
+
+def _triangle(u: Tensor, v: Tensor) -> Tensor:
+    """Isosceles, its tip upwards."""
+    height = 1.6
+    half, slope = 1 / height, math.hypot(height, 1 / height)
+    base = -height / 3
+    return torch.maximum(base - v, (height * u.abs() + half * (v - 2 * height / 3)) / slope)
+
+
+def _half_disc(u: Tensor, v: Tensor) -> Tensor:
+    """Flat below."""
+    radius = math.sqrt(2 / math.pi)
+    low = -4 * radius / (3 * math.pi)
+    return torch.maximum(low - v, torch.hypot(u, v - low) - radius)
+
+
+def _corner(u: Tensor, v: Tensor) -> Tensor:
+    """An L of two arms of one length, a third of it wide."""
+    width = 1 / math.sqrt(5)
+    arm = 3 * width
+    # Its centre of mass, from the outer corner, along either arm: that of both bars.
+    centre = (arm * arm / 2 + (arm - width) * width / 2) * width
+    right, up = u + centre, v + centre
+    lying, standing = _box(right, up, arm, width), _box(right, up, width, arm)
+    return torch.minimum(lying, standing)
+
+
+def _box(u: Tensor, v: Tensor, width: float, height: float) -> Tensor:
+    return torch.maximum((u - width / 2).abs() - width / 2, (v - height / 2).abs() - height / 2)
+
+
+EDGES: dict[str, Edge] = {"triangle": _triangle, "half-disc": _half_disc, "corner": _corner}

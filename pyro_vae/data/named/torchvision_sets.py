@@ -1,0 +1,128 @@
+"""Data sets that torchvision fetches and reads, as uint8 in memory."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_vae.data.named.fileset import FileSet
+from pyro_vae.data.source import Part, Parts, Request
+from pyro_vae.data.stored import MemoryReader, Scaled, Stored
+
+
+def part_of(values: NDArray[np.uint8], labels: ArrayLike) -> Part:
+    """A split of images.
+
+    Args:
+        values: Shape ``(N, C, H, W)``.
+        labels: Shape ``(N,)``.
+
+    Raises:
+        ValueError: If there are none, or not as many of one as of the other.
+    """
+    y = torch.from_numpy(np.asarray(labels, np.int64))
+    if len(values) != len(y) or len(y) == 0:
+        raise ValueError(f"{len(values)} images and {len(y)} labels")
+    return Part(Stored(MemoryReader(np.ascontiguousarray(values), Scaled(255))), y)
+
+
+def mnist_like(name: str, kind: str) -> FileSet:
+    """A set in files as those of MNIST; ``kind`` is torchvision's class."""
+    stems = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    files = tuple(f"{kind}/raw/{stem}-ubyte" for stem in stems)
+
+    def opened(folder: Path, **options: bool) -> Any:
+        from torchvision import datasets
+
+        return getattr(datasets, kind)(folder, **options)
+
+    def read(folder: Path, request: Request) -> Parts:
+        train, test = (opened(folder, train=train) for train in (True, False))
+        return Parts(
+            part_of(train.data[:, None].numpy(), train.targets), test=part_of(test.data[:, None].numpy(), test.targets)
+        )
+
+    def fetch(folder: Path) -> None:
+        opened(folder, download=True)
+
+    return FileSet(name, files, read, fetch, archives=tuple(f"{file}.gz" for file in files))
+
+
+def _emnist(folder: Path, train: bool, download: bool = False) -> Any:
+    from torchvision.datasets import EMNIST
+
+    return EMNIST(folder, split="letters", train=train, download=download)
+
+
+def _read_emnist(folder: Path, request: Request) -> Parts:
+    """The files hold each image with rows and columns exchanged, and a as 1."""
+    train, test = (_emnist(folder, train) for train in (True, False))
+    upright = [found.data[:, None].swapaxes(2, 3).numpy() for found in (train, test)]
+    return Parts(part_of(upright[0], train.targets - 1), test=part_of(upright[1], test.targets - 1))
+
+
+def _read_svhn(folder: Path, request: Request) -> Parts:
+    from torchvision.datasets import SVHN
+
+    train, test = (SVHN(folder, split=split) for split in ("train", "test"))
+    return Parts(part_of(train.data, train.labels), test=part_of(test.data, test.labels))
+
+
+def _fetch_svhn(folder: Path) -> None:
+    from torchvision.datasets import SVHN
+
+    for split in ("train", "test"):
+        SVHN(folder, split=split, download=True)
+
+
+def _cifar10(folder: Path, train: bool, download: bool = False) -> Any:
+    from torchvision.datasets import CIFAR10
+
+    with warnings.catch_warnings():
+        # Python 2 pickled the types of these arrays in a way of which NumPy 2.4.0 warns.
+        warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+        return CIFAR10(folder, train=train, download=download)
+
+
+def _read_cifar10(folder: Path, request: Request) -> Parts:
+    """Torchvision puts the channels last; the files, and a model, have them first."""
+    train, test = (_cifar10(folder, train) for train in (True, False))
+    first = [found.data.transpose(0, 3, 1, 2) for found in (train, test)]
+    return Parts(part_of(first[0], train.targets), test=part_of(first[1], test.targets))
+
+
+EMNIST_LETTERS = FileSet(
+    "emnist-letters",
+    tuple(
+        f"EMNIST/raw/emnist-letters-{split}-{stem}-ubyte"
+        for split in ("train", "test")
+        for stem in ("images-idx3", "labels-idx1")
+    ),
+    _read_emnist,
+    lambda folder: _emnist(folder, train=True, download=True),
+    archives=("EMNIST/raw/gzip.zip",),
+)
+
+SVHN = FileSet(
+    "svhn",
+    ("train_32x32.mat", "test_32x32.mat"),
+    _read_svhn,
+    _fetch_svhn,
+    archives=("train_32x32.mat", "test_32x32.mat"),
+)
+
+CIFAR10 = FileSet(
+    "cifar10",
+    tuple(
+        f"cifar-10-batches-py/{file}"
+        for file in ("batches.meta", *(f"data_batch_{k}" for k in range(1, 6)), "test_batch")
+    ),
+    _read_cifar10,
+    lambda folder: _cifar10(folder, train=True, download=True),
+    archives=("cifar-10-python.tar.gz",),
+)

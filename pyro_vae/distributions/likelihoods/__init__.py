@@ -1,0 +1,1 @@
+"""Likelihoods p(x|z): decoder outputs to distributions of the data."""

@@ -1,0 +1,1 @@
+"""Posteriors q(z|x): encoder outputs to distributions of the code."""

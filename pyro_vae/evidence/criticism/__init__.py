@@ -1,0 +1,1 @@
+"""Model criticism: calibration, predictive checks, the aggregate posterior."""

@@ -1,0 +1,183 @@
+"""Can an importance-sampling estimate be trusted for this datum?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions import Delta
+from torch import Tensor
+from torch.distributions import Distribution, Independent, kl_divergence
+
+from pyro_vae.evidence.estimates.pareto import fit_tail, tail_length
+
+
+def pareto_k(log_w: Tensor) -> Tensor:
+    r"""Shape k of a generalized Pareto distribution fitted to the largest weights of each datum.
+
+    The weights have about 1/k finite moments: at k >= 1/2 their variance, and with it the usual standard error, is
+    infinite. The largest :math:`\min(K/5, 3\sqrt K)` weights are fitted.
+
+    Args:
+        log_w: Log importance weights, shape ``(K, B)``, nats.
+
+    Returns:
+        Shape ``(B,)``, float64; ``inf`` where K is too small for a fit (at most 20 draws: fewer than five in the tail).
+        Weights that are all equal give ``inf`` too: ask :func:`equal_weights` first.
+
+    Raises:
+        ValueError: If ``log_w`` is not two-dimensional.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2024, section 2.4; Zhang, Stephens,
+        "A New and Efficient Estimation Method for the Generalized Pareto Distribution", 2009.
+    """
+    if log_w.dim() != 2:
+        raise ValueError(f"log_w: expected shape (K, B), got {tuple(log_w.shape)}.")
+    kept = tail_length(len(log_w)) + 1
+    return fit_tail(log_w.detach().cpu().double().topk(min(kept, len(log_w)), 0).values, len(log_w)).k
+
+
+def pareto_k_threshold(num_samples: int) -> float:
+    r"""The largest k at which K draws can be trusted: :math:`\min(1 - 1 / \log_{10} K,\ 0.7)`.
+
+    Args:
+        num_samples: K.
+
+    Returns:
+        The threshold; minus infinity at K = 1, where nothing can be.
+
+    References:
+        Vehtari et al., "Pareto Smoothed Importance Sampling", 2024, section 3.2.4.
+    """
+    if num_samples < 2:
+        return -math.inf
+    return min(1 - 1 / math.log10(num_samples), 0.7)
+
+
+def pareto_k_thresholds(num_samples: Tensor) -> Tensor:
+    """:func:`pareto_k_threshold` for each datum.
+
+    Args:
+        num_samples: K of each, shape ``(B,)``.
+
+    Returns:
+        Shape ``(B,)``, float64.
+    """
+    limit = (1 - 1 / num_samples.double().clamp(min=2).log10()).clamp(max=0.7)
+    return torch.where(num_samples < 2, -math.inf, limit)
+
+
+def equal_weights(log_w: Tensor) -> Tensor:
+    """Whether all weights of a datum are equal up to rounding, as they are when the guide is the exact posterior.
+
+    Such an estimate is exact, and no tail is there to be fitted. Rounding is judged by the dtype of ``log_w``: its terms
+    are sums over pixels, so a thousand units in the last place of the larger of 1 and log w in absolute value are allowed,
+    and never more than 0.01 nats: the error of the estimate is then below 0.01 / sqrt(K).
+
+    Args:
+        log_w: Log importance weights, shape ``(K, B)``, nats, in the dtype in which they were computed.
+
+    Returns:
+        Shape ``(B,)``, bool; False at K = 1, where equality says nothing.
+    """
+    if len(log_w) < 2:
+        return torch.zeros(log_w.shape[1], dtype=torch.bool, device=log_w.device)
+    low, high = log_w.min(0).values, log_w.max(0).values
+    return equal_range(low, high, torch.finfo(log_w.dtype).eps)
+
+
+def equal_range(low: Tensor, high: Tensor, eps: float) -> Tensor:
+    """Whether the smallest and the largest log weight are equal up to rounding; see :func:`equal_weights`.
+
+    Args:
+        low: The smallest of each datum, shape ``(B,)``, nats.
+        high: The largest.
+        eps: Rounding of the dtype in which they were computed.
+
+    Returns:
+        Shape ``(B,)``, bool.
+    """
+    size = torch.maximum(low.abs(), high.abs()).clamp(min=1)
+    return (high - low) <= (1000 * eps * size).clamp(max=0.01)
+
+
+def jackknife(blocks: Tensor, sizes: Tensor) -> Tensor:
+    r"""Standard error of the log of a mean, by leaving out one block of draws at a time.
+
+    .. math:: \hat\theta_{-g} = \log \frac{\sum_{h \ne g} S_h}{K - n_g}, \quad
+        \tau_g = h_g \hat\theta - (h_g - 1)\, \hat\theta_{-g}, \quad h_g = K / n_g, \quad
+        \mathrm{se}^2 = \frac1G \textstyle\sum_g \frac{(\tau_g - \hat\theta_J)^2}{h_g - 1}
+
+    with :math:`\hat\theta_J = G \hat\theta - \sum_g (1 - n_g / K)\, \hat\theta_{-g}`; for equal blocks the usual jackknife.
+
+    Args:
+        blocks: Log of the sum of the weights in each block, log S, shape ``(G, B)``, nats.
+        sizes: Draws in each, n, shape ``(G,)``.
+
+    Returns:
+        Shape ``(B,)``, nats.
+
+    References:
+        Busing, Meijer, van der Leeden, "Delete-m Jackknife for Unequal m", 1999, eq. 8.
+    """
+    nothing = torch.full_like(blocks[:1], -math.inf)
+    before = torch.cat([nothing, blocks[:-1].logcumsumexp(0)])
+    after = torch.cat([blocks.flip(0)[:-1].logcumsumexp(0).flip(0), nothing])
+    n = sizes.to(blocks)[:, None]
+    total, share = n.sum(), n / n.sum()
+    whole = blocks.logsumexp(0) - total.log()
+    without = torch.logaddexp(before, after) - (total - n).log()
+    # Relative to the whole, so that a large log p(x) costs no digits.
+    left = without - whole
+    center = -((1 - share) * left).sum(0)
+    pseudo = -(1 / share - 1) * left
+    return ((pseudo - center).square() / (1 / share - 1)).mean(0).sqrt()
+
+
+def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
+    r"""Which latent units vary with the data: :math:`\mathrm{Var}_x(E_{q(z_j|x)}[z_j]) > 0.01`.
+
+    Args:
+        means: Posterior means, shape ``(N, Z)``.
+        threshold: The variance above which a unit counts as active.
+
+    Returns:
+        Shape ``(Z,)``, bool.
+
+    References:
+        Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, section 5.2.
+    """
+    return means.var(0) > threshold
+
+
+def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
+    r"""The KL of each latent unit, whose sum over units is the rate.
+
+    .. math:: KL(q(z_j | x) \,\|\, p(z_j)), \quad \textstyle\sum_j KL_j = KL(q(z | x) \,\|\, p(z))
+
+    A unit near 0 says nothing of the data. Exact, not sampled; at least 0.
+
+    Args:
+        q: q(z|x), batch shape ``(B,)``, event shape ``(Z,)``.
+        p: p(z), event shape ``(Z,)``.
+
+    Returns:
+        Shape ``(B, Z)``, nats; None where q or p has units that depend on each other, or where no closed form is known:
+        the rate is then no sum over units, or not known as one.
+    """
+    one_q, one_p = units_of(q), units_of(p)
+    if one_q is None or one_p is None:
+        return None
+    try:
+        return kl_divergence(one_q, one_p)
+    except NotImplementedError:
+        return None
+
+
+def units_of(distribution: Distribution) -> Distribution | None:
+    """The units as a batch of scalar distributions; None where they are not independent, or have no density."""
+    if not (isinstance(distribution, Independent) and distribution.reinterpreted_batch_ndims == 1):
+        return None
+    base = distribution.base_dist
+    return None if base.event_shape or isinstance(base, Delta) else base

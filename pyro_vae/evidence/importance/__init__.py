@@ -1,0 +1,1 @@
+"""Importance sampling of log p(x)."""

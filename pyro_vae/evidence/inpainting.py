@@ -1,0 +1,256 @@
+r"""What may stand where pixels are hidden: draws of :math:`p(x_H|x_V)`, and the log-likelihood of what does stand there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_vae.errors import check_count
+from pyro_vae.evidence.annealing.annealed import Annealer
+from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
+from pyro_vae.evidence.annealing.path import Joint
+from pyro_vae.evidence.estimates.estimate import Estimate
+from pyro_vae.evidence.importance.sampler import CHUNK_ROWS, Sampler
+from pyro_vae.evidence.refinement.refined import refine
+from pyro_vae.models.base import mean_image
+from pyro_vae.models.inpainting import Partial, check_visible, seen
+from pyro_vae.system.randomness import own_randomness
+
+Method = Literal["importance", "hmc"]
+
+#: How the guide is refined, as ``evidence.refined_importance_sampling`` does it.
+REFINEMENT: dict[str, Any] = {"num_particles": 8, "full_covariance": True}
+
+#: Draws of the proposal, and chains, where none are asked for.
+NUM_SAMPLES: dict[Method, int] = {"importance": 2000, "hmc": 32}
+
+
+@dataclass(frozen=True)
+class Filling:
+    r"""Several fillings of each datum, and their mean and spread.
+
+    Attributes:
+        images: Fillings, shape ``(S, B, *data_shape)``: what is visible as it was given, what is hidden by
+            :math:`E[x_H|z]` at a draw z of :math:`p(z|x_V)`.
+        mean: :math:`E[x_H|x_V]` where hidden, from all draws, shape ``(B, *data_shape)``.
+        spread: Standard deviation of :math:`E[x|z]` over :math:`p(z|x_V)`, 0 where visible, likewise.
+        z: Latent vectors of the fillings, shape ``(S, B, Z)``.
+        estimate: Log p(x_V) of each datum; its ESS and Pareto k say how far the fillings can be trusted.
+    """
+
+    images: Tensor
+    mean: Tensor
+    spread: Tensor
+    z: Tensor
+    estimate: Estimate
+
+
+@torch.no_grad()
+def inpaint(
+    vae: Any,
+    x: Tensor,
+    visible: Tensor,
+    num_fillings: int = 8,
+    method: Method = "importance",
+    num_samples: int | None = None,
+    num_steps: int = 200,
+    seed: int | None = None,
+) -> Filling:
+    r"""Fill hidden pixels by draws from a trained model's posterior of what is visible.
+
+    .. math:: z_k \sim q(z|x_V), \quad w_k = p(z_k)\, p(x_V|z_k) / q(z_k|x_V), \quad
+        x_H \sim \textstyle\sum_k \tilde w_k\, \delta_{E[x_H|z_k]}
+
+    ``"importance"`` draws from the guide, refined for these data, and resamples by the weights. ``"hmc"`` lets chains go from
+    the prior to the posterior by annealing, with Hamiltonian moves, and resamples where they end by their weights: slower, and
+    good where the posterior has several modes that no one normal covers. Exact in the limit of many draws, or steps.
+
+    Args:
+        vae: A model with ``prior``, ``encode`` and ``decode``, such as :class:`pyro_vae.VAE`, whose pixels are independent
+            given z; or a :class:`pyro_vae.models.inpainting.InpaintingVAE`, whose encoder has been trained for it.
+        x: Data, shape ``(B, *data_shape)``; what is hidden may be anything.
+        visible: Which pixels are seen, shape ``data_shape`` or ``(B, *data_shape)``.
+        num_fillings: S, for each datum.
+        method: ``"importance"`` or ``"hmc"``.
+        num_samples: K, draws or chains for each datum; None: 2,000 draws or 32 chains.
+        num_steps: Steps of the refinement, or of the annealing.
+        seed: Of all draws, the generators being left as they were; None: they come from the global generators.
+
+    Returns:
+        The fillings.
+
+    Raises:
+        ValueError: If the mask has another shape, the pixels are not independent given z, or a number is below 1.
+
+    References:
+        Rubin, "The calculation of posterior distributions by data augmentation: comment", 1987 (importance resampling);
+        Neal, "Annealed importance sampling", 2001.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected one of {list(get_args(Method))}, got {method!r}.")
+    num = NUM_SAMPLES[method] if num_samples is None else num_samples
+    for name, value in {"num_fillings": num_fillings, "num_samples": num, "num_steps": num_steps}.items():
+        check_count(name, value)
+    visible = check_visible(visible, x, vae.data_shape)
+    with own_randomness(seed) if seed is not None else nullcontext(), _evaluating(vae):
+        draw = _drawn if method == "importance" else _annealed
+        z, log_w, estimate = draw(Partial(vae), x, visible, num, num_steps)
+        mean, spread = _moments(vae, z, log_w.softmax(0))
+        rows = torch.multinomial(log_w.softmax(0).T, num_fillings, replacement=True).T
+        chosen = z.gather(0, rows[..., None].expand(*rows.shape, z.shape[-1]).to(z.device))
+        images = torch.stack([mean_image(vae.decode(each)) for each in chosen])
+    return Filling(
+        images=torch.where(visible, x, images),
+        mean=torch.where(visible, x, mean),
+        spread=torch.where(visible, 0.0, spread),
+        z=chosen,
+        estimate=estimate,
+    )
+
+
+def _drawn(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> tuple[Tensor, Tensor, Estimate]:
+    """Draws of the refined guide, shape ``(K, B, Z)``, and their log weights, shape ``(K, B)``, float64."""
+    refined = refine(partial.model, partial.guide, x, visible, steps=steps, **REFINEMENT)
+    q = poutine.trace(refined).get_trace(x, visible).nodes["z"]["fn"]
+    parts = []
+    for size in _chunks(num, len(x)):
+        z = q.sample((size,))
+        likelihood = seen(partial.vae.decode(z), visible).log_prob(torch.where(visible, x, 0.0))
+        parts.append((z, likelihood, partial.vae.prior().log_prob(z) - q.log_prob(z)))
+    z, likelihood, ratio = (torch.cat(part) for part in zip(*parts, strict=True))
+    return z, (likelihood + ratio).double(), Estimate.from_weights(likelihood, ratio)
+
+
+def _annealed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> tuple[Tensor, Tensor, Estimate]:
+    """Where chains end, shape ``(C, B, Z)``, and their log weights, shape ``(C, B)``, float64."""
+    joint = Joint(partial.model, partial.guide, (x, visible), {}, "prior")
+    annealer = Annealer.tuned(joint, num, steps, 5, "sigmoid", "diagonal", None)
+    log_w, u, acceptance = annealer.run(joint.draw(num))
+    likelihood = joint.sums(u)["likelihood"].detach()
+    found = AnnealedEstimate.from_chains(log_w.to(likelihood.dtype), likelihood, acceptance, annealer.step_size, steps)
+    return biject_to(partial.vae.prior().support)(u), log_w, found
+
+
+def _moments(vae: Any, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean and standard deviation over draws of E[x|z], each of shape ``(B, *data_shape)``."""
+    reference = mean_image(vae.decode(z[0]))  # differences to it lose less in their squares
+    total, squares = torch.zeros_like(reference), torch.zeros_like(reference)
+    for part, share in zip(_split(z), _split(weights), strict=True):
+        away = mean_image(vae.decode(part)) - reference
+        share = share.to(away).reshape(*share.shape, *(1,) * len(vae.data_shape))
+        total = total + (share * away).sum(0)
+        squares = squares + (share * away.square()).sum(0)
+    return reference + total, (squares - total.square()).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True)
+class HiddenLikelihood:
+    r"""The log-likelihood of hidden pixels, :math:`\log p(x_H|x_V) = \log p(x) - \log p(x_V)`; shape ``(B,)``, float64, CPU.
+
+    A difference of two stochastic lower bounds: biased by the difference of their biases, either way. Both come from the same
+    noise, so that most of their errors is in common and leaves the difference.
+
+    Attributes:
+        log_px: :math:`\log p(x_H|x_V)`, nats, higher is better.
+        std_error: Its Monte Carlo standard error, nats, by the delta method over pairs of weights from the same noise,
+            sd(w / mean(w) - v / mean(v)) / sqrt(K): as a rule less than that of either estimate. NaN where either cannot be
+            trusted, and 0, as is log_px, where nothing is hidden.
+        whole: The estimate of log p(x).
+        visible: The estimate of log p(x_V).
+    """
+
+    log_px: Tensor
+    std_error: Tensor
+    whole: Estimate
+    visible: Estimate
+
+    @property
+    def reliable(self) -> Tensor:
+        """Where both estimates can be trusted: shape ``(B,)``, bool."""
+        return self.whole.reliable & self.visible.reliable
+
+    def mean(self) -> tuple[float, float]:
+        """Mean over data, nats, and its Monte Carlo standard error: NaN where that of any datum is."""
+        return float(self.log_px.mean()), float(self.std_error.square().sum().sqrt() / len(self.std_error))
+
+
+@torch.no_grad()
+def hidden_log_px(
+    vae: Any, x: Tensor, visible: Tensor, num_samples: int = 2000, num_steps: int = 200, seed: int | None = None
+) -> HiddenLikelihood:
+    r"""Estimate the log-likelihood that a model gives to the hidden pixels, given the visible ones.
+
+    .. math:: \log p(x_H|x_V) = \log p(x) - \log p(x_V)
+
+    Both by importance sampling from guides refined for them, see :func:`pyro_vae.evidence.refined_importance_sampling`, with
+    the same noise: draw k of one and of the other lie close together, and the error is that of their difference. A guide that
+    is not made of normals draws independently for the two.
+
+    Args:
+        vae: See :func:`inpaint`.
+        x: Data, shape ``(B, *data_shape)``, with the true values of the hidden pixels.
+        visible: Which pixels are seen, shape ``data_shape`` or ``(B, *data_shape)``.
+        num_samples: K, draws for each datum and estimate, at least 2.
+        num_steps: Steps of the refinements.
+        seed: Of all draws; None: they come from the global generators.
+
+    Returns:
+        The log-likelihood of each datum's hidden pixels, with its error.
+
+    Raises:
+        ValueError: See :func:`inpaint`.
+    """
+    check_count("num_samples", num_samples, least=2)
+    visible = check_visible(visible, x, vae.data_shape)
+    with own_randomness(seed) if seed is not None else nullcontext(), _evaluating(vae):
+        partial = Partial(vae)
+        streams = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+        (whole, w), (part, v) = (
+            _weighed(partial, x, mask, num_samples, num_steps, streams) for mask in (torch.ones_like(visible), visible)
+        )
+    error = (w - v).std(0) / math.sqrt(num_samples)
+    error = torch.where(whole.std_error.isnan() | part.std_error.isnan(), math.nan, error)
+    hides = ~visible.flatten(1).all(1).cpu()  # else it is log p of nothing, which is 0
+    return HiddenLikelihood((whole.log_px - part.log_px) * hides, torch.where(hides, error, 0.0), whole, part)
+
+
+def _weighed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int, seed: int) -> tuple[Estimate, Tensor]:
+    """Log p(x_V) by draws of the refined guide, and their weights over their mean, shape ``(K, B)``, float64, CPU.
+
+    Where the guide is made of normals, draw k of datum i has the same noise whatever is visible.
+    """
+    refined = refine(partial.model, partial.guide, x, visible, steps=steps, seed=seed, **REFINEMENT)
+    sampler = Sampler(partial.model, refined, seed)
+    chunks = sampler.weights(sampler.draws((x, visible), {}), num)
+    likelihood, ratio = (torch.cat(part) for part in zip(*chunks, strict=True))
+    estimate = Estimate.from_weights(likelihood, ratio)
+    return estimate, ((likelihood + ratio).cpu().double() - estimate.log_px).exp()
+
+
+@contextmanager
+def _evaluating(vae: Any) -> Iterator[None]:
+    """Inside, the model is in ``eval()`` mode."""
+    was_training = vae.training
+    vae.eval()
+    try:
+        yield
+    finally:
+        vae.train(was_training)
+
+
+def _chunks(num: int, size: int) -> list[int]:
+    """How many draws at once: the rows of a call stay in the cache."""
+    each = max(1, CHUNK_ROWS // size)
+    return [min(each, num - start) for start in range(0, num, each)]
+
+
+def _split(values: Tensor) -> tuple[Tensor, ...]:
+    return values.split(_chunks(len(values), values.shape[1])[0] if math.prod(values.shape) else 1)

@@ -1,0 +1,1 @@
+"""Proposals refined for each datum, and the gaps they reveal."""

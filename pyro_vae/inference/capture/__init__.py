@@ -1,0 +1,1 @@
+"""Graph capture: a function of tensors as one compiled graph."""

@@ -1,0 +1,1 @@
+"""KL control: floors, capacities, targets and total correlation."""

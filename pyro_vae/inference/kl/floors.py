@@ -1,0 +1,73 @@
+"""Floors under the KL: below them a model has nothing to gain from saying less."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae.errors import check_nats
+from pyro_vae.inference.kl.control import KLControl
+
+
+class FreeBits(KLControl):
+    r"""A floor under the rate of each unit, or of each site: below it there is nothing to gain.
+
+    .. math:: \text{distortion} + \beta \textstyle\sum_j \max(\lambda, R_j)
+
+    Keeps units from being switched off early in training. Per unit only where posterior and prior have independent
+    units. A common beta multiplies the floored rate.
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``.
+        nats: :math:`\lambda`, the floor, nats.
+        per: ``"unit"`` or ``"site"``.
+
+    References:
+        Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", 2016, eq. 15.
+    """
+
+    name = "free bits"
+    takes_beta = True
+
+    def __init__(self, objective: Any, nats: float, per: str = "unit") -> None:
+        super().__init__(objective)
+        check_nats("free_bits", nats)
+        if per not in ("unit", "site"):
+            raise ValueError(f"free_bits_per: expected 'unit' or 'site', got {per!r}.")
+        self.nats, self.per = nats, per
+
+    def penalty(self, rates: Tensor) -> Tensor:
+        """See :meth:`KLControl.penalty`."""
+        return rates.clamp(min=self.nats).sum()
+
+
+class MinimumRate(KLControl):
+    r"""A floor under the whole rate.
+
+    .. math:: \text{distortion} + \beta \max(R_{min}, R)
+
+    Above the floor it is the ELBO; below it the KL costs nothing. Keeps a strong decoder from ignoring z.
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``.
+        nats: :math:`R_{min}`, nats per datum.
+
+    References:
+        Alemi et al., "Fixing a Broken ELBO", 2018, on rates as constraints.
+    """
+
+    name = "minimum rate"
+    takes_beta = True
+
+    def __init__(self, objective: Any, nats: float) -> None:
+        super().__init__(objective)
+        check_nats("min_rate", nats)
+        self.nats = nats
+
+    def penalty(self, rates: Tensor) -> Tensor:
+        """See :meth:`KLControl.penalty`."""
+        return rates.clamp(min=self.nats).sum()
+
+    def _final_penalty(self, rate: float) -> float:
+        return max(rate, self.nats)

@@ -1,0 +1,131 @@
+"""The distortion and the rates of each datum, of one draw of model and guide: what wrappers over the KL are functions of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import Independent
+from torch import Tensor
+
+from pyro_vae.handlers import owner_of
+from pyro_vae.inference.objectives.mean_field import auxiliary_sites, closed_kl, site_kl, with_closed_kl
+from pyro_vae.inference.program.data_plate import Layout
+from pyro_vae.inference.program.sites import Site, base_name, is_auxiliary_loss, sample_sites, site_log_prob
+from pyro_vae.inference.program.traces import Pair
+
+
+def distortion_of(pair: Pair, layout: Layout) -> Tensor:
+    """Distortion of each datum, shape ``(B,)``, nats; mean over draws."""
+    total: Any = 0.0
+    for _, site in sample_sites(pair.model):
+        if site["is_observed"] and not is_auxiliary_loss(site):
+            total = total - layout.per_datum(site_log_prob(site)).mean(0)
+    return total
+
+
+def rates_of(pair: Pair, layout: Layout, per: str, analytic: bool, name: str) -> Tensor:
+    """Rates of each datum, nats; mean over draws.
+
+    Args:
+        pair: Traces of model and guide.
+        layout: Their data plate.
+        per: What has a rate of its own: ``"unit"``, ``"site"``, or ``"all"`` latent variables together (R = 1).
+        analytic: Whether to take the KL in closed form where there is one that is right.
+        name: Of who asks, for errors.
+
+    Returns:
+        Shape ``(B, R)``.
+
+    Raises:
+        ValueError: If a site has no reparameterized draws, or a rate is asked for that is not known.
+    """
+    for site_name, site in sample_sites(pair.guide):
+        if not site["fn"].has_rsample and not is_auxiliary_loss(site):
+            raise ValueError(
+                f"{name}: expected reparameterized draws at site {site_name!r}, got {type(site['fn']).__name__}; "
+                "a bent KL has no score-function term here."
+            )
+    auxiliary = auxiliary_sites(*pair)
+    closed = with_closed_kl(*pair) if analytic else set()
+    if per == "unit":
+        if auxiliary:
+            raise ValueError(
+                f"{name}: expected a guide whose sites are the model's, got the auxiliary site {auxiliary[0][0]!r}, "
+                "whose density is not known for single units; use per='site'."
+            )
+        return torch.cat([_unit_kl(*sites, sites[0] in closed, layout) for sites in latent_sites(pair)], -1)
+    rates = {
+        key: layout.per_datum(site_kl(site, theirs, key in closed)).mean(0) for key, site, theirs in latent_sites(pair)
+    }
+    for key, site in auxiliary:
+        owner = _owner(key, rates, per, name)
+        rates[owner] = rates[owner] + layout.per_datum(site_log_prob(site)).mean(0)
+    by_site = torch.stack([*rates.values()], -1)
+    return by_site.sum(-1, keepdim=True) if per == "all" else by_site
+
+
+def latent_sites(pair: Pair) -> Iterator[tuple[str, Site, Site]]:
+    """Name, site of the model and site of the guide of each latent variable."""
+    for name, site in sample_sites(pair.model):
+        if not site["is_observed"] and not is_auxiliary_loss(site):
+            yield name, site, pair.guide.nodes[name]
+
+
+def extra_terms(pair: Pair) -> Tensor:
+    """Sum of the sites that are training terms only, with their scales, 0-dim, nats."""
+    total = torch.zeros(())
+    for sign, trace in ((1.0, pair.model), (-1.0, pair.guide)):
+        for _, site in sample_sites(trace):
+            if is_auxiliary_loss(site):
+                total = total + sign * site["log_prob_sum"]
+    return total
+
+
+def _owner(key: str, rates: Mapping[str, Tensor], per: str, name: str) -> str:
+    """The site in whose rate the density of an auxiliary site of the guide belongs."""
+    owner = owner_of(key)
+    if owner in rates:
+        return owner
+    if per == "all" or len(rates) == 1:
+        return next(iter(rates))
+    raise ValueError(
+        f"{name}: expected auxiliary sites of the guide named SITE_unconstrained, as Pyro's autoguides name them, got "
+        f"{key!r}, of which it is not known in which site's rate it belongs; use a floor under the whole rate."
+    )
+
+
+def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, layout: Layout) -> Tensor:
+    """KL of each unit of a site for each datum, shape ``(B, units)``; mean over draws, sum over plates inside a datum."""
+    q, p = (_units(name, s["fn"]) for s in (guide_site, site))
+    kl = closed_kl(q, p) if closed else None
+    if kl is None:
+        kl = q.log_prob(guide_site["value"]) - p.log_prob(guide_site["value"])
+    batch = kl.shape[: kl.dim() - guide_site["fn"].event_dim]
+    flat = kl.reshape(*batch, -1)
+    if guide_site["mask"] is not None:
+        flat = flat * torch.as_tensor(guide_site["mask"]).to(flat)[..., None]
+    padded = flat.reshape((1,) * (layout.nesting + 1 - len(batch)) + flat.shape)
+    data = padded.movedim(layout.dim - 1, 1)
+    return data.reshape(*data.shape[:2], -1, flat.shape[-1]).sum(2).mean(0).expand(layout.size, -1)
+
+
+def _units(name: str, distribution: Any) -> Any:
+    """The units of a site as scalar distributions.
+
+    Raises:
+        ValueError: If they depend on each other.
+    """
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    whole = distribution.event_dim == (distribution.reinterpreted_batch_ndims if base is not distribution else 0)
+    if not whole or base.event_shape:
+        raise ValueError(
+            f"free bits: expected independent units at site {name!r}, got {type(base).__name__}, whose units depend on each "
+            "other; use per='site'."
+        )
+    if base_name(base) == "Delta":
+        raise ValueError(
+            f"free bits: expected a density at site {name!r}, got a Delta, which has none; use a guide with a scale."
+        )
+    return base

@@ -1,0 +1,138 @@
+"""A KL held at a number of nats: by its distance to a capacity that grows, or by a controller of beta."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import check_count, check_nats
+from pyro_vae.inference.kl.control import KLControl
+
+
+class Capacity(KLControl):
+    r"""A rate held at a capacity that grows.
+
+    .. math:: \text{distortion} + \gamma\, |R - C_t|, \qquad C_t = C \min(1, t / T)
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``.
+        nats: C, nats per datum.
+        steps: T, optimization steps until it is reached.
+        weight: :math:`\gamma`.
+
+    References:
+        Burgess et al., "Understanding disentangling in beta-VAE", 2018, eq. 8.
+    """
+
+    name = "capacity"
+
+    def __init__(self, objective: Any, nats: float, steps: int = 1, weight: float = 100.0) -> None:
+        super().__init__(objective)
+        check_nats("capacity", nats)
+        check_nats("capacity_weight", weight)
+        check_count("capacity", steps, 1, " step until it is reached")
+        self.nats, self.steps, self.weight = nats, steps, weight
+        self.taken = torch.zeros(())
+
+    def penalty(self, rates: Tensor) -> Tensor:
+        """See :meth:`KLControl.penalty`; each call with gradients is a step."""
+        self.taken = self.taken.to(rates.device)
+        capacity = self.nats * (self.taken / self.steps).clamp(max=1)
+        if torch.is_grad_enabled():
+            self.taken.add_(1)
+        return self.weight * (rates.sum() - capacity).abs()
+
+    def _final_penalty(self, rate: float) -> float:
+        return self.weight * abs(rate - self.nats)
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """What a row of the history says besides: the capacity of the last step."""
+        return {"capacity": self.nats * min(1.0, max(0.0, float(self.taken) - 1) / self.steps)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept to go on exactly."""
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.taken.fill_(float(state["taken"]))
+
+
+class TargetRate(KLControl):
+    r"""A rate held at a target by a controller that moves beta.
+
+    .. math:: \text{distortion} + \beta_t R, \quad
+        \beta_t = \frac{K_p}{1 + e^{e_t}} - K_i \textstyle\sum_{s \le t} e_s + \beta_{min}, \quad e_t = R^* - R_t
+
+    clipped to [beta_min, beta_max]; the sum stands still while it is clipped. No gradient passes through beta.
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``.
+        nats: :math:`R^*`, nats per datum.
+        proportional: :math:`K_p`.
+        integral: :math:`K_i`.
+        beta_min: Smallest weight.
+        beta_max: Largest weight.
+
+    References:
+        Shao et al., "ControlVAE: Controllable Variational Autoencoder", 2020, eq. 6-8 and algorithm 1.
+    """
+
+    name = "target rate"
+
+    def __init__(
+        self,
+        objective: Any,
+        nats: float,
+        proportional: float = 0.01,
+        integral: float = 0.001,
+        beta_min: float = 0.0,
+        beta_max: float = 100.0,
+    ) -> None:
+        super().__init__(objective)
+        check_nats("target_rate", nats)
+        if not 0 <= beta_min < beta_max or not math.isfinite(beta_max):
+            raise ValueError(f"beta_max: expected above beta_min, both at least 0, got {beta_min} and {beta_max}.")
+        self.nats, self.proportional, self.integral = nats, proportional, integral
+        self.beta_min, self.beta_max = beta_min, beta_max
+        self.total = torch.zeros(())
+        self.beta = torch.tensor(float(beta_min))
+
+    def penalty(self, rates: Tensor) -> Tensor:
+        """See :meth:`KLControl.penalty`; each call with gradients moves beta first."""
+        rate = rates.sum()
+        self.total, self.beta = self.total.to(rate), self.beta.to(rate)
+        if torch.is_grad_enabled():
+            self._control(rate.detach())
+        return self.beta * rate
+
+    def _final_penalty(self, rate: float) -> float:
+        # An exact penalty: no weight that the controller takes is larger.
+        return self.beta_max * abs(rate - self.nats)
+
+    def _control(self, rate: Tensor) -> None:
+        error = self.nats - rate
+        total = self.total - self.integral * error
+        wanted = self.proportional * torch.sigmoid(-error) + total + self.beta_min
+        inside = (wanted >= self.beta_min) & (wanted <= self.beta_max)
+        # In place: a captured step holds these very tensors.
+        self.total.copy_(torch.where(inside, total, self.total))
+        self.beta.copy_(wanted.clamp(self.beta_min, self.beta_max))
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """What a row of the history says: the weight of the last step."""
+        return {"beta": float(self.beta)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept to go on exactly."""
+        return {"total": self.total, "beta": self.beta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.total.copy_(state["total"])
+        self.beta.copy_(state["beta"])

@@ -1,0 +1,264 @@
+r"""The rate taken apart in three while a model is trained, and each part weighted by itself.
+
+.. math:: \underbrace{E_n\, KL(q(z|x_n) \| p(z))}_{\text{rate}} = I(x; z)
+    + \underbrace{KL\big(q(z) \| \textstyle\prod_j q(z_j)\big)}_{\text{total correlation}}
+    + \underbrace{KL\big(\textstyle\prod_j q(z_j) \| p(z)\big)}_{\text{of the units}}
+
+:math:`q(z) = \tfrac1N \sum_n q(z|x_n)` needs all data; in a step it is estimated from the codes of the batch, see
+:func:`batch_weights`. What a trained model comes to, told exactly, is ``evidence.aggregate_posterior``'s to say.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
+
+from pyro_vae.errors import check_count, check_number
+from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.kl.control import KLControl, Program
+from pyro_vae.inference.kl.rates import extra_terms, latent_sites
+from pyro_vae.inference.objectives.bound import Terms
+from pyro_vae.inference.objectives.mean_field import auxiliary_sites
+from pyro_vae.inference.objectives.particles import common_beta, data_scale
+from pyro_vae.inference.program.data_plate import Layout, check_match, find_layout
+from pyro_vae.inference.program.sites import Site, base_name, plates_of, site_log_prob
+from pyro_vae.inference.program.traces import Pair
+from pyro_vae.lookup import lookup
+
+
+def batch_weights(estimator: str, batch_size: int, num_data: int) -> Tensor:
+    r"""What each code of a batch of B of N data counts for in an estimate of q(z).
+
+    .. math:: \hat q(z_i) = \textstyle\sum_j W_{ij}\, q(z_i | x_j), \qquad z_i \sim q(z | x_i)
+
+    - ``"weighted"``: :math:`W_{ij} = 1 / (N B)`. They sum to 1/N: an estimate of q(z) up to a factor, which no gradient
+      sees, and :class:`TotalCorrelation` leaves out. The draw's own code is as heavy as any other, so that what is taken for
+      I(x; z) cannot exceed log B.
+    - ``"stratified"``: with M = B - 1, own code 1/N, the next one in the batch (N - M) / (N M), each other one 1/M.
+      :math:`E\, \hat q(z_i) = q(z_i)` over batches of distinct data that hold datum i.
+    - ``"even"``: own code 1/N, each other one (N - 1) / (N M). This is the mean of ``"stratified"`` over the order of the
+      batch: the same expectation, less variance, less bias of the logarithm, and at B = N q(z) itself.
+
+    The logarithm of an estimate without bias is biased low. A batch of one has weight 1 (``"weighted"``: 1/N).
+
+    Args:
+        estimator: A name from the above.
+        batch_size: B.
+        num_data: N, at least B.
+
+    Returns:
+        W, shape ``(B, B)``, float64; row i for draws from the code of datum i.
+
+    Raises:
+        ValueError: If the name is unknown, B is below 1 or N below B.
+
+    References:
+        Chen, Li, Grosse, Duvenaud, "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, section 4.1
+        and appendix C. The code released with it fills two columns of W, where the definition has two diagonals.
+    """
+    fill = lookup("estimator", estimator, ESTIMATORS)
+    check_count("batch_size", batch_size)
+    check_count("num_data", num_data)
+    if num_data < batch_size:
+        raise ValueError(
+            f"num_data: expected at least the {batch_size} data of a batch, got {num_data}; give the size of the training data."
+        )
+    return fill(batch_size, num_data)
+
+
+def _weighted(size: int, total: int) -> Tensor:
+    return torch.full((size, size), 1 / (total * size), dtype=torch.float64)
+
+
+def _stratified(size: int, total: int) -> Tensor:
+    if size == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    others = size - 1
+    weights = torch.full((size, size), 1 / others, dtype=torch.float64).fill_diagonal_(1 / total)
+    rows = torch.arange(size)
+    weights[rows, (rows + 1) % size] = (total - others) / (total * others)
+    return weights
+
+
+def _even(size: int, total: int) -> Tensor:
+    if size == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    weights = torch.full((size, size), (total - 1) / (total * (size - 1)), dtype=torch.float64)
+    return weights.fill_diagonal_(1 / total)
+
+
+#: An estimate of the total correlation below this, in nats, is no noise.
+BELOW = -0.1
+
+#: Estimators of q(z) by name: B and N to the weights, shape ``(B, B)``.
+ESTIMATORS = {"even": _even, "stratified": _stratified, "weighted": _weighted}
+
+
+class TotalCorrelation(KLControl):
+    r"""The rate in three parts with a weight each: beta-TC.
+
+    .. math:: \text{distortion} + \alpha\, I(x; z) + \beta\, KL\big(q(z) \| \textstyle\prod_j q(z_j)\big)
+        + \gamma\, KL\big(\textstyle\prod_j q(z_j) \| p(z)\big)
+
+    Written as the wrapped loss plus (weight - 1) times each part, so that equal weights of 1 are the ELBO exactly, its KL in
+    closed form over ``mean-field``. Pressing on the total correlation alone asks units for independence and leaves what
+    they say of the data untouched. The parts are estimated from the codes of the batch, with
+    the gradient of all of them; their sum is the rate, draw by draw, whatever the batch. At weights other than 1 the loss
+    is no bound; ``bound``, rate and distortion stay the true ones.
+
+    A common beta of ``scale_kl_pair`` multiplies all three. The best epoch is that of the largest ELBO (under that beta):
+    the total correlation of validation data is not known, since it is one of a set, not of a datum.
+
+    Args:
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``. Its draws are scored under the codes of all data of the
+            batch: K x B x B x Z densities.
+        weight: :math:`\beta`, of the total correlation.
+        information_weight: :math:`\alpha`, of I(x; z).
+        unit_weight: :math:`\gamma`, of the units' KL.
+        estimator: How codes of the batch stand for all, see :func:`batch_weights`. ``"even"`` and ``"stratified"`` are for
+            batches that hold the neighbours of a code, with log B well above I(x; z): where a batch has none, they take the
+            joint density for far too small, more so than the units', and the penalty falls below 0: a reward for units that
+            depend on each other (``fit`` warns of it). The error of ``"weighted"`` has the other sign, and presses on
+            I(x; z) too.
+        num_data: N, the size of the training data; None: the full size of the data plate, which is B for one that is the
+            batch. Then ``"even"`` is the mean of the batch, as ``"weighted"`` is at any N.
+
+    Raises:
+        TypeError: If it is another objective, or a number is none.
+        ValueError: If a weight is negative, or the estimator unknown. When called: if there is not one latent site, in the
+            data plate alone, with marginals in closed form; or N is below B.
+
+    References:
+        Chen, Li, Grosse, Duvenaud, "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, eq. 2 and 4.
+    """
+
+    name = "total correlation"
+    takes_beta = True
+    across_batch = False  # a sum over data: of several processes each takes the codes of its own share
+
+    def __init__(
+        self,
+        objective: Any,
+        weight: float = 6.0,
+        information_weight: float = 1.0,
+        unit_weight: float = 1.0,
+        estimator: str = "weighted",
+        num_data: int | None = None,
+    ) -> None:
+        super().__init__(objective)
+        weights = {"weight": weight, "information_weight": information_weight, "unit_weight": unit_weight}
+        for name, value in weights.items():
+            check_number(name, value, lambda v: math.isfinite(v) and v >= 0, "a finite number of at least 0")
+        lookup("estimator", estimator, ESTIMATORS)
+        if num_data is not None:
+            check_count("num_data", num_data)
+        self.weight, self.information_weight, self.unit_weight = weight, information_weight, unit_weight
+        self.estimator, self.num_data = estimator, num_data
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """The loss with the true rate and distortion; see :class:`Terms`.
+
+        Raises:
+            ValueError: If the latent site is not as the class says.
+        """
+        pairs = [Pair(*traces) for traces in self.objective._get_traces(model, guide, args, kwargs)]
+        for pair in pairs:
+            check_match(*pair)
+            check_kl_scales(*pair)
+        layout = find_layout(*pairs[0], self.plate)
+        parts = [self._particle(pair, layout) for pair in pairs]
+        return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
+
+    def judged(self, objective: float, elbo: float, batch_size: int) -> str | None:
+        """What is wrong with an epoch in which the estimate of the total correlation was below 0; None where it was not.
+
+        Args:
+            objective: The mean of what was maximized, nats per datum.
+            elbo: The mean ELBO, - distortion - rate.
+            batch_size: B.
+        """
+        if self.weight <= 1 or (self.information_weight, self.unit_weight) != (1, 1):
+            return None
+        value = (elbo - objective) / (self.weight - 1)
+        if value >= BELOW:
+            return None
+        return (
+            f"{self.name}: expected an estimate of at least 0, got {value:.2f} nats: a batch of {batch_size} holds too few "
+            "neighbours of a code, and the penalty is a reward; take larger batches, or in Python estimator='weighted'."
+        )
+
+    def _particle(self, pair: Pair, layout: Layout) -> Terms:
+        distortion, rate = self._distortion(pair, layout), self._rates(pair, layout)[:, 0]
+        information, total_correlation, units = self._parts(pair, layout)
+        kl = (
+            rate
+            + (self.information_weight - 1) * information
+            + (self.weight - 1) * total_correlation
+            + (self.unit_weight - 1) * units
+        )
+        weighted = data_scale(pair, layout) * (distortion + common_beta(pair, layout, self.name) * kl)
+        return Terms(weighted.sum() - extra_terms(pair), distortion.sum().detach(), rate.sum().detach())
+
+    def _parts(self, pair: Pair, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Each datum's draw of I(x; z), the total correlation and the units' KL, shape ``(B,)``, nats; mean over draws."""
+        site, guide_site = self._only_site(pair, layout)
+        joint, units = _scores(guide_site, layout)
+        weights = batch_weights(self.estimator, layout.size, self._total(guide_site, layout))
+        log_weights = (weights / weights.sum(1, keepdim=True)).log().to(joint)
+        log_q = (joint + log_weights[:, None]).logsumexp(-1)  # (B, K)
+        log_product = (units + log_weights[:, None, :, None]).logsumexp(-2).sum(-1)  # (B, K)
+        given = joint.diagonal(dim1=0, dim2=2).T  # (B, K)
+        prior = layout.per_datum(site_log_prob(site)).T  # (B, K)
+        return (given - log_q).mean(1), (log_q - log_product).mean(1), (log_product - prior).mean(1)
+
+    def _total(self, site: Site, layout: Layout) -> int:
+        return plates_of(site)[layout.plate].full_size if self.num_data is None else self.num_data
+
+    def _only_site(self, pair: Pair, layout: Layout) -> tuple[Site, Site]:
+        """The latent site in the model and in the guide."""
+        found = [*latent_sites(pair)]
+        if len(found) != 1 or auxiliary_sites(*pair):
+            names = sorted({n for n, _, _ in found} | {n for n, _ in auxiliary_sites(*pair)})
+            raise ValueError(
+                f"{self.name}: expected one latent site, in model and guide, got {len(names)}: {', '.join(names)}; join them "
+                "into one vector."
+            )
+        ((name, model_site, site),) = found
+        inside = [p for p in plates_of(site) if p != layout.plate]
+        if inside or site["mask"] is not None or _marginals(site["fn"]) is None:
+            what = (
+                f"the plate {inside[0]!r}"
+                if inside
+                else "a mask"
+                if site["mask"] is not None
+                else base_name(site["fn"])
+            )
+            raise ValueError(
+                f"{self.name}: expected a normal or independent units at site {name!r}, in the data plate alone and without a "
+                f"mask, got {what}; the marginals of its units must be known."
+            )
+        return model_site, site
+
+
+def _marginals(fn: Distribution) -> Distribution | None:
+    """The units as scalar distributions, batch shape ``(..., B, Z)``; None where they have no closed form."""
+    if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
+        return Normal(fn.loc, fn.variance.sqrt(), validate_args=False)
+    if not (isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1 and len(fn.event_shape) == 1):
+        return None
+    return None if fn.base_dist.event_shape or base_name(fn) == "Delta" else fn.base_dist
+
+
+def _scores(site: Site, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Each draw under the code of each datum: log q(z_i|x_j), shape ``(B, K, B)``, and by unit, ``(B, K, B, Z)``."""
+    fn, units, size = site["fn"], _marginals(site["fn"]), layout.size
+    assert units is not None  # as has been checked
+    axis = layout.dim - 1
+    z = site["value"].movedim(axis, 0).unsqueeze(axis)
+    by_unit = units.log_prob(z).reshape(size, -1, size, z.shape[-1])
+    independent = isinstance(fn, Independent)
+    return by_unit.sum(-1) if independent else fn.log_prob(z).reshape(size, -1, size), by_unit

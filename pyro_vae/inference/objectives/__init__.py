@@ -1,0 +1,1 @@
+"""Objectives: ``pyro.infer.ELBO`` classes that also give the bound of each datum."""

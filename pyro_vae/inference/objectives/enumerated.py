@@ -1,0 +1,303 @@
+"""Pyro's objective that sums over enumerated sites, ``enum``: for each datum, with tensors alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import elbo
+from pyro.infer.util import torch_item
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.objectives.bound import Terms, _Bound
+from pyro_vae.inference.objectives.particles import data_scale
+from pyro_vae.inference.program.data_plate import Layout, check_scales, find_layout, how_to_mark, refuse_points
+from pyro_vae.inference.program.sites import (
+    Site,
+    distribution_mask,
+    drawn_sites,
+    is_auxiliary_loss,
+    plates_of,
+    sample_sites,
+    site_log_prob,
+)
+from pyro_vae.inference.program.traces import Pair
+from pyro_vae.inference.weights.enumeration import counted_once, mean_under
+from pyro_vae.inference.weights.log_weights import OuterScale
+
+Program = Callable[..., Any]
+
+
+class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
+    r"""The evidence lower bound with enumerated sites summed over instead of drawn.
+
+    .. math:: \mathcal L(x) = E_{q(z|x)}\Big[\textstyle\sum_y q(y|x, z)\,
+        \big(\log p(x, y, z) - \log q(y, z|x)\big)\Big] \le \log p(x)
+
+    for sites y enumerated in the guide (``infer={"enumerate": "parallel"}``); sites enumerated in the model alone are
+    summed out of p(x, z). A ``pyro.infer.TraceEnum_ELBO``, with its options. Where every enumerated site lies in the
+    data plate and in no plate within it, the sum is taken here, with tensors alone; in other programs Pyro's
+    contraction is used, which tells no rate and no distortion. Under ``scale_kl_pair`` guide-side enumeration gets
+    exactly distortion + beta x rate; with a site enumerated in the model a weight is refused. Where a mask leaves an
+    enumerated site out, as ``obs_mask`` does for a datum whose label is known, its values together count once; what a guide
+    observes is no draw and enters nothing. With nothing to sum over it warns and is ``TraceELBO``, as of relaxed labels;
+    ``fit`` refuses that.
+
+    References:
+        Obermeyer et al., "Tensor Variable Elimination for Plated Factor Graphs", 2019.
+    """
+
+    def _guess_max_plate_nesting(self, *args: Any, **kwargs: Any) -> None:
+        """Find how many dimensions the plates use, without the line in which Pyro tells the user."""
+        level = elbo.logger.level
+        elbo.logger.setLevel(logging.WARNING)
+        try:
+            super()._guess_max_plate_nesting(*args, **kwargs)
+        finally:
+            elbo.logger.setLevel(level)
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        """Traces without what the guide observes, which Pyro's contraction would count as drawn."""
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        for name, site in list(sample_sites(guide_trace)):
+            if site["is_observed"] and not is_auxiliary_loss(site):
+                guide_trace.remove_node(name)
+        return model_trace, guide_trace
+
+    def bound(
+        self,
+        model: Program,
+        guide: Program,
+        *args: Any,
+        plate: str | None = None,
+        outer_scale: OuterScale = "refuse",
+        **kwargs: Any,
+    ) -> Tensor:
+        """The ELBO of each datum; see :meth:`TraceELBO.bound`.
+
+        Raises:
+            ValueError: If an enumerated site is in a plate within a datum, besides what ``log_weights`` refuses.
+        """
+        values = []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            if outer_scale == "refuse":
+                check_scales(model_trace, guide_trace)
+            refuse_points(model_trace, guide_trace)
+            sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), plate or self.plate)
+            values.append(sums.mean(sums.likelihood + sums.ratio))
+        return torch.cat(values).mean(0)
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """The loss with its rate and distortion; see :class:`Terms`.
+
+        Raises:
+            NotSimpleError: If an enumerated site is in a plate within a datum, or another is not reparameterized.
+            ValueError: If, besides, the distribution of an enumerated site is masked so that Pyro would count each value.
+        """
+        parts = []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            try:
+                sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), self.plate)
+                sums.check_gradients(guide_trace)
+            except NotSimpleError:
+                _refuse_masked(model_trace, guide_trace)
+                raise
+            scale = data_scale(Pair(model_trace, guide_trace), sums.layout)
+            loss = -(scale * sums.mean(sums.likelihood + sums.tempered) + sums.mean(sums.extra)).mean(0).sum()
+            likelihood, ratio = (sums.mean(part).detach().mean(0).sum() for part in (sums.likelihood, sums.ratio))
+            parts.append((loss, -likelihood, -ratio))
+        return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a 0-dim tensor, nats, summed over the batch."""
+        try:
+            return self.terms(model, guide, *args, **kwargs).loss
+        except NotSimpleError:
+            return pyro.infer.TraceEnum_ELBO.differentiable_loss(self, model, guide, *args, **kwargs)
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Minus the (scaled) bound, nats, summed over the batch."""
+        with torch.no_grad():
+            try:
+                return torch_item(self.terms(model, guide, *args, **kwargs).loss)
+            except NotSimpleError:
+                return pyro.infer.TraceEnum_ELBO.loss(self, model, guide, *args, **kwargs)
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss, its gradient added to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return torch_item(loss)
+
+
+def _zero(trace: Trace) -> Tensor:
+    """0 where the data are, shape ``(1, 1)``."""
+    observed = next(site for _, site in sample_sites(trace) if site["is_observed"])
+    return torch.zeros_like(observed["log_prob_sum"].detach()).reshape(1, 1)
+
+
+class NotSimpleError(ValueError):
+    """An enumeration that is not a plain sum for each datum."""
+
+
+def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse an enumerated site whose distribution is masked so that Pyro's contraction would count each of its values.
+
+    It does in the model alone, and in the guide where the mask is the constant False. A mask of the site, as
+    ``poutine.mask`` and ``obs_mask`` make it, leaves the probabilities that weigh the values as they are.
+    """
+    ours = [(name, site) for name, site in sample_sites(model_trace) if name not in guide_trace]
+    for name, site in (*ours, *sample_sites(guide_trace)):
+        mask = None if site["is_observed"] or not site["infer"].get("enumerate") else distribution_mask(site["fn"])
+        in_guide = name in guide_trace and mask is not None and mask.dim() > 0
+        if mask is not None and not in_guide and not bool(mask.all()):
+            raise ValueError(
+                f"enumerated site {name!r}: expected a distribution without a mask beside sites that are not summed or "
+                "reparameterized for each datum, got a masked one, of which Pyro's contraction would count each value; put "
+                "the mask around the site by poutine.mask."
+            )
+
+
+class _Sums:
+    """The parts of the bound, each of shape ``(E..., K, B)``, where E are the enumerated values of each site.
+
+    Attributes:
+        likelihood: log p(x|...), with the sites enumerated in the model summed out.
+        ratio: log p - log q of the other latent sites.
+        tempered: The same under the weights of ``scale_kl``.
+        extra: Of the sites marked ``auxiliary_loss``, with all their scales.
+    """
+
+    def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int, plate: str | None = None) -> None:
+        check_kl_scales(model_trace, guide_trace)
+        self.nesting = nesting
+        self.layout: Layout = find_layout(model_trace, guide_trace, plate)
+        inside = {n: self._axis(n, s) for n, s in sample_sites(guide_trace) if "_enumerate_dim" in s["infer"]}
+        summed = {
+            n: self._axis(n, s)
+            for n, s in sample_sites(model_trace)
+            if "_enumerate_dim" in s["infer"] and n not in guide_trace
+        }
+        if len({*inside.values(), *summed.values()}) < len(inside) + len(summed):
+            raise NotSimpleError(
+                "enum: expected an axis for each enumerated site, got several on one (pyro.markov); the loss can "
+                "be had, by Pyro's contraction, but no bound for each datum."
+            )
+        self.axes = list(inside.values())
+        zero = _zero(model_trace)
+        self.extra: Any = zero
+        self.likelihood: Any = zero
+        self.ratio: Any = zero
+        self.tempered: Any = zero
+        self.log_q: Any = zero
+        self._add_model(model_trace, guide_trace, summed)
+        for name, site in sample_sites(guide_trace):
+            if is_auxiliary_loss(site):
+                self.extra = self.extra - self._training_term(name, site)
+                continue
+            plain, tempered = self._both(site)
+            self.ratio, self.tempered = self.ratio - plain, self.tempered - tempered
+            if name in inside:
+                self.log_q = self.log_q + plain
+
+    def _add_model(self, model_trace: Trace, guide_trace: Trace, summed: dict[str, int]) -> None:
+        joint: Any = None
+        for name, site in sample_sites(model_trace):
+            if is_auxiliary_loss(site):
+                self.extra = self.extra + self._training_term(name, site)
+                continue
+            plain, tempered = self._both(site)
+            if name in summed or any(plain.dim() >= -axis and plain.shape[axis] > 1 for axis in summed.values()):
+                if site.get("kl_scales"):
+                    raise ValueError(
+                        f"enum: expected no weight of the KL where a site is enumerated in the model, got one at {name!r}; "
+                        "drop beta, or enumerate in the guide."
+                    )
+                joint = plain if joint is None else joint + plain
+            elif site["is_observed"]:
+                self.likelihood = self.likelihood + plain
+            elif name in guide_trace:
+                self.ratio, self.tempered = self.ratio + plain, self.tempered + tempered
+            else:
+                raise ValueError(
+                    f"latent site {name!r}: expected in the guide or enumerated in the model, got neither; add it to the "
+                    f"guide, or {how_to_mark(name)}."
+                )
+        if joint is not None:
+            self.likelihood = self.likelihood + joint.logsumexp(list(summed.values()), keepdim=True)
+
+    def _axis(self, name: str, site: Site) -> int:
+        """Where in ``(E..., K, B)`` the values of an enumerated site are."""
+        infer = site["infer"]
+        within = [
+            frame.name
+            for frame in plates_of(site).values()
+            if frame.name != self.layout.plate and frame.dim is not None and frame.size > 1
+        ]
+        if within:
+            raise NotSimpleError(
+                f"enum: expected enumerated sites in the data plate alone, got {name!r} in {within[0]!r} too; the loss can be "
+                "had, by Pyro's contraction, but no bound for each datum."
+            )
+        if infer.get("num_samples") is not None or infer.get("enumerate") == "sequential":
+            raise NotSimpleError(
+                f"enum: expected sites enumerated in parallel, all values, got {name!r} otherwise; the loss can be had by "
+                "Pyro's own terms, but no bound for each datum."
+            )
+        return int(infer["_enumerate_dim"]) + self.nesting - 2
+
+    def _training_term(self, name: str, site: Site) -> Tensor:
+        """A site marked ``auxiliary_loss``: its mean over draws and values counts, as that of any other term."""
+        if self.layout.plate not in plates_of(site):
+            raise NotSimpleError(
+                f"enum: expected training terms in the data plate, got {name!r} outside; the loss can be had, by Pyro's "
+                "contraction, but no bound for each datum."
+            )
+        return self._per_datum(site["log_prob"])
+
+    def _both(self, site: Site) -> tuple[Tensor, Tensor]:
+        """A site's log-probability in the shape ``(E..., K, B)``, without and with its weights of the KL."""
+        log_prob = counted_once(site) if "_enumerate_dim" in site["infer"] else site_log_prob(site)
+        plain = self._per_datum(log_prob)
+        betas = site.get("kl_scales", ())
+        for beta in betas:
+            log_prob = log_prob * beta
+        return plain, (self._per_datum(log_prob) if betas else plain)
+
+    def _per_datum(self, log_prob: Tensor) -> Tensor:
+        """Sum over everything inside one datum; a particle axis, the leftmost plate, is kept."""
+        padded = log_prob.reshape((1,) * (self.nesting - log_prob.dim()) + log_prob.shape)
+        lead = padded.shape[: padded.dim() - self.nesting]
+        plates = padded.reshape(*lead, *padded.shape[padded.dim() - self.nesting :])
+        particles = self.nesting > self.layout.nesting
+        if not particles:
+            plates = plates.unsqueeze(-self.nesting - 1)
+        data = plates.movedim(self.layout.dim, -1)
+        kept = len(lead) + 1
+        return data.reshape(*data.shape[:kept], -1, data.shape[-1]).sum(-2)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the values enumerated in the guide, under q: shape ``(K, B)``."""
+        values = mean_under(self.log_q.exp(), values, self.axes) if self.axes else values
+        return values.reshape(-1, values.shape[-1]).expand(-1, self.layout.size)
+
+    def check_gradients(self, guide_trace: Trace) -> None:
+        """Refuse sites that need a score-function term.
+
+        Raises:
+            NotSimpleError: If a site that is not enumerated has no reparameterized draws.
+        """
+        for name, site in drawn_sites(guide_trace):
+            if is_auxiliary_loss(site):
+                continue
+            if "_enumerate_dim" not in site["infer"] and not site["fn"].has_rsample:
+                raise NotSimpleError(
+                    f"enum: expected site {name!r} to be enumerated or reparameterized, got neither; {how_to_mark(name)}, or "
+                    "use elbo('trace')."
+                )

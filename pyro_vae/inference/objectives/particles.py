@@ -1,0 +1,274 @@
+"""Draws for the importance-weighted objectives: log weights of each draw and datum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor
+
+from pyro_vae.inference.program.data_plate import Layout
+from pyro_vae.inference.program.sites import (
+    PARTICLE_PLATES,
+    Site,
+    base_name,
+    drawn_sites,
+    is_auxiliary_loss,
+    sample_sites,
+    site_log_prob,
+)
+from pyro_vae.inference.program.traces import Pair
+from pyro_vae.system.imports import capturing
+
+Program = Callable[..., Any]
+
+
+class Particles(NamedTuple):
+    r"""Draws of the guide, scored; each but the last two of shape ``(K, B)``, nats.
+
+    Attributes:
+        log_likelihood: log p(x|z).
+        log_ratio: log p(z) - log q(z|x).
+        log_w: log p(x|z) + beta (log p(z) - log q(z|x)), the *tempered* weight; at beta = 1 the log weight.
+        log_q: log q(z|x).
+        score: Its part of the sites without reparameterized draws; 0 where all have them.
+        scale: N/B of the data plate times a common outer scale: a float, or shape ``(B,)``.
+        extra: Sum of the sites marked ``auxiliary_loss``, with their scales, over the batch; mean over draws; 0-dim.
+    """
+
+    log_likelihood: Tensor
+    log_ratio: Tensor
+    log_w: Tensor
+    log_q: Tensor
+    score: Tensor
+    scale: Any
+    extra: Tensor
+
+
+def reduce(pair: Pair, layout: Layout) -> Particles:
+    """The per-datum terms of one pair of traces.
+
+    Args:
+        pair: The traces, with or without a particle axis.
+        layout: Where the data lie.
+    """
+    likelihood, ratio, tempered, log_q, score, extra = (_Sum() for _ in range(6))
+    for _, site in sample_sites(pair.model):
+        if is_auxiliary_loss(site):
+            extra.add(site["log_prob_sum"] / _num_particles(site))
+        elif site["is_observed"]:
+            likelihood.add(layout.per_datum(site_log_prob(site)))
+        else:
+            _add_latent(site, layout, 1.0, ratio, tempered)
+    for _, site in sample_sites(pair.guide):
+        if is_auxiliary_loss(site):
+            extra.add(-site["log_prob_sum"] / _num_particles(site))
+            continue
+        if site["is_observed"]:  # no draw
+            continue
+        _add_latent(site, layout, -1.0, ratio, tempered)
+        plain = layout.per_datum(site_log_prob(site))
+        log_q.add(plain)
+        if not site["fn"].has_rsample:
+            score.add(plain)
+    found = likelihood.value()
+    rows = max(found.shape[0], *(s.total.shape[0] for s in (ratio, score) if s.total is not None), 1)
+    shape = (rows, layout.size)
+    sums = (ratio, tempered, log_q, score)
+    log_ratio, weighted, of_q, scored = (part.value(found).expand(shape) for part in sums)
+    likely = found.expand(shape)
+    scale = data_scale(pair, layout)
+    return Particles(likely, log_ratio, likely + weighted, of_q, scored, scale, extra.value(found.sum()))
+
+
+def _num_particles(site: Site) -> int:
+    """How many draws a site's log-probability is a sum over."""
+    return math.prod(frame.size for frame in site["cond_indep_stack"] if frame.name in PARTICLE_PLATES)
+
+
+class _Sum:
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def add(self, term: Tensor) -> None:
+        self.total = term if self.total is None else self.total + term
+
+    def value(self, like: Tensor | None = None) -> Tensor:
+        if self.total is not None:
+            return self.total
+        assert like is not None  # the layout has an observed site
+        return torch.zeros_like(like.detach())
+
+
+def _add_latent(site: Site, layout: Layout, sign: float, ratio: _Sum, tempered: _Sum) -> None:
+    log_prob = site_log_prob(site)
+    plain = sign * layout.per_datum(log_prob)
+    ratio.add(plain)
+    for beta in (betas := site.get("kl_scales", ())):
+        log_prob = log_prob * beta
+    tempered.add(sign * layout.per_datum(log_prob) if betas else plain)
+
+
+def data_scale(pair: Pair, layout: Layout) -> Any:
+    """What multiplies the bound of each datum: N/B of the data plate times an outer scale common to all sites.
+
+    Returns:
+        A float, or shape ``(B,)``.
+
+    Raises:
+        ValueError: If a plate inside a datum is subsampled, or the sites carry different outer scales.
+    """
+    reference: Any = None
+    for trace in pair:
+        for name, site in sample_sites(trace):
+            if is_auxiliary_loss(site):
+                continue
+            scale = _without_kl(name, site, layout)
+            if scale is None:
+                continue
+            if reference is None:
+                reference = scale
+            elif scale is not reference and is_validation_enabled() and not _close(scale, reference):
+                raise ValueError(
+                    f"site {name!r}: expected the scale that the other sites have, got another; an importance-weighted bound "
+                    "has one scale for each datum, so put poutine.scale around the whole model and guide."
+                )
+    if not isinstance(reference, Tensor) or reference.dim() == 0:
+        return reference
+    return layout.per_datum(reference)[0] / _count(reference, layout)
+
+
+def _without_kl(name: str, site: Site, layout: Layout) -> Any:
+    """A site's scale without the factors of ``scale_kl``; None where one of these may be 0 and leaves nothing to divide."""
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size == frame.size:
+            continue
+        if frame.name != layout.plate and frame.dim is not None and frame.dim > layout.dim:
+            raise ValueError(
+                f"site {name!r}: expected whole plates inside a datum, got {frame.name!r} with {frame.size} of "
+                f"{frame.full_size}; the log of a mean over draws has no unbiased estimate from a part of a datum."
+            )
+    betas = site.get("kl_scales", ())
+    if not betas:
+        return site["scale"]
+    if any(isinstance(beta, Tensor) or beta == 0 for beta in betas):
+        return None
+    return site["scale"] / math.prod(betas)
+
+
+def _count(scale: Tensor, layout: Layout) -> int:
+    """How many entries of a plate-shaped scale belong to one datum."""
+    return max(1, scale.numel() // max(1, scale.shape[layout.dim] if scale.dim() >= -layout.dim else 1))
+
+
+def _close(one: Any, other: Any) -> bool:
+    a, b = torch.broadcast_tensors(torch.as_tensor(one).detach().double(), torch.as_tensor(other).detach().double())
+    return bool(torch.isclose(a, b, rtol=1e-5).all())
+
+
+class Gate:
+    """Passes values on and, on the way back, multiplies the gradient of each draw and datum by a factor set later."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.factor: Tensor | None = None
+
+    def __call__(self, name: str, site: Site) -> Tensor:
+        """The value of a site, its gradient multiplied."""
+        value = site["value"]
+        if not value.requires_grad:
+            return value
+        event_dim = site["fn"].event_dim
+        passed = value.view_as(value)
+        passed.register_hook(lambda grad: grad * self._spread(value.dim() - event_dim, event_dim))
+        return passed
+
+    def _spread(self, batch_dim: int, event_dim: int) -> Tensor:
+        """The factor, shape ``(K, B)``, in the dimensions of a site's value."""
+        assert self.factor is not None
+        layout = self.layout
+        shape = [1] * layout.nesting
+        shape[layout.dim] = layout.size
+        spread = self.factor.reshape(-1, *shape)
+        spread = spread.reshape(spread.shape + (1,) * event_dim)
+        while spread.dim() > batch_dim + event_dim:  # a trace without a particle axis has fewer dimensions
+            spread = spread.squeeze(0)
+        return spread
+
+
+def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
+    """Refuse the sites that an importance-weighted objective cannot handle.
+
+    Args:
+        pair: The traces.
+        what: Name of the objective.
+        reparameterized: Whether every latent site must have reparameterized draws.
+
+    Raises:
+        ValueError: If a site is enumerated, is a Delta, or has no reparameterized draws where it must.
+    """
+    for name, site in (*sample_sites(pair.model), *sample_sites(pair.guide)):
+        if site["infer"].get("enumerate") is not None and not site["is_observed"]:
+            raise ValueError(
+                f"{what}: expected no enumerated site, got {name!r}; use elbo('enum'), take the mark off to sample it, or "
+                "relax the label of a model that classifies: temperature=0.7."
+            )
+    auxiliary = any(site["infer"].get("is_auxiliary", False) for _, site in sample_sites(pair.guide))
+    for name, site in drawn_sites(pair.guide):
+        if is_auxiliary_loss(site):
+            continue
+        fn = site["fn"]
+        if base_name(fn) == "Delta" and not auxiliary:
+            raise ValueError(
+                f"{what}: expected a density at guide site {name!r}, got a Delta, whose weights bound nothing; use a guide "
+                "with a scale, such as AutoNormal, or elbo('trace') for a point estimate."
+            )
+        if reparameterized and not fn.has_rsample:
+            raise ValueError(
+                f"{what}: expected reparameterized draws at site {name!r}, got {base_name(fn)}, which has none; use "
+                "elbo('vimco') or elbo('rws')."
+            )
+
+
+def common_beta(pair: Pair, layout: Layout, what: str = "dreg") -> Any:
+    """The weight of the KL that all latent sites share: a number, a 0-dim tensor or one of shape ``(B,)``.
+
+    Weights are the same if they are the same tensor, or equal numbers: tensors that are equal now may differ later.
+
+    Raises:
+        ValueError: If the sites have different weights, or the weight varies within a datum.
+    """
+    sites = [(n, s) for n, s in drawn_sites(pair.guide) if not is_auxiliary_loss(s)]
+    factors = [(name, _factors(site)) for name, site in sites] or [("", ())]
+    first = factors[0][1]
+    for name, others in factors if not capturing() else ():  # captured is what has just been run and checked
+        if len(others) != len(first) or not all(a is b or _equal(a, b) for a, b in zip(others, first, strict=True)):
+            raise ValueError(
+                f"{what}: expected one weight of the KL for all sites, got another at {name!r}; give one number or tensor for "
+                "all, or use elbo('stl') or elbo('iwae') for weights of single sites."
+            )
+    return _of_data(math.prod(first), layout, what)
+
+
+def _factors(site: Site) -> tuple[Any, ...]:
+    return tuple(beta for beta in site.get("kl_scales", ()) if isinstance(beta, Tensor) or beta != 1)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
+
+
+def _of_data(beta: Any, layout: Layout, what: str) -> Any:
+    """A weight that broadcasts to the plates of a site as one of each datum, shape ``(B,)``; others as they are."""
+    if not isinstance(beta, Tensor) or beta.dim() == 0:
+        return beta
+    padded = beta.reshape((1,) * (layout.nesting - beta.dim()) + beta.shape).movedim(layout.dim, 0)
+    if padded[0].numel() > 1:
+        raise ValueError(
+            f"{what}: expected one weight of the KL for each datum, got one of shape {tuple(beta.shape)} that varies within a "
+            "datum; use elbo('iwae') or elbo('stl')."
+        )
+    return padded.reshape(-1)

@@ -1,0 +1,110 @@
+"""The ELBO with every term sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+from pyro.distributions.util import is_identically_zero
+from pyro.infer.trace_elbo import _compute_log_r
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_vae.inference.objectives.bound import Program, Terms, _Bound, _Sum, _true_sum
+from pyro_vae.inference.program.data_plate import check_match, refuse_points
+from pyro_vae.inference.program.sites import Site, drawn_sites, is_auxiliary_loss, sample_sites
+from pyro_vae.inference.weights.log_weights import OuterScale, ProposalDraws
+
+
+class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
+    r"""The evidence lower bound, every term sampled.
+
+    .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
+
+    A ``pyro.infer.Trace_ELBO``, with its options. The estimate is unbiased for the ELBO; reparameterized sites have
+    pathwise gradients, others Pyro's score-function terms. Under ``scale_kl_pair`` the loss is exactly distortion +
+    beta x rate; ``bound`` never contains beta.
+
+    Args:
+        num_particles: K, draws averaged for each datum.
+        vectorize_particles: Draw them in one call, in an outermost plate.
+        plate: Name of the data plate for ``bound``, where several enclose every site.
+        **options: Pyro's further options of ``Trace_ELBO``.
+
+    References:
+        Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, eq. 2; Ranganath, Gerrish, Blei, "Black Box
+        Variational Inference", 2014.
+    """
+
+    def bound(
+        self,
+        model: Program,
+        guide: Program,
+        *args: Any,
+        plate: str | None = None,
+        outer_scale: OuterScale = "refuse",
+        **kwargs: Any,
+    ) -> Tensor:
+        """The ELBO of each datum, from ``num_particles`` draws.
+
+        Args:
+            model: A Pyro model whose data lie in one plate.
+            guide: Its guide.
+            *args: What both take.
+            plate: Name of the data plate, where several enclose every site; default: that of the constructor.
+            outer_scale: See ``log_weights``.
+            **kwargs: Likewise.
+
+        Returns:
+            Shape ``(B,)``, nats, higher is better; unbiased, no KL weight and no N/B in it.
+
+        Raises:
+            ValueError: If model and guide give no weights for each datum, see ``log_weights``.
+        """
+        draws = ProposalDraws(model, guide, args, kwargs, plate or self.plate, outer_scale, self.vectorize_particles)
+        refuse_points(draws._first, draws.guide_trace)
+        terms = draws.first if self.num_particles == 1 else draws(self.num_particles)
+        return terms.log_w.mean(0)
+
+    def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
+        loss, distortion, rate = _Sum(), _Sum(), _Sum()
+        for name, site in sample_sites(model_trace):
+            loss.subtract(site["log_prob_sum"])
+            if not is_auxiliary_loss(site):
+                if not site["is_observed"] and name not in guide_trace.nodes:
+                    check_match(model_trace, guide_trace)
+                (distortion if site["is_observed"] else rate).subtract(_true_sum(site))
+        for _, site in sample_sites(guide_trace):
+            if is_auxiliary_loss(site):
+                loss.add(site["log_prob_sum"])
+            elif not site["is_observed"]:  # what the guide observes is no draw
+                loss.add(site["log_prob_sum"])
+                rate.add(_true_sum(site))
+        value = loss.value()
+        if not all(_is_reparameterized(site) for _, site in drawn_sites(guide_trace)):
+            surrogate = _surrogate(model_trace, guide_trace)
+            value = value.detach() + (surrogate - surrogate.detach())
+        return Terms(value, distortion.value(value), rate.value(value))
+
+
+def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
+    """Pyro's surrogate of the loss, with score-function terms; unlike Pyro's, by tensors alone, so that it can be captured."""
+    total, log_r = _Sum(), None
+    for _, site in sample_sites(model_trace):
+        total.subtract(site["log_prob_sum"])
+    for _, site in sample_sites(guide_trace):
+        if site["is_observed"]:
+            if is_auxiliary_loss(site):
+                total.add(site["log_prob_sum"])
+            continue
+        parts = site["score_parts"]
+        if not is_identically_zero(parts.entropy_term):
+            total.add(parts.entropy_term.sum())
+        if not is_identically_zero(parts.score_function):
+            log_r = _compute_log_r(model_trace, guide_trace) if log_r is None else log_r
+            total.subtract((log_r.sum_to(site["cond_indep_stack"]) * parts.score_function).sum())
+    return total.value()
+
+
+def _is_reparameterized(site: Site) -> bool:
+    return is_identically_zero(site["score_parts"].score_function)

@@ -1,0 +1,1 @@
+"""Pyro programs, read: sites, plates, traces, parameters and noise."""

@@ -1,0 +1,1 @@
+"""Stochastic variational inference: one step of an optimizer."""

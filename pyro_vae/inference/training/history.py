@@ -1,0 +1,125 @@
+"""The history of a training, and the line printed for each epoch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae.models.protocol import has_bound, loss_of, trained_on
+
+Row = dict[str, float]
+
+
+@dataclass
+class History:
+    """What training was like, a row an epoch; every bound is the true one (beta = 1), nats per datum.
+
+    Attributes:
+        rows: A dict an epoch, see ``docs/run-directory.md`` for the columns.
+        stopped_by: ``"epochs"``, ``"interrupted"``, or the reason that a callback gave.
+        steps: Optimization steps taken, those of an interrupted epoch included.
+        compiled: Whether they were compiled.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    stopped_by: str = "epochs"
+    steps: int = 0
+    compiled: bool = False
+
+    def __getitem__(self, column: str) -> list[float]:
+        return [row[column] for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, counted from 1, with the highest validation ELBO; the last where there is no validation.
+
+        Where the objective weights or bends the KL, its value at the final weights decides instead; of a model without a bound
+        its objective.
+        """
+        last = self.rows[-1] if self.rows else {}
+        column = next((name for name in ("validation_objective", "validation_elbo") if name in last), None)
+        if column is None:
+            return len(self.rows)
+        values = [value if math.isfinite(value) else -math.inf for value in self[column]]
+        return 1 + max(range(len(values)), key=values.__getitem__)
+
+
+@dataclass
+class Progress:
+    """What has been done of one epoch.
+
+    Attributes:
+        start: State of the generator of the data order when the epoch began.
+        order: The order of its data, shape ``(N,)``, drawn from that state.
+        totals: Sums of loss, distortion and rate over the data seen, shape ``(3,)``, nats.
+        batches: Steps taken in it.
+        seen: Data seen in it.
+        seconds: How long it has been trained.
+    """
+
+    start: Tensor
+    order: Tensor
+    totals: Tensor
+    batches: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+
+    def elbo(self) -> float:
+        """Mean training ELBO so far, nats per datum; this waits for the device."""
+        return -float(self.totals[1] + self.totals[2]) / self.seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the order, which can be drawn again."""
+        return {
+            "start": self.start,
+            "totals": self.totals,
+            "batches": self.batches,
+            "seen": self.seen,
+            "seconds": self.seconds,
+        }
+
+
+_HEADER = (
+    "       epoch   train ELBO   validation ELBO        rate   distortion     beta   images/s\n"
+    "                     nats              nats        nats         nats"
+)
+
+
+_HEADER_WITHOUT_BOUND = "       epoch   train loss   validation loss   images/s"
+
+
+def header(model: Any) -> str:
+    """The names of what :func:`line` says."""
+    if has_bound(model):
+        return _HEADER + (f"\n             train ELBO: of {part}" if (part := trained_on(model)) else "")
+    return f"{_HEADER_WITHOUT_BOUND}\n             {loss_of(model)} of a datum, no bound on log p(x)"
+
+
+def line(row: Row, epochs: int) -> str:
+    """An epoch, of so many."""
+    epoch, speed = f"{row['epoch']:6.0f}/{epochs:<5d}", f"{row['images_per_second']:10,.0f}"
+    if "train_elbo" not in row:
+        return f"{epoch} {-row['objective']:12.2f} {_validation(row, 'objective', -1):>17} {speed}"
+    prefix = "validation" if "validation_elbo" in row else "train"
+    return (
+        f"{epoch} {row['train_elbo']:12.2f} {_validation(row, 'elbo'):>17} {row[prefix + '_rate'] + 0.0:11.2f} "
+        f"{row[prefix + '_distortion']:12.2f} {row['beta']:8.3f} {speed}"
+    )
+
+
+def so_far(model: Any, objective: float) -> str:
+    """The mean over an epoch under way, of what is maximized."""
+    return f"ELBO {objective:.2f}" if has_bound(model) else f"loss {-objective:.2f}"
+
+
+def _validation(row: Row, name: str, sign: int = 1) -> str:
+    if f"validation_{name}_std_error" not in row:
+        return "-"
+    value, error = sign * row[f"validation_{name}"], row[f"validation_{name}_std_error"]
+    return f"{value:.2f}" + (f" ± {error:.2f}" if math.isfinite(error) else "")

@@ -1,0 +1,1 @@
+"""The log importance weights, kept per datum."""

@@ -1,0 +1,1 @@
+"""Semi-supervised models: labels that are known for some of the data."""

@@ -1,0 +1,161 @@
+"""Auxiliary deep generative models: a further latent vector makes q(z|x) and q(y|x) richer than they look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from pyro_vae.distributions import DiagonalNormal
+from pyro_vae.models.semi_supervised.m2 import SemiSupervised
+from pyro_vae.networks.build import JoinedNetwork, Network, Shapes, joined, network
+
+
+class AuxiliaryModel(SemiSupervised):
+    r"""What ADGM and SDGM have in common: the guide :math:`q(a|x)\, q(y|a, x)\, q(z|a, x, y)` and its networks.
+
+    Labels, bound and the classifier's term are as in :class:`M2`, with the site ``"a"`` besides: the bound averages over a,
+    and sums over y.
+
+    Args:
+        data_shape: See :class:`LabelledModel`.
+        latent_dim: Likewise; a has as many entries as z.
+        hidden: Likewise; all networks have the same layers.
+        activation: Likewise.
+        auxiliary_encoder: Module of an image, to the parameters of q(a|x), shape ``(..., 2 Z)``, or what makes one.
+        auxiliary_decoder: Module to the parameters of a in the model: of an image, a label and z, in SDGM of the last two.
+        classifier: Module of an image and a, to logits, shape ``(..., C)``.
+        **options: See :class:`SemiSupervised`; ``encoder`` is of an image, a label and a.
+
+    Raises:
+        ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "tanh",
+        *,
+        auxiliary_encoder: Network = None,
+        auxiliary_decoder: JoinedNetwork = None,
+        classifier: JoinedNetwork = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(data_shape, latent_dim, hidden, activation, **options)
+        self.auxiliary = DiagonalNormal(latent_dim)
+        params, latent, label = (self.auxiliary.num_params,), (latent_dim,), (self.num_classes,)
+        self.auxiliary_encoder = network(auxiliary_encoder, self.data_shape, params, hidden, activation)
+        self.auxiliary_decoder = joined(auxiliary_decoder, self._auxiliary_reads(), params, hidden, activation)
+        self.classifier = joined(classifier, (self.data_shape, latent), label, hidden, activation)
+
+    def _encoder_reads(self) -> Shapes:
+        return self.data_shape, (self.num_classes,), (self.latent_dim,)
+
+    def _auxiliary_reads(self) -> Shapes:
+        raise NotImplementedError
+
+    def guide(self, x: Tensor, y: Tensor) -> Tensor:
+        """The guide q(a|x) q(y|a, x) q(z|a, x, y).
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``.
+            y: Labels, shape ``(B,)``, int64, -1 where unknown.
+
+        Returns:
+            The latent vectors, shape ``(B, Z)``.
+        """
+        self._register("auxiliary_encoder", "classifier", "encoder", "posterior")
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", self.encode_auxiliary(x))
+            label = self.labels.guide(y, self.classifier(x, a))
+            return pyro.sample("z", self.encode(x, label, a))
+
+    def encode_auxiliary(self, x: Tensor) -> TorchDistributionMixin:
+        """q(a|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        return self.auxiliary(self.auxiliary_encoder(self._checked(x)))
+
+    def encode(self, x: Tensor, y: Tensor | None = None, a: Tensor | None = None) -> TorchDistributionMixin:
+        """q(z|a, x, y), where they are not given at the mean of q(a|x) and the most probable label."""
+        label = self.classify(x).argmax(-1) if y is None else y
+        a = self.encode_auxiliary(x).mean if a is None else a
+        return self.posterior(self.encoder(self._checked(x), self.vector(label, x), a))
+
+    @torch.no_grad()
+    def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
+        """The class probabilities q(y|x), the mean of q(y|a, x) over draws a ~ q(a|x).
+
+        Args:
+            x: Data, shape ``(..., *data_shape)``.
+            num_samples: How many draws.
+
+        Returns:
+            Shape ``(..., C)``.
+        """
+        draws = self.encode_auxiliary(x).sample((num_samples,))
+        return self.classifier(x, draws).softmax(-1).mean(0)
+
+
+class ADGM(AuxiliaryModel):
+    r"""The auxiliary model: :math:`p(y)\, p(z)\, p(x|z, y)\, p(a|x, y, z)`; the guide and arguments of :class:`AuxiliaryModel`.
+
+    The vector a integrates out of the model, whose p(x, y) is M2's; in the guide it makes a mixture of q(y, z|x).
+
+    References:
+        Maaløe, Sønderby, Sønderby, Winther, "Auxiliary Deep Generative Models", 2016, section 2.2 and 2.3.
+    """
+
+    def _auxiliary_reads(self) -> Shapes:
+        return self.data_shape, (self.num_classes,), (self.latent_dim,)
+
+    def model(self, x: Tensor, y: Tensor) -> Tensor:
+        """The generative model p(y) p(z) p(x|z, y) p(a|x, y, z), and the classifier's term; see :meth:`guide`."""
+        self._register("prior", "decoder", "likelihood", "auxiliary_decoder", "classifier")
+        with pyro.plate("data", len(x), dim=-1):
+            label = self.labels.model(y)
+            z = pyro.sample("z", self.prior())
+            x = pyro.sample("x", self.decode(z, label), obs=x)
+            a = pyro.sample("a", self.auxiliary(self.auxiliary_decoder(x, label, z)))
+            self.labels.classified(y, self.classifier(x, a))
+        return z
+
+
+class SDGM(AuxiliaryModel):
+    r"""The skip model: :math:`p(y)\, p(z)\, p(a|z, y)\, p(x|a, z, y)`; the guide and arguments of :class:`AuxiliaryModel`.
+
+    Two layers of latent vectors, with a skip from the upper one to the image.
+
+    References:
+        Maaløe, Sønderby, Sønderby, Winther, "Auxiliary Deep Generative Models", 2016, section 2.4.
+    """
+
+    def _auxiliary_reads(self) -> Shapes:
+        return (self.num_classes,), (self.latent_dim,)
+
+    def _decoder_reads(self) -> Shapes:
+        return (self.latent_dim,), (self.num_classes,), (self.latent_dim,)
+
+    def model(self, x: Tensor, y: Tensor) -> Tensor:
+        """The generative model p(y) p(z) p(a|z, y) p(x|a, z, y), and the classifier's term; see :meth:`guide`."""
+        self._register("prior", "auxiliary_decoder", "decoder", "likelihood", "classifier")
+        with pyro.plate("data", len(x), dim=-1):
+            label = self.labels.model(y)
+            z = pyro.sample("z", self.prior())
+            a = pyro.sample("a", self.decode_auxiliary(z, label))
+            x = pyro.sample("x", self.decode(z, label, a), obs=x)
+            self.labels.classified(y, self.classifier(x, a))
+        return z
+
+    def decode_auxiliary(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
+        """p(a|z, y): latent vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        return self.auxiliary(self.auxiliary_decoder(self.vector(y), z))
+
+    def decode(self, z: Tensor, y: Tensor, a: Tensor | None = None) -> TorchDistributionMixin:
+        """p(x|a, z, y), at one draw a ~ p(a|z, y) where it is not given; see :meth:`LabelledModel.decode`."""
+        a = self.decode_auxiliary(z, y).sample() if a is None else a
+        return self.likelihood(self.decoder(z, self.vector(y), a))

@@ -1,0 +1,85 @@
+"""M1: a VAE, and a classifier of its latent vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.models.labels import Labels, check_classes
+from pyro_vae.models.vae import VAE
+from pyro_vae.networks.build import Network, network
+
+
+class M1(VAE):
+    r"""The latent-feature model: the VAE :math:`p(z)\, p(x|z)`, :math:`q(z|x)`, and a classifier :math:`q(y|z)`.
+
+    Labels train the classifier alone, on draws of z through which no gradient goes: its term is a site of its own,
+    ``"y_classified"``, that enters no bound, so that the bound is on log p(x) and is the VAE's.
+
+    Args:
+        data_shape: See :class:`VAE`.
+        latent_dim: Likewise.
+        hidden: Likewise; the classifier has its last hidden layer.
+        activation: Likewise.
+        num_classes: C.
+        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, in place of the perceptron, or what makes one, see
+            ``models.base.Network``.
+        classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
+        **options: See :class:`VAE`.
+
+    Raises:
+        ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
+
+    References:
+        Kingma, Rezende, Mohamed, Welling, "Semi-Supervised Learning with Deep Generative Models", 2014, section 2.1 (with a
+        perceptron in place of their support vector machine).
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("x", "y")
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "tanh",
+        *,
+        num_classes: int | None = None,
+        classifier: Network = None,
+        classifier_weight: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(data_shape, latent_dim, hidden, activation, **options)
+        self.num_classes = check_classes(num_classes, type(self).__name__)
+        self.classifier = network(classifier, (latent_dim,), (self.num_classes,), hidden[-1:], activation)
+        self.labels = Labels(self.num_classes, classifier_weight)
+
+    def model(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        """The generative model p(z) p(x|z), and the classifier's term.
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``.
+            y: Labels, shape ``(B,)``, int64, -1 where unknown.
+
+        Returns:
+            The latent vectors, shape ``(B, Z)``.
+        """
+        self._register("prior", "decoder", "likelihood", "classifier")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.decode(z), obs=x)
+            self.labels.classified(y, self.classifier(z.detach()))
+        return z
+
+    def guide(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        """The guide q(z|x); see :meth:`model`."""
+        return super().guide(x)
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:
+        """The class probabilities q(y|z) at the mean of q(z|x), shape ``(..., C)``, of ``(..., *data_shape)``."""
+        return self.classifier(self.encode(x).mean).softmax(-1)

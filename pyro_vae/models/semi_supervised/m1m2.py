@@ -1,0 +1,199 @@
+"""M1 + M2: the semi-supervised model on top of a VAE's latent vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from pyro_vae.distributions import DiagonalNormal
+from pyro_vae.distributions.likelihoods.registry import LIKELIHOODS
+from pyro_vae.models.base import mean_image
+from pyro_vae.models.semi_supervised.m2 import SemiSupervised
+from pyro_vae.models.vae import VAE
+from pyro_vae.networks.build import JoinedNetwork, Network, Shapes, joined, network
+
+#: What a VAE has that :meth:`M1M2.stand_on` takes.
+LOWER = ("encoder", "posterior", "decoder", "likelihood")
+
+
+class M1M2(SemiSupervised):
+    r"""The stacked model: :math:`p(y)\, p(z_2)\, p(z|z_2, y)\, p(x|z)`, the guide :math:`q(z|x)\, q(y|z)\, q(z_2|z, y)`.
+
+    A VAE whose prior of z is an M2. Labels, bound and the classifier's term are as in :class:`M2`. With the networks of a
+    trained VAE (:meth:`stand_on`), which then stay as they are, this is the layer-wise training of Kingma et al.: M2's
+    objective on draws from q(z|x). From nothing, or from a trained VAE with ``frozen=False``, all networks train together.
+
+    Args:
+        data_shape: See :class:`VAE`.
+        latent_dim: Size of z, and of z2.
+        hidden: See :class:`VAE`; the networks of the upper layer have its last hidden layer.
+        activation: See :class:`VAE`.
+        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, in place of the perceptron, or what makes one.
+        upper_encoder: Module of z and a label, to the parameters of q(z2|z, y), shape ``(..., 2 Z)``, or what makes one.
+        upper_decoder: Module of z2 and a label, to the parameters of p(z|z2, y), likewise.
+        below: A trained VAE (or M1), see :meth:`stand_on`; on the command line ``--model-options below=RUN``.
+        **options: ``classifier_weight`` and ``temperature``, see :class:`SemiSupervised`; ``num_classes``, ``likelihood``,
+            ``posterior`` (of z), ``prior`` (of z2), ``encoder`` and ``decoder`` (of and to images, as in :class:`VAE`).
+
+    Raises:
+        ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
+
+    References:
+        Kingma, Rezende, Mohamed, Welling, "Semi-Supervised Learning with Deep Generative Models", 2014, section 2.
+    """
+
+    #: Options that name a run on the command line; the constructor is given its model.
+    from_runs: ClassVar[tuple[str, ...]] = ("below",)
+    _stands = _centered = False
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "tanh",
+        *,
+        classifier: Network = None,
+        upper_encoder: JoinedNetwork = None,
+        upper_decoder: JoinedNetwork = None,
+        below: VAE | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(data_shape, latent_dim, hidden, activation, **options)
+        self.upper = DiagonalNormal(latent_dim)
+        latent, label, params, upper = (latent_dim,), (self.num_classes,), (self.upper.num_params,), hidden[-1:]
+        self.classifier = network(classifier, latent, label, upper, activation)
+        self.upper_encoder = joined(upper_encoder, (latent, label), params, upper, activation)
+        self.upper_decoder = joined(upper_decoder, (latent, label), params, upper, activation)
+        if below is not None:
+            self.stand_on(below)
+
+    def _encoder_reads(self) -> Shapes:
+        return (self.data_shape,)
+
+    def _decoder_reads(self) -> Shapes:
+        return ((self.latent_dim,),)
+
+    def stand_on(self, vae: VAE, frozen: bool = True) -> None:
+        """Take the encoder, decoder and likelihood of a trained VAE (or M1).
+
+        Args:
+            vae: The VAE; its networks become this model's own.
+            frozen: Whether they stay as they are from then on; else they train on with the others.
+
+        Raises:
+            ValueError: If it is no VAE, its data or latent vectors have another shape, or its likelihood has another name.
+        """
+        if not isinstance(vae, VAE):
+            raise ValueError(
+                f"below: expected a trained vae or m1, as pyro_vae.load(RUN).vae, got {type(vae).__name__}; take another run."
+            )
+        if (vae.data_shape, vae.latent_dim) != (self.data_shape, self.latent_dim):
+            raise ValueError(
+                f"below: expected a VAE of data of shape {self.data_shape} and {self.latent_dim} latent units, got one of "
+                f"{vae.data_shape} and {vae.latent_dim}; take --latent-dim {vae.latent_dim} on the same data, or another VAE."
+            )
+        ours, theirs = (next((n for n, k in LIKELIHOODS.items() if type(m.likelihood) is k), None) for m in (self, vae))
+        if theirs not in (None, ours):
+            raise ValueError(
+                f"below: expected a VAE with the likelihood {ours or type(self.likelihood).__name__}, got one with {theirs}; "
+                f"take that one (--likelihood {theirs}), or another VAE."
+            )
+        for name in LOWER:
+            setattr(self, name, getattr(vae, name).requires_grad_(not frozen))
+        self._stands, self._centered = frozen, True
+        self.train(self.training)
+
+    def center_output(self, mean: Tensor, scale: float | None = None) -> None:
+        """See :meth:`VAE.center_output`; a decoder of :meth:`stand_on` stays as it is."""
+        if not self._centered:
+            super().center_output(mean, scale)  # type: ignore[misc]  # a function of VAE's, of a model with the same parts
+
+    def train(self, mode: bool = True) -> M1M2:
+        """Set train mode, or eval mode; the networks of :meth:`stand_on` stay in eval mode."""
+        super().train(mode)
+        for name in LOWER if self._stands else ():
+            getattr(self, name).eval()
+        return self
+
+    def model(self, x: Tensor, y: Tensor) -> Tensor:
+        """The generative model p(y) p(z2) p(z|z2, y) p(x|z), and the classifier's term.
+
+        Args:
+            x: Data, shape ``(B, *data_shape)``.
+            y: Labels, shape ``(B,)``, int64, -1 where unknown.
+
+        Returns:
+            The latent vectors z, shape ``(B, Z)``.
+        """
+        self._register("prior", "upper_decoder", "decoder", "likelihood", "classifier")
+        with pyro.plate("data", len(x), dim=-1):
+            label = self.labels.model(y)
+            z2 = pyro.sample("z2", self.prior())
+            z = pyro.sample("z", self.decode_upper(z2, label))
+            pyro.sample("x", self.decode_lower(z), obs=x)
+            self.labels.classified(y, self.classifier(z))
+        return z
+
+    def guide(self, x: Tensor, y: Tensor) -> Tensor:
+        """The guide q(z|x) q(y|z) q(z2|z, y); see :meth:`model`."""
+        self._register("encoder", "posterior", "classifier", "upper_encoder")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self.encode_lower(x))
+            label = self.labels.guide(y, self.classifier(z))
+            pyro.sample("z2", self.encode_upper(z, label))
+        return z
+
+    def encode_lower(self, x: Tensor) -> TorchDistributionMixin:
+        """q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        return self.posterior(self.encoder(self._checked(x)))
+
+    def decode_lower(self, z: Tensor) -> TorchDistributionMixin:
+        """p(x|z): vectors of shape ``(..., Z)`` to a distribution with event shape ``data_shape``."""
+        return self.likelihood(self.decoder(z))
+
+    def encode_upper(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
+        """q(z2|z, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        return self.upper(self.upper_encoder(z, self.vector(y)))
+
+    def decode_upper(self, z2: Tensor, y: Tensor) -> TorchDistributionMixin:
+        """p(z|z2, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        return self.upper(self.upper_decoder(z2, self.vector(y)))
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
+        """q(z2|z, y) at the mean of q(z|x), and at the most probable label where none is given."""
+        label = self.vector(self.classify(x).argmax(-1) if y is None else y, x)
+        return self.encode_upper(self.encode_lower(x).mean, label)
+
+    def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
+        """p(x|z) at the mean of p(z|z2, y); latent vectors z2 of shape ``(..., Z)`` with labels."""
+        return self.decode_lower(self.decode_upper(z, y).mean)
+
+    @torch.no_grad()
+    def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
+        """The class probabilities q(y|x), the mean of q(y|z) over draws z ~ q(z|x).
+
+        Args:
+            x: Data, shape ``(..., *data_shape)``.
+            num_samples: How many draws.
+
+        Returns:
+            Shape ``(..., C)``.
+        """
+        return self.classifier(self.encode_lower(x).sample((num_samples,))).softmax(-1).mean(0)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The mean image E[x'|z] at one draw z ~ q(z|x), which no label changes; shape of ``x``."""
+        return mean_image(self.decode_lower(self.encode_lower(x).sample()))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, y: Tensor | int | None = None) -> Tensor:
+        """Draws x ~ p(x|z), z ~ p(z|z2, y), z2 ~ p(z2); see :meth:`LabelledModel.sample`."""
+        label = self._labels(num_samples, y)
+        return self.decode_lower(self.decode_upper(self.prior().sample((num_samples,)), label).sample()).sample()

@@ -1,0 +1,131 @@
+"""Autoencoder against VAE in one figure: the latent planes, a walk through each, samples of each; and codes as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from torch import Tensor
+
+from pyro_vae.data import Split
+from pyro_vae.report.figures.scatter import PALETTE, classes_of
+from pyro_vae.report.figures.tiles import Array, decoded, inches, like_parameters, pick, pixels
+
+#: Data of a plane; with more, points hide each other.
+MAX_POINTS = 2000
+WALKS, SIDE = 3, 6  # walks between images, and images of a walk and of a side of the samples
+
+
+def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
+    """Models with codes of two numbers, side by side.
+
+    A walk is a straight line between the codes of two images, the same in each model. Below are draws of N(0, I), decoded, the
+    same draws in each: samples of a model whose prior that is, and of an autoencoder, which has none, codes that may lie where
+    it has learnt nothing. Last, draws of the normal distribution with the mean and the covariance of the codes that are shown.
+
+    Args:
+        models: Name to a model with ``encode``, ``decode`` and ``latent_dim`` 2.
+        split: Images, with or without labels.
+        source: What these data are called.
+
+    Returns:
+        A column for each model: the plane, walks, the two kinds of draws.
+
+    Raises:
+        ValueError: If there is no model, or one has another size of code.
+    """
+    for name, model in models.items():
+        if model.latent_dim != 2:
+            raise ValueError(
+                f"models: expected codes of two numbers, got {model.latent_dim} in {name!r}; train it with 2."
+            )
+    if not models:
+        raise ValueError("models: expected at least one, got none; pass some by name.")
+    rows = torch.randperm(len(split.x))[:MAX_POINTS]
+    x, y = split.x[rows], None if split.y is None or split.y.dim() > 1 else split.y[rows]
+    ends = pick(split, 2 * WALKS)
+    noise = torch.randn(SIDE * SIDE, 2)
+    figure = Figure(figsize=(3.2 * len(models), 11.6), layout="constrained")
+    grid = figure.add_gridspec(4, len(models), height_ratios=(3.0, 1.5, 2.8, 2.8))
+    for column, (name, model) in enumerate(models.items()):
+        with torch.no_grad():
+            codes = model.encode(like_parameters(model, x)).mean
+            a, b = model.encode(like_parameters(model, ends)).mean.unflatten(0, (2, WALKS))
+            t = torch.linspace(0, 1, SIDE).to(a)[:, None]
+            walks = (1 - t) * a[:, None] + t * b[:, None]
+            _plane(figure.add_subplot(grid[0, column]), name, codes, walks, y)
+            _mosaic(figure, grid[1, column], decoded(model, walks.flatten(0, 1)), "from cross to cross")
+            words = "samples, z ~ p(z) = N(0, I)" if hasattr(model, "prior") else "decoded z ~ N(0, I), no prior"
+            _mosaic(figure, grid[2, column], decoded(model, noise.to(codes)), words)
+            fitted = codes.mean(0) + noise.to(codes) @ torch.linalg.cholesky(torch.cov(codes.T)).T
+            _mosaic(figure, grid[3, column], decoded(model, fitted), "decoded z ~ normal fitted to the codes")
+    figure.suptitle(f"Codes of {len(x):,} {source} images, walks between some of them, and decoded draws")
+    return figure
+
+
+def codes(model: Any, x: Tensor, source: str) -> Figure:
+    """Images, the few numbers that each becomes, and what is made of these again.
+
+    Args:
+        model: With ``encode`` and ``decode``; of q(z|x) the mean is taken.
+        x: Images, shape ``(B, *data_shape)``.
+        source: What these data are called.
+
+    Returns:
+        A column for each image: the image, its code as bars, the reconstruction.
+    """
+    with torch.no_grad():
+        z = model.encode(like_parameters(model, x)).mean
+        again = decoded(model, z)
+    width, height = inches(x)
+    figure = Figure(figsize=(1.3 * width * len(x) + 0.6, 3.6 * height), layout="constrained")
+    grid = figure.subplots(3, len(x), squeeze=False)
+    limit = 1.05 * float(z.abs().max())
+    for column, numbers in enumerate(z.cpu().double().numpy()):
+        for row, images in ((0, x), (2, again)):
+            grid[row, column].imshow(pixels(images[column : column + 1])[0], cmap="gray", vmin=0, vmax=1)
+        bars = grid[1, column]
+        bars.bar(range(1, len(numbers) + 1), numbers, color=PALETTE[0], width=0.8)
+        bars.axhline(0, color="black", linewidth=0.6)
+        bars.set(ylim=(-limit, limit), xlim=(0.4, len(numbers) + 0.6))
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for row, words in enumerate(("image", f"its {z.shape[1]} numbers", "reconstruction")):
+        grid[row, 0].set_ylabel(words, fontsize=9, rotation=0, ha="right", va="center")
+    figure.suptitle(f"{source} in {z.shape[1]} numbers; bars from {-limit:.1f} to {limit:.1f}")
+    return figure
+
+
+def _plane(axes: Axes, name: str, codes: Tensor, walks: Tensor, y: Tensor | None) -> None:
+    points = codes.cpu().double().numpy()
+    for k, (label, rows) in enumerate(classes_of(y, len(points)).items()):
+        axes.scatter(points[rows, 0], points[rows, 1], s=5, color=PALETTE[k % len(PALETTE)], linewidths=0, alpha=0.8)
+        if label:
+            style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8}
+            left, up = np.median(points[rows], axis=0).tolist()
+            axes.text(left, up, label, fontsize=9, weight="bold", ha="center", va="center", bbox=style)
+    for walk in walks[:, [0, -1]].cpu().double().numpy():
+        axes.plot(walk[:, 0], walk[:, 1], color="black", marker="x", markersize=8, linewidth=1.2)
+    axes.set_title(name)
+    axes.set(xlabel="$z_1$", ylabel="$z_2$")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, words: str) -> None:
+    """Images edge to edge, in rows of ``SIDE``."""
+    axes, shown = figure.add_subplot(place), pixels(images)
+    grid: Array = shown.reshape(-1, SIDE, *shown.shape[1:])
+    axes.imshow(np.concatenate(np.concatenate(grid, axis=1), axis=1), cmap="gray", vmin=0, vmax=1)
+    height, width = shown.shape[1:3]
+    for lines, step, end in ((axes.axhline, height, grid.shape[0]), (axes.axvline, width, SIDE)):
+        for k in range(1, end):
+            lines(k * step - 0.5, color="0.35", linewidth=0.5)
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(words, fontsize=9)

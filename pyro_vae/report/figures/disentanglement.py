@@ -1,0 +1,134 @@
+"""Latent units against known factors: which unit says how much of what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from torch import Tensor
+
+from pyro_vae.evidence.criticism.disentanglement import InformationGap
+from pyro_vae.models.vae import VAE
+from pyro_vae.report.figures.tiles import decoded, like_parameters, tiles
+
+#: Cells darker than this have white numbers.
+DARK = 0.55
+
+#: A share of a factor's entropy below this is written as none.
+NOTHING = 0.005
+
+#: Units that a traversal shows, and values of each, from -3 to 3 standard deviations of the prior.
+ROWS, STEPS = 5, 7
+
+#: Between two blocks of a picture, in tiles: words stand there.
+ASIDE, BELOW = 2.6, 1.0
+
+
+def units_by_factors(found: dict[str, InformationGap], factors: Sequence[str]) -> Figure:
+    """A panel for each code: how much of each factor (columns) each unit says (rows), as a share of its entropy.
+
+    Args:
+        found: The scores, by the title of their panel; all of the same factors.
+        factors: Names of the factors.
+
+    Raises:
+        ValueError: If there are other factors than names.
+    """
+    if not found:
+        raise ValueError("found: expected at least one code, got none.")
+    for title, gap in found.items():
+        if len(gap.entropy) != len(factors):
+            raise ValueError(f"factors: expected {len(gap.entropy)} names for {title}, got {len(factors)}.")
+    most = max(len(gap.information) for gap in found.values())
+    figure = Figure(figsize=(0.62 * len(factors) * len(found) + 1.6, 0.36 * most + 1.9), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=False, squeeze=False)[0]
+    for k, (axes, (title, gap)) in enumerate(zip(panels, found.items(), strict=True)):
+        image = _panel(axes, gap, factors)
+        axes.set_title(f"{title}\nMIG {gap.value:.3f} ± {gap.std_error:.3f}", fontsize=10)
+        axes.set_ylabel("latent unit" if k == 0 else "")
+    figure.colorbar(image, ax=list(panels), label="share of the factor's entropy", shrink=0.8)
+    figure.suptitle("What each latent unit says of each factor: I(z; v) / H(v)", fontsize=11)
+    return figure
+
+
+def traversals_by_factor(
+    models: dict[str, VAE], x: Tensor, found: dict[str, InformationGap], factors: Sequence[str]
+) -> Figure:
+    """A block for each model: one image, decoded while one unit runs over the prior, beside the factor that it says most of.
+
+    Of the units that say nothing of any factor, the first is shown for all.
+
+    Args:
+        models: Models of images whose prior is standard normal, by the title of their block.
+        x: The image, shape ``data_shape``.
+        found: The scores of each model's code; units are shown in the order of the share that they say of a factor.
+        factors: Names of the factors.
+    """
+    blocks, rows = [], min(ROWS, *(model.latent_dim for model in models.values()))
+    order = {title: _shown(gap, rows) for title, gap in found.items()}
+    for title, model in models.items():
+        mean = model.encode(like_parameters(model, x[None])).mean[0]
+        z = mean.repeat(rows, STEPS, 1)
+        for row, unit in enumerate(order[title]):
+            z[row, :, unit] = torch.linspace(-3, 3, STEPS).to(mean)
+        blocks.append(decoded(model, z).index_fill(0, torch.arange(len(order[title]), rows).to(z.device), torch.nan))
+    if len(blocks) % 2 and len(blocks) > 1:
+        blocks.append(torch.full_like(blocks[0], torch.nan))
+    across, down = min(2, len(blocks)), (len(blocks) + 1) // 2
+    images = torch.cat([torch.cat(blocks[k * across : (k + 1) * across], 1) for k in range(down)])
+    left, top = STEPS + ASIDE, rows + BELOW
+    figure, axes = tiles(
+        images.flatten(0, 1),
+        [k * left + column for k in range(across) for column in range(STEPS)],
+        [k * top + row for k in range(down) for row in range(rows)],
+    )
+    for k, title in enumerate(models):
+        start, above = k % across * left, k // across * top
+        axes.text(start, above - 0.15, f"{title}: MIG {found[title].value:.2f}", fontsize=12, va="bottom")
+        for row, unit in enumerate(order[title]):
+            words = _most(found[title].shares[unit], factors)
+            axes.text(
+                start - 0.1, above + row + 0.5, f"$z_{{{unit + 1}}}$: {words}", ha="right", va="center", fontsize=10
+            )
+    axes.set_title(
+        "One image, one unit at a time from -3 to 3: mean of p(x|z)\n"
+        "beside it the factor that the unit says most of, and which share of its entropy".replace("-3", "−3"),
+        pad=26,
+    )
+    return figure
+
+
+def _shown(gap: InformationGap, rows: int) -> list[int]:
+    """Units in the order of the share that they say of a factor, down to the first that says nothing."""
+    order = gap.shares.amax(1).argsort(descending=True, stable=True)
+    telling = int((gap.shares.amax(1) >= NOTHING).sum())
+    return order[: min(rows, telling + 1)].tolist()
+
+
+def _most(shares: Tensor, factors: Sequence[str]) -> str:
+    share, k = float(shares.max()), int(shares.argmax())
+    return "nothing" if share < NOTHING else f"{factors[k]} {100 * share:.0f} %"
+
+
+def _panel(axes: Axes, gap: InformationGap, factors: Sequence[str]) -> AxesImage:
+    """Units in the order of the factor that they say most of, those that say nothing last."""
+    shares = gap.shares.clamp(min=0)
+    best = shares.argmax(1)
+    order = sorted(
+        range(len(shares)), key=lambda j: (float(shares[j].max()) < 0.02, int(best[j]), -float(shares[j].max()))
+    )
+    shown = shares[order]
+    image = axes.imshow(shown.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in torch.cartesian_prod(torch.arange(len(shown)), torch.arange(len(factors))).tolist():
+        value = float(shown[row, column])
+        if value >= NOTHING:
+            colour = "white" if value > DARK else "black"
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(factors)), factors, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(order)), [f"$z_{{{j + 1}}}$" for j in order])
+    axes.tick_params(length=0)
+    axes.spines[:].set_color("0.7")
+    return image

@@ -1,0 +1,85 @@
+"""t-SNE of the latent means beside t-SNE of the data themselves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from pyro_vae.data import Split
+from pyro_vae.data.stored import rows_of
+from pyro_vae.report.figures.encoded import Encoded
+from pyro_vae.report.figures.scatter import classes_of, nameless, scatter
+from pyro_vae.report.figures.tiles import Array, shrunk
+
+MIN_POINTS = 10  # of fewer the neighbourhoods are all the data
+MAX_POINTS = 1000
+MAX_VALUES = 2**24  # of the data, 64 MiB in all
+MAX_SIDE = 64  # of an image, in pixels
+
+
+def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
+    """Latent means (or codes) | raw data in columns; uncoloured, then by label where there are labels.
+
+    References:
+        van der Maaten, Hinton, "Visualizing Data using t-SNE", 2008.
+    """
+    index, perplexity, seed = _choice(encoded, split)
+    rows, means, labels = encoded.take(index)
+    raw = _raw(split, rows)
+    whole = raw.shape[1:] == split.x.shape[1:]
+    kind = ("raw pixels" if whole else "averaged pixels") if raw.dim() == 4 else "raw data"
+    embedded = {
+        f"{'codes' if encoded.words == 'codes' else 'latent means'}, Z = {means.shape[1]:,}": _embed(
+            means, perplexity, seed
+        ),
+        f"{kind}, D = {math.prod(raw.shape[1:]):,}": _embed(raw, perplexity, seed),
+    }
+    classes = classes_of(labels, len(rows))
+    kinds = [nameless(len(rows))] + ([classes] if "" not in classes else [])
+    figure = Figure(figsize=(10.5, 0.7 + 4.6 * len(kinds)), layout="constrained")
+    panels = figure.subplots(len(kinds), 2, squeeze=False)
+    for across, shown in zip(panels, kinds, strict=True):
+        for axes, (title, points) in zip(across, embedded.items(), strict=True):
+            scatter(axes, points, ["", ""], shown)
+            axes.set(xticks=[], yticks=[], title=title)
+    if len(kinds) == 2:
+        columns, entries = math.ceil(len(classes) / 20), panels[1, 0].get_legend_handles_labels()
+        options = {"title": "label", "ncols": columns, "markerscale": 1.6, "frameon": False}
+        figure.legend(*entries, loc="outside right center", **options)
+    figure.suptitle(
+        f"t-SNE of {encoded.amount(len(rows))} {source} data, perplexity {perplexity:g}\n"
+        "near points are like each other; axes, far distances and sizes of groups mean nothing",
+        fontsize=11,
+    )
+    return figure
+
+
+def _raw(split: Split, rows: torch.Tensor) -> torch.Tensor:
+    """The data themselves; large images averaged down, without which they would fill the memory."""
+    if len(split.x.shape) != 4:
+        return split.x[rows]
+    parts = rows.split(rows_of(split.x.shape))
+    return torch.cat([shrunk(split.x[part], MAX_SIDE).cpu() for part in parts])
+
+
+def _choice(encoded: Encoded, split: Split) -> tuple[torch.Tensor, float, int]:
+    """Which data are embedded, at which perplexity, from which seed."""
+    shape = split.x.shape[1:]
+    if len(shape) == 3:
+        shape = torch.Size((shape[0], *(min(n, MAX_SIDE) for n in shape[1:])))
+    fit = MAX_VALUES // math.prod(shape)
+    count = min(len(encoded.rows), MAX_POINTS, max(fit, MIN_POINTS))
+    index = torch.randperm(len(encoded.rows))[:count]
+    return index, min(30.0, (count - 1) // 3), int(torch.randint(2**31, ()))
+
+
+def _embed(values: torch.Tensor, perplexity: float, seed: int) -> Array:
+    """Shape ``(N, ...)`` to shape ``(N, 2)``; starts from two principal components where the data have them."""
+    from sklearn.manifold import TSNE
+
+    flat = values.flatten(1).float().cpu().numpy()
+    start = "pca" if flat.shape[1] > 1 and np.ptp(flat, axis=0).max() > 0 else "random"
+    return TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(flat).astype(np.float64)

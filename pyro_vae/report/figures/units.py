@@ -1,0 +1,101 @@
+"""The latent units one by one: how much each says of the data, and what it does to an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from pyro_vae import evidence
+from pyro_vae.data import Split
+from pyro_vae.report.figures.encoded import Encoded
+from pyro_vae.report.figures.tiles import GAP, decoded, like_parameters, pick, tiles
+
+MAX_TRAVERSED = 10
+MAX_NAMED = 64  # more units than this have no room for their numbers
+STEPS = 13  # from -3 to 3 standard deviations, by a half
+
+ACTIVE, INACTIVE = "#0072B2", "#D55E00"
+
+
+def by_kl(unit_kl: Tensor) -> list[int]:
+    """The units, the one with the largest KL first."""
+    return unit_kl.argsort(descending=True, stable=True).tolist()
+
+
+def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
+    """KL of each unit, the largest first, active units told apart from the others.
+
+    Their sum is the rate where they are all latents that there are; a label or another latent vector adds to it.
+    """
+    order = by_kl(unit_kl)
+    active = evidence.active_units(encoded.means)
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    axes = figure.subplots()
+    _stems(axes, unit_kl[order], active[order])
+    if len(order) <= MAX_NAMED:
+        axes.set_xticks(
+            range(1, len(order) + 1), [str(unit + 1) for unit in order], fontsize=10 if len(order) <= 40 else 7
+        )
+        axes.set_xlabel("number of the latent unit, by KL")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("rank of the latent unit, by KL")
+    axes.set(xlim=(0.3, len(order) + 0.7), ylabel="mean KL, nats per datum")
+    axes.set_ylim(0, 1.05 * max(float(unit_kl.max()), 1e-3))
+    formula = "" if encoded.q is None else f"$KL({encoded.q.replace('z|', 'z_j|')} \\,\\|\\, p(z_j))$; "
+    axes.set_title(
+        f"KL from the prior of each latent unit, mean over {encoded.amount()} {source} data\n"
+        f"{formula}their sum{', the rate,' if encoded.num_sites == 1 else ''} is {float(unit_kl.sum()):.2f} nats"
+    )
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _stems(axes: Axes, heights: Tensor, active: Tensor) -> None:
+    """A stem for each unit, with a full dot if it is active and an empty one if not: seen at a height of 0 as well."""
+    size = 34 if len(heights) <= MAX_NAMED else 9
+    kinds = (
+        (active, ACTIVE, ACTIVE, "active: the posterior mean's variance is above 0.01"),
+        (~active, INACTIVE, "white", "inactive"),
+    )
+    for chosen, edge, face, words in kinds:
+        places, tops = (1 + chosen.nonzero()[:, 0]).tolist(), heights[chosen].tolist()
+        label = f"{len(places):,} {words}"
+        axes.vlines(places, 0, tops, color=edge, linewidth=1.6)
+        axes.scatter(places, tops, s=size, facecolor=face, edgecolor=edge, zorder=3, label=label, clip_on=False)
+
+
+def traversals(vae: Any, split: Split, unit_kl: Tensor, source: str) -> Figure:
+    """One image's posterior mean, decoded while one unit at a time runs over the prior; the units of largest KL."""
+    order = by_kl(unit_kl)[:MAX_TRAVERSED]
+    mean = vae.encode(like_parameters(vae, pick(split, 1))).mean[0]
+    prior = vae.prior()
+    steps = torch.linspace(-3, 3, STEPS).to(mean)
+    z = mean.repeat(len(order), STEPS, 1)
+    for row, unit in enumerate(order):
+        z[row, :, unit] = prior.mean[unit] + steps * prior.stddev[unit]
+    figure, axes = tiles(decoded(vae, z.flatten(0, 1)), range(STEPS), range(len(order)))
+    for row, unit in enumerate(order):
+        column = int((z[row, :, unit] - mean[unit]).abs().argmin())
+        side = 1 - 2 * GAP
+        axes.add_patch(Rectangle((column + GAP, row + GAP), side, side, fill=False, edgecolor=INACTIVE, linewidth=2))
+    axes.set_yticks(
+        [row + 0.5 for row in range(len(order))], [f"$z_{{{unit + 1}}}$: {unit_kl[unit]:.2f} nats" for unit in order]
+    )
+    axes.set_xticks([k + 0.5 for k in range(STEPS)], [f"{step:g}".replace("-", "−") for step in steps.tolist()])
+    axes.set_xlabel("value of the unit, in standard deviations of its prior around its mean")
+    which = f"{len(order)} of {len(unit_kl)} units, by KL" if len(order) < len(unit_kl) else "units by KL"
+    axes.set_title(
+        f"Latent traversals of one {source} image: {which}\n"
+        "mean of p(x|z), z the mean of q(z|x) save for one unit; framed: nearest to the value it has there"
+    )
+    return figure

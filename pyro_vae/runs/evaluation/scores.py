@@ -1,0 +1,84 @@
+"""Figures of what some models can do besides a bound: accuracy, exact log p(x), squared error."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data import Split
+from pyro_vae.models.protocol import asked, classifies, has_bound, of_columns
+from pyro_vae.system.randomness import own_randomness
+
+Figure = dict[str, float | int | None]
+
+
+@torch.no_grad()
+def scores(model: Any, split: Split, seed: int = 0) -> dict[str, Figure]:
+    """What a model is known by besides its bounds, as far as it offers it.
+
+    - ``accuracy``, of one with ``classify``, over the data whose label is known: the share of right labels.
+    - ``exact_log_px``, of one with ``log_px``: nats per datum.
+    - ``squared_error``, of one whose objective is no bound: the squared distance of a datum from ``reconstruct``, summed over
+      its pixels.
+
+    Args:
+        model: The model, in evaluation.
+        split: The data, with their labels.
+        seed: Seed of the draws, where it classifies or reconstructs by some.
+
+    Returns:
+        For each, ``value``, its mean over data, ``std_error`` over data (None for one datum) and ``num_data``. A mean that is
+        not finite is None, with a warning.
+    """
+    columns, found = asked(model, split), {}
+    parts = lambda: columns.split(min(1000, columns.chunk))  # noqa: E731
+    if classifies(model) and split.y is not None and bool((split.y >= 0).any()):
+        with own_randomness(seed):
+            guesses = torch.cat([model.classify(part[0]).argmax(-1).cpu() for part in parts()])
+        known = split.y.cpu() >= 0
+        found["accuracy"] = _mean((guesses == split.y.cpu())[known].double())
+    if hasattr(model, "log_px"):
+        values = torch.cat([of_columns(model.log_px, part).cpu().double() for part in parts()])
+        found["exact_log_px"] = _mean(values, "log_px")
+    if not has_bound(model) and hasattr(model, "reconstruct"):
+        with own_randomness(seed):
+            errors = [(of_columns(model.reconstruct, part) - part[0]).square().flatten(1).sum(1) for part in parts()]
+        found["squared_error"] = _mean(torch.cat(errors).cpu().double(), "reconstruct")
+    return found
+
+
+def _mean(values: Tensor, method: str = "") -> Figure:
+    """The figure of a mean; where a method gave what is not finite, unknown, with a warning."""
+    count = len(values)
+    if bad := int((~values.isfinite()).sum()):
+        warnings.warn(
+            f"{method}: expected finite numbers of the trained model, got others for {bad:,} of {count:,} data; its figure is "
+            "left out.",
+            stacklevel=3,
+        )
+        return {"value": None, "std_error": None, "num_data": count}
+    error = float(values.std() / math.sqrt(count)) if count > 1 else None
+    return {"value": float(values.mean()), "std_error": error, "num_data": count}
+
+
+def score_rows(test: dict[str, Any]) -> Iterator[str]:
+    """These figures as lines for the terminal."""
+    if (found := test.get("accuracy")) is not None:
+        yield f"accuracy {found['value']:.2%}{_error(found, 100, ' %')} over {found['num_data']:,} labels"
+    if (found := test.get("exact_log_px")) is not None:
+        yield f"log p(x), exactly: {_value(found, 3)} nats{_error(found)}"
+    if (found := test.get("squared_error")) is not None:
+        yield f"squared error of the reconstruction, summed over pixels: {_value(found, 4)}{_error(found)}"
+
+
+def _value(found: dict[str, Any], digits: int) -> str:
+    return "unknown" if found["value"] is None else f"{found['value']:.{digits}f}"
+
+
+def _error(found: dict[str, Any], factor: float = 1.0, unit: str = "") -> str:
+    return "" if found["std_error"] is None else f" (standard error over data {factor * found['std_error']:.3g}{unit})"

@@ -1,0 +1,1 @@
+"""Checks before a run: do model, data and options fit?"""

@@ -1,0 +1,77 @@
+"""Which arguments of a program are its data: found by changing them, and by their values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from pyro_vae.lookup import unknown
+from pyro_vae.testing.subject import Slot, Subject, observed_sites, same
+
+
+def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subject, dict[int | str, set[str]]]:
+    """Find the data among the arguments.
+
+    An argument with a row for each datum is data if rolling its rows moves an observed value. The argument that *is*
+    an observed value (the same tensor, a view, a cast, or the rows that the plate picked), or of which some entries of
+    each row are (``x[:, t]``), is where simulated data go.
+
+    Args:
+        subject: The program.
+        declared: Names or positions that the caller gives; empty: all arguments with as many rows as the plate.
+
+    Returns:
+        The subject with ``rows``, ``data`` and ``slots``; and which observed sites each data argument feeds.
+
+    Raises:
+        ValueError: If a declared argument is not there or is no tensor.
+    """
+    tensors = subject.call.tensors()
+    for key in declared:
+        if key not in tensors:
+            raise unknown("data argument", key, map(str, tensors))
+    subject = subject.found(rows=tuple(dict.fromkeys([*subject.rows, *declared])))
+    feeds: dict[int | str, set[str]] = {}
+    values, before = subject.draw()
+    again = subject.evaluate(values).observed
+    noisy = {n for n, v in before.observed.items() if not same(v, again[n])}
+    order = torch.arange(subject.layout.size).roll(1)
+    for key in subject.rows if subject.layout.size > 1 else ():
+        after = subject.evaluate(values, subject.reordered(order, (key,))).observed
+        moved = {n for n, v in before.observed.items() if not same(v, after[n])} - noisy
+        if moved or key in declared:
+            feeds[key] = moved
+    if subject.layout.size == 1:
+        feeds = {key: set() for key in subject.rows}
+    slots: dict[str, Slot] = {}
+    for site, found in observed_sites(subject.model_trace):
+        for key in feeds:
+            part = subject.layout.size == 1 or site in feeds[key]
+            slot = None if site in slots else _slot(subject, key, found["value"], part, slots)
+            if slot is not None:
+                slots[site] = slot
+                feeds[key].add(site)
+    return subject.found(data=tuple(feeds), slots=slots), feeds
+
+
+def _slot(subject: Subject, key: int | str, value: Tensor, part: bool, taken: dict[str, Slot]) -> Slot | None:
+    """Where an argument holds a value: the whole of it, or, if ``part``, some entries of each row that follow one another."""
+    argument = subject.call.tensors()[key]
+    rows = argument if subject.picked is None else argument[subject.picked]
+    size = len(rows)
+    if value.numel() % size or value.numel() > rows.numel() or value.numel() == 0:
+        return None
+    flat, wanted = (t.detach().double().reshape(size, -1) for t in (rows, value))
+    width = wanted.shape[1]
+    if width == flat.shape[1]:
+        return Slot(key, 0, width) if same(flat, wanted) else None
+    if not part or value.dim() == 0 or len(value) != size:
+        return None
+    windows = flat.unfold(1, width, 1)
+    equal = (windows == wanted[:, None]) | (windows.isnan() & wanted.isnan()[:, None])
+    starts = equal.all(-1).all(0).nonzero()[:, 0].tolist()
+    used = {slot.start for slot in taken.values() if slot.key == key}
+    free = [start for start in starts if start not in used] or starts
+    return Slot(key, free[0], width) if free else None

@@ -1,0 +1,123 @@
+"""``check_elbo_bounds``: all laws in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import pyro
+import torch
+
+from pyro_vae.system.randomness import own_randomness
+from pyro_vae.testing.data_arguments import find_data
+from pyro_vae.testing.findings import BrokenBound, Ledger, Report
+from pyro_vae.testing.laws.batch import check_independence, check_invariance
+from pyro_vae.testing.laws.data_reads import check_once, check_reading
+from pyro_vae.testing.laws.derivatives import check_derivatives, check_parameter_slopes
+from pyro_vae.testing.laws.exact import Exact, check_exact
+from pyro_vae.testing.laws.gradients import check_gradients
+from pyro_vae.testing.laws.instances import Factory, check_instances
+from pyro_vae.testing.laws.kl import check_divergences, check_scales
+from pyro_vae.testing.laws.likelihood import check_determinism, check_mass, check_values
+from pyro_vae.testing.laws.parameters import check_parameters
+from pyro_vae.testing.laws.posterior import check_posterior, reason_against
+from pyro_vae.testing.laws.structure import inspect
+from pyro_vae.testing.subject import Call, Subject
+
+
+def check_elbo_bounds(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    exact: Exact | None = None,
+    data: Collection[int | str] | int | str = (),
+    plate: str | None = None,
+    conditional: Collection[str] = (),
+    without_gradient: Collection[str] = (),
+    factory: Factory | None = None,
+    num_samples: int = 512,
+    seed: int = 0,
+    false_alarms: float = 1e-3,
+    **kwargs: Any,
+) -> Report:
+    r"""Check that the ELBO of a model and guide is what it says, :math:`E_q[\log w] \le \log p(x)`.
+
+    Nothing is trained; parameter store and generators are left as they were. Modules in train mode whose layers keep
+    running statistics do update them.
+
+    Args:
+        model: A Pyro model whose data lie in one plate.
+        guide: Its guide.
+        *args: What both take. Five to fifty data are enough; the laws of the batch need two.
+        exact: log p(x) of each datum, shape ``(B,)``, nats, or, with more power, a function of the arguments that gives it.
+        data: Names or positions of the arguments that hold the data, where they are not found by their values.
+        plate: Name of the data plate, where several enclose every site.
+        conditional: Sites of the model whose distribution may read the data, or that score what another site scores.
+        without_gradient: Parts of names of parameters that are meant to have no gradient, or only a part of it.
+        factory: A function without arguments that makes a second (model, guide).
+        num_samples: How many simulated pairs, and draws for each sampled KL.
+        seed: Of all draws.
+        false_alarms: The chance that a sound program is reported, over all tests of the call.
+        **kwargs: As ``args``.
+
+    Returns:
+        What was checked and holds, and what could not be checked and why.
+
+    Raises:
+        BrokenBound: An ``AssertionError`` with a sentence for each broken law: where, the figures, the usual causes.
+        ValueError: If an option makes no sense, or a site is marked for enumeration.
+    """
+    if num_samples < 100:
+        raise ValueError(f"num_samples: expected at least 100, got {num_samples}; fewer tell nothing.")
+    if not 0 < false_alarms < 1:
+        raise ValueError(f"false_alarms: expected a chance between 0 and 1, got {false_alarms}.")
+    ledger, store = Ledger(), pyro.get_param_store()
+    declared = [data] if isinstance(data, int | str) else list(data)
+    with own_randomness(seed), store.scope(store.get_state()), pyro.validation_enabled(False):
+        with torch.enable_grad():
+            subject = inspect(model, guide, Call(args, kwargs), plate, ledger)
+        if subject is not None:
+            deterministic = _check(subject, declared, set(conditional), ledger, exact, num_samples)
+            with torch.enable_grad():
+                if deterministic:
+                    check_parameter_slopes(subject, tuple(without_gradient), ledger)
+                check_parameters(subject, tuple(without_gradient), ledger)
+                check_instances(subject, factory, ledger)
+        with torch.no_grad():
+            report = ledger.close(false_alarms)
+    if report.broken:
+        raise BrokenBound(report)
+    return report
+
+
+def _check(
+    subject: Subject, declared: list[int | str], conditional: set[str], ledger: Ledger, exact: Exact | None, num: int
+) -> bool:
+    """The laws of values, batch, KL, weights and gradient estimators; whether the terms are functions of x and z."""
+    with torch.no_grad():
+        check_values(subject, ledger)
+        check_scales(subject, ledger)
+        check_mass(subject, ledger)
+        if not check_determinism(subject, ledger):
+            return False
+        subject, feeds = find_data(subject, declared)
+        check_independence(subject, ledger)
+        check_invariance(subject, ledger)
+        follows = check_reading(subject, feeds, conditional, ledger)
+        check_once(subject, feeds, conditional, ledger)
+        if ledger.any_broken:
+            return True  # what follows would only say the same in other figures
+        check_divergences(subject, num, ledger)
+        against = reason_against(subject, follows)
+        if against is None:
+            check_posterior(subject, num, ledger)
+        else:
+            ledger.skips("posterior", "simulated data", against)
+        if exact is None:
+            ledger.skips("exact", "log p(x)", "exact= was not given")
+        else:
+            check_exact(subject, exact, against, num, ledger)
+    with torch.enable_grad():
+        check_derivatives(subject, ledger)
+        check_gradients(subject, max(48, num // 8), ledger)
+    return True

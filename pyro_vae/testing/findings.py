@@ -1,0 +1,182 @@
+"""What the checks found: laws that hold, that are broken, and that could not be checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pyro_vae.testing.numerics.statistics import holm
+
+#: The laws, in the order in which they are checked.
+LAWS: dict[str, str] = {
+    "structure": "guide and model agree on latent sites, shapes, supports and plates",
+    "posterior": "the posterior's own draw is chosen among the guide's in proportion to the weights",
+    "exact": "the mean of w / p(x) is 1",
+    "independence": "changing one datum moves no other datum's log w",
+    "invariance": "row order, batch split and subsampling change no datum's loss",
+    "kl": "analytic and sampled KL agree, and a weight stands on both sides",
+    "gradients": "pathwise and score-function gradients agree, and every parameter has one",
+    "likelihood": "each density is normalized, a function of its site's value and parents, and read once",
+    "instances": "a second instance trains by itself",
+}
+
+#: The p-value below which a t test's rejection is confirmed by fresh draws.
+CONFIRMED = 0.01
+
+State = Literal["held", "broken", "not checked"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One law at one site.
+
+    Attributes:
+        law: Its name, a key of ``LAWS``.
+        state: ``"held"``, ``"broken"`` or ``"not checked"``.
+        site: Where: a site, a parameter, or a part of the program.
+        figures: What was measured; for a law not checked, why.
+        causes: What usually causes it and what to change; empty unless broken.
+        p_value: Of a statistical test; None where the law was decided without chance.
+    """
+
+    law: str
+    state: State
+    site: str
+    figures: str
+    causes: str = ""
+    p_value: float | None = None
+
+    def __str__(self) -> str:
+        if self.state == "not checked":
+            return f"law {self.law!r} was not checked at {self.site}: {self.figures}."
+        if self.state == "held":
+            return f"law {self.law!r} holds at {self.site}: {self.figures}."
+        return f"law {self.law!r} ({LAWS[self.law]}) is broken at {self.site}: {self.figures}. Usual causes: {self.causes}."
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings of one call.
+
+    Attributes:
+        findings: One for each law and site.
+        false_alarms: The chance that a sound program breaks any law, over all tests of the call.
+    """
+
+    findings: tuple[Finding, ...]
+    false_alarms: float
+
+    def _in(self, state: State) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.state == state)
+
+    @property
+    def broken(self) -> tuple[Finding, ...]:
+        """The findings against the program."""
+        return self._in("broken")
+
+    @property
+    def held(self) -> tuple[Finding, ...]:
+        """What was checked and holds."""
+        return self._in("held")
+
+    @property
+    def not_checked(self) -> tuple[Finding, ...]:
+        """What could not be checked, with the reason in ``figures``."""
+        return self._in("not checked")
+
+    @property
+    def laws(self) -> dict[str, State]:
+        """The state of each law: broken if it is anywhere, held if it was checked anywhere."""
+        states: dict[str, State] = {}
+        for law in LAWS:
+            found = {f.state for f in self.findings if f.law == law}
+            states[law] = "broken" if "broken" in found else "held" if "held" in found else "not checked"
+        return states
+
+    def __str__(self) -> str:
+        tests = sum(f.p_value is not None for f in self.findings)
+        lines = [f"{tests} tests at a false-alarm rate of {self.false_alarms:g} together"]
+        return "\n".join([*lines, *map(str, (*self.broken, *self.held, *self.not_checked))])
+
+
+class BrokenBound(AssertionError):
+    """A program breaks a law; the message has a sentence for each, ``report`` everything that was found."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        super().__init__("\n".join(map(str, report.broken)))
+
+
+def one_line(text: str) -> str:
+    """An error's text without the table of shapes that Pyro appends."""
+    return " ".join(text.split("Trace Shapes:")[0].split()).rstrip(". (")
+
+
+class Ledger:
+    """Collects findings; the statistical ones are judged together at the end, by Holm's method."""
+
+    def __init__(self) -> None:
+        self._findings: list[Finding] = []
+        self._again: dict[int, Callable[[], float]] = {}
+
+    def holds(self, law: str, site: str, figures: str) -> None:
+        """Note that a law was checked without chance and holds."""
+        self._findings.append(Finding(law, "held", site, figures))
+
+    def skips(self, law: str, site: str, why: str) -> None:
+        """Note that a law could not be checked, and why."""
+        self._findings.append(Finding(law, "not checked", site, one_line(why)))
+
+    def breaks(self, law: str, site: str, figures: str, causes: str) -> None:
+        """Note that a law was checked without chance and is broken."""
+        self._findings.append(Finding(law, "broken", site, one_line(figures), causes))
+
+    def tests(
+        self,
+        law: str,
+        site: str,
+        p_value: float,
+        figures: str,
+        causes: str,
+        again: Callable[[], float] | None = None,
+    ) -> None:
+        """Note the p-value of a test; whether the law is broken is decided when all are known.
+
+        Args:
+            law: The law.
+            site: Where.
+            p_value: The test's.
+            figures: What was measured.
+            causes: What would cause a rejection.
+            again: Repeats the test with fresh draws, where its p-value is good to the first order only: a t test of
+                skewed terms rejects too often far out. A rejection has to be repeated at ``CONFIRMED``.
+        """
+        if again is not None:
+            self._again[len(self._findings)] = again
+        p = 0.0 if math.isnan(p_value) else p_value  # a figure that is no number is no evidence for the law
+        self._findings.append(Finding(law, "held", site, figures, causes, p))
+
+    @property
+    def any_broken(self) -> bool:
+        """Whether a law decided without chance is broken."""
+        return any(f.state == "broken" for f in self._findings)
+
+    def close(self, false_alarms: float) -> Report:
+        """Judge the tests.
+
+        Args:
+            false_alarms: Family-wise level.
+        """
+        p_values = [f.p_value for f in self._findings if f.p_value is not None]
+        rejected = iter(holm(p_values, false_alarms))
+        done = []
+        for i, f in enumerate(self._findings):
+            if f.p_value is not None:
+                confirmed = next(rejected) and (i not in self._again or self._again[i]() <= CONFIRMED)
+                state: State = "broken" if confirmed else "held"
+                figures = f"{f.figures}, p = {f.p_value:.1e} in one of {len(p_values)} tests"
+                f = Finding(f.law, state, f.site, figures, f.causes if state == "broken" else "", f.p_value)
+            done.append(f)
+        return Report(tuple(done), false_alarms)

@@ -1,0 +1,1 @@
+"""The laws an ELBO must obey, one file each."""

@@ -1,0 +1,141 @@
+"""Law ``likelihood``, the data: no term reads them but through its observed value, and each is scored once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_vae.inference.program.sites import is_auxiliary_loss, sample_sites
+from pyro_vae.testing.findings import Ledger
+from pyro_vae.testing.numerics.normalization import elementary
+from pyro_vae.testing.subject import Call, Scores, Subject, latent_sites, observed_sites, tolerance
+
+LAW = "likelihood"
+#: How many values of one datum are tried to see whether a likelihood that reads its data sums to one.
+MOST_VALUES = 256
+#: How many entries of a datum are changed, one by one, to see whether two sites score them.
+MOST_ENTRIES = 64
+
+
+def check_reading(
+    subject: Subject, feeds: dict[int | str, set[str]], conditional: Collection[str], ledger: Ledger
+) -> bool:
+    """With every site drawn or given, the data arguments move no term; whether simulation follows the density.
+
+    A site may read an argument whose value was observed before it in the model (teacher forcing).
+    """
+    if not subject.data or subject.layout.size < 2:
+        ledger.skips(LAW, "the data", "no data argument was found, or one row only; name it by data=")
+        return False
+    try:
+        trace = subject.traced(subject.model, subject.call, subject.index, unobserved=True)
+    except (RuntimeError, ValueError) as error:
+        ledger.skips(LAW, "the data", f"the model does not draw data ({type(error).__name__}: {error})")
+        return False
+    values = {n: s["value"] for n, s in sample_sites(trace) if not s["is_observed"]}
+    order, places = torch.arange(subject.layout.size).roll(1), [n for n, _ in sample_sites(subject.model_trace)]
+    clean = True
+    for key in subject.data:
+        call = subject.reordered(order, (key,))
+        after = subject.traced(subject.model, call, subject.index | values, unobserved=True)
+        for name in _moved(trace, after):
+            clean = False
+            earlier = [s for s in feeds[key] if places.index(s) < places.index(name)]
+            if name not in conditional and not earlier:
+                _report_reading(subject, name, ledger)
+    if clean:
+        ledger.holds(LAW, "the data", "no term of the model reads them but through its observed value")
+    return clean
+
+
+def _moved(before: Trace, after: Trace) -> list[str]:
+    terms = []
+    for trace in (before, after):
+        sites = [(n, s) for n, s in sample_sites(trace) if not is_auxiliary_loss(s)]
+        terms.append({n: s["fn"].log_prob(s["value"]) for n, s in sites})
+    return [n for n, t in terms[0].items() if not float((terms[1][n] - t).abs().max()) <= tolerance(t)]
+
+
+def _report_reading(subject: Subject, name: str, ledger: Ledger) -> None:
+    where = f"site {name!r} of the model"
+    if name in latent_sites(subject.model_trace):
+        figures = "its prior changes with the data it explains"
+        causes = (
+            "an encoder's output used in the model; p(z) may read covariates, not x, unless declared conditional=[...]"
+        )
+    else:
+        mass = _mass_over_data(subject, name)
+        if mass is not None and float((mass - 1).abs().max()) < 0.01:
+            ledger.holds(LAW, where, "it reads its data, and sums to 1 over all values, as an autoregressive one does")
+            return
+        shown = "" if mass is None else f", and sums to {float(mass.flatten()[0]):.4g} over all values"
+        figures = f"its parameters change with the value it scores{shown}"
+        causes = "a skip connection from the data, or a scale fitted to them; declare an autoregressive one conditional=[...]"
+    ledger.breaks(LAW, where, figures, causes)
+
+
+def _mass_over_data(subject: Subject, name: str) -> Tensor | None:
+    """Sum of p(x|z) over all x where a datum is a few bits; the program runs once for each."""
+    site, slot = dict(observed_sites(subject.model_trace))[name], subject.slots.get(name)
+    base = elementary(site["fn"])
+    if slot is None or subject.picked is not None or not getattr(base, "has_enumerate_support", False):
+        return None
+    key, _, bits = slot
+    old = subject.call.tensors()[key]
+    if bits < old[0].numel():
+        return None
+    choices = base.enumerate_support(expand=False).flatten()
+    if len(choices) ** bits > MOST_VALUES:
+        return None
+    values, _ = subject.draw()
+    total: Tensor | float = 0.0
+    for row in torch.cartesian_prod(*[choices] * bits).reshape(-1, *old[0].shape):
+        call = subject.call.put({key: row.to(old.dtype).expand(old.shape).clone()})
+        total = total + subject.evaluate(values, call).model[name].double().exp()
+    return torch.as_tensor(total)
+
+
+def check_once(
+    subject: Subject, feeds: dict[int | str, set[str]], conditional: Collection[str], ledger: Ledger
+) -> None:
+    """No entry of the data is the observed value of two sites: that would be p(x|z)^2."""
+    values, before = subject.draw()
+    for key, sites in feeds.items():
+        names = sorted(sites - set(conditional))
+        if len(names) < 2:
+            continue
+        for call in _one_entry_rolled(subject, key):
+            found = _scored(subject, names, before, subject.evaluate(values, call))
+            if len(found) > 1:
+                figures = f"an entry of argument {key!r} is an observed value of {found[0]!r} too"
+                causes = "obs= given the same data at two sites; leave one out, or declare a deliberate one conditional=[...]"
+                ledger.breaks(LAW, f"site {found[1]!r}", figures, causes)
+                return
+    ledger.holds(LAW, "the observed values", "no entry of the data is that of two sites")
+
+
+def _one_entry_rolled(subject: Subject, key: int | str) -> Iterator[Call]:
+    """Calls in each of which one entry of every datum is another datum's."""
+    order = torch.arange(subject.layout.size).roll(1)
+    old, rolled = (c.tensors()[key] for c in (subject.call, subject.reordered(order, (key,))))
+    entries = old[0].numel()
+    for j in torch.linspace(0, entries - 1, min(entries, MOST_ENTRIES)).round().long().tolist():
+        new = old.reshape(len(old), -1).clone()
+        new[:, j] = rolled.reshape(len(old), -1)[:, j]
+        yield subject.call.put({key: new.reshape(old.shape)})
+
+
+def _scored(subject: Subject, names: list[str], before: Scores, after: Scores) -> list[str]:
+    """Of these sites, those that score a changed value of some datum that the one before them scores too."""
+    found: list[str] = []
+    rows = torch.zeros(subject.layout.size, dtype=torch.bool)
+    for name in names:
+        moved = (before.model[name] - after.model[name]).abs() > tolerance(before.model[name])
+        moved = moved.cpu() & subject.rows_of(name, before.observed[name] != after.observed[name]).cpu()
+        if bool(moved.any()) and (not found or bool((rows & moved).any())):
+            found.append(name)
+            rows |= moved
+    return found

@@ -1,0 +1,69 @@
+"""Law ``instances``: a second instance in the same process trains by itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+from pyro_vae.testing.findings import Ledger
+from pyro_vae.testing.laws.parameters import leaves_of
+from pyro_vae.testing.subject import Program, Subject, latent_sites, parameters
+
+LAW = "instances"
+Factory = Callable[[], tuple[Program, Program]]
+
+
+def check_instances(subject: Subject, factory: Factory | None, ledger: Ledger) -> None:
+    """Run a second instance beside the first: its parameters are its own, and are those that the store trains.
+
+    Args:
+        subject: The first.
+        factory: Makes a second model and guide; None: a copy of the object whose methods they are.
+        ledger: Where findings go.
+    """
+    pair = factory() if factory is not None else _copy(subject)
+    if isinstance(pair, str):
+        ledger.skips(LAW, "a second instance", pair)
+        return
+    causes = "pyro.module, pyro.param or PyroParam under one name in both; give each instance names of its own, with a "
+    causes += (
+        "PyroModule by pyro.settings.set(module_local_params=True), or call pyro.clear_param_store() between two fits"
+    )
+    try:
+        second = subject.found(model=pair[0], guide=pair[1])
+        guide_trace = second.traced(second.guide, second.call, second.index)
+        values = {n: s["value"] for n, s in latent_sites(guide_trace).items()}
+        model_trace = second.traced(second.model, second.call, second.index | values)
+        loss = second.score(model_trace, guide_trace).log_w.sum()
+    except (RuntimeError, ValueError) as error:
+        ledger.breaks(LAW, "a second instance", f"it raises {type(error).__name__}: {error}", causes)
+        return
+    first = {id(p) for p in parameters(subject.guide_trace, subject.model_trace).values()}
+    used = {id(leaf) for leaf in leaves_of(loss)}
+    own = parameters(guide_trace, model_trace)
+    for name, leaf in own.items():
+        if id(leaf) in first:
+            figures = "the store gives it the first instance's tensor"
+            if id(leaf) not in used:
+                figures += ", which its loss does not use: it never trains"
+            ledger.breaks(LAW, f"parameter {name!r} of a second instance", figures, causes)
+            return
+    if not own:
+        ledger.skips(LAW, "a second instance", "it has no parameters in the store")
+    else:
+        ledger.holds(LAW, "a second instance", f"its {len(own)} parameters are its own")
+
+
+def _copy(subject: Subject) -> tuple[Program, Program] | str:
+    """The copies' methods, or why there are none."""
+    owner = getattr(subject.model, "__self__", None)
+    if owner is None or getattr(subject.guide, "__self__", None) is not owner:
+        return "model and guide are no methods of one object; pass factory=, a function that makes a second pair"
+    try:
+        with torch.no_grad():
+            second = copy.deepcopy(owner)
+    except (RuntimeError, TypeError) as error:
+        return f"their object cannot be copied ({error}); pass factory=, a function that makes a second pair"
+    return getattr(second, subject.model.__name__), getattr(second, subject.guide.__name__)

@@ -1,0 +1,125 @@
+"""Law ``kl``: analytic and sampled KL agree, and a weight of the KL stands on both sides."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.program.sites import Site, base_name, is_auxiliary_loss, sample_sites
+from pyro_vae.testing.findings import Ledger
+from pyro_vae.testing.numerics.statistics import student_p
+from pyro_vae.testing.subject import Subject, latent_sites, observed_sites, outer_scale
+
+LAW = "kl"
+CAUSES = (
+    "a distribution whose log_prob is not that of its draws (a variance passed as a scale, a wrong Jacobian), or a "
+    "closed form inherited from a class with another density"
+)
+
+
+def check_scales(subject: Subject, ledger: Ledger) -> None:
+    """The scale of a latent site is the same in model and guide, and the likelihood has none of its own."""
+    ours, theirs = latent_sites(subject.model_trace), latent_sites(subject.guide_trace)
+    try:
+        check_kl_scales(subject.model_trace, subject.guide_trace)
+    except ValueError as error:
+        ledger.breaks(LAW, "the KL weight", str(error), "scale_kl on one side only; use scale_kl_pair")
+        return
+    latent = {n: (_other_scale(s), _other_scale(theirs[n])) for n, s in ours.items() if n in theirs}
+    for name, (model, guide) in latent.items():
+        if abs(model - guide) > 1e-5 * max(abs(model), abs(guide)):
+            figures = f"its scale is {model:.4g} in the model and {guide:.4g} in the guide"
+            causes = "poutine.scale around one of the two; use pyro_vae.handlers.scale_kl_pair(model, guide, beta)"
+            ledger.breaks(LAW, f"latent site {name!r}", figures, causes)
+            return
+    common = {model for model, _ in latent.values()}
+    for name, site in observed_sites(subject.model_trace):
+        scale = outer_scale(site)
+        if abs(scale - 1) > 1e-5 and (len(common) != 1 or abs(scale - common.copy().pop()) > 1e-5):
+            figures = f"the likelihood carries a scale of {scale:.4g}, the KL another"
+            causes = (
+                "poutine.scale on the reconstruction, which bounds no log p(x); weight the KL by scale_kl_pair instead"
+            )
+            ledger.breaks(LAW, f"site {name!r}", figures, causes)
+            return
+    ledger.holds(LAW, "the scales", "the same on both sides")
+
+
+def _other_scale(site: Site) -> float:
+    """A site's scale without N/B and without the factors of scale_kl."""
+    scale = outer_scale(site)
+    for beta in site.get("kl_scales", ()):
+        mean = float(torch.as_tensor(beta, dtype=torch.float64).mean())
+        scale = scale / mean if mean else 1.0
+    return scale
+
+
+def check_divergences(subject: Subject, num_samples: int, ledger: Ledger) -> None:
+    r"""Compare :math:`KL(q \| p)` in closed form with the mean of log q - log p over draws, site by site."""
+    guide_trace = subject.traced(subject.guide, subject.call, subject.index)
+    values = {n: s["value"] for n, s in latent_sites(guide_trace).items()}
+    model_trace = subject.traced(subject.model, subject.call, subject.index | values)
+    ours = dict(sample_sites(model_trace))
+    for name, site in latent_sites(guide_trace).items():
+        if name in ours and not is_auxiliary_loss(site):
+            _check_site(subject, name, ours[name], site, num_samples, ledger)
+
+
+def _check_site(subject: Subject, name: str, ours: Site, theirs: Site, num_samples: int, ledger: Ledger) -> None:
+    """The KL against its closed form, and the guide's log-probability against its entropy."""
+    p, q, where = ours["fn"], theirs["fn"], f"latent site {name!r}"
+    if base_name(q) == "Delta":
+        ledger.skips(LAW, where, "the guide passes on the value of another draw, whose density no closed form knows")
+        return
+
+    def log_q_and_p() -> tuple[Tensor, Tensor]:
+        draws = q(torch.Size((num_samples,)))
+        return q.log_prob(draws), p.log_prob(draws)
+
+    def log_ratio() -> Tensor:
+        log_q, log_p = log_q_and_p()
+        return log_q - log_p
+
+    try:
+        log_ratio()
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        ledger.skips(LAW, where, f"its distribution does not draw {num_samples} values at once ({error})")
+        return
+    try:
+        _compare(subject, "KL(q || p)", kl_divergence(q, p), log_ratio, theirs, ledger)
+    except NotImplementedError:
+        ledger.skips(LAW, where, f"no closed form of KL({base_name(q)} || {base_name(p)})")
+    # Not every distribution has an entropy, and those that have none do not all say so in the same way.
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        _compare(subject, "the entropy of q", q.entropy(), lambda: -log_q_and_p()[0], theirs, ledger)
+
+
+def _compare(
+    subject: Subject, what: str, analytic: Tensor, terms: Callable[[], Tensor], site: Site, ledger: Ledger
+) -> None:
+    """A closed form, shape of the site's batch, against terms with an axis of draws before it."""
+    layout, shape = subject.layout, site["fn"].batch_shape
+    exact = layout.per_datum(scale_and_mask(analytic.expand(shape), mask=site["mask"])).sum().double()
+
+    def sums() -> Tensor:
+        drawn = scale_and_mask(terms(), mask=site["mask"])
+        return (
+            layout.per_datum(drawn.reshape(len(drawn), *(1,) * (layout.nesting - len(shape)), *shape)).double().sum(1)
+        )
+
+    sampled = sums()
+    error = float(sampled.std() / len(sampled) ** 0.5)
+    means = [float(exact) / layout.size, float(sampled.mean()) / layout.size]
+    figures = (
+        f"{what} is {means[0]:.5g} in closed form, {means[1]:.5g} +- {error / layout.size:.2g} sampled, nats per datum"
+    )
+    rounding = 1e-4 * (1 + float(exact.abs()))
+    p_value = student_p(sampled, float(exact)) if abs(float(sampled.mean() - exact)) > rounding else 1.0
+    where = f"latent site {site['name']!r}"
+    ledger.tests(LAW, where, p_value, figures, CAUSES, lambda: student_p(sums(), float(exact)))

@@ -1,0 +1,96 @@
+"""Law ``likelihood``: densities are normalized, functions of their value and parents, and read the data once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae.inference.program.sites import is_auxiliary_loss, sample_sites
+from pyro_vae.testing.findings import Ledger
+from pyro_vae.testing.numerics.normalization import elementary, total_mass
+from pyro_vae.testing.numerics.quadrature import NoMassError
+from pyro_vae.testing.subject import Subject, is_factor, observed_sites, same, tolerance
+
+LAW = "likelihood"
+
+
+def check_values(subject: Subject, ledger: Ledger) -> None:
+    """Observed values lie in the support of their likelihood; factors are no likelihood."""
+    for name, site in sample_sites(subject.model_trace):
+        if is_factor(site) and not is_auxiliary_loss(site):
+            figures = f"pyro.factor adds {float(site['fn'].log_factor.mean()):.3g} nats that no density accounts for"
+            causes = "a penalty or classifier term as a factor; leave it out, or sample it with infer={'auxiliary_loss': True}"
+            ledger.breaks(LAW, f"site {name!r} of the model", figures, causes)
+    for name, site in observed_sites(subject.model_trace):
+        try:
+            inside = _inside(site["fn"].support, site["value"])
+        except (NotImplementedError, AttributeError):
+            ledger.skips(LAW, f"site {name!r}", f"{type(site['fn']).__name__} does not name its support")
+            continue
+        if not bool(inside.all()):
+            kind = type(elementary(site["fn"])).__name__
+            figures = f"{100 * (1 - float(inside.double().mean())):.0f} % of the data lie outside the support of {kind}"
+            causes = "grey pixels under a Bernoulli (binarize them, or use a ContinuousBernoulli), or data that are not scaled"
+            ledger.breaks(LAW, f"site {name!r}", figures, causes)
+
+
+def _inside(support: Any, value: Tensor) -> Tensor:
+    """Where a value lies in a support, element by element if it can be told; NaN stands for a missing, masked one."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    inside = support.check(value)
+    return inside | value.isnan() if inside.shape == value.shape else inside
+
+
+def check_determinism(subject: Subject, ledger: Ledger) -> bool:
+    """The same x and z get the same terms at each call; whether they do."""
+    values, _ = subject.draw()
+    one, other = subject.evaluate(values), subject.evaluate(values)
+    for name, value in one.observed.items():
+        if not same(value, other.observed[name]):
+            figures = "the observed value changes from call to call while the arguments stay"
+            causes = "noise added to the data inside the model, where the guide does not see it; add it before the call"
+            ledger.breaks(LAW, f"site {name!r}", figures, causes)
+            return False
+    for name, term in one.parts().items():
+        change = float((other.parts()[name] - term).abs().max())
+        if not change <= tolerance(term):
+            figures = f"its log-probability at the same x and z changes by {change:.3g} nats from call to call"
+            causes = "dropout in train mode (call .eval()), or random numbers that are no sample site"
+            ledger.breaks(LAW, name, figures, causes)
+            return False
+    other_values, _ = subject.draw()
+    for name, value in subject.evaluate(other_values).observed.items():
+        if not same(value, one.observed[name]):
+            figures = "the observed value moves with the latent one"
+            causes = "obs= given a reconstruction, or a value computed from z, instead of the data"
+            ledger.breaks(LAW, f"site {name!r}", figures, causes)
+            return False
+    ledger.holds(LAW, "all sites", "the same x and z get the same terms")
+    return True
+
+
+def check_mass(subject: Subject, ledger: Ledger) -> None:
+    """Each site's distribution sums or integrates to one, where that can be had."""
+    causes = "a log_prob that is scaled, leaves out its normalizer, or has a wrong Jacobian"
+    for trace, whose in ((subject.model_trace, "model"), (subject.guide_trace, "guide")):
+        for name, site in sample_sites(trace):
+            where = f"site {name!r} of the {whose}"
+            if is_factor(site) or (whose == "guide" and site["infer"].get("is_auxiliary")):
+                continue
+            try:
+                mass = total_mass(site["fn"], site["value"])
+            except NoMassError as reason:
+                ledger.skips(LAW, where, str(reason))
+                continue
+            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+                why = f"its log_prob or sample raises {type(error).__name__}: {error}"
+                ledger.skips(LAW, where, f"{type(elementary(site['fn'])).__name__} has no mass to be had, since {why}")
+                continue
+            worst = float(mass.flatten()[(mass - 1).abs().argmax()])
+            if abs(worst - 1) > 0.01 or worst != worst:
+                kind = type(elementary(site["fn"])).__name__
+                ledger.breaks(LAW, where, f"{kind} has a total mass of {worst:.4g}", causes)
+            else:
+                ledger.holds(LAW, where, f"its total mass is {worst:.4g}")

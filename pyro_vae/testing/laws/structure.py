@@ -1,0 +1,212 @@
+"""Law ``structure``: guide and model agree on latent sites, shapes, supports and plates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
+from torch import Tensor
+
+from pyro_vae.inference.program.data_plate import find_layout
+from pyro_vae.inference.program.sites import Site, plates_of, sample_sites
+from pyro_vae.testing.findings import Ledger
+from pyro_vae.testing.subject import Call, Program, Subject, latent_sites, observed_sites
+
+LAW = "structure"
+RUN_CAUSES = (
+    "shapes that do not fit (a missing .to_event(1), a plate of the wrong size or dim), a dtype that is not the network's, "
+    "or a site that only one of the two has"
+)
+
+
+def inspect(model: Program, guide: Program, call: Call, plate: str | None, ledger: Ledger) -> Subject | None:
+    """Run both once and compare their sites.
+
+    Returns:
+        What the other laws work on; None where this one is broken.
+    """
+    try:
+        guide_trace = poutine.trace(guide).get_trace(*call.args, **call.kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*call.args, **call.kwargs)
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+        ledger.breaks(LAW, "the first run", f"it raises {type(error).__name__}: {error}", RUN_CAUSES)
+        return None
+    _refuse(model_trace, guide_trace)
+    _check_names(model_trace, guide_trace, ledger)
+    for name, site in latent_sites(guide_trace).items():
+        _check_site(name, latent_sites(model_trace).get(name), site, ledger)
+    _check_delta(guide_trace, ledger)
+    if ledger.any_broken:
+        return None
+    return _with_layout(Subject(model, guide, call, None, {}, model_trace, guide_trace), plate, ledger)  # type: ignore[arg-type]
+
+
+def _with_layout(subject: Subject, plate: str | None, ledger: Ledger) -> Subject | None:
+    traces = (subject.model_trace, subject.guide_trace)
+    try:
+        for trace in traces:
+            prune_subsample_sites(trace).compute_log_prob()
+            for _, site in sample_sites(trace):
+                check_site_shape(site, math.inf)
+        layout = find_layout(*traces, plate)
+    except (RuntimeError, ValueError) as error:
+        causes = "a missing `with pyro.plate('data', len(x)):`, a missing .to_event, or one that takes in the batch"
+        ledger.breaks(LAW, "the plates", str(error).strip(), causes)
+        return None
+    index = {n: s["value"] for t in traces for n, s in t.nodes.items() if s["type"] == "sample" and _is_subsample(s)}
+    for trace in traces:
+        for name, site in sample_sites(trace):
+            if not bool(torch.isfinite(site["log_prob"]).all()):
+                causes = "a scale of 0 or below, a value outside the support, or an overflow of exp"
+                ledger.breaks(LAW, f"site {name!r}", "its log-probability is not finite", causes)
+    if ledger.any_broken:
+        return None
+    ledger.holds(LAW, "all sites", f"{len(latent_sites(subject.model_trace))} latent sites in plate {layout.plate!r}")
+    rows = _row_arguments(subject.call, layout.plate, layout.size, observed_sites(subject.model_trace)[0][1])
+    return subject.found(layout=layout, index=index, rows=rows)
+
+
+def _is_subsample(site: Site) -> bool:
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def _row_arguments(call: Call, plate: str, size: int, site: Site) -> tuple[int | str, ...]:
+    full = plates_of(site)[plate].full_size
+    lengths = {key: len(t) for key, t in call.tensors().items() if t.dim()}
+    return tuple(key for key, n in lengths.items() if n == full) or tuple(k for k, n in lengths.items() if n == size)
+
+
+def _refuse(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse what is sound, and has no weights for each datum."""
+    theirs = latent_sites(guide_trace)
+    for name, site in latent_sites(model_trace).items():
+        if name not in theirs and site["infer"].get("enumerate"):
+            raise ValueError(
+                f"check_elbo_bounds: expected sites that are sampled, got {name!r} marked for enumeration in the model only; "
+                "take the mark off and give it a site in the guide."
+            )
+    for name, site in theirs.items():
+        if site["infer"].get("is_auxiliary") and not plates_of(site):
+            raise ValueError(
+                f"check_elbo_bounds: expected a guide whose data are independent, got the auxiliary site {name!r} outside "
+                "every plate; use AutoNormal, or an amortized guide, in place of one over all data at once."
+            )
+
+
+def _check_names(model_trace: Trace, guide_trace: Trace, ledger: Ledger) -> None:
+    ours, theirs = latent_sites(model_trace), latent_sites(guide_trace)
+    causes = "a name spelt differently in the two, or a site that was added to one of them only"
+    for name in ours.keys() - theirs.keys():
+        known = f"it is in the model only; the guide has {sorted(theirs)}"
+        ledger.breaks(LAW, f"latent site {name!r}", known, causes)
+    for name, site in theirs.items():
+        if name not in ours and not site["infer"].get("is_auxiliary", False):
+            known = f"it is in the guide only; the model has {sorted(ours)}"
+            ledger.breaks(LAW, f"latent site {name!r}", known, f"{causes}; mark a deliberate one is_auxiliary")
+    for name, site in sample_sites(guide_trace):
+        if site["is_observed"] and not site["infer"].get("is_auxiliary", False):
+            figures = (
+                "the guide observes it: no draw of q, which bounds here leave out and Pyro's own objectives subtract"
+            )
+            ledger.breaks(LAW, f"site {name!r} of the guide", figures, "obs= copied from the model into the guide")
+
+
+def _check_site(name: str, ours: Site | None, theirs: Site, ledger: Ledger) -> None:
+    """Shapes, plates and supports of a latent site that is in both."""
+    if ours is None:
+        return
+    where = f"latent site {name!r}"
+    p, q = ours["fn"], theirs["fn"]
+    if p.event_shape != q.event_shape:
+        figures = f"its event shape is {tuple(p.event_shape)} in the model and {tuple(q.event_shape)} in the guide"
+        ledger.breaks(LAW, where, figures, ".to_event missing on one side, or another latent size")
+        return
+    inside, outside = plates_of(ours), plates_of(theirs)
+    known = [{n: (f.dim, f.size) for n, f in plates.items()} for plates in (inside, outside)]
+    if known[0] != known[1]:
+        figures = f"its plates (dim, size) are {known[0]} in the model and {known[1]} in the guide"
+        ledger.breaks(LAW, where, figures, "a plate in one of the two only, under two names, or of two sizes")
+        return
+    if p.batch_shape != q.batch_shape:
+        figures = f"its batch shape is {tuple(p.batch_shape)} in the model and {tuple(q.batch_shape)} in the guide"
+        ledger.breaks(LAW, where, figures, "a missing .to_event, or a parameter with a dimension too many")
+        return
+    if bool(theirs["value"].isnan().any()):
+        ledger.breaks(
+            LAW, where, "the guide draws NaN", "parameters that training drove to NaN, or a scale of 0 or below"
+        )
+    elif not _is_delta(q):
+        _check_support(where, p, q, ledger)
+
+
+def _check_support(where: str, p: Any, q: Any, ledger: Ledger) -> None:
+    causes = "a guide without the transform of the latent's range (LogNormal for positive, logistic for (0, 1))"
+    ranges = [_range(fn) for fn in (p, q)]
+    if None not in ranges and not all(_equal(a, b) for a, b in zip(*ranges, strict=True)):
+        shown = [_show(r) for r in ranges]
+        ledger.breaks(LAW, where, f"its support is {shown[0]} in the model and {shown[1]} in the guide", causes)
+        return
+    try:
+        for whose, source, target in (("guide", q, p), ("model", p, q)):
+            draws = source.sample((100,))
+            outside = 1 - float(target.support.check(draws).double().mean())
+            if outside > 0:
+                figures = f"{100 * outside:.0f} % of the {whose}'s draws lie outside the other's support"
+                ledger.breaks(LAW, where, figures, causes)
+                return
+    except NotImplementedError:
+        ledger.skips(LAW, where, f"{type(q).__name__} or {type(p).__name__} does not name its support")
+
+
+def _range(fn: Any) -> tuple[bool, Any, Any] | None:
+    """Whether values are whole numbers, and their bounds; None where there is more to the support."""
+    try:
+        support = fn.support
+    except NotImplementedError:
+        return None
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    bounds = {"_Real": (-math.inf, math.inf), "_Boolean": (0, 1), "_UnitInterval": (0.0, 1.0)}.get(
+        type(support).__name__
+    )
+    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    if bounds is None and low is None and high is None:
+        return None
+    low, high = bounds or (-math.inf if low is None else low, math.inf if high is None else high)
+    return bool(support.is_discrete), low, high
+
+
+def _equal(one: Any, other: Any) -> bool:
+    tensors = [torch.as_tensor(v, dtype=torch.float64) for v in (one, other)]
+    return bool(torch.isclose(*torch.broadcast_tensors(*tensors)).all())
+
+
+def _show(found: Any) -> str:
+    whole, *bounds = found
+    low, high = (float(b.flatten()[0]) if isinstance(b, Tensor) else float(b) for b in bounds)
+    return f"the {'integers' if whole else 'reals'} from {low:g} to {high:g}"
+
+
+def _is_delta(fn: Any) -> bool:
+    while hasattr(fn, "base_dist") and not isinstance(fn, Delta):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def _check_delta(guide_trace: Trace, ledger: Ledger) -> None:
+    sites = latent_sites(guide_trace)
+    # Pyro's autoguides draw an auxiliary site and pass it on by Delta sites, whose log_density is the Jacobian.
+    if any(s["infer"].get("is_auxiliary", False) for s in sites.values()):
+        return
+    for name, site in sites.items():
+        if _is_delta(site["fn"]):
+            figures = "the guide is a Delta, which has no density: log p(x, z) at one point bounds nothing"
+            causes = "AutoDelta or a point estimate as guide; use AutoNormal or a distribution with a scale"
+            ledger.breaks(LAW, f"latent site {name!r}", figures, causes)

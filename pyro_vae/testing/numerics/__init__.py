@@ -1,0 +1,1 @@
+"""Numerical oracles: quadrature, normalization, tests of significance."""

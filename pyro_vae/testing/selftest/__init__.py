@@ -1,0 +1,1 @@
+"""The self-test: models with a closed form, and planted faults."""

@@ -1,0 +1,124 @@
+"""What is exact of mixtures of the yardstick: over a label of the datum, and over the data, which is q(z)."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.testing.selftest.linear_gaussian import Yardstick, hermite
+
+SIZE = 3  # data in a batch of the total correlation
+CODE_NODES = 24
+
+
+class Labelled(nn.Module):
+    r"""The yardstick with a label y that shifts the datum, and a guide that knows the label by half.
+
+    .. math:: p(x) = \textstyle\sum_y \pi_y\, p(x - s_y), \qquad q(y|x) \propto p(y|x)^{t}, \quad q(z|x, y) = q(z|x - s_y)
+
+    so that the ELBO is :math:`\sum_y q(y|x) [\log \pi_y + \log p(x - s_y) - \log q(y|x) - KL]` with the yardstick's KL.
+
+    Args:
+        temper: t.
+    """
+
+    def __init__(self, temper: float = 0.5) -> None:
+        super().__init__()
+        self.yardstick = Yardstick()
+        self.shifts = nn.Parameter(torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(3, 5))
+        self.logits = nn.Parameter(torch.tensor([0.2, 0.7, -0.4], dtype=torch.float64))
+        self.temper = nn.Parameter(torch.tensor(temper, dtype=torch.float64))
+
+    def model(self, x: Tensor) -> Any:
+        """The label, the code, the datum."""
+        pyro.module(f"labelled.{self.yardstick.name}", self)
+        vae = self.yardstick.vae
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Categorical(logits=self.logits))
+            z = pyro.sample("z", vae.prior())
+            loc = vae.decode(z).mean + self.shifts[y]
+            return pyro.sample("x", dist.Normal(loc, vae.scale).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> Any:
+        """The label, summed over, and the code; the posteriors they are made from are held fixed."""
+        pyro.module(f"labelled.{self.yardstick.name}", self)
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Categorical(logits=self.log_q(x)), infer={"enumerate": "parallel"})
+            return pyro.sample("z", self.yardstick.q(x - self.shifts[y]))
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """Log p(x, y), shape ``(B, 3)``, nats."""
+        return self.logits.log_softmax(0) + self.yardstick.vae.log_px(x[:, None] - self.shifts)
+
+    def log_q(self, x: Tensor) -> Tensor:
+        """Log q(y|x), shape ``(B, 3)``."""
+        return (self.temper * self.log_joint(x).detach()).log_softmax(-1)
+
+    def log_px(self, x: Tensor) -> Tensor:
+        """Log p(x), shape ``(B,)``, nats."""
+        return self.log_joint(x).logsumexp(-1)
+
+    def elbo(self, x: Tensor) -> Tensor:
+        """The ELBO, shape ``(B,)``, nats; differentiable in all parameters."""
+        given_label = self.logits.log_softmax(0) + self.yardstick.elbo(x[:, None] - self.shifts)
+        return (self.log_q(x).exp() * (given_label - self.log_q(x))).sum(-1)
+
+
+def weights_of(estimator: str, size: int, total: int) -> Tensor:
+    r"""What the codes of a batch count for in the estimate of q(z) for a draw from the first, from their definitions.
+
+    "All": the mean over all data, which is q(z). "Weighted": each code 1 / B, the definition's factor 1/N left out.
+    "Stratified", M = B - 1: the own code 1/N, one other (N - M) / (N M), the rest 1/M. "Even": the own code 1/N, the others
+    share the rest.
+
+    References:
+        Chen et al., "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, appendix C.
+    """
+    others = size - 1
+    if estimator == "all":
+        return torch.full((size,), 1 / size, dtype=torch.float64)
+    if estimator == "weighted":
+        return torch.full((size,), 1 / size, dtype=torch.float64)
+    if estimator == "even":
+        return torch.tensor([1 / total, *[(1 - 1 / total) / others] * others], dtype=torch.float64)
+    one, rest = (total - others) / (total * others), [1 / others] * (others - 1)
+    return torch.tensor([1 / total, one, *rest], dtype=torch.float64)
+
+
+def batches(estimator: str, num: int) -> Tensor:
+    """Each datum with each ordered choice of others beside it: rows of a batch, shape ``(R, size)``; for "all" all others."""
+    if estimator == "all":
+        return torch.stack([torch.arange(num).roll(-k) for k in range(num)])
+    return torch.tensor(list(permutations(range(num), SIZE)))
+
+
+def rate_parts(yardstick: Yardstick, x: Tensor, estimator: str) -> Tensor:
+    r"""I(x; z), the total correlation and the units' KL, with q(z) as estimated from a batch; the mean over batches.
+
+    .. math:: E_i E_{q(z|x_i)} \big[\log q(z|x_i) - \log \hat q(z), \quad
+        \log \hat q(z) - \textstyle\sum_j \log \hat q(z_j), \quad \sum_j \log \hat q(z_j) - \log p(z)\big]
+
+    By quadrature, differentiable. For "all" q(z) is exact, and so are the parts; of the others the logarithm is biased.
+
+    Returns:
+        Shape ``(3,)``, nats per datum.
+    """
+    loc, root = yardstick.normal(x)
+    rows = batches(estimator, len(x))
+    log_weights = weights_of(estimator, rows.shape[1], len(x)).log()
+    grid, shares = hermite(2, CODE_NODES)
+    own = rows[:, 0]
+    z = loc[own] + (root[own] @ grid[:, None, :, None]).squeeze(-1)  # (P, R, 2)
+    joint = dist.MultivariateNormal(loc[rows], scale_tril=root[rows]).log_prob(z[:, :, None])  # (P, R, B)
+    spread = root.square().sum(-1).sqrt()
+    units = dist.Normal(loc[rows], spread[rows]).log_prob(z[:, :, None])  # (P, R, B, 2)
+    log_q = (joint + log_weights).logsumexp(-1)
+    log_product = (units + log_weights[:, None]).logsumexp(-2).sum(-1)
+    prior = yardstick.vae.prior().log_prob(z)
+    parts = torch.stack([joint[..., 0] - log_q, log_q - log_product, log_product - prior])
+    return (parts.mean(-1) * shares).sum(-1)

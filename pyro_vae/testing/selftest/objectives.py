@@ -1,0 +1,269 @@
+"""Every objective's bound and gradient beside their expectations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyro_vae.handlers import scale_kl_pair
+from pyro_vae.inference.kl.floors import FreeBits, MinimumRate
+from pyro_vae.inference.kl.targets import Capacity, TargetRate
+from pyro_vae.inference.kl.total_correlation import TotalCorrelation, batch_weights
+from pyro_vae.inference.objectives.registry import OBJECTIVES, elbo
+from pyro_vae.testing.selftest.linear_gaussian import K, Line, Yardstick, hermite, slopes, worst
+from pyro_vae.testing.selftest.mixtures import SIZE, Labelled, batches, rate_parts
+
+#: Draws of a self-normalized gradient, which is exact in the limit of many: the bias is about 1/K of it.
+MANY = 2000
+#: Of I(x; z), the total correlation and the units' KL, where the gradient is taken.
+WEIGHTS = (2.0, 6.0, 3.0)
+Reduce = Callable[[Tensor], Tensor]
+
+
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """Over draws."""
+    return log_w.logsumexp(0) - math.log(len(log_w))
+
+
+def _mean(log_w: Tensor) -> Tensor:
+    return log_w.mean(0)
+
+
+def _thermodynamic(log_w: Tensor) -> Tensor:
+    points = elbo("tvo", num_particles=K).points
+    return torch.stack([(b - a) * ((a * log_w).softmax(0) * log_w).sum(0) for a, b in pairwise(points)]).sum(0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an objective's bound and gradient are in expectation.
+
+    Attributes:
+        value: The bound as a function of the log weights, from its definition.
+        draws: Of how many draws.
+        options: Of the objective.
+        follows: The functions (and their numbers of draws) of which model and guide have the gradient; None: of ``value``.
+        kind: Of the guide, see :class:`Yardstick`.
+    """
+
+    value: Reduce
+    draws: int = K
+    options: tuple[tuple[str, Any], ...] = (("num_particles", K),)
+    follows: tuple[tuple[Reduce, int], tuple[Reduce, int]] | None = None
+    kind: Literal["full", "units", "score"] = "full"
+
+
+CASES: dict[str, Case] = {
+    "trace": Case(_mean, 1, ()),
+    "trace, score function": Case(_mean, 1, (), kind="score"),
+    "mean-field": Case(_mean, 1, (), kind="units"),
+    "graph": Case(_mean, 1, ()),
+    "graph, score function": Case(_mean, 1, (), kind="score"),
+    "iwae": Case(log_mean_exp),
+    "vimco": Case(log_mean_exp, kind="score"),
+    "renyi": Case(lambda w: 2 * log_mean_exp(w / 2), options=(("alpha", 0.5), ("num_particles", K))),
+    "dreg": Case(log_mean_exp),
+    "stl": Case(_mean, 1, ()),
+    "miwae": Case(log_mean_exp, options=(("num_groups", 3), ("num_particles", K))),
+    "ciwae": Case(lambda w: 0.5 * _mean(w) + 0.5 * log_mean_exp(w)),
+    "piwae": Case(_mean, 1, (("num_groups", K), ("num_particles", 1)), follows=((log_mean_exp, K), (_mean, 1))),
+    "rws": Case(log_mean_exp),
+    "tvo": Case(_thermodynamic),
+}
+#: Those whose gradient is not that of their bound.
+NORMALIZED = ("rws", "tvo")
+
+
+def objectives(x: Tensor, rounds: int) -> Iterator[Line]:
+    """Each objective's bound, and the gradient it trains by, beside their expectations."""
+    for name, case in CASES.items():
+        if name.split(",")[0] in OBJECTIVES:
+            yield from plain(name, case, x, rounds)
+    if "enum" in OBJECTIVES:
+        yield from enumerated(x, rounds)
+    yield from penalties(x, rounds)
+    yield from total_correlations(x, rounds)
+
+
+def plain(name: str, case: Case, x: Tensor, rounds: int) -> Iterator[Line]:
+    """An objective over the yardstick."""
+    yardstick = Yardstick(kind=case.kind)
+    key = name.split(",")[0]
+    objective = elbo(key, **dict(case.options))
+    exact = yardstick.expected(case.value, case.draws, x)
+    yield _bound(name, objective, yardstick, exact.detach(), x, rounds)
+    if key in NORMALIZED:
+        yield _in_the_limit(name, yardstick, x)
+        return
+
+    def loss() -> Tensor:
+        return objective.differentiable_loss(yardstick.model, yardstick.guide, x)
+
+    own = [yardstick.shift, yardstick.log_stretch]
+    if case.follows is None:
+        yield worst(slopes(name, "gradient", -exact.sum(), loss, [*yardstick.parameters()], rounds))
+        return
+    for whose, leaves, (value, draws) in zip(
+        ("model", "guide"), ([*yardstick.vae.parameters()], own), case.follows, strict=True
+    ):
+        expected = -yardstick.expected(value, draws, x).sum()
+        yield worst(slopes(name, f"gradient of the {whose}", expected, loss, leaves, rounds))
+
+
+def _bound(name: str, objective: Any, program: Any, exact: Tensor, x: Tensor, rounds: int) -> Line:
+    with torch.no_grad():
+        found = torch.stack([objective.bound(program.model, program.guide, x) for _ in range(rounds)])
+    off = found - exact
+    return Line(
+        name, "bound, nats", float(exact.mean()), float(found.mean()), float(off.std()) / math.sqrt(off.numel())
+    )
+
+
+def _in_the_limit(name: str, yardstick: Yardstick, x: Tensor) -> Line:
+    """The gradient of many draws beside its limit, which is a closed form."""
+    objective = elbo(name, num_particles=MANY)
+    if name == "tvo":
+        limit = -thermodynamic(yardstick, x, objective.points).sum()
+    else:  # the model climbs log p(x), the guide descends KL(p || q)
+        with torch.no_grad():
+            p = yardstick.vae.exact_posterior(x)
+        limit = -(yardstick.vae.log_px(x) - torch.distributions.kl_divergence(p, yardstick.q(x))).sum()
+
+    def loss() -> Tensor:
+        return objective.differentiable_loss(yardstick.model, yardstick.guide, x)
+
+    return worst(slopes(f"{name}, {MANY} draws", "gradient", limit, loss, [*yardstick.parameters()], 100))
+
+
+def thermodynamic(yardstick: Yardstick, x: Tensor, points: list[float]) -> Tensor:
+    r"""The sum over the path :math:`\pi_t \propto q^{1-t} p(x, z)^t` of :math:`E_{\pi_t}[\log w]`, shape ``(B,)``.
+
+    Each is a normal, with precision :math:`(1 - t) P_q + t P` and mean in proportion, P of the posterior; log w is quadratic.
+    """
+    ends = yardstick.q(x), yardstick.vae.exact_posterior(x)
+    grid, shares = hermite(2, 4)
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for start, end in pairwise(points):
+        parts = [(share, p.precision_matrix, p.mean) for share, p in zip((1 - start, start), ends, strict=True)]
+        precision = sum(share * part for share, part, _ in parts)
+        pull = sum(share * (part @ mean[..., None]) for share, part, mean in parts)
+        covariance = torch.linalg.inv(precision)
+        root = torch.linalg.cholesky(covariance)
+        z = ((covariance @ pull) + root @ grid[:, None, :, None]).squeeze(-1)
+        log_w = yardstick.vae.prior().log_prob(z) + yardstick.vae.decode(z).log_prob(x) - ends[0].log_prob(z)
+        total = total + (end - start) * (shares[:, None] * log_w).sum(0)
+    return total
+
+
+def enumerated(x: Tensor, rounds: int) -> Iterator[Line]:
+    """The sum over a label: ``enum`` beside the ELBO of a mixture of three yardsticks."""
+    labelled, objective, name = Labelled(), elbo("enum"), "enum, three labels"
+    exact = labelled.elbo(x)
+    yield _bound(name, objective, labelled, exact.detach(), x, rounds)
+
+    def loss() -> Tensor:
+        return objective.differentiable_loss(labelled.model, labelled.guide, x)
+
+    yield worst(slopes(name, "gradient", -exact.sum(), loss, [*labelled.parameters()], rounds))
+
+
+def penalties(x: Tensor, rounds: int) -> Iterator[Line]:
+    """What is minimized where the KL has a weight or is bent, beside distortion + that function of the exact rates."""
+    for key in ("trace", "mean-field"):
+        yardstick = Yardstick(kind="units")
+        pair = scale_kl_pair(yardstick.model, yardstick.guide, 4.0)
+        exact = _distortion(yardstick, x) + 4 * yardstick.rate(x).sum()
+        yield from _losses(f"scale_kl_pair, {key}", elbo(key), pair, exact, yardstick, x, rounds)
+    yardstick = Yardstick(kind="units")
+    pair = yardstick.model, yardstick.guide
+    rates = yardstick.rates(x).detach().mean(0)
+    floor, above = float(rates.mean()), float(rates.sum()) + 0.7
+    # The controller's first weight: Kp / (1 + e^0.7) - 0.7 Ki above its least one.
+    beta = 2.0 + 2.0 / (1 + math.exp(0.7)) - 0.3 * 0.7
+    cases: list[tuple[str, Any, Callable[[Tensor], Tensor]]] = [
+        ("FreeBits", FreeBits(elbo("mean-field"), floor), lambda r: r.clamp(min=floor).sum()),
+        ("MinimumRate", MinimumRate(elbo("mean-field"), above), lambda r: r.sum().clamp(min=above)),
+        ("Capacity", Capacity(elbo("mean-field"), above, weight=5.0), lambda r: 5 * (above - r.sum())),
+        ("TargetRate", TargetRate(elbo("mean-field"), above, 2.0, 0.3, beta_min=2.0), lambda r: beta * r.sum()),
+    ]
+    for name, objective, penalty in cases:
+        exact = _distortion(yardstick, x) + len(x) * penalty(yardstick.rates(x).mean(0))
+        yield from _losses(name, objective, pair, exact, yardstick, x, rounds)
+
+
+def _distortion(yardstick: Yardstick, x: Tensor) -> Tensor:
+    return -(yardstick.elbo(x) + yardstick.rate(x)).sum()
+
+
+def _losses(
+    name: str, objective: Any, pair: tuple[Any, Any], exact: Tensor, yardstick: Yardstick, x: Tensor, rounds: int
+) -> Iterator[Line]:
+    found: list[float] = []
+    state = objective.state_dict() if hasattr(objective, "state_dict") else {}
+    state = {key: value.clone() for key, value in state.items()}
+
+    def loss() -> Tensor:
+        if name == "Capacity":  # the last step, not the first, in which it is 0
+            objective.load_state_dict({"taken": torch.ones(())})
+        elif state:
+            objective.load_state_dict(state)
+        value = objective.differentiable_loss(*pair, x)
+        found.append(float(value.detach()) / len(x))
+        return value
+
+    gradient = worst(slopes(name, "gradient", exact, loss, [*yardstick.parameters()], rounds))
+    yield _of_rounds(name, "loss, nats per datum", float(exact.detach()) / len(x), found)
+    yield gradient
+
+
+def _of_rounds(name: str, what: str, exact: float, found: list[float]) -> Line:
+    values = torch.tensor(found, dtype=torch.float64)
+    return Line(
+        name, what, exact, float(values.mean()), float(values.std()) / math.sqrt(len(values)), 1, len(values) - 1
+    )
+
+
+def total_correlations(x: Tensor, rounds: int) -> Iterator[Line]:
+    """The total correlation and its gradient, from all codes and from batches of them."""
+    for estimator in ("all", "weighted", "stratified", "even"):
+        yield from total_correlation(estimator, x, rounds)
+
+
+def total_correlation(estimator: str, x: Tensor, rounds: int) -> Iterator[Line]:
+    """Of all codes beside its definition, of batches beside the expectation of the estimator, its bias and all."""
+    yardstick = Yardstick()
+    whole = estimator == "all"
+    size, kind = (len(x), "even") if whole else (SIZE, estimator)
+    name = "TotalCorrelation, " + (estimator if whole else f"{estimator}, {SIZE} of {len(x)}")
+    parts = rate_parts(yardstick, x, estimator)
+
+    def terms(weights: tuple[float, float, float]) -> Any:
+        information, weight, units = weights
+        objective = TotalCorrelation(elbo("trace"), weight, information, units, kind, num_data=len(x))
+        return objective.terms(yardstick.model, yardstick.guide, x[torch.randperm(len(x))[:size]])
+
+    alone = [terms((0.0, 1.0, 0.0)) for _ in range(rounds)]
+    found = [float((one.loss - one.distortion).detach()) / size for one in alone]
+    yield _of_rounds(name, "total correlation, nats", float(parts[1].detach()), found)
+    exact = size * (_distortion(yardstick, x) / len(x) + parts @ torch.tensor(WEIGHTS, dtype=torch.float64))
+    yield worst(slopes(name, "gradient", exact, lambda: terms(WEIGHTS).loss, [*yardstick.parameters()], rounds))
+    if estimator in ("stratified", "even"):
+        yield _without_bias(estimator, yardstick, x)
+
+
+@torch.no_grad()
+def _without_bias(estimator: str, yardstick: Yardstick, x: Tensor) -> Line:
+    """Over all batches in all orders, the mean of the estimate of q(z) is q(z)."""
+    q, rows = yardstick.q(x), batches(estimator, len(x))
+    z = q.sample()
+    density = q.log_prob(z[:, None]).exp()  # (i, j): draw i under code j
+    weights = batch_weights(estimator, SIZE, len(x))[0]
+    estimate = (density[rows[:, :1], rows] * weights).sum(-1)
+    off = max(abs(float(estimate[rows[:, 0] == i].mean() / density[i].mean()) - 1) for i in range(len(x)))
+    return Line(f"batch_weights, {estimator}", "largest |mean of q^(z) / q(z) - 1|", 0.0, off, 0.0)

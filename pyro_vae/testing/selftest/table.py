@@ -1,0 +1,62 @@
+"""The self-test's table: every objective and every estimator beside what is exact, and what has no line in it, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pyro
+from torch import Tensor
+
+from pyro_vae.system.randomness import own_randomness
+from pyro_vae.testing.selftest.estimators import estimators
+from pyro_vae.testing.selftest.linear_gaussian import HEADER, LIMIT, Line, Yardstick
+from pyro_vae.testing.selftest.objectives import objectives
+
+__all__ = ["HEADER", "LIMIT", "WITHOUT", "chance", "data", "measure"]
+
+#: Public names without a line, and why: docs/testing.md has them too.
+WITHOUT = {
+    "active_units": "compares given numbers with a threshold",
+    "bits_per_dim": "arithmetic on a given log p(x)",
+    "dequantize": "adds noise to pixels; nothing is estimated",
+    "equal_weights": "compares given numbers with rounding",
+    "factor_vae_score": "needs factors that are known",
+    "mutual_information_gap": "needs factors that are known",
+    "pareto_k": "the fit of a finite tail is biased, by an amount that is no closed form",
+    "pareto_k_threshold": "a formula",
+    "predictive_checks": "p-values, which are uniform only where the model's parameters were not fitted",
+    "refine": "an optimization: what it is good for is the line of refined_importance_sampling",
+    "scale_kl": "one side of scale_kl_pair",
+    "simulations": "sets of what simulate draws",
+    "stacking_weights": "a concave optimum of given numbers",
+}
+
+
+def measure(num_samples: int = 512, seed: int = 0, rounds: int | None = None) -> Iterator[Line]:
+    """Every objective and every estimator beside what is exact.
+
+    Args:
+        num_samples: A quarter of the draws for each datum of an estimator.
+        seed: Of all draws.
+        rounds: How often an objective's bound and gradient are computed; None: as often, at most 300 times.
+
+    Yields:
+        The lines of the table.
+    """
+    with own_randomness(seed), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        yardstick = Yardstick()
+        x = data(yardstick)
+        yield from objectives(x, rounds or min(num_samples, 300))
+        # With fewer draws the fit to the tail may refuse, by chance, what is good, and a line without an error is a wrong one.
+        yield from estimators(yardstick, x, 4 * num_samples, seed)
+
+
+def data(yardstick: Yardstick, num_data: int = 8) -> Tensor:
+    """The data of the table, shape ``(N, 5)``: the same for every seed of the draws."""
+    with own_randomness(0):
+        return yardstick.vae.sample(num_data).detach()
+
+
+def chance(lines: Iterable[Line]) -> float:
+    """How likely some line of a table is called wrong though all is right: at most the sum over its figures."""
+    return sum(line.chance for line in lines)
