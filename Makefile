@@ -21,6 +21,7 @@ test-all: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check . $(ARGS)
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/ready
 	$(BIN)/mypy $(ARGS)

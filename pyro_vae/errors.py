@@ -58,7 +58,7 @@ def plainly(function: F) -> F:
     """Have a function refuse an empty data set, and what is refused within a trace without the table that Pyro adds."""
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: object, **kwargs: object) -> Any:
         refuse_nothing(args, kwargs)
         try:
             return function(*args, **kwargs)

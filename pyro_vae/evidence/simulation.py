@@ -33,7 +33,7 @@ class Simulated(NamedTuple):
 
 @plainly
 @torch.no_grad()
-def simulate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Simulated:
+def simulate(model: Callable[..., Any], *args: object, **kwargs: object) -> Simulated:
     r"""Draw as many data as are given from the model, with their latents.
 
     .. math:: z_i \sim p(z), \quad x_i \sim p(x | z_i)

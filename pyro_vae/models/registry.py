@@ -143,8 +143,8 @@ def make(
             given[part] = imported(part, given[part])
             check_maker(given[part])
     given |= read_options(name, cls, options)
-    for key in getattr(cls, "from_runs", ()) if load_run is not None else ():
-        if isinstance(given.get(key), str):
+    for key in getattr(cls, "from_runs", ()):
+        if load_run is not None and isinstance(given.get(key), str):
             given[key] = load_run(given[key])
     if missing := [k for k, p in taken.items() if p.default is inspect.Parameter.empty and k not in given]:
         raise ValueError(

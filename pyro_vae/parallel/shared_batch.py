@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,14 +16,16 @@ class WholeBatch:
 
     Args:
         device: Where they are.
+        mean: Gives the mean over the whole batch from that of this process's data and the sum of their weights.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, mean: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.mean = mean
         self.size, self.labelled = (torch.ones((), dtype=torch.int64, device=device) for _ in range(2))
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, :func:`batch_counts` are those of the whole batch."""
+        """Inside, :func:`batch_counts` and :func:`batch_mean` are those of the whole batch."""
         global _active
         before, _active = _active, self
         try:

@@ -28,7 +28,7 @@ from pyro_vae.testing.subject import Call, Subject
 def check_elbo_bounds(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    *args: Any,
+    *args: object,
     exact: Exact | None = None,
     data: Collection[int | str] | int | str = (),
     plate: str | None = None,
@@ -38,7 +38,7 @@ def check_elbo_bounds(
     num_samples: int = 512,
     seed: int = 0,
     false_alarms: float = 1e-3,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Report:
     r"""Check that the ELBO of a model and guide is what it says, :math:`E_q[\log w] \le \log p(x)`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pyro_vae.inference.program.data_plate import Layout
 from pyro_vae.inference.program.sites import Site, is_auxiliary_loss, sample_sites, site_log_prob
+from pyro_vae.inference.program.traces import Program
 
-Program = Callable[..., Any]
 Values = dict[str, Tensor]
 
 

@@ -50,7 +50,8 @@ def test_a_run_goes_on_bit_for_bit_and_evaluates_to_the_same_figures(resumed):
     for name, value in before["model"].items():
         torch.testing.assert_close(now["model"][name], value, **tolerance)
     found, expected = figures(folder), figures(then)
-    assert found.keys() == expected.keys() and len(found) > 8
+    assert found.keys() == expected.keys()
+    assert len(found) > 8
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-6 if exact else 1e-3), name
 

@@ -148,7 +148,7 @@ def _variances(joint: Joint, metric: Metric) -> tuple[Tensor, Tensor]:
 def annealed_importance_sampling(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
-    *args: Any,
+    *args: object,
     num_chains: int = 16,
     num_steps: int = 500,
     start: Start = "prior",
@@ -159,7 +159,7 @@ def annealed_importance_sampling(
     seed: int | None = None,
     plate: str | None = None,
     outer_scale: OuterScale = "refuse",
-    **kwargs: Any,
+    **kwargs: object,
 ) -> AnnealedEstimate:
     r"""Estimate log p(x) of each datum by chains that go from a start to the posterior.
 

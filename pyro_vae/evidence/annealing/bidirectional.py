@@ -174,7 +174,7 @@ class Bracket:
 def bidirectional(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
-    *args: Any,
+    *args: object,
     posterior_draws: Mapping[str, Tensor] | None = None,
     num_chains: int = 16,
     num_steps: int = 500,
@@ -186,7 +186,7 @@ def bidirectional(
     seed: int | None = None,
     plate: str | None = None,
     outer_scale: OuterScale = "refuse",
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Bracket:
     r"""Bidirectional Monte Carlo: log p(x) between annealed importance sampling from below and its reverse from above.
 

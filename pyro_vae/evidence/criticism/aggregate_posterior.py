@@ -3,7 +3,6 @@ r"""What the codes of a data set say together: the aggregate posterior :math:`q(
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,9 @@ from pyro_vae.errors import check_count, plainly
 from pyro_vae.evidence.estimates.diagnostics import units_of
 from pyro_vae.inference.program.data_plate import check_match, find_layout
 from pyro_vae.inference.program.sites import base_name, is_auxiliary_loss, sample_sites
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.system.randomness import own_randomness
 
-Program = Callable[..., Any]
 #: Numbers in the largest array, draws x data x units: 64 MB in float32.
 MAX_ELEMENTS = 2**24
 
@@ -89,12 +88,12 @@ class AggregatePosterior:
 def aggregate_posterior(
     model: Program,
     guide: Program,
-    *args: Any,
+    *args: object,
     num_samples: int = 2000,
     seed: int | None = None,
     plate: str | None = None,
     max_elements: int = MAX_ELEMENTS,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> AggregatePosterior:
     r"""Take the rate of a data set apart, from draws of its aggregate posterior; see :class:`AggregatePosterior`.
 

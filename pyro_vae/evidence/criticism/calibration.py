@@ -163,7 +163,7 @@ class Calibration:
 def calibrate(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    *args: Any,
+    *args: object,
     num_simulations: int = 1000,
     num_draws: int = 99,
     level: float = 0.95,
@@ -172,7 +172,7 @@ def calibrate(
     chunk_rows: int = 1000,
     vectorize: bool = True,
     simulator: Callable[..., Simulated] = simulate,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Calibration:
     r"""Rank the latents of simulated data among draws from the guide.
 

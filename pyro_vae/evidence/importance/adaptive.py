@@ -12,6 +12,7 @@ from torch.utils import _pytree
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.noise_streams import PILOT, NoiseStreams
 from pyro_vae.evidence.importance.sampler import Draws, Sampler
+from pyro_vae.inference.program.traces import Args, Kwargs
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 
 #: Draws of the pilot, where more are allowed.
@@ -83,7 +84,7 @@ def choose_samples(pilot: Estimate, target_se: float, max_samples: int) -> Tenso
     return stepped.ceil().clamp(max=max_samples).long()
 
 
-def _rows(sampler: Sampler, draws: Draws, args: Any, kwargs: Any, rows: Tensor) -> Draws:
+def _rows(sampler: Sampler, draws: Draws, args: Args, kwargs: Kwargs, rows: Tensor) -> Draws:
     """The proposal for some of the data: of every tensor as long as the data plate, these rows."""
     size = draws.layout.size
 

@@ -15,8 +15,7 @@ from pyro_vae.errors import plainly
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.importance import importance_sampling
 from pyro_vae.evidence.refinement.refined import refine_for, refined_importance_sampling, split_options
-
-Program = Callable[..., Any]
+from pyro_vae.inference.program.traces import Program
 
 
 @dataclass(frozen=True)
@@ -138,13 +137,13 @@ class GapsSummary:
 def gaps(
     model: Program,
     guide: Program,
-    *args: Any,
+    *args: object,
     steps: int = 200,
     lr: float = 0.1,
     num_particles: int = 4,
     num_samples: int = 1000,
     log_px: Estimate | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Gaps:
     r"""Decompose log p(x) - ELBO of each datum into approximation and amortization gap; see :class:`Gaps`.
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from pyro_vae.evidence.refinement.shifted_guide import Shift, with_covariance, zero_offsets
 from pyro_vae.inference.program.data_plate import how_to_mark
 from pyro_vae.inference.program.sites import base_name, is_auxiliary_loss, sample_sites
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.system.randomness import own_randomness
 
-Program = Callable[..., Any]
 Offsets = dict[str, list[Tensor]]
 #: Slopes below this, in nats for a unit of an offset, are left: Adam would make steps of rounding.
 _LEAST_SLOPE = 1e-3
@@ -45,7 +45,7 @@ def zero_offsets_of(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
 def under(offsets: Offsets, guide: Program, full_covariance: bool, path_only: bool = False) -> Program:
     """The guide with its parameters moved by these very offsets, which may change; see :class:`Shift`."""
 
-    def moved(*args: Any, **kwargs: Any) -> Any:
+    def moved(*args: object, **kwargs: object) -> Any:
         with Shift(offsets, full_covariance, path_only):
             return guide(*args, **kwargs)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,10 @@ from pyro_vae.evidence.importance.importance import importance_sampling
 from pyro_vae.evidence.importance.sampler import CHUNK_ROWS
 from pyro_vae.evidence.refinement.offsets import Offsets, better, optimize, paired, under, zero_offsets_of
 from pyro_vae.evidence.refinement.shifted_guide import Shift
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.system.randomness import own_randomness
 
-Program = Callable[..., Any]
 #: Draws of each datum from either guide, by which it is seen that a refinement left something out.
 PILOT = 500
 #: By how many standard errors of their difference it must then fall short.
@@ -63,7 +62,7 @@ class Refined:
     steps: int
     full_covariance: bool = False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """Run the guide with the refined parameters.
 
         Raises:
@@ -91,7 +90,7 @@ class Refined:
 def refine(
     model: Program,
     guide: Program,
-    *args: Any,
+    *args: object,
     steps: int = 200,
     lr: float = 0.1,
     num_particles: int = 4,
@@ -102,7 +101,7 @@ def refine(
     plate: str | None = None,
     outer_scale: Any = "refuse",
     vectorize: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Refined:
     r"""Give each datum variational parameters of its own, started at the guide's, optimized on the ELBO.
 
@@ -188,13 +187,13 @@ def refine(
 def refined_importance_sampling(
     model: Program,
     guide: Program,
-    *args: Any,
+    *args: object,
     steps: int = 200,
     lr: float = 0.1,
     num_particles: int = 8,
     full_covariance: bool = True,
     num_samples: int = 5000,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Estimate:
     r"""Estimate log p(x) with a proposal refined for each datum: :func:`refine`, then :func:`importance_sampling`.
 
@@ -233,10 +232,10 @@ def refined_importance_sampling(
     # Of the data some rows may be taken, which then need theirs of the refined parameters.
     inputs["_rows"] = torch.arange(len(refined.kept))
 
-    def model_of_rows(*args: Any, _rows: Tensor, **kwargs: Any) -> Any:
+    def model_of_rows(*args: object, _rows: Tensor, **kwargs: object) -> Any:
         return model(*args, **kwargs)
 
-    def guide_of_rows(*args: Any, _rows: Tensor, **kwargs: Any) -> Any:
+    def guide_of_rows(*args: object, _rows: Tensor, **kwargs: object) -> Any:
         return refined.take(_rows)(*args, **kwargs)
 
     return importance_sampling(model_of_rows, guide_of_rows, *args, num_samples=num_samples, **options, **inputs)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from pyro_vae.handlers import scale_kl_pair
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.schedules import Constant, Schedule
-
-Program = Callable[..., Any]
 
 
 class Betas:

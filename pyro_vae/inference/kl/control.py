@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pyro
@@ -18,10 +17,8 @@ from pyro_vae.inference.objectives.particles import common_beta, data_scale
 from pyro_vae.inference.objectives.trace import TraceELBO
 from pyro_vae.inference.program.data_plate import Layout, check_match, find_layout
 from pyro_vae.inference.program.sites import sample_sites
-from pyro_vae.inference.program.traces import Pair
+from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program
 from pyro_vae.parallel.shared_batch import batch_mean
-
-Program = Callable[..., Any]
 
 
 class KLControl(pyro.infer.ELBO):
@@ -81,11 +78,11 @@ class KLControl(pyro.infer.ELBO):
         """What stands in the place of the rate when a model is chosen; here the rate itself."""
         return rate
 
-    def bound(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def bound(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """The ELBO of each datum, shape ``(B,)``: that of the wrapped objective."""
         return self.objective.bound(model, guide, *args, **kwargs)
 
-    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+    def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
         """The loss with the true rate and distortion; see :class:`Terms`.
 
         Raises:
@@ -113,7 +110,7 @@ class KLControl(pyro.infer.ELBO):
         scaled = (scale * distortion).sum(), (scale[:, None] * rates).sum(0), scale.sum()
         return *scaled, distortion.sum(), rates.sum(), extra_terms(pair)
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+    def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Any:
         return self.objective._get_trace(model, guide, args, kwargs)
 
     def _beta(self, pair: Pair, layout: Layout) -> Any:
@@ -135,16 +132,16 @@ class KLControl(pyro.infer.ELBO):
         analytic = isinstance(self.objective, TraceMeanFieldELBO)
         return rates_of(pair, layout, self.per, analytic, self.name)
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """What is minimized, nats, summed over the batch: no bound."""
         with torch.no_grad():
             return torch_item(self.terms(model, guide, *args, **kwargs).loss)
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """What is minimized, as a 0-dim tensor."""
         return self.terms(model, guide, *args, **kwargs).loss
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """What is minimized, its gradient added to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:

@@ -19,14 +19,14 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 
 from pyro_vae.errors import check_count, check_number
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.kl.control import KLControl, Program
+from pyro_vae.inference.kl.control import KLControl
 from pyro_vae.inference.kl.rates import extra_terms, latent_sites
 from pyro_vae.inference.objectives.bound import Terms
 from pyro_vae.inference.objectives.mean_field import auxiliary_sites
 from pyro_vae.inference.objectives.particles import common_beta, data_scale
 from pyro_vae.inference.program.data_plate import Layout, check_match, find_layout
 from pyro_vae.inference.program.sites import Site, base_name, plates_of, site_log_prob
-from pyro_vae.inference.program.traces import Pair
+from pyro_vae.inference.program.traces import Pair, Program
 from pyro_vae.lookup import lookup
 
 
@@ -159,7 +159,7 @@ class TotalCorrelation(KLControl):
         self.weight, self.information_weight, self.unit_weight = weight, information_weight, unit_weight
         self.estimator, self.num_data = estimator, num_data
 
-    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+    def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
         """The loss with the true rate and distortion; see :class:`Terms`.
 
         Raises:

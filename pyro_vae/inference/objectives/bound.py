@@ -17,8 +17,7 @@ from torch import Tensor
 from pyro_vae.errors import check_count
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.program.sites import Site, site_log_prob
-
-Program = Callable[..., Any]
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
 
 
 class Terms(NamedTuple):
@@ -57,12 +56,12 @@ class _Bound:
     vectorize_particles: bool
     _get_traces: Callable[..., Any]
 
-    def __init__(self, *args: Any, plate: str | None = None, **options: Any) -> None:
+    def __init__(self, *args: object, plate: str | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         check_count("num_particles", self.num_particles)
         self.plate = plate
 
-    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+    def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
         """The loss with its rate and distortion, from one set of draws.
 
         Args:
@@ -85,7 +84,7 @@ class _Bound:
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
         raise NotImplementedError
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+    def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
         """Traces with log-probabilities: Pyro's checked ones under validation, else the sample sites alone."""
         if is_validation_enabled() or isinstance(poutine.unwrap(guide), Messenger):
             return super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
@@ -96,16 +95,16 @@ class _Bound:
         guide_trace.compute_score_parts()
         return model_trace, guide_trace
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """Minus the (scaled) bound, nats, summed over the batch: what ``SVI.evaluate_loss`` returns."""
         with torch.no_grad():
             return torch_item(self.terms(model, guide, *args, **kwargs).loss)
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """The loss as a 0-dim tensor, nats, summed over the batch; differentiable in model and guide."""
         return self.terms(model, guide, *args, **kwargs).loss
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """The loss, its gradient added to the parameters': what ``SVI.step`` calls."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -26,11 +25,9 @@ from pyro_vae.inference.program.sites import (
     sample_sites,
     site_log_prob,
 )
-from pyro_vae.inference.program.traces import Pair
+from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program
 from pyro_vae.inference.weights.enumeration import counted_once, mean_under
 from pyro_vae.inference.weights.log_weights import OuterScale
-
-Program = Callable[..., Any]
 
 
 class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
@@ -52,7 +49,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
         Obermeyer et al., "Tensor Variable Elimination for Plated Factor Graphs", 2019.
     """
 
-    def _guess_max_plate_nesting(self, *args: Any, **kwargs: Any) -> None:
+    def _guess_max_plate_nesting(self, *args: object, **kwargs: object) -> None:
         """Find how many dimensions the plates use, without the line in which Pyro tells the user."""
         level = elbo.logger.level
         elbo.logger.setLevel(logging.WARNING)
@@ -61,7 +58,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
         finally:
             elbo.logger.setLevel(level)
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+    def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
         """Traces without what the guide observes, which Pyro's contraction would count as drawn."""
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         for name, site in list(sample_sites(guide_trace)):
@@ -73,10 +70,10 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
         self,
         model: Program,
         guide: Program,
-        *args: Any,
+        *args: object,
         plate: str | None = None,
         outer_scale: OuterScale = "refuse",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Tensor:
         """The ELBO of each datum; see :meth:`TraceELBO.bound`.
 
@@ -92,7 +89,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
             values.append(sums.mean(sums.likelihood + sums.ratio))
         return torch.cat(values).mean(0)
 
-    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+    def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
         """The loss with its rate and distortion; see :class:`Terms`.
 
         Raises:
@@ -113,14 +110,14 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
             parts.append((loss, -likelihood, -ratio))
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """The loss as a 0-dim tensor, nats, summed over the batch."""
         try:
             return self.terms(model, guide, *args, **kwargs).loss
         except NotSimpleError:
             return pyro.infer.TraceEnum_ELBO.differentiable_loss(self, model, guide, *args, **kwargs)
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """Minus the (scaled) bound, nats, summed over the batch."""
         with torch.no_grad():
             try:
@@ -128,7 +125,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
             except NotSimpleError:
                 return pyro.infer.TraceEnum_ELBO.loss(self, model, guide, *args, **kwargs)
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """The loss, its gradient added to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:

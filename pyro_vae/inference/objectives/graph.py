@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -21,9 +20,8 @@ from pyro_vae.inference.objectives.bound import Terms, _Bound
 from pyro_vae.inference.objectives.trace import TraceELBO
 from pyro_vae.inference.program.data_plate import check_match
 from pyro_vae.inference.program.sites import Site, is_auxiliary_loss, sample_sites, site_log_prob
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.system.imports import capturing
-
-Program = Callable[..., Any]
 
 
 class TraceGraphELBO(_Bound, pyro.infer.TraceGraph_ELBO):
@@ -42,7 +40,7 @@ class TraceGraphELBO(_Bound, pyro.infer.TraceGraph_ELBO):
     #: The draws on which each term depended when the program last ran with Pyro's provenance, which capture cannot see.
     _depends: dict[tuple[bool, str], frozenset[str]]
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+    def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
         if not capturing():
             return pyro.infer.TraceGraph_ELBO._get_trace(self, model, guide, args, kwargs)
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from pyro import poutine
@@ -14,9 +12,7 @@ from pyro_vae.errors import check_count, check_number
 from pyro_vae.inference.objectives.particles import Particles
 from pyro_vae.inference.objectives.weighted import WeightedELBO, log_mean_exp
 from pyro_vae.inference.program.parameters import frozen, parameters_used
-from pyro_vae.inference.program.traces import Pair, with_values
-
-Program = Callable[..., Any]
+from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, with_values
 
 
 class IWAE(WeightedELBO):
@@ -102,7 +98,7 @@ class VIMCO(WeightedELBO):
         """See :meth:`WeightedELBO.value`."""
         return log_mean_exp(log_w)
 
-    def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
+    def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
         particles, bound = super()._surrogate(model, guide, args, kwargs)
         signal = bound.detach() - leave_one_out(particles.log_w.detach())
         return particles, bound + (signal * particles.score).sum(0)
@@ -224,7 +220,7 @@ class PIWAE(MIWAE):
 
     name = "piwae"
 
-    def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
+    def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
         def both(model: Program, guide: Program) -> tuple[Pair, tuple[Particles, Particles]]:
             with parameters_used() as of_guide:
                 guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)

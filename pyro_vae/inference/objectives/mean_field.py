@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.objectives.bound import Program, Terms, _Bound, _Sum, _true_sum
+from pyro_vae.inference.objectives.bound import Terms, _Bound, _Sum, _true_sum
 from pyro_vae.inference.objectives.trace import _is_reparameterized
 from pyro_vae.inference.program.data_plate import check_match, check_scales, find_layout, refuse_points
 from pyro_vae.inference.program.sites import (
@@ -23,6 +23,7 @@ from pyro_vae.inference.program.sites import (
     sample_sites,
     site_log_prob,
 )
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.weights.log_weights import OuterScale
 
 
@@ -46,7 +47,7 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, eq. 7 and appendix B.
     """
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+    def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
         """Without Pyro's warning about sites in another order, whose terms are sampled here."""
         if is_validation_enabled():
             return pyro.infer.Trace_ELBO._get_trace(self, model, guide, args, kwargs)
@@ -56,10 +57,10 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
         self,
         model: Program,
         guide: Program,
-        *args: Any,
+        *args: object,
         plate: str | None = None,
         outer_scale: OuterScale = "refuse",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Tensor:
         """The ELBO of each datum, from ``num_particles`` draws.
 

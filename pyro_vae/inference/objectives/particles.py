@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +21,6 @@ from pyro_vae.inference.program.sites import (
 )
 from pyro_vae.inference.program.traces import Pair
 from pyro_vae.system.imports import capturing
-
-Program = Callable[..., Any]
 
 
 class Particles(NamedTuple):

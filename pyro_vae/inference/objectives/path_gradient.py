@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,15 +16,13 @@ from pyro_vae.inference.objectives.particles import Gate, Particles, common_beta
 from pyro_vae.inference.objectives.weighted import WeightedELBO, log_mean_exp
 from pyro_vae.inference.program.parameters import frozen, parameters_used
 from pyro_vae.inference.program.sites import sample_sites
-from pyro_vae.inference.program.traces import Pair, with_values
-
-Program = Callable[..., Any]
+from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, with_values
 
 
 class _PathGradient(WeightedELBO):
     """Objectives whose encoder gradient leaves the score of q out: a path of draws alone, with weights of its own."""
 
-    def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
+    def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
         gates: list[Gate] = []
         found = []
         for pair, gate in self._gated(model, guide, args, kwargs):
@@ -38,7 +36,7 @@ class _PathGradient(WeightedELBO):
             start += len(part.log_w)
         return particles, (weights * particles.log_w).sum(0)
 
-    def _gated(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[tuple[Pair, Gate]]:
+    def _gated(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Iterator[tuple[Pair, Gate]]:
         def gated(model: Program, guide: Program) -> tuple[Pair, tuple[Pair, Gate]]:
             random_state = torch.get_rng_state() if is_validation_enabled() else None
             with parameters_used() as params:

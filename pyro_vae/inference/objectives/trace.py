@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro
 from pyro.distributions.util import is_identically_zero
 from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.inference.objectives.bound import Program, Terms, _Bound, _Sum, _true_sum
+from pyro_vae.inference.objectives.bound import Terms, _Bound, _Sum, _true_sum
 from pyro_vae.inference.program.data_plate import check_match, refuse_points
 from pyro_vae.inference.program.sites import Site, drawn_sites, is_auxiliary_loss, sample_sites
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.log_weights import OuterScale, ProposalDraws
 
 
@@ -40,10 +39,10 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
         self,
         model: Program,
         guide: Program,
-        *args: Any,
+        *args: object,
         plate: str | None = None,
         outer_scale: OuterScale = "refuse",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Tensor:
         """The ELBO of each datum, from ``num_particles`` draws.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,9 +12,7 @@ from torch import Tensor
 from pyro_vae.errors import check_count, check_number
 from pyro_vae.inference.objectives.particles import Particles
 from pyro_vae.inference.objectives.weighted import WeightedELBO, log_mean_exp
-from pyro_vae.inference.program.traces import Pair, with_values
-
-Program = Callable[..., Any]
+from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, with_values
 
 
 class RWS(WeightedELBO):
@@ -42,14 +39,14 @@ class RWS(WeightedELBO):
         """See :meth:`WeightedELBO.value`."""
         return log_mean_exp(log_w)
 
-    def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Pair:
+    def _pair(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Pair:
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         fixed = with_values(drawn, lambda name, site: site["value"].detach())
         guide_trace = poutine.trace(poutine.replay(guide, trace=fixed)).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=fixed)).get_trace(*args, **kwargs)
         return self._scored(model_trace, guide_trace)
 
-    def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
+    def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
         particles, bound = super()._surrogate(model, guide, args, kwargs)
         weights = particles.log_w.detach().softmax(0)
         # The bound holds -log q with these very weights; twice that with the other sign is the wake-phi update.
@@ -108,7 +105,7 @@ class TVO(RWS):
         points = self.points
         return sum((end - start) * ((start * log_w).softmax(0) * log_w).sum(0) for start, end in pairwise(points))  # type: ignore[return-value]
 
-    def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
+    def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
         particles, _ = WeightedELBO._surrogate(self, model, guide, args, kwargs)
         log_w, log_q = particles.log_w, particles.log_q
         fixed = log_w.detach()

@@ -23,12 +23,11 @@ from pyro_vae.inference.objectives.bound import Terms, _Bound
 from pyro_vae.inference.objectives.particles import Particles, check_sites, reduce
 from pyro_vae.inference.program.data_plate import Layout, check_match
 from pyro_vae.inference.program.sites import sample_sites
-from pyro_vae.inference.program.traces import Pair, keep_subsample
+from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, keep_subsample
 from pyro_vae.inference.weights.log_weights import OuterScale, ProposalDraws
 from pyro_vae.system.randomness import own_randomness
 
 T = TypeVar("T")
-Program = Callable[..., Any]
 PLATE = "num_particles_vectorized"
 ARRAYS = ("log_likelihood", "log_ratio", "log_w", "log_q", "score")
 
@@ -111,10 +110,10 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
         self,
         model: Program,
         guide: Program,
-        *args: Any,
+        *args: object,
         plate: str | None = None,
         outer_scale: OuterScale = "refuse",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Tensor:
         """The bound on log p(x) of each datum, from one set of draws: never a surrogate, no beta and no N/B in it.
 
@@ -136,7 +135,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
         check_sites(Pair(draws._first, draws.guide_trace), self.name, self.reparameterized)
         return self.value(draws(self.num_draws).log_w)
 
-    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+    def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
         """The loss with its rate and distortion, from one set of draws; see :class:`Terms`."""
         self._prepare(model, guide, args, kwargs)
         particles, surrogate = self._surrogate(model, guide, args, kwargs)
@@ -149,7 +148,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
             -particles.log_ratio.detach().mean(0).sum(),
         )
 
-    def _surrogate(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Particles, Tensor]:
+    def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
         """The draws, and for each datum, shape ``(B,)``, an expression whose gradient is the one to follow."""
         particles = self._cat(self._reduce(pair) for pair in self._pairs(model, guide, args, kwargs))
         return particles, self.value(particles.log_w)
@@ -162,7 +161,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
     def _reduce(self, pair: Pair) -> Particles:
         return reduce(pair, self._layout_.at(pair.model))
 
-    def _prepare(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
+    def _prepare(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> None:
         """Before the first loss of a pair: find the layout, check the sites, and try out the particle axis."""
         if self._known is not None and self._known[0] is model and self._known[1] is guide:
             return
@@ -188,7 +187,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
                         "term; drop beta, or use elbo('trace')."
                     )
 
-    def _pairs(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Pair]:
+    def _pairs(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Iterator[Pair]:
         """Pairs of traces: one with a particle axis, or one for each draw."""
 
         def pair(model: Program, guide: Program) -> tuple[Pair, Pair]:
@@ -215,7 +214,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
                 model, guide = keep_subsample(pair, model, guide)
             yield found
 
-    def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Pair:
+    def _pair(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Pair:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         return self._scored(model_trace, guide_trace)

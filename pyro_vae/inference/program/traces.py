@@ -11,7 +11,11 @@ from torch import Tensor
 
 from pyro_vae.inference.program.sites import Site, sample_sites
 
+#: A Pyro function: a model or a guide.
 Program = Callable[..., Any]
+#: The arguments that a model and its guide are called with.
+Args = tuple[object, ...]
+Kwargs = dict[str, object]
 
 
 class Pair(NamedTuple):
@@ -46,7 +50,7 @@ def keep_subsample(pair: Pair, *programs: Program) -> tuple[Program, ...]:
 def prior_guide(model: Callable[..., Any]) -> Callable[..., Any]:
     """The guide that samples the model's latent sites from their prior, q(z) = p(z)."""
 
-    def guide(*args: Any, **kwargs: Any) -> Any:
+    def guide(*args: object, **kwargs: object) -> Any:
         with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"]):
             return model(*args, **kwargs)
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree
 from pyro_vae.inference.capture.graph import OTHER_NOISE, ROUNDING, Graph, NotCapturedError, agree, reason_of, signature
 from pyro_vae.inference.capture.side_effects import Watch, altered_by, unaltered
 from pyro_vae.inference.objectives.bound import Terms
+from pyro_vae.inference.program.traces import Args, Kwargs
 from pyro_vae.system.randomness import own_randomness
 
 #: How many shapes of arguments are captured; a program that keeps changing them runs eagerly.
@@ -112,7 +113,7 @@ class CapturedSteps:
     reason: str | None = None
     _entries: dict[Any, Entry] = field(default_factory=dict)
 
-    def entry(self, args: Any, kwargs: Any) -> tuple[Entry, list[Tensor]] | None:
+    def entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
         """The captured step for these arguments, and their tensors; None where it must be taken eagerly.
 
         Raises:
@@ -140,7 +141,7 @@ class CapturedSteps:
         self._entries.clear()
         warnings.warn(f"SVI: this step cannot be compiled and is taken eagerly: {reason}.", stacklevel=2)
 
-    def differs(self, entry: Entry, tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
+    def differs(self, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
         """Whether an eager step with the same noise has another loss or gradient; nothing is altered.
 
         Rounding may put a unit on the other side of a kink (ReLU's, say) and so change a gradient by more than rounding:
@@ -148,7 +149,7 @@ class CapturedSteps:
         """
         return all(self._differ_at(seed, entry, tensors, args, kwargs) for seed in (None, 1, 2))
 
-    def _differ_at(self, seed: int | None, entry: Entry, tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
+    def _differ_at(self, seed: int | None, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
         """As :meth:`differs` under one noise; None: that of the step to come."""
         with own_randomness(seed):
             eager = self._eager(args, kwargs, entry.watch)
@@ -166,11 +167,11 @@ class CapturedSteps:
         """Capture anew at the next step."""
         self._entries.clear()
 
-    def _eager(self, args: Any, kwargs: Any, watch: Watch) -> Evaluated:
+    def _eager(self, args: Args, kwargs: Kwargs, watch: Watch) -> Evaluated:
         with unaltered(watch, self.objective):
             return self.evaluate(args, kwargs)
 
-    def _captured(self, args: Any, kwargs: Any, tensors: list[Tensor]) -> Entry | None:
+    def _captured(self, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> Entry | None:
         """A new entry; None where there is nothing to learn, now."""
         if len(self._entries) >= SHAPES:
             raise NotCapturedError(f"its arguments have had more than {SHAPES} shapes")
@@ -197,7 +198,9 @@ class CapturedSteps:
         self.captures += 1
         return entry
 
-    def _function(self, args: Any, kwargs: Any, eager: Evaluated, watch: Watch) -> Callable[..., tuple[Tensor, ...]]:
+    def _function(
+        self, args: Args, kwargs: Kwargs, eager: Evaluated, watch: Watch
+    ) -> Callable[..., tuple[Tensor, ...]]:
         leaves, spec = _pytree.tree_flatten((args, kwargs))
 
         def function(*given: Tensor) -> tuple[Tensor, ...]:

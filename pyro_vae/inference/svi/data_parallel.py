@@ -8,11 +8,10 @@ declares a full size N (each :math:`L_r` is scaled by :math:`N / b_r`).
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -25,9 +24,6 @@ T = TypeVar("T")
 
 #: On a GPU, every so many steps the host reads whether a rank has broken down or was asked to stop; on a CPU at each.
 POLL_STEPS = 10
-
-
-_active: Exchange | None = None
 
 
 class Shared(NamedTuple):
@@ -82,16 +78,6 @@ class Exchange:
                 "model: expected the same parameters on every rank, got others; give all the same command."
             )
         from_main(state.values())
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Inside, :func:`batch_mean` is that over the batch of all ranks."""
-        global _active
-        before, _active = _active, self
-        try:
-            yield
-        finally:
-            _active = before
 
     def begin(self, total: int) -> None:
         """The next step has a batch of ``total`` data, over all ranks."""
@@ -216,7 +202,7 @@ class Exchange:
         return first(found)
 
     def mean(self, local: Tensor, scale: Tensor) -> Tensor:
-        """See :func:`batch_mean`."""
+        """See :func:`pyro_vae.parallel.shared_batch.batch_mean`."""
         self.see()
         self.expecting = False
         weight = self.weight * float(scale)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.sites import sample_sites
+from pyro_vae.inference.program.traces import Args, Kwargs
 from pyro_vae.system.randomness import device_state, set_device_state
 
 #: Steps whose arguments are held until someone asks whether their losses were finite: so many of them or their bytes.
@@ -38,7 +39,7 @@ class NonFiniteLossError(ArithmeticError):
         return type(self), (self.loss, self.step, self.site)
 
 
-def culprit(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> str | None:
+def culprit(model: Callable[..., Any], guide: Callable[..., Any], args: Args, kwargs: Kwargs) -> str | None:
     """Name of the first site, guide first, whose log-probability is not finite; nothing is altered.
 
     Sites are drawn in the order in which the objectives draw, so the same generator state gives the same values.

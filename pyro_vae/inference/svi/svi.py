@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.objectives.bound import Terms
 from pyro_vae.inference.program.parameters import Used, UsedData
+from pyro_vae.inference.program.traces import Args, Kwargs
 from pyro_vae.inference.svi.compiled import CapturedSteps, Entry, Evaluated
 from pyro_vae.inference.svi.data_parallel import Exchange
 from pyro_vae.inference.svi.non_finite import Noise, NonFiniteLossError, Pending, Unsettled, culprit
@@ -72,7 +73,7 @@ class SVI(pyro.infer.SVI):
         compile: bool = False,
         check_every: int | None = None,
         precision: str = "float32",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         source = as_pyro_optim(optim)
         super().__init__(model, guide, source, loss, loss_and_grads, num_samples, num_steps, **kwargs)
@@ -127,7 +128,7 @@ class SVI(pyro.infer.SVI):
         """Whether steps are compiled, as far as known: asked for, and given up for no program so far."""
         return self._captured is not None and self._captured.reason is None
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, *args: object, **kwargs: object) -> Any:
         """One gradient step.
 
         Args:
@@ -146,7 +147,7 @@ class SVI(pyro.infer.SVI):
         self.settle()
         return terms.loss.item()
 
-    def step_terms(self, *args: Any, **kwargs: Any) -> Terms:
+    def step_terms(self, *args: object, **kwargs: object) -> Terms:
         """One gradient step, giving the detached :class:`Terms` of the package's own objectives.
 
         A compiled step does not wait for the device: whether its loss was finite is found out by :meth:`settle`.
@@ -183,7 +184,7 @@ class SVI(pyro.infer.SVI):
             return culprit(self.model, self.guide, step.args, step.kwargs)
         return self.exchange.blame(lambda: culprit(self.model, self.guide, step.args, step.kwargs))
 
-    def _tensor_step(self, args: Any, kwargs: Any) -> Terms | None:
+    def _tensor_step(self, args: Args, kwargs: Kwargs) -> Terms | None:
         """Take a step that leaves its loss on the device; None where it is an eager one of this process alone."""
         if self.exchange is not None:
             return self._shared_step(args, kwargs, self.exchange)
@@ -195,21 +196,28 @@ class SVI(pyro.infer.SVI):
         noise = Noise(host, device_state(entry.sound.device))
         return self._taken(entry(tensors, self._broken), args, kwargs, noise, tensors)
 
-    def _shared_step(self, args: Any, kwargs: Any, exchange: Exchange) -> Terms:
+    def _shared_step(self, args: Args, kwargs: Kwargs, exchange: Exchange) -> Terms:
         """Take a step of one of several processes."""
         noise = Noise.of(exchange.device)
         exchange.expecting = self._across_batch
         part = exchange.attempt(lambda: self._part(args, kwargs, noise.host), NonFiniteLossError)
         return self._taken(self._exchanged(part, exchange), args, kwargs, noise, [])
 
-    def _part(self, args: Any, kwargs: Any, random_state: Tensor) -> Evaluated:
+    def _part(self, args: Args, kwargs: Kwargs, random_state: Tensor) -> Evaluated:
         """Evaluate this process's part of a step."""
         found = self._entry(args, kwargs)
         if found is not None:
             return found[0](found[1])
         return self._evaluated(lambda *a, **k: self._with_grads(a, k), args, kwargs, random_state)
 
-    def _taken(self, evaluated: Evaluated, args: Any, kwargs: Any, noise: Noise, tensors: list[Tensor]) -> Terms:
+    def _taken(
+        self,
+        evaluated: Evaluated,
+        args: Args,
+        kwargs: Kwargs,
+        noise: Noise,
+        tensors: list[Tensor],
+    ) -> Terms:
         """Take a step without waiting for its loss."""
         self._unsettled.add(Pending(args, kwargs, noise, evaluated.broken, evaluated.terms.loss), tensors)
         self._take(evaluated)
@@ -240,7 +248,7 @@ class SVI(pyro.infer.SVI):
         share = (self.clip_norm * num_data / (norm + 1e-6)).clamp(max=1.0)
         return torch.isfinite(norm), [g if g is None else g * share for g in grads]
 
-    def _entry(self, args: Any, kwargs: Any) -> tuple[Entry, list[Tensor]] | None:
+    def _entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
         """The compiled step for these arguments, and their tensors; None where it must be taken eagerly."""
         # Handlers around a step, gradients left by the caller and ``no_grad`` are the eager step's to see.
         if self._captured is None or self._captured.reason is not None or _PYRO_STACK or not torch.is_grad_enabled():
@@ -275,7 +283,7 @@ class SVI(pyro.infer.SVI):
         self._stepper(evaluated.params)
         _clear(evaluated.params)
 
-    def _with_grads(self, args: Any, kwargs: Any) -> Evaluated:
+    def _with_grads(self, args: Args, kwargs: Kwargs) -> Evaluated:
         """Loss and gradients by tensors alone, for capture: nothing is left in ``grad``."""
         with self._seeing() as (used, seen):
             if hasattr(self.objective, "terms"):
@@ -307,7 +315,7 @@ class SVI(pyro.infer.SVI):
                 self.exchange.plates = lambda: seen.plates
             yield used, seen
 
-    def check_finite(self, *args: Any, **kwargs: Any) -> None:
+    def check_finite(self, *args: object, **kwargs: object) -> None:
         """Evaluate the loss once, altering nothing, to see whether training could go on.
 
         Raises:
@@ -317,7 +325,7 @@ class SVI(pyro.infer.SVI):
         with unaltered(Watch(self.model, self.guide), self.objective), poutine.block():
             self._refuse_non_finite(self.evaluate_loss(*args, **kwargs), args, kwargs, random_state)
 
-    def _loss_and_grads(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def _loss_and_grads(self, *args: object, **kwargs: object) -> tuple[Any, Any]:
         return self.loss_and_grads(self.model, self.guide, *args, **kwargs), None
 
     def _check_terms(self) -> None:
@@ -327,13 +335,13 @@ class SVI(pyro.infer.SVI):
                 "distortion are not known; use pyro_vae.elbo('trace'), or SVI.step in a loop of your own."
             )
 
-    def _terms_and_grads(self, *args: Any, **kwargs: Any) -> tuple[float, Terms]:
+    def _terms_and_grads(self, *args: object, **kwargs: object) -> tuple[float, Terms]:
         terms = self.objective.terms(self.model, self.guide, *args, **kwargs)
         if terms.loss.requires_grad:
             terms.loss.backward()
         return terms.loss.item(), Terms(terms.loss.detach(), terms.distortion, terms.rate)
 
-    def _step(self, args: Any, kwargs: Any, evaluate: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
+    def _step(self, args: Args, kwargs: Kwargs, evaluate: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
         random_state = torch.get_rng_state()
         with self._seeing() as (used, seen):
             loss, terms = self._evaluated(evaluate, args, kwargs, random_state)
@@ -355,7 +363,7 @@ class SVI(pyro.infer.SVI):
         self.steps_taken += 1
         return value, terms
 
-    def _evaluated(self, evaluate: Callable[..., Any], args: Any, kwargs: Any, random_state: Tensor) -> Any:
+    def _evaluated(self, evaluate: Callable[..., Any], args: Args, kwargs: Kwargs, random_state: Tensor) -> Any:
         """Evaluate; where validation by Pyro or torch refuses a number that is not finite, say which step and site."""
         try:
             return evaluate(*args, **kwargs)
@@ -366,7 +374,7 @@ class SVI(pyro.infer.SVI):
                 raise
             raise NonFiniteLossError(math.nan, self.steps_taken, site) from error
 
-    def _refuse_non_finite(self, value: Any, args: Any, kwargs: Any, random_state: Tensor) -> None:
+    def _refuse_non_finite(self, value: Any, args: Args, kwargs: Kwargs, random_state: Tensor) -> None:
         if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
             torch.set_rng_state(random_state)
             raise NonFiniteLossError(value, self.steps_taken, culprit(self.model, self.guide, args, kwargs))

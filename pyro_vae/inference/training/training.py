@@ -90,7 +90,7 @@ class Training:
             order=epoch_order(model, data, options),
         )
         self.steps_per_epoch = len(self.batches)
-        self.whole = WholeBatch(self.device)
+        self.whole: WholeBatch | None = None
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after this epoch."""
@@ -104,7 +104,8 @@ class Training:
             return
         exchange = Exchange(self.model, self.interrupt)
         self.svi.share(exchange)
-        with exchange.active(), self.whole.active():
+        self.whole = WholeBatch(self.device, exchange.mean)
+        with self.whole.active():
             yield
 
     def interrupted(self) -> bool:
@@ -172,7 +173,7 @@ class Training:
                 size = min(self.options.batch_size, self.batches.order.total - progress.seen)
                 if self.svi.exchange is not None:
                     self.svi.exchange.begin(size)
-                    if "y" in takes(self.model):
+                    if self.whole is not None and "y" in takes(self.model):
                         rows = progress.order[progress.seen : progress.seen + size]
                         self.whole.tell(self.batches.columns.parts[1][rows.to(self.device)])
                 # Pyro and torch validate the first step of a run; the others would take half as long again.

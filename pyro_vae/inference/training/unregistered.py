@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.parameters import Used
-
-Program = Callable[..., Any]
+from pyro_vae.inference.program.traces import Program
 
 
 def check_reached(

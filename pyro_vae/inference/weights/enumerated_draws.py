@@ -6,7 +6,6 @@ r"""Log weights with discrete latent sites summed over instead of drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import pyro
@@ -21,11 +20,9 @@ from pyro.util import check_site_shape
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.program.data_plate import check_match, check_scales, find_layout, warn_one_by_one
 from pyro_vae.inference.program.sites import PARTICLES, Site, drawn_sites, plates_of, sample_sites, site_log_prob
-from pyro_vae.inference.program.traces import Pair, subsamples
+from pyro_vae.inference.program.traces import Pair, Program, subsamples
 from pyro_vae.inference.weights.enumeration import EnumeratedSums, EnumeratedTerms, enumerated_sites, support_size
 from pyro_vae.system.devices import explain
-
-Program = Callable[..., Any]
 
 
 class EnumeratedDraws:

@@ -56,12 +56,12 @@ class WeightTerms(NamedTuple):
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    *args: Any,
+    *args: object,
     num_samples: int = 1,
     plate: str | None = None,
     outer_scale: OuterScale = "refuse",
     vectorize: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Tensor:
     r"""Log importance weights of any Pyro model and guide, for each draw and datum.
 

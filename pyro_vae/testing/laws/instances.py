@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.testing.findings import Ledger
 from pyro_vae.testing.laws.parameters import leaves_of
-from pyro_vae.testing.subject import Program, Subject, latent_sites, parameters
+from pyro_vae.testing.subject import Subject, latent_sites, parameters
 
 LAW = "instances"
 Factory = Callable[[], tuple[Program, Program]]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pyro_vae.inference.program.data_plate import find_layout
 from pyro_vae.inference.program.sites import Site, plates_of, sample_sites
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.testing.findings import Ledger
-from pyro_vae.testing.subject import Call, Program, Subject, latent_sites, observed_sites
+from pyro_vae.testing.subject import Call, Subject, latent_sites, observed_sites
 
 LAW = "structure"
 RUN_CAUSES = (
