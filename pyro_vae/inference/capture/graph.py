@@ -24,7 +24,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-
 #: Relative difference of loss and gradients up to which a captured step is taken for the eager one.
 ROUNDING = {"float32": 1e-3, "bf16": 3e-2}
 #: Seed of the noise in which programs are captured: another than that of the comparison, so that a draw held as a constant
