@@ -7,6 +7,10 @@ from importlib.metadata import version
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["__version__"]
 __version__ = version("pyro-vae")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_names(), "__version__"])

@@ -29,7 +29,7 @@ from pyro_vae.inference.training.history import History
 from pyro_vae.runs import pipeline, progress, sweep
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.description import describe
-from pyro_vae.runs.directory import RunDirectory, _run_name, resuming
+from pyro_vae.runs.directory import RunDirectory, resuming, run_name
 from pyro_vae.system import devices, threads
 from pyro_vae.system.files import fresh, made
 from pyro_vae.system.signals import Interrupted, Signals, listening, signal_of
@@ -103,7 +103,7 @@ def _sweep(argv: Sequence[str], config: Config, options: Options, say: progress.
         prepared = pipeline.prepare(sweep.with_beta(config, beta), torch.device("cpu"))
     training = dataclasses.replace(config.train, elbo=prepared.config.train.elbo)
     config = dataclasses.replace(prepared.config, train=training)  # as each of its runs will say
-    name, rows = f"{_run_name(config)}-sweep", []
+    name, rows = f"{run_name(config)}-sweep", []
     with fresh(Path("runs"), name) if options.run_dir is None else made(options.run_dir) as folder:
         sweep.check_folder(folder)
         words = _without(_without(argv, "--beta-sweep"), "--run-dir")
@@ -117,7 +117,7 @@ def _sweep(argv: Sequence[str], config: Config, options: Options, say: progress.
                 if code != 0:
                     return code
             rows.append(sweep.row_of(beta, RunDirectory(run).read_json("summary.json"), run.name))
-        sweep.write(folder, rows, f"Rate and distortion: {_run_name(config)}")
+        sweep.write(folder, rows, f"Rate and distortion: {run_name(config)}")
         say(f"{sweep.table(rows)}\n{folder}: {sweep.TABLE}, {sweep.PICTURE}")
     return 0
 
@@ -148,7 +148,7 @@ def _shared_directory(prepared: pipeline.Prepared, options: Options, within: Exi
 def _directory(prepared: pipeline.Prepared, options: Options) -> Iterator[RunDirectory]:
     if options.resume is None:
         with RunDirectory.claim(
-            options.run_dir, _run_name(prepared.config), options.overwrite, prepared.disk_bytes
+            options.run_dir, run_name(prepared.config), options.overwrite, prepared.disk_bytes
         ) as directory:
             yield directory
         return

@@ -16,7 +16,7 @@ def test_the_public_names_are_there():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'vea'"):
+    with pytest.raises(AttributeError, match="No pyro_vae attribute vea"):
         _ = pyro_vae.vea
 
 

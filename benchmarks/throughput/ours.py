@@ -42,8 +42,8 @@ def ours(case: Case, **keywords: Any) -> Run:
             warnings.simplefilter("always")
             for x in islice(stream, steps):
                 total += svi.step_terms(x).loss
-            if hasattr(svi, "settle"):
-                svi.settle()
+            if hasattr(svi, "synchronize"):
+                svi.synchronize()
         if keywords.get("compile") and not svi.compiled:
             raise UnavailableError("; ".join(str(w.message) for w in said) or "the step runs eagerly")
         return total.item() / (steps * case.batch_size)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pyro_vae.data.binarization import binarize
-from pyro_vae.data.dataset import Columns
+from pyro_vae.data.dataset import Inputs
 from pyro_vae.data.stored import Stored
 from pyro_vae.parallel import World
 
@@ -25,7 +25,7 @@ class Batches:
     """Epochs of shuffled batches: the same ones, bit for bit, from memory, from the disk and from workers.
 
     Args:
-        data: A tensor or :class:`Stored`, shape ``(N, *data_shape)``, whose batches are tensors; or :class:`Columns`, whose
+        data: A tensor or :class:`Stored`, shape ``(N, *data_shape)``, whose batches are tensors; or :class:`Inputs`, whose
             batches are tuples.
         batch_size: B; the last batch of an epoch is smaller where it must be.
         redraw: Whether to binarize each batch afresh, of several columns the first.
@@ -37,7 +37,7 @@ class Batches:
 
     def __init__(
         self,
-        data: Tensor | Stored | Columns,
+        data: Tensor | Stored | Inputs,
         batch_size: int,
         redraw: bool = False,
         num_workers: int = 0,
@@ -45,10 +45,10 @@ class Batches:
         world: World | None = None,
         order: Order | None = None,
     ) -> None:
-        self.columns, self.batch_size, self.redraw = Columns.of(data), batch_size, redraw
+        self.columns, self.batch_size, self.redraw = Inputs.of(data), batch_size, redraw
         self.world = world or World()
         self.order = order or Shuffled(len(self.columns))
-        self._alone = not isinstance(data, Columns)
+        self._alone = not isinstance(data, Inputs)
         self._order = _Order()
         x = self.columns.parts[0]
         self._loader: DataLoader[Tensor] | None = None

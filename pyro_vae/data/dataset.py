@@ -30,7 +30,7 @@ class Split(NamedTuple):
     x: Tensor | Stored
     y: Tensor | None = None
 
-    def columns(self, names: Sequence[str]) -> Columns:
+    def columns(self, names: Sequence[str]) -> Inputs:
         """What a model takes of these data.
 
         Raises:
@@ -41,7 +41,7 @@ class Split(NamedTuple):
                 raise ValueError(
                     f"data: expected labels, since the model takes {' and '.join(names)}, got data without."
                 )
-        return Columns(*(getattr(self, name) for name in names))
+        return Inputs(*(getattr(self, name) for name in names))
 
     def without_labels(self) -> Split:
         """The same images, of which no label is known."""
@@ -141,8 +141,8 @@ def _spaced(total: int, count: int) -> Tensor:
     return torch.linspace(0, total - 1, min(total, count), dtype=torch.float64).round().long()
 
 
-class Columns:
-    """Columns of as many data each: what a model takes of a batch is a tuple with some rows of every one.
+class Inputs:
+    """Inputs of as many data each: what a model takes of a batch is a tuple with some rows of every one.
 
     ``len``, ``columns[rows]`` and ``columns.split(n)`` act as on a tensor, but give tuples of tensors, all on the device of
     the first column.
@@ -166,9 +166,9 @@ class Columns:
         self.parts = (first, *(other.to(first.device) for other in columns[1:]))
 
     @classmethod
-    def of(cls, given: Columns | Tensor | Stored | tuple[Tensor | Stored, ...]) -> Columns:
-        """Columns as they are, or one column, or several."""
-        if isinstance(given, Columns):
+    def of(cls, given: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...]) -> Inputs:
+        """Inputs as they are, or one column, or several."""
+        if isinstance(given, Inputs):
             return given
         return cls(*given) if isinstance(given, tuple) else cls(given)
 
@@ -193,9 +193,9 @@ class Columns:
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
-    def to(self, device: torch.device) -> Columns:
+    def to(self, device: torch.device) -> Inputs:
         """The same columns, whose rows are on ``device``."""
-        return Columns(*(part.to(device) for part in self.parts))
+        return Inputs(*(part.to(device) for part in self.parts))
 
 
 def _rows(part: Tensor | Stored, rows: Tensor | slice) -> Tensor:

@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 from pyro_vae.errors import check_count
 from pyro_vae.evidence.annealing.annealed import Annealer
 from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
-from pyro_vae.evidence.annealing.path import Joint
+from pyro_vae.evidence.annealing.path import AnnealingPath
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.sampler import CHUNK_ROWS, Sampler
 from pyro_vae.evidence.refinement.refined import refine
@@ -131,7 +131,7 @@ def _drawn(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -
 
 def _annealed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> tuple[Tensor, Tensor, Estimate]:
     """Where chains end, shape ``(C, B, Z)``, and their log weights, shape ``(C, B)``, float64."""
-    joint = Joint(partial.model, partial.guide, (x, visible), {}, "prior")
+    joint = AnnealingPath(partial.model, partial.guide, (x, visible), {}, "prior")
     annealer = Annealer.tuned(joint, num, steps, 5, "sigmoid", "diagonal", None)
     log_w, u, acceptance = annealer.run(joint.draw(num))
     likelihood = joint.sums(u)["likelihood"].detach()

@@ -31,7 +31,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.data import Columns, Data, Split, Stored
+from pyro_vae.data import Data, Inputs, Split, Stored
 from pyro_vae.data.labels import UNKNOWN, check_labels
 from pyro_vae.system.randomness import own_randomness
 
@@ -70,14 +70,14 @@ def loss_of(model: Any) -> str:
     return "squared error" if hasattr(model, "squared_error") else "loss"
 
 
-def told(model: Any, split: Split) -> Columns:
+def training_inputs(model: Any, split: Split) -> Inputs:
     """What a model is trained on."""
     return split.columns(takes(model))
 
 
-def asked(model: Any, split: Split) -> Columns:
+def evaluation_inputs(model: Any, split: Split) -> Inputs:
     """What it is validated and evaluated on: without labels, if it finds them by itself."""
-    return told(model, split.without_labels() if classifies(model) else split)
+    return training_inputs(model, split.without_labels() if classifies(model) else split)
 
 
 def needs(function: Callable[..., Any] | None) -> int:
@@ -109,7 +109,7 @@ def as_data(model: Any, given: Given) -> Data:
             f"data: expected {' and '.join(names)}, which {type(model).__name__} takes, got {len(columns)} "
             f"column{'s' * (len(columns) != 1)}; pass {'a tensor' if len(names) == 1 else 'a tuple of them'}."
         )
-    x, *y = Columns(*columns).parts
+    x, *y = Inputs(*columns).parts
     return Data("data", Split(x, cast(Tensor, y[0]) if y else None))
 
 
@@ -225,7 +225,7 @@ def support_of(model: Any) -> str | None:
 
 
 @torch.no_grad()
-def gives_density(model: Any, columns: Columns) -> bool:
+def gives_density(model: Any, columns: Inputs) -> bool:
     """Whether log p(x) is a log density, not a log probability: whether an observed site is continuous.
 
     Args:
@@ -238,7 +238,7 @@ def gives_density(model: Any, columns: Columns) -> bool:
 
 
 @torch.no_grad()
-def evidence_of(model: Any, columns: Columns | tuple[Tensor, ...]) -> str:
+def evidence_of(model: Any, columns: Inputs | tuple[Tensor, ...]) -> str:
     """What its evidence is called: ``log p(x)``; of a model that needs labels ``log p(x|y)``.
 
     Of one that needs and observes them it is ``log p(x, y)``.

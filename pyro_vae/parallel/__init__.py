@@ -18,7 +18,7 @@ from pyro_vae.parallel.collectives import (
     told,
     turns,
 )
-from pyro_vae.parallel.world import World, device_name, joined, launched, one_voice, stream, world
+from pyro_vae.parallel.processes import World, device_name, joined, launched, one_voice, stream, world
 
 __all__ = [
     "JobError",

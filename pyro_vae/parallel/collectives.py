@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyro_vae.parallel.world import stream, world
+from pyro_vae.parallel.processes import stream, world
 
 T = TypeVar("T")
 

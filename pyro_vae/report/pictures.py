@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from pyro_vae.data import Data, Split
 from pyro_vae.evidence import Estimate
 from pyro_vae.inference import History
-from pyro_vae.models.protocol import asked, evidence_of, loss_of, needs, trained_on
+from pyro_vae.models.protocol import evaluation_inputs, evidence_of, loss_of, needs, trained_on
 from pyro_vae.models.user_code import modules_of, place
 from pyro_vae.report.figures.curves import curves
 from pyro_vae.report.figures.encoded import Encoded, encode
@@ -120,7 +120,7 @@ def _figures(
     if encoded is not None:
         yield from _of_codes(encoded, split, source)
     if estimate is not None:
-        name = evidence_of(vae, like_parameters(vae, asked(vae, split)[:2]))
+        name = evidence_of(vae, like_parameters(vae, evaluation_inputs(vae, split)[:2]))
         yield from _of_estimate(split, images, source, estimate, name)
     if images and plain and hasattr(vae, "prior") and getattr(vae, "latent_dim", None) == 2:
         yield "grid", partial(plane, vae)

@@ -115,7 +115,7 @@ def make_vae(config: Config, data_shape: tuple[int, ...]) -> Any:
     )
 
 
-def _counted(config: Config, data: Data) -> Config:
+def with_num_classes(config: Config, data: Data) -> Config:
     """With the number of classes, which a model that takes labels must know, from the data where none is named."""
     asked, found = config.model.num_classes, data.num_classes
     if data.train.y is not None and are_vectors(data.train.y) and classifies(model_class(config.model.model)):

@@ -255,7 +255,8 @@ def resuming(folder: Path) -> str:
     return f"--resume {shlex.quote(str(folder))}"
 
 
-def _run_name(config: Config) -> str:
+def run_name(config: Config) -> str:
+    """Name of a new run: data, model and objective."""
     data, model = config.data.dataset, config.model.model.rpartition(":")[2]
     words = [data if data in NAMED else Path(data).stem, *([] if model == "vae" else [model]), config.train.elbo]
     return "-".join(words)

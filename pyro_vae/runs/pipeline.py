@@ -21,14 +21,22 @@ from pyro_vae.inference.training.history import History
 from pyro_vae.inference.training.training import Training, never
 from pyro_vae.lookup import lookup
 from pyro_vae.models.registry import model_class, parameters
-from pyro_vae.runs.build import _counted, callbacks, fit_options, load_data, make_objective, make_vae, with_objective
+from pyro_vae.runs.build import (
+    callbacks,
+    fit_options,
+    load_data,
+    make_objective,
+    make_vae,
+    with_num_classes,
+    with_objective,
+)
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.directory import RunDirectory
 from pyro_vae.runs.evaluation import summary
 from pyro_vae.runs.evaluation.estimators import Estimation
 from pyro_vae.runs.preflight.compatibility import center, check_fit, check_used
 from pyro_vae.runs.preflight.trial_run import try_out
-from pyro_vae.runs.preflight.user_errors import wishes
+from pyro_vae.runs.preflight.user_errors import model_defaults
 from pyro_vae.runs.progress import Say, silent
 from pyro_vae.runs.run import check_data
 from pyro_vae.system.compiler import obstacle
@@ -80,7 +88,7 @@ def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | N
     Raises:
         ValueError: If anything in the configuration is wrong.
     """
-    with wishes(config):
+    with model_defaults(config):
         return _prepare(config, device, checkpoint)
 
 
@@ -99,7 +107,7 @@ def _prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | 
     if t.patience is not None and data.validation is None:
         raise ValueError("patience: expected validation data to judge by, got --val-size 0; set some aside.")
     if "num_classes" in taken:
-        config = _counted(config, data)
+        config = with_num_classes(config, data)
     with own_randomness(t.seed):
         vae = make_vae(config, data.data_shape)
     if not t.elbo:

@@ -37,18 +37,18 @@ def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subjec
     values, before = subject.draw()
     again = subject.evaluate(values).observed
     noisy = {n for n, v in before.observed.items() if not same(v, again[n])}
-    order = torch.arange(subject.layout.size).roll(1)
-    for key in subject.rows if subject.layout.size > 1 else ():
+    order = torch.arange(subject.data_plate.size).roll(1)
+    for key in subject.rows if subject.data_plate.size > 1 else ():
         after = subject.evaluate(values, subject.reordered(order, (key,))).observed
         moved = {n for n, v in before.observed.items() if not same(v, after[n])} - noisy
         if moved or key in declared:
             feeds[key] = moved
-    if subject.layout.size == 1:
+    if subject.data_plate.size == 1:
         feeds = {key: set() for key in subject.rows}
     slots: dict[str, Slot] = {}
     for site, found in observed_sites(subject.model_trace):
         for key in feeds:
-            part = subject.layout.size == 1 or site in feeds[key]
+            part = subject.data_plate.size == 1 or site in feeds[key]
             slot = None if site in slots else _slot(subject, key, found["value"], part, slots)
             if slot is not None:
                 slots[site] = slot

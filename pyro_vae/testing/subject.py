@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vae.inference.program.data_plate import Layout
+from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import Site, is_auxiliary_loss, sample_sites, site_log_prob
 from pyro_vae.inference.program.traces import Program
 
@@ -102,7 +102,7 @@ class Subject:
         model: The model.
         guide: Its guide.
         call: Their arguments.
-        layout: Where the data lie.
+        data_plate: Where the data lie.
         index: Indices of the subsampling sites, fixed.
         model_trace: A first trace of the model.
         guide_trace: A first trace of the guide.
@@ -114,7 +114,7 @@ class Subject:
     model: Program
     guide: Program
     call: Call
-    layout: Layout
+    data_plate: DataPlate
     index: Values
     model_trace: Trace
     guide_trace: Trace
@@ -125,15 +125,15 @@ class Subject:
     @property
     def picked(self) -> Tensor | None:
         """The rows of an argument that are the batch; None where all are."""
-        index = self.index.get(self.layout.plate)
+        index = self.index.get(self.data_plate.plate)
         return None if index is None or not self.subsamples else index
 
     @property
     def subsamples(self) -> bool:
         """Whether the program itself picks rows of its arguments."""
         frames = [f for _, s in sample_sites(self.model_trace) for f in s["cond_indep_stack"]]
-        full = next(f.full_size for f in frames if f.name == self.layout.plate)
-        return full > self.layout.size and any(len(self.call.tensors()[key]) == full for key in self.rows)
+        full = next(f.full_size for f in frames if f.name == self.data_plate.plate)
+        return full > self.data_plate.size and any(len(self.call.tensors()[key]) == full for key in self.rows)
 
     def draw(self, call: Call | None = None) -> tuple[Values, Scores]:
         """One draw of the guide, scored."""
@@ -154,11 +154,11 @@ class Subject:
 
     def score(self, model_trace: Trace, guide_trace: Trace) -> Scores:
         """The terms of two traces for each datum."""
-        layout = self.layout.at(model_trace)
+        data_plate = self.data_plate.at(model_trace)
         terms: list[dict[str, Tensor]] = []
         for trace in (model_trace, guide_trace):
             sites = [(n, s) for n, s in sample_sites(prune_subsample_sites(trace)) if not is_auxiliary_loss(s)]
-            terms.append({name: layout.per_datum(site_log_prob(site))[0] for name, site in sites})
+            terms.append({name: data_plate.per_datum(site_log_prob(site))[0] for name, site in sites})
         observed = {n: s["value"] for n, s in observed_sites(model_trace)}
         return Scores(terms[0], terms[1], observed)
 
@@ -190,7 +190,7 @@ class Subject:
         sites = dict(sample_sites(self.guide_trace)) | dict(sample_sites(self.model_trace))
         taken = {}
         for name, value in values.items():
-            axis = value.dim() - sites[name]["fn"].event_dim + self.layout.dim
+            axis = value.dim() - sites[name]["fn"].event_dim + self.data_plate.dim
             taken[name] = value.index_select(axis, order.to(value.device))
         return taken
 
@@ -198,7 +198,7 @@ class Subject:
         """Which data have a marked entry in the value of a site, shape ``(B,)``."""
         event_dim = dict(sample_sites(self.model_trace))[name]["fn"].event_dim
         inner = marked.double().flatten(marked.dim() - event_dim).sum(-1) if event_dim else marked.double()
-        return self.layout.per_datum(inner)[0] > 0
+        return self.data_plate.per_datum(inner)[0] > 0
 
     def found(self, **changes: Any) -> Subject:
         """The same with more known of it."""

@@ -156,9 +156,9 @@ def test_a_signal_during_validation_waits_for_no_more_than_a_batch(tmp_path, mon
             signal.raise_signal(signal.SIGTERM)
         before(self)
 
-    before = pv.inference.training.Training._poll
+    before = pv.inference.Training._poll
     with monkeypatch.context() as patch:
-        patch.setattr(pv.inference.training.Training, "_poll", poll)
+        patch.setattr(pv.inference.Training, "_poll", poll)
         assert run(tmp_path / "run", "--epochs", "3") == 143
     training = checkpoint(tmp_path / "run")["training"]
     assert (len(training["rows"]), training["epoch"]["batches"], training["step"]) == (1, STEPS, 2 * STEPS)

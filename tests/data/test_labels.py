@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.data import Batches, Columns, Split
+from pyro_vae.data import Batches, Inputs, Split
 from pyro_vae.data.batches import Mixed, Shuffled, Spread, order_of
 from pyro_vae.data.labels import check_labels, encode_labels, keep_labels, num_classes
 from pyro_vae.data.stored import MemoryReader, Stored
@@ -25,7 +25,7 @@ def ragged(size: int, known: int) -> torch.Tensor:
 
 def test_rows_of_all_columns_stay_together():
     x, y = torch.arange(20.0)[:, None], torch.arange(20) * 3
-    columns = Columns(x, y)
+    columns = Inputs(x, y)
     for rows in (torch.tensor([4, 1, 4]), slice(3, 9)):
         first, second = columns[rows]
         torch.testing.assert_close(first[:, 0] * 3, second.float(), rtol=0, atol=0)
@@ -33,7 +33,7 @@ def test_rows_of_all_columns_stay_together():
     assert [len(part[0]) for part in parts] == [6, 6, 6, 2]
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), y, rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"columns: expected as many data in each, got 20, 19"):
-        Columns(x, y[1:])
+        Inputs(x, y[1:])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -41,8 +41,8 @@ def test_rows_of_all_columns_stay_together():
 def test_stored_columns_come_as_those_in_memory(num_workers, redraw):
     values = np.random.default_rng(0).integers(0, 256, (37, 4), dtype=np.uint8)
     stored, y = Stored(MemoryReader(values)), torch.arange(37)
-    memory = Batches(Columns(stored.in_memory(), y), 10, redraw)
-    lazy = Batches(Columns(stored, y), 10, redraw, num_workers)
+    memory = Batches(Inputs(stored.in_memory(), y), 10, redraw)
+    lazy = Batches(Inputs(stored, y), 10, redraw, num_workers)
     for ours, theirs in zip(lazy.epoch(seeded()), memory.epoch(seeded()), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         assert isinstance(ours, tuple)
@@ -50,13 +50,13 @@ def test_stored_columns_come_as_those_in_memory(num_workers, redraw):
 
 def test_one_column_comes_as_a_tensor_does():
     x = torch.rand(23, 3, generator=seeded(1))
-    pairs = zip(Batches(Columns(x), 5).epoch(seeded()), Batches(x, 5).epoch(seeded()), strict=True)
+    pairs = zip(Batches(Inputs(x), 5).epoch(seeded()), Batches(x, 5).epoch(seeded()), strict=True)
     for (ours,), theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def test_processes_share_every_column():
-    columns = Columns(torch.arange(17.0)[:, None], torch.arange(17))
+    columns = Inputs(torch.arange(17.0)[:, None], torch.arange(17))
     whole = list(Batches(columns, 6).epoch(seeded()))
     shares = [list(Batches(columns, 6, world=World(rank, 2)).epoch(seeded())) for rank in range(2)]
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -110,7 +110,7 @@ def test_every_whole_batch_has_as_many_labels_as_asked(size, known, batch_size, 
     assert {int((y[rows] >= 0).sum()) for rows in parts if len(rows) == batch_size} == {per_batch}
     times = torch.bincount(found, minlength=size)[y >= 0]
     assert int(times.max() - times.min()) <= 1  # each as often as the others
-    assert len(list(Batches(Columns(torch.zeros(size, 1), y), batch_size, order=order).epoch(seeded()))) == len(parts)
+    assert len(list(Batches(Inputs(torch.zeros(size, 1), y), batch_size, order=order).epoch(seeded()))) == len(parts)
 
 
 def test_the_order_suits_the_labels():

@@ -11,7 +11,16 @@ from torch import nn
 from pyro_vae import VAE, fit
 from pyro_vae.data import Data, Split
 from pyro_vae.models import MODELS, Model
-from pyro_vae.models.protocol import as_data, asked, check_columns, check_model, gives_density, needs, of_columns, told
+from pyro_vae.models.protocol import (
+    as_data,
+    check_columns,
+    check_model,
+    evaluation_inputs,
+    gives_density,
+    needs,
+    of_columns,
+    training_inputs,
+)
 from pyro_vae.models.registry import make, model_class, options_of, read_options
 
 MODULE = """
@@ -116,8 +125,12 @@ def test_columns_that_do_not_fit_are_refused_by_fit():
 
 def test_a_model_that_classifies_is_asked_without_labels():
     split = Split(torch.rand(3, 2), torch.tensor([0, 2, 1]))
-    assert told(Classifier(), split)[:][1].tolist() == asked(Labelled(), split)[:][1].tolist() == [0, 2, 1]
-    assert asked(Classifier(), split)[:][1].tolist() == [-1, -1, -1]
+    assert (
+        training_inputs(Classifier(), split)[:][1].tolist()
+        == evaluation_inputs(Labelled(), split)[:][1].tolist()
+        == [0, 2, 1]
+    )
+    assert evaluation_inputs(Classifier(), split)[:][1].tolist() == [-1, -1, -1]
     assert as_data(Classifier(), tuple(split)).train.y is split.y
 
 
@@ -132,7 +145,7 @@ def test_whether_log_px_is_a_density_is_what_the_observed_site_says():
     x = torch.zeros(3, 2)
     for likelihood, density in (("bernoulli", False), ("continuous-bernoulli", True), ("normal", True)):
         vae = VAE((2,), 1, likelihood=likelihood)
-        assert gives_density(vae, told(vae, Split(x))) is density
+        assert gives_density(vae, training_inputs(vae, Split(x))) is density
 
 
 class Unsaid(nn.Module):
@@ -147,7 +160,7 @@ class Unsaid(nn.Module):
 @pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "normal"])
 def test_a_density_is_known_from_the_program_where_nothing_is_said(likelihood):
     vae = VAE((2,), 1, likelihood=likelihood)
-    columns = told(vae, Split(torch.zeros(3, 2)))
+    columns = training_inputs(vae, Split(torch.zeros(3, 2)))
     assert gives_density(Unsaid(vae), columns) is gives_density(vae, columns)
 
 

@@ -272,7 +272,7 @@ def test_what_cannot_be_shared_is_refused(nursery, tmp_path, kind, sentence):
 def test_each_rank_takes_the_device_of_its_local_rank(monkeypatch, gpu, text, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert parallel.device_name(text) == text
-    monkeypatch.setattr(parallel.place, "_world", World(7, 8, 3))
+    monkeypatch.setattr(parallel.processes, "_world", World(7, 8, 3))
     assert parallel.device_name(text) == name
 
 

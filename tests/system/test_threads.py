@@ -96,7 +96,7 @@ def test_what_is_asked_for_is_set(monkeypatch):
 def test_a_process_bound_to_one_cpu(variable, expected):
     program = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "import torch; from pyro_vae import threads\n"
+        "import torch; from pyro_vae.system import threads\n"
         "threads.set_threads(None); own = torch.get_num_threads()\n"
         "torch.set_num_threads(8); threads.set_threads(None); cut = torch.get_num_threads()\n"
         "threads.set_threads(3); print(own, cut, torch.get_num_threads())"

@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae import evaluate, report, train
 from pyro_vae.inference.training.validation import evaluate_terms
 from pyro_vae.models import MODELS
-from pyro_vae.models.protocol import asked, has_bound, told
+from pyro_vae.models.protocol import evaluation_inputs, has_bound, training_inputs
 from pyro_vae.runs.build import make_objective
 from pyro_vae.runs.directory import EVERY_FILE
 
@@ -127,7 +127,7 @@ def test_each_model_is_trained_resumed_and_loaded_by_its_name(name, no_pictures)
     assert any(not torch.equal(*pair) for pair in pairs)
     # The figure of the best epoch is that of the model that is loaded.
     data = last.data()
-    parts = evaluate_terms(last.vae, asked(last.vae, data.validation), 0)
+    parts = evaluate_terms(last.vae, evaluation_inputs(last.vae, data.validation), 0)
     column = "validation_elbo" if has_bound(last.vae) else "validation_objective"
     kept = last.history[column][last.history.best_epoch - 1]
     assert float(sum(parts).mean()) == pytest.approx(kept, abs=1e-4)
@@ -240,7 +240,7 @@ def test_plates_within_a_datum_do_not_collide_with_what_is_summed_over(no_pictur
     words = [*LESS, "--model", "own_package.nested:Own", "--elbo", "enum", "--epochs", "1"]
     assert train.main([*words, "--run-dir", "run"]) == 0
     loaded = pv.load("run")
-    batch = told(loaded.vae, loaded.data().train)[:20]
+    batch = training_inputs(loaded.vae, loaded.data().train)[:20]
     losses = []
     for objective in (make_objective(loaded.config), pv.elbo("enum", max_plate_nesting=2)):
         objective.terms(loaded.vae.model, loaded.vae.guide, *batch)  # which may look how deep they are

@@ -92,7 +92,7 @@ def open_npy(path: Path, request: Request) -> Parts:
     Raises:
         ValueError: If it is no such file, or its array is not as data should be.
     """
-    _refuse_array(path, request)
+    refuse_array(path, request)
     mapped = _attempt(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     if not isinstance(mapped, np.memmap):
         raise _unreadable(path, "another kind of file under this name")
@@ -103,7 +103,8 @@ def open_npy(path: Path, request: Request) -> Parts:
     return Parts(checked.part, words=checked.words, unit=checked.unit)
 
 
-def _refuse_array(path: Path, request: Request) -> None:
+def refuse_array(path: Path, request: Request) -> None:
+    """Refuse ``--array`` for a file that holds one array."""
     if request.array is not None:
         raise ValueError(
             f"array: expected only with an .npz, which has names, got {request.array!r} for {path}; drop it."

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.data.files.array_checks import check
-from pyro_vae.data.files.arrays import LABELS, InMemory, _refuse_array
+from pyro_vae.data.files.arrays import LABELS, InMemory, refuse_array
 from pyro_vae.data.labels import encode_labels
 from pyro_vae.data.source import Parts, Request
 
@@ -20,7 +20,7 @@ def open_table(path: Path, request: Request) -> Parts:
     Raises:
         ValueError: If it is no table, or holds anything but numbers.
     """
-    _refuse_array(path, request)
+    refuse_array(path, request)
     frame = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
     if len(frame) == 0:
         raise ValueError(f"data set {path}: expected at least 3 rows of numbers below the header, got none; add some.")

@@ -8,7 +8,8 @@ from pyro_vae.data.source import Part, Parts, Request
 from pyro_vae.data.stored import MemoryReader, Scaled, Stored
 
 
-def _digits(request: Request) -> Parts:
+def digits(request: Request) -> Parts:
+    """Read scikit-learn's digits."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyro_vae.data.named.celeba import CELEBA
-from pyro_vae.data.named.digits import _digits
+from pyro_vae.data.named.digits import digits
 from pyro_vae.data.named.fileset import FileSet
 from pyro_vae.data.named.omniglot import OMNIGLOT
 from pyro_vae.data.named.shapes import named as _shapes
@@ -27,7 +27,7 @@ FILES: tuple[FileSet, ...] = (
 
 #: Data sets by name: what is asked -> what there is.
 NAMED: dict[str, Callable[[Request], Parts]] = {
-    "digits": _digits,
+    "digits": digits,
     "shapes": _shapes,
     **{files.name: files for files in FILES},
 }

@@ -15,7 +15,7 @@ from pyro_vae.errors import check_numbers, plainly
 from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.annealing.hmc import Evaluate, evaluation, move, widest
-from pyro_vae.evidence.annealing.path import Joint, Start
+from pyro_vae.evidence.annealing.path import AnnealingPath, Start
 from pyro_vae.evidence.annealing.step_size import PILOT_CHAINS, Tuning, tune
 from pyro_vae.inference.weights.log_weights import OuterScale
 from pyro_vae.system.randomness import own_randomness
@@ -63,7 +63,7 @@ class Annealer:
         num_leapfrog: L.
     """
 
-    joint: Joint
+    joint: AnnealingPath
     evaluate: Evaluate
     path: Callable[[float], float]
     tuning: Tuning
@@ -73,7 +73,7 @@ class Annealer:
     @classmethod
     def tuned(
         cls,
-        joint: Joint,
+        joint: AnnealingPath,
         num_chains: int,
         num_steps: int,
         num_leapfrog: int,
@@ -131,7 +131,7 @@ class Annealer:
         return AnnealedEstimate.from_chains(log_w, likelihood, acceptance, self.step_size, self.num_steps)
 
 
-def _variances(joint: Joint, metric: Metric) -> tuple[Tensor, Tensor]:
+def _variances(joint: AnnealingPath, metric: Metric) -> tuple[Tensor, Tensor]:
     """Variances of the start and of what is nearest to the posterior: of the guide, where there is one."""
     if metric not in get_args(Metric):
         raise ValueError(f"metric: expected one of {list(get_args(Metric))}, got {metric!r}.")
@@ -207,7 +207,7 @@ def annealed_importance_sampling(
     if seed is not None and seed < 0:
         raise ValueError(f"seed: expected at least 0, got {seed}.")
     with own_randomness(seed) if seed is not None else nullcontext():
-        joint = Joint(model, guide, args, kwargs, start, plate, outer_scale)
+        joint = AnnealingPath(model, guide, args, kwargs, start, plate, outer_scale)
         captured = CapturedPath() if compile is True else compile or None
         annealer = Annealer.tuned(joint, num_chains, num_steps, num_leapfrog, path, metric, captured)
         return annealer.estimate(num_chains)

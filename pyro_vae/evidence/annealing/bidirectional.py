@@ -17,7 +17,7 @@ from pyro_vae.evidence.annealing.annealed import Annealer, Metric, Path
 from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.annealing.hmc import move
-from pyro_vae.evidence.annealing.path import Joint, Start
+from pyro_vae.evidence.annealing.path import AnnealingPath, Start
 from pyro_vae.evidence.simulation import Simulated, simulate
 from pyro_vae.inference.weights.log_weights import OuterScale
 from pyro_vae.system.randomness import own_randomness
@@ -233,7 +233,7 @@ def bidirectional(
         given = Simulated(args, kwargs, dict(posterior_draws or {}))
         if posterior_draws is None:
             given = simulate(model, *args, **kwargs)
-        joint = Joint(model, guide, given.args, given.kwargs, start, plate, outer_scale)
+        joint = AnnealingPath(model, guide, given.args, given.kwargs, start, plate, outer_scale)
         u = _of_chains(joint.pack(given.latents), num_chains)
         captured = CapturedPath() if compile is True else compile or None
         annealer = Annealer.tuned(joint, num_chains, num_steps, num_leapfrog, path, metric, captured)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from pyro_vae.evidence.annealing.hmc import Evaluate, State, evaluation
-from pyro_vae.evidence.annealing.path import Joint
+from pyro_vae.evidence.annealing.path import AnnealingPath
 from pyro_vae.inference.capture.graph import ROUNDING, Graph, NotCapturedError, agree, describe, signature
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.sites import sample_sites
@@ -33,7 +33,7 @@ class CapturedPath:
         self.reason: str | None = None
         self._graphs: dict[Any, _Graph] = {}
 
-    def __call__(self, joint: Joint, u: Tensor) -> Evaluate:
+    def __call__(self, joint: AnnealingPath, u: Tensor) -> Evaluate:
         """The compiled evaluation for one batch, or the eager one where it cannot be compiled.
 
         Args:
@@ -50,7 +50,7 @@ class CapturedPath:
             warnings.warn(f"annealing: gradients cannot be compiled and are made eagerly: {error}.", stacklevel=4)
             return eager
 
-    def _found(self, joint: Joint, u: Tensor, eager: Evaluate) -> Evaluate:
+    def _found(self, joint: AnnealingPath, u: Tensor, eager: Evaluate) -> Evaluate:
         described, tensors = signature(joint.args, joint.kwargs)
         held = list(held_by(joint))  # type: ignore[arg-type]
         key = described, describe(u), joint.start, tuple(map(describe, held))
@@ -70,7 +70,7 @@ class CapturedPath:
 class _Graph:
     """Evaluations for batches of one shape."""
 
-    def __init__(self, joint: Joint, u: Tensor, tensors: list[Tensor], held: list[Tensor]) -> None:
+    def __init__(self, joint: AnnealingPath, u: Tensor, tensors: list[Tensor], held: list[Tensor]) -> None:
         for _, site in sample_sites(joint.guide_trace):
             trust(site["fn"])
         watch = Watch(joint.model, joint.guide)
@@ -88,7 +88,7 @@ class _Graph:
         return evaluate
 
 
-def _function(joint: Joint) -> Callable[..., tuple[Tensor, ...]]:
+def _function(joint: AnnealingPath) -> Callable[..., tuple[Tensor, ...]]:
     leaves, spec = _pytree.tree_flatten((joint.args, joint.kwargs))
     evaluate = evaluation(joint.terms)
 

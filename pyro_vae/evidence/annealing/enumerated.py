@@ -13,7 +13,7 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
-from pyro_vae.inference.program.data_plate import Layout
+from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.program.traces import Pair
 from pyro_vae.inference.weights.enumeration import EnumeratedSums
@@ -25,20 +25,20 @@ def enumerated(program: Callable[..., Any], sites: Sequence[str], deep: int) -> 
     return EnumMessenger(-1 - deep)(marked)
 
 
-def summed(trace: Trace, layout: Layout, sites: Sequence[str], num: int) -> tuple[Tensor, Tensor]:
+def summed(trace: Trace, data_plate: DataPlate, sites: Sequence[str], num: int) -> tuple[Tensor, Tensor]:
     """Log-probability of a trace's observed sites given its latent ones, and of these, ``sites`` summed out of both.
 
     Args:
         trace: Of a program made by :func:`enumerated`.
-        layout: Where the data are.
+        data_plate: Where the data are.
         sites: Those that were enumerated.
         num: C, chains in the trace.
 
     Returns:
         Two arrays of shape ``(C, B)``, nats: their sum is the log of the joint density, summed over y.
     """
-    found = EnumeratedSums(Pair(trace, Trace()), layout, sites, num).model_terms()
-    likelihood, prior = (part.reshape(part.shape[-2:]).expand(num, layout.size) for part in found)
+    found = EnumeratedSums(Pair(trace, Trace()), data_plate, sites, num).model_terms()
+    likelihood, prior = (part.reshape(part.shape[-2:]).expand(num, data_plate.size) for part in found)
     return likelihood, prior
 
 

@@ -53,7 +53,7 @@ class Terms(NamedTuple):
     slope: Tensor
 
 
-class Joint:
+class AnnealingPath:
     """Densities of one batch of data on the path from a start to p(x, z), with the latents of a datum as one vector.
 
     Latents are mapped to all real numbers by the bijection of their support, so every continuous one is taken; discrete ones
@@ -70,7 +70,7 @@ class Joint:
         outer_scale: See :func:`log_weights`.
 
     Attributes:
-        layout: Where the data are.
+        data_plate: Where the data are.
         dim: U, the size of a datum's vector.
         sites: Names of the latent sites that are summed out.
         guide_trace: The guide's first trace.
@@ -99,7 +99,7 @@ class Joint:
             draws = _first_draws(model, guide or prior_guide(model), args, kwargs, plate, outer_scale)
         except ZeroDivisionError:  # a plate of size 0, in Pyro's words
             raise ValueError("data: expected at least one datum, got none; pass some.") from None
-        self.layout, self.model, self.guide, self.fixed = draws.layout, draws.model, draws.guide, draws.fixed
+        self.data_plate, self.model, self.guide, self.fixed = draws.data_plate, draws.model, draws.guide, draws.fixed
         self.guide_trace: Trace = draws.guide_trace
         self.args, self.kwargs, self.start, self.vectorize = args, kwargs, start, True
         self.sites = list(draws.sites) if isinstance(draws, EnumeratedDraws) else []
@@ -190,7 +190,7 @@ class Joint:
             trace = self._trace(self._enumerated(self.model), num)
         jacobians = [scale_and_mask(j, mask=trace.nodes[name]["mask"]) for name, j in place.jacobians.items()]
         if self.sites:
-            likelihood, prior = summed(trace, self.layout, self.sites, num)
+            likelihood, prior = summed(trace, self.data_plate, self.sites, num)
         else:
             kept = [site for _, site in sample_sites(trace) if not is_auxiliary_loss(site)]
             likelihood = self._per_datum([site_log_prob(s) for s in kept if s["is_observed"]], num)
@@ -201,8 +201,8 @@ class Joint:
         return found
 
     def _per_datum(self, terms: list[Tensor], num: int) -> Tensor:
-        shape = (num, self.layout.size)
-        return sum(map(self.layout.per_datum, terms), start=terms[0].new_zeros(shape)).expand(shape)
+        shape = (num, self.data_plate.size)
+        return sum(map(self.data_plate.per_datum, terms), start=terms[0].new_zeros(shape)).expand(shape)
 
     def _guide_log_prob(self, values: dict[str, Tensor], num: int) -> Tensor:
         sites = dict(drawn_sites(self.guide_trace))
@@ -212,19 +212,19 @@ class Joint:
             return self._per_datum([site_log_prob({**kept, "value": values[name]})], num)
         trace = self._trace(self._enumerated(poutine.condition(self.guide, data=values)), num)
         if self.sites:
-            given, drawn = summed(only(trace, sites), self.layout, [n for n in self.sites if n in sites], num)
+            given, drawn = summed(only(trace, sites), self.data_plate, [n for n in self.sites if n in sites], num)
             return given + drawn
         return self._per_datum(
             [site_log_prob(trace.nodes[name]) for name in sites], num
         )  # conditioned, all are observed
 
     def _enumerated(self, program: Callable[..., Any]) -> Callable[..., Any]:
-        return enumerated(program, self.sites, self.layout.nesting + self.vectorize) if self.sites else program
+        return enumerated(program, self.sites, self.data_plate.nesting + self.vectorize) if self.sites else program
 
     def _trace(self, program: Callable[..., Any], num: int) -> Trace:
         with ExitStack() as stack:
             if self.vectorize:
-                stack.enter_context(pyro.plate(PARTICLES, num, dim=-self.layout.nesting - 1))
+                stack.enter_context(pyro.plate(PARTICLES, num, dim=-self.data_plate.nesting - 1))
             return poutine.trace(program).get_trace(*self.args, **self.kwargs)
 
     def _free(self, values: dict[str, Tensor], num: int) -> Tensor:
@@ -238,7 +238,7 @@ class Joint:
         values = {n: s["value"] for n, s in drawn_sites(self.guide_trace) if n not in self.sites}
         with torch.no_grad(), validation_enabled(False), Unconstrain(values) as found:
             poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
-        parts = [part_of(name, site, found.free[name], self.layout) for name, site in found.sites.items()]
+        parts = [part_of(name, site, found.free[name], self.data_plate) for name, site in found.sites.items()]
         if not parts:
             if self.sites:
                 raise ValueError(

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
-from pyro_vae.inference.program.data_plate import Layout, how_to_mark
+from pyro_vae.inference.program.data_plate import DataPlate, how_to_mark
 from pyro_vae.inference.program.sites import Site, base_name
 
 
@@ -26,7 +26,7 @@ class Part:
         event: Event shape of its value.
         free: Event shape of its unconstrained value.
         dtype: Of its value.
-        layout: Where the data are.
+        data_plate: Where the data are.
     """
 
     name: str
@@ -34,35 +34,35 @@ class Part:
     event: Size
     free: Size
     dtype: torch.dtype
-    layout: Layout
+    data_plate: DataPlate
 
     @property
     def batch(self) -> Size:
         """Its batch shape with as many dimensions as the program's plates use."""
-        return Size((1,) * (self.layout.nesting - len(self.alone)) + tuple(self.alone))
+        return Size((1,) * (self.data_plate.nesting - len(self.alone)) + tuple(self.alone))
 
     @property
     def size(self) -> int:
         """How many unconstrained numbers one datum has here."""
-        return self.batch.numel() * self.free.numel() // self.layout.size
+        return self.batch.numel() * self.free.numel() // self.data_plate.size
 
     @property
     def _axis(self) -> int:
         """The data's dimension, behind that of the chains."""
-        return 1 + self.layout.nesting + self.layout.dim
+        return 1 + self.data_plate.nesting + self.data_plate.dim
 
     def flatten(self, u: Tensor) -> Tensor:
         """Shape ``(C, *batch, *free)`` to ``(C, B, size)``."""
-        return u.movedim(self._axis, 1).reshape(len(u), self.layout.size, self.size)
+        return u.movedim(self._axis, 1).reshape(len(u), self.data_plate.size, self.size)
 
     def unflatten(self, u: Tensor) -> Tensor:
         """The inverse of :meth:`flatten`."""
         inner = list(self.batch)
-        del inner[self.layout.dim]
-        return u.to(self.dtype).reshape(len(u), self.layout.size, *inner, *self.free).movedim(1, self._axis)
+        del inner[self.data_plate.dim]
+        return u.to(self.dtype).reshape(len(u), self.data_plate.size, *inner, *self.free).movedim(1, self._axis)
 
 
-def part_of(name: str, site: Site, free: Tensor, layout: Layout) -> Part:
+def part_of(name: str, site: Site, free: Tensor, data_plate: DataPlate) -> Part:
     """The place of a latent site of a trace without chains, whose unconstrained value is ``free``.
 
     Raises:
@@ -70,7 +70,7 @@ def part_of(name: str, site: Site, free: Tensor, layout: Layout) -> Part:
     """
     fn = site["fn"]
     check_continuous(name, fn)
-    return Part(name, fn.batch_shape, fn.event_shape, free.shape[len(fn.batch_shape) :], free.dtype, layout)
+    return Part(name, fn.batch_shape, fn.event_shape, free.shape[len(fn.batch_shape) :], free.dtype, data_plate)
 
 
 def check_continuous(name: str, distribution: Any) -> None:

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 
 from pyro_vae.errors import check_count, plainly
 from pyro_vae.evidence.estimates.diagnostics import units_of
-from pyro_vae.inference.program.data_plate import check_match, find_layout
+from pyro_vae.inference.program.data_plate import check_match, find_data_plate
 from pyro_vae.inference.program.sites import base_name, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.system.randomness import own_randomness
@@ -121,7 +121,7 @@ def aggregate_posterior(
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         check_match(model_trace, guide_trace)
-        size = find_layout(model_trace, guide_trace, plate).size
+        size = find_data_plate(model_trace, guide_trace, plate).size
         sites = [(n, s) for n, s in sample_sites(guide_trace) if not (s["is_observed"] or is_auxiliary_loss(s))]
         if len(sites) != 1:
             raise ValueError(

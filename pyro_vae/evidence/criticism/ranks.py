@@ -72,7 +72,7 @@ class Ranking:
         checked = ProposalDraws(model, guide, simulated.args, simulated.kwargs, plate, vectorize=vectorize)
         if vectorize:
             checked(2)  # finds out whether the program runs in an outer plate, and says so where it does not
-        self.layout, self.vectorize = checked.layout, checked.vectorize
+        self.data_plate, self.vectorize = checked.data_plate, checked.vectorize
         sites = [site for _, site in sample_sites(checked.guide_trace)]
         #: Whether log q(z|x) can be had of any z: not where a site hands on the draw of another one.
         self.has_log_q = not any(site["infer"].get("is_auxiliary", False) for site in sites)
@@ -98,7 +98,7 @@ class Ranking:
             name: torch.zeros_like(value[0], dtype=torch.int64) for name, value in truth.items()
         }
         tied = {name: count.clone() for name, count in below.items()}
-        size = max(1, chunk_rows // max(1, self.layout.size))
+        size = max(1, chunk_rows // max(1, self.data_plate.size))
         for done in range(0, num, size):
             for name, drawn in self.draws(min(size, num - done)).quantities().items():
                 less, equal = _compare(drawn, truth[name], name)
@@ -140,19 +140,19 @@ class Ranking:
         )
 
     def _particles(self, num: int) -> AbstractContextManager[Any]:
-        return pyro.plate(PARTICLES, num, dim=-self.layout.nesting - 1) if self.vectorize else nullcontext()
+        return pyro.plate(PARTICLES, num, dim=-self.data_plate.nesting - 1) if self.vectorize else nullcontext()
 
     def _log_prob(self, sites: Iterable[tuple[str, Site]]) -> Tensor:
-        terms = [self.layout.per_datum(site_log_prob(site)) for _, site in sites if not is_auxiliary_loss(site)]
+        terms = [self.data_plate.per_datum(site_log_prob(site)) for _, site in sites if not is_auxiliary_loss(site)]
         return torch.stack(terms).sum(0)
 
     def _units(self, value: Tensor, event_dim: int) -> Tensor:
         """A site's value as ``(K, B, U)``: all numbers of one datum in a row."""
-        kept = self._padded(value, event_dim).movedim(self.layout.dim - event_dim, 1)
+        kept = self._padded(value, event_dim).movedim(self.data_plate.dim - event_dim, 1)
         return kept.reshape(*kept.shape[:2], -1)
 
     def _padded(self, value: Tensor, event_dim: int) -> Tensor:
-        missing = self.layout.nesting + 1 + event_dim - value.dim()
+        missing = self.data_plate.nesting + 1 + event_dim - value.dim()
         return value.reshape((1,) * missing + value.shape)
 
 

@@ -52,7 +52,7 @@ def adaptive(
     num_pilot = min(PILOT_SAMPLES, max_samples)
     with sampler.randomness(data_ids, PILOT):
         pilot = sampler(draws, num_pilot, data_ids, PILOT)
-    size = draws.layout.size
+    size = draws.data_plate.size
     ids = torch.arange(size) if data_ids is None else data_ids
     wanted = choose_samples(pilot, target_se, max_samples)
     parts, order = [], []
@@ -86,17 +86,17 @@ def choose_samples(pilot: Estimate, target_se: float, max_samples: int) -> Tenso
 
 def _rows(sampler: Sampler, draws: Draws, args: Args, kwargs: Kwargs, rows: Tensor) -> Draws:
     """The proposal for some of the data: of every tensor as long as the data plate, these rows."""
-    size = draws.layout.size
+    size = draws.data_plate.size
 
     def part(leaf: Any) -> Any:
         ours = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
         return leaf[rows.to(leaf.device)] if ours else leaf
 
     some = sampler.draws(*_pytree.tree_map(part, (args, kwargs)))
-    if some.layout.size != len(rows):
+    if some.data_plate.size != len(rows):
         raise ValueError(
-            f"target_se: expected the data plate {draws.layout.plate!r} to be as long as the first dimension of the data, got "
-            f"{some.layout.size} data for {len(rows)} rows; pass num_samples alone."
+            f"target_se: expected the data plate {draws.data_plate.plate!r} to have the length of the data, got "
+            f"{some.data_plate.size} data for {len(rows)} rows; pass num_samples alone."
         )
     if not isinstance(draws, EnumeratedDraws) and not isinstance(some, EnumeratedDraws):
         _compare(draws, some, rows)
@@ -107,7 +107,7 @@ def _compare(whole: Any, some: Any, rows: Tensor) -> None:
     """Refuse rows that are no data: a tensor may be as long as the plate by chance."""
     terms = [
         draws(1, NoiseStreams(0, ids, PILOT)).log_w
-        for draws, ids in ((whole, torch.arange(whole.layout.size)), (some, rows))
+        for draws, ids in ((whole, torch.arange(whole.data_plate.size)), (some, rows))
     ]
     all_normal = len(some.noise_shapes) == len(whole.noise_shapes) == whole.num_sites
     if all_normal and not torch.allclose(

@@ -92,8 +92,8 @@ def importance_sampling(
     ids = None if data_ids is None else _checked_ids(data_ids)
     with sampler.randomness(ids):
         draws = sampler.draws(args, kwargs)
-        if ids is not None and len(ids) != draws.layout.size:
-            raise ValueError(f"data_ids: expected one for each of {draws.layout.size} data, got {len(ids)}.")
+        if ids is not None and len(ids) != draws.data_plate.size:
+            raise ValueError(f"data_ids: expected one for each of {draws.data_plate.size} data, got {len(ids)}.")
         if target_se is None:
             return sampler(draws, num_samples, ids)
         if not (target_se > 0 and math.isfinite(target_se)):

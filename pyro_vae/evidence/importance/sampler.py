@@ -87,7 +87,7 @@ class Sampler:
             data_ids: Which datum each is, shape ``(B,)``; None: the first, the second, ...
             purpose: What the draws are for; see :mod:`pyro_vae.evidence.importance.noise_streams`.
         """
-        moments = Moments(num_samples, draws.layout.size)
+        moments = Moments(num_samples, draws.data_plate.size)
         for parts in self.weights(draws, num_samples, data_ids, purpose):
             moments.add(*parts)
         return Estimate.from_moments(moments)
@@ -105,7 +105,7 @@ class Sampler:
         if num_samples > 2 * chunk:
             draws.encode_once()
         seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
-        noise = NoiseStreams(seed, torch.arange(draws.layout.size) if data_ids is None else data_ids, purpose)
+        noise = NoiseStreams(seed, torch.arange(draws.data_plate.size) if data_ids is None else data_ids, purpose)
         for start in range(0, num_samples, chunk):
             yield draws(min(chunk, num_samples - start), noise, start)
 
@@ -113,7 +113,7 @@ class Sampler:
         """Draws of one call."""
         on_cpu = draws.first.log_likelihood.device.type == "cpu"
         rows = self.chunk_rows or (CHUNK_ROWS if on_cpu else DEVICE_CHUNK_ROWS)
-        each = draws.layout.size * (draws.num_values if isinstance(draws, EnumeratedDraws) else 1)
+        each = draws.data_plate.size * (draws.num_values if isinstance(draws, EnumeratedDraws) else 1)
         return max(1, rows // max(1, each))
 
 

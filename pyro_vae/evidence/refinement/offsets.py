@@ -84,7 +84,7 @@ def paired(start: EnumeratedDraws, moved: EnumeratedDraws, num_draws: int, chunk
     seed = int(torch.randint(2**62, ()))
     found = []
     for draws in (start, moved):
-        chunk = max(1, chunk_rows // max(1, draws.layout.size * draws.num_values))
+        chunk = max(1, chunk_rows // max(1, draws.data_plate.size * draws.num_values))
         sizes = [min(chunk, num_draws - done) for done in range(0, num_draws, chunk)]
         with own_randomness(seed):
             terms = [draws(size) for size in sizes]

@@ -162,7 +162,7 @@ def refine(
         before, after = (paired(start, moved, num_draws, rows) for _ in range(2))
         kept = better(*before)
         sites = start.guide_trace.nodes
-        axes = {name: len(sites[name]["fn"].batch_shape) + start.layout.dim for name in offsets}
+        axes = {name: len(sites[name]["fn"].batch_shape) + start.data_plate.dim for name in offsets}
         for name, parts in offsets.items():
             offsets[name] = [_only(part, axes[name], kept) for part in parts]
     first, second = after[0], torch.where(kept, after[1], after[0])

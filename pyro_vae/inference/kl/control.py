@@ -15,7 +15,7 @@ from pyro_vae.inference.objectives.bound import Terms
 from pyro_vae.inference.objectives.mean_field import TraceMeanFieldELBO
 from pyro_vae.inference.objectives.particles import common_beta, data_scale
 from pyro_vae.inference.objectives.trace import TraceELBO
-from pyro_vae.inference.program.data_plate import Layout, check_match, find_layout
+from pyro_vae.inference.program.data_plate import DataPlate, check_match, find_data_plate
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program
 from pyro_vae.parallel.shared_batch import batch_mean
@@ -93,44 +93,44 @@ class KLControl(pyro.infer.ELBO):
         for pair in pairs:
             check_match(*pair)
             check_kl_scales(*pair)
-        layout = find_layout(*pairs[0], self.plate)
-        parts = [self._sums(pair, layout) for pair in pairs]
+        data_plate = find_data_plate(*pairs[0], self.plate)
+        parts = [self._sums(pair, data_plate) for pair in pairs]
         scaled, scaled_rates, scale, distortion, rate, extra = (
             torch.stack(part).mean(0) for part in zip(*parts, strict=True)
         )
-        beta = self._beta(pairs[0], layout)
+        beta = self._beta(pairs[0], data_plate)
         averaged = batch_mean(scaled_rates / scale, scale)
         loss = scaled + scale * beta * self.penalty(averaged) - extra
         return Terms(loss, distortion.detach(), rate.detach())
 
-    def _sums(self, pair: Pair, layout: Layout) -> tuple[Tensor, ...]:
+    def _sums(self, pair: Pair, data_plate: DataPlate) -> tuple[Tensor, ...]:
         """Sums over the batch: distortion and rates times the outer scale, that scale, distortion and rate without, extra."""
-        distortion, rates = self._distortion(pair, layout), self._rates(pair, layout)
-        scale = distortion.new_ones(layout.size) * data_scale(pair, layout)
+        distortion, rates = self._distortion(pair, data_plate), self._rates(pair, data_plate)
+        scale = distortion.new_ones(data_plate.size) * data_scale(pair, data_plate)
         scaled = (scale * distortion).sum(), (scale[:, None] * rates).sum(0), scale.sum()
         return *scaled, distortion.sum(), rates.sum(), extra_terms(pair)
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Any:
         return self.objective._get_trace(model, guide, args, kwargs)
 
-    def _beta(self, pair: Pair, layout: Layout) -> Any:
+    def _beta(self, pair: Pair, data_plate: DataPlate) -> Any:
         if not self.takes_beta and any(site.get("kl_scales") for _, site in sample_sites(pair.guide)):
             raise ValueError(
                 f"{self.name}: expected no weight of the KL beside it, since it sets the KL's part itself, got one; drop beta."
             )
-        beta = common_beta(pair, layout, self.name)
+        beta = common_beta(pair, data_plate, self.name)
         if isinstance(beta, Tensor) and beta.dim():
             raise ValueError(
                 f"{self.name}: expected one weight of the KL for the whole batch, got one of shape {tuple(beta.shape)}."
             )
         return beta
 
-    def _distortion(self, pair: Pair, layout: Layout) -> Tensor:
-        return distortion_of(pair, layout)
+    def _distortion(self, pair: Pair, data_plate: DataPlate) -> Tensor:
+        return distortion_of(pair, data_plate)
 
-    def _rates(self, pair: Pair, layout: Layout) -> Tensor:
+    def _rates(self, pair: Pair, data_plate: DataPlate) -> Tensor:
         analytic = isinstance(self.objective, TraceMeanFieldELBO)
-        return rates_of(pair, layout, self.per, analytic, self.name)
+        return rates_of(pair, data_plate, self.per, analytic, self.name)
 
     def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """What is minimized, nats, summed over the batch: no bound."""

@@ -11,26 +11,26 @@ from torch import Tensor
 
 from pyro_vae.handlers import owner_of
 from pyro_vae.inference.objectives.mean_field import auxiliary_sites, closed_kl, site_kl, with_closed_kl
-from pyro_vae.inference.program.data_plate import Layout
+from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import Site, base_name, is_auxiliary_loss, sample_sites, site_log_prob
 from pyro_vae.inference.program.traces import Pair
 
 
-def distortion_of(pair: Pair, layout: Layout) -> Tensor:
+def distortion_of(pair: Pair, data_plate: DataPlate) -> Tensor:
     """Distortion of each datum, shape ``(B,)``, nats; mean over draws."""
     total: Any = 0.0
     for _, site in sample_sites(pair.model):
         if site["is_observed"] and not is_auxiliary_loss(site):
-            total = total - layout.per_datum(site_log_prob(site)).mean(0)
+            total = total - data_plate.per_datum(site_log_prob(site)).mean(0)
     return total
 
 
-def rates_of(pair: Pair, layout: Layout, per: str, analytic: bool, name: str) -> Tensor:
+def rates_of(pair: Pair, data_plate: DataPlate, per: str, analytic: bool, name: str) -> Tensor:
     """Rates of each datum, nats; mean over draws.
 
     Args:
         pair: Traces of model and guide.
-        layout: Their data plate.
+        data_plate: Their data plate.
         per: What has a rate of its own: ``"unit"``, ``"site"``, or ``"all"`` latent variables together (R = 1).
         analytic: Whether to take the KL in closed form where there is one that is right.
         name: Of who asks, for errors.
@@ -55,13 +55,14 @@ def rates_of(pair: Pair, layout: Layout, per: str, analytic: bool, name: str) ->
                 f"{name}: expected a guide whose sites are the model's, got the auxiliary site {auxiliary[0][0]!r}, "
                 "whose density is not known for single units; use per='site'."
             )
-        return torch.cat([_unit_kl(*sites, sites[0] in closed, layout) for sites in latent_sites(pair)], -1)
+        return torch.cat([_unit_kl(*sites, sites[0] in closed, data_plate) for sites in latent_sites(pair)], -1)
     rates = {
-        key: layout.per_datum(site_kl(site, theirs, key in closed)).mean(0) for key, site, theirs in latent_sites(pair)
+        key: data_plate.per_datum(site_kl(site, theirs, key in closed)).mean(0)
+        for key, site, theirs in latent_sites(pair)
     }
     for key, site in auxiliary:
         owner = _owner(key, rates, per, name)
-        rates[owner] = rates[owner] + layout.per_datum(site_log_prob(site)).mean(0)
+        rates[owner] = rates[owner] + data_plate.per_datum(site_log_prob(site)).mean(0)
     by_site = torch.stack([*rates.values()], -1)
     return by_site.sum(-1, keepdim=True) if per == "all" else by_site
 
@@ -96,7 +97,7 @@ def _owner(key: str, rates: Mapping[str, Tensor], per: str, name: str) -> str:
     )
 
 
-def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, layout: Layout) -> Tensor:
+def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, data_plate: DataPlate) -> Tensor:
     """KL of each unit of a site for each datum, shape ``(B, units)``; mean over draws, sum over plates inside a datum."""
     q, p = (_units(name, s["fn"]) for s in (guide_site, site))
     kl = closed_kl(q, p) if closed else None
@@ -106,9 +107,9 @@ def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, layout: Layo
     flat = kl.reshape(*batch, -1)
     if guide_site["mask"] is not None:
         flat = flat * torch.as_tensor(guide_site["mask"]).to(flat)[..., None]
-    padded = flat.reshape((1,) * (layout.nesting + 1 - len(batch)) + flat.shape)
-    data = padded.movedim(layout.dim - 1, 1)
-    return data.reshape(*data.shape[:2], -1, flat.shape[-1]).sum(2).mean(0).expand(layout.size, -1)
+    padded = flat.reshape((1,) * (data_plate.nesting + 1 - len(batch)) + flat.shape)
+    data = padded.movedim(data_plate.dim - 1, 1)
+    return data.reshape(*data.shape[:2], -1, flat.shape[-1]).sum(2).mean(0).expand(data_plate.size, -1)
 
 
 def _units(name: str, distribution: Any) -> Any:

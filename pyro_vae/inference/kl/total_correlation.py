@@ -24,7 +24,7 @@ from pyro_vae.inference.kl.rates import extra_terms, latent_sites
 from pyro_vae.inference.objectives.bound import Terms
 from pyro_vae.inference.objectives.mean_field import auxiliary_sites
 from pyro_vae.inference.objectives.particles import common_beta, data_scale
-from pyro_vae.inference.program.data_plate import Layout, check_match, find_layout
+from pyro_vae.inference.program.data_plate import DataPlate, check_match, find_data_plate
 from pyro_vae.inference.program.sites import Site, base_name, plates_of, site_log_prob
 from pyro_vae.inference.program.traces import Pair, Program
 from pyro_vae.lookup import lookup
@@ -169,8 +169,8 @@ class TotalCorrelation(KLControl):
         for pair in pairs:
             check_match(*pair)
             check_kl_scales(*pair)
-        layout = find_layout(*pairs[0], self.plate)
-        parts = [self._particle(pair, layout) for pair in pairs]
+        data_plate = find_data_plate(*pairs[0], self.plate)
+        parts = [self._particle(pair, data_plate) for pair in pairs]
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
 
     def judged(self, objective: float, elbo: float, batch_size: int) -> str | None:
@@ -191,34 +191,34 @@ class TotalCorrelation(KLControl):
             "neighbours of a code, and the penalty is a reward; take larger batches, or in Python estimator='weighted'."
         )
 
-    def _particle(self, pair: Pair, layout: Layout) -> Terms:
-        distortion, rate = self._distortion(pair, layout), self._rates(pair, layout)[:, 0]
-        information, total_correlation, units = self._parts(pair, layout)
+    def _particle(self, pair: Pair, data_plate: DataPlate) -> Terms:
+        distortion, rate = self._distortion(pair, data_plate), self._rates(pair, data_plate)[:, 0]
+        information, total_correlation, units = self._parts(pair, data_plate)
         kl = (
             rate
             + (self.information_weight - 1) * information
             + (self.weight - 1) * total_correlation
             + (self.unit_weight - 1) * units
         )
-        weighted = data_scale(pair, layout) * (distortion + common_beta(pair, layout, self.name) * kl)
+        weighted = data_scale(pair, data_plate) * (distortion + common_beta(pair, data_plate, self.name) * kl)
         return Terms(weighted.sum() - extra_terms(pair), distortion.sum().detach(), rate.sum().detach())
 
-    def _parts(self, pair: Pair, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    def _parts(self, pair: Pair, data_plate: DataPlate) -> tuple[Tensor, Tensor, Tensor]:
         """Each datum's draw of I(x; z), the total correlation and the units' KL, shape ``(B,)``, nats; mean over draws."""
-        site, guide_site = self._only_site(pair, layout)
-        joint, units = _scores(guide_site, layout)
-        weights = batch_weights(self.estimator, layout.size, self._total(guide_site, layout))
+        site, guide_site = self._only_site(pair, data_plate)
+        joint, units = _scores(guide_site, data_plate)
+        weights = batch_weights(self.estimator, data_plate.size, self._total(guide_site, data_plate))
         log_weights = (weights / weights.sum(1, keepdim=True)).log().to(joint)
         log_q = (joint + log_weights[:, None]).logsumexp(-1)  # (B, K)
         log_product = (units + log_weights[:, None, :, None]).logsumexp(-2).sum(-1)  # (B, K)
         given = joint.diagonal(dim1=0, dim2=2).T  # (B, K)
-        prior = layout.per_datum(site_log_prob(site)).T  # (B, K)
+        prior = data_plate.per_datum(site_log_prob(site)).T  # (B, K)
         return (given - log_q).mean(1), (log_q - log_product).mean(1), (log_product - prior).mean(1)
 
-    def _total(self, site: Site, layout: Layout) -> int:
-        return plates_of(site)[layout.plate].full_size if self.num_data is None else self.num_data
+    def _total(self, site: Site, data_plate: DataPlate) -> int:
+        return plates_of(site)[data_plate.plate].full_size if self.num_data is None else self.num_data
 
-    def _only_site(self, pair: Pair, layout: Layout) -> tuple[Site, Site]:
+    def _only_site(self, pair: Pair, data_plate: DataPlate) -> tuple[Site, Site]:
         """The latent site in the model and in the guide."""
         found = [*latent_sites(pair)]
         if len(found) != 1 or auxiliary_sites(*pair):
@@ -228,7 +228,7 @@ class TotalCorrelation(KLControl):
                 "into one vector."
             )
         ((name, model_site, site),) = found
-        inside = [p for p in plates_of(site) if p != layout.plate]
+        inside = [p for p in plates_of(site) if p != data_plate.plate]
         if inside or site["mask"] is not None or _marginals(site["fn"]) is None:
             what = (
                 f"the plate {inside[0]!r}"
@@ -253,11 +253,11 @@ def _marginals(fn: Distribution) -> Distribution | None:
     return None if fn.base_dist.event_shape or base_name(fn) == "Delta" else fn.base_dist
 
 
-def _scores(site: Site, layout: Layout) -> tuple[Tensor, Tensor]:
+def _scores(site: Site, data_plate: DataPlate) -> tuple[Tensor, Tensor]:
     """Each draw under the code of each datum: log q(z_i|x_j), shape ``(B, K, B)``, and by unit, ``(B, K, B, Z)``."""
-    fn, units, size = site["fn"], _marginals(site["fn"]), layout.size
+    fn, units, size = site["fn"], _marginals(site["fn"]), data_plate.size
     assert units is not None  # as has been checked
-    axis = layout.dim - 1
+    axis = data_plate.dim - 1
     z = site["value"].movedim(axis, 0).unsqueeze(axis)
     by_unit = units.log_prob(z).reshape(size, -1, size, z.shape[-1])
     independent = isinstance(fn, Independent)

@@ -39,7 +39,7 @@ class Terms(NamedTuple):
 DRAWN_INSTEAD = r"(?s).*you need to use TraceEnum_ELBO instead"
 
 
-class _Bound:
+class Bound:
     """What the objectives here add to Pyro's: terms, a bound for each datum, and a tensor-only loss.
 
     Args:
@@ -125,14 +125,14 @@ class _SampleTrace(TraceMessenger):
             super()._pyro_post_sample(msg)
 
 
-def _true_sum(site: Site) -> Tensor:
+def true_sum(site: Site) -> Tensor:
     """Sum of a site's log-probability, masked, without scales, detached."""
     if isinstance(site["scale"], float) and site["scale"] == 1.0:
         return site["log_prob_sum"].detach()
     return site_log_prob(site).detach().sum()
 
 
-class _Sum:
+class RunningSum:
     """A running sum of tensors that begins with its first term: adding to 0 would cost a step of the backward pass."""
 
     def __init__(self) -> None:

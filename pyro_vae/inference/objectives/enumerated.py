@@ -13,9 +13,9 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.objectives.bound import Terms, _Bound
+from pyro_vae.inference.objectives.bound import Bound, Terms
 from pyro_vae.inference.objectives.particles import data_scale
-from pyro_vae.inference.program.data_plate import Layout, check_scales, find_layout, how_to_mark, refuse_points
+from pyro_vae.inference.program.data_plate import DataPlate, check_scales, find_data_plate, how_to_mark, refuse_points
 from pyro_vae.inference.program.sites import (
     Site,
     distribution_mask,
@@ -30,7 +30,7 @@ from pyro_vae.inference.weights.enumeration import counted_once, mean_under
 from pyro_vae.inference.weights.log_weights import OuterScale
 
 
-class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
+class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
     r"""The evidence lower bound with enumerated sites summed over instead of drawn.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}\Big[\textstyle\sum_y q(y|x, z)\,
@@ -104,7 +104,7 @@ class TraceEnumELBO(_Bound, pyro.infer.TraceEnum_ELBO):
             except NotSimpleError:
                 _refuse_masked(model_trace, guide_trace)
                 raise
-            scale = data_scale(Pair(model_trace, guide_trace), sums.layout)
+            scale = data_scale(Pair(model_trace, guide_trace), sums.data_plate)
             loss = -(scale * sums.mean(sums.likelihood + sums.tempered) + sums.mean(sums.extra)).mean(0).sum()
             likelihood, ratio = (sums.mean(part).detach().mean(0).sum() for part in (sums.likelihood, sums.ratio))
             parts.append((loss, -likelihood, -ratio))
@@ -174,7 +174,7 @@ class _Sums:
     def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int, plate: str | None = None) -> None:
         check_kl_scales(model_trace, guide_trace)
         self.nesting = nesting
-        self.layout: Layout = find_layout(model_trace, guide_trace, plate)
+        self.data_plate: DataPlate = find_data_plate(model_trace, guide_trace, plate)
         inside = {n: self._axis(n, s) for n, s in sample_sites(guide_trace) if "_enumerate_dim" in s["infer"]}
         summed = {
             n: self._axis(n, s)
@@ -235,7 +235,7 @@ class _Sums:
         within = [
             frame.name
             for frame in plates_of(site).values()
-            if frame.name != self.layout.plate and frame.dim is not None and frame.size > 1
+            if frame.name != self.data_plate.plate and frame.dim is not None and frame.size > 1
         ]
         if within:
             raise NotSimpleError(
@@ -251,7 +251,7 @@ class _Sums:
 
     def _training_term(self, name: str, site: Site) -> Tensor:
         """A site marked ``auxiliary_loss``: its mean over draws and values counts, as that of any other term."""
-        if self.layout.plate not in plates_of(site):
+        if self.data_plate.plate not in plates_of(site):
             raise NotSimpleError(
                 f"enum: expected training terms in the data plate, got {name!r} outside; the loss can be had, by Pyro's "
                 "contraction, but no bound for each datum."
@@ -272,17 +272,17 @@ class _Sums:
         padded = log_prob.reshape((1,) * (self.nesting - log_prob.dim()) + log_prob.shape)
         lead = padded.shape[: padded.dim() - self.nesting]
         plates = padded.reshape(*lead, *padded.shape[padded.dim() - self.nesting :])
-        particles = self.nesting > self.layout.nesting
+        particles = self.nesting > self.data_plate.nesting
         if not particles:
             plates = plates.unsqueeze(-self.nesting - 1)
-        data = plates.movedim(self.layout.dim, -1)
+        data = plates.movedim(self.data_plate.dim, -1)
         kept = len(lead) + 1
         return data.reshape(*data.shape[:kept], -1, data.shape[-1]).sum(-2)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the values enumerated in the guide, under q: shape ``(K, B)``."""
         values = mean_under(self.log_q.exp(), values, self.axes) if self.axes else values
-        return values.reshape(-1, values.shape[-1]).expand(-1, self.layout.size)
+        return values.reshape(-1, values.shape[-1]).expand(-1, self.data_plate.size)
 
     def check_gradients(self, guide_trace: Trace) -> None:
         """Refuse sites that need a score-function term.

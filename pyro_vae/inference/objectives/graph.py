@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from pyro_vae.inference.capture.side_effects import BASELINE
-from pyro_vae.inference.objectives.bound import Terms, _Bound
+from pyro_vae.inference.objectives.bound import Bound, Terms
 from pyro_vae.inference.objectives.trace import TraceELBO
 from pyro_vae.inference.program.data_plate import check_match
 from pyro_vae.inference.program.sites import Site, is_auxiliary_loss, sample_sites, site_log_prob
@@ -24,7 +24,7 @@ from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.system.imports import capturing
 
 
-class TraceGraphELBO(_Bound, pyro.infer.TraceGraph_ELBO):
+class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
     r"""The evidence lower bound, sampled, its score-function terms cut down to what depends on each draw.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.objectives.bound import Terms, _Bound, _Sum, _true_sum
-from pyro_vae.inference.objectives.trace import _is_reparameterized
-from pyro_vae.inference.program.data_plate import check_match, check_scales, find_layout, refuse_points
+from pyro_vae.inference.objectives.bound import Bound, RunningSum, Terms, true_sum
+from pyro_vae.inference.objectives.trace import is_reparameterized
+from pyro_vae.inference.program.data_plate import check_match, check_scales, find_data_plate, refuse_points
 from pyro_vae.inference.program.sites import (
     Site,
     base_name,
@@ -27,7 +27,7 @@ from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.weights.log_weights import OuterScale
 
 
-class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
+class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
     r"""The evidence lower bound, the KL in closed form where there is one.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x|z)] - \sum_s KL(q(z_s|x) \| p(z_s)) \le \log p(x)
@@ -86,7 +86,7 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
             check_kl_scales(model_trace, guide_trace)
             if outer_scale == "refuse":
                 check_scales(model_trace, guide_trace)
-            layout = find_layout(model_trace, guide_trace, plate or self.plate)
+            data_plate = find_data_plate(model_trace, guide_trace, plate or self.plate)
             value: Any = 0.0
             closed = with_closed_kl(model_trace, guide_trace)
             for name, site in sample_sites(model_trace):
@@ -96,21 +96,21 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
                     term = site_log_prob(site)
                 else:
                     term = -site_kl(site, guide_trace.nodes[name], name in closed)
-                value = value + layout.per_datum(term)
+                value = value + data_plate.per_datum(term)
             for _, site in auxiliary_sites(model_trace, guide_trace):
-                value = value - layout.per_datum(site_log_prob(site))
+                value = value - data_plate.per_datum(site_log_prob(site))
             total = total + value.sum(0)
             particles += value.shape[0]
         return total / particles
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
-        loss, distortion, rate = _Sum(), _Sum(), _Sum()
+        loss, distortion, rate = RunningSum(), RunningSum(), RunningSum()
         closed = with_closed_kl(model_trace, guide_trace)
         for name, site in sample_sites(model_trace):
             if site["is_observed"]:
                 loss.subtract(site["log_prob_sum"])
                 if not is_auxiliary_loss(site):
-                    distortion.subtract(_true_sum(site))
+                    distortion.subtract(true_sum(site))
                 continue
             if name not in guide_trace.nodes:
                 check_match(model_trace, guide_trace)
@@ -122,7 +122,7 @@ class TraceMeanFieldELBO(_Bound, pyro.infer.TraceMeanField_ELBO):
         for name, guide_site in auxiliary_sites(model_trace, guide_trace):
             _check_reparameterized(name, guide_site)
             loss.add(guide_site["log_prob_sum"])
-            rate.add(_true_sum(guide_site))
+            rate.add(true_sum(guide_site))
         for _, guide_site in sample_sites(guide_trace):
             if is_auxiliary_loss(guide_site):
                 loss.add(guide_site["log_prob_sum"])
@@ -181,7 +181,7 @@ def auxiliary_sites(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, S
 
 
 def _check_reparameterized(name: str, site: Site) -> None:
-    if not _is_reparameterized(site):
+    if not is_reparameterized(site):
         raise ValueError(
             f"mean-field: expected a reparameterized distribution at site {name!r}, got {type(site['fn']).__name__}; "
             "use elbo('trace'), which has score-function gradients."

@@ -9,7 +9,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.inference.program.data_plate import Layout
+from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import (
     PARTICLE_PLATES,
     Site,
@@ -45,39 +45,39 @@ class Particles(NamedTuple):
     extra: Tensor
 
 
-def reduce(pair: Pair, layout: Layout) -> Particles:
+def reduce(pair: Pair, data_plate: DataPlate) -> Particles:
     """The per-datum terms of one pair of traces.
 
     Args:
         pair: The traces, with or without a particle axis.
-        layout: Where the data lie.
+        data_plate: Where the data lie.
     """
     likelihood, ratio, tempered, log_q, score, extra = (_Sum() for _ in range(6))
     for _, site in sample_sites(pair.model):
         if is_auxiliary_loss(site):
             extra.add(site["log_prob_sum"] / _num_particles(site))
         elif site["is_observed"]:
-            likelihood.add(layout.per_datum(site_log_prob(site)))
+            likelihood.add(data_plate.per_datum(site_log_prob(site)))
         else:
-            _add_latent(site, layout, 1.0, ratio, tempered)
+            _add_latent(site, data_plate, 1.0, ratio, tempered)
     for _, site in sample_sites(pair.guide):
         if is_auxiliary_loss(site):
             extra.add(-site["log_prob_sum"] / _num_particles(site))
             continue
         if site["is_observed"]:  # no draw
             continue
-        _add_latent(site, layout, -1.0, ratio, tempered)
-        plain = layout.per_datum(site_log_prob(site))
+        _add_latent(site, data_plate, -1.0, ratio, tempered)
+        plain = data_plate.per_datum(site_log_prob(site))
         log_q.add(plain)
         if not site["fn"].has_rsample:
             score.add(plain)
     found = likelihood.value()
     rows = max(found.shape[0], *(s.total.shape[0] for s in (ratio, score) if s.total is not None), 1)
-    shape = (rows, layout.size)
+    shape = (rows, data_plate.size)
     sums = (ratio, tempered, log_q, score)
     log_ratio, weighted, of_q, scored = (part.value(found).expand(shape) for part in sums)
     likely = found.expand(shape)
-    scale = data_scale(pair, layout)
+    scale = data_scale(pair, data_plate)
     return Particles(likely, log_ratio, likely + weighted, of_q, scored, scale, extra.value(found.sum()))
 
 
@@ -96,20 +96,20 @@ class _Sum:
     def value(self, like: Tensor | None = None) -> Tensor:
         if self.total is not None:
             return self.total
-        assert like is not None  # the layout has an observed site
+        assert like is not None  # the data_plate has an observed site
         return torch.zeros_like(like.detach())
 
 
-def _add_latent(site: Site, layout: Layout, sign: float, ratio: _Sum, tempered: _Sum) -> None:
+def _add_latent(site: Site, data_plate: DataPlate, sign: float, ratio: _Sum, tempered: _Sum) -> None:
     log_prob = site_log_prob(site)
-    plain = sign * layout.per_datum(log_prob)
+    plain = sign * data_plate.per_datum(log_prob)
     ratio.add(plain)
     for beta in (betas := site.get("kl_scales", ())):
         log_prob = log_prob * beta
-    tempered.add(sign * layout.per_datum(log_prob) if betas else plain)
+    tempered.add(sign * data_plate.per_datum(log_prob) if betas else plain)
 
 
-def data_scale(pair: Pair, layout: Layout) -> Any:
+def data_scale(pair: Pair, data_plate: DataPlate) -> Any:
     """What multiplies the bound of each datum: N/B of the data plate times an outer scale common to all sites.
 
     Returns:
@@ -123,7 +123,7 @@ def data_scale(pair: Pair, layout: Layout) -> Any:
         for name, site in sample_sites(trace):
             if is_auxiliary_loss(site):
                 continue
-            scale = _without_kl(name, site, layout)
+            scale = _without_kl(name, site, data_plate)
             if scale is None:
                 continue
             if reference is None:
@@ -135,15 +135,15 @@ def data_scale(pair: Pair, layout: Layout) -> Any:
                 )
     if not isinstance(reference, Tensor) or reference.dim() == 0:
         return reference
-    return layout.per_datum(reference)[0] / _count(reference, layout)
+    return data_plate.per_datum(reference)[0] / _count(reference, data_plate)
 
 
-def _without_kl(name: str, site: Site, layout: Layout) -> Any:
+def _without_kl(name: str, site: Site, data_plate: DataPlate) -> Any:
     """A site's scale without the factors of ``scale_kl``; None where one of these may be 0 and leaves nothing to divide."""
     for frame in site["cond_indep_stack"]:
         if frame.full_size == frame.size:
             continue
-        if frame.name != layout.plate and frame.dim is not None and frame.dim > layout.dim:
+        if frame.name != data_plate.plate and frame.dim is not None and frame.dim > data_plate.dim:
             raise ValueError(
                 f"site {name!r}: expected whole plates inside a datum, got {frame.name!r} with {frame.size} of "
                 f"{frame.full_size}; the log of a mean over draws has no unbiased estimate from a part of a datum."
@@ -156,9 +156,9 @@ def _without_kl(name: str, site: Site, layout: Layout) -> Any:
     return site["scale"] / math.prod(betas)
 
 
-def _count(scale: Tensor, layout: Layout) -> int:
+def _count(scale: Tensor, data_plate: DataPlate) -> int:
     """How many entries of a plate-shaped scale belong to one datum."""
-    return max(1, scale.numel() // max(1, scale.shape[layout.dim] if scale.dim() >= -layout.dim else 1))
+    return max(1, scale.numel() // max(1, scale.shape[data_plate.dim] if scale.dim() >= -data_plate.dim else 1))
 
 
 def _close(one: Any, other: Any) -> bool:
@@ -169,8 +169,8 @@ def _close(one: Any, other: Any) -> bool:
 class Gate:
     """Passes values on and, on the way back, multiplies the gradient of each draw and datum by a factor set later."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+    def __init__(self, data_plate: DataPlate) -> None:
+        self.data_plate = data_plate
         self.factor: Tensor | None = None
 
     def __call__(self, name: str, site: Site) -> Tensor:
@@ -186,9 +186,9 @@ class Gate:
     def _spread(self, batch_dim: int, event_dim: int) -> Tensor:
         """The factor, shape ``(K, B)``, in the dimensions of a site's value."""
         assert self.factor is not None
-        layout = self.layout
-        shape = [1] * layout.nesting
-        shape[layout.dim] = layout.size
+        data_plate = self.data_plate
+        shape = [1] * data_plate.nesting
+        shape[data_plate.dim] = data_plate.size
         spread = self.factor.reshape(-1, *shape)
         spread = spread.reshape(spread.shape + (1,) * event_dim)
         while spread.dim() > batch_dim + event_dim:  # a trace without a particle axis has fewer dimensions
@@ -230,7 +230,7 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
             )
 
 
-def common_beta(pair: Pair, layout: Layout, what: str = "dreg") -> Any:
+def common_beta(pair: Pair, data_plate: DataPlate, what: str = "dreg") -> Any:
     """The weight of the KL that all latent sites share: a number, a 0-dim tensor or one of shape ``(B,)``.
 
     Weights are the same if they are the same tensor, or equal numbers: tensors that are equal now may differ later.
@@ -247,7 +247,7 @@ def common_beta(pair: Pair, layout: Layout, what: str = "dreg") -> Any:
                 f"{what}: expected one weight of the KL for all sites, got another at {name!r}; give one number or tensor for "
                 "all, or use elbo('stl') or elbo('iwae') for weights of single sites."
             )
-    return _of_data(math.prod(first), layout, what)
+    return _of_data(math.prod(first), data_plate, what)
 
 
 def _factors(site: Site) -> tuple[Any, ...]:
@@ -258,11 +258,11 @@ def _equal(one: Any, other: Any) -> bool:
     return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
 
 
-def _of_data(beta: Any, layout: Layout, what: str) -> Any:
+def _of_data(beta: Any, data_plate: DataPlate, what: str) -> Any:
     """A weight that broadcasts to the plates of a site as one of each datum, shape ``(B,)``; others as they are."""
     if not isinstance(beta, Tensor) or beta.dim() == 0:
         return beta
-    padded = beta.reshape((1,) * (layout.nesting - beta.dim()) + beta.shape).movedim(layout.dim, 0)
+    padded = beta.reshape((1,) * (data_plate.nesting - beta.dim()) + beta.shape).movedim(data_plate.dim, 0)
     if padded[0].numel() > 1:
         raise ValueError(
             f"{what}: expected one weight of the KL for each datum, got one of shape {tuple(beta.shape)} that varies within a "

@@ -8,14 +8,14 @@ from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.inference.objectives.bound import Terms, _Bound, _Sum, _true_sum
+from pyro_vae.inference.objectives.bound import Bound, RunningSum, Terms, true_sum
 from pyro_vae.inference.program.data_plate import check_match, refuse_points
 from pyro_vae.inference.program.sites import Site, drawn_sites, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.log_weights import OuterScale, ProposalDraws
 
 
-class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
+class TraceELBO(Bound, pyro.infer.Trace_ELBO):
     r"""The evidence lower bound, every term sampled.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
@@ -66,21 +66,21 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
         return terms.log_w.mean(0)
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
-        loss, distortion, rate = _Sum(), _Sum(), _Sum()
+        loss, distortion, rate = RunningSum(), RunningSum(), RunningSum()
         for name, site in sample_sites(model_trace):
             loss.subtract(site["log_prob_sum"])
             if not is_auxiliary_loss(site):
                 if not site["is_observed"] and name not in guide_trace.nodes:
                     check_match(model_trace, guide_trace)
-                (distortion if site["is_observed"] else rate).subtract(_true_sum(site))
+                (distortion if site["is_observed"] else rate).subtract(true_sum(site))
         for _, site in sample_sites(guide_trace):
             if is_auxiliary_loss(site):
                 loss.add(site["log_prob_sum"])
             elif not site["is_observed"]:  # what the guide observes is no draw
                 loss.add(site["log_prob_sum"])
-                rate.add(_true_sum(site))
+                rate.add(true_sum(site))
         value = loss.value()
-        if not all(_is_reparameterized(site) for _, site in drawn_sites(guide_trace)):
+        if not all(is_reparameterized(site) for _, site in drawn_sites(guide_trace)):
             surrogate = _surrogate(model_trace, guide_trace)
             value = value.detach() + (surrogate - surrogate.detach())
         return Terms(value, distortion.value(value), rate.value(value))
@@ -88,7 +88,7 @@ class TraceELBO(_Bound, pyro.infer.Trace_ELBO):
 
 def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
     """Pyro's surrogate of the loss, with score-function terms; unlike Pyro's, by tensors alone, so that it can be captured."""
-    total, log_r = _Sum(), None
+    total, log_r = RunningSum(), None
     for _, site in sample_sites(model_trace):
         total.subtract(site["log_prob_sum"])
     for _, site in sample_sites(guide_trace):
@@ -105,5 +105,6 @@ def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
     return total.value()
 
 
-def _is_reparameterized(site: Site) -> bool:
+def is_reparameterized(site: Site) -> bool:
+    """Return True if a guide site has no score-function term."""
     return is_identically_zero(site["score_parts"].score_function)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from pyro_vae.errors import check_count
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.objectives.bound import Terms, _Bound
+from pyro_vae.inference.objectives.bound import Bound, Terms
 from pyro_vae.inference.objectives.particles import Particles, check_sites, reduce
-from pyro_vae.inference.program.data_plate import Layout, check_match
+from pyro_vae.inference.program.data_plate import DataPlate, check_match
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, keep_subsample
 from pyro_vae.inference.weights.log_weights import OuterScale, ProposalDraws
@@ -60,7 +60,7 @@ def log_mean_exp(log_w: Tensor, alpha: float = 0.0) -> Tensor:
     return largest + torch.where(near, mean, far) / (1 - alpha)
 
 
-class WeightedELBO(_Bound, pyro.infer.ELBO):
+class WeightedELBO(Bound, pyro.infer.ELBO):
     """What the importance-weighted objectives share; see each for its bound.
 
     Args:
@@ -95,7 +95,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
         self.vectorize_particles = vectorize_particles
         check_count("num_particles", num_particles, self.least_particles, f" for {self.name}")
         self._known: tuple[Any, Any] | None = None
-        self._layout: Layout | None = None
+        self._data_plate: DataPlate | None = None
 
     @property
     def num_draws(self) -> int:
@@ -154,15 +154,15 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
         return particles, self.value(particles.log_w)
 
     @property
-    def _layout_(self) -> Layout:
-        assert self._layout is not None
-        return self._layout
+    def _layout_(self) -> DataPlate:
+        assert self._data_plate is not None
+        return self._data_plate
 
     def _reduce(self, pair: Pair) -> Particles:
         return reduce(pair, self._layout_.at(pair.model))
 
     def _prepare(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> None:
-        """Before the first loss of a pair: find the layout, check the sites, and try out the particle axis."""
+        """Before the first loss of a pair: find the data_plate, check the sites, and try out the particle axis."""
         if self._known is not None and self._known[0] is model and self._known[1] is guide:
             return
         with own_randomness(), torch.no_grad():
@@ -173,7 +173,7 @@ class WeightedELBO(_Bound, pyro.infer.ELBO):
             if self.vectorize_particles and self.num_draws > 1:
                 draws(2)
                 self.vectorize_particles = draws.vectorize
-        self._layout = draws.layout
+        self._data_plate = draws.data_plate
         self._known = model, guide
 
     def _check_beta(self, pair: Pair) -> None:

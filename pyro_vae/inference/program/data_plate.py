@@ -34,7 +34,7 @@ def refuse_points(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DataPlate:
     """Where the data lie in the batch shape of a program's sites.
 
     Attributes:
@@ -49,8 +49,8 @@ class Layout:
     size: int
     nesting: int
 
-    def at(self, trace: Trace) -> Layout:
-        """The same layout with as many data as there are in this trace."""
+    def at(self, trace: Trace) -> DataPlate:
+        """The same data_plate with as many data as there are in this trace."""
         for _, site in sample_sites(trace):
             if self.plate in (plates := plates_of(site)):
                 return dataclasses.replace(self, size=plates[self.plate].size)
@@ -70,7 +70,7 @@ class Layout:
         return kept.reshape(*kept.shape[:2], -1).sum(-1).expand(-1, self.size)
 
 
-def find_layout(model_trace: Trace, guide_trace: Trace, plate: str | None = None) -> Layout:
+def find_data_plate(model_trace: Trace, guide_trace: Trace, plate: str | None = None) -> DataPlate:
     """Find the data plate of a model and guide, from one trace of each.
 
     Args:
@@ -111,7 +111,7 @@ def find_layout(model_trace: Trace, guide_trace: Trace, plate: str | None = None
         raise ValueError(
             f"data plate {frame.name!r}: expected a vectorized plate, got a loop over it; write `with pyro.plate(...)`."
         )
-    return Layout(frame.name, frame.dim, frame.size, _nesting(model_trace, guide_trace))
+    return DataPlate(frame.name, frame.dim, frame.size, _nesting(model_trace, guide_trace))
 
 
 def _nesting(*traces: Trace) -> int:

@@ -23,7 +23,7 @@ from torch.distributions import (
 )
 from torch.distributions.multivariate_normal import _batch_mv
 
-from pyro_vae.inference.program.data_plate import Layout
+from pyro_vae.inference.program.data_plate import DataPlate
 
 
 class Noise(Protocol):
@@ -127,7 +127,7 @@ class SiteNoise:
 
     Args:
         noise: Where the numbers come from.
-        layout: Where the data lie.
+        data_plate: Where the data lie.
         start: Number of the first draw.
         num: K.
 
@@ -135,8 +135,8 @@ class SiteNoise:
         shapes: What the sites have taken, by name.
     """
 
-    def __init__(self, noise: Noise, layout: Layout, start: int, num: int) -> None:
-        self.noise, self.layout, self.start, self.num = noise, layout, start, num
+    def __init__(self, noise: Noise, data_plate: DataPlate, start: int, num: int) -> None:
+        self.noise, self.data_plate, self.start, self.num = noise, data_plate, start, num
         self.shapes: dict[str, NoiseShape] = {}
 
     def __call__(self, name: str, distribution: Any, particles: bool) -> Tensor | None:
@@ -149,8 +149,8 @@ class SiteNoise:
         """
         empty = noise_like(distribution)
         batch = len(distribution.batch_shape)
-        nesting, dim = self.layout.nesting, self.layout.dim
-        if empty is None or batch < -dim or empty.shape[batch + dim] != self.layout.size:
+        nesting, dim = self.data_plate.nesting, self.data_plate.dim
+        if empty is None or batch < -dim or empty.shape[batch + dim] != self.data_plate.size:
             return None
         shape = list(empty.shape)
         lead = shape[: max(0, batch - nesting)]  # the particle axis, if it is there
@@ -161,7 +161,7 @@ class SiteNoise:
         like = NoiseShape(torch.Size(rest).numel(), empty.dtype, empty.device)
         self.shapes[name] = like
         drawn = self.noise(name, self.start, self.num, like)
-        drawn = drawn.reshape(self.num, self.layout.size, *rest).movedim(1, 1 + nesting + dim)
+        drawn = drawn.reshape(self.num, self.data_plate.size, *rest).movedim(1, 1 + nesting + dim)
         return from_noise(distribution, drawn.reshape(shape) if particles else drawn)
 
 

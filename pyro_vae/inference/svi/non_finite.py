@@ -39,7 +39,7 @@ class NonFiniteLossError(ArithmeticError):
         return type(self), (self.loss, self.step, self.site)
 
 
-def culprit(model: Callable[..., Any], guide: Callable[..., Any], args: Args, kwargs: Kwargs) -> str | None:
+def nonfinite_site(model: Callable[..., Any], guide: Callable[..., Any], args: Args, kwargs: Kwargs) -> str | None:
     """Name of the first site, guide first, whose log-probability is not finite; nothing is altered.
 
     Sites are drawn in the order in which the objectives draw, so the same generator state gives the same values.
@@ -82,7 +82,7 @@ class Pending(NamedTuple):
     loss: Tensor
 
 
-class Unsettled:
+class PendingSteps:
     """Steps taken whose losses stay on the device until someone asks."""
 
     def __init__(self) -> None:

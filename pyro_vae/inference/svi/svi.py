@@ -20,7 +20,7 @@ from pyro_vae.inference.program.parameters import Used, UsedData
 from pyro_vae.inference.program.traces import Args, Kwargs
 from pyro_vae.inference.svi.compiled import CapturedSteps, Entry, Evaluated
 from pyro_vae.inference.svi.data_parallel import Exchange
-from pyro_vae.inference.svi.non_finite import Noise, NonFiniteLossError, Pending, Unsettled, culprit
+from pyro_vae.inference.svi.non_finite import Noise, NonFiniteLossError, Pending, PendingSteps, nonfinite_site
 from pyro_vae.inference.svi.optimizer import FusedOptim, as_pyro_optim
 from pyro_vae.inference.svi.precision import PRECISIONS
 from pyro_vae.lookup import lookup
@@ -99,7 +99,7 @@ class SVI(pyro.infer.SVI):
                 stacklevel=2,
             )
         self._broken: Tensor | None = None
-        self._unsettled = Unsettled()
+        self._pending = PendingSteps()
         self._captured = self._captured_steps(loss_and_grads) if compile else None
         self.exchange: Exchange | None = None
 
@@ -144,13 +144,13 @@ class SVI(pyro.infer.SVI):
         terms = self._tensor_step(args, kwargs)
         if terms is None:
             return self._step(args, kwargs, self._loss_and_grads)[0]
-        self.settle()
+        self.synchronize()
         return terms.loss.item()
 
     def step_terms(self, *args: object, **kwargs: object) -> Terms:
         """One gradient step, giving the detached :class:`Terms` of the package's own objectives.
 
-        A compiled step does not wait for the device: whether its loss was finite is found out by :meth:`settle`.
+        A compiled step does not wait for the device: whether its loss was finite is found out by :meth:`synchronize`.
 
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite; no step is taken.
@@ -159,7 +159,7 @@ class SVI(pyro.infer.SVI):
         terms = self._tensor_step(args, kwargs)
         return self._step(args, kwargs, self._terms_and_grads)[1] if terms is None else terms
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait for the compiled steps taken so far, and see whether their losses were finite.
 
         After one that was not, no parameter has moved; an eager replay of that step names the site.
@@ -167,7 +167,7 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteLossError: If one was not.
         """
-        found = self._unsettled.first_broken()
+        found = self._pending.first_broken()
         if found is None:
             return
         taken, step = found
@@ -181,8 +181,8 @@ class SVI(pyro.infer.SVI):
 
     def _blamed(self, step: Pending) -> str | None:
         if self.exchange is None:
-            return culprit(self.model, self.guide, step.args, step.kwargs)
-        return self.exchange.blame(lambda: culprit(self.model, self.guide, step.args, step.kwargs))
+            return nonfinite_site(self.model, self.guide, step.args, step.kwargs)
+        return self.exchange.blame(lambda: nonfinite_site(self.model, self.guide, step.args, step.kwargs))
 
     def _tensor_step(self, args: Args, kwargs: Kwargs) -> Terms | None:
         """Take a step that leaves its loss on the device; None where it is an eager one of this process alone."""
@@ -219,9 +219,9 @@ class SVI(pyro.infer.SVI):
         tensors: list[Tensor],
     ) -> Terms:
         """Take a step without waiting for its loss."""
-        self._unsettled.add(Pending(args, kwargs, noise, evaluated.broken, evaluated.terms.loss), tensors)
+        self._pending.add(Pending(args, kwargs, noise, evaluated.broken, evaluated.terms.loss), tensors)
         self._take(evaluated)
-        self._settle_if_due()
+        self._synchronize_if_due()
         return evaluated.terms
 
     def _exchanged(self, part: Evaluated | None, exchange: Exchange) -> Evaluated:
@@ -234,12 +234,12 @@ class SVI(pyro.infer.SVI):
             broken = torch.maximum(broken, self._broken)
         return Evaluated(Terms(*terms), broken, [] if part is None else part.params, grads)
 
-    def _settle_if_due(self) -> None:
+    def _synchronize_if_due(self) -> None:
         if self.exchange is not None:  # then all processes must wait at the same step
             if self.exchange.due:
-                self.settle()
-        elif self._unsettled.many:
-            self.settle()
+                self.synchronize()
+        elif self._pending.many:
+            self.synchronize()
 
     def _clipped(self, grads: list[Tensor | None], num_data: int) -> tuple[Tensor, list[Tensor | None]]:
         """Whether the norm of the gradient is finite, and the gradient scaled down to ``clip_norm`` a datum."""
@@ -277,7 +277,7 @@ class SVI(pyro.infer.SVI):
         if isinstance(self._stepper, FusedOptim):
             self._broken = self._stepper.found_inf = evaluated.broken
         else:
-            self.settle()
+            self.synchronize()
         for p, grad in zip(evaluated.params, evaluated.grads, strict=True):
             p.grad = grad
         self._stepper(evaluated.params)
@@ -369,7 +369,7 @@ class SVI(pyro.infer.SVI):
             return evaluate(*args, **kwargs)
         except ValueError as error:
             torch.set_rng_state(random_state)
-            site = culprit(self.model, self.guide, args, kwargs)
+            site = nonfinite_site(self.model, self.guide, args, kwargs)
             if site is None:
                 raise
             raise NonFiniteLossError(math.nan, self.steps_taken, site) from error
@@ -377,7 +377,7 @@ class SVI(pyro.infer.SVI):
     def _refuse_non_finite(self, value: Any, args: Args, kwargs: Kwargs, random_state: Tensor) -> None:
         if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
             torch.set_rng_state(random_state)
-            raise NonFiniteLossError(value, self.steps_taken, culprit(self.model, self.guide, args, kwargs))
+            raise NonFiniteLossError(value, self.steps_taken, nonfinite_site(self.model, self.guide, args, kwargs))
 
 
 def _item(loss: Any) -> Any:

@@ -25,7 +25,7 @@ from pyro_vae.inference.training.history import History, Progress, Row
 from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.training.unregistered import check_reached
 from pyro_vae.inference.training.validation import after_epoch, evaluate_terms
-from pyro_vae.models.protocol import asked, has_bound, takes, told, unregistered, unsaved
+from pyro_vae.models.protocol import evaluation_inputs, has_bound, takes, training_inputs, unregistered, unsaved
 from pyro_vae.parallel.shared_batch import WholeBatch
 
 
@@ -82,7 +82,7 @@ class Training:
             precision=options.precision,
         )
         self.batches = Batches(
-            told(model, data.train),
+            training_inputs(model, data.train),
             options.batch_size,
             data.redraw,
             options.num_workers,
@@ -189,7 +189,7 @@ class Training:
                 advance(lambda: self._so_far(progress))
                 if self.interrupt() if self.svi.exchange is None else self.svi.exchange.stop:
                     break
-        self.svi.settle()
+        self.svi.synchronize()
         if batch is not None:
             with parallel.together(), pyro.validation_enabled(False):
                 self.svi.check_finite(*batch)  # the last step may have been one too far: what it left must not be saved
@@ -203,8 +203,8 @@ class Training:
 
     def _so_far(self, progress: Progress) -> float:
         """What a log line says of an epoch under way: the first wait for the device since the one before."""
-        if self.svi.exchange is None:  # else all processes settle at the same step
-            self.svi.settle()
+        if self.svi.exchange is None:  # else all processes synchronize at the same step
+            self.svi.synchronize()
         return progress.elbo()
 
     def _row(self, progress: Progress) -> Row:
@@ -259,7 +259,9 @@ class Training:
             raise Paused
 
     def _validate(self, split: Split) -> Row:
-        likelihood, ratio = evaluate_terms(self.model, asked(self.model, split), self.options.seed, self._poll)
+        likelihood, ratio = evaluate_terms(
+            self.model, evaluation_inputs(self.model, split), self.options.seed, self._poll
+        )
         value = likelihood + ratio
         name = "validation_elbo" if has_bound(self.model) else "validation_objective"
         return {

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from pyro_vae import parallel
-from pyro_vae.data import Columns, Data, Stored, binarize
+from pyro_vae.data import Data, Inputs, Stored, binarize
 from pyro_vae.data.dataset import MEAN_ROWS
 from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.program.data_plate import UnguidedSiteError
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.inference.weights.enumeration import EnumeratedTerms
 from pyro_vae.inference.weights.log_weights import ProposalDraws, WeightTerms
-from pyro_vae.models.protocol import told
+from pyro_vae.models.protocol import training_inputs
 from pyro_vae.system.randomness import own_randomness
 
 EVALUATION_ROWS = 1000
@@ -40,7 +40,7 @@ def first_draw(
 @torch.no_grad()
 def evaluate_terms(
     model: Any,
-    data: Columns | Tensor | Stored | tuple[Tensor | Stored, ...],
+    data: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...],
     seed: int,
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def evaluate_terms(
     Returns:
         Two tensors of shape ``(N,)``, nats, float64, on the CPU.
     """
-    columns = Columns.of(data)
+    columns = Inputs.of(data)
     was_training = model.training
     model.eval()
     parts = []
@@ -88,7 +88,7 @@ def after_epoch(model: Any, data: Data, seed: int) -> None:
     """
     if not hasattr(model, "after_epoch"):
         return
-    columns = told(model, data.train)
+    columns = training_inputs(model, data.train)
     size = len(columns)
     count = min(size, MEAN_ROWS, 32 * rows_of(data.train.x.shape))
     x, *others = columns[torch.arange(count) * size // count]

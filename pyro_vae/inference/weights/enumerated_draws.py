@@ -18,7 +18,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.util import check_site_shape
 
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.program.data_plate import check_match, check_scales, find_layout, warn_one_by_one
+from pyro_vae.inference.program.data_plate import check_match, check_scales, find_data_plate, warn_one_by_one
 from pyro_vae.inference.program.sites import PARTICLES, Site, drawn_sites, plates_of, sample_sites, site_log_prob
 from pyro_vae.inference.program.traces import Pair, Program, subsamples
 from pyro_vae.inference.weights.enumeration import EnumeratedSums, EnumeratedTerms, enumerated_sites, support_size
@@ -43,13 +43,13 @@ class EnumeratedDraws:
         guide: Its guide; sites that the model enumerates need not be in it.
         args: Positional arguments of both.
         kwargs: Keyword arguments of both.
-        plate: Name of the data plate, see :func:`find_layout`.
+        plate: Name of the data plate, see :func:`find_data_plate`.
         outer_scale: ``"refuse"`` a ``poutine.scale`` other than 1 on a site, or ``"ignore"`` it.
         vectorize: Draw all K in one call, in an outer plate; else in K calls.
         captured: Compiles all draws but the first call's; None: eager ones.
 
     Attributes:
-        layout: Where the data lie.
+        data_plate: Where the data lie.
         sites: Names of the enumerated sites.
         fixed: The draws of subsampling sites, which all calls share.
         num_values: Number of combinations of their values: a draw makes that many rows for each datum.
@@ -91,7 +91,7 @@ class EnumeratedDraws:
         check_kl_scales(common, self.guide_trace)
         if outer_scale == "refuse":
             check_scales(drawn, self.guide_trace)
-        self.layout = find_layout(drawn, self.guide_trace, plate)
+        self.data_plate = find_data_plate(drawn, self.guide_trace, plate)
         for name in self.sites:
             site = (self.guide_trace if name in self.guide_trace.nodes else drawn).nodes[name]
             self._check_site(name, site, name in drawn.nodes)
@@ -103,7 +103,7 @@ class EnumeratedDraws:
         for trace in pair if is_validation_enabled() else ():
             for _, site in sample_sites(trace):
                 site_log_prob(site)
-                check_site_shape({**site, "log_prob": site_log_prob(site)}, self.layout.nesting)
+                check_site_shape({**site, "log_prob": site_log_prob(site)}, self.data_plate.nesting)
         self.first = self._sums(pair, 1).terms()
         self.num_values = math.prod(support_size(pair, name) for name in self.sites)
 
@@ -111,7 +111,7 @@ class EnumeratedDraws:
         within = [
             frame.name
             for frame in plates_of(site).values()
-            if frame.name != self.layout.plate and frame.vectorized and frame.size > 1
+            if frame.name != self.data_plate.plate and frame.vectorized and frame.size > 1
         ]
         if within:
             raise ValueError(
@@ -169,7 +169,7 @@ class EnumeratedDraws:
     def _traces(self, num_samples: int | None, values: Trace | None = None) -> Pair:
         """Model and guide, enumerated, with K draws in an outer plate, or one without it (None)."""
         model, guide = self.model, self.guide if values is None else poutine.replay(self.guide, trace=values)
-        deep = self.layout.nesting
+        deep = self.data_plate.nesting
         if num_samples is not None:
             deep += 1
             particles = pyro.plate(PARTICLES, num_samples, dim=-deep)
@@ -181,7 +181,7 @@ class EnumeratedDraws:
 
     def _compare(self, terms: EnumeratedTerms, guide_trace: Trace) -> None:
         """Refuse to trust an outer plate under which a draw has other weights than alone; see ``ProposalDraws``."""
-        axis = -1 - self.layout.nesting
+        axis = -1 - self.data_plate.nesting
         values = Trace()
         for name, site in drawn_sites(guide_trace):
             if name not in self.sites:
@@ -194,4 +194,4 @@ class EnumeratedDraws:
         self._compared = True
 
     def _sums(self, pair: Pair, num_samples: int) -> EnumeratedSums:
-        return EnumeratedSums(pair, self.layout, self.sites, num_samples)
+        return EnumeratedSums(pair, self.data_plate, self.sites, num_samples)

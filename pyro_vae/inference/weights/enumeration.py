@@ -10,7 +10,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.inference.program.data_plate import Layout
+from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import (
     PARTICLES,
     Site,
@@ -76,11 +76,11 @@ def counted_once(site: Site) -> Tensor:
 class EnumeratedSums:
     """The terms of one pair of traces; arrays are of shape ``(E..., K, B)``, where E are the values of each enumerated site."""
 
-    def __init__(self, pair: Pair, layout: Layout, sites: Sequence[str], num_samples: int) -> None:
-        self.pair, self.layout, self.sites = pair, layout, sites
-        self.shape = (num_samples, layout.size)
+    def __init__(self, pair: Pair, data_plate: DataPlate, sites: Sequence[str], num_samples: int) -> None:
+        self.pair, self.data_plate, self.sites = pair, data_plate, sites
+        self.shape = (num_samples, data_plate.size)
         particles = any(f.name == PARTICLES for _, s in sample_sites(pair.model) for f in s["cond_indep_stack"])
-        self.deep = self.layout.nesting + particles
+        self.deep = self.data_plate.nesting + particles
         dims = {name: self._dim(name) for name in sites}
         if len(set(dims.values())) != len(dims):
             raise ValueError(
@@ -155,9 +155,9 @@ class EnumeratedSums:
         """Sum a site's log-probability over everything inside one datum: shape ``(E..., K, B)``."""
         log_prob = counted_once(site) if name in self.sites else site_log_prob(site)
         padded = log_prob.reshape((1,) * (self.lead + self.deep - log_prob.dim()) + log_prob.shape)
-        if self.deep == self.layout.nesting:
+        if self.deep == self.data_plate.nesting:
             padded = padded.unsqueeze(self.lead)
-        data = padded.movedim(self.layout.dim, -1)
+        data = padded.movedim(self.data_plate.dim, -1)
         return data.reshape(*data.shape[: self.lead + 1], -1, data.shape[-1]).sum(-2)
 
 

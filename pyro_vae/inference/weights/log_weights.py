@@ -21,7 +21,13 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.program.data_plate import check_match, check_scales, find_layout, refuse_points, warn_one_by_one
+from pyro_vae.inference.program.data_plate import (
+    check_match,
+    check_scales,
+    find_data_plate,
+    refuse_points,
+    warn_one_by_one,
+)
 from pyro_vae.inference.program.independence import independent
 from pyro_vae.inference.program.noise import Noise, NoiseMessenger, NoiseShape, SiteNoise
 from pyro_vae.inference.program.sites import PARTICLES, drawn_sites, is_auxiliary_loss, sample_sites, site_log_prob
@@ -103,7 +109,7 @@ def log_weights(
 class ProposalDraws:
     """Draws from the guide for one batch of data; each call gives the two parts of log w.
 
-    The first trace finds the layout and is checked. Where the guide draws at one site, its distribution is kept, so
+    The first trace finds the data_plate and is checked. Where the guide draws at one site, its distribution is kept, so
     that the encoder runs once however many draws follow; with several sites the guide runs once a call, since a
     later site may depend on the draw of an earlier one, unless :meth:`encode_once` finds that none does. A plate that
     subsamples keeps its first subsample.
@@ -113,7 +119,7 @@ class ProposalDraws:
         guide: Its guide.
         args: Positional arguments of both.
         kwargs: Keyword arguments of both.
-        plate: Name of the data plate, see :func:`find_layout`.
+        plate: Name of the data plate, see :func:`find_data_plate`.
         outer_scale: See :func:`log_weights`.
         vectorize: See :func:`log_weights`.
         captured: Compiles all draws but the first call's, and shares its graphs with other batches; None: eager ones.
@@ -157,7 +163,7 @@ class ProposalDraws:
         check_kl_scales(replayed, self.guide_trace)
         if outer_scale == "refuse":
             check_scales(replayed, self.guide_trace)
-        self.layout = find_layout(replayed, self.guide_trace, plate)
+        self.data_plate = find_data_plate(replayed, self.guide_trace, plate)
         for trace in (self.guide_trace, replayed):
             # Scored once under the caller's validation: later calls are made without.
             prune_subsample_sites(trace).compute_log_prob()
@@ -219,7 +225,7 @@ class ProposalDraws:
 
     def eagerly(self, num_samples: int, noise: Noise | None = None, start: int = 0) -> WeightTerms:
         """Draw by running model and guide; see :meth:`__call__`."""
-        given = None if noise is None else SiteNoise(noise, self.layout, start, num_samples)
+        given = None if noise is None else SiteNoise(noise, self.data_plate, start, num_samples)
         guide_trace = self._guide_trace(num_samples, given)
         if given is not None:
             self.noise_shapes = given.shapes
@@ -252,7 +258,7 @@ class ProposalDraws:
         self._compared = True
 
     def _particles(self, num_samples: int) -> AbstractContextManager[Any]:
-        return pyro.plate(PARTICLES, num_samples, dim=-self.layout.nesting - 1) if self.vectorize else nullcontext()
+        return pyro.plate(PARTICLES, num_samples, dim=-self.data_plate.nesting - 1) if self.vectorize else nullcontext()
 
     def _guide_trace(self, num_samples: int, noise: SiteNoise | None = None) -> Trace:
         """A trace of the guide with a leading particle axis."""
@@ -262,7 +268,7 @@ class ProposalDraws:
                 return poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
         trace = self.guide_trace.copy()
         for name, site in drawn_sites(self.guide_trace):
-            missing = self.layout.nesting - len(site["fn"].batch_shape)
+            missing = self.data_plate.nesting - len(site["fn"].batch_shape)
             value = None if noise is None else noise(name, site["fn"], False)
             if value is None:
                 value = site["fn"](torch.Size((num_samples,) + (1,) * missing))
@@ -275,10 +281,10 @@ class ProposalDraws:
         ratio: list[Tensor] = []
         for _, site in sample_sites(model_trace):
             if not is_auxiliary_loss(site):
-                (likelihood if site["is_observed"] else ratio).append(self.layout.per_datum(site_log_prob(site)))
+                (likelihood if site["is_observed"] else ratio).append(self.data_plate.per_datum(site_log_prob(site)))
         for _, site in drawn_sites(guide_trace):
             if not is_auxiliary_loss(site):
-                ratio.append(-self.layout.per_datum(site_log_prob(site)))
-        shape = (num_samples, self.layout.size)
+                ratio.append(-self.data_plate.per_datum(site_log_prob(site)))
+        shape = (num_samples, self.data_plate.size)
         zero = likelihood[0].new_zeros(shape)
         return WeightTerms(sum(likelihood, start=zero).expand(shape), sum(ratio, start=zero).expand(shape))

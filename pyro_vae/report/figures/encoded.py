@@ -13,8 +13,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae import evidence
-from pyro_vae.data import Columns, Split
-from pyro_vae.models.protocol import asked, needs, of_columns, takes
+from pyro_vae.data import Inputs, Split
+from pyro_vae.models.protocol import evaluation_inputs, needs, of_columns, takes
 from pyro_vae.report.figures.tiles import like_parameters, spread_rows
 from pyro_vae.system.randomness import own_randomness
 
@@ -60,7 +60,7 @@ class Encoded:
 
 def encode(vae: Any, split: Split) -> Encoded:
     """Encode the data of a split, a chunk at a time, by a model that can."""
-    rows, columns = spread_rows(len(split.x)), asked(vae, split)
+    rows, columns = spread_rows(len(split.x)), evaluation_inputs(vae, split)
     means: list[Tensor] = []
     words = "posterior means"
     kls: list[Tensor | None] = []
@@ -82,7 +82,7 @@ def encode(vae: Any, split: Split) -> Encoded:
     )
 
 
-def _num_latents(vae: Any, columns: Columns) -> int:
+def _num_latents(vae: Any, columns: Inputs) -> int:
     """How many sites its guide draws for a datum; 0 of what has no guide."""
     if not hasattr(vae, "guide"):
         return 0

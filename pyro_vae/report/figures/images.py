@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_vae.data import Columns, Split
+from pyro_vae.data import Inputs, Split
 from pyro_vae.data.labels import are_vectors
 from pyro_vae.distributions import StandardNormal
 from pyro_vae.models.base import mean_image
-from pyro_vae.models.protocol import asked, has_bound, needs, of_columns
+from pyro_vae.models.protocol import evaluation_inputs, has_bound, needs, of_columns
 from pyro_vae.report.figures.encoded import is_point
 from pyro_vae.report.figures.tiles import (
     FRAME,
@@ -35,7 +35,7 @@ def reconstructions(vae: Any, split: Split, source: str) -> Figure:
     """Test images above their reconstructions, three rows of pairs."""
     width = min(10, len(split.x))
     height = min(3, len(split.x) // width)
-    columns = Columns(*like_parameters(vae, asked(vae, split)[pick_rows(split, width * height)]))
+    columns = Inputs(*like_parameters(vae, evaluation_inputs(vae, split)[pick_rows(split, width * height)]))
     made = torch.cat([shrunk(of_columns(vae.reconstruct, part)) for part in columns.split(columns.chunk)])
     pairs = torch.stack([part.unflatten(0, (height, width)) for part in (shrunk(columns[:][0]), made)], dim=1)
     rows = [2.2 * pair + half for pair in range(height) for half in (0, 1)]

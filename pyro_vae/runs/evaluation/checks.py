@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import evidence
-from pyro_vae.data import Columns, Stored
+from pyro_vae.data import Inputs, Stored
 from pyro_vae.lookup import lookup
 from pyro_vae.models.protocol import evidence_of
 from pyro_vae.system.randomness import own_randomness
@@ -27,7 +27,7 @@ Found = tuple[dict[str, Any], str, dict[str, Any]]
 Said = Callable[[str], str]
 
 
-def wording(vae: Any, columns: Columns) -> Said:
+def wording(vae: Any, columns: Inputs) -> Said:
     """How the words of the checks, which are those of a model of x alone, are said of this one.
 
     All that is of a model which needs labels is given y: log p(x|y), q(z|x, y), I(x, y; z).
@@ -48,9 +48,9 @@ def wording(vae: Any, columns: Columns) -> Said:
     return said
 
 
-def _gaps(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.Gaps:
+def _gaps(vae: Any, data: Inputs, seed: int, **options: Any) -> evidence.Gaps:
     """Where the ELBO lies below log p(x), and whether family or encoder is to blame."""
-    parts = Columns(*data[:GAPS_DATA]).split(min(50, data.chunk))
+    parts = Inputs(*data[:GAPS_DATA]).split(min(50, data.chunk))
     return evidence.Gaps.cat([evidence.gaps(vae.model, vae.guide, *part, **options) for part in parts])
 
 
@@ -65,7 +65,7 @@ def _tell_gaps(gaps: evidence.Gaps, said: Said) -> Found:
     return dataclasses.asdict(found), said(text), {}
 
 
-def _aggregate(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.AggregatePosterior:
+def _aggregate(vae: Any, data: Inputs, seed: int, **options: Any) -> evidence.AggregatePosterior:
     """The rate taken apart: what codes say of the data, and how far all codes together are from the prior."""
     return evidence.aggregate_posterior(vae.model, vae.guide, *data[:], **options)
 
@@ -83,7 +83,7 @@ def _tell_aggregate(found: evidence.AggregatePosterior, said: Said) -> Found:
     return figures, said(f"{found.sentence} {'; '.join(known)} nats"), {}
 
 
-def _calibration(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.Calibration:
+def _calibration(vae: Any, data: Inputs, seed: int, **options: Any) -> evidence.Calibration:
     """Whether the guide covers what the model's own data were made from."""
     options = {"num_simulations": SIMULATIONS} | options
     return evidence.calibrate(vae.model, vae.guide, *data[:100], seed=seed, **options)
@@ -103,7 +103,7 @@ def _tell_calibration(found: evidence.Calibration, said: Said) -> Found:
     return figures, said(found.verdict()), drawn
 
 
-def _predictive(vae: Any, data: Columns, seed: int, **options: Any) -> evidence.PredictiveChecks:
+def _predictive(vae: Any, data: Inputs, seed: int, **options: Any) -> evidence.PredictiveChecks:
     """Whether the model makes images like these; of one that takes labels, images of what it is told of these."""
     columns = data[:CHECKED_DATA]
     alone = len(columns) == 1 and callable(getattr(vae, "sample", None))
@@ -155,7 +155,7 @@ def check_names(names: Sequence[str]) -> None:
         lookup("check", name, CHECKS)
 
 
-def made(name: str, vae: Any, data: Columns, seed: int, **options: Any) -> Any:
+def made(name: str, vae: Any, data: Inputs, seed: int, **options: Any) -> Any:
     """What a check of :data:`CHECKS` finds, before it is told."""
     with own_randomness(seed), nullcontext() if name == "gaps" else torch.no_grad():  # gaps are refined by gradients
         return CHECKS[name].make(vae, data, seed, **options)
@@ -164,7 +164,7 @@ def made(name: str, vae: Any, data: Columns, seed: int, **options: Any) -> Any:
 def diagnose(
     names: Sequence[str],
     vae: Any,
-    data: Columns | Tensor | Stored,
+    data: Inputs | Tensor | Stored,
     seed: int,
     folder: Path,
     optional: Sequence[str] = (),
@@ -187,9 +187,9 @@ def diagnose(
     """
     from pyro_vae.report.pictures import write_figure
 
-    columns = Columns.of(data)
+    columns = Inputs.of(data)
     stored = not isinstance(columns.parts[0], Tensor)
-    held = Columns(*columns[:10_000]) if stored else columns
+    held = Inputs(*columns[:10_000]) if stored else columns
     said = wording(vae, held)
     for name in names:
         try:

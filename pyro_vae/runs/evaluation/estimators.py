@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import evidence, parallel
-from pyro_vae.data import Columns, Stored
+from pyro_vae.data import Inputs, Stored
 from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.importance.sampler import CHUNK_ROWS
@@ -101,7 +101,7 @@ class _Batch:
     @property
     def draws(self) -> dict[str, Any]:
         how, rows = self.how, self.first + torch.arange(len(self.columns[0]))
-        chunk = min(CHUNK_ROWS, Columns(*self.columns).chunk)
+        chunk = min(CHUNK_ROWS, Inputs(*self.columns).chunk)
         sizes = {"num_samples": how.num_samples, "target_se": how.target_se, "max_samples": how.max_samples}
         return sizes | {"seed": self.seed, "data_ids": rows, "chunk_rows": chunk, "compile": self.captured}
 
@@ -150,7 +150,7 @@ DRAWN, CHAINED = ("importance", "smoothed", "prior", "refined"), ("annealed", "b
 
 def estimate(
     vae: Any,
-    data: Columns | Tensor | Stored | tuple[Tensor | Stored, ...],
+    data: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...],
     how: Estimation,
     seed: int,
     progress: bool = False,
@@ -176,7 +176,7 @@ def estimate(
             f"log p(x): expected a model that has one, got {type(vae).__name__}, which is trained for its squared error alone; "
             "take a vae."
         )
-    columns = Columns.of(data)
+    columns = Inputs.of(data)
     size = min(BATCH, columns.chunk)
     count = math.ceil(len(columns) / size)
     turns = tqdm(

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae import evidence, parallel
-from pyro_vae.data import Columns, Data
+from pyro_vae.data import Data, Inputs
 from pyro_vae.evidence import Bracket, Estimate
-from pyro_vae.models.protocol import asked, evidence_of, gives_density, has_bound
+from pyro_vae.models.protocol import evaluation_inputs, evidence_of, gives_density, has_bound
 from pyro_vae.runs.directory import RunDirectory, resuming
 from pyro_vae.runs.evaluation import summary
 from pyro_vae.runs.evaluation.checks import CHECKS, check_names, diagnose, made
@@ -88,7 +88,7 @@ class Subject:
 
     run: Run
     data: Data
-    columns: Columns
+    columns: Inputs
     density: bool
     name: str
     key: tuple[Any, ...]
@@ -122,7 +122,7 @@ def subject(run: Run, request: Request) -> Subject:
                 f"num_data: expected at most the {len(x):,} test images of {run.path}, got {request.num_data:,}."
             )
         split, x = split.take(torch.arange(request.num_data)), x[: request.num_data]
-    density = gives_density(run.vae, asked(run.vae, split))
+    density = gives_density(run.vae, evaluation_inputs(run.vae, split))
     if request.dequantize == "uniform":
         if not density:
             raise ValueError(
@@ -131,7 +131,7 @@ def subject(run: Run, request: Request) -> Subject:
             )
         x = _dequantized(x)
     seen = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
-    columns = asked(run.vae, split._replace(x=x))
+    columns = evaluation_inputs(run.vae, split._replace(x=x))
     name = evidence_of(run.vae, columns)  # log p(x|y) is not log p(x)
     key = (len(x), tuple(x.shape[1:]), density, name, zlib.crc32(seen.cpu().contiguous().numpy().data.cast("B")))
     check_suited(run.vae, columns, request.how, request.checks, f"the {run.config.model.model} of {run.path}")
@@ -260,7 +260,7 @@ TRIED = 20
 ALWAYS = ("importance", "smoothed")
 
 
-def check_suited(vae: Any, columns: Columns, how: Estimation, checks: Sequence[str], where: str) -> None:
+def check_suited(vae: Any, columns: Inputs, how: Estimation, checks: Sequence[str], where: str) -> None:
     """Refuse what cannot be made of a model, before anything that takes time.
 
     Args:
@@ -278,26 +278,26 @@ def check_suited(vae: Any, columns: Columns, how: Estimation, checks: Sequence[s
     _check("checks", checks, partial(check_refused, vae, columns), CHECKS, where)
 
 
-def estimator_refused(vae: Any, columns: Columns, how: Estimation, name: str) -> str | None:
+def estimator_refused(vae: Any, columns: Inputs, how: Estimation, name: str) -> str | None:
     """Why an estimator cannot be made of a model; None where it can."""
     least: dict[str, Any] = {"num_samples": 2, "num_chains": 2, "num_steps": 1, "refine_steps": 1}
     short = dataclasses.replace(how, estimator=name, target_se=None, compile=False, **least)
     return _refusal(vae, columns, lambda few: estimate_batch(vae, few[:], short))
 
 
-def check_refused(vae: Any, columns: Columns, name: str) -> str | None:
+def check_refused(vae: Any, columns: Inputs, name: str) -> str | None:
     """Why a check cannot be made of a model; None where it can."""
     return _refusal(vae, columns, lambda few: made(name, vae, few, 0, **CHECKS[name].least))
 
 
-def _refusal(vae: Any, columns: Columns, attempt: Callable[[Columns], Any]) -> str | None:
+def _refusal(vae: Any, columns: Inputs, attempt: Callable[[Inputs], Any]) -> str | None:
     """Why something cannot be made of a few data, without the advice for those who call it from Python; None where it can."""
     vae.eval()
     rows = torch.linspace(0, len(columns) - 1, min(TRIED, len(columns))).round().long()
     try:
         with own_randomness(0), pyro.get_param_store().scope(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they come again when it is made
-            attempt(Columns(*columns[rows]))
+            attempt(Inputs(*columns[rows]))
     except (ValueError, TypeError, NotImplementedError) as error:
         said = str(error).partition("; ")[0].rstrip(".")
         head, colon, tail = said.partition(": ")

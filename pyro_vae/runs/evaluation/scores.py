@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Split
-from pyro_vae.models.protocol import asked, classifies, has_bound, of_columns
+from pyro_vae.models.protocol import classifies, evaluation_inputs, has_bound, of_columns
 from pyro_vae.system.randomness import own_randomness
 
 Figure = dict[str, float | int | None]
@@ -35,7 +35,7 @@ def scores(model: Any, split: Split, seed: int = 0) -> dict[str, Figure]:
         For each, ``value``, its mean over data, ``std_error`` over data (None for one datum) and ``num_data``. A mean that is
         not finite is None, with a warning.
     """
-    columns, found = asked(model, split), {}
+    columns, found = evaluation_inputs(model, split), {}
     parts = lambda: columns.split(min(1000, columns.chunk))  # noqa: E731
     if classifies(model) and split.y is not None and bool((split.y >= 0).any()):
         with own_randomness(seed):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae import evidence, parallel
-from pyro_vae.data import Columns, Data, Stored
+from pyro_vae.data import Data, Inputs, Stored
 from pyro_vae.evidence import BracketSummary, Estimate, Summary
 from pyro_vae.inference.training.history import History
-from pyro_vae.models.protocol import asked, evidence_of, gives_density, has_bound, of_columns
+from pyro_vae.models.protocol import evaluation_inputs, evidence_of, gives_density, has_bound, of_columns
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
 from pyro_vae.runs.evaluation.scores import score_rows, scores
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "arviz")
 
 
 @torch.no_grad()
-def latent_figures(vae: Any, data: Columns | Tensor | Stored | tuple[Tensor, ...]) -> dict[str, Any]:
+def latent_figures(vae: Any, data: Inputs | Tensor | Stored | tuple[Tensor, ...]) -> dict[str, Any]:
     """What the latent units say of the data.
 
     Returns:
@@ -35,7 +35,7 @@ def latent_figures(vae: Any, data: Columns | Tensor | Stored | tuple[Tensor, ...
         model that does not encode.
         ``kl_per_unit``: mean KL(q(z_j|x) || p(z_j)) of each, nats; None where the KL is no sum over units, or not finite.
     """
-    columns = Columns.of(data)
+    columns = Inputs.of(data)
     if not hasattr(vae, "encode"):
         return {"active_units": None, "kl_per_unit": None}
     prior = vae.prior() if hasattr(vae, "prior") else None
@@ -81,7 +81,7 @@ def evaluate(
         raise ValueError("test data: expected some to evaluate on, got none.")
     started = time.perf_counter()
     how = how or Estimation(num_samples=config.evaluate.num_samples, compile=config.evaluate.compile_draws)
-    columns = asked(vae, data.test)
+    columns = evaluation_inputs(vae, data.test)
     found = estimate(vae, columns, how, config.train.seed, progress) if has_bound(vae) else None
     density = gives_density(vae, columns)
     dims = None if density else math.prod(data.data_shape)

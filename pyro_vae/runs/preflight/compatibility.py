@@ -123,7 +123,8 @@ def center(config: Config, vae: Any, data: Data) -> None:
             raise ValueError(said) from error
 
 
-def _nothing_to_sum(vae: Any, batch: tuple[Tensor, ...]) -> str:
+def nothing_to_sum(vae: Any, batch: tuple[Tensor, ...]) -> str:
+    """The sentence for `enum` on a model without an enumerated site."""
     trace = poutine.trace(vae.guide).get_trace(*batch)
     names = ", ".join(repr(name) for name, _ in drawn_sites(trace))
     return (

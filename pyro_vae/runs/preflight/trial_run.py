@@ -16,10 +16,10 @@ from pyro_vae.inference.kl.betas import Betas
 from pyro_vae.inference.objectives.bound import DRAWN_INSTEAD
 from pyro_vae.inference.training.unregistered import check_reached
 from pyro_vae.inference.training.validation import first_draw
-from pyro_vae.models.protocol import told, unregistered, unsaved
+from pyro_vae.models.protocol import training_inputs, unregistered, unsaved
 from pyro_vae.runs.build import make_objective
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.preflight.compatibility import _nothing_to_sum
+from pyro_vae.runs.preflight.compatibility import nothing_to_sum
 from pyro_vae.runs.preflight.methods import try_methods
 from pyro_vae.runs.preflight.user_errors import program
 from pyro_vae.system.randomness import own_randomness
@@ -33,7 +33,7 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
         ValueError: If the objective refuses the model, the program fails, or a method gives another shape than it should.
     """
     t = config.train
-    x, *others = told(vae, data.train)[_two(data.train)]
+    x, *others = training_inputs(vae, data.train)[_two(data.train)]
     batch = (binarize(x, "threshold") if data.redraw else x, *others)
     pair = Betas(schedules.parse_all(t.anneal, t.beta)).apply(vae.model, vae.guide)
     was_training, name = vae.training, config.model.model
@@ -49,7 +49,7 @@ def try_out(config: Config, vae: Any, data: Data) -> None:
         except UserWarning as warning:
             if "found no sample sites" not in str(warning):
                 raise
-            raise ValueError(_nothing_to_sum(vae, batch)) from None
+            raise ValueError(nothing_to_sum(vae, batch)) from None
         vae.eval()
         try:
             first_draw(vae.model, vae.guide, batch)

@@ -53,7 +53,7 @@ def program(name: str, vae: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def wishes(config: Config) -> Iterator[None]:
+def model_defaults(config: Config) -> Iterator[None]:
     """Inside, what is refused of a user's class's own ``objective`` and ``defaults`` says that they are from there."""
     try:
         yield

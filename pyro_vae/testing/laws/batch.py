@@ -17,7 +17,7 @@ BATCH_CAUSES = (
 
 def check_independence(subject: Subject, ledger: Ledger) -> None:
     """Change one datum, or one latent value, and look at all others."""
-    law, size = "independence", subject.layout.size
+    law, size = "independence", subject.data_plate.size
     if size < 2:
         ledger.skips(law, "the batch", "it has one datum; pass at least two, better five or more")
         return
@@ -55,7 +55,7 @@ def check_invariance(subject: Subject, ledger: Ledger) -> None:
     """Reorder rows, split the batch, pick another subsample, and compare each datum's loss."""
     law = "invariance"
     _check_plate_scales(subject, ledger)
-    if subject.layout.size < 2:
+    if subject.data_plate.size < 2:
         ledger.skips(law, "the batch", "it has one datum; pass at least two, better five or more")
         return
     if not subject.rows:
@@ -74,7 +74,7 @@ def check_invariance(subject: Subject, ledger: Ledger) -> None:
 
 def _check_plate_scales(subject: Subject, ledger: Ledger) -> None:
     """N/B has to stand on every site of the data plate, in model and guide."""
-    plate = subject.layout.plate
+    plate = subject.data_plate.plate
     sites = [(f"site {n!r} of the model", s) for n, s in latent_sites(subject.model_trace).items()]
     sites += [(f"site {n!r} of the model", s) for n, s in observed_sites(subject.model_trace)]
     sites += [(f"site {n!r} of the guide", s) for n, s in latent_sites(subject.guide_trace).items()]
@@ -102,7 +102,7 @@ def _differs(before: Scores, after: Scores, rows: Tensor) -> tuple[str, float] |
 
 def _check_order(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> str | None:
     """Reverse the rows; returns the name of a parameter that has rows of its own, if that explains a change."""
-    order = torch.arange(subject.layout.size).flip(0)
+    order = torch.arange(subject.data_plate.size).flip(0)
     arguments = (subject.take(values, order), subject.reordered(order))
     found = _differs(before, subject.evaluate(*arguments), order)
     if found is None:
@@ -129,7 +129,7 @@ def _check_order(subject: Subject, values: Values, before: Scores, ledger: Ledge
 def row_parameters(subject: Subject) -> list[tuple[str, Tensor]]:
     """Unconstrained parameters of the guide that may have a row for each datum."""
     sites = plates_of(next(iter(latent_sites(subject.guide_trace).values())))
-    full = sites[subject.layout.plate].full_size
+    full = sites[subject.data_plate.plate].full_size
     found = []
     for name, site in subject.guide_trace.nodes.items():
         if site["type"] == "param" and "$$$" not in name:
@@ -141,10 +141,10 @@ def row_parameters(subject: Subject) -> list[tuple[str, Tensor]]:
 
 def _check_split(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> None:
     """The first rows alone, with the scales of the loss."""
-    size = subject.layout.size
+    size = subject.data_plate.size
     rows = torch.arange(max(1, size // 2))
     call, part = subject.reordered(rows), subject.take(values, rows)
-    index = {name: value for name, value in subject.index.items() if name != subject.layout.plate}
+    index = {name: value for name, value in subject.index.items() if name != subject.data_plate.plate}
     try:
         found = _differs(before, subject.evaluate(part, call, index), rows)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
@@ -171,7 +171,7 @@ def _outer_scales(subject: Subject, call: Call, values: Values) -> dict[str, flo
 
 def _check_subsample(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> None:
     """Another subsample that keeps the first half of the rows: their terms stay."""
-    plate, size = subject.layout.plate, subject.layout.size
+    plate, size = subject.data_plate.plate, subject.data_plate.size
     full = plates_of(observed_sites(subject.model_trace)[0][1])[plate].full_size
     old = subject.index[plate]
     others = torch.tensor([i for i in range(full) if i not in set(old.tolist())], dtype=old.dtype)

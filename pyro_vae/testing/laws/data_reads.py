@@ -27,7 +27,7 @@ def check_reading(
 
     A site may read an argument whose value was observed before it in the model (teacher forcing).
     """
-    if not subject.data or subject.layout.size < 2:
+    if not subject.data or subject.data_plate.size < 2:
         ledger.skips(LAW, "the data", "no data argument was found, or one row only; name it by data=")
         return False
     try:
@@ -36,7 +36,7 @@ def check_reading(
         ledger.skips(LAW, "the data", f"the model does not draw data ({type(error).__name__}: {error})")
         return False
     values = {n: s["value"] for n, s in sample_sites(trace) if not s["is_observed"]}
-    order, places = torch.arange(subject.layout.size).roll(1), [n for n, _ in sample_sites(subject.model_trace)]
+    order, places = torch.arange(subject.data_plate.size).roll(1), [n for n, _ in sample_sites(subject.model_trace)]
     clean = True
     for key in subject.data:
         call = subject.reordered(order, (key,))
@@ -119,7 +119,7 @@ def check_once(
 
 def _one_entry_rolled(subject: Subject, key: int | str) -> Iterator[Call]:
     """Calls in each of which one entry of every datum is another datum's."""
-    order = torch.arange(subject.layout.size).roll(1)
+    order = torch.arange(subject.data_plate.size).roll(1)
     old, rolled = (c.tensors()[key] for c in (subject.call, subject.reordered(order, (key,))))
     entries = old[0].numel()
     for j in torch.linspace(0, entries - 1, min(entries, MOST_ENTRIES)).round().long().tolist():
@@ -131,7 +131,7 @@ def _one_entry_rolled(subject: Subject, key: int | str) -> Iterator[Call]:
 def _scored(subject: Subject, names: list[str], before: Scores, after: Scores) -> list[str]:
     """Of these sites, those that score a changed value of some datum that the one before them scores too."""
     found: list[str] = []
-    rows = torch.zeros(subject.layout.size, dtype=torch.bool)
+    rows = torch.zeros(subject.data_plate.size, dtype=torch.bool)
     for name in names:
         moved = (before.model[name] - after.model[name]).abs() > tolerance(before.model[name])
         moved = moved.cpu() & subject.rows_of(name, before.observed[name] != after.observed[name]).cpu()

@@ -92,7 +92,7 @@ def _slopes(subject: Subject, values: Values, name: str, direction: Tensor) -> d
 def _per_datum(subject: Subject, name: str, value: Tensor) -> Tensor:
     event_dim = latent_sites(subject.guide_trace)[name]["fn"].event_dim
     inner = value.flatten(value.dim() - event_dim).sum(-1) if event_dim else value
-    return subject.layout.per_datum(inner)[0].double()
+    return subject.data_plate.per_datum(inner)[0].double()
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples
     Raises:
         ValueError: If ``exact`` has another shape.
     """
-    size = subject.layout.size
+    size = subject.data_plate.size
     excess = _log_excess(subject, subject.call, exact)
     _test_excess(excess, "the given data", ledger)
     _check_mean(subject, exact, excess, ledger)
@@ -83,9 +83,9 @@ def _known(subject: Subject, call: Call, exact: Exact) -> Tensor:
     known = torch.as_tensor(exact(*call.args, **call.kwargs) if callable(exact) else exact).detach().double()
     if subject.picked is not None and known.dim() == 1 and len(known) > int(subject.picked.max()):
         known = known[subject.picked]
-    if known.shape != (subject.layout.size,):
+    if known.shape != (subject.data_plate.size,):
         raise ValueError(
-            f"exact: expected log p(x) of each datum, shape ({subject.layout.size},), got {tuple(known.shape)}."
+            f"exact: expected log p(x) of each datum, shape ({subject.data_plate.size},), got {tuple(known.shape)}."
         )
     return known
 

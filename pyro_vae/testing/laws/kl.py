@@ -104,21 +104,22 @@ def _compare(
     subject: Subject, what: str, analytic: Tensor, terms: Callable[[], Tensor], site: Site, ledger: Ledger
 ) -> None:
     """A closed form, shape of the site's batch, against terms with an axis of draws before it."""
-    layout, shape = subject.layout, site["fn"].batch_shape
-    exact = layout.per_datum(scale_and_mask(analytic.expand(shape), mask=site["mask"])).sum().double()
+    data_plate, shape = subject.data_plate, site["fn"].batch_shape
+    exact = data_plate.per_datum(scale_and_mask(analytic.expand(shape), mask=site["mask"])).sum().double()
 
     def sums() -> Tensor:
         drawn = scale_and_mask(terms(), mask=site["mask"])
         return (
-            layout.per_datum(drawn.reshape(len(drawn), *(1,) * (layout.nesting - len(shape)), *shape)).double().sum(1)
+            data_plate.per_datum(drawn.reshape(len(drawn), *(1,) * (data_plate.nesting - len(shape)), *shape))
+            .double()
+            .sum(1)
         )
 
     sampled = sums()
     error = float(sampled.std() / len(sampled) ** 0.5)
-    means = [float(exact) / layout.size, float(sampled.mean()) / layout.size]
-    figures = (
-        f"{what} is {means[0]:.5g} in closed form, {means[1]:.5g} +- {error / layout.size:.2g} sampled, nats per datum"
-    )
+    size = data_plate.size
+    means = [float(exact) / size, float(sampled.mean()) / size]
+    figures = f"{what} is {means[0]:.5g} in closed form, {means[1]:.5g} +- {error / size:.2g} sampled, nats per datum"
     rounding = 1e-4 * (1 + float(exact.abs()))
     p_value = student_p(sampled, float(exact)) if abs(float(sampled.mean() - exact)) > rounding else 1.0
     where = f"latent site {site['name']!r}"

@@ -50,7 +50,7 @@ def check_posterior(subject: Subject, num_samples: int, ledger: Ledger) -> None:
     also :math:`E[w(z) / w(z^*)] = 1` and :math:`E[\log w(z^*)] \ge E[\log w(z)]`.
     """
     law = "posterior"
-    size = subject.layout.size
+    size = subject.data_plate.size
     rounds = [_candidates(subject) for _ in range(min(64, math.ceil(num_samples / size)))]
     log_w = torch.cat([torch.stack([s.log_w.double() for s, _ in r], 1) for r in rounds]).clamp(-1e6, 1e6)
     # A pair is left out for what its whole set of candidates is, which tells nothing of the chosen one.
@@ -90,5 +90,5 @@ def _numbers(subject: Subject, values: Values, scores: Scores) -> dict[str, Tens
     for name, site in latent_sites(subject.guide_trace).items():
         value = values[name].double()
         inner = value.flatten(value.dim() - site["fn"].event_dim).sum(-1) if site["fn"].event_dim else value
-        found[f"the value of site {name!r}"] = subject.layout.per_datum(inner)[0]
+        found[f"the value of site {name!r}"] = subject.data_plate.per_datum(inner)[0]
     return found

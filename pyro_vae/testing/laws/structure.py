@@ -13,7 +13,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from pyro_vae.inference.program.data_plate import find_layout
+from pyro_vae.inference.program.data_plate import find_data_plate
 from pyro_vae.inference.program.sites import Site, plates_of, sample_sites
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.testing.findings import Ledger
@@ -46,17 +46,17 @@ def inspect(model: Program, guide: Program, call: Call, plate: str | None, ledge
     _check_delta(guide_trace, ledger)
     if ledger.any_broken:
         return None
-    return _with_layout(Subject(model, guide, call, None, {}, model_trace, guide_trace), plate, ledger)  # type: ignore[arg-type]
+    return _with_data_plate(Subject(model, guide, call, None, {}, model_trace, guide_trace), plate, ledger)  # type: ignore[arg-type]
 
 
-def _with_layout(subject: Subject, plate: str | None, ledger: Ledger) -> Subject | None:
+def _with_data_plate(subject: Subject, plate: str | None, ledger: Ledger) -> Subject | None:
     traces = (subject.model_trace, subject.guide_trace)
     try:
         for trace in traces:
             prune_subsample_sites(trace).compute_log_prob()
             for _, site in sample_sites(trace):
                 check_site_shape(site, math.inf)
-        layout = find_layout(*traces, plate)
+        data_plate = find_data_plate(*traces, plate)
     except (RuntimeError, ValueError) as error:
         causes = "a missing `with pyro.plate('data', len(x)):`, a missing .to_event, or one that takes in the batch"
         ledger.breaks(LAW, "the plates", str(error).strip(), causes)
@@ -69,9 +69,11 @@ def _with_layout(subject: Subject, plate: str | None, ledger: Ledger) -> Subject
                 ledger.breaks(LAW, f"site {name!r}", "its log-probability is not finite", causes)
     if ledger.any_broken:
         return None
-    ledger.holds(LAW, "all sites", f"{len(latent_sites(subject.model_trace))} latent sites in plate {layout.plate!r}")
-    rows = _row_arguments(subject.call, layout.plate, layout.size, observed_sites(subject.model_trace)[0][1])
-    return subject.found(layout=layout, index=index, rows=rows)
+    ledger.holds(
+        LAW, "all sites", f"{len(latent_sites(subject.model_trace))} latent sites in plate {data_plate.plate!r}"
+    )
+    rows = _row_arguments(subject.call, data_plate.plate, data_plate.size, observed_sites(subject.model_trace)[0][1])
+    return subject.found(data_plate=data_plate, index=index, rows=rows)
 
 
 def _is_subsample(site: Site) -> bool:

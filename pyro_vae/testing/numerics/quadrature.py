@@ -144,7 +144,7 @@ def plane_mass(density: Density) -> Tensor:
     fine, rough = cells.sum((0, 1)) * width**2, cells[::2, ::2].sum((0, 1)) * (2 * width) ** 2
     rim = (cells[[0, -1]].sum((0, 1)) + cells[:, [0, -1]].sum((0, 1))) * width
     if not torch.allclose(fine, rough, rtol=2e-3, atol=1e-3) or not bool((rim < EDGE).all()):
-        raise NoMassError(f"the integral of {density.name} does not settle")
+        raise NoMassError(f"the integral of {density.name} does not synchronize")
     return fine
 
 
@@ -209,7 +209,7 @@ def _along(
     masses = (cells - top).exp() * (2 * REACH / (steps - 1))
     fine, rough = masses.sum(0), 2 * masses[::2].sum(0)
     if not torch.allclose(fine, rough, rtol=2e-3, atol=1e-3) or not bool(fine.isfinite().all()):
-        raise NoMassError(f"the integral of {density.name} does not settle")
+        raise NoMassError(f"the integral of {density.name} does not synchronize")
     if not bool((_beyond(masses) + _beyond(masses.flip(0)) <= EDGE * fine).all()):
         raise NoMassError(f"{density.name} reaches beyond the numbers of its precision, or is too wide to integrate")
     return top + fine.log()

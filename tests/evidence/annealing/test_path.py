@@ -14,7 +14,7 @@ from pyro_vae import VAE
 from pyro_vae.evidence.annealing.annealed import annealed_importance_sampling
 from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.annealing.hmc import evaluation
-from pyro_vae.evidence.annealing.path import Joint
+from pyro_vae.evidence.annealing.path import AnnealingPath
 from tests.oracles import LinearGaussian, within
 
 ORACLE = LinearGaussian()
@@ -49,7 +49,7 @@ def test_positive_and_simplex_latents_in_nested_plates():
 
 
 def test_vectors_hold_every_site_and_come_back():
-    joint = Joint(conjugate_model, None, (COUNTS, VOTES), {})
+    joint = AnnealingPath(conjugate_model, None, (COUNTS, VOTES), {})
     assert joint.dim == 2 + 2  # two rates, and a simplex of three
     u = joint.draw(3)
     assert u.shape == (3, 4, 4)
@@ -82,7 +82,7 @@ def test_a_support_that_depends_on_another_latent():
             pyro.sample("x", dist.Normal(low, 1.0), obs=x)
 
     x = torch.tensor([0.3, 2.0], **DOUBLE)
-    joint = Joint(model, None, (x,), {})
+    joint = AnnealingPath(model, None, (x,), {})
     u = joint.draw(5)
     top = u[..., 0].exp()
     share = torch.sigmoid(u[..., 1])
@@ -98,7 +98,7 @@ def test_a_support_that_depends_on_another_latent():
 def test_the_path_is_its_formula_and_its_gradient_right(start):
     x = ORACLE.draw(4)
     guide = ORACLE.guide(0.5, 1.5)
-    joint = Joint(ORACLE.model, guide, (x,), {}, start)
+    joint = AnnealingPath(ORACLE.model, guide, (x,), {}, start)
     u = joint.draw(3)
     mean, factor = ORACLE.posterior(x)
     q = dist.MultivariateNormal(mean + 0.5 * factor.sum(-1), scale_tril=1.5 * factor).log_prob(u)
@@ -145,7 +145,7 @@ def test_a_program_that_indexes_from_the_left_goes_chain_by_chain():
 
     x = torch.tensor([0.5, 2.0, -1.0], **DOUBLE)
     with pytest.warns(UserWarning, match="going chain by chain instead"):
-        joint = Joint(model, None, (x,), {})
+        joint = AnnealingPath(model, None, (x,), {})
     u = joint.draw(4)
     base, slope = joint.terms(u)
     torch.testing.assert_close(slope, dist.Normal(u[..., 0], 1.0).log_prob(x))
@@ -162,7 +162,7 @@ def test_masks_and_plate_scales_do_not_enter():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     x = torch.tensor([0.5, 2.0, 1.0, 3.0], **DOUBLE)
-    whole, masked = (Joint(model, None, (x, flag), {}) for flag in (False, True))
+    whole, masked = (AnnealingPath(model, None, (x, flag), {}) for flag in (False, True))
     u = whole.draw(3)
     for ours, theirs in zip(masked.terms(u), whole.terms(u), strict=True):
         torch.testing.assert_close(ours, torch.where(keep, theirs, 0.0))
@@ -187,7 +187,7 @@ def test_compiled_gradients_are_the_eager_ones_in_every_batch(start):
     vae, captured = VAE((6,), 2, (5,)), CapturedPath()
     for k in range(3):
         x = (torch.rand(4, 6) > 0.2 * k + 0.2).float()
-        joint = Joint(vae.model, vae.guide, (x,), {}, start)
+        joint = AnnealingPath(vae.model, vae.guide, (x,), {}, start)
         u = joint.draw(3)
         compiled, eager = captured(joint, u), evaluation(joint.terms)
         for shifted in (u, u + 1):
@@ -200,7 +200,7 @@ def test_compiled_gradients_are_the_eager_ones_in_every_batch(start):
 def test_a_model_that_changed_is_captured_anew():
     x, captured = torch.ones(4, 6), CapturedPath()
     for vae in (VAE((6,), 2, (5,)), VAE((6,), 2, (5,))):
-        joint = Joint(vae.model, vae.guide, (x,), {})
+        joint = AnnealingPath(vae.model, vae.guide, (x,), {})
         u = joint.draw(3)
         ours, theirs = captured(joint, u)(u), evaluation(joint.terms)(u)
         torch.testing.assert_close(ours.slope, theirs.slope, rtol=1e-4, atol=1e-4)

@@ -365,7 +365,7 @@ def test_capture_takes_no_step_and_no_random_numbers():
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_new_batch_shape_is_captured_once_more():
-    wide = torch.cat([X, X], 1)[:, ::2]  # the same shape with another layout in memory
+    wide = torch.cat([X, X], 1)[:, ::2]  # the same shape with another data_plate in memory
     losses = []
     for compile in (False, True):
         svi = warmed(make("trace", "vae", compile=compile))
@@ -641,13 +641,13 @@ def test_a_step_that_is_broken_alters_no_state():
     """Neither batch statistics nor the objective's state, though later steps were taken before anyone asked."""
     svi = warmed(make("target rate", "noisy", compile=True))
     svi.step_terms(X)
-    svi.settle()
+    svi.synchronize()
     buffers = [b.clone() for b in svi.model.__self__.buffers()]
     state = {k: v.clone() for k, v in svi.objective.state_dict().items()}
     for x in (X * math.nan, X, X):
         svi.step_terms(x)
     with pytest.raises(NonFiniteLossError, match="step 1"):
-        svi.settle()
+        svi.synchronize()
     torch.testing.assert_close([*svi.model.__self__.buffers()], buffers, rtol=0, atol=0)
     torch.testing.assert_close(svi.objective.state_dict(), state, rtol=0, atol=0)
     assert math.isfinite(svi.step(X))
@@ -739,7 +739,7 @@ def test_a_loss_that_is_not_finite_is_noticed_later_and_takes_no_step(optim):
     torch.manual_seed(5)
     for _ in range(3):
         svi.step_terms(X)
-    svi.settle()
+    svi.synchronize()
     good = [p.detach().clone() for p in model.__self__.parameters()]
     spoiled = X.clone()
     spoiled[2, 1] = torch.nan
@@ -748,7 +748,7 @@ def test_a_loss_that_is_not_finite_is_noticed_later_and_takes_no_step(optim):
         svi.step_terms(X)
     assert svi.steps_taken == 6
     with pytest.raises(NonFiniteLossError, match="step 3: .*site 'z'") as caught:
-        svi.settle()
+        svi.synchronize()
     assert (caught.value.step, caught.value.site, svi.steps_taken) == (3, "z", 3)
     torch.testing.assert_close([*model.__self__.parameters()], good, rtol=0, atol=0)
     svi.step(X)  # and one may go on
@@ -761,7 +761,7 @@ def test_steps_that_wait_do_not_pile_up():
     svi = make("trace", "vae", compile=True)
     for _ in range(250):
         svi.step_terms(X)
-    assert len(svi._unsettled) < 100
+    assert len(svi._pending) < 100
 
 
 @pytest.mark.usefixtures("uncompiled")

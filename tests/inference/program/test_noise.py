@@ -9,7 +9,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_vae.evidence.importance.noise_streams import NoiseStreams
-from pyro_vae.inference.program.data_plate import Layout
+from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.independence import independent
 from pyro_vae.inference.program.noise import NoiseMessenger, SiteNoise, from_noise, noise_like
 from pyro_vae.inference.weights.log_weights import ProposalDraws
@@ -85,12 +85,12 @@ def test_every_datum_gets_its_own_numbers_wherever_the_plates_are(batch_dim, eve
     """Two plates, the data in either: through the messenger with particles, and without by one call."""
     sizes = {-1: 3, -2: 4}
     size, inner = sizes[batch_dim], sizes[-3 - batch_dim]
-    layout = Layout("data", batch_dim, size, 2)
+    data_plate = DataPlate("data", batch_dim, size, 2)
     shape = (sizes[-2], sizes[-1], *event)
     distribution = dist.Normal(torch.zeros(shape), torch.ones(shape)).to_event(len(event))
     noise = NoiseStreams(0, torch.arange(size))
-    found = SiteNoise(noise, layout, 0, 5)("z", distribution, False)
-    like = SiteNoise(noise, layout, 0, 5)
+    found = SiteNoise(noise, data_plate, 0, 5)("z", distribution, False)
+    like = SiteNoise(noise, data_plate, 0, 5)
     with NoiseMessenger(like), pyro.plate("particles", 5, dim=-3):
         through = pyro.sample("z", distribution.expand([5, *shape[:2]]))
     assert torch.equal(found, through)
@@ -170,7 +170,7 @@ def test_constraints_are_no_more_than_transforms():
             u = pyro.sample("u", dist.Normal(x, 1.0), infer={"is_auxiliary": True})
             pyro.sample("z", dist.Delta(torch.distributions.biject_to(constraints.positive)(u)))
 
-    noise = SiteNoise(NoiseStreams(0, torch.arange(4)), Layout("data", -1, 4, 1), 0, 1)
+    noise = SiteNoise(NoiseStreams(0, torch.arange(4)), DataPlate("data", -1, 4, 1), 0, 1)
     with NoiseMessenger(noise):
         trace = pyro.poutine.trace(guide).get_trace(torch.zeros(4))
     assert {name: like.width for name, like in noise.shapes.items()} == {"u": 1, "z": 0}

@@ -124,7 +124,7 @@ def test_plate_scale_never_enters(size):
             pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=factor))
 
     draws = ProposalDraws(model, guide, (x,), {})
-    assert draws.layout.size == size
+    assert draws.data_plate.size == size
     first, second = draws(2).log_w, draws(1).log_w
     torch.testing.assert_close(first[:1], second)  # the same subsample at every call
     exact = ORACLE.log_px(x)

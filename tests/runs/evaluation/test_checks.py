@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.data import Columns
+from pyro_vae.data import Inputs
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.runs.evaluation.checks import CHECKS, made, wording
 
@@ -35,7 +35,7 @@ JOINT = {"log p(x, y)", "log p(x, y, z)", "q(z|x, y)", "I(x, y; z)"}
 def test_the_checks_say_what_they_are_of(kind, expected):
     labels = () if kind is pv.VAE else (torch.arange(20) % 3,)
     vae = kind(SHAPE, 2, (4,), **({"num_classes": 3} if labels else {})).eval()
-    columns = Columns(torch.rand(20, *SHAPE).round(), *labels)
+    columns = Inputs(torch.rand(20, *SHAPE).round(), *labels)
     said, found = wording(vae, columns), []
     for name in ("gaps", "aggregate", "calibration"):
         options = CHECKS[name].least | ({"num_simulations": 100, "num_draws": 9} if name == "calibration" else {})

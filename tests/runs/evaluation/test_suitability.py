@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyro_vae import evaluate, report, train
-from pyro_vae.data import Columns
+from pyro_vae.data import Inputs
 from pyro_vae.models.protocol import classifies, takes
 from pyro_vae.models.registry import MODELS, make
 from pyro_vae.runs.evaluation import summary
@@ -40,7 +40,7 @@ def columns_of(model):
     torch.manual_seed(0)
     x, known = torch.rand(6, 1, 4, 4).round(), torch.arange(6) % 3
     labels = torch.full((6,), -1) if classifies(model) else known
-    return Columns(x, labels) if "y" in takes(model) else Columns(x)
+    return Inputs(x, labels) if "y" in takes(model) else Inputs(x)
 
 
 def test_every_model_is_in_the_table_or_takes_all():
@@ -117,7 +117,7 @@ def discrete_guide(x):
 
 def test_an_estimator_that_does_not_suit_is_refused():
     own = SimpleNamespace(model=discrete, guide=discrete_guide, eval=lambda: None)
-    x = Columns(torch.rand(6, 1, 4, 4).round())
+    x = Inputs(torch.rand(6, 1, 4, 4).round())
     check_suited(own, x, Estimation(), ("aggregate", "calibration"), "the own of here")
     with pytest.raises(ValueError, match="estimator: expected .* which suit the own of here") as refused:
         check_suited(own, x, Estimation(estimator="annealed"), (), "the own of here")

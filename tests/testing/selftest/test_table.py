@@ -142,17 +142,17 @@ def test_a_sum_that_forgets_what_a_label_counts_for_is_seen(monkeypatch, quick):
 
 
 OF_PENALTIES = {
-    "FreeBits": ("kl_floors.FreeBits", lambda self, rates: rates.sum().clamp(min=self.nats)),
-    "MinimumRate": ("kl_floors.MinimumRate", lambda self, rates: rates.sum()),
-    "Capacity": ("kl_targets.Capacity", lambda self, rates: self.weight * rates.sum()),
-    "TargetRate": ("kl_targets.TargetRate", lambda self, rates: self.beta_min * rates.sum()),
+    "FreeBits": ("floors.FreeBits", lambda self, rates: rates.sum().clamp(min=self.nats)),
+    "MinimumRate": ("floors.MinimumRate", lambda self, rates: rates.sum()),
+    "Capacity": ("targets.Capacity", lambda self, rates: self.weight * rates.sum()),
+    "TargetRate": ("targets.TargetRate", lambda self, rates: self.beta_min * rates.sum()),
 }
 
 
 @pytest.mark.parametrize("name", some(OF_PENALTIES, "Capacity"))
 def test_a_fault_of_a_penalty_is_seen(name, monkeypatch):
     place, fault = OF_PENALTIES[name]
-    monkeypatch.setattr(f"pyro_vae.inference.{place}.penalty", fault)
+    monkeypatch.setattr(f"pyro_vae.inference.kl.{place}.penalty", fault)
     found = broken(penalties(X, 100))
     assert (name, "loss, nats per datum") in found
     assert {where for where, _ in found} == {name}
@@ -191,7 +191,7 @@ def own_twice(size, total):
     ],
 )
 def test_a_fault_of_the_weights_of_a_batch_is_seen(estimator, fault, monkeypatch, quick):
-    monkeypatch.setitem(inference.total_correlation.ESTIMATORS, estimator, fault)
+    monkeypatch.setitem(inference.kl.total_correlation.ESTIMATORS, estimator, fault)
     found = {name for name, _ in broken(total_correlation(estimator, X, 200))}
     assert f"TotalCorrelation, {estimator}, 3 of 8" in found
     assert (f"batch_weights, {estimator}" in found) == (estimator == "even")
