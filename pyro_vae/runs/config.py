@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.inference.objectives.registry import default_objective
 from pyro_vae.lookup import unknown
 from pyro_vae.models.registry import default_of, model_class
 
@@ -194,7 +195,7 @@ class Config:
             own = default_of(cls, "likelihood")
             likelihood = self.model.likelihood or (own if isinstance(own, str) else "")
             # Options of a model may change which objective it wants: then that is known when it is made.
-            wanted = "" if self.model.model_options else getattr(cls, "objective", None) or "trace"
+            wanted = "" if self.model.model_options else default_objective(cls)
             objective = self.train.elbo or wanted
             object.__setattr__(self, "model", dataclasses.replace(self.model, likelihood=likelihood))
             object.__setattr__(self, "train", dataclasses.replace(self.train, elbo=objective))

@@ -34,6 +34,15 @@ OBJECTIVES: dict[str, type[pyro.infer.ELBO]] = {
 }
 
 
+def default_objective(model: object) -> str:
+    """Return the name of the objective for a model, or its class, where the user names none.
+
+    Args:
+        model: Its attribute ``objective`` decides; without one, or where that is None or empty, it is ``"trace"``.
+    """
+    return getattr(model, "objective", None) or "trace"
+
+
 def options_of(name: str) -> list[str]:
     """The options that an objective takes.
 

@@ -17,6 +17,7 @@ from pyro_vae.data import Data
 from pyro_vae.inference.kl.betas import Betas
 from pyro_vae.inference.kl.registry import CONTROLS, controlled
 from pyro_vae.inference.objectives.bound import DRAWN_INSTEAD
+from pyro_vae.inference.objectives.registry import default_objective
 from pyro_vae.inference.objectives.registry import elbo as make_elbo
 from pyro_vae.inference.training.batching import check_batches, epoch_order
 from pyro_vae.inference.training.history import History, header, line, so_far
@@ -148,7 +149,7 @@ def fit(
         labelled_per_batch,
     )
     wanted = getattr(model, "defaults", {})
-    objective = elbo or getattr(model, "objective", None) or "trace"
+    objective = elbo or default_objective(model)
     if isinstance(objective, str):
         asked = {name: wanted[name] for name in CONTROLS if name in wanted}
         objective = controlled(make_elbo(objective), num_data=len(data.train.x), **asked)
