@@ -24,10 +24,10 @@ import torch
 from pyro_vae import parallel
 from pyro_vae.cli import parser, terminal
 from pyro_vae.cli.evaluate_arguments import SLOW_DATA, Arguments
-from pyro_vae.runs import progress
 from pyro_vae.runs.directory import RunDirectory
 from pyro_vae.runs.evaluation import comparison, evaluation
 from pyro_vae.runs.evaluation.estimators import CHAINED, Estimation
+from pyro_vae.runs.progress import Console
 from pyro_vae.runs.run import load
 from pyro_vae.system import compiler, devices, threads
 from pyro_vae.system.files import try_out
@@ -87,7 +87,7 @@ def _command(argv: Sequence[str], within: ExitStack) -> int:
     try:
         with parallel.together():
             args = parser.parse(Arguments, argv, prog="python -m pyro_vae.evaluate", description=__doc__)
-            say = progress.silent if args.quiet else print
+            console = Console(args.quiet)
             if not args.runs:
                 raise ValueError("runs: expected the folder of at least one run, got none.")
             threads.set_threads(args.threads)
@@ -97,7 +97,7 @@ def _command(argv: Sequence[str], within: ExitStack) -> int:
                 raise ValueError(f"compile: expected a machine that can compile, got one where {reason}; leave it out.")
             comparison.names_of(args.runs)
             runs = [load(path) for path in args.runs]
-            say(f"{terminal.versions()}, device {words}{parallel.world()}, {torch.get_num_threads()} threads")
+            console.line(f"{terminal.versions()}, device {words}{parallel.world()}, {torch.get_num_threads()} threads")
             for run in runs if parallel.world().main else ():
                 within.enter_context(RunDirectory(run.path).held())
                 try_out(run.path, 0)
@@ -109,11 +109,13 @@ def _command(argv: Sequence[str], within: ExitStack) -> int:
         results = []
         for found in subjects:
             run = found.run
-            say(f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}")
+            console.line(
+                f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}"
+            )
             with parallel.together():
-                results.append(evaluation.evaluate(found, request, device, say))
+                results.append(evaluation.evaluate(found, request, device, console))
         if several and parallel.world().main:
-            comparison.compare(subjects, results, request, say)
+            comparison.compare(subjects, results, request, console)
     except BrokenPipeError:
         raise
     except terminal.ERRORS as error:

@@ -26,10 +26,11 @@ from pyro_vae.cli import terminal
 from pyro_vae.cli.train_arguments import Options, parse, value_of
 from pyro_vae.inference.svi.non_finite import NonFiniteLossError
 from pyro_vae.inference.training.history import History
-from pyro_vae.runs import pipeline, progress, sweep
+from pyro_vae.runs import pipeline, sweep
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.description import describe
 from pyro_vae.runs.directory import RunDirectory, resuming, run_name
+from pyro_vae.runs.progress import Console
 from pyro_vae.system import devices, threads
 from pyro_vae.system.files import fresh, made
 from pyro_vae.system.signals import Interrupted, Signals, listening, signal_of
@@ -66,12 +67,12 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
             if (folder := value_of("--resume", argv)) is not None and parallel.world().main:
                 within.enter_context(RunDirectory(folder).held())
             config, options, checkpoint = parse(argv, __doc__)
-            say = progress.silent if options.quiet else _say
+            console = Console(options.quiet)
             threads.set_threads(options.threads)
             device, words = devices.resolve_device(parallel.device_name(options.device))
         parallel.take_device(device)
         if options.beta_sweep:
-            return _sweep(argv, config, options, say, signals)
+            return _sweep(argv, config, options, console, signals)
         with parallel.together():
             prepared = pipeline.prepare(config, device, checkpoint)
         directory = _shared_directory(prepared, options, within)
@@ -80,15 +81,15 @@ def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
     except terminal.ERRORS as error:
         print(f"pyro_vae.train: error: {terminal.sentence(error)}", file=sys.stderr)
         return 2
-    say(describe(prepared, f"{words}{parallel.world()}"))
+    console.line(describe(prepared, f"{words}{parallel.world()}"))
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
-        return _run(prepared, directory, say, signals)
+        return _run(prepared, directory, console, signals)
     finally:
         warnings.formatwarning = usual
 
 
-def _sweep(argv: Sequence[str], config: Config, options: Options, say: progress.Say, signals: Signals) -> int:
+def _sweep(argv: Sequence[str], config: Config, options: Options, console: Console, signals: Signals) -> int:
     """A run for each weight, each an ordinary one in a folder of its own; then the table and the plot."""
     if (size := parallel.world().size) > 1:
         raise ValueError(
@@ -118,7 +119,7 @@ def _sweep(argv: Sequence[str], config: Config, options: Options, say: progress.
                     return code
             rows.append(sweep.row_of(beta, RunDirectory(run).read_json("summary.json"), run.name))
         sweep.write(folder, rows, f"Rate and distortion: {run_name(config)}")
-        say(f"{sweep.table(rows)}\n{folder}: {sweep.TABLE}, {sweep.PICTURE}")
+        console.line(f"{sweep.table(rows)}\n{folder}: {sweep.TABLE}, {sweep.PICTURE}")
     return 0
 
 
@@ -162,15 +163,15 @@ def _directory(prepared: pipeline.Prepared, options: Options) -> Iterator[RunDir
     yield directory
 
 
-def _run(prepared: pipeline.Prepared, directory: RunDirectory, say: progress.Say, signals: Signals) -> int:
+def _run(prepared: pipeline.Prepared, directory: RunDirectory, console: Console, signals: Signals) -> int:
     history = None
     try:
         with signals.waiting():
-            history, seconds = pipeline.train(prepared, directory, say, signals)
+            history, seconds = pipeline.train(prepared, directory, console, signals)
             pipeline.load_libraries()  # not to be broken off in the middle
         if (caught := parallel.first(signals.caught)) is not None:
             raise Interrupted(caught)
-        pipeline.finish(prepared, history, directory, seconds, say)
+        pipeline.finish(prepared, history, directory, seconds, console)
     except (NonFiniteLossError, parallel.JobError) as error:
         print(f"pyro_vae.train: {error} {_what_is_kept(directory)}", file=sys.stderr)
         return 1
@@ -217,10 +218,6 @@ def _format_warning(
 ) -> str:
     """A sentence for the user of a command, who has no use for a line of our source."""
     return f"pyro_vae.train: warning: {message}\n"
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

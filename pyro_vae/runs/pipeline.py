@@ -37,7 +37,7 @@ from pyro_vae.runs.evaluation.estimators import Estimation
 from pyro_vae.runs.preflight.compatibility import center, check_fit, check_used
 from pyro_vae.runs.preflight.trial_run import try_out
 from pyro_vae.runs.preflight.user_errors import model_defaults
-from pyro_vae.runs.progress import Say, silent
+from pyro_vae.runs.progress import Console
 from pyro_vae.runs.run import check_data
 from pyro_vae.system.compiler import obstacle
 from pyro_vae.system.randomness import own_randomness
@@ -158,14 +158,14 @@ def _resumed(config: Config, checkpoint: dict[str, Any] | None) -> tuple[dict[st
 
 
 def train(
-    prepared: Prepared, directory: RunDirectory, say: Say, interrupt: Callable[[], bool] = never
+    prepared: Prepared, directory: RunDirectory, console: Console, interrupt: Callable[[], bool] = never
 ) -> tuple[History, float]:
     """Fit the model, with a checkpoint an epoch, and one where it is interrupted.
 
     Args:
         prepared: The run.
         directory: Where its files go.
-        say: Receives a line of text.
+        console: Prints the lines, and decides whether a bar is shown.
         interrupt: Asked after every step whether to stop there.
 
     Returns:
@@ -194,7 +194,7 @@ def train(
         callbacks=[*callbacks(config), checkpoint],
         resume=prepared.resume,
         interrupt=interrupt,
-        progress=say is not silent,
+        progress=not console.quiet,
     )
     return history, seconds
 
@@ -207,15 +207,15 @@ def load_libraries() -> None:
     import_arviz()
 
 
-def finish(prepared: Prepared, history: History, directory: RunDirectory, seconds: float, say: Say) -> None:
+def finish(prepared: Prepared, history: History, directory: RunDirectory, seconds: float, console: Console) -> None:
     """Evaluate a trained model, write the summary and the pictures, and say what came out."""
     from pyro_vae.report import draw_pictures  # brings matplotlib, which nothing before the end needs
 
     config, vae, data = prepared.config, prepared.vae, prepared.data
-    found, estimate = summary.evaluate(config, vae, data, history, seconds, progress=say is not silent)
+    found, estimate = summary.evaluate(config, vae, data, history, seconds, progress=not console.quiet)
     if not directory.writes:
         return
     directory.write_json("summary.json", found)
-    say(summary.table(found))
+    console.line(summary.table(found))
     pictures = draw_pictures(vae, data, history, directory.path, config.train.seed, estimate)
-    say(f"{directory.path}: summary.json, metrics.csv, checkpoint.pt, {', '.join(p.name for p in pictures)}")
+    console.line(f"{directory.path}: summary.json, metrics.csv, checkpoint.pt, {', '.join(p.name for p in pictures)}")

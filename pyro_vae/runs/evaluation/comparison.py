@@ -10,7 +10,7 @@ from typing import Any
 from pyro_vae import evidence
 from pyro_vae.runs.directory import RunDirectory
 from pyro_vae.runs.evaluation.evaluation import Request, Subject
-from pyro_vae.runs.progress import Say
+from pyro_vae.runs.progress import Console
 from pyro_vae.system.files import fresh
 
 
@@ -38,7 +38,7 @@ def check_comparable(subjects: Sequence[Subject]) -> None:
             )
 
 
-def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Request, say: Say) -> Path:
+def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Request, console: Console) -> Path:
     """Paired differences of log p(x) of several runs: a table, ``comparison.json`` and ``comparison.png``.
 
     Returns:
@@ -53,7 +53,7 @@ def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Reques
         data_keys={n: s.key for n, s in zip(names, subjects, strict=True)},
         evidence=subjects[0].name,
     )
-    say(found.table())
+    console.line(found.table())
     with fresh(subjects[0].run.path.parent, f"comparison-{request.name}") as folder:
         directory = RunDirectory(folder)
         rows = [dataclasses.asdict(row) for row in found.rows]
@@ -70,7 +70,7 @@ def compare(subjects: Sequence[Subject], results: Sequence[Any], request: Reques
             },
         )
         write_figure(folder / "comparison.png", comparison(found))
-        say(f"{folder}: comparison.json, comparison.png")
+        console.line(f"{folder}: comparison.json, comparison.png")
         return folder
 
 

@@ -26,7 +26,7 @@ from pyro_vae.runs.directory import RunDirectory, resuming
 from pyro_vae.runs.evaluation import summary
 from pyro_vae.runs.evaluation.checks import CHECKS, check_names, diagnose, made
 from pyro_vae.runs.evaluation.estimators import ESTIMATORS, Estimation, estimate, estimate_batch
-from pyro_vae.runs.progress import Say, silent
+from pyro_vae.runs.progress import Console
 from pyro_vae.runs.run import Run
 from pyro_vae.system.files import write_atomically
 from pyro_vae.system.randomness import own_randomness
@@ -151,7 +151,7 @@ def _dequantized(x: Any) -> Tensor:
         return evidence.dequantize(levels.round())
 
 
-def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -> Estimate | Bracket:
+def evaluate(found: Subject, request: Request, device: torch.device, console: Console) -> Estimate | Bracket:
     """Estimate log p(x) for a run's data, and bring its files up to date.
 
     Of the whole test set, from the guide's draws, the figures under ``test`` in ``summary.json``, ``log-px.png`` and
@@ -162,7 +162,7 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
         found: The run and its data.
         request: What is asked for.
         device: Where.
-        say: Receives the table.
+        console: Prints the table, and decides whether a bar is shown.
 
     Returns:
         The estimate.
@@ -173,7 +173,7 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
     run, started = found.run, time.perf_counter()
     config, vae = run.config, run.vae.to(device)
     how = dataclasses.replace(request.how, num_samples=request.num_samples or config.evaluate.num_samples)
-    progress = say is not silent
+    progress = not console.quiet
     directory = RunDirectory(run.path, parallel.world().main)
     if request.whole:
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_samples=how.num_samples))
@@ -188,7 +188,7 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
         figures = _kept(run)
         part["seconds"] = time.perf_counter() - started
         figures["evidence"] = {**figures.get("evidence", {}), request.name: part}
-    say(text)
+    console.line(text)
     if parallel.world().main:
         directory.write_json("summary.json", figures)
         always = ("aggregate",) if request.whole else ()
@@ -199,14 +199,14 @@ def evaluate(found: Subject, request: Request, device: torch.device, say: Say) -
             key = name if request.num_data is None else f"{name}-{request.num_data}"
             figures["checks"] = {**figures.get("checks", {}), key: values}
             directory.write_json("summary.json", figures)
-            say(words)
+            console.line(words)
         files = _save(result, run.path, request.name)
         if request.whole and isinstance(result, Estimate):
             from pyro_vae.report.pictures import draw_estimate  # brings matplotlib
 
             assert found.data.test is not None
             files += [p.name for p in draw_estimate(found.data.test, "test", run.path, result, found.name)]
-        say(f"{run.path}: summary.json, {', '.join(files)}")
+        console.line(f"{run.path}: summary.json, {', '.join(files)}")
     return result
 
 
