@@ -116,10 +116,12 @@ def test_parse_says_the_form_that_was_expected(text):
         "constant": "constant",
         "linear": "linear:START:STEPS",
         "cyclical": "cyclical:START:STEPS[:CYCLES]",
-    }[text.partition(":")[0]]
-    with pytest.raises(ValueError, match=r"^schedule: expected") as caught:
+    }
+    kind = text.partition(":")[0]
+    example = "constant" if kind == "constant" else f"{kind}:0:2000"
+    with pytest.raises(ValueError, match=r"^anneal: expected") as caught:
         schedules.parse(text, end=1.0)
-    assert str(caught.value) == f"schedule: expected {form} such as linear:0:2000, got {text!r}."
+    assert str(caught.value) == f"anneal: expected {form[kind]}, such as {example}, got {text!r}."
 
 
 def test_parse_of_an_unknown_kind_lists_the_known_and_the_nearest():

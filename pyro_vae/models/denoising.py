@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.lookup import lookup
+from pyro_vae.lookup import parse_numbers, parse_spec
 from pyro_vae.models.base import mean_image, named_or_module
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks.build import Network
@@ -49,12 +49,9 @@ class Noise(nn.Module):
 
     def __init__(self, words: str) -> None:
         super().__init__()
-        name, _, level = words.partition(":")
-        self.kind, self.words = lookup("noise", name, NOISES), words
-        try:
-            self.level = float(level)
-        except ValueError:
-            self.level = -1.0
+        self.kind, args = parse_spec("noise", words, NOISES)
+        self.words, name = words, words.partition(":")[0]
+        (self.level,) = parse_numbers("noise", words, args, [float], form=f"{name}:LEVEL", example=f"{name}:0.3")
         highest = float("inf") if name == "gaussian" else 1.0
         if not 0 <= self.level <= highest or self.level == float("inf"):
             kind = "a standard deviation of at least 0" if name == "gaussian" else "a probability from 0 to 1"

@@ -182,10 +182,8 @@ def test_noise_of_ones_own():
     ("words", "sentence"),
     [
         ("gauss:0.5", "unknown noise 'gauss'.*did you mean 'gaussian'"),
-        (
-            "gaussian",
-            "noise: expected gaussian with a standard deviation of at least 0, got 'gaussian'; write gaussian:0.3",
-        ),
+        ("gaussian", "noise: expected gaussian:LEVEL, such as gaussian:0.3, got 'gaussian'."),
+        ("masking:a", "noise: expected masking:LEVEL, such as masking:0.3, got 'masking:a'."),
         ("gaussian:-1", "standard deviation of at least 0, got 'gaussian:-1'"),
         ("gaussian:inf", "got 'gaussian:inf'"),
         ("masking:nan", "a probability from 0 to 1, got 'masking:nan'"),

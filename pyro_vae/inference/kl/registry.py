@@ -9,6 +9,7 @@ from pyro_vae.errors import check_number
 from pyro_vae.inference.kl.floors import FreeBits, MinimumRate
 from pyro_vae.inference.kl.targets import Capacity, TargetRate
 from pyro_vae.inference.kl.total_correlation import TotalCorrelation
+from pyro_vae.lookup import parse_numbers
 
 #: The names; of each objective one at most.
 CONTROLS = ("free_bits", "min_rate", "capacity", "target_rate", "total_correlation")
@@ -64,11 +65,8 @@ def controlled(
     return objective if capacity is None else _capacity(objective, capacity, capacity_weight)
 
 
-def _capacity(objective: Any, words: str, weight: float) -> Capacity:
-    nats, _, steps = words.partition(":")
-    try:
-        return Capacity(objective, float(nats), int(steps or 1), weight)
-    except ValueError as error:
-        if str(error).startswith("capacity"):
-            raise
-        raise ValueError(f"capacity: expected NATS or NATS:STEPS such as 25:5000, got {words!r}.") from None
+def _capacity(objective: Any, text: str, weight: float) -> Capacity:
+    nats, *steps = parse_numbers(
+        "capacity", text, text.split(":"), (float, int), form="NATS or NATS:STEPS", example="25:5000", optional=1
+    )
+    return Capacity(objective, nats, *map(int, steps), weight=weight)
