@@ -257,7 +257,7 @@ BAD = [
     ("--optimizer adamm", "optimizer 'adamm'", "did you mean 'adam"),
     ("--lr-schedule cosin", "learning-rate schedule 'cosin'", "did you mean 'cosine'"),
     ("--anneal liner:0:10", "schedule 'liner'", "did you mean 'linear'"),
-    ("--anneal linear:0", "schedule", "linear:START:STEPS"),
+    ("--anneal linear:0", "anneal", "linear:START:STEPS"),
     ("--anneal linear:-1:10", "start of a schedule", "got -1"),
     ("--anneal linear:nan:10", "start of a schedule", "got nan"),
     ("--anneal cyclical:0:3:4", "cycles", "got 4"),

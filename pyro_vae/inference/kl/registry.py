@@ -69,4 +69,4 @@ def _capacity(objective: Any, text: str, weight: float) -> Capacity:
     nats, *steps = parse_numbers(
         "capacity", text, text.split(":"), (float, int), form="NATS or NATS:STEPS", example="25:5000", optional=1
     )
-    return Capacity(objective, nats, *map(int, steps), weight=weight)
+    return Capacity(objective, nats, int(steps[0]) if steps else 1, weight)
