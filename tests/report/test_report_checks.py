@@ -49,11 +49,11 @@ def test_the_lines_are_the_distribution_functions(units, log_q, tmp_path):
     axes = figure.axes
     assert len(axes) == shown
     assert axes[0].get_title(loc="left").startswith("z[0]: p ")
-    line = axes[0].lines[0]
+    line = axes[0].lines[1]  # the first is zero
     values = found.pit[:, 0].numpy()
     delta = (values[:, None] < found.band.grid).mean(0) - found.band.grid
-    drawn = np.interp(found.band.grid, np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata()))
-    np.testing.assert_allclose(drawn, delta, atol=2 / 300)
+    np.testing.assert_array_equal(line.get_xdata(), [0, *found.band.grid, 1])
+    np.testing.assert_allclose(line.get_ydata(), [0, *delta, 0], rtol=0, atol=1e-15)
     assert "too high" in axes[0].get_title(loc="left")
     assert all("too" not in one.get_title(loc="left") for one in axes[1:])
     low, high = axes[0].get_ylim()
@@ -75,9 +75,9 @@ def test_coverage_is_drawn_for_the_units_and_the_joint_set():
     assert size == 10
     grid = np.arange(1, 10) / 10
     share = (sets.numpy()[:, None] < np.arange(1, 10)).mean(0)
-    line = figure.axes[1].lines[0]
-    drawn = np.interp(grid, np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata()))
-    np.testing.assert_allclose(drawn, share - grid, atol=2 / 300)
+    line = figure.axes[1].lines[1]
+    np.testing.assert_allclose(line.get_xdata(), [0, *grid, 1], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(line.get_ydata(), [0, *(share - grid), 0], rtol=0, atol=1e-15)
 
 
 def test_a_comparison_shows_intervals_and_weights(tmp_path):

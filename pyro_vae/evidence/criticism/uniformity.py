@@ -29,6 +29,14 @@ class Band:
     upper: Array
     level: float
 
+    def share_below(self, values: Array) -> Array:
+        """The share of values below each point of the grid, shape ``(L,)``.
+
+        Args:
+            values: Ranks as numbers in (0, 1), (rank + 1/2) / (L + 1), shape ``(S,)``.
+        """
+        return (values[:, None] < self.grid).mean(0)
+
 
 def simultaneous_band(num: int, num_draws: int, level: float = 0.95) -> Band:
     r"""The band of equal pointwise tails that S uniform ranks do not leave with a given probability.

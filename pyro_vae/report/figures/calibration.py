@@ -50,11 +50,10 @@ def coverage(found: Calibration, said: Callable[[str], str] = str) -> Figure:
         sets, size = found.credible(name, found.ranks[:, found.names.index(name)])
         band = simultaneous_band(len(sets), size - 1, level)
         values = (sets.double().numpy() + 0.5) / size
-        inside = ((values[:, None] < band.grid).mean(0) >= band.lower) & (
-            (values[:, None] < band.grid).mean(0) <= band.upper
-        )
-        what = "highest-density set of z" if name == LOG_Q else f"central interval of {name}"
-        panels.append(Panel(what, values, band, not bool(inside.all())))
+        share = band.share_below(values)
+        outside = (share < band.lower) | (share > band.upper)
+        title = "highest-density set of z" if name == LOG_Q else f"central interval of {name}"
+        panels.append(Panel(title, values, band, bool(outside.any())))
     return delta_ecdf(
         panels,
         said(f"Coverage of credible sets of q(z|x), {len(found.ranks):,} simulations"),
