@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, Self, TypeGuard, cast
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.data import Data, Inputs, Split, Stored
@@ -45,14 +46,133 @@ SUPPORTS = ("binary", "unit", "real")
 Given = Data | Tensor | Stored | tuple[Tensor, ...]
 
 
+class PyroModel(Protocol):
+    """A model with its guide: an ``nn.Module`` with the Pyro functions ``model(*inputs)`` and ``guide(*inputs)``."""
+
+    training: bool
+
+    @property
+    def model(self) -> Callable[..., object]:
+        """The generative model."""
+
+    @property
+    def guide(self) -> Callable[..., object]:
+        """The guide, an approximation of its posterior."""
+
+    def parameters(self, recurse: bool = ...) -> Iterator[nn.Parameter]: ...
+    def named_parameters(
+        self, prefix: str = ..., recurse: bool = ..., remove_duplicate: bool = ...
+    ) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def buffers(self, recurse: bool = ...) -> Iterator[Tensor]: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+    def train(self, mode: bool = ...) -> Self: ...
+    def eval(self) -> Self: ...
+    def to(self, device: torch.device | str | None = ..., dtype: torch.dtype | None = ...) -> Self: ...
+    def requires_grad_(self, requires_grad: bool = ...) -> Self: ...
+
+
+class Encodes(PyroModel, Protocol):
+    """A model with ``encode(x)`` or ``encode(x, y)``: the distribution of its latent vector given data."""
+
+    @property
+    def encode(self) -> Callable[..., TorchDistributionMixin]:
+        """Data, shape ``(..., *data_shape)``, to q(z|x)."""
+
+
+class Decodes(PyroModel, Protocol):
+    """A model with ``prior()`` and ``decode(z)`` or ``decode(z, y)``."""
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+
+    @property
+    def prior(self) -> Callable[..., TorchDistributionMixin]:
+        """p(z), without a batch shape."""
+
+    @property
+    def decode(self) -> Callable[..., TorchDistributionMixin]:
+        """Latent vectors, shape ``(..., Z)``, to p(x|z)."""
+
+
+class Autoencodes(Encodes, Decodes, Protocol):
+    """A model with ``prior``, ``encode`` and ``decode``, as a VAE has."""
+
+
+class Classifies(PyroModel, Protocol):
+    """A model with ``classify(x)``: the probabilities of its labels, shape ``(..., C)``."""
+
+    @property
+    def classify(self) -> Callable[..., Tensor]:
+        """Data, shape ``(..., *data_shape)``, to class probabilities."""
+
+
+class Samples(PyroModel, Protocol):
+    """A model with ``sample(num_samples)``: draws of data."""
+
+    @property
+    def sample(self) -> Callable[..., Tensor]:
+        """A number of draws to data, shape ``(num_samples, *data_shape)``."""
+
+
+class Reconstructs(PyroModel, Protocol):
+    """A model with ``reconstruct(x)`` or ``reconstruct(x, y)``."""
+
+    @property
+    def reconstruct(self) -> Callable[..., Tensor]:
+        """Data, shape ``(B, *data_shape)``, to mean images of the same shape."""
+
+
+class KnowsLogPx(PyroModel, Protocol):
+    """A model with ``log_px(x)``, the exact log marginal likelihood."""
+
+    @property
+    def log_px(self) -> Callable[..., Tensor]:
+        """Data, shape ``(..., *data_shape)``, to nats, shape ``(...)``."""
+
+
+def method_of(model: object, name: str) -> Callable[..., Any] | None:
+    """An optional method of a model, such as ``"after_epoch"``; None if it has none."""
+    method = getattr(model, name, None)
+    return method if callable(method) else None
+
+
+def encodes(model: object) -> TypeGuard[Encodes]:
+    """Return True if the model has ``encode``."""
+    return method_of(model, "encode") is not None
+
+
+def decodes(model: object) -> TypeGuard[Decodes]:
+    """Return True if the model has ``prior`` and ``decode``."""
+    return method_of(model, "prior") is not None and method_of(model, "decode") is not None
+
+
+def samples(model: object) -> TypeGuard[Samples]:
+    """Return True if the model has ``sample``."""
+    return method_of(model, "sample") is not None
+
+
+def reconstructs(model: object) -> TypeGuard[Reconstructs]:
+    """Return True if the model has ``reconstruct``."""
+    return method_of(model, "reconstruct") is not None
+
+
+def knows_log_px(model: object) -> TypeGuard[KnowsLogPx]:
+    """Return True if the model has ``log_px``."""
+    return method_of(model, "log_px") is not None
+
+
 def takes(model: Any) -> tuple[str, ...]:
     """The columns that a model takes, in order."""
     return tuple(getattr(model, "takes", ("x",)))
 
 
-def classifies(model: Any) -> bool:
-    """Whether it finds labels by itself."""
-    return callable(getattr(model, "classify", None))
+def classifies(model: object) -> TypeGuard[Classifies]:
+    """Return True if the model has ``classify``: it finds labels by itself."""
+    return method_of(model, "classify") is not None
 
 
 def has_bound(model: Any) -> bool:
