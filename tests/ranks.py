@@ -24,7 +24,7 @@ from pyro_vae.inference.kl.floors import FreeBits, MinimumRate
 from pyro_vae.inference.kl.targets import Capacity, TargetRate
 from pyro_vae.inference.svi.svi import SVI
 from pyro_vae.inference.training.validation import evaluate_terms
-from pyro_vae.models.labels import Labels
+from pyro_vae.models.semi_supervised.labels import Labels
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
 from tests.children import Child, Nursery
 

@@ -14,7 +14,7 @@ import tyro
 from pyro_vae.cli import parser
 from pyro_vae.data.files.open import is_path
 from pyro_vae.data.named.registry import NAMED
-from pyro_vae.models.registry import settings_of
+from pyro_vae.models.registry import model_settings
 from pyro_vae.runs import sweep
 from pyro_vae.runs.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pyro_vae.runs.directory import RunDirectory, resuming
@@ -111,7 +111,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> tuple[Config, 
 
 def _wanted(model: str, besides: Sequence[str]) -> Arguments:
     """What flags that are not there stand for with a model that has ``defaults``, but for some."""
-    wanted = {name: value for name, value in settings_of(model).items() if name not in besides}
+    wanted = {name: value for name, value in model_settings(model).items() if name not in besides}
     data, training = (
         {f.name: wanted.pop(f.name) for f in dataclasses.fields(section) if f.name in wanted}
         for section in (DataConfig, TrainConfig)

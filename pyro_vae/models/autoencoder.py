@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.models.base import Model, mean_image, part
-from pyro_vae.networks.build import Network, network
+from pyro_vae.models.base import Model, make_part, mean_image
+from pyro_vae.networks.build import Network, make_network
 
 
 class _Flat(dist.ImproperUniform):
@@ -76,9 +76,9 @@ class Autoencoder(Model):
         decoder: Network = None,
     ) -> None:
         super().__init__(data_shape, latent_dim)
-        self.likelihood = part("likelihood", likelihood, LIKELIHOODS, self.data_shape).requires_grad_(False)
-        self.encoder = network(encoder, self.data_shape, (latent_dim,), hidden, activation)
-        self.decoder = network(decoder, (latent_dim,), self.data_shape, hidden[::-1], activation)
+        self.likelihood = make_part("likelihood", likelihood, LIKELIHOODS, self.data_shape).requires_grad_(False)
+        self.encoder = make_network(encoder, self.data_shape, (latent_dim,), hidden, activation)
+        self.decoder = make_network(decoder, (latent_dim,), self.data_shape, hidden[::-1], activation)
         self.register_buffer("code_mean", torch.zeros(latent_dim))
         self.register_buffer("code_scale", torch.eye(latent_dim))
 

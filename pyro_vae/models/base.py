@@ -81,17 +81,17 @@ def mean_image(p: TorchDistributionMixin) -> Tensor:
     return p.mean if hasattr(p, "mean") else p.base_dist.mean
 
 
-def part(kind: str, given: str | nn.Module, table: dict[str, Any], argument: Any) -> Any:
+def make_part(kind: str, given: str | nn.Module, table: dict[str, Any], argument: Any) -> Any:
     """A likelihood, prior or posterior: by its name in a table, made from one argument, or the module that is given.
 
     Raises:
         ValueError: If the name is unknown, or it is neither.
     """
-    named_or_module(kind, given)
+    check_name_or_module(kind, given)
     return lookup(kind, given, table)(argument) if isinstance(given, str) else given
 
 
-def named_or_module(kind: str, given: Any) -> None:
+def check_name_or_module(kind: str, given: Any) -> None:
     """Refuse what is neither a name nor a module.
 
     Raises:

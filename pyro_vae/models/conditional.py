@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from pyro_vae.data.labels import WHOLE_NUMBERS
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
-from pyro_vae.models.base import Model, mean_image, part
-from pyro_vae.models.labels import check_classes
+from pyro_vae.models.base import Model, make_part, mean_image
+from pyro_vae.models.checks import check_classes
 from pyro_vae.models.vae import VAE
-from pyro_vae.networks.build import JoinedNetwork, Shapes, joined
+from pyro_vae.networks.build import JoinedNetwork, Shapes, make_joined_network
 
 
 class LabelledModel(Model):
@@ -60,11 +60,13 @@ class LabelledModel(Model):
     ) -> None:
         super().__init__(data_shape, latent_dim)
         self.num_classes = check_classes(num_classes, type(self).__name__, self.least_classes)
-        self.likelihood = part("likelihood", likelihood, LIKELIHOODS, self.data_shape)
-        self.posterior = part("posterior", posterior, POSTERIORS, latent_dim)
-        self.prior = part("prior", prior, PRIORS, latent_dim)
-        self.encoder = joined(encoder, self._encoder_reads(), (self.posterior.num_params,), hidden, activation)
-        self.decoder = joined(decoder, self._decoder_reads(), self.data_shape, hidden[::-1], activation)
+        self.likelihood = make_part("likelihood", likelihood, LIKELIHOODS, self.data_shape)
+        self.posterior = make_part("posterior", posterior, POSTERIORS, latent_dim)
+        self.prior = make_part("prior", prior, PRIORS, latent_dim)
+        self.encoder = make_joined_network(
+            encoder, self._encoder_reads(), (self.posterior.num_params,), hidden, activation
+        )
+        self.decoder = make_joined_network(decoder, self._decoder_reads(), self.data_shape, hidden[::-1], activation)
         self.register_buffer("one_hot", torch.eye(self.num_classes), persistent=False)
 
     center_output = VAE.center_output

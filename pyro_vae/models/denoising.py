@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.lookup import parse_numbers, parse_spec
-from pyro_vae.models.base import mean_image, named_or_module
+from pyro_vae.models.base import check_name_or_module, mean_image
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks.build import Network
 
@@ -111,7 +111,7 @@ class DenoisingVAE(VAE):
     ) -> None:
         parts: dict[str, Any] = {"likelihood": likelihood, "posterior": posterior, "prior": prior}
         super().__init__(data_shape, latent_dim, hidden, activation, encoder=encoder, decoder=decoder, **parts)
-        named_or_module("noise", noise)
+        check_name_or_module("noise", noise)
         self.noise = Noise(noise) if isinstance(noise, str) else noise
         self.encoder = _ThroughNoise(self.noise, self.encoder)
 

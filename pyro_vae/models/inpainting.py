@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pyro_vae.lookup import lookup
 from pyro_vae.models.base import mean_image
-from pyro_vae.models.protocol import needs, takes
+from pyro_vae.models.protocol import num_required_arguments, takes
 from pyro_vae.models.vae import VAE
-from pyro_vae.networks.build import Network, network
+from pyro_vae.networks.build import Network, make_network
 from pyro_vae.registration import register
 
 
@@ -89,7 +89,7 @@ class Partial:
     def __init__(self, vae: Any, num_samples: int = 256) -> None:
         for part, form, count in (("prior", "prior()", 0), ("encode", "encode(x)", 1), ("decode", "decode(z)", 1)):
             function = getattr(vae, part, None)
-            if not callable(function) or needs(function) != count or takes(vae) != ("x",):
+            if not callable(function) or num_required_arguments(function) != count or takes(vae) != ("x",):
                 raise ValueError(
                     f"vae: expected a model of x alone with prior(), encode(x) and decode(z), got {type(vae).__name__}, which "
                     f"{'takes ' + ' and '.join(takes(vae)) if len(takes(vae)) > 1 else 'has no ' + form}; fill with a VAE."
@@ -224,7 +224,7 @@ class InpaintingVAE(VAE):
         # The encoder comes after: its size is known when the posterior is.
         super().__init__(data_shape, latent_dim, hidden, activation, encoder=nn.Identity(), decoder=decoder, **parts)
         both = (2 * self.data_shape[0], *self.data_shape[1:])
-        self.encoder = network(encoder, both, (self.posterior.num_params,), hidden, activation)
+        self.encoder = make_network(encoder, both, (self.posterior.num_params,), hidden, activation)
         count, self.make_mask = lookup("mask", mask, MASKS)
         self.num_uniform = count(*self.data_shape[-2:])
         self._drawn = _Drawn()

@@ -20,7 +20,7 @@ from pyro_vae.models.semi_supervised.auxiliary import ADGM, SDGM
 from pyro_vae.models.semi_supervised.m1 import M1
 from pyro_vae.models.semi_supervised.m1m2 import M1M2
 from pyro_vae.models.semi_supervised.m2 import M2
-from pyro_vae.models.user_code import imported, place
+from pyro_vae.models.user_code import import_class, place_of_error
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks.build import check_maker
 
@@ -64,21 +64,21 @@ def model_class(name: str) -> type[nn.Module]:
         raise ValueError(
             f"{unknown('model', name, MODELS)} Or name a class of your own, such as mypackage.mymodule:MyVAE."
         )
-    found = imported("model", name)
+    found = import_class("model", name)
     for part in ("model", "guide"):
         if not callable(getattr(found, part, None)):
             raise ValueError(
                 f"model {name}: expected a class with Pyro functions model and guide, got one without {part}; write it."
             )
-    if "data_shape" not in parameters(found):
+    if "data_shape" not in (taken := constructor_parameters(found)):
         raise ValueError(
-            f"model {name}: expected a constructor that takes data_shape, got {found.__name__}({', '.join(parameters(found))})"
+            f"model {name}: expected a constructor that takes data_shape, got {found.__name__}({', '.join(taken)})"
             "; give it this parameter."
         )
     return found
 
 
-def parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+def constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
     """The parameters of a class's constructor, by name; where it hands ``**options`` on, those of its base besides."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
@@ -91,18 +91,18 @@ def parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
     return found
 
 
-def options_of(cls: type[nn.Module]) -> list[str]:
+def constructor_options(cls: type[nn.Module]) -> list[str]:
     """The options of its own that a constructor takes."""
-    return [name for name in parameters(cls) if name not in ARGUMENTS]
+    return [name for name in constructor_parameters(cls) if name not in ARGUMENTS]
 
 
-def default_of(cls: type[nn.Module], name: str) -> Any:
+def constructor_default(cls: type[nn.Module], name: str) -> Any:
     """What a constructor takes where a parameter is not given; None where it has none such."""
-    found = parameters(cls).get(name)
+    found = constructor_parameters(cls).get(name)
     return None if found is None or found.default is inspect.Parameter.empty else found.default
 
 
-def settings_of(name: str) -> dict[str, Any]:
+def model_settings(name: str) -> dict[str, Any]:
     """The settings of the command line that a model wants where none are named: of training and of the data.
 
     Raises:
@@ -135,12 +135,12 @@ def make(
         ValueError: If a class cannot be had, an option is unknown or not of this form, or the constructor refuses a value.
     """
     cls = model_class(name)
-    taken = parameters(cls)
+    taken = constructor_parameters(cls)
     # Its own defaults need not be said: a class that hands options on may set some of them itself.
     given = {key: value for key, value in arguments.items() if key in taken and value != taken[key].default}
     for part in ("encoder", "decoder"):
         if given.get(part) is not None:
-            given[part] = imported(part, given[part])
+            given[part] = import_class(part, given[part])
             check_maker(given[part])
     given |= read_options(name, cls, options)
     for key in getattr(cls, "from_runs", ()):
@@ -157,7 +157,7 @@ def make(
         raise
     except Exception as error:
         classes = [cls, *(value for value in given.values() if isinstance(value, type))]
-        if (where := place(error, [c.__module__ for c in classes])) is not None:
+        if (where := place_of_error(error, [c.__module__ for c in classes])) is not None:
             said = f"{type(error).__name__}: {str(error).rstrip('.')}"
             raise ValueError(f"model {name}: expected constructors that run, got {said} ({where}); mend it.") from error
         if not isinstance(error, TypeError):
@@ -174,7 +174,7 @@ def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[
     Raises:
         ValueError: If one has another form, comes twice, or names no option of the class.
     """
-    known, found = options_of(cls), {}
+    known, found = constructor_options(cls), {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key.isidentifier():

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 
-def imported(kind: str, path: str) -> type[nn.Module]:
+def import_class(kind: str, path: str) -> type[nn.Module]:
     """The class at ``MODULE:CLASS``.
 
     Raises:
@@ -44,25 +44,25 @@ def imported(kind: str, path: str) -> type[nn.Module]:
     return found
 
 
-def foreign_modules(modules: Iterable[str]) -> set[str]:
+def user_modules(modules: Iterable[str]) -> set[str]:
     """Those that are a user's."""
     return {name for name in modules if name.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
 
 
-def modules_of(vae: nn.Module) -> set[str]:
+def user_modules_of(vae: nn.Module) -> set[str]:
     """The Python modules that hold the classes of a model's parts, as far as they are a user's."""
-    return foreign_modules(type(part).__module__ for part in vae.modules())
+    return user_modules(type(part).__module__ for part in vae.modules())
 
 
-def place(error: Exception, modules: Iterable[str]) -> str | None:
+def place_of_error(error: Exception, modules: Iterable[str]) -> str | None:
     """File and line where an error arose in a user's modules; None where it did in none of them."""
-    foreign = foreign_modules(modules)
+    foreign = user_modules(modules)
     files = {getattr(sys.modules.get(name), "__file__", None) for name in foreign}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
 
 
-def where_of(vae: Any, method: str) -> str:
+def place_of_method(vae: Any, method: str) -> str:
     """File and line of a method that a user wrote."""
     function = inspect.unwrap(getattr(type(vae), method, None) or getattr(vae, method))
     code, module = getattr(function, "__code__", None), str(getattr(function, "__module__", ""))

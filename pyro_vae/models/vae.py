@@ -11,8 +11,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
-from pyro_vae.models.base import Model, mean_image, part
-from pyro_vae.networks.build import Network, network
+from pyro_vae.models.base import Model, make_part, mean_image
+from pyro_vae.networks.build import Network, make_network
 
 
 class VAE(Model):
@@ -55,12 +55,12 @@ class VAE(Model):
         decoder: Network = None,
     ) -> None:
         super().__init__(data_shape, latent_dim)
-        self.likelihood = part("likelihood", likelihood, LIKELIHOODS, self.data_shape)
-        self.posterior = part("posterior", posterior, POSTERIORS, latent_dim)
-        self.prior = part("prior", prior, PRIORS, latent_dim)
+        self.likelihood = make_part("likelihood", likelihood, LIKELIHOODS, self.data_shape)
+        self.posterior = make_part("posterior", posterior, POSTERIORS, latent_dim)
+        self.prior = make_part("prior", prior, PRIORS, latent_dim)
         num_params = (self.posterior.num_params,)
-        self.encoder = network(encoder, self.data_shape, num_params, hidden, activation)
-        self.decoder = network(decoder, (latent_dim,), self.data_shape, hidden[::-1], activation)
+        self.encoder = make_network(encoder, self.data_shape, num_params, hidden, activation)
+        self.decoder = make_network(decoder, (latent_dim,), self.data_shape, hidden[::-1], activation)
 
     def model(self, x: Tensor) -> Tensor:
         """The generative model p(z) p(x|z).

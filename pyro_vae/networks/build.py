@@ -17,7 +17,7 @@ from pyro_vae.networks.mlp import Joined
 Network = nn.Module | Callable[[Sequence[int], Sequence[int], Sequence[int], str], nn.Module] | None
 
 
-def network(
+def make_network(
     given: Network, in_shape: Sequence[int], out_shape: Sequence[int], hidden: Sequence[int], activation: str
 ) -> nn.Module:
     """A network between tensors of these shapes: the perceptron, the module that is given, or one that it makes.
@@ -99,7 +99,7 @@ Shapes = Sequence[Sequence[int]]
 JoinedNetwork = nn.Module | Callable[[Shapes, Sequence[int], Sequence[int], str], nn.Module] | None
 
 
-def joined(
+def make_joined_network(
     given: JoinedNetwork,
     in_shapes: Shapes,
     out_shape: Sequence[int],
@@ -108,7 +108,7 @@ def joined(
 ) -> nn.Module:
     """A network of several inputs: the perceptron, the module that is given, or one that it makes; of one, as ``network``."""
     if len(in_shapes) == 1:
-        return network(cast(Network, given), in_shapes[0], out_shape, hidden, activation)
+        return make_network(cast(Network, given), in_shapes[0], out_shape, hidden, activation)
     if given is None:
         return Joined(in_shapes, out_shape, hidden, activation)
     found = given if isinstance(given, nn.Module) else given(in_shapes, out_shape, hidden, activation)

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from pyro_vae.data import Data, Split
 from pyro_vae.evidence import Estimate
 from pyro_vae.inference import History
-from pyro_vae.models.protocol import evaluation_inputs, evidence_of, loss_of, needs, trained_on
-from pyro_vae.models.user_code import modules_of, place
+from pyro_vae.models.protocol import evaluation_inputs, evidence_name, loss_name, num_required_arguments, trained_on
+from pyro_vae.models.user_code import place_of_error, user_modules_of
 from pyro_vae.report.figures.curves import curves
 from pyro_vae.report.figures.encoded import Encoded, encode
 from pyro_vae.report.figures.images import analogies, interpolations, plane, reconstructions, samples
@@ -83,10 +83,10 @@ def _tried(vae: Any, name: str, make: Callable[[], T]) -> T | None:
     try:
         return make()
     except Exception as error:
-        modules = modules_of(vae)
+        modules = user_modules_of(vae)
         if not modules or isinstance(error, OSError) or explain(error) is not None:
             raise
-        at = place(error, modules)
+        at = place_of_error(error, modules)
         line = (str(error).strip().splitlines() or ["no words"])[0].rstrip(".")
         said = f"{type(error).__name__}: {line}" + ("" if at is None else f" ({at})")
         warnings.warn(
@@ -103,7 +103,7 @@ def _drawn(vae: Any, path: Path, make: Make) -> Path | None:
 def _figures(
     vae: Any, split: Split, source: str, history: History, estimate: Estimate | None
 ) -> Iterator[tuple[str, Make]]:
-    images, plain = _are_images(split), needs(getattr(vae, "decode", None)) == 1
+    images, plain = _are_images(split), num_required_arguments(getattr(vae, "decode", None)) == 1
     encoded = _tried(vae, "codes", lambda: encode(vae, split)) if hasattr(vae, "encode") else None
     if images and hasattr(vae, "reconstruct"):
         yield "reconstructions", partial(reconstructions, vae, split, source)
@@ -116,11 +116,11 @@ def _figures(
     if images and hasattr(vae, "analogies") and has_known_labels(split):
         yield "analogies", partial(analogies, vae, split, source)
     if history.rows:
-        yield "curves", partial(curves, history, trained_on(vae), loss_of(vae))
+        yield "curves", partial(curves, history, trained_on(vae), loss_name(vae))
     if encoded is not None:
         yield from _of_codes(encoded, split, source)
     if estimate is not None:
-        name = evidence_of(vae, like_parameters(vae, evaluation_inputs(vae, split)[:2]))
+        name = evidence_name(vae, like_parameters(vae, evaluation_inputs(vae, split)[:2]))
         yield from _of_estimate(split, images, source, estimate, name)
     if images and plain and hasattr(vae, "prior") and getattr(vae, "latent_dim", None) == 2:
         yield "grid", partial(plane, vae)
@@ -147,7 +147,7 @@ def draw_estimate(split: Split, source: str, directory: Path, estimate: Estimate
         source: What the data are called.
         directory: Where the PNG files go.
         estimate: Of log p(x) for each of the data, in their order.
-        name: What it is called, see :func:`pyro_vae.models.protocol.evidence_of`.
+        name: What it is called, see :func:`pyro_vae.models.protocol.evidence_name`.
 
     Returns:
         The files written.

@@ -16,7 +16,7 @@ from pyro_vae.inference.training.checkpoint import check_state
 from pyro_vae.inference.training.fit import Callback, early_stopping
 from pyro_vae.inference.training.options import FitOptions
 from pyro_vae.models.protocol import classifies
-from pyro_vae.models.registry import ARGUMENTS, MODELS, make, model_class, parameters
+from pyro_vae.models.registry import ARGUMENTS, MODELS, constructor_parameters, make, model_class
 from pyro_vae.runs.config import Config, ModelConfig
 from pyro_vae.runs.directory import RunDirectory
 
@@ -101,7 +101,7 @@ def make_vae(config: Config, data_shape: tuple[int, ...]) -> Any:
     """
     m = config.model
     values, usual = dataclasses.asdict(m), dataclasses.asdict(ModelConfig())
-    taken = parameters(model_class(m.model))
+    taken = constructor_parameters(model_class(m.model))
     for name in ARGUMENTS[1:]:
         if name not in taken and values[name] != usual[name]:
             raise ValueError(

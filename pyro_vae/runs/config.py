@@ -12,7 +12,7 @@ from typing import Any
 
 from pyro_vae.inference.objectives.registry import default_objective
 from pyro_vae.lookup import unknown
-from pyro_vae.models.registry import default_of, model_class
+from pyro_vae.models.registry import constructor_default, model_class
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Config:
         """Fill in what the model decides where nothing is said."""
         if not (self.model.likelihood and self.train.elbo):
             cls = model_class(self.model.model)
-            own = default_of(cls, "likelihood")
+            own = constructor_default(cls, "likelihood")
             likelihood = self.model.likelihood or (own if isinstance(own, str) else "")
             # Options of a model may change which objective it wants: then that is known when it is made.
             wanted = "" if self.model.model_options else default_objective(cls)

@@ -14,7 +14,7 @@ from pyro_vae.data.batches import Mixed
 from pyro_vae.data.labels import are_vectors
 from pyro_vae.inference.kl.registry import CONTROLS
 from pyro_vae.inference.training.batching import epoch_order
-from pyro_vae.models.registry import MODELS, parameters
+from pyro_vae.models.registry import MODELS, constructor_parameters
 from pyro_vae.networks import MLP
 from pyro_vae.networks.mlp import Joined
 from pyro_vae.runs.build import fit_options
@@ -43,7 +43,7 @@ def _model_words(prepared: Prepared) -> str:
     """The model with what its constructor takes."""
     config, vae = prepared.config, prepared.vae
     m, cls = config.model, type(vae)
-    taken, hidden = parameters(cls), _widths(config, vae)
+    taken, hidden = constructor_parameters(cls), _widths(config, vae)
     words = {
         "latent_dim": f"latent_dim {m.latent_dim}",
         "hidden": "" if hidden is None else f"hidden {'-'.join(map(str, hidden))}" if hidden else "no hidden layer",

@@ -20,7 +20,7 @@ from pyro_vae.inference.training.fit import compiling_of, fit
 from pyro_vae.inference.training.history import History
 from pyro_vae.inference.training.training import Training, never
 from pyro_vae.lookup import lookup
-from pyro_vae.models.registry import model_class, parameters
+from pyro_vae.models.registry import constructor_parameters, model_class
 from pyro_vae.runs.build import (
     callbacks,
     fit_options,
@@ -99,7 +99,7 @@ def _prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | 
     make_objective(config if t.elbo else with_objective(config, "trace"))
     Betas(schedules.parse_all(t.anneal, t.beta))
     callbacks(config)
-    taken = parameters(model_class(config.model.model))
+    taken = constructor_parameters(model_class(config.model.model))
     if "likelihood" in taken:
         lookup("likelihood", config.model.likelihood, LIKELIHOODS)
     with parallel.one_first():  # to fetch data, or to make files beside them

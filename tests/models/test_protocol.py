@@ -11,17 +11,15 @@ from torch import nn
 from pyro_vae import VAE, fit
 from pyro_vae.data import Data, Split
 from pyro_vae.models import MODELS, Model
+from pyro_vae.models.checks import as_data, check_inputs, check_model
 from pyro_vae.models.protocol import (
-    as_data,
-    check_columns,
-    check_model,
+    call_with_inputs,
     evaluation_inputs,
-    gives_density,
-    needs,
-    of_columns,
+    has_density,
+    num_required_arguments,
     training_inputs,
 )
-from pyro_vae.models.registry import make, model_class, options_of, read_options
+from pyro_vae.models.registry import constructor_options, make, model_class, read_options
 
 MODULE = """
 import torch
@@ -86,7 +84,7 @@ def test_the_packages_models_keep_the_protocol(name):
     check_model(model)
     assert isinstance(model, Model)
     assert type(model) is cls
-    assert needs(model.model) == needs(model.guide) == len(model.takes)
+    assert num_required_arguments(model.model) == num_required_arguments(model.guide) == len(model.takes)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +118,7 @@ def test_columns_that_do_not_fit_are_refused_by_fit():
     with pytest.raises(ValueError, match=r"which this model needs, got none \(-1\) in row 2"):
         fit(Labelled(), (x, torch.tensor([0, 1, -1, 2])), progress=False)
     with pytest.raises(ValueError, match="labels: expected some with Labelled, .*, got test data without"):
-        check_columns(Labelled(), Data("toy", Split(x, torch.zeros(4).long()), test=Split(x)))
+        check_inputs(Labelled(), Data("toy", Split(x, torch.zeros(4).long()), test=Split(x)))
 
 
 def test_a_model_that_classifies_is_asked_without_labels():
@@ -136,16 +134,16 @@ def test_a_model_that_classifies_is_asked_without_labels():
 
 def test_methods_get_the_columns_that_they_need():
     columns = (torch.tensor([1.0]), torch.tensor([5]))
-    assert of_columns(lambda x: x, columns) is columns[0]
-    assert of_columns(lambda x, y=None: (x, y), columns) == (columns[0], None)
-    assert of_columns(lambda x, y: (x, y), columns) == columns
+    assert call_with_inputs(lambda x: x, columns) is columns[0]
+    assert call_with_inputs(lambda x, y=None: (x, y), columns) == (columns[0], None)
+    assert call_with_inputs(lambda x, y: (x, y), columns) == columns
 
 
 def test_whether_log_px_is_a_density_is_what_the_observed_site_says():
     x = torch.zeros(3, 2)
     for likelihood, density in (("bernoulli", False), ("continuous-bernoulli", True), ("normal", True)):
         vae = VAE((2,), 1, likelihood=likelihood)
-        assert gives_density(vae, training_inputs(vae, Split(x))) is density
+        assert has_density(vae, training_inputs(vae, Split(x))) is density
 
 
 class Unsaid(nn.Module):
@@ -161,7 +159,7 @@ class Unsaid(nn.Module):
 def test_a_density_is_known_from_the_program_where_nothing_is_said(likelihood):
     vae = VAE((2,), 1, likelihood=likelihood)
     columns = training_inputs(vae, Split(torch.zeros(3, 2)))
-    assert gives_density(Unsaid(vae), columns) is gives_density(vae, columns)
+    assert has_density(Unsaid(vae), columns) is has_density(vae, columns)
 
 
 class MaskedLabel(nn.Module):
@@ -184,9 +182,9 @@ class MaskedLabel(nn.Module):
 def test_what_a_program_notes_or_adds_beside_its_density_makes_no_log_density():
     columns = (torch.zeros(3, 2), torch.tensor([0, -1, 2]))
     model = MaskedLabel()
-    assert gives_density(model, columns) is False
+    assert has_density(model, columns) is False
     model.observation = dist.Normal(0.0, 1.0)
-    assert gives_density(model, columns) is True
+    assert has_density(model, columns) is True
 
 
 def test_a_users_class_and_networks_are_made_by_their_paths():
@@ -232,7 +230,7 @@ def test_a_model_that_cannot_be_had_is_refused(name, sentence):
 
 def test_options_are_read_by_the_constructors_names():
     cls = model_class("own_models:Mine")
-    assert options_of(cls) == ["depth", "posterior", "prior"]
+    assert constructor_options(cls) == ["depth", "posterior", "prior"]
     assert read_options("mine", cls, ["depth=3", "prior=flat", "posterior=[1, 2]"]) == {
         "depth": 3,
         "prior": "flat",

@@ -11,7 +11,7 @@ from pyro_vae.inference.training.history import header
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.denoising import DenoisingVAE
 from pyro_vae.models.inpainting import InpaintingVAE
-from pyro_vae.models.protocol import loss_of, trained_on
+from pyro_vae.models.protocol import loss_name, trained_on
 from pyro_vae.models.registry import MODELS
 from pyro_vae.report.figures.autoencoders import codes, planes
 from pyro_vae.report.figures.curves import curves
@@ -155,7 +155,7 @@ def test_a_model_without_a_bound_has_one_curve():
         | {"validation_distortion": 4.0 / k, "validation_objective": -4.0 / k, "validation_objective_std_error": 0.1}
         for k in (1, 2, 3)
     ]
-    (axes,) = curves(History(rows), loss=loss_of(models()["autoencoder"])).axes
+    (axes,) = curves(History(rows), loss=loss_name(models()["autoencoder"])).axes
     assert axes.get_title(loc="left") == "Squared error of a datum"
     assert "nats" not in axes.get_ylabel()
     assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[3.0, 1.5, 1.0], [4.0, 2.0, 4.0 / 3]]

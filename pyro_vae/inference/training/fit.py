@@ -23,7 +23,8 @@ from pyro_vae.inference.training.batching import check_batches, epoch_order
 from pyro_vae.inference.training.history import History, header, line, so_far
 from pyro_vae.inference.training.options import FitOptions
 from pyro_vae.inference.training.training import Training, never
-from pyro_vae.models.protocol import Given, as_data, check_columns, check_model, has_bound, warn_of_labels
+from pyro_vae.models.checks import TrainingData, as_data, check_inputs, check_model, warn_about_labels
+from pyro_vae.models.protocol import has_bound
 from pyro_vae.schedules import Schedule
 from pyro_vae.system import compiler
 from pyro_vae.system.randomness import own_randomness
@@ -52,7 +53,7 @@ def early_stopping(patience: int) -> Callback:
 
 def fit(
     model: Any,
-    data: Given,
+    data: TrainingData,
     *,
     elbo: Any = None,
     epochs: int = 100,
@@ -125,9 +126,9 @@ def fit(
     data = as_data(model, data)
     if len(data.train.x) == 0:
         raise ValueError("data: expected at least one training datum, got none.")
-    check_columns(model, data)
+    check_inputs(model, data)
     if resume is None:
-        warn_of_labels(model, data)
+        warn_about_labels(model, data)
     if not has_bound(model) and beta is not None and not Betas(beta).plain:
         got = "weights of sites" if isinstance(beta, Mapping) else "a schedule" if callable(beta) else beta
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.models.protocol import has_bound, loss_of, trained_on
+from pyro_vae.models.protocol import has_bound, loss_name, trained_on
 
 Row = dict[str, float]
 
@@ -98,7 +98,7 @@ def header(model: Any) -> str:
     """The names of what :func:`line` says."""
     if has_bound(model):
         return _HEADER + (f"\n             train ELBO: of {part}" if (part := trained_on(model)) else "")
-    return f"{_HEADER_WITHOUT_BOUND}\n             {loss_of(model)} of a datum, no bound on log p(x)"
+    return f"{_HEADER_WITHOUT_BOUND}\n             {loss_name(model)} of a datum, no bound on log p(x)"
 
 
 def line(row: Row, epochs: int) -> str:

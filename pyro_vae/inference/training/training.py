@@ -25,7 +25,8 @@ from pyro_vae.inference.training.history import History, Progress, Row
 from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.training.unregistered import check_reached
 from pyro_vae.inference.training.validation import after_epoch, evaluate_terms
-from pyro_vae.models.protocol import evaluation_inputs, has_bound, takes, training_inputs, unregistered, unsaved
+from pyro_vae.models.checks import unregistered_message, unsaved_message
+from pyro_vae.models.protocol import evaluation_inputs, has_bound, takes, training_inputs
 from pyro_vae.parallel.shared_batch import WholeBatch
 
 
@@ -244,14 +245,14 @@ class Training:
         store = pyro.get_param_store()
         for p in self.optimizer.source.optim_objs:
             if id(p) not in own:
-                raise ValueError(unsaved(store.param_name(p)))
+                raise ValueError(unsaved_message(store.param_name(p)))
 
     def _check_trained(self, batch: tuple[Tensor, ...]) -> None:
         """After a step, refuse a model none of whose parameters took part in it, or not all that its loss depends on."""
         own, known = [p for p in self.model.parameters() if p.requires_grad], self.optimizer.source.optim_objs
         name, svi = type(self.model).__name__, self.svi
         if own and not known:
-            raise ValueError(unregistered(name))
+            raise ValueError(unregistered_message(name))
         check_reached(name, self.model, svi.objective, (svi.model, svi.guide), batch, {id(p): p for p in known})
 
     def _poll(self) -> None:

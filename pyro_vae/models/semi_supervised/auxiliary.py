@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.distributions import DiagonalNormal
 from pyro_vae.models.semi_supervised.m2 import SemiSupervised
-from pyro_vae.networks.build import JoinedNetwork, Network, Shapes, joined, network
+from pyro_vae.networks.build import JoinedNetwork, Network, Shapes, make_joined_network, make_network
 
 
 class AuxiliaryModel(SemiSupervised):
@@ -50,9 +50,11 @@ class AuxiliaryModel(SemiSupervised):
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
         self.auxiliary = DiagonalNormal(latent_dim)
         params, latent, label = (self.auxiliary.num_params,), (latent_dim,), (self.num_classes,)
-        self.auxiliary_encoder = network(auxiliary_encoder, self.data_shape, params, hidden, activation)
-        self.auxiliary_decoder = joined(auxiliary_decoder, self._auxiliary_reads(), params, hidden, activation)
-        self.classifier = joined(classifier, (self.data_shape, latent), label, hidden, activation)
+        self.auxiliary_encoder = make_network(auxiliary_encoder, self.data_shape, params, hidden, activation)
+        self.auxiliary_decoder = make_joined_network(
+            auxiliary_decoder, self._auxiliary_reads(), params, hidden, activation
+        )
+        self.classifier = make_joined_network(classifier, (self.data_shape, latent), label, hidden, activation)
 
     def _encoder_reads(self) -> Shapes:
         return self.data_shape, (self.num_classes,), (self.latent_dim,)

@@ -9,9 +9,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.models.labels import Labels, check_classes
+from pyro_vae.models.checks import check_classes
+from pyro_vae.models.semi_supervised.labels import Labels
 from pyro_vae.models.vae import VAE
-from pyro_vae.networks.build import Network, network
+from pyro_vae.networks.build import Network, make_network
 
 
 class M1(VAE):
@@ -55,7 +56,7 @@ class M1(VAE):
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
         self.num_classes = check_classes(num_classes, type(self).__name__)
-        self.classifier = network(classifier, (latent_dim,), (self.num_classes,), hidden[-1:], activation)
+        self.classifier = make_network(classifier, (latent_dim,), (self.num_classes,), hidden[-1:], activation)
         self.labels = Labels(self.num_classes, classifier_weight)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]

@@ -15,7 +15,7 @@ from pyro_vae.distributions.likelihoods.registry import LIKELIHOODS
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.semi_supervised.m2 import SemiSupervised
 from pyro_vae.models.vae import VAE
-from pyro_vae.networks.build import JoinedNetwork, Network, Shapes, joined, network
+from pyro_vae.networks.build import JoinedNetwork, Network, Shapes, make_joined_network, make_network
 
 #: What a VAE has that :meth:`M1M2.stand_on` takes.
 LOWER = ("encoder", "posterior", "decoder", "likelihood")
@@ -67,9 +67,9 @@ class M1M2(SemiSupervised):
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
         self.upper = DiagonalNormal(latent_dim)
         latent, label, params, upper = (latent_dim,), (self.num_classes,), (self.upper.num_params,), hidden[-1:]
-        self.classifier = network(classifier, latent, label, upper, activation)
-        self.upper_encoder = joined(upper_encoder, (latent, label), params, upper, activation)
-        self.upper_decoder = joined(upper_decoder, (latent, label), params, upper, activation)
+        self.classifier = make_network(classifier, latent, label, upper, activation)
+        self.upper_encoder = make_joined_network(upper_encoder, (latent, label), params, upper, activation)
+        self.upper_decoder = make_joined_network(upper_decoder, (latent, label), params, upper, activation)
         if below is not None:
             self.stand_on(below)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.conditional import LabelledModel
-from pyro_vae.models.labels import Labels
-from pyro_vae.networks.build import Network, network
+from pyro_vae.models.semi_supervised.labels import Labels
+from pyro_vae.networks.build import Network, make_network
 
 
 class SemiSupervised(LabelledModel):
@@ -87,7 +87,7 @@ class M2(SemiSupervised):
         **options: Any,
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
-        self.classifier = network(classifier, self.data_shape, (self.num_classes,), hidden, activation)
+        self.classifier = make_network(classifier, self.data_shape, (self.num_classes,), hidden, activation)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
         """The generative model p(y) p(z) p(x|z, y), and the classifier's term.

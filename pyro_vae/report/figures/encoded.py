@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae import evidence
 from pyro_vae.data import Inputs, Split
-from pyro_vae.models.protocol import evaluation_inputs, needs, of_columns, takes
+from pyro_vae.models.protocol import call_with_inputs, evaluation_inputs, num_required_arguments, takes
 from pyro_vae.report.figures.tiles import like_parameters, spread_rows
 from pyro_vae.system.randomness import own_randomness
 
@@ -65,7 +65,7 @@ def encode(vae: Any, split: Split) -> Encoded:
     words = "posterior means"
     kls: list[Tensor | None] = []
     for part in rows.split(min(ENCODER_ROWS, columns.chunk)):
-        q = of_columns(vae.encode, like_parameters(vae, columns[part]))
+        q = call_with_inputs(vae.encode, like_parameters(vae, columns[part]))
         kl = evidence.kl_per_unit(q, vae.prior()) if hasattr(vae, "prior") else None
         words = words_of(vae, q)
         means.append(q.mean.cpu().double())
@@ -102,6 +102,6 @@ def words_of(vae: Any, q: Any) -> str:
     """What the mean of ``q``, which a model's encoder gave, is called in a title; of labels it may have found some itself."""
     if is_point(q):
         return "codes"
-    if needs(vae.encode) == 2:
+    if num_required_arguments(vae.encode) == 2:
         return "means of q(z|x, y)"
     return "means of q(z|x)" if takes(vae) == ("x",) else "posterior means"

@@ -12,7 +12,7 @@ from pyro_vae.data import Inputs, Split
 from pyro_vae.data.labels import are_vectors
 from pyro_vae.distributions import StandardNormal
 from pyro_vae.models.base import mean_image
-from pyro_vae.models.protocol import evaluation_inputs, has_bound, needs, of_columns
+from pyro_vae.models.protocol import call_with_inputs, evaluation_inputs, has_bound, num_required_arguments
 from pyro_vae.report.figures.encoded import is_point
 from pyro_vae.report.figures.tiles import (
     FRAME,
@@ -36,7 +36,7 @@ def reconstructions(vae: Any, split: Split, source: str) -> Figure:
     width = min(10, len(split.x))
     height = min(3, len(split.x) // width)
     columns = Inputs(*like_parameters(vae, evaluation_inputs(vae, split)[pick_rows(split, width * height)]))
-    made = torch.cat([shrunk(of_columns(vae.reconstruct, part)) for part in columns.split(columns.chunk)])
+    made = torch.cat([shrunk(call_with_inputs(vae.reconstruct, part)) for part in columns.split(columns.chunk)])
     pairs = torch.stack([part.unflatten(0, (height, width)) for part in (shrunk(columns[:][0]), made)], dim=1)
     rows = [2.2 * pair + half for pair in range(height) for half in (0, 1)]
     figure, axes = tiles(pairs.flatten(0, 2), range(width), rows)
@@ -49,8 +49,8 @@ def _reconstructed(vae: Any) -> str:
     """How ``reconstruct`` of a model of the package makes an image."""
     if not has_bound(vae):
         return "decoded from their codes"
-    if needs(getattr(vae, "decode", None)) == 2:
-        given = needs(vae.reconstruct) == 2
+    if num_required_arguments(getattr(vae, "decode", None)) == 2:
+        given = num_required_arguments(vae.reconstruct) == 2
         return "mean of p(x|z, y) at one draw z ~ q(z|x, y)" if given else "mean image at one draw from the guide"
     return "mean of p(x|z) at one draw z ~ q(z|x)"
 
@@ -60,16 +60,16 @@ def samples(vae: Any, split: Split, source: str) -> Figure:
 
     Of a model of vectors there are no classes: what it makes of those of some images.
     """
-    if needs(getattr(vae, "decode", None)) == 2 and hasattr(vae, "prior") and are_vectors(split.y):
+    if num_required_arguments(getattr(vae, "decode", None)) == 2 and hasattr(vae, "prior") and are_vectors(split.y):
         return _samples_of_vectors(vae, split, source)
-    if needs(getattr(vae, "decode", None)) == 1 and hasattr(vae, "prior"):
+    if num_required_arguments(getattr(vae, "decode", None)) == 1 and hasattr(vae, "prior"):
         images = decoded(vae, vae.prior().sample((64,)))
         figure, axes = tiles(images, range(8), range(8))
         prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
         axes.set_title(f"Samples: means of p(x|z), z ~ {prior}")
         return figure
     classes = min(getattr(vae, "num_classes", None) or 0, MAX_COLUMNS)
-    if classes and hasattr(vae, "prior") and needs(getattr(vae, "decode", None)) == 2:
+    if classes and hasattr(vae, "prior") and num_required_arguments(getattr(vae, "decode", None)) == 2:
         z = vae.prior().sample((6 * classes,))
         images = shrunk(mean_image(vae.decode(z, torch.arange(len(z), device=z.device) % classes)))
         figure, axes = tiles(images, range(classes), range(6))

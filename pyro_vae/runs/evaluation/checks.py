@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae import evidence
 from pyro_vae.data import Inputs, Stored
 from pyro_vae.lookup import lookup
-from pyro_vae.models.protocol import evidence_of
+from pyro_vae.models.protocol import evidence_name
 from pyro_vae.system.randomness import own_randomness
 
 #: How many images each check looks at, at most, where nothing is said.
@@ -36,7 +36,7 @@ def wording(vae: Any, columns: Inputs) -> Said:
         vae: The model.
         columns: What it is evaluated on.
     """
-    evidence = evidence_of(vae, columns)
+    evidence = evidence_name(vae, columns)
     joint = "log p(x, y, z)" if evidence == "log p(x, y)" else "log p(x, z|y)"
     words = {"log p(x)": evidence, "log p(x, z)": joint, "q(z|x)": "q(z|x, y)", "I(x; z)": "I(x, y; z)"}
 

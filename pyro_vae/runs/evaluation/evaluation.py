@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_vae import evidence, parallel
 from pyro_vae.data import Data, Inputs
 from pyro_vae.evidence import Bracket, Estimate
-from pyro_vae.models.protocol import evaluation_inputs, evidence_of, gives_density, has_bound
+from pyro_vae.models.protocol import evaluation_inputs, evidence_name, has_bound, has_density
 from pyro_vae.runs.directory import RunDirectory, resuming
 from pyro_vae.runs.evaluation import summary
 from pyro_vae.runs.evaluation.checks import CHECKS, check_names, diagnose, made
@@ -82,7 +82,7 @@ class Subject:
         data: Its data.
         columns: What its model is evaluated on.
         density: Whether log p(x) is a log density.
-        name: What the evidence is called, see :func:`evidence_of`.
+        name: What the evidence is called, see :func:`evidence_name`.
         key: What tells these data from others; equal where two runs can be compared.
     """
 
@@ -122,7 +122,7 @@ def subject(run: Run, request: Request) -> Subject:
                 f"num_data: expected at most the {len(x):,} test images of {run.path}, got {request.num_data:,}."
             )
         split, x = split.take(torch.arange(request.num_data)), x[: request.num_data]
-    density = gives_density(run.vae, evaluation_inputs(run.vae, split))
+    density = has_density(run.vae, evaluation_inputs(run.vae, split))
     if request.dequantize == "uniform":
         if not density:
             raise ValueError(
@@ -132,7 +132,7 @@ def subject(run: Run, request: Request) -> Subject:
         x = _dequantized(x)
     seen = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
     columns = evaluation_inputs(run.vae, split._replace(x=x))
-    name = evidence_of(run.vae, columns)  # log p(x|y) is not log p(x)
+    name = evidence_name(run.vae, columns)  # log p(x|y) is not log p(x)
     key = (len(x), tuple(x.shape[1:]), density, name, zlib.crc32(seen.cpu().contiguous().numpy().data.cast("B")))
     check_suited(run.vae, columns, request.how, request.checks, f"the {run.config.model.model} of {run.path}")
     return Subject(run, data, columns, density, name, key)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Split
-from pyro_vae.models.protocol import classifies, evaluation_inputs, has_bound, of_columns
+from pyro_vae.models.protocol import call_with_inputs, classifies, evaluation_inputs, has_bound
 from pyro_vae.system.randomness import own_randomness
 
 Figure = dict[str, float | int | None]
@@ -43,11 +43,13 @@ def scores(model: Any, split: Split, seed: int = 0) -> dict[str, Figure]:
         known = split.y.cpu() >= 0
         found["accuracy"] = _mean((guesses == split.y.cpu())[known].double())
     if hasattr(model, "log_px"):
-        values = torch.cat([of_columns(model.log_px, part).cpu().double() for part in parts()])
+        values = torch.cat([call_with_inputs(model.log_px, part).cpu().double() for part in parts()])
         found["exact_log_px"] = _mean(values, "log_px")
     if not has_bound(model) and hasattr(model, "reconstruct"):
         with own_randomness(seed):
-            errors = [(of_columns(model.reconstruct, part) - part[0]).square().flatten(1).sum(1) for part in parts()]
+            errors = [
+                (call_with_inputs(model.reconstruct, part) - part[0]).square().flatten(1).sum(1) for part in parts()
+            ]
         found["squared_error"] = _mean(torch.cat(errors).cpu().double(), "reconstruct")
     return found
 

@@ -15,7 +15,7 @@ from pyro_vae import evidence, parallel
 from pyro_vae.data import Data, Inputs, Stored
 from pyro_vae.evidence import BracketSummary, Estimate, Summary
 from pyro_vae.inference.training.history import History
-from pyro_vae.models.protocol import evaluation_inputs, evidence_of, gives_density, has_bound, of_columns
+from pyro_vae.models.protocol import call_with_inputs, evaluation_inputs, evidence_name, has_bound, has_density
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
 from pyro_vae.runs.evaluation.scores import score_rows, scores
@@ -41,7 +41,7 @@ def latent_figures(vae: Any, data: Inputs | Tensor | Stored | tuple[Tensor, ...]
     prior = vae.prior() if hasattr(vae, "prior") else None
     means, kls = [], []
     for part in columns.split(min(1000, columns.chunk)):
-        q = of_columns(vae.encode, part)
+        q = call_with_inputs(vae.encode, part)
         means.append(q.mean.cpu())
         kls.append(None if prior is None else evidence.kl_per_unit(q, prior))
     active = int(evidence.active_units(torch.cat(means)).sum()) if len(columns) > 1 else None
@@ -83,7 +83,7 @@ def evaluate(
     how = how or Estimation(num_samples=config.evaluate.num_samples, compile=config.evaluate.compile_draws)
     columns = evaluation_inputs(vae, data.test)
     found = estimate(vae, columns, how, config.train.seed, progress) if has_bound(vae) else None
-    density = gives_density(vae, columns)
+    density = has_density(vae, columns)
     dims = None if density else math.prod(data.data_shape)
     known = {"num_data": len(columns)} if found is None else figures_of(found.summary(), dims)
     figures = {
@@ -91,7 +91,7 @@ def evaluate(
         "validation": {"elbo": _validation_figure(history)},
         "units": "nats per datum" if found is not None else None,
         "density": density if found is not None else None,
-        "evidence_of": evidence_of(vae, columns) if found is not None else None,
+        "evidence_of": evidence_name(vae, columns) if found is not None else None,
         "schema": SCHEMA,
         "seconds": {"train": train_seconds, "evaluate": time.perf_counter() - started},
         "best_epoch": history.best_epoch,
@@ -191,7 +191,7 @@ def figures_table(
         what: Of which data.
         density: Whether log p(x) is a log density.
         spent: What was spent on each datum; None: importance samples.
-        name: What the evidence is called, see :func:`pyro_vae.models.protocol.evidence_of`.
+        name: What the evidence is called, see :func:`pyro_vae.models.protocol.evidence_name`.
     """
     px = test["log_px"]
     kind = "log density" if density else "log probability"

@@ -13,8 +13,9 @@ from pyro_vae.data.labels import UNKNOWN
 from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.kl.registry import CONTROLS
 from pyro_vae.inference.program.sites import drawn_sites
-from pyro_vae.models.protocol import check_columns, check_model, classifies, has_bound, support_of, takes
-from pyro_vae.models.user_code import modules_of, where_of
+from pyro_vae.models.checks import check_inputs, check_model
+from pyro_vae.models.protocol import classifies, data_support, has_bound, takes
+from pyro_vae.models.user_code import place_of_method, user_modules_of
 from pyro_vae.runs.build import make_vae
 from pyro_vae.runs.config import Config, ModelConfig, TrainConfig
 from pyro_vae.runs.preflight.user_errors import failed_method
@@ -37,7 +38,7 @@ def check_fit(config: Config, vae: Any, data: Data) -> None:
             )
     if not has_bound(vae):
         _check_weights(config)
-    check_columns(vae, data)
+    check_inputs(vae, data)
     check_support(vae, data)
 
 
@@ -65,7 +66,7 @@ def check_used(config: Config, vae: Any) -> None:
         ValueError: If there is such an option.
     """
     m, usual = config.model, ModelConfig()
-    for name in ("encoder", "decoder") if modules_of(vae) else ("hidden", "activation", "encoder", "decoder"):
+    for name in ("encoder", "decoder") if user_modules_of(vae) else ("hidden", "activation", "encoder", "decoder"):
         value = getattr(m, name)
         if value == getattr(usual, name):
             continue
@@ -86,7 +87,7 @@ def check_support(vae: Any, data: Data) -> None:
     Raises:
         ValueError: If they are grey under a Bernoulli, or outside [0, 1] under a continuous one.
     """
-    support = support_of(vae)
+    support = data_support(vae)
     parts = data.train.x.split(rows_of(data.train.x.shape))
     if support == "binary" and not data.redraw and any(bool(((x != 0) & (x != 1)).any()) for x in parts):
         raise ValueError(
@@ -114,7 +115,9 @@ def center(config: Config, vae: Any, data: Data) -> None:
     try:
         vae.center_output(*moments)
     except Exception as error:
-        if isinstance(error, ValueError) and not where_of(vae, "center_output"):  # a sentence of the package's own
+        if isinstance(error, ValueError) and not place_of_method(
+            vae, "center_output"
+        ):  # a sentence of the package's own
             if config.model.decoder is None:
                 raise
         elif (said := failed_method(config.model.model, vae, "center_output", error)) is None:

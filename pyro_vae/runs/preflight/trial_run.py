@@ -16,7 +16,8 @@ from pyro_vae.inference.kl.betas import Betas
 from pyro_vae.inference.objectives.bound import DRAWN_INSTEAD
 from pyro_vae.inference.training.unregistered import check_reached
 from pyro_vae.inference.training.validation import first_draw
-from pyro_vae.models.protocol import training_inputs, unregistered, unsaved
+from pyro_vae.models.checks import unregistered_message, unsaved_message
+from pyro_vae.models.protocol import training_inputs
 from pyro_vae.runs.build import make_objective
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.preflight.compatibility import nothing_to_sum
@@ -64,11 +65,11 @@ def _check_registered(name: str, vae: Any, batch: tuple[Tensor, ...]) -> None:
     """Refuse a model whose parameters never come to Pyro's notice, and one with parameters that no module holds."""
     met = (poutine.trace(part, param_only=True).get_trace(*batch).nodes for part in (vae.guide, vae.model))
     if any(p.requires_grad for p in vae.parameters()) and not any(met):
-        raise ValueError(unregistered(name))
+        raise ValueError(unregistered_message(name))
     own = {id(p) for p in vae.parameters()}
     for parameter, value in pyro.get_param_store().named_parameters():
         if id(value) not in own:
-            raise ValueError(f"model {name}, {unsaved(parameter)}")
+            raise ValueError(f"model {name}, {unsaved_message(parameter)}")
 
 
 def _two(split: Split) -> Tensor:

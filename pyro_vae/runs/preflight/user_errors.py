@@ -13,8 +13,8 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 
-from pyro_vae.models.registry import model_class, settings_of
-from pyro_vae.models.user_code import modules_of, place, where_of
+from pyro_vae.models.registry import model_class, model_settings
+from pyro_vae.models.user_code import place_of_error, place_of_method, user_modules_of
 from pyro_vae.runs.config import Config
 from pyro_vae.system.devices import explain
 
@@ -32,15 +32,15 @@ def program(name: str, vae: Any) -> Iterator[None]:
     Raises:
         ValueError: If something does.
     """
-    modules = modules_of(vae)
+    modules = user_modules_of(vae)
     with _Sites(modules) as sites:
         try:
             yield
         except Exception as error:
             refused = isinstance(error, ValueError)
-            if refused and (said := _of_pyro(name, str(error), sites, place(error, modules))) is not None:
+            if refused and (said := _of_pyro(name, str(error), sites, place_of_error(error, modules))) is not None:
                 raise ValueError(said) from None
-            where = place(error, modules)
+            where = place_of_error(error, modules)
             ours = Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)
             if refused and (where is None or ours):
                 raise ValueError(str(error).strip().splitlines()[0]) from None
@@ -68,7 +68,7 @@ def model_defaults(config: Config) -> Iterator[None]:
         ):
             raise ValueError(f"model {name}.objective: {text}") from None
         now = vars(config.data) | vars(config.train)
-        for key, value in settings_of(name).items():
+        for key, value in model_settings(name).items():
             unknown = text.startswith("unknown ") and f" {value!r}:" in text
             if (text.startswith(f"{key}:") or unknown) and now.get(key) == value:
                 raise ValueError(f"model {name}.defaults: {text}") from None
@@ -84,10 +84,10 @@ def failed_method(name: str, vae: Any, method: str, error: Exception) -> str | N
         method: The method's name.
         error: What it raised.
     """
-    modules = modules_of(vae)
+    modules = user_modules_of(vae)
     if not modules or explain(error) is not None:
         return None
-    where = place(error, modules) or where_of(vae, method)
+    where = place_of_error(error, modules) or place_of_method(vae, method)
     return (
         f"model {name}.{method}: expected a method that runs on these data, got {_words(error)}{at(where)}; mend it, or "
         "leave it out."

@@ -16,20 +16,6 @@ from pyro_vae.distributions.relaxed import LogRelaxedCategorical
 from pyro_vae.parallel.shared_batch import batch_counts
 
 
-def check_classes(num_classes: int | None, model: str, least: int = 2) -> int:
-    """The number of classes, or a sentence.
-
-    Raises:
-        ValueError: If it is None or below ``least``.
-    """
-    if num_classes is None:
-        raise ValueError(f"num_classes: expected how many labels {model} knows, got none; take data that have labels.")
-    if num_classes < least:
-        why = "labels of one kind tell nothing" if least > 1 else "give the size of its vectors"
-        raise ValueError(f"num_classes: expected at least {least}, got {num_classes}; {why}.")
-    return num_classes
-
-
 class Labels(nn.Module):
     r"""A label of C classes, known for some data: :math:`p(y) = 1/C` and, where it is unknown, :math:`q(y|x)`.
 
