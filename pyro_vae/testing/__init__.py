@@ -1,6 +1,6 @@
-"""ELBO-bound checks for anyone's Pyro model and guide; ``pyro_vae.testing.plugin`` offers them to pytest.
+"""ELBO-bound checks for any Pyro model and guide.
 
-Nothing heavy is imported before a check is asked for.
+``pyro_vae.testing.plugin`` offers them to pytest. Nothing heavy is imported before a check runs.
 """
 
 import lazy_loader

@@ -1,7 +1,7 @@
-"""``python -m pyro_vae.testing``: do the package and its checks work on this machine?
+"""The command ``python -m pyro_vae.testing``: self-test of the package on this machine.
 
-A sound model and a fault for each law go through the checks; every objective and every estimator is held against the
-linear-Gaussian VAE, of which everything is known exactly.
+The checks run on a sound model and on one fault for each law. Every objective and every estimator is compared with
+the exact values of a linear-Gaussian VAE.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import sys
 
 
 def main(words: list[str] | None = None) -> int:
-    """Hold objectives and estimators against what is exact, and checks against faults, and say what was found.
+    """Test objectives and estimators against exact values, checks against faults.
 
     Args:
-        words: The command line's; None: from ``sys.argv``.
+        words: The command-line arguments; None: ``sys.argv``.
 
     Returns:
-        0 if each figure is as near to the exact one as its error allows, the sound model passes and each fault is caught by
-        its law; else 1.
+        0 if every figure agrees with its exact value within its error, the sound model passes, and each law catches its
+        fault; else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m pyro_vae.testing", description=main.__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument(
@@ -32,7 +32,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _figures(samples: int, seed: int) -> int:
-    """The table of figures; how many are not as they should be."""
+    """Print the table of figures; return the number of wrong ones."""
     from pyro_vae.testing.selftest.linear_gaussian import HEADER, LIMIT
     from pyro_vae.testing.selftest.table import chance, measure
 
@@ -49,7 +49,7 @@ def _figures(samples: int, seed: int) -> int:
 
 
 def _faults(samples: int, seed: int) -> int:
-    """What the checks say of faults; how many are not as they should be."""
+    """Print the verdict on each fault; return the number of wrong ones."""
     from pyro_vae.testing.selftest.faults import CASES, run
 
     print("The checks of check_elbo_bounds, on a sound model and on a fault for each law")

@@ -1,8 +1,9 @@
-"""Which arguments of a program are its data: found by changing them, and by their values."""
+"""Find the arguments of a program that hold its data."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,25 +15,25 @@ from pyro_vae.testing.subject import Slot, Subject, observed_sites, same
 def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subject, dict[int | str, set[str]]]:
     """Find the data among the arguments.
 
-    An argument with a row for each datum is data if rolling its rows moves an observed value. The argument that *is*
-    an observed value (the same tensor, a view, a cast, or the rows that the plate picked), or of which some entries of
-    each row are (``x[:, t]``), is where simulated data go.
+    An argument with a row for each datum is data if rolling its rows changes an observed value. Simulated data are put
+    into the argument that *is* an observed value: the same tensor, a view, a cast, the rows that the plate picked, or
+    some entries of each row (``x[:, t]``).
 
     Args:
         subject: The program.
-        declared: Names or positions that the caller gives; empty: all arguments with as many rows as the plate.
+        declared: Names or positions given by the caller; empty: all arguments with as many rows as the plate.
 
     Returns:
-        The subject with ``rows``, ``data`` and ``slots``; and which observed sites each data argument feeds.
+        The subject with ``rows``, ``data`` and ``slots``, and the observed sites that each data argument feeds.
 
     Raises:
-        ValueError: If a declared argument is not there or is no tensor.
+        ValueError: If a declared argument is missing or is not a tensor.
     """
     tensors = subject.call.tensors()
     for key in declared:
         if key not in tensors:
             raise unknown("data argument", key, map(str, tensors))
-    subject = subject.found(rows=tuple(dict.fromkeys([*subject.rows, *declared])))
+    subject = replace(subject, rows=tuple(dict.fromkeys([*subject.rows, *declared])))
     feeds: dict[int | str, set[str]] = {}
     values, before = subject.draw()
     again = subject.evaluate(values).observed
@@ -53,11 +54,11 @@ def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subjec
             if slot is not None:
                 slots[site] = slot
                 feeds[key].add(site)
-    return subject.found(data=tuple(feeds), slots=slots), feeds
+    return replace(subject, data=tuple(feeds), slots=slots), feeds
 
 
 def _slot(subject: Subject, key: int | str, value: Tensor, part: bool, taken: dict[str, Slot]) -> Slot | None:
-    """Where an argument holds a value: the whole of it, or, if ``part``, some entries of each row that follow one another."""
+    """Find a value in an argument: whole or, if ``part``, consecutive entries."""
     argument = subject.call.tensors()[key]
     rows = argument if subject.picked is None else argument[subject.picked]
     size = len(rows)

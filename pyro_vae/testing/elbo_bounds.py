@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
 import pyro
 import torch
 
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.system.randomness import own_randomness
 from pyro_vae.testing.data_arguments import find_data
 from pyro_vae.testing.findings import BrokenBound, Ledger, Report
@@ -26,8 +26,8 @@ from pyro_vae.testing.subject import Call, Subject
 
 
 def check_elbo_bounds(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Program,
+    guide: Program,
     *args: object,
     exact: Exact | None = None,
     data: Collection[int | str] | int | str = (),
@@ -40,37 +40,39 @@ def check_elbo_bounds(
     false_alarms: float = 1e-3,
     **kwargs: object,
 ) -> Report:
-    r"""Check that the ELBO of a model and guide is what it says, :math:`E_q[\log w] \le \log p(x)`.
+    r"""Check that the ELBO is a bound: :math:`E_q[\log w] \le \log p(x)`.
 
-    Nothing is trained; parameter store and generators are left as they were. Modules in train mode whose layers keep
-    running statistics do update them.
+    Nothing is trained. The parameter store and the random generators are restored. Layers with running statistics do
+    update them in train mode.
 
     Args:
         model: A Pyro model whose data lie in one plate.
         guide: Its guide.
-        *args: What both take. Five to fifty data are enough; the laws of the batch need two.
-        exact: log p(x) of each datum, shape ``(B,)``, nats, or, with more power, a function of the arguments that gives it.
-        data: Names or positions of the arguments that hold the data, where they are not found by their values.
-        plate: Name of the data plate, where several enclose every site.
-        conditional: Sites of the model whose distribution may read the data, or that score what another site scores.
-        without_gradient: Parts of names of parameters that are meant to have no gradient, or only a part of it.
-        factory: A function without arguments that makes a second (model, guide).
-        num_samples: How many simulated pairs, and draws for each sampled KL.
-        seed: Of all draws.
-        false_alarms: The chance that a sound program is reported, over all tests of the call.
-        **kwargs: As ``args``.
+        *args: Arguments of both. Five to fifty data are enough; the batch laws need at least two.
+        exact: log p(x) of each datum, shape ``(B,)``, nats; or a function of the arguments that returns it, a stronger test.
+        data: Names or positions of the data arguments, if they are not found by their values.
+        plate: Name of the data plate, if several plates enclose every site.
+        conditional: Model sites whose distribution may read the data, or that score the same data as another site.
+        without_gradient: Parts of the names of parameters that should have no gradient, or only part of it.
+        factory: A function without arguments that returns a second (model, guide).
+        num_samples: Number of simulated pairs, and of draws for each sampled KL.
+        seed: Seed of all draws.
+        false_alarms: Probability that a sound program is reported, over all tests of the call.
+        **kwargs: Keyword arguments of both.
 
     Returns:
-        What was checked and holds, and what could not be checked and why.
+        The laws that hold, and those that could not be checked with the reason.
 
     Raises:
-        BrokenBound: An ``AssertionError`` with a sentence for each broken law: where, the figures, the usual causes.
-        ValueError: If an option makes no sense, or a site is marked for enumeration.
+        BrokenBound: An ``AssertionError`` that gives, for each broken law, the place, the figures and the usual causes.
+        ValueError: If an option is out of range, or a site is marked for enumeration.
     """
     if num_samples < 100:
-        raise ValueError(f"num_samples: expected at least 100, got {num_samples}; fewer tell nothing.")
+        raise ValueError(f"num_samples: expected at least 100, got {num_samples}; pass a larger number.")
     if not 0 < false_alarms < 1:
-        raise ValueError(f"false_alarms: expected a chance between 0 and 1, got {false_alarms}.")
+        raise ValueError(
+            f"false_alarms: expected a probability between 0 and 1, got {false_alarms}; pass one such as 1e-3."
+        )
     ledger, store = Ledger(), pyro.get_param_store()
     declared = [data] if isinstance(data, int | str) else list(data)
     with own_randomness(seed), store.scope(store.get_state()), pyro.validation_enabled(False):
@@ -93,7 +95,7 @@ def check_elbo_bounds(
 def _check(
     subject: Subject, declared: list[int | str], conditional: set[str], ledger: Ledger, exact: Exact | None, num: int
 ) -> bool:
-    """The laws of values, batch, KL, weights and gradient estimators; whether the terms are functions of x and z."""
+    """Check all other laws; return True if the terms are deterministic."""
     with torch.no_grad():
         check_values(subject, ledger)
         check_scales(subject, ledger)
@@ -106,7 +108,7 @@ def _check(
         follows = check_reading(subject, feeds, conditional, ledger)
         check_once(subject, feeds, conditional, ledger)
         if ledger.any_broken:
-            return True  # what follows would only say the same in other figures
+            return True  # later laws would only repeat the same fault in other figures
         check_divergences(subject, num, ledger)
         against = reason_against(subject, follows)
         if against is None:

@@ -1,4 +1,4 @@
-"""What the checks found: laws that hold, that are broken, and that could not be checked."""
+"""Findings of the checks: laws held, broken, or not checked."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Finding:
         law: Its name, a key of ``LAWS``.
         state: ``"held"``, ``"broken"`` or ``"not checked"``.
         site: Where: a site, a parameter, or a part of the program.
-        figures: What was measured; for a law not checked, why.
-        causes: What usually causes it and what to change; empty unless broken.
-        p_value: Of a statistical test; None where the law was decided without chance.
+        figures: The measured figures; for a law not checked, the reason.
+        causes: Usual causes and remedies; empty unless broken.
+        p_value: p-value of a statistical test; None if no statistics were needed.
     """
 
     law: str
@@ -62,7 +62,7 @@ class Report:
 
     Attributes:
         findings: One for each law and site.
-        false_alarms: The chance that a sound program breaks any law, over all tests of the call.
+        false_alarms: Probability that a sound program breaks any law, over all tests of the call.
     """
 
     findings: tuple[Finding, ...]
@@ -78,17 +78,17 @@ class Report:
 
     @property
     def held(self) -> tuple[Finding, ...]:
-        """What was checked and holds."""
+        """The laws that were checked and hold."""
         return self._in("held")
 
     @property
     def not_checked(self) -> tuple[Finding, ...]:
-        """What could not be checked, with the reason in ``figures``."""
+        """The laws that could not be checked; ``figures`` gives the reason."""
         return self._in("not checked")
 
     @property
     def laws(self) -> dict[str, State]:
-        """The state of each law: broken if it is anywhere, held if it was checked anywhere."""
+        """State of each law: broken anywhere, else held anywhere, else not checked."""
         states: dict[str, State] = {}
         for law in LAWS:
             found = {f.state for f in self.findings if f.law == law}
@@ -102,7 +102,7 @@ class Report:
 
 
 class BrokenBound(AssertionError):
-    """A program breaks a law; the message has a sentence for each, ``report`` everything that was found."""
+    """Error for a program that breaks a law; ``report`` holds all findings."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -115,22 +115,22 @@ def one_line(text: str) -> str:
 
 
 class Ledger:
-    """Collects findings; the statistical ones are judged together at the end, by Holm's method."""
+    """Collector of findings; statistical tests are judged together, by Holm's method."""
 
     def __init__(self) -> None:
         self._findings: list[Finding] = []
         self._again: dict[int, Callable[[], float]] = {}
 
     def holds(self, law: str, site: str, figures: str) -> None:
-        """Note that a law was checked without chance and holds."""
+        """Record a law that was checked without statistics and holds."""
         self._findings.append(Finding(law, "held", site, figures))
 
     def skips(self, law: str, site: str, why: str) -> None:
-        """Note that a law could not be checked, and why."""
+        """Record a law that could not be checked, and the reason."""
         self._findings.append(Finding(law, "not checked", site, one_line(why)))
 
     def breaks(self, law: str, site: str, figures: str, causes: str) -> None:
-        """Note that a law was checked without chance and is broken."""
+        """Record a law that was checked without statistics and is broken."""
         self._findings.append(Finding(law, "broken", site, one_line(figures), causes))
 
     def tests(
@@ -142,25 +142,25 @@ class Ledger:
         causes: str,
         again: Callable[[], float] | None = None,
     ) -> None:
-        """Note the p-value of a test; whether the law is broken is decided when all are known.
+        """Record the p-value of a test, to be judged by :meth:`close`.
 
         Args:
             law: The law.
-            site: Where.
-            p_value: The test's.
-            figures: What was measured.
-            causes: What would cause a rejection.
-            again: Repeats the test with fresh draws, where its p-value is good to the first order only: a t test of
-                skewed terms rejects too often far out. A rejection has to be repeated at ``CONFIRMED``.
+            site: The place: a site, a parameter or a part of the program.
+            p_value: The p-value.
+            figures: The measured figures.
+            causes: The usual causes of a rejection.
+            again: Repeats the test with fresh draws, for p-values that are only approximate: a t test of skewed terms
+                rejects too often in the tail. A rejection must then be repeated at level ``CONFIRMED``.
         """
         if again is not None:
             self._again[len(self._findings)] = again
-        p = 0.0 if math.isnan(p_value) else p_value  # a figure that is no number is no evidence for the law
+        p = 0.0 if math.isnan(p_value) else p_value  # NaN is no evidence for the law
         self._findings.append(Finding(law, "held", site, figures, causes, p))
 
     @property
     def any_broken(self) -> bool:
-        """Whether a law decided without chance is broken."""
+        """True if a law that needs no statistics is broken."""
         return any(f.state == "broken" for f in self._findings)
 
     def close(self, false_alarms: float) -> Report:

@@ -1,6 +1,7 @@
-"""The pytest plugin: turn it on with ``-p pyro_vae.testing.plugin``, or by ``pytest_plugins`` in conftest.
+"""The pytest plugin with the fixture ``elbo_checks``.
 
-It imports neither torch nor Pyro before a test asks for the fixture.
+Turn it on with ``-p pyro_vae.testing.plugin`` or by ``pytest_plugins`` in conftest. It imports neither torch nor Pyro
+before a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse options without sense before any test runs."""
+    """Refuse options out of range before any test runs."""
     if (samples := config.getoption("--elbo-samples")) < 100:
-        raise pytest.UsageError(f"--elbo-samples: expected at least 100, got {samples}; fewer tell nothing.")
+        raise pytest.UsageError(f"--elbo-samples: expected at least 100, got {samples}; pass a larger number.")
 
 
 @pytest.fixture
 def elbo_checks(request: pytest.FixtureRequest) -> Callable[..., Report]:
-    """``check_elbo_bounds`` with the command line's samples and seed; a broken law fails the test with its sentence.
+    """``check_elbo_bounds`` with the command line's samples and seed.
 
-    What was checked, and what could not be, is printed, so that ``pytest -rP`` shows it.
+    A broken law fails the test with its sentence. The laws checked and not checked are printed: ``pytest -rP`` shows them.
     """
     __tracebackhide__ = True
 
-    def checks(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+    def checks(model: Callable[..., object], guide: Callable[..., object], *args: object, **kwargs: Any) -> Report:
         __tracebackhide__ = True
         from pyro_vae.testing.elbo_bounds import check_elbo_bounds
         from pyro_vae.testing.findings import BrokenBound

@@ -1,10 +1,10 @@
-"""A model and guide under test: evaluated at chosen values, on chosen rows, and simulated from."""
+"""The subject of the checks: a model and guide, evaluated and simulated."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from pyro import poutine
@@ -15,27 +15,28 @@ from torch import Tensor
 
 from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import Site, is_auxiliary_loss, sample_sites, site_log_prob
-from pyro_vae.inference.program.traces import Program
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
 
 Values = dict[str, Tensor]
 
 
-def is_factor(site: Mapping[str, Any]) -> bool:
-    """Whether a site is a ``pyro.factor``."""
+def is_factor(site: Mapping[str, object]) -> bool:
+    """Return True for a ``pyro.factor``."""
     return type(site["fn"]).__name__ == "Unit"
 
 
 class Fixed(Messenger):
-    """Gives sample sites chosen values; with ``unobserved``, observed ones are drawn (or given values) as well.
+    """Handler that gives sample sites chosen values.
 
+    With ``unobserved``, observed sites are drawn, or given values, as well.
     Unlike ``poutine.replay`` and ``poutine.uncondition`` it leaves the user's ``infer`` dictionaries alone.
     """
 
-    def __init__(self, values: Mapping[str, Any], unobserved: bool = False) -> None:
+    def __init__(self, values: Mapping[str, Tensor], unobserved: bool = False) -> None:
         super().__init__()
         self.values, self.unobserved = values, unobserved
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         if msg["infer"].get("_deterministic") or msg["infer"].get("auxiliary_loss") or is_factor(msg):
             return
         if msg["is_observed"] and self.unobserved:
@@ -47,12 +48,12 @@ class Fixed(Messenger):
 class Call(NamedTuple):
     """Arguments of model and guide."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Args
+    kwargs: Kwargs
 
     def tensors(self) -> dict[int | str, Tensor]:
         """The arguments that are tensors, by position or name."""
-        found: dict[int | str, Any] = dict(enumerate(self.args))
+        found: dict[int | str, object] = dict(enumerate(self.args))
         found.update(self.kwargs)
         return {key: value for key, value in found.items() if isinstance(value, Tensor)}
 
@@ -63,7 +64,10 @@ class Call(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Where an argument holds an observed value as it is: entries ``start`` to ``start + width`` of each row."""
+    """Place of an observed value in an argument.
+
+    It is entries ``start`` to ``start + width`` of each row.
+    """
 
     key: int | str
     start: int
@@ -96,7 +100,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked.
+    """The model and guide under test, with what is known of them.
 
     Attributes:
         model: The model.
@@ -106,9 +110,9 @@ class Subject:
         index: Indices of the subsampling sites, fixed.
         model_trace: A first trace of the model.
         guide_trace: A first trace of the guide.
-        rows: Arguments that have a row for each datum.
-        data: Of these, the ones that the observed sites read, found by changing them.
-        slots: Observed site to where an argument holds its value as it is.
+        rows: Arguments with a row for each datum.
+        data: Those of ``rows`` that observed sites read.
+        slots: Place of each observed value in an argument, by site.
     """
 
     model: Program
@@ -124,13 +128,13 @@ class Subject:
 
     @property
     def picked(self) -> Tensor | None:
-        """The rows of an argument that are the batch; None where all are."""
+        """Rows of an argument that form the batch; None for all."""
         index = self.index.get(self.data_plate.plate)
         return None if index is None or not self.subsamples else index
 
     @property
     def subsamples(self) -> bool:
-        """Whether the program itself picks rows of its arguments."""
+        """True if the program itself subsamples rows of its arguments."""
         frames = [f for _, s in sample_sites(self.model_trace) for f in s["cond_indep_stack"]]
         full = next(f.full_size for f in frames if f.name == self.data_plate.plate)
         return full > self.data_plate.size and any(len(self.call.tensors()[key]) == full for key in self.rows)
@@ -147,7 +151,7 @@ class Subject:
         call, known = call or self.call, (self.index if index is None else index) | values
         return self.score(self.traced(self.model, call, known), self.traced(self.guide, call, known))
 
-    def traced(self, fn: Program, call: Call, values: Mapping[str, Any], unobserved: bool = False) -> Trace:
+    def traced(self, fn: Program, call: Call, values: Mapping[str, Tensor], unobserved: bool = False) -> Trace:
         """A trace with these values."""
         with Fixed(values, unobserved):
             return poutine.trace(fn).get_trace(*call.args, **call.kwargs)
@@ -163,7 +167,7 @@ class Subject:
         return Scores(terms[0], terms[1], observed)
 
     def simulate(self) -> tuple[Call, Values, Values]:
-        """A draw (z, x) from the model: the call with x in place of the data, z, and x by site."""
+        """Draw (z, x) from the model; return call, z, x by site."""
         trace = self.traced(self.model, self.call, self.index, unobserved=True)
         names = {n for n, _ in observed_sites(self.model_trace)}
         values = {n: s["value"].detach() for n, s in sample_sites(trace) if not s["is_observed"]}
@@ -178,7 +182,7 @@ class Subject:
         return self.call.put(new), values, x
 
     def reordered(self, order: Tensor, keys: tuple[int | str, ...] | None = None) -> Call:
-        """The call with the rows of the batch taken in this order, which may repeat or leave out some."""
+        """The call with the batch rows in an order that may repeat."""
         new = {}
         for key in self.rows if keys is None else keys:
             old = self.call.tensors()[key]
@@ -195,14 +199,10 @@ class Subject:
         return taken
 
     def rows_of(self, name: str, marked: Tensor) -> Tensor:
-        """Which data have a marked entry in the value of a site, shape ``(B,)``."""
+        """True for data with a marked entry at a site, shape ``(B,)``."""
         event_dim = dict(sample_sites(self.model_trace))[name]["fn"].event_dim
         inner = marked.double().flatten(marked.dim() - event_dim).sum(-1) if event_dim else marked.double()
         return self.data_plate.per_datum(inner)[0] > 0
-
-    def found(self, **changes: Any) -> Subject:
-        """The same with more known of it."""
-        return replace(self, **changes)
 
 
 def observed_sites(trace: Trace) -> list[tuple[str, Site]]:
@@ -217,17 +217,17 @@ def latent_sites(trace: Trace) -> dict[str, Site]:
 
 
 def latent_values(trace: Trace) -> Values:
-    """Their values."""
+    """Values of the latent sites, by name."""
     return {n: s["value"] for n, s in latent_sites(trace).items()}
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two values are equal, NaN to NaN."""
+    """Return True if two values are equal; NaN equals NaN."""
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def tolerance(*values: Tensor) -> float:
-    """What rounding may move a log-probability by: 1e-5 of its size, in nats."""
+    """Rounding error allowed in a log-probability: 1e-5 of its size, nats."""
     return 1e-5 * (1 + max(float(v.detach().abs().max()) if v.numel() else 0.0 for v in values))
 
 

@@ -57,7 +57,7 @@ def test_too_few_samples_are_refused_before_any_test_runs():
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "examples"], capture_output=True, text=True, check=False, cwd=ROOT, env=env)
     assert done.returncode == 4
-    assert done.stderr.strip() == "ERROR: --elbo-samples: expected at least 100, got 10; fewer tell nothing."
+    assert done.stderr.strip() == "ERROR: --elbo-samples: expected at least 100, got 10; pass a larger number."
 
 
 def test_the_mended_example_passes(monkeypatch):

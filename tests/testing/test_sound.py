@@ -212,7 +212,7 @@ def test_enumerated_sites_are_refused():
             z = pyro.sample("z", pyro.distributions.Bernoulli(0.5), infer={"enumerate": "parallel"})
             pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="take the mark off"):
+    with pytest.raises(ValueError, match="remove the mark"):
         check_elbo_bounds(model, lambda x: None, torch.zeros(3))
 
 

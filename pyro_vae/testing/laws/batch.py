@@ -1,4 +1,4 @@
-"""Laws ``independence`` and ``invariance``: what a datum's log w may depend on, and what it may not."""
+"""The laws ``independence`` and ``invariance`` of the batch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_independence(subject: Subject, ledger: Ledger) -> None:
 
 
 def _report_others(before: Scores, after: Scores, i: int, what: str, ledger: Ledger) -> bool:
-    """Report the first term of another datum that moved."""
+    """Report the first term of another datum that changed."""
     for name, term in before.parts().items():
         change = (after.parts()[name] - term).abs()
         change[i] = 0
@@ -52,7 +52,7 @@ def _report_others(before: Scores, after: Scores, i: int, what: str, ledger: Led
 
 
 def check_invariance(subject: Subject, ledger: Ledger) -> None:
-    """Reorder rows, split the batch, pick another subsample, and compare each datum's loss."""
+    """Reorder, split and resubsample the batch; compare the loss of each datum."""
     law = "invariance"
     _check_plate_scales(subject, ledger)
     if subject.data_plate.size < 2:
@@ -73,7 +73,7 @@ def check_invariance(subject: Subject, ledger: Ledger) -> None:
 
 
 def _check_plate_scales(subject: Subject, ledger: Ledger) -> None:
-    """N/B has to stand on every site of the data plate, in model and guide."""
+    """Check that N/B scales every site of the data plate."""
     plate = subject.data_plate.plate
     sites = [(f"site {n!r} of the model", s) for n, s in latent_sites(subject.model_trace).items()]
     sites += [(f"site {n!r} of the model", s) for n, s in observed_sites(subject.model_trace)]
@@ -92,7 +92,7 @@ def _check_plate_scales(subject: Subject, ledger: Ledger) -> None:
 
 
 def _differs(before: Scores, after: Scores, rows: Tensor) -> tuple[str, float] | None:
-    """The first term of which the rows changed, and by how much."""
+    """Return the first term whose rows changed, and the largest change."""
     for name, term in before.parts().items():
         change = float((after.parts()[name] - term[rows]).abs().max())
         if not change <= tolerance(term):
@@ -101,7 +101,7 @@ def _differs(before: Scores, after: Scores, rows: Tensor) -> tuple[str, float] |
 
 
 def _check_order(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> str | None:
-    """Reverse the rows; returns the name of a parameter that has rows of its own, if that explains a change."""
+    """Reverse the rows; return a per-datum parameter that explains a change."""
     order = torch.arange(subject.data_plate.size).flip(0)
     arguments = (subject.take(values, order), subject.reordered(order))
     found = _differs(before, subject.evaluate(*arguments), order)
@@ -127,7 +127,7 @@ def _check_order(subject: Subject, values: Values, before: Scores, ledger: Ledge
 
 
 def row_parameters(subject: Subject) -> list[tuple[str, Tensor]]:
-    """Unconstrained parameters of the guide that may have a row for each datum."""
+    """Unconstrained guide parameters that may have one row per datum."""
     sites = plates_of(next(iter(latent_sites(subject.guide_trace).values())))
     full = sites[subject.data_plate.plate].full_size
     found = []
@@ -140,7 +140,7 @@ def row_parameters(subject: Subject) -> list[tuple[str, Tensor]]:
 
 
 def _check_split(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> None:
-    """The first rows alone, with the scales of the loss."""
+    """Check terms and scales of the first half of the rows alone."""
     size = subject.data_plate.size
     rows = torch.arange(max(1, size // 2))
     call, part = subject.reordered(rows), subject.take(values, rows)
@@ -164,13 +164,13 @@ def _check_split(subject: Subject, values: Values, before: Scores, ledger: Ledge
 
 
 def _outer_scales(subject: Subject, call: Call, values: Values) -> dict[str, float]:
-    """The mean scale of each of the model's sites without its plates' N/B."""
+    """Mean scale of each model site, without the N/B of its plates."""
     trace = subject.traced(subject.model, call, values)
     return {n: outer_scale(s) for n, s in [*latent_sites(trace).items(), *observed_sites(trace)]}
 
 
 def _check_subsample(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> None:
-    """Another subsample that keeps the first half of the rows: their terms stay."""
+    """Check that kept rows have the same terms in another subsample."""
     plate, size = subject.data_plate.plate, subject.data_plate.size
     full = plates_of(observed_sites(subject.model_trace)[0][1])[plate].full_size
     old = subject.index[plate]

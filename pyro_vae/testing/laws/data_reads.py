@@ -1,4 +1,4 @@
-"""Law ``likelihood``, the data: no term reads them but through its observed value, and each is scored once."""
+"""The law ``likelihood``: each datum is scored once, by its observed value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_ENTRIES = 64
 def check_reading(
     subject: Subject, feeds: dict[int | str, set[str]], conditional: Collection[str], ledger: Ledger
 ) -> bool:
-    """With every site drawn or given, the data arguments move no term; whether simulation follows the density.
+    """Return True if terms read the data through observed values only.
 
     A site may read an argument whose value was observed before it in the model (teacher forcing).
     """
@@ -78,7 +78,7 @@ def _report_reading(subject: Subject, name: str, ledger: Ledger) -> None:
 
 
 def _mass_over_data(subject: Subject, name: str) -> Tensor | None:
-    """Sum of p(x|z) over all x where a datum is a few bits; the program runs once for each."""
+    """Sum p(x|z) over all x of a few bits, run by run."""
     site, slot = dict(observed_sites(subject.model_trace))[name], subject.slots.get(name)
     base = elementary(site["fn"])
     if slot is None or subject.picked is not None or not getattr(base, "has_enumerate_support", False):
@@ -101,7 +101,7 @@ def _mass_over_data(subject: Subject, name: str) -> Tensor | None:
 def check_once(
     subject: Subject, feeds: dict[int | str, set[str]], conditional: Collection[str], ledger: Ledger
 ) -> None:
-    """No entry of the data is the observed value of two sites: that would be p(x|z)^2."""
+    """Check that no entry is observed at two sites: p(x|z) squared."""
     values, before = subject.draw()
     for key, sites in feeds.items():
         names = sorted(sites - set(conditional))
@@ -118,7 +118,7 @@ def check_once(
 
 
 def _one_entry_rolled(subject: Subject, key: int | str) -> Iterator[Call]:
-    """Calls in each of which one entry of every datum is another datum's."""
+    """Yield calls with one entry of every datum taken from another datum."""
     order = torch.arange(subject.data_plate.size).roll(1)
     old, rolled = (c.tensors()[key] for c in (subject.call, subject.reordered(order, (key,))))
     entries = old[0].numel()
@@ -129,7 +129,7 @@ def _one_entry_rolled(subject: Subject, key: int | str) -> Iterator[Call]:
 
 
 def _scored(subject: Subject, names: list[str], before: Scores, after: Scores) -> list[str]:
-    """Of these sites, those that score a changed value of some datum that the one before them scores too."""
+    """Sites that score a changed datum which an earlier site scores too."""
     found: list[str] = []
     rows = torch.zeros(subject.data_plate.size, dtype=torch.bool)
     for name in names:

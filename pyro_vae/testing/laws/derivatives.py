@@ -1,4 +1,4 @@
-"""Law ``gradients``, the slopes: autograd's derivatives of every term are those of the term."""
+"""The law ``gradients``: autograd's derivatives agree with difference quotients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Unlike = dict[str, tuple[float, float]]
 
 
 def check_derivatives(subject: Subject, ledger: Ledger) -> None:
-    r"""Compare :math:`\partial / \partial z` of every term with a difference quotient, along a random direction."""
+    r"""Compare :math:`\partial / \partial z` of every term with a difference quotient."""
     sites = latent_sites(subject.guide_trace).items()
     names = [n for n, s in sites if s["fn"].has_rsample and not s["infer"].get("is_auxiliary")]
     names = [n for n in names if dict(sites)[n]["value"].is_floating_point()]
@@ -63,14 +63,14 @@ def _unlike_along(subject: Subject, values: Values, name: str) -> Unlike:
 
 
 def _differs(slope: Tensor, quotients: list[tuple[Tensor, float]]) -> bool:
-    """Whether a slope is none of the difference quotients."""
+    """Return True if a derivative agrees with no difference quotient."""
     *coarse, (fine, rounding) = quotients
     telling = rounding <= 0.01 + 0.1 * float(fine.nan_to_num(posinf=0, neginf=0).norm())
     return all(_far(slope, *quotient) for quotient in (quotients if telling else coarse))
 
 
 def _far(slope: Tensor, quotient: Tensor, rounding: float) -> bool:
-    """Whether they differ by more than rounding, a kink or the quotient's own error can explain; shape ``(B,)`` each."""
+    """Return True if derivative and quotient, shape ``(B,)``, differ beyond numerical error."""
     inside = torch.isfinite(quotient) & torch.isfinite(slope)
     slope, quotient = slope[inside], quotient[inside]
     size = torch.maximum(slope.norm(), quotient.norm())
@@ -97,7 +97,7 @@ def _per_datum(subject: Subject, name: str, value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _quotients(subject: Subject, values: Values, name: str, direction: Tensor, step: float) -> Quotients:
-    """By term, difference quotients, shape ``(B,)``, and what rounding may add to their norm."""
+    """Difference quotients by term, shape ``(B,)``, and their rounding error."""
     ends = [subject.evaluate(values | {name: values[name] + sign * step * direction}).parts() for sign in (1, -1)]
     found = {}
     for term, above in ends[0].items():
@@ -107,19 +107,20 @@ def _quotients(subject: Subject, values: Values, name: str, direction: Tensor, s
 
 
 def check_parameter_slopes(subject: Subject, still: tuple[str, ...], ledger: Ledger) -> None:
-    r"""Compare :math:`\partial / \partial (\theta, \phi)` of every term, at fixed latent values, with a difference quotient.
+    r"""Compare the parameter derivatives of every term with a difference quotient.
 
-    Along one random direction of all parameters; a term that differs is looked at again, parameter by parameter.
+    The latent values are fixed and the direction is random over all parameters. A term that differs is checked again,
+    parameter by parameter.
 
     Args:
         subject: The program.
-        still: Parts of names of parameters that are meant to have no gradient.
+        still: Parts of the names of parameters that should have no gradient.
         ledger: Where findings go.
     """
     known = parameters(subject.guide_trace, subject.model_trace)
     params = {n: p for n, p in known.items() if p.requires_grad and not any(part in n for part in still)}
     if not params:
-        return  # which is said where each parameter's gradient is asked for
+        return  # check_parameters reports it
     found = _repeated(lambda: _unlike_moved(subject, params, list(params)))
     if found is None:
         ledger.holds(LAW, "the parameters' slopes", "autograd's slopes of all terms are their difference quotients")
@@ -133,10 +134,10 @@ def check_parameter_slopes(subject: Subject, still: tuple[str, ...], ledger: Led
 
 
 def _unlike_moved(subject: Subject, params: dict[str, Tensor], names: list[str], term: str | None = None) -> Unlike:
-    """The terms (or one of them) whose slope along a random move of these parameters is not their difference quotient."""
+    """Terms whose derivative along a random step of the parameters is wrong."""
     with torch.no_grad():
         values, _ = subject.draw()
-    # Small entries are moved by little, so that no scale or weight becomes another one.
+    # Small entries move little, so that no scale changes its sign.
     moves = {n: torch.randn_like(params[n]) * params[n].detach().abs().clamp(1e-2, 1) for n in names}
     slopes = _parameter_slopes(subject, values, params, moves)
     quotients = [_parameter_quotients(subject, values, params, moves, step) for step in STEPS]
@@ -150,7 +151,7 @@ def _unlike_moved(subject: Subject, params: dict[str, Tensor], names: list[str],
 def _parameter_slopes(
     subject: Subject, values: Values, params: dict[str, Tensor], moves: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """By term, summed over data, shape ``(1,)``."""
+    """Derivatives by term, summed over data, shape ``(1,)``."""
     found = {}
     leaves = [params[name] for name in moves]
     for term, value in subject.evaluate(values).parts().items():
@@ -167,7 +168,7 @@ def _parameter_slopes(
 def _parameter_quotients(
     subject: Subject, values: Values, params: dict[str, Tensor], moves: dict[str, Tensor], step: float
 ) -> Quotients:
-    """By term, summed over data, shape ``(1,)``, and what rounding may add."""
+    """Difference quotients by term, summed over data, and their rounding error."""
     ends = []
     for sign in (1, -1):
         with _moved(params, moves, sign * step):
@@ -182,7 +183,7 @@ def _parameter_quotients(
 
 @contextmanager
 def _moved(params: dict[str, Tensor], moves: dict[str, Tensor], step: float) -> Iterator[None]:
-    """Parameters moved for a while."""
+    """Move the parameters inside the context; restore them after it."""
     before = {name: params[name].detach().clone() for name in moves}
     try:
         for name, move in moves.items():

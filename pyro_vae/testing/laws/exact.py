@@ -1,4 +1,4 @@
-"""Law ``exact``: the weights against a log p(x) that the caller knows."""
+"""The law ``exact``: the weights agree with a known log p(x)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ CAUSES = (
 
 
 def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples: int, ledger: Ledger) -> None:
-    r"""Compare the weights with the log p(x) that the caller knows.
+    r"""Compare the weights with the known log p(x).
 
-    :math:`\prod_i \frac1K \sum_k w_{ki} / p(x_i)` has mean 1, so that by Markov's inequality it exceeds 1/a with
-    probability at most a, at any tail: on the given data, and, if ``exact`` is a function, on data drawn from the model.
+    :math:`\prod_i \frac1K \sum_k w_{ki} / p(x_i)` has mean 1. By Markov's inequality it exceeds 1/a with probability at
+    most a, whatever the tail. The given data are tested and, if ``exact`` is a function, data drawn from the model too.
 
     Args:
         subject: The program.
-        exact: log p(x) of each datum, shape ``(B,)``, nats, or a function of the program's arguments that gives it.
-        against: Why data cannot be simulated, or None.
-        num_samples: How many simulated data.
-        ledger: Where findings go.
+        exact: log p(x) of each datum, shape ``(B,)``, nats, or a function of the program's arguments that returns it.
+        against: Reason why data cannot be simulated; None if they can.
+        num_samples: Number of simulated data.
+        ledger: Collects the findings.
 
     Raises:
         ValueError: If ``exact`` has another shape.
@@ -50,7 +50,9 @@ def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples
 
 
 def _check_simulated(subject: Subject, exact: Exact, rounds: int, ledger: Ledger) -> None:
-    r"""Markov's test, and with :math:`\rho = w / p(x)` the balance :math:`E_p[1/(1+\rho)] = E_q[\rho/(1+\rho)]`.
+    r"""Test the weights of simulated data, by Markov's inequality and a balance.
+
+    With :math:`\rho = w / p(x)` the balance is :math:`E_p[1/(1+\rho)] = E_q[\rho/(1+\rho)]`.
 
     Both are :math:`\int pq / (p + q)` where log p(x) is right; they are bounded, whatever the tail.
     """
@@ -68,7 +70,7 @@ def _check_simulated(subject: Subject, exact: Exact, rounds: int, ledger: Ledger
 
 
 def _simulated(subject: Subject, exact: Exact, rounds: int) -> tuple[Tensor, Tensor]:
-    """Log w less log p(x), shape ``(K, rounds B)``, and the two sides' difference, shape ``(rounds B,)``."""
+    """Log excess, shape ``(K, rounds B)``, and balance, shape ``(rounds B,)``."""
     parts, balance = [], []
     for _ in range(rounds):
         call, values, _ = subject.simulate()
@@ -91,7 +93,7 @@ def _known(subject: Subject, call: Call, exact: Exact) -> Tensor:
 
 
 def _log_excess(subject: Subject, call: Call, exact: Exact) -> Tensor:
-    """Log w less log p(x), shape ``(K, B)``."""
+    """Log excess, log w - log p(x), shape ``(K, B)``, nats."""
     log_w = torch.stack([subject.draw(call)[1].log_w.double() for _ in range(DRAWS)])
     return log_w - _known(subject, call, exact)
 
@@ -106,7 +108,7 @@ def _test_excess(excess: Tensor, where: str, ledger: Ledger) -> None:
 
 
 def _check_mean(subject: Subject, exact: Exact, excess: Tensor, ledger: Ledger) -> None:
-    """Both sides, where the weights are even enough for a t test."""
+    """Test the mean of w / p(x) from both sides by t."""
     weights = (excess - excess.max(0).values).exp()
     effective = weights.sum(0).square() / weights.square().sum(0)
     where = "the given data, both sides"

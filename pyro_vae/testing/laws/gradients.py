@@ -14,7 +14,7 @@ from pyro_vae.testing.numerics.statistics import student_p
 from pyro_vae.testing.subject import Scores, Subject, Values, latent_sites, parameters
 
 LAW = "gradients"
-#: By parameter and estimator: vectors of mean 0, shape ``(repeats, P)``, and the size of what they are made of.
+#: By parameter and estimator: vectors of mean 0, shape ``(repeats, P)``, and the size of their parts.
 Differences = dict[tuple[str, str], tuple[Tensor, float]]
 DRAWS = 4
 PAIR, NULL = "pathwise less score-function gradient", "gradient of E_q[log q] at fixed draws"
@@ -22,7 +22,7 @@ UNLIKE = "a guide whose draws are not from the density it scores"
 
 
 def check_gradients(subject: Subject, repeats: int, ledger: Ledger) -> None:
-    r"""Compare two unbiased estimates of :math:`\nabla_\phi E_q[\log w]`, tensor by tensor, from the same draws.
+    r"""Compare two unbiased estimates of :math:`\nabla_\phi E_q[\log w]`.
 
     Pathwise :math:`\nabla \log w(z(\phi))`, against :math:`\sum_k (\log w_k - \overline{\log w}_{-k}) \nabla \log q_k`
     with the values fixed, plus the terms' own :math:`\nabla \log w` there. The first half of the repeats finds the
@@ -56,7 +56,7 @@ def check_gradients(subject: Subject, repeats: int, ledger: Ledger) -> None:
 
 
 def _differences(subject: Subject, params: dict[str, Tensor], repeats: int) -> Differences:
-    """By parameter and estimator: vectors of mean 0, shape ``(repeats, P)``, and the size of what they are made of."""
+    """The :data:`Differences` between the two estimates, by parameter and estimator."""
     estimates = [_estimates(subject, params) for _ in range(repeats)]
     found = {}
     for i, name in enumerate(params):
@@ -72,7 +72,7 @@ def _fresh_p(fresh: Callable[[], Differences], key: tuple[str, str]) -> float:
 
 
 def _mean_test(rows: Tensor, size: float) -> tuple[float, float, float]:
-    """Whether vectors have mean 0, along the mean of the first half, by the second: mean, error and p-value."""
+    """Test that vectors have mean 0; return mean, error and p-value."""
     half = len(rows) // 2
     direction = rows[:half].mean(0)
     values = rows[half:] @ (direction / direction.norm().clamp(min=1e-300))
@@ -82,7 +82,7 @@ def _mean_test(rows: Tensor, size: float) -> tuple[float, float, float]:
 
 
 def _estimates(subject: Subject, params: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Pathwise and score-function gradients, and the mean score, from the same draws; flat, in float64."""
+    """Pathwise gradients, score-function gradients and mean scores; flat, float64."""
     paths: list[Tensor] = []
     at: list[Scores] = []
     for _ in range(DRAWS):
@@ -98,7 +98,7 @@ def _estimates(subject: Subject, params: dict[str, Tensor]) -> tuple[list[Tensor
 
 
 def _pathwise(subject: Subject) -> tuple[Tensor, Values]:
-    """Log w summed over data, with a score term for sites that are not reparameterized; and the values."""
+    """Sum of log w with its score terms, and the drawn values."""
     guide_trace = subject.traced(subject.guide, subject.call, subject.index)
     sites = latent_sites(guide_trace)
     values = {n: s["value"] for n, s in sites.items()}

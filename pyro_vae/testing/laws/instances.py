@@ -1,9 +1,10 @@
-"""Law ``instances``: a second instance in the same process trains by itself."""
+"""The law ``instances``: a second instance has its own parameters."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -17,10 +18,10 @@ Factory = Callable[[], tuple[Program, Program]]
 
 
 def check_instances(subject: Subject, factory: Factory | None, ledger: Ledger) -> None:
-    """Run a second instance beside the first: its parameters are its own, and are those that the store trains.
+    """Check that a second instance has its own parameters in the store.
 
     Args:
-        subject: The first.
+        subject: The first instance.
         factory: Makes a second model and guide; None: a copy of the object whose methods they are.
         ledger: Where findings go.
     """
@@ -33,7 +34,7 @@ def check_instances(subject: Subject, factory: Factory | None, ledger: Ledger) -
         "PyroModule by pyro.settings.set(module_local_params=True), or call pyro.clear_param_store() between two fits"
     )
     try:
-        second = subject.found(model=pair[0], guide=pair[1])
+        second = replace(subject, model=pair[0], guide=pair[1])
         guide_trace = second.traced(second.guide, second.call, second.index)
         values = {n: s["value"] for n, s in latent_sites(guide_trace).items()}
         model_trace = second.traced(second.model, second.call, second.index | values)
@@ -58,7 +59,7 @@ def check_instances(subject: Subject, factory: Factory | None, ledger: Ledger) -
 
 
 def _copy(subject: Subject) -> tuple[Program, Program] | str:
-    """The copies' methods, or why there are none."""
+    """The methods of a copy, or the reason why there is none."""
     owner = getattr(subject.model, "__self__", None)
     if owner is None or getattr(subject.guide, "__self__", None) is not owner:
         return "model and guide are no methods of one object; pass factory=, a function that makes a second pair"

@@ -1,4 +1,4 @@
-"""Law ``kl``: analytic and sampled KL agree, and a weight of the KL stands on both sides."""
+"""The law ``kl``: closed-form and sampled KL agree; weights match."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAUSES = (
 
 
 def check_scales(subject: Subject, ledger: Ledger) -> None:
-    """The scale of a latent site is the same in model and guide, and the likelihood has none of its own."""
+    """Check that latent sites have one scale and the likelihood has none."""
     ours, theirs = latent_sites(subject.model_trace), latent_sites(subject.guide_trace)
     try:
         check_kl_scales(subject.model_trace, subject.guide_trace)
@@ -61,7 +61,7 @@ def _other_scale(site: Site) -> float:
 
 
 def check_divergences(subject: Subject, num_samples: int, ledger: Ledger) -> None:
-    r"""Compare :math:`KL(q \| p)` in closed form with the mean of log q - log p over draws, site by site."""
+    r"""Compare :math:`KL(q \| p)` of each site in closed form with draws."""
     guide_trace = subject.traced(subject.guide, subject.call, subject.index)
     values = {n: s["value"] for n, s in latent_sites(guide_trace).items()}
     model_trace = subject.traced(subject.model, subject.call, subject.index | values)
@@ -72,7 +72,7 @@ def check_divergences(subject: Subject, num_samples: int, ledger: Ledger) -> Non
 
 
 def _check_site(subject: Subject, name: str, ours: Site, theirs: Site, num_samples: int, ledger: Ledger) -> None:
-    """The KL against its closed form, and the guide's log-probability against its entropy."""
+    """Compare KL and entropy of a site with their closed forms."""
     p, q, where = ours["fn"], theirs["fn"], f"latent site {name!r}"
     if base_name(q) == "Delta":
         ledger.skips(LAW, where, "the guide passes on the value of another draw, whose density no closed form knows")
@@ -95,7 +95,7 @@ def _check_site(subject: Subject, name: str, ours: Site, theirs: Site, num_sampl
         _compare(subject, "KL(q || p)", kl_divergence(q, p), log_ratio, theirs, ledger)
     except NotImplementedError:
         ledger.skips(LAW, where, f"no closed form of KL({base_name(q)} || {base_name(p)})")
-    # Not every distribution has an entropy, and those that have none do not all say so in the same way.
+    # Distributions without an entropy raise different errors.
     with contextlib.suppress(NotImplementedError, AttributeError):
         _compare(subject, "the entropy of q", q.entropy(), lambda: -log_q_and_p()[0], theirs, ledger)
 
@@ -103,7 +103,7 @@ def _check_site(subject: Subject, name: str, ours: Site, theirs: Site, num_sampl
 def _compare(
     subject: Subject, what: str, analytic: Tensor, terms: Callable[[], Tensor], site: Site, ledger: Ledger
 ) -> None:
-    """A closed form, shape of the site's batch, against terms with an axis of draws before it."""
+    """Compare a closed form with the mean of sampled terms."""
     data_plate, shape = subject.data_plate, site["fn"].batch_shape
     exact = data_plate.per_datum(scale_and_mask(analytic.expand(shape), mask=site["mask"])).sum().double()
 

@@ -1,4 +1,4 @@
-"""Law ``likelihood``: densities are normalized, functions of their value and parents, and read the data once."""
+"""The law ``likelihood``: densities are normalized, deterministic, and within their support."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAW = "likelihood"
 
 
 def check_values(subject: Subject, ledger: Ledger) -> None:
-    """Observed values lie in the support of their likelihood; factors are no likelihood."""
+    """Check that observed values lie in their support; refuse factors."""
     for name, site in sample_sites(subject.model_trace):
         if is_factor(site) and not is_auxiliary_loss(site):
             figures = f"pyro.factor adds {float(site['fn'].log_factor.mean()):.3g} nats that no density accounts for"
@@ -36,7 +36,7 @@ def check_values(subject: Subject, ledger: Ledger) -> None:
 
 
 def _inside(support: Any, value: Tensor) -> Tensor:
-    """Where a value lies in a support, element by element if it can be told; NaN stands for a missing, masked one."""
+    """True where a value lies in a support or is NaN."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     inside = support.check(value)
@@ -44,7 +44,7 @@ def _inside(support: Any, value: Tensor) -> Tensor:
 
 
 def check_determinism(subject: Subject, ledger: Ledger) -> bool:
-    """The same x and z get the same terms at each call; whether they do."""
+    """Return True if the same x and z give the same terms."""
     values, _ = subject.draw()
     one, other = subject.evaluate(values), subject.evaluate(values)
     for name, value in one.observed.items():
@@ -72,7 +72,7 @@ def check_determinism(subject: Subject, ledger: Ledger) -> bool:
 
 
 def check_mass(subject: Subject, ledger: Ledger) -> None:
-    """Each site's distribution sums or integrates to one, where that can be had."""
+    """Check that each site's distribution sums or integrates to one."""
     causes = "a log_prob that is scaled, leaves out its normalizer, or has a wrong Jacobian"
     for trace, whose in ((subject.model_trace, "model"), (subject.guide_trace, "guide")):
         for name, site in sample_sites(trace):

@@ -1,14 +1,14 @@
-"""Law ``gradients``, the parameters: each has a gradient, and each that has one is in the parameter store."""
+"""The law ``gradients``: registered parameters are those with a gradient."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.testing.findings import Ledger
 from pyro_vae.testing.subject import Subject, latent_sites, parameters
 
@@ -16,7 +16,7 @@ LAW = "gradients"
 
 
 def check_parameters(subject: Subject, without_gradient: tuple[str, ...], ledger: Ledger) -> None:
-    """Every registered parameter has a gradient, and every parameter with a gradient is registered."""
+    """Check that the registered parameters are those with a gradient."""
     loss, known = _graph(subject)
     if loss.requires_grad:
         registered = {id(p) for p in known.values()}
@@ -55,7 +55,7 @@ def _graph(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _without_gradient(subject: Subject, loss: Tensor, params: dict[str, Tensor]) -> list[str]:
-    """Parameters without a gradient: at once if unconnected, after small random moves of all if it is 0."""
+    """Parameters whose gradient is missing, or 0 even after small moves."""
     names, leaves = list(params), list(params.values())
     if not loss.requires_grad:
         return names
@@ -83,7 +83,7 @@ def _without_gradient(subject: Subject, loss: Tensor, params: dict[str, Tensor])
 
 
 def leaves_of(loss: Tensor) -> Iterator[Tensor]:
-    """The tensors that autograd would accumulate a gradient for."""
+    """The leaf tensors for which autograd would accumulate a gradient."""
     seen, stack = set(), [loss.grad_fn]
     while stack:
         node = stack.pop()
@@ -96,7 +96,7 @@ def leaves_of(loss: Tensor) -> Iterator[Tensor]:
 
 
 def _name_of(leaf: Tensor, subject: Subject) -> str:
-    """A name for an unregistered parameter, from the modules the program's functions refer to."""
+    """Name of an unregistered parameter, from the modules that the program uses."""
     for fn in (subject.model, subject.guide):
         for name, module in modules_of(fn).items():
             for path, parameter in module.named_parameters():
@@ -105,8 +105,8 @@ def _name_of(leaf: Tensor, subject: Subject) -> str:
     return "(unknown)"
 
 
-def modules_of(fn: Callable[..., Any]) -> dict[str, nn.Module]:
-    """Modules that a function is bound to, closes over, or names among its globals."""
+def modules_of(fn: Program) -> dict[str, nn.Module]:
+    """Modules that a function is bound to, closes over or reads."""
     found: dict[str, nn.Module] = {}
     if isinstance(fn, nn.Module):
         found[type(fn).__name__] = fn

@@ -1,4 +1,4 @@
-"""Law ``posterior``: the weights against the posterior that they are weights of."""
+"""The law ``posterior``: the weights agree with exact posterior draws."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CAUSES = (
 
 
 def reason_against(subject: Subject, follows: bool) -> str | None:
-    """Why data drawn from the model cannot be put in the place of its data; None if they can.
+    """Reason why simulated data cannot replace the given data, or None.
 
     Args:
         subject: The program.
-        follows: Whether the model's terms read the data through observed values only.
+        follows: True if the model reads the data through observed values only.
     """
     if any(s["infer"].get("is_auxiliary") for s in latent_sites(subject.guide_trace).values()):
         return "the guide draws an auxiliary site, so that log q of a given z is not known"
@@ -44,7 +44,9 @@ def reason_against(subject: Subject, follows: bool) -> str | None:
 
 
 def check_posterior(subject: Subject, num_samples: int, ledger: Ledger) -> None:
-    r"""On pairs (x, z*) drawn from the model, find z* among draws of the guide.
+    r"""Test the weights of exact posterior draws among draws of the guide.
+
+    Pairs (x, z*) are drawn from the model.
 
     Given the unordered set, z* is candidate j with probability :math:`w_j / \sum_j w_j`, whatever the guide; hence
     also :math:`E[w(z) / w(z^*)] = 1` and :math:`E[\log w(z^*)] \ge E[\log w(z)]`.
@@ -53,7 +55,7 @@ def check_posterior(subject: Subject, num_samples: int, ledger: Ledger) -> None:
     size = subject.data_plate.size
     rounds = [_candidates(subject) for _ in range(min(64, math.ceil(num_samples / size)))]
     log_w = torch.cat([torch.stack([s.log_w.double() for s, _ in r], 1) for r in rounds]).clamp(-1e6, 1e6)
-    # A pair is left out for what its whole set of candidates is, which tells nothing of the chosen one.
+    # Leaving out a pair depends on its unordered set only, so the choice within it stays exact.
     kept = ~log_w.isnan().any(1)
     if float(kept.double().mean()) < 0.5:
         share = 100 * (1 - float(kept.double().mean()))
@@ -78,14 +80,14 @@ def _mean(values: Tensor) -> str:
 
 
 def _candidates(subject: Subject) -> list[tuple[Scores, dict[str, Tensor]]]:
-    """The posterior's draw first, then the guide's, for each datum of a simulated batch, each with numbers to tell it by."""
+    """Posterior draw, then guide draws, of a simulated batch, and statistics."""
     call, values, _ = subject.simulate()
     draws = [(values, subject.evaluate(values, call)), *(subject.draw(call) for _ in range(GUIDE_DRAWS))]
     return [(scores, _numbers(subject, values, scores)) for values, scores in draws]
 
 
 def _numbers(subject: Subject, values: Values, scores: Scores) -> dict[str, Tensor]:
-    """By a name fit for a sentence: every term of log w, and the sum of each latent value; each of shape ``(B,)``."""
+    """Terms of log w and latent sums by name, shape ``(B,)``."""
     found = {f"the log-probability of {name}": term for name, term in scores.parts().items()}
     for name, site in latent_sites(subject.guide_trace).items():
         value = values[name].double()

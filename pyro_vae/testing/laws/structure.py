@@ -1,13 +1,15 @@
-"""Law ``structure``: guide and model agree on latent sites, shapes, supports and plates."""
+"""The law ``structure``: model and guide agree on sites, shapes, supports, plates."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_site_shape
@@ -27,10 +29,10 @@ RUN_CAUSES = (
 
 
 def inspect(model: Program, guide: Program, call: Call, plate: str | None, ledger: Ledger) -> Subject | None:
-    """Run both once and compare their sites.
+    """Run model and guide once and compare their sites.
 
     Returns:
-        What the other laws work on; None where this one is broken.
+        The subject of the other laws; None if this law is broken.
     """
     try:
         guide_trace = poutine.trace(guide).get_trace(*call.args, **call.kwargs)
@@ -73,7 +75,7 @@ def _with_data_plate(subject: Subject, plate: str | None, ledger: Ledger) -> Sub
         LAW, "all sites", f"{len(latent_sites(subject.model_trace))} latent sites in plate {data_plate.plate!r}"
     )
     rows = _row_arguments(subject.call, data_plate.plate, data_plate.size, observed_sites(subject.model_trace)[0][1])
-    return subject.found(data_plate=data_plate, index=index, rows=rows)
+    return replace(subject, data_plate=data_plate, index=index, rows=rows)
 
 
 def _is_subsample(site: Site) -> bool:
@@ -87,19 +89,19 @@ def _row_arguments(call: Call, plate: str, size: int, site: Site) -> tuple[int |
 
 
 def _refuse(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse what is sound, and has no weights for each datum."""
+    """Refuse sound programs that have no weight for each datum."""
     theirs = latent_sites(guide_trace)
     for name, site in latent_sites(model_trace).items():
         if name not in theirs and site["infer"].get("enumerate"):
             raise ValueError(
-                f"check_elbo_bounds: expected sites that are sampled, got {name!r} marked for enumeration in the model only; "
-                "take the mark off and give it a site in the guide."
+                f"check_elbo_bounds: expected sampled sites, got {name!r} marked for enumeration in the model only; "
+                "remove the mark and add the site to the guide."
             )
     for name, site in theirs.items():
         if site["infer"].get("is_auxiliary") and not plates_of(site):
             raise ValueError(
-                f"check_elbo_bounds: expected a guide whose data are independent, got the auxiliary site {name!r} outside "
-                "every plate; use AutoNormal, or an amortized guide, in place of one over all data at once."
+                f"check_elbo_bounds: expected a guide with independent data, got the auxiliary site {name!r} outside every "
+                "plate; use AutoNormal or an amortized guide."
             )
 
 
@@ -122,7 +124,7 @@ def _check_names(model_trace: Trace, guide_trace: Trace, ledger: Ledger) -> None
 
 
 def _check_site(name: str, ours: Site | None, theirs: Site, ledger: Ledger) -> None:
-    """Shapes, plates and supports of a latent site that is in both."""
+    """Compare shapes, plates and supports of a latent site in both programs."""
     if ours is None:
         return
     where = f"latent site {name!r}"
@@ -149,7 +151,7 @@ def _check_site(name: str, ours: Site | None, theirs: Site, ledger: Ledger) -> N
         _check_support(where, p, q, ledger)
 
 
-def _check_support(where: str, p: Any, q: Any, ledger: Ledger) -> None:
+def _check_support(where: str, p: TorchDistributionMixin, q: TorchDistributionMixin, ledger: Ledger) -> None:
     causes = "a guide without the transform of the latent's range (LogNormal for positive, logistic for (0, 1))"
     ranges = [_range(fn) for fn in (p, q)]
     if None not in ranges and not all(_equal(a, b) for a, b in zip(*ranges, strict=True)):
@@ -168,8 +170,8 @@ def _check_support(where: str, p: Any, q: Any, ledger: Ledger) -> None:
         ledger.skips(LAW, where, f"{type(q).__name__} or {type(p).__name__} does not name its support")
 
 
-def _range(fn: Any) -> tuple[bool, Any, Any] | None:
-    """Whether values are whole numbers, and their bounds; None where there is more to the support."""
+def _range(fn: TorchDistributionMixin) -> tuple[bool, Any, Any] | None:
+    """(discrete, lower, upper) of a support; None if it is no interval."""
     try:
         support = fn.support
     except NotImplementedError:
@@ -197,7 +199,7 @@ def _show(found: Any) -> str:
     return f"the {'integers' if whole else 'reals'} from {low:g} to {high:g}"
 
 
-def _is_delta(fn: Any) -> bool:
+def _is_delta(fn: TorchDistributionMixin) -> bool:
     while hasattr(fn, "base_dist") and not isinstance(fn, Delta):
         fn = fn.base_dist
     return isinstance(fn, Delta)

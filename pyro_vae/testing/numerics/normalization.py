@@ -1,10 +1,9 @@
-"""The total mass of a distribution, by enumeration or quadrature, where it can be had."""
+"""Total mass of a distribution, by enumeration or quadrature."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.testing.numerics.quadrature import (
@@ -18,15 +17,15 @@ from pyro_vae.testing.numerics.quadrature import (
 )
 
 
-def total_mass(fn: Any, value: Tensor | None = None) -> Tensor:
-    r""":math:`\sum_y p(y)` or :math:`\int p(y)\, dy` of each independent element of a distribution.
+def total_mass(fn: TorchDistributionMixin, value: Tensor | None = None) -> Tensor:
+    r"""Total mass, :math:`\sum_y p(y)` or :math:`\int p(y)\, dy`, of each element.
 
     Args:
         fn: A distribution.
         value: A value of it, where the integral begins if the distribution does not draw.
 
     Returns:
-        Any shape; 1 where the distribution is one.
+        Its batch shape, or that of its elements; 1 where the distribution is one.
 
     Raises:
         NoMassError: If the distribution can be neither enumerated nor integrated.
@@ -46,14 +45,14 @@ def total_mass(fn: Any, value: Tensor | None = None) -> Tensor:
     return {1: line_mass, 2: plane_mass}.get(density.size, product_mass)(density)
 
 
-def elementary(fn: Any) -> Any:
-    """A distribution without wrappers that only regroup or mask; a subclass of one is left, since it may do more."""
+def elementary(fn: TorchDistributionMixin) -> TorchDistributionMixin:
+    """A distribution without the wrappers that only regroup or mask it."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
     return fn
 
 
-def _enumerated(fn: Any) -> Tensor:
+def _enumerated(fn: TorchDistributionMixin) -> Tensor:
     try:
         values = fn.enumerate_support(expand=False)
     except NotImplementedError as error:
@@ -65,7 +64,7 @@ def _enumerated(fn: Any) -> Tensor:
     return fn.log_prob(values).double().exp().sum(0)
 
 
-def _counted(fn: Any) -> Tensor:
+def _counted(fn: TorchDistributionMixin) -> Tensor:
     """Sum over 0, 1, 2, ... to well beyond what is drawn."""
     draws = fn.sample((200,))
     if fn.event_shape or bool((draws < 0).any()):

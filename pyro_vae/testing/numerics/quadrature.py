@@ -1,4 +1,4 @@
-r"""Integrals of densities by trapezoids on a stretched grid, :math:`u = m + s \sinh t`, before the map to the support."""
+r"""Trapezoidal quadrature on the grid :math:`u = m + s \sinh t`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, biject_to
 
@@ -23,13 +24,13 @@ class NoMassError(Exception):
     """The mass of a distribution cannot be computed; the message says why."""
 
 
-def batch_of(fn: Any) -> torch.Size:
+def batch_of(fn: TorchDistributionMixin) -> torch.Size:
     """A distribution's batch shape; some of Pyro's give a plain tuple."""
     return torch.Size(fn.batch_shape)
 
 
-def _in_double(fn: Any) -> Any:
-    """A copy of a distribution in double precision; as it is where it cannot be one, with a network within it."""
+def _in_double(fn: TorchDistributionMixin) -> TorchDistributionMixin:
+    """Copy a distribution to double precision, if it can be copied."""
     try:
         copied = _doubled(fn)
         copied.log_prob(copied.sample())
@@ -52,7 +53,7 @@ def _doubled(value: Any) -> Any:
 
 
 class Density:
-    """A density of real vectors: that of a distribution, carried back from its support, in double precision if it can be.
+    """The density of a distribution, mapped from its support to real vectors.
 
     Args:
         fn: A distribution over vectors of D numbers in all.
@@ -65,7 +66,7 @@ class Density:
         NoMassError: If its support is not that of D independent real numbers, or there is neither draw nor value.
     """
 
-    def __init__(self, fn: Any, value: Tensor | None = None) -> None:
+    def __init__(self, fn: TorchDistributionMixin, value: Tensor | None = None) -> None:
         fn = _in_double(fn)
         self.fn, self.batch, self.size = fn, batch_of(fn), torch.Size(fn.event_shape).numel()
         self.name = type(fn).__name__
@@ -102,7 +103,7 @@ class Density:
         return torch.where(places.std(0) > 1e-12, places, places + torch.randn_like(places))
 
     def __call__(self, u: Tensor) -> Tensor:
-        """Log density, shape ``(..., *batch, D)`` to ``(..., *batch)``; minus infinity where rounding leaves the support."""
+        """Log density, ``(..., *batch, D)`` to ``(..., *batch)``; -inf outside the support."""
         event = torch.Size(self.fn.event_shape)
         u = u.reshape(*u.shape[:-1], *event)
         x = self._transform(u)
@@ -149,7 +150,7 @@ def plane_mass(density: Density) -> Tensor:
 
 
 def product_mass(density: Density) -> Tensor:
-    r"""The integral of a density whose log is a sum over coordinates, shape of its batch.
+    r"""Integral of a density that factorizes over coordinates, shape of its batch.
 
     With :math:`\log p(u) = c + \sum_j g_j(u_j)` and any point m it is
     :math:`p(m) \prod_j \int p(m_1, \dots, u_j, \dots, m_D) / p(m)\, du_j`: one integral for each coordinate.
@@ -171,7 +172,7 @@ def product_mass(density: Density) -> Tensor:
 
 
 def _is_sum(density: Density) -> bool:
-    """Whether swapping some coordinates of two draws keeps the sum of their log densities, for 200 pairs."""
+    """Return True if the density factorizes: swapping coordinates keeps the log densities."""
     one, other = density.places[::2], density.places[1::2]
     swapped = torch.rand(len(one), density.size, device=one.device) < 0.5
     swapped = swapped.reshape(len(one), *(1,) * len(density.batch), density.size)
@@ -196,7 +197,7 @@ def _along(
     steps: int,
     draws: Tensor | None = None,
 ) -> Tensor:
-    """Log of the integral along coordinate j through the center, shape of the batch."""
+    """Log of the integral along coordinate j, shape of the batch."""
     t = torch.linspace(-REACH, REACH, steps, dtype=torch.float64, device=center.device)
     t = t.reshape(-1, *(1,) * len(density.batch))
     u = center.expand(steps, *center.shape).clone()
@@ -216,7 +217,7 @@ def _along(
 
 
 def _check_resolved(density: Density, cells: Tensor, draws: Tensor, center: Tensor, spread: Tensor) -> None:
-    """Refuse a density that is higher at its own draws than the cells around them tell: a peak between them."""
+    """Refuse a density with a peak between the grid points."""
     t = ((draws - center) / spread).asinh()[..., 0]
     last = len(cells) - 1
     place = ((t + REACH) * last / (2 * REACH)).clamp(0, last - 1e-9)
@@ -229,7 +230,7 @@ def _check_resolved(density: Density, cells: Tensor, draws: Tensor, center: Tens
 
 
 def _beyond(masses: Tensor) -> Tensor:
-    """Mass before the cells that are not empty, as a geometric series that goes on from the first of them."""
+    """Mass before the first cell with any, as a geometric series."""
     place = torch.arange(len(masses), device=masses.device).reshape(-1, *(1,) * (masses.dim() - 1))
     empty = (masses == 0) & (place < masses.argmax(0))
     first = (torch.where(empty, place, -1).amax(0, keepdim=True) + 1).clamp(max=len(masses) - 5)

@@ -1,4 +1,4 @@
-"""Tests with a level that can be trusted: exact ones where there are any, t tests of many terms where not."""
+"""Statistical tests with a reliable level: exact ones, else t tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
-    r"""Which hypotheses are rejected at a family-wise level, whatever the dependence between the tests.
+    r"""Holm's method: hypotheses rejected at a family-wise level.
 
     In rising order of p, :math:`p_{(j)} \le \alpha / (m - j + 1)` until the first that is not.
 
@@ -50,7 +50,7 @@ def student_p(values: Tensor, mean: float = 0.0) -> float:
 
 
 def markov_p(log_e: Tensor) -> float:
-    r"""p-value of a product of independent factors of mean at most 1: :math:`P(\prod_i e_i \ge 1/a) \le a`.
+    r"""p-value by Markov's inequality: :math:`P(\prod_i e_i \ge 1/a) \le a`.
 
     Args:
         log_e: Logs of the factors.
@@ -59,7 +59,7 @@ def markov_p(log_e: Tensor) -> float:
 
 
 def choice_p(log_w: Tensor, score: Tensor) -> float:
-    r"""Two-sided p-value that each row's first entry was chosen with probability :math:`w_j / \sum_j w_j`.
+    r"""Two-sided p-value of choosing first entries with probability :math:`w_j / \sum_j w_j`.
 
     With :math:`T = \sum_i s_{i0}` Chernoff's bound :math:`P(T \ge t) \le \inf_\lambda e^{-\lambda t}
     \prod_i \sum_j p_{ij} e^{\lambda s_{ij}}` holds at any number of rows and any tail.

@@ -61,7 +61,7 @@ def sampled(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Ite
 
 
 def naive(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    r"""Draws from the prior: an estimate of p(x) without bias, whose variance is a closed form.
+    r"""Prior sampling: unbiased for p(x), with a variance in closed form.
 
     .. math:: E_{p(z)}[p(x|z)^2] = (4 \pi \sigma^2)^{-D/2}\, N(x; b, W W^\top + \tfrac12 \sigma^2 I)
 
@@ -100,7 +100,7 @@ def annealed(yardstick: Yardstick, x: Tensor, seed: int) -> Iterator[Line]:
 
 
 def of_models(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """What compares or judges models and guides, and what makes data."""
+    """Comparison of models, criticism of models and guides, simulation of data."""
     model, guide, vae = yardstick.model, yardstick.guide, yardstick.vae
     gaps = evidence.gaps(model, guide, x, num_samples=num_samples, seed=seed).summary()
     yield Line("gaps", "inference gap, nats", yardstick.kl, gaps.inference, _known(gaps.inference_mc_error))
@@ -131,7 +131,7 @@ def of_models(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> I
 
 
 def coverage(yardstick: Yardstick, nominal: float, num_draws: int) -> float:
-    r"""How often the posterior's draw is in the densest of the sets that L draws of the wrong guide make.
+    r"""Coverage of the guide's highest-density sets, made from L draws.
 
     In units of q, the square of the distance of its own draws is :math:`\chi^2_2` and that of the posterior's is
     :math:`\chi^2_2(2 d^2) / c^2`: it is inside if less than nominal x (L + 1) of the L draws are nearer.
@@ -156,7 +156,7 @@ def of_codes(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> It
 
 
 def of_pixels(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """Hidden pixels: the log-likelihood of two, and the mean of one, given the other three."""
+    """Hidden pixels: log-likelihood and mean given the other three."""
     vae = Yardstick().vae
     vae.encode = yardstick.q  # type: ignore[method-assign]
     visible = torch.tensor([True, False, True, False, True])

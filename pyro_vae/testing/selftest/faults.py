@@ -1,11 +1,11 @@
-"""A sound model and a fault for each law, to see that the checks see."""
+"""A sound model, and a planted fault for each law."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -25,7 +25,9 @@ def _same(value: Tensor) -> Tensor:
 
 @dataclass
 class Toy:
-    """z ~ N(0, s), x ~ N(z, 0.7): log p(x) is a closed form. Each field but ``law`` plants a fault.
+    """Planted faults in z ~ N(0, s), x ~ N(z, 0.7).
+
+    log p(x) has a closed form. Each field but ``law`` plants a fault.
 
     Args:
         law: The law meant for the fault; None for the sound model.
@@ -35,7 +37,7 @@ class Toy:
     site: str = "z"
     encode: Callable[[Tensor], Tensor] = _same
     decode: Callable[[Tensor], Tensor] = _same
-    wrap: Callable[[], Any] = contextlib.nullcontext
+    wrap: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     posterior: type[dist.Normal] = dist.Normal
     likelihood: type[dist.Normal] = dist.Normal
     prior_scale: float = 1.0
@@ -66,7 +68,7 @@ class _Halved(dist.Normal):
 
 
 class _Shifted(dist.Normal):
-    """Draws at another place than it scores, which neither its entropy nor its mass tells."""
+    """Normal that draws elsewhere than it scores, with right entropy and mass."""
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return super().rsample(sample_shape) + 0.5

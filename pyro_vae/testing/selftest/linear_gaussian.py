@@ -1,4 +1,4 @@
-"""The linear-Gaussian VAE, of which everything is known exactly, and a figure beside its exact value."""
+"""The linear-Gaussian VAE, and figures beside their exact values."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from scipy import stats
 from torch import Tensor, nn
 
@@ -31,12 +32,12 @@ class Line:
     """One figure beside its exact value.
 
     Attributes:
-        name: Of the objective or the estimator; after a comma, of which kind.
-        what: What it found.
+        name: Name of the objective or estimator; after a comma, its kind.
+        what: The quantity.
         exact: The exact value.
         found: The estimate.
-        error: Its standard error; 0 where it is to be exact.
-        worst_of: Of how many figures it is the one farthest off.
+        error: Standard error of the estimate; 0 if it should be exact.
+        worst_of: Number of figures; this one is farthest from its exact value.
         freedom: Degrees of freedom of ``error``.
     """
 
@@ -50,17 +51,17 @@ class Line:
 
     @property
     def deviation(self) -> float:
-        """How far it is from the exact value, in standard errors, or in roundings if these are larger."""
+        """Distance from the exact value, in standard errors or rounding errors."""
         return (self.found - self.exact) / max(self.error, ROUNDING)
 
     @property
     def right(self) -> bool:
-        """Whether that is at most ``LIMIT``; not so without a number."""
+        """True if the distance is at most ``LIMIT``; False for NaN."""
         return abs(self.deviation) <= LIMIT and math.isfinite(self.error)
 
     @property
     def chance(self) -> float:
-        """How likely a right one is called wrong: at most, by Student's t; 0 where nothing is random."""
+        """Probability that a right figure is called wrong, by Student's t."""
         return 2 * self.worst_of * float(stats.t.sf(LIMIT, self.freedom)) if self.error else 0.0
 
     def __str__(self) -> str:
@@ -75,7 +76,7 @@ HEADER = f"     {'':<37} {'':<34} {'exact':>9} {'found':>9} {'s.e.':>8} {'off/s.
 def slopes(
     name: str, what: str, exact: Tensor, loss: Callable[[], Tensor], leaves: list[nn.Parameter], rounds: int
 ) -> Iterator[Line]:
-    """The gradient of a loss beside that of its expectation, coordinate by coordinate.
+    """Compare the gradient of a loss with that of its expectation.
 
     Args:
         name: Of the objective.
@@ -99,7 +100,7 @@ def slopes(
 
 
 def worst(lines: Iterator[Line]) -> Line:
-    """Of several lines the one that is farthest off; one without a number above all."""
+    """The line farthest from its exact value; NaN counts as farthest."""
     found = list(lines)
     last = max(found, key=lambda line: math.inf if math.isnan(line.deviation) else abs(line.deviation))
     return replace(last, worst_of=len(found))
@@ -136,11 +137,11 @@ class Yardstick(nn.Module):
         self.shift = nn.Parameter(torch.tensor(shift, dtype=torch.float64))
         self.log_stretch = nn.Parameter(torch.tensor(stretch, dtype=torch.float64).log())
 
-    def model(self, x: Tensor) -> Any:
+    def model(self, x: Tensor) -> Tensor:
         """The VAE's model."""
         return self.vae.model(x)
 
-    def guide(self, x: Tensor) -> Any:
+    def guide(self, x: Tensor) -> Tensor:
         """The wrong guide; the posterior it is made from is held fixed."""
         pyro.module(self.name, self._own)
         with pyro.plate("data", len(x), dim=-1):
@@ -153,12 +154,12 @@ class Yardstick(nn.Module):
         return own
 
     def normal(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean, shape ``(..., 2)``, and root of the covariance, ``(..., 2, 2)``, of the wrong guide."""
+        """Mean, ``(..., 2)``, and covariance root, ``(..., 2, 2)``, of the guide."""
         with torch.no_grad():
             p = self.vae.exact_posterior(x)
         return p.mean + self.shift * p.scale_tril.sum(-1), self.log_stretch.exp() * p.scale_tril
 
-    def q(self, x: Tensor) -> Any:
+    def q(self, x: Tensor) -> TorchDistributionMixin:
         """The wrong guide's distribution, event shape ``(2,)``."""
         loc, root = self.normal(x)
         if self.kind == "units":
@@ -173,7 +174,12 @@ class Yardstick(nn.Module):
         return self.vae.latent_dim * ((c**2 + d**2 - 1) / 2 - math.log(c))
 
     def rates(self, x: Tensor) -> Tensor:
-        r"""KL(q || p(z)) by unit, :math:`\tfrac12 (m_j^2 + s_j^2 - 1) - \log s_j`, shape ``(B, 2)``; right if L is diagonal."""
+        r"""KL(q || p(z)) by unit, shape ``(B, 2)``, nats.
+
+        .. math:: \tfrac12 (m_j^2 + s_j^2 - 1) - \log s_j
+
+        Exact if L is diagonal.
+        """
         loc, root = self.normal(x)
         s = root.diagonal(dim1=-2, dim2=-1)
         return (loc.square() + s.square() - 1) / 2 - s.log()
@@ -185,12 +191,12 @@ class Yardstick(nn.Module):
         return (loc.square().sum(-1) + trace - loc.shape[-1]) / 2 - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def elbo(self, x: Tensor) -> Tensor:
-        """Log p(x) - KL(q || p(z|x)), shape ``(B,)``, nats; differentiable in all parameters."""
+        """Exact ELBO, log p(x) - KL(q || p(z|x)), ``(B,)``, nats; differentiable."""
         q = dist.MultivariateNormal(self.normal(x)[0], scale_tril=self.normal(x)[1])
         return self.vae.log_px(x) - torch.distributions.kl_divergence(q, self.vae.exact_posterior(x))
 
     def expected(self, value: Callable[[Tensor], Tensor], num_draws: int, x: Tensor) -> Tensor:
-        """The expectation of a function of the log weights of K draws, by Gauss-Hermite quadrature; differentiable.
+        """Expectation of a function of K log weights, by Gauss-Hermite quadrature; differentiable.
 
         Args:
             value: Log weights, shape ``(K, P, B)``, to shape ``(P, B)``.
@@ -210,7 +216,7 @@ class Yardstick(nn.Module):
 
 
 def hermite(dim: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes of Gauss-Hermite quadrature for a standard normal, shape ``(P, dim)``, and their weights, ``(P,)``, of sum 1."""
+    """Gauss-Hermite nodes, shape ``(P, dim)``, and weights, ``(P,)``, of a standard normal."""
     points, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(nodes))
     grid = torch.cartesian_prod(*[points] * dim).reshape(-1, dim)
     return grid, torch.cartesian_prod(*[weights / weights.sum()] * dim).reshape(-1, dim).prod(-1)

@@ -1,9 +1,8 @@
-"""What is exact of mixtures of the yardstick: over a label of the datum, and over the data, which is q(z)."""
+"""Exact values of mixtures over a label, and over the data: q(z)."""
 
 from __future__ import annotations
 
 from itertools import permutations
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +16,7 @@ CODE_NODES = 24
 
 
 class Labelled(nn.Module):
-    r"""The yardstick with a label y that shifts the datum, and a guide that knows the label by half.
+    r"""The linear-Gaussian VAE with a label that shifts the datum.
 
     .. math:: p(x) = \textstyle\sum_y \pi_y\, p(x - s_y), \qquad q(y|x) \propto p(y|x)^{t}, \quad q(z|x, y) = q(z|x - s_y)
 
@@ -34,7 +33,7 @@ class Labelled(nn.Module):
         self.logits = nn.Parameter(torch.tensor([0.2, 0.7, -0.4], dtype=torch.float64))
         self.temper = nn.Parameter(torch.tensor(temper, dtype=torch.float64))
 
-    def model(self, x: Tensor) -> Any:
+    def model(self, x: Tensor) -> Tensor:
         """The label, the code, the datum."""
         pyro.module(f"labelled.{self.yardstick.name}", self)
         vae = self.yardstick.vae
@@ -44,8 +43,8 @@ class Labelled(nn.Module):
             loc = vae.decode(z).mean + self.shifts[y]
             return pyro.sample("x", dist.Normal(loc, vae.scale).to_event(1), obs=x)
 
-    def guide(self, x: Tensor) -> Any:
-        """The label, summed over, and the code; the posteriors they are made from are held fixed."""
+    def guide(self, x: Tensor) -> Tensor:
+        """The guide q(y|x) q(z|x, y); y is enumerated."""
         pyro.module(f"labelled.{self.yardstick.name}", self)
         with pyro.plate("data", len(x), dim=-1):
             y = pyro.sample("y", dist.Categorical(logits=self.log_q(x)), infer={"enumerate": "parallel"})
@@ -70,7 +69,7 @@ class Labelled(nn.Module):
 
 
 def weights_of(estimator: str, size: int, total: int) -> Tensor:
-    r"""What the codes of a batch count for in the estimate of q(z) for a draw from the first, from their definitions.
+    r"""Weights of a batch's codes in the estimate of q(z).
 
     "All": the mean over all data, which is q(z). "Weighted": each code 1 / B, the definition's factor 1/N left out.
     "Stratified", M = B - 1: the own code 1/N, one other (N - M) / (N M), the rest 1/M. "Even": the own code 1/N, the others
@@ -91,14 +90,14 @@ def weights_of(estimator: str, size: int, total: int) -> Tensor:
 
 
 def batches(estimator: str, num: int) -> Tensor:
-    """Each datum with each ordered choice of others beside it: rows of a batch, shape ``(R, size)``; for "all" all others."""
+    """All batches, each datum with all ordered choices, shape ``(R, size)``."""
     if estimator == "all":
         return torch.stack([torch.arange(num).roll(-k) for k in range(num)])
     return torch.tensor(list(permutations(range(num), SIZE)))
 
 
 def rate_parts(yardstick: Yardstick, x: Tensor, estimator: str) -> Tensor:
-    r"""I(x; z), the total correlation and the units' KL, with q(z) as estimated from a batch; the mean over batches.
+    r"""I(x; z), total correlation and KL of units, averaged over batches.
 
     .. math:: E_i E_{q(z|x_i)} \big[\log q(z|x_i) - \log \hat q(z), \quad
         \log \hat q(z) - \textstyle\sum_j \log \hat q(z_j), \quad \sum_j \log \hat q(z_j) - \log p(z)\big]

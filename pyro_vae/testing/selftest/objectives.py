@@ -42,14 +42,14 @@ def _thermodynamic(log_w: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """What an objective's bound and gradient are in expectation.
+    """Expected bound and gradient of an objective.
 
     Attributes:
         value: The bound as a function of the log weights, from its definition.
-        draws: Of how many draws.
-        options: Of the objective.
-        follows: The functions (and their numbers of draws) of which model and guide have the gradient; None: of ``value``.
-        kind: Of the guide, see :class:`Yardstick`.
+        draws: Number of draws.
+        options: Options of the objective.
+        follows: Functions, with their numbers of draws, whose gradients model and guide follow; None: that of ``value``.
+        kind: Kind of the guide, see :class:`Yardstick`.
     """
 
     value: Reduce
@@ -126,7 +126,7 @@ def _bound(name: str, objective: Any, program: Any, exact: Tensor, x: Tensor, ro
 
 
 def _in_the_limit(name: str, yardstick: Yardstick, x: Tensor) -> Line:
-    """The gradient of many draws beside its limit, which is a closed form."""
+    """Compare the gradient of many draws with its limit in closed form."""
     objective = elbo(name, num_particles=MANY)
     if name == "tvo":
         limit = -thermodynamic(yardstick, x, objective.points).sum()
@@ -142,7 +142,7 @@ def _in_the_limit(name: str, yardstick: Yardstick, x: Tensor) -> Line:
 
 
 def thermodynamic(yardstick: Yardstick, x: Tensor, points: list[float]) -> Tensor:
-    r"""The sum over the path :math:`\pi_t \propto q^{1-t} p(x, z)^t` of :math:`E_{\pi_t}[\log w]`, shape ``(B,)``.
+    r"""Thermodynamic sum of :math:`E_{\pi_t}[\log w]`, :math:`\pi_t \propto q^{1-t} p(x, z)^t`, shape ``(B,)``.
 
     Each is a normal, with precision :math:`(1 - t) P_q + t P` and mean in proportion, P of the posterior; log w is quadratic.
     """
@@ -162,7 +162,7 @@ def thermodynamic(yardstick: Yardstick, x: Tensor, points: list[float]) -> Tenso
 
 
 def enumerated(x: Tensor, rounds: int) -> Iterator[Line]:
-    """The sum over a label: ``enum`` beside the ELBO of a mixture of three yardsticks."""
+    """Compare ``enum`` with the ELBO of a mixture of three models."""
     labelled, objective, name = Labelled(), elbo("enum"), "enum, three labels"
     exact = labelled.elbo(x)
     yield _bound(name, objective, labelled, exact.detach(), x, rounds)
@@ -174,7 +174,7 @@ def enumerated(x: Tensor, rounds: int) -> Iterator[Line]:
 
 
 def penalties(x: Tensor, rounds: int) -> Iterator[Line]:
-    """What is minimized where the KL has a weight or is bent, beside distortion + that function of the exact rates."""
+    """Compare losses under KL control with distortion + f(exact rates)."""
     for key in ("trace", "mean-field"):
         yardstick = Yardstick(kind="units")
         pair = scale_kl_pair(yardstick.model, yardstick.guide, 4.0)
@@ -230,13 +230,13 @@ def _of_rounds(name: str, what: str, exact: float, found: list[float]) -> Line:
 
 
 def total_correlations(x: Tensor, rounds: int) -> Iterator[Line]:
-    """The total correlation and its gradient, from all codes and from batches of them."""
+    """Total correlation and its gradient, from all codes and from batches."""
     for estimator in ("all", "weighted", "stratified", "even"):
         yield from total_correlation(estimator, x, rounds)
 
 
 def total_correlation(estimator: str, x: Tensor, rounds: int) -> Iterator[Line]:
-    """Of all codes beside its definition, of batches beside the expectation of the estimator, its bias and all."""
+    """Compare the total correlation with its exact or expected value."""
     yardstick = Yardstick()
     whole = estimator == "all"
     size, kind = (len(x), "even") if whole else (SIZE, estimator)
@@ -259,7 +259,7 @@ def total_correlation(estimator: str, x: Tensor, rounds: int) -> Iterator[Line]:
 
 @torch.no_grad()
 def _without_bias(estimator: str, yardstick: Yardstick, x: Tensor) -> Line:
-    """Over all batches in all orders, the mean of the estimate of q(z) is q(z)."""
+    """Check that the estimate of q(z) is unbiased over all batches."""
     q, rows = yardstick.q(x), batches(estimator, len(x))
     z = q.sample()
     density = q.log_prob(z[:, None]).exp()  # (i, j): draw i under code j

@@ -1,4 +1,4 @@
-"""The self-test's table: every objective and every estimator beside what is exact, and what has no line in it, and why."""
+"""The self-test's table: objectives and estimators beside exact values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WITHOUT = {
 
 
 def measure(num_samples: int = 512, seed: int = 0, rounds: int | None = None) -> Iterator[Line]:
-    """Every objective and every estimator beside what is exact.
+    """Compare every objective and estimator with its exact value.
 
     Args:
         num_samples: A quarter of the draws for each datum of an estimator.
@@ -52,11 +52,11 @@ def measure(num_samples: int = 512, seed: int = 0, rounds: int | None = None) ->
 
 
 def data(yardstick: Yardstick, num_data: int = 8) -> Tensor:
-    """The data of the table, shape ``(N, 5)``: the same for every seed of the draws."""
+    """Data of the table, shape ``(N, 5)``, equal for every seed."""
     with own_randomness(0):
         return yardstick.vae.sample(num_data).detach()
 
 
 def chance(lines: Iterable[Line]) -> float:
-    """How likely some line of a table is called wrong though all is right: at most the sum over its figures."""
+    """Probability that a table of right figures has one called wrong."""
     return sum(line.chance for line in lines)
