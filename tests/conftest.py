@@ -7,6 +7,7 @@ import os
 # Before torch is imported: two processes of two threads on two cores stall one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,19 @@ import pyro
 import pytest
 
 from tests.children import Nursery
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave all but every n-th cell of a table marked ``thin(n)`` to ``make test-all``, counted from the first."""
+    cells: Counter[tuple[Path, str]] = Counter()
+    for item in items:
+        thin = item.get_closest_marker("thin")
+        if thin is not None and item.get_closest_marker("slow") is None:
+            table = item.path, getattr(item, "originalname", item.name)
+            if cells[table] % thin.args[0]:
+                item.add_marker("slow")
+            cells[table] += 1
 
 
 @pytest.fixture(autouse=True)
