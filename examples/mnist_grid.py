@@ -1,6 +1,6 @@
 """The picture of the README: samples, reconstructions and a map of the codes of a trained run.
 
-    python examples/mnist_grid.py RUN docs/pictures/mnist.png
+Usage: ``python examples/mnist_grid.py RUN docs/pictures/mnist.png``
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def tiles(images: torch.Tensor) -> torch.Tensor:
 figure, axes = plt.subplots(1, 3, figsize=(12, 4.3), layout="constrained")
 pairs = torch.stack([shown.reshape(5, 10, *shown.shape[1:]), rebuilt.reshape(5, 10, *shown.shape[1:])], 1)
 titles = ("samples from p(z)", "test images, each above its reconstruction", "codes of 2,000 test images (t-SNE)")
-for axis, title, images in zip(axes, titles, (tiles(samples), tiles(pairs.reshape(100, *shown.shape[1:])), None)):
+for axis, title in zip(axes, titles, strict=True):
     axis.set_title(title, fontsize=11)
     axis.set_axis_off()
-    if images is not None:
-        axis.imshow(images, cmap="gray_r", vmin=0, vmax=1)
+for axis, images in zip(axes, (samples, pairs.reshape(100, *shown.shape[1:])), strict=False):
+    axis.imshow(tiles(images), cmap="gray_r", vmin=0, vmax=1)
 points = axes[2].scatter(*codes.T, c=y, cmap="tab10", s=4)
 figure.legend(*points.legend_elements(), loc="outside right center", title="digit", frameon=False, fontsize=8)
 figure.savefig(sys.argv[2], dpi=110)
