@@ -28,7 +28,7 @@ from .estimates.diagnostics import kl_per_unit as kl_per_unit
 from .estimates.diagnostics import pareto_k as pareto_k
 from .estimates.diagnostics import pareto_k_threshold as pareto_k_threshold
 from .estimates.estimate import Estimate as Estimate
-from .estimates.estimate import Summary as Summary
+from .estimates.summary import Summary as Summary
 from .importance.importance import importance_sampling as importance_sampling
 from .importance.importance import prior_sampling as prior_sampling
 from .inpainting import Filling as Filling

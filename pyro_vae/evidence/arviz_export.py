@@ -1,4 +1,4 @@
-"""Values in what the installed ArviZ, 0.x or 1.x, takes."""
+"""Conversion to the containers of the installed ArviZ, version 0.x or 1.x."""
 
 from __future__ import annotations
 
@@ -6,32 +6,37 @@ import math
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyro_vae.system.imports import import_arviz
 
+if TYPE_CHECKING:
+    import xarray
+
+#: An ``arviz.InferenceData`` or ``ELPDData`` (ArviZ 0.x), an ``xarray.DataTree`` or ``ELPDDataLOO`` (ArviZ 1.x).
+ArvizContainer: TypeAlias = Any
+
 
 def is_arviz_1() -> bool:
-    """Whether ArviZ is of version 1.x, whose container is a ``DataTree``."""
+    """Return True if ArviZ 1.x is installed, whose container is a ``DataTree``."""
     return int(version("arviz").split(".")[0]) >= 1
 
 
-def draws_group(group: str, values: Mapping[str, NDArray[np.float64]]) -> Any:
-    """One group of values by name, over ``draw`` and a ``chain`` of 1, in the installed ArviZ's container.
+def container(group: str, dataset: xarray.Dataset) -> ArvizContainer:
+    """Put a data set into the installed ArviZ's container.
 
     Args:
-        group: Its name.
-        values: Name to values, each of shape ``(S,)``.
+        group: Name of its group.
+        dataset: The values.
 
     Returns:
         An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (1.x).
     """
     import xarray
 
-    dataset = xarray.Dataset({name: (("chain", "draw"), array[None]) for name, array in values.items()})
     if is_arviz_1():
         return xarray.DataTree.from_dict({group: dataset})
     with warnings.catch_warnings():
@@ -39,12 +44,29 @@ def draws_group(group: str, values: Mapping[str, NDArray[np.float64]]) -> Any:
         return import_arviz().InferenceData(**{group: dataset})
 
 
-def elpd_data(log_px: NDArray[np.float64], num_unreliable: int = 0) -> Any:
-    """Pointwise log p(x) as the installed ArviZ's ``ELPDData``, as they are: nothing is smoothed or left out.
+def draws_group(group: str, values: Mapping[str, NDArray[np.float64]]) -> ArvizContainer:
+    """Put named draws into a group with dimensions ``chain``, of size 1, and ``draw``.
 
     Args:
-        log_px: Shape ``(N,)``, nats.
-        num_unreliable: How many of them cannot be trusted; any sets ArviZ's ``warning``.
+        group: Name of the group.
+        values: Name to draws, each of shape ``(S,)``.
+
+    Returns:
+        See :func:`container`.
+    """
+    import xarray
+
+    return container(group, xarray.Dataset({name: (("chain", "draw"), array[None]) for name, array in values.items()}))
+
+
+def elpd_data(log_px: NDArray[np.float64], num_unreliable: int = 0) -> ArvizContainer:
+    """Convert pointwise log p(x) to the installed ArviZ's ``ELPDData``.
+
+    The values are passed on unchanged: nothing is smoothed or left out.
+
+    Args:
+        log_px: log p(x), shape ``(N,)``, nats.
+        num_unreliable: Number of data whose estimate cannot be trusted; ArviZ's ``warning`` is set if it is not 0.
 
     Returns:
         An ``ELPDData`` (ArviZ 0.x) or ``ELPDDataLOO`` (1.x): the sum over data, its standard error, and the values.

@@ -1,1 +1,1 @@
-"""Estimates of log p(x): per-datum figures, moments, tail diagnostics."""
+"""Estimates of log p(x) for each datum, and their diagnostics."""

@@ -1,4 +1,4 @@
-"""Nats per image as bits per dimension, where that has a meaning."""
+"""Conversion of log-likelihoods from nats per image to bits per dimension."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import check_count
+
 #: Grey levels of an 8-bit pixel.
 LEVELS = 256
 
 
 def bits_per_dim(log_px: Tensor, num_dims: int, *, density: bool = False, levels: int | None = None) -> Tensor:
-    r"""Bits for each pixel value: a code length, lower is better.
+    r"""Code length in bits for each pixel value, lower is better.
 
     .. math:: b = -\frac{\log p(x)}{D \log 2} \; (+ \log_2 L \text{ for a density of dequantized pixels in } [0, 1])
 
-    A probability of integers is taken as it is. A density has a code length only if the pixels were dequantized, :math:`y =
+    For a probability of integers, b is exact. A density has a code length only if the pixels were dequantized, :math:`y =
     (x + u) / L` with u uniform: then :math:`\log P(x) \ge E_u[\log p(y)] - D \log L`, so that b is an upper bound. The
-    density of undequantized pixels can be made as large as one likes, and is refused.
+    density of undequantized pixels can be made arbitrarily large, so it is refused.
 
     Args:
         log_px: log p(x), nats, of any shape.
-        num_dims: D, pixels times channels.
-        density: Whether it is a density, as of a continuous likelihood.
-        levels: L, where the pixels were dequantized; else None.
+        num_dims: D, pixels times channels, at least 1.
+        density: True if ``log_px`` is a log density, as of a continuous likelihood.
+        levels: L, at least 2, if the pixels were dequantized; else None.
 
     Returns:
-        The same shape, float64.
+        Bits per dimension, in the shape of ``log_px``, float64.
 
     Raises:
         ValueError: If it is a density of pixels that were not dequantized, or a number is too small.
@@ -35,31 +37,34 @@ def bits_per_dim(log_px: Tensor, num_dims: int, *, density: bool = False, levels
     References:
         Theis, van den Oord, Bethge, "A Note on the Evaluation of Generative Models", 2016, section 3.1.
     """
-    if num_dims < 1:
-        raise ValueError(f"num_dims: expected at least 1, got {num_dims}.")
-    if levels is not None and levels < 2:
-        raise ValueError(f"levels: expected at least 2, got {levels}.")
+    check_count("num_dims", num_dims)
+    if levels is not None:
+        check_count("levels", levels, least=2)
     if density and levels is None:
         raise ValueError(
-            "bits per dim: expected a probability, or a density of dequantized pixels, got a density of pixels as they are; "
-            "dequantize them, (x + u) / 256 with u uniform in [0, 1), and pass levels=256."
+            "bits per dim: expected a probability or a density of dequantized pixels, got one of raw pixels; "
+            "dequantize them by (x + u) / 256, u uniform, and pass levels=256."
         )
     bits = -log_px.double() / (num_dims * math.log(2))
     return bits + math.log2(levels) if density and levels is not None else bits
 
 
 def dequantize(pixels: Tensor, levels: int = LEVELS) -> Tensor:
-    """Integers 0 to L - 1 as numbers in [0, 1) with a density: (x + u) / L, u uniform in [0, 1), from torch's generator.
+    r"""Add uniform noise to integer pixels, so that they have a density.
+
+    .. math:: y = (x + u) / L, \quad u \sim U[0, 1)
+
+    The noise comes from torch's generator.
 
     Args:
-        pixels: Integers, any shape and dtype.
+        pixels: Integers from 0 to L - 1, any shape and dtype.
         levels: L.
 
     Returns:
-        The same shape, float32, below 1.
+        Numbers in [0, 1), same shape, float32.
 
     Raises:
-        ValueError: If a pixel is no integer of 0 to L - 1.
+        ValueError: If a pixel is not an integer from 0 to L - 1.
     """
     wide = pixels.double()
     if not bool(((wide == wide.floor()) & (wide >= 0) & (wide < levels)).all()):

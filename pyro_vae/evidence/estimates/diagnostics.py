@@ -1,4 +1,4 @@
-"""Can an importance-sampling estimate be trusted for this datum?"""
+"""Diagnostics of importance weights and of latent units."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from pyro_vae.evidence.estimates.pareto import fit_tail, tail_length
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
-    r"""Shape k of a generalized Pareto distribution fitted to the largest weights of each datum.
+    r"""Tail shape k of the importance weights of each datum.
 
-    The weights have about 1/k finite moments: at k >= 1/2 their variance, and with it the usual standard error, is
-    infinite. The largest :math:`\min(K/5, 3\sqrt K)` weights are fitted.
+    .. math:: P(w - u > t \mid w > u) = (1 + k t / \sigma)^{-1/k}
+
+    The shape of a generalized Pareto distribution fitted to the largest :math:`\min(K/5, 3\sqrt K)` weights. The weights
+    have about 1/k finite moments: at k >= 1/2 their variance is infinite, and so is the usual standard error.
 
     Args:
         log_w: Log importance weights, shape ``(K, B)``, nats.
 
     Returns:
         Shape ``(B,)``, float64; ``inf`` where K is too small for a fit (at most 20 draws: fewer than five in the tail).
-        Weights that are all equal give ``inf`` too: ask :func:`equal_weights` first.
+        Weights that are all equal give ``inf`` too: check :func:`equal_weights` first.
 
     Raises:
         ValueError: If ``log_w`` is not two-dimensional.
@@ -39,13 +41,15 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
 
 def pareto_k_threshold(num_samples: int) -> float:
-    r"""The largest k at which K draws can be trusted: :math:`\min(1 - 1 / \log_{10} K,\ 0.7)`.
+    r"""Largest k at which an estimate from K draws can be trusted.
+
+    .. math:: \min(1 - 1 / \log_{10} K,\ 0.7)
 
     Args:
         num_samples: K.
 
     Returns:
-        The threshold; minus infinity at K = 1, where nothing can be.
+        The threshold; minus infinity at K = 1, where no estimate can be trusted.
 
     References:
         Vehtari et al., "Pareto Smoothed Importance Sampling", 2024, section 3.2.4.
@@ -59,7 +63,7 @@ def pareto_k_thresholds(num_samples: Tensor) -> Tensor:
     """:func:`pareto_k_threshold` for each datum.
 
     Args:
-        num_samples: K of each, shape ``(B,)``.
+        num_samples: K of each datum, shape ``(B,)``.
 
     Returns:
         Shape ``(B,)``, float64.
@@ -69,11 +73,11 @@ def pareto_k_thresholds(num_samples: Tensor) -> Tensor:
 
 
 def equal_weights(log_w: Tensor) -> Tensor:
-    """Whether all weights of a datum are equal up to rounding, as they are when the guide is the exact posterior.
+    """Find the data whose weights are all equal up to rounding.
 
-    Such an estimate is exact, and no tail is there to be fitted. Rounding is judged by the dtype of ``log_w``: its terms
-    are sums over pixels, so a thousand units in the last place of the larger of 1 and log w in absolute value are allowed,
-    and never more than 0.01 nats: the error of the estimate is then below 0.01 / sqrt(K).
+    The weights are equal if the guide is the exact posterior. The estimate is then exact, and there is no tail to fit. Each
+    log weight is a sum over pixels, so the tolerance is 1,000 units in the last place (in the dtype of ``log_w``) of
+    max(1, abs(log w)), and at most 0.01 nats: the error of the estimate is then below 0.01 / sqrt(K).
 
     Args:
         log_w: Log importance weights, shape ``(K, B)``, nats, in the dtype in which they were computed.
@@ -88,35 +92,36 @@ def equal_weights(log_w: Tensor) -> Tensor:
 
 
 def equal_range(low: Tensor, high: Tensor, eps: float) -> Tensor:
-    """Whether the smallest and the largest log weight are equal up to rounding; see :func:`equal_weights`.
+    """Compare smallest and largest log weight; see :func:`equal_weights`.
 
     Args:
-        low: The smallest of each datum, shape ``(B,)``, nats.
-        high: The largest.
-        eps: Rounding of the dtype in which they were computed.
+        low: Smallest log weight of each datum, shape ``(B,)``, nats.
+        high: Largest log weight, likewise.
+        eps: Machine epsilon of the dtype in which they were computed.
 
     Returns:
-        Shape ``(B,)``, bool.
+        Shape ``(B,)``, bool: True where they are equal up to rounding.
     """
     size = torch.maximum(low.abs(), high.abs()).clamp(min=1)
     return (high - low) <= (1000 * eps * size).clamp(max=0.01)
 
 
 def jackknife(blocks: Tensor, sizes: Tensor) -> Tensor:
-    r"""Standard error of the log of a mean, by leaving out one block of draws at a time.
+    r"""Standard error of the log of a mean by the delete-a-block jackknife.
 
     .. math:: \hat\theta_{-g} = \log \frac{\sum_{h \ne g} S_h}{K - n_g}, \quad
         \tau_g = h_g \hat\theta - (h_g - 1)\, \hat\theta_{-g}, \quad h_g = K / n_g, \quad
         \mathrm{se}^2 = \frac1G \textstyle\sum_g \frac{(\tau_g - \hat\theta_J)^2}{h_g - 1}
 
-    with :math:`\hat\theta_J = G \hat\theta - \sum_g (1 - n_g / K)\, \hat\theta_{-g}`; for equal blocks the usual jackknife.
+    with :math:`\hat\theta_J = G \hat\theta - \sum_g (1 - n_g / K)\, \hat\theta_{-g}`. With equal blocks it is the usual
+    jackknife.
 
     Args:
         blocks: Log of the sum of the weights in each block, log S, shape ``(G, B)``, nats.
-        sizes: Draws in each, n, shape ``(G,)``.
+        sizes: Number of draws in each block, n, shape ``(G,)``.
 
     Returns:
-        Shape ``(B,)``, nats.
+        Shape ``(B,)``, nats; NaN at G = 1.
 
     References:
         Busing, Meijer, van der Leeden, "Delete-m Jackknife for Unequal m", 1999, eq. 8.
@@ -136,11 +141,13 @@ def jackknife(blocks: Tensor, sizes: Tensor) -> Tensor:
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
-    r"""Which latent units vary with the data: :math:`\mathrm{Var}_x(E_{q(z_j|x)}[z_j]) > 0.01`.
+    r"""Find the latent units whose posterior mean varies with the data.
+
+    .. math:: \mathrm{Var}_x(E_{q(z_j|x)}[z_j]) > 0.01
 
     Args:
         means: Posterior means, shape ``(N, Z)``.
-        threshold: The variance above which a unit counts as active.
+        threshold: Variance above which a unit counts as active.
 
     Returns:
         Shape ``(Z,)``, bool.
@@ -152,19 +159,20 @@ def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
 
 
 def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
-    r"""The KL of each latent unit, whose sum over units is the rate.
+    r"""KL of each latent unit.
 
     .. math:: KL(q(z_j | x) \,\|\, p(z_j)), \quad \textstyle\sum_j KL_j = KL(q(z | x) \,\|\, p(z))
 
-    A unit near 0 says nothing of the data. Exact, not sampled; at least 0.
+    Exact, not sampled; at least 0. Its sum over units is the rate. A unit with KL near 0 carries no information about the
+    data.
 
     Args:
         q: q(z|x), batch shape ``(B,)``, event shape ``(Z,)``.
         p: p(z), event shape ``(Z,)``.
 
     Returns:
-        Shape ``(B, Z)``, nats; None where q or p has units that depend on each other, or where no closed form is known:
-        the rate is then no sum over units, or not known as one.
+        Shape ``(B, Z)``, nats; None if the units of q or p depend on each other (the rate is then no sum over units), or if
+        the KL has no known closed form.
     """
     one_q, one_p = units_of(q), units_of(p)
     if one_q is None or one_p is None:
@@ -176,7 +184,10 @@ def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
 
 
 def units_of(distribution: Distribution) -> Distribution | None:
-    """The units as a batch of scalar distributions; None where they are not independent, or have no density."""
+    """Return the units as a batch of scalar distributions.
+
+    None if the units are not independent, or have no density.
+    """
     if not (isinstance(distribution, Independent) and distribution.reinterpreted_batch_ndims == 1):
         return None
     base = distribution.base_dist

@@ -1,4 +1,4 @@
-"""What an estimate needs of the log weights, gathered chunk by chunk, in memory that does not grow with their number."""
+"""Running moments of log weights, in memory independent of K."""
 
 from __future__ import annotations
 
@@ -8,158 +8,170 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import check_count
 from pyro_vae.evidence.estimates.pareto import tail_length
 
-#: Blocks of draws that the jackknife leaves out one by one: its error is then known to 10 %.
+#: Blocks of draws that the jackknife leaves out one by one. With 50 blocks its error is known to 10 %.
 JACKKNIFE_BLOCKS = 50
-#: Rows that are gathered before they are reduced, at least.
-_GATHERED = 256
+#: Draws are collected until there are at least this many, then reduced together.
+_MIN_DRAWS_TO_REDUCE = 256
 
 
 class Moments:
-    r"""The log weights of B data over K draws, reduced as they come; float64.
+    r"""Running moments of log weights over draws, for each datum.
 
-    Kept for each datum: mean and second moment of w, relative to the largest so far; mean and variance of log w; rate and
-    distortion; the :math:`3 \sqrt K` largest weights, and the sum of the others; the sum over each of the jackknife's
-    blocks. How the draws are cut into chunks changes them by rounding only.
+    Kept in float64: mean and second moment of w, relative to the largest weight so far; mean and variance of log w; rate and
+    distortion; the :math:`3 \sqrt K` largest weights and the sum of the others; and the sum over each block of the
+    jackknife. The cut of the draws into chunks changes them by rounding only.
 
     Args:
-        num_samples: K, over all chunks.
+        num_samples: K, the total over all chunks.
         num_data: B.
 
     Raises:
-        ValueError: If one is below 1.
+        ValueError: If K or B is below 1.
 
     References:
         Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983, eq. 2.1.
     """
 
     def __init__(self, num_samples: int, num_data: int) -> None:
-        if num_samples < 1 or num_data < 1:
-            raise ValueError(f"moments: expected at least one draw and one datum, got {num_samples} and {num_data}.")
-        self.num_samples, self.num_data, self.done = num_samples, num_data, 0
+        check_count("num_samples", num_samples)
+        check_count("num_data", num_data)
+        self.num_samples, self.num_data, self.num_reduced = num_samples, num_data, 0
         self.num_blocks = min(num_samples, JACKKNIFE_BLOCKS)
-        self._gathered: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._rows = 0
-        self._state: _State | None = None
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._num_pending = 0
+        self._sums: Sums | None = None
 
     def add(self, log_likelihood: Tensor, log_ratio: Tensor, log_w: Tensor | None = None) -> None:
-        """Take the next draws.
+        """Add the next chunk of draws.
 
         Args:
             log_likelihood: log p(x|z), shape ``(k, B)``, nats, in the dtype in which it was computed.
             log_ratio: log p(z) - log q(z|x), likewise.
-            log_w: Log weights, where they are not the sum of the two (an enumerated site: the two are then means over its
-                values under q, the weight is their sum).
+            log_w: Log weights, if they are not the sum of the two. With an enumerated site the two are means over its values
+                under q, and the weight is a sum over them.
 
         Raises:
-            ValueError: If a weight is NaN, or there are more draws than was said.
+            ValueError: If a weight is NaN, or there are more than K draws.
         """
         log_w = log_likelihood + log_ratio if log_w is None else log_w
-        if self.done + self._rows + len(log_w) > self.num_samples:
+        if self.num_reduced + self._num_pending + len(log_w) > self.num_samples:
             raise ValueError(f"log weights: expected {self.num_samples} draws, got more.")
-        self._gathered.append((log_likelihood.detach(), log_ratio.detach(), log_w.detach()))
-        self._rows += len(log_w)
-        if self._rows >= max(_GATHERED, tail_length(self.num_samples)):
+        self._pending.append((log_likelihood.detach(), log_ratio.detach(), log_w.detach()))
+        self._num_pending += len(log_w)
+        if self._num_pending >= max(_MIN_DRAWS_TO_REDUCE, tail_length(self.num_samples)):
             self._reduce()
 
-    def finish(self) -> _State:
-        """What was gathered, once all K draws are there.
+    def finish(self) -> Sums:
+        """Return the sums over all K draws.
 
         Raises:
-            ValueError: If there are fewer, or a weight is NaN.
+            ValueError: If draws are missing, or a weight is NaN.
         """
-        if self._gathered:
+        if self._pending:
             self._reduce()
-        if self._state is None or self.done != self.num_samples:
-            raise ValueError(f"log weights: expected {self.num_samples} draws, got {self.done}.")
-        return self._state
+        if self._sums is None or self.num_reduced != self.num_samples:
+            raise ValueError(f"log weights: expected {self.num_samples} draws, got {self.num_reduced}.")
+        return self._sums
 
     def _reduce(self) -> None:
-        likelihood, ratio, log_w = (torch.cat(part) for part in zip(*self._gathered, strict=True))
-        self._gathered, self._rows = [], 0
-        if self._state is None:
-            self._state = _State(self, log_w)
-        self._state.add(_double(likelihood), _double(ratio), _double(log_w), self.done)
-        self.done += len(log_w)
+        likelihood, ratio, log_w = (torch.cat(part) for part in zip(*self._pending, strict=True))
+        self._pending, self._num_pending = [], 0
+        if self._sums is None:
+            self._sums = Sums(self, log_w)
+        self._sums.add(_double(likelihood), _double(ratio), _double(log_w), self.num_reduced)
+        self.num_reduced += len(log_w)
 
 
 def _double(x: Tensor) -> Tensor:
-    """In float64, on the same device where that can be."""
+    """Convert to float64, on the same device if it has float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-class _State:
-    """The sums behind :class:`Moments`; each of shape ``(B,)`` unless said.
+class Sums:
+    """The sums that :class:`Moments` keeps, each of shape ``(B,)`` unless stated.
 
     Attributes:
-        top: The largest log weights, in falling order, shape ``(T + 1, B)``.
-        body: Log of the sum of the others.
-        highest: The largest log weight.
-        lowest: The smallest.
+        top: Largest log weights, in falling order, shape ``(T + 1, B)``.
+        body: Log of the sum of the other weights.
+        highest: Largest log weight.
+        lowest: Smallest log weight.
         mean: Mean of w, relative to ``highest``.
-        squares: Sum of the squares of w - mean, likewise.
+        squares: Sum of (w - mean)^2, relative to ``highest`` squared.
         blocks: Log of the sum of w over each block of draws, shape ``(G, B)``.
-        block_sizes: Draws in each block, shape ``(G,)``.
+        block_sizes: Number of draws in each block, shape ``(G,)``.
         elbo: Sum of log w.
-        elbo_squares: Sum of the squares of log w - its mean.
+        elbo_squares: Sum of squared deviations of log w from its mean.
         likelihood: Sum of log p(x|z).
         ratio: Sum of log p(z) - log q(z|x).
-        eps: Rounding of the dtype in which the weights were computed.
+        eps: Machine epsilon of the dtype in which the weights were computed.
     """
 
-    def __init__(self, owner: Moments, log_w: Tensor) -> None:
-        self.num_samples, self.kept = owner.num_samples, min(owner.num_samples, tail_length(owner.num_samples) + 1)
+    def __init__(self, moments: Moments, log_w: Tensor) -> None:
+        num = self.num_samples = moments.num_samples
+        self.num_top = min(num, tail_length(num) + 1)
         self.eps = torch.finfo(log_w.dtype).eps
-        zero = _double(log_w[0]).new_zeros(owner.num_data)
-        never = zero - math.inf
-        self.top = never.new_empty(0, owner.num_data)
-        self.body, self.highest, self.lowest = never, never, -never
+        zero = _double(log_w[0]).new_zeros(moments.num_data)
+        log_zero = zero - math.inf
+        self.top = log_zero.new_empty(0, moments.num_data)
+        self.body, self.highest, self.lowest = log_zero, log_zero, -log_zero
         self.mean, self.squares, self.elbo, self.elbo_squares, self.likelihood, self.ratio = (zero,) * 6
-        self.blocks = never.repeat(owner.num_blocks, 1)
-        ends = [g * owner.num_samples // owner.num_blocks for g in range(owner.num_blocks + 1)]
+        self.blocks = log_zero.repeat(moments.num_blocks, 1)
+        ends = [g * num // moments.num_blocks for g in range(moments.num_blocks + 1)]
         self.block_sizes = torch.tensor([end - start for start, end in itertools.pairwise(ends)])
 
-    def add(self, likelihood: Tensor, ratio: Tensor, log_w: Tensor, done: int) -> None:
-        """Take float64 draws, the first of which is number ``done``."""
+    def add(self, likelihood: Tensor, ratio: Tensor, log_w: Tensor, start: int) -> None:
+        """Add float64 draws, numbered from ``start``."""
         if bool(log_w.isnan().any()):
             raise ValueError(f"log weights: expected numbers, got NaN for {int(log_w.isnan().any(0).sum())} data.")
-        self._add_weights(log_w, done)
-        self._add_bound(likelihood + ratio, done)
+        self._add_weights(log_w, start)
+        self._add_elbo(likelihood + ratio, start)
         self.likelihood, self.ratio = self.likelihood + likelihood.sum(0), self.ratio + ratio.sum(0)
-        self._add_blocks(log_w, done)
+        self._add_blocks(log_w, start)
         ordered = torch.cat([self.top, log_w]).sort(0, descending=True).values
-        self.top = ordered[: self.kept]
-        self.body = torch.logaddexp(self.body, ordered[self.kept :].logsumexp(0))
+        self.top = ordered[: self.num_top]
+        self.body = torch.logaddexp(self.body, ordered[self.num_top :].logsumexp(0))
 
-    def _add_weights(self, log_w: Tensor, done: int) -> None:
+    def _add_weights(self, log_w: Tensor, start: int) -> None:
         highest = torch.maximum(self.highest, log_w.amax(0))
         shift = torch.where(highest.isfinite(), highest, 0)
         rescaled = torch.where(highest > -math.inf, (self.highest - shift).exp(), 1)
         w = (log_w - shift).exp()
-        self.mean, self.squares = _merge(self.mean * rescaled, self.squares * rescaled.square(), done, w)
+        self.mean, self.squares = _merge(self.mean * rescaled, self.squares * rescaled.square(), start, w)
         self.highest, self.lowest = highest, torch.minimum(self.lowest, log_w.amin(0))
 
-    def _add_bound(self, terms: Tensor, done: int) -> None:
-        _, self.elbo_squares = _merge(self.elbo / max(done, 1), self.elbo_squares, done, terms)
+    def _add_elbo(self, terms: Tensor, start: int) -> None:
+        _, self.elbo_squares = _merge(self.elbo / max(start, 1), self.elbo_squares, start, terms)
         self.elbo = self.elbo + terms.sum(0)
 
-    def _add_blocks(self, log_w: Tensor, done: int) -> None:
-        total, size = self.num_samples, len(self.blocks)
-        ends = [(g + 1) * total // size for g in range(size)]
-        start = done
-        for block, end in enumerate(ends):
-            if start < end and start < done + len(log_w):
-                stop = min(end, done + len(log_w))
-                part = log_w[start - done : stop - done].logsumexp(0)
+    def _add_blocks(self, log_w: Tensor, start: int) -> None:
+        num_blocks, stop = len(self.blocks), start + len(log_w)
+        first = start
+        for block in range(num_blocks):
+            end = (block + 1) * self.num_samples // num_blocks
+            if first < end and first < stop:
+                last = min(end, stop)
+                part = log_w[first - start : last - start].logsumexp(0)
                 self.blocks[block] = torch.logaddexp(self.blocks[block], part)
-                start = stop
+                first = last
 
 
-def _merge(mean: Tensor, squares: Tensor, done: int, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations of ``done`` values and of new ones, shape ``(k, B)``, together."""
-    count = len(new)
-    theirs = new.mean(0)
-    difference = theirs - mean
-    squares = squares + (new - theirs).square().sum(0) + difference.square() * (done * count / (done + count))
-    return mean + difference * (count / (done + count)), squares
+def _merge(mean: Tensor, squares: Tensor, count: int, new: Tensor) -> tuple[Tensor, Tensor]:
+    """Update a mean and a sum of squared deviations.
+
+    Args:
+        mean: Mean of the first values, shape ``(B,)``.
+        squares: Sum of their squared deviations, shape ``(B,)``.
+        count: Number of the first values.
+        new: New values, shape ``(k, B)``.
+
+    Returns:
+        Mean and sum of squared deviations of all values.
+    """
+    num = len(new)
+    new_mean = new.mean(0)
+    difference = new_mean - mean
+    squares = squares + (new - new_mean).square().sum(0) + difference.square() * (count * num / (count + num))
+    return mean + difference * (num / (count + num)), squares

@@ -36,7 +36,7 @@ def test_dequantized_pixels_are_uniform_within_a_level_and_below_one():
 
 
 def test_what_has_no_meaning_is_refused():
-    with pytest.raises(ValueError, match="got a density of pixels as they are; dequantize them"):
+    with pytest.raises(ValueError, match="got one of raw pixels; dequantize them"):
         bits_per_dim(torch.zeros(1), 784, density=True)
     with pytest.raises(ValueError, match="num_dims: expected at least 1, got 0"):
         bits_per_dim(torch.zeros(1), 0)

@@ -115,8 +115,8 @@ def test_memory_does_not_grow_with_the_draws():
     for _ in range(100):
         chunk = torch.randn(1000, 1, generator=generator)
         moments.add(chunk, torch.zeros_like(chunk))
-        state = [x for x in vars(moments._state or object).values() if isinstance(x, Tensor)]
-        held = sum(x.numel() for x in state) + sum(x.numel() for parts in moments._gathered for x in parts)
+        state = [x for x in vars(moments._sums or object).values() if isinstance(x, Tensor)]
+        held = sum(x.numel() for x in state) + sum(x.numel() for parts in moments._pending for x in parts)
         most = max(most, held)
     assert most < 950 + 50 + 3 * 2000 + 20
     assert float(Estimate.from_moments(moments).log_px) == pytest.approx(0.5, abs=4 * 1.31 / math.sqrt(100_000))
@@ -142,5 +142,5 @@ def test_missing_and_surplus_draws_are_refused():
         Estimate.from_moments(moments)
     with pytest.raises(ValueError, match="expected 11 draws, got more"):
         moments.add(likelihood, ratio)
-    with pytest.raises(ValueError, match="at least one draw and one datum, got 5 and 0"):
+    with pytest.raises(ValueError, match="num_data: expected at least 1, got 0"):
         Moments(5, 0)
