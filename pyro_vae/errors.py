@@ -82,6 +82,13 @@ def refuse_nothing(*given: Any) -> None:
         raise ValueError(f"data: expected at least one datum, got a tensor of shape {tuple(tensors[0].shape)}.")
 
 
-def reason(error: Exception) -> str:
-    """The first line of what an error says, or its type."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the name of its type if the message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def error_summary(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message, without the full stop."""
+    name, line = type(error).__name__, first_line(error).rstrip(".")
+    return name if line == name else f"{name}: {line}"

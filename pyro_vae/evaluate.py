@@ -45,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for bad input, or 128 + the number of a signal (130 for Ctrl-C).
     """
     argv = sys.argv[1:] if argv is None else argv
-    with parallel.one_voice(), listening(), ExitStack() as within:
+    with parallel.only_main_prints(), listening(), ExitStack() as within:
         if "--version" in argv:
             print(terminal.versions())
             return 0
         try:
-            within.enter_context(parallel.joined())
+            within.enter_context(parallel.process_group())
             return _command(argv, within)
         except KeyboardInterrupt as stop:
             print(
@@ -85,7 +85,7 @@ def _request(args: Arguments) -> evaluation.Request:
 
 def _command(argv: Sequence[str], within: ExitStack) -> int:
     try:
-        with parallel.together():
+        with parallel.shared_errors():
             args = parser.parse(Arguments, argv, prog="python -m pyro_vae.evaluate", description=__doc__)
             console = Console(args.quiet)
             if not args.runs:
@@ -98,11 +98,11 @@ def _command(argv: Sequence[str], within: ExitStack) -> int:
             comparison.names_of(args.runs)
             runs = [load(path) for path in args.runs]
             console.line(f"{terminal.versions()}, device {words}{parallel.world()}, {torch.get_num_threads()} threads")
-            for run in runs if parallel.world().main else ():
+            for run in runs if parallel.world().is_main else ():
                 within.enter_context(RunDirectory(run.path).held())
                 try_out(run.path, 0)
-        parallel.take_device(device)
-        with parallel.together():
+        parallel.set_device(device)
+        with parallel.shared_errors():
             subjects = [evaluation.subject(run, request) for run in runs]
             if several := len(runs) > 1 and args.compare and args.estimator != "bidirectional":
                 comparison.check_comparable(subjects)
@@ -112,9 +112,9 @@ def _command(argv: Sequence[str], within: ExitStack) -> int:
             console.line(
                 f"{run.path}: {run.config.data.dataset}, {run.config.train.elbo}, epoch {run.history.best_epoch}"
             )
-            with parallel.together():
+            with parallel.shared_errors():
                 results.append(evaluation.evaluate(found, request, device, console))
-        if several and parallel.world().main:
+        if several and parallel.world().is_main:
             comparison.compare(subjects, results, request, console)
     except BrokenPipeError:
         raise

@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             number of a signal (130 for Ctrl-C).
     """
     argv = sys.argv[1:] if argv is None else argv
-    with parallel.one_voice(), listening() as signals, ExitStack() as within:
+    with parallel.only_main_prints(), listening() as signals, ExitStack() as within:
         if "--version" in argv:
             print(terminal.versions(), flush=True)
             return 0
         try:
-            within.enter_context(parallel.joined())
+            within.enter_context(parallel.process_group())
             return _command(argv, signals, within)
         except KeyboardInterrupt as stop:
             print(f"pyro_vae.train: stopped by {signal_of(stop).name} before training began.", file=sys.stderr)
@@ -63,17 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str], signals: Signals, within: ExitStack) -> int:
     """The command, within whose time the run's folder is held."""
     try:
-        with parallel.together():
-            if (folder := value_of("--resume", argv)) is not None and parallel.world().main:
+        with parallel.shared_errors():
+            if (folder := value_of("--resume", argv)) is not None and parallel.world().is_main:
                 within.enter_context(RunDirectory(folder).held())
             config, options, checkpoint = parse(argv, __doc__)
             console = Console(options.quiet)
             threads.set_threads(options.threads)
             device, words = devices.resolve_device(parallel.device_name(options.device))
-        parallel.take_device(device)
+        parallel.set_device(device)
         if options.beta_sweep:
             return _sweep(argv, config, options, console, signals)
-        with parallel.together():
+        with parallel.shared_errors():
             prepared = pipeline.prepare(config, device, checkpoint)
         directory = _shared_directory(prepared, options, within)
     except BrokenPipeError:
@@ -137,12 +137,12 @@ def _without(argv: Sequence[str], flag: str) -> list[str]:
 def _shared_directory(prepared: pipeline.Prepared, options: Options, within: ExitStack) -> RunDirectory:
     """The run's folder: claimed by one process, known to all."""
     claimed = None
-    with parallel.together():
-        if parallel.world().main:
+    with parallel.shared_errors():
+        if parallel.world().is_main:
             claimed = within.enter_context(_directory(prepared, options))
-    directory = parallel.gather(claimed)[0]
+    directory = parallel.all_gather(claimed)[0]
     assert directory is not None  # rank 0 has claimed it
-    return dataclasses.replace(directory, writes=parallel.world().main)
+    return dataclasses.replace(directory, writes=parallel.world().is_main)
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def _run(prepared: pipeline.Prepared, directory: RunDirectory, console: Console,
         with signals.waiting():
             history, seconds = pipeline.train(prepared, directory, console, signals)
             pipeline.load_libraries()  # not to be broken off in the middle
-        if (caught := parallel.first(signals.caught)) is not None:
+        if (caught := parallel.first_given(signals.caught)) is not None:
             raise Interrupted(caught)
         pipeline.finish(prepared, history, directory, seconds, console)
     except (NonFiniteLossError, parallel.JobError) as error:

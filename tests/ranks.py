@@ -199,7 +199,7 @@ def trained(name: str, **more: Any) -> dict[str, Any]:
 def train_all(words: list[str]) -> int:
     """In each rank: all cases, into a file for each rank."""
     torch.manual_seed(int(os.environ["RANK"]))
-    with parallel.joined() as world:
+    with parallel.process_group() as world:
         found = {name: trained(name, **json.loads(words[1])) for name in CASES}
         torch.save(found, Path(words[0]) / f"rank-{world.rank}.pt")
     return 0
@@ -223,7 +223,7 @@ def train_and_signal(words: list[str]) -> int:
 def fail(words: list[str]) -> int:
     """In each rank: what ends a fit in which something goes wrong on one, ``KIND OBJECTIVE EPOCHS FOLDER``."""
     kind, objective, begun, folder = words
-    with parallel.joined() as world:
+    with parallel.process_group() as world:
         model = Broken(kind, int(begun))
         bent = FreeBits(pv.elbo("mean-field"), 0.4) if objective == "free-bits" else pv.elbo(objective)
         found = "nothing"
@@ -285,7 +285,7 @@ class Recorded:
 
 def read(words: list[str]) -> int:
     """In each rank: training from data that are stored, and which rows of them were read in each step."""
-    with parallel.joined() as world:
+    with parallel.process_group() as world:
         reader, model = Recorded(rows(22)), Rows()
         data = Data("rows", Split(Stored(reader)))
         history = pv.fit(model, data, batch_size=8, epochs=1, lr=1e-2, progress=False)
@@ -297,7 +297,7 @@ def read(words: list[str]) -> int:
 
 def evaluate_rows(words: list[str]) -> int:
     """In each rank: the estimate of log p(x), whose noise lies in the data, and those of a VAE, whose noise does not."""
-    with parallel.joined() as world:
+    with parallel.process_group() as world:
         torch.save(evaluated(), Path(words[0]) / f"rank-{world.rank}.pt")
     return 0
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from pyro_vae.errors import error_summary
+
 
 def import_class(kind: str, path: str) -> type[nn.Module]:
     """The class at ``MODULE:CLASS``.
@@ -34,10 +36,7 @@ def import_class(kind: str, path: str) -> type[nn.Module]:
             'what is its program under `if __name__ == "__main__":`.'
         ) from leave
     except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"{kind} {path}: importing {module} failed ({type(error).__name__}: {line}); mend it."
-        ) from error
+        raise ValueError(f"{kind} {path}: importing {module} failed ({error_summary(error)}); mend it.") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         got = "none" if found is None else f"{type(found).__name__} {name}"
         raise ValueError(f"{kind} {path}: expected a class that is a torch.nn.Module in {module}, got {got}.")

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.errors import first_line
 from pyro_vae.networks import MLP
 from pyro_vae.networks.mlp import Joined
 
@@ -77,7 +78,7 @@ def check_network(found: nn.Module, in_shapes: Sequence[Sequence[int]], out_shap
     try:
         given = found(*zeros)
     except (RuntimeError, ValueError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise ValueError(
             f"network {name}: expected one that takes {takes}, got one that fails on it ({reason}); make its layers fit these "
             "data, or give it larger ones."

@@ -1,93 +1,106 @@
-"""What the ranks of a job tell each other: objects and tensors, in the same order on every rank."""
+"""Collectives: every rank of a job calls them in the same order, to share objects, tensors and errors."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyro_vae.parallel.processes import stream, world
+from pyro_vae.errors import first_line
+from pyro_vae.parallel.processes import stream_seed, world
 
 T = TypeVar("T")
+Batch = TypeVar("Batch", covariant=True)
 
-_TOLD = "_pyro_vae_told"
+_SHARED = "_pyro_vae_shared"
 
 
 class JobError(ConnectionError):
-    """The processes of a job do not act as one any more: one is gone, or has other parameters."""
+    """The processes of a job no longer act as one: one is gone, or has other parameters."""
 
 
-# What ranks tell each other: objects, in the same order on every rank. One that fails tells so in place of the next object.
+# Objects and errors. A rank that fails sends a Failure in place of its next object, and then all ranks raise it.
 
-
-#: Errors of input or of the machine, which say on which rank they arose.
+#: Errors of input or of the machine: the other ranks raise them with the number of the rank on which they arose.
 _PLAIN = (ValueError, TypeError, OSError, MemoryError, RuntimeError)
 
 
 class Failure(NamedTuple):
-    """What a rank tells in place of an object: how to make the error that ended its part."""
+    """An error in a form that every rank can rebuild: ``make(*args)``.
 
-    kind: Any
-    args: tuple[Any, ...]
+    Attributes:
+        make: The type of the error, or a function that makes it.
+        args: Its arguments.
+    """
+
+    make: Callable[..., Exception]
+    args: tuple[object, ...]
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Such as any rank can make: of the package's own errors all, of others the text."""
+        """Describe an error: the package's own exactly, any other by a built-in type and its text."""
         plain = next((kind for kind in _PLAIN if isinstance(error, kind)), RuntimeError)
         if type(error).__module__.startswith("pyro_vae.") and plain is RuntimeError:
-            return cls(*error.__reduce__()[:2])
+            make, args, *_ = cast("tuple[Callable[..., Exception], tuple[object, ...]]", error.__reduce__())
+            return cls(make, args)
         text = str(error) if isinstance(error, plain) else f"{type(error).__name__}: {error}"
         return cls(plain, (text,))
 
     def error(self, rank: int) -> Exception:
-        """The error as the others raise it."""
-        error = self.kind(f"rank {rank}: {self.args[0]}") if self.kind in _PLAIN else self.kind(*self.args)
-        error.__dict__[_TOLD] = True
+        """Rebuild the error of ``rank``, as the other ranks raise it."""
+        error = self.make(f"rank {rank}: {self.args[0]}") if self.make in _PLAIN else self.make(*self.args)
+        error.__dict__[_SHARED] = True
         return error
 
 
-def gather(value: T) -> list[T]:
-    """What each rank gives here, in their order.
+def all_gather(value: T) -> list[T]:
+    """Gather an object from every rank.
+
+    Args:
+        value: This rank's object.
+
+    Returns:
+        The objects of all ranks, in the order of the ranks.
 
     Raises:
         JobError: If a rank is gone.
-        Exception: What a rank has failed with.
+        Exception: The error that a rank has shared, see :func:`share_error`.
     """
     if world().size == 1:
         return [value]
-    found = _gathered(value)
-    for rank, one in enumerate(found):
-        if isinstance(one, Failure):
-            raise one.error(rank)
-    return found
+    values = _all_gather(value)
+    for rank, other in enumerate(values):
+        if isinstance(other, Failure):
+            raise other.error(rank)
+    return cast("list[T]", values)
 
 
-def _gathered(value: Any) -> list[Any]:
-    found: list[Any] = [None] * world().size
-    with _connected():
-        dist.all_gather_object(found, value)
-    return found
+def _all_gather(value: object) -> list[object]:
+    values: list[object] = [None] * world().size
+    with _job_errors():
+        dist.all_gather_object(values, value)
+    return values
 
 
 @contextlib.contextmanager
-def _connected() -> Iterator[None]:
+def _job_errors() -> Iterator[None]:
+    """Raise a lost connection as a ``JobError``."""
     try:
         yield
     except (RuntimeError, EOFError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = re.sub(r"^\[.*?\] *", "", line).split(". ")[0]
+        reason = re.sub(r"^\[.*?\] *", "", first_line(error)).split(". ")[0]
         raise JobError(f"rank {world().rank}: another process of the job is gone ({reason}).") from error
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Inside, an error of one rank ends the part of all; with no error all leave at the same time."""
+def shared_errors() -> Iterator[None]:
+    """Inside, an error of one rank is raised by all; without an error all ranks leave together."""
     if world().size == 1:
         yield
         return
@@ -96,32 +109,32 @@ def together() -> Iterator[None]:
     except JobError:
         raise
     except Exception as error:
-        if not told(error):
-            tell(error)
+        if not is_shared(error):
+            share_error(error)
         raise
-    gather(None)
+    all_gather(None)
 
 
-def tell(error: Exception) -> None:
-    """Let the others fail with this error where they next gather."""
-    error.__dict__[_TOLD] = True
-    _gathered(Failure.of(error))
+def share_error(error: Exception) -> None:
+    """Send an error to the other ranks, which raise it at their next :func:`all_gather`."""
+    error.__dict__[_SHARED] = True
+    _all_gather(Failure.of(error))
 
 
-def told(error: Exception) -> bool:
-    """Whether all ranks know of this error."""
-    return _TOLD in error.__dict__
+def is_shared(error: Exception) -> bool:
+    """Return True if all ranks know this error."""
+    return _SHARED in error.__dict__
 
 
-def take_device(device: torch.device) -> None:
-    """Make a device that of this process, and see that the others have one of the same kind; a collective.
+def set_device(device: torch.device) -> None:
+    """Set this process's device, and check that all ranks use one kind; a collective.
 
     Raises:
-        ValueError: If they have not.
+        ValueError: If the kinds differ.
     """
     if world().size == 1:
         return
-    kinds = gather(device.type)
+    kinds = all_gather(device.type)
     if len(set(kinds)) > 1:
         raise ValueError(
             f"device: expected one kind for all processes, got {', '.join(f'{k} on rank {r}' for r, k in enumerate(kinds))}; "
@@ -131,87 +144,103 @@ def take_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def first(value: T | None) -> T | None:
-    """What the first rank that has something gives here."""
-    return next((one for one in gather(value) if one is not None), None)
+def first_given(value: T | None) -> T | None:
+    """Return the value of the first rank whose value is not None; None if all are None."""
+    return next((other for other in all_gather(value) if other is not None), None)
 
 
 @contextlib.contextmanager
-def one_first() -> Iterator[None]:
-    """One process of each machine goes ahead, such as to fetch what the others then find; they go in when it has left."""
+def local_main_first() -> Iterator[None]:
+    """Let local rank 0 of each machine run the block first, and the others after it.
+
+    For example, it downloads the files that the others then find.
+    """
     if world().size > 1 and world().local_rank != 0:
-        gather(None)
+        all_gather(None)
     try:
         yield
     finally:
         if world().size > 1 and world().local_rank == 0:
-            _gathered(None)
+            _all_gather(None)
 
 
-def dealt(x: Any, size: int, seed: int) -> Iterator[Any]:
-    """The batches of an evaluation that fall to this rank, in order: batch i to rank i modulo the number of ranks.
+class Sliceable(Protocol[Batch]):
+    """Data that can be cut into batches: a tensor, or the inputs of a model."""
 
-    In a job each batch has a stream of random numbers of its own, so that figures do not depend on how many ranks there
-    are; that of the first batch is the one with which a single process begins.
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Batch: ...
+
+
+def local_batches(x: Sliceable[Batch], size: int, seed: int) -> Iterator[Batch | None]:
+    """Yield this rank's batches of an evaluation, in order: batch i goes to rank i modulo the number of ranks.
+
+    In a job each batch has its own stream of random numbers, so the figures do not depend on the number of ranks. The
+    first batch has the stream with which a single process begins.
 
     Args:
-        x: Data, with ``len``, slices and ``split``.
-        size: Data of a batch.
-        seed: Seed of the draws; the caller keeps the generators.
+        x: Data.
+        size: Batch size.
+        seed: Seed of the draws; the caller restores the generators.
 
     Yields:
-        Batches, or None where others have one more: every rank gets equally many.
+        Batches; None where this rank has one fewer than others, so that every rank gets equally many.
     """
     if world().size == 1:
-        yield from x.split(size)
+        for start in range(0, len(x), size):
+            yield x[start : start + size]
         return
-    for number in turns(math.ceil(len(x) / size)):
+    for number in local_indices(math.ceil(len(x) / size)):
         if number is not None:
-            torch.manual_seed(stream(seed, number))
+            torch.manual_seed(stream_seed(seed, number))
         yield None if number is None else x[number * size : (number + 1) * size]
 
 
-def turns(count: int) -> Iterator[int | None]:
-    """Which of ``count`` things fall to this rank: i to rank i modulo the number of ranks.
+def local_indices(count: int) -> Iterator[int | None]:
+    """Yield this rank's share of ``range(count)``: i goes to rank i modulo the number of ranks.
 
     Yields:
-        Their numbers, then None where others have one more: every rank gets equally many.
+        Indices; None where this rank has one fewer than others, so that every rank gets equally many.
     """
     for number in range(world().rank, math.ceil(count / world().size) * world().size, world().size):
         yield number if number < count else None
 
 
-def collected(parts: Sequence[T]) -> list[T]:
-    """What all ranks have made of the batches dealt to them, in the order of the data."""
+def merge_batches(parts: Sequence[T]) -> list[T]:
+    """Gather the results for the batches of all ranks, in the order of the data; a collective.
+
+    Args:
+        parts: This rank's results, one for each batch that :func:`local_batches` or :func:`local_indices` gave it.
+    """
     if world().size == 1:
         return list(parts)
-    found = gather(list(parts))
-    return [found[i % world().size][i // world().size] for i in range(sum(map(len, found)))]
+    ranks = all_gather(list(parts))
+    return [ranks[i % world().size][i // world().size] for i in range(sum(map(len, ranks)))]
 
 
-# Tensors, of one shape on every rank.
+# Tensors, of the same shape on every rank.
 
 
-def add_up(tensor: Tensor) -> None:
-    """Put the sum over all ranks in place of this rank's tensor.
+def all_reduce_sum(tensor: Tensor) -> None:
+    """Replace this rank's tensor by the sum over all ranks, in place.
 
     Raises:
         JobError: If a rank is gone.
     """
-    with _connected():
+    with _job_errors():
         dist.all_reduce(tensor)
 
 
 @torch.no_grad()
-def from_main(tensors: Iterable[Tensor]) -> None:
-    """Put rank 0's values in place of this rank's.
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Replace this rank's tensors by those of rank 0, in place.
 
     Raises:
         JobError: If a rank is gone.
     """
     for tensor in tensors:
         whole = tensor.detach().contiguous()
-        with _connected():
+        with _job_errors():
             dist.broadcast(whole, 0)
         if whole.data_ptr() != tensor.data_ptr():
             tensor.copy_(whole)

@@ -1,4 +1,4 @@
-"""The place of a process in a job that ``torchrun`` has started, and what it means for devices and random numbers."""
+"""A process in a job of ``torchrun``: its rank, process group, output, device and stream of random numbers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-#: What a launcher tells a process of its place.
+#: The environment variables that a launcher sets.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class World:
-    """The place of a process in its job.
+    """The rank of a process, and the size of its job.
 
     Attributes:
-        rank: Which it is, from 0.
-        size: How many there are.
-        local_rank: Which it is on its machine.
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        local_rank: Number of this process on its machine, from 0.
     """
 
     rank: int = 0
@@ -34,16 +34,16 @@ class World:
     local_rank: int = 0
 
     @property
-    def main(self) -> bool:
-        """Whether it is the one that writes files and speaks."""
+    def is_main(self) -> bool:
+        """True for rank 0, which writes files and prints."""
         return self.rank == 0
 
     def rows(self, total: int) -> int:
-        """How many rows of a batch of ``total`` it has; ranks differ by at most one."""
+        """Return the number of this rank's rows of a batch of ``total``; ranks differ by at most one."""
         return (self.rank + 1) * total // self.size - self.rank * total // self.size
 
     def share(self, batch: Tensor) -> Tensor:
-        """Its rows of a batch; of one that has none left for it the first, which then counts for nothing."""
+        """Return this rank's rows of a batch; if it has none, the first row, which then gets weight 0."""
         start = self.rank * len(batch) // self.size
         return batch[start : start + self.rows(len(batch))] if self.rows(len(batch)) else batch[:1]
 
@@ -55,25 +55,28 @@ _world = World()
 
 
 def world() -> World:
-    """The place of this process."""
+    """Return rank and job size of this process; inside :func:`process_group`, those of the launcher."""
     return _world
 
 
-def launched() -> World:
-    """The place that a launcher such as ``torchrun`` has given to this process, which need not have joined yet."""
+def launcher_world() -> World:
+    """Return the rank and job size that the launcher has set, before the process group exists."""
     if not all(os.environ.get(name) for name in VARIABLES) or not dist.is_available():
         return World()
     return World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[World]:
-    """Inside, this process is one of the job that its launcher has started, and ``pyro_vae.fit`` shares its batches.
+def process_group() -> Iterator[World]:
+    """Join the job of the launcher: inside, ``pyro_vae.fit`` shares its batches among all processes.
 
-    Without a launcher, or with one process, nothing is done. A process group that is there already is used, and left.
+    Without a launcher, or with one process, it does nothing. It uses an existing process group and leaves it open.
+
+    Yields:
+        Rank and job size of this process.
     """
     global _world
-    place = launched()
+    place = launcher_world()
     if place.size == 1:
         yield _world
         return
@@ -87,22 +90,23 @@ def joined() -> Iterator[World]:
     finally:
         _world = before
         if ours:
-            with contextlib.suppress(RuntimeError):  # of a job that has fallen apart
+            with contextlib.suppress(RuntimeError):  # another process is gone
                 dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def one_voice() -> Iterator[None]:
-    """Inside, only rank 0 of a job prints; after, a process of a job cannot be told to end, since it does.
+def only_main_prints() -> Iterator[None]:
+    """Inside, only rank 0 of a job prints; afterwards, each process ignores SIGTERM and SIGINT.
 
-    ``torchrun`` ends all processes of a job as soon as one of them has left with an error, here after all have agreed to.
+    ``torchrun`` sends these signals as soon as one process has left with an error. By then all processes have agreed to
+    leave, and end by themselves.
     """
-    place = launched()
+    place = launcher_world()
     if place.size == 1:
         yield
         return
     with contextlib.ExitStack() as stack:
-        if not place.main:
+        if not place.is_main:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
@@ -115,17 +119,17 @@ def one_voice() -> Iterator[None]:
 
 
 def device_name(text: str) -> str:
-    """What ``--device`` means for this process of a job: the CUDA device of its local rank, or the CPU.
+    """Resolve ``--device`` for this process of a job: the CUDA device of its local rank, or the CPU.
 
     Raises:
-        ValueError: If one device is named for all, or one that processes cannot share results through.
+        ValueError: If it is ``cuda:N``, which all processes would share, or ``mps``, which has no collectives.
     """
     if _world.size == 1:
         return text
     if re.fullmatch(r"cuda:\d+", text):
         raise ValueError(
-            f"device: expected auto, cuda or cpu for a job of {_world.size} processes, each of which takes the CUDA device of "
-            f"its local rank, got {text!r}; use --device cuda."
+            f"device: expected auto, cuda or cpu for a job of {_world.size} processes, got {text!r}; use --device cuda: "
+            "each process takes the CUDA device of its local rank."
         )
     if text == "mps":
         raise ValueError(
@@ -136,12 +140,12 @@ def device_name(text: str) -> str:
     return "cpu" if text == "auto" and torch.backends.mps.is_available() else text
 
 
-def stream(seed: int, number: int | None = None) -> int:
-    """Seed of one of many streams of random numbers; that of number 0 is ``seed`` itself.
+def stream_seed(seed: int, number: int | None = None) -> int:
+    """Return the seed of one of many streams of random numbers; that of stream 0 is ``seed`` itself.
 
     Args:
-        seed: The seed of all.
-        number: Which stream; None: this rank's.
+        seed: The seed of the run.
+        number: Number of the stream; None for this rank's.
     """
     number = _world.rank if number is None else number
     if number == 0:

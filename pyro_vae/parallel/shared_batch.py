@@ -12,11 +12,13 @@ _active: WholeBatch | None = None
 
 
 class WholeBatch:
-    """The size of the batch of all processes and its labels, in tensors that are changed in place: a graph sees them.
+    """The batch of all processes: its size, its number of labels, and means over it.
+
+    The counts are tensors that are changed in place, so that a captured graph sees each step's.
 
     Args:
-        device: Where they are.
-        mean: Gives the mean over the whole batch from that of this process's data and the sum of their weights.
+        device: Device of the counts.
+        mean: Returns the mean over the whole batch, given the mean of this process's data and the sum of their weights.
     """
 
     def __init__(self, device: torch.device, mean: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -33,32 +35,32 @@ class WholeBatch:
         finally:
             _active = before
 
-    def tell(self, y: Tensor) -> None:
-        """The labels of the whole batch of the next step, shape ``(B,)``, -1 where unknown."""
+    def set_labels(self, y: Tensor) -> None:
+        """Set the labels of the next step's whole batch, shape ``(B,)``, -1 where unknown."""
         self.size.fill_(len(y))
         self.labelled.copy_((y >= 0).sum())
 
 
 def batch_counts(known: Tensor) -> tuple[int | Tensor, Tensor]:
-    """How many data a batch has and how many of them a label: over all processes of a step that is shared.
+    """Return the size of the batch and its number of labels, over all processes of a shared step.
 
     Args:
-        known: Which of this process's data have a label, shape ``(B,)``, bool.
+        known: True for each of this process's data that has a label, shape ``(B,)``, bool.
 
     Returns:
-        Two numbers, the second as a 0-dim tensor.
+        Size of the batch, and number of labels as a 0-dim tensor.
     """
     return (len(known), known.sum()) if _active is None else (_active.size, _active.labelled)
 
 
 def batch_mean(local: Tensor, scale: Tensor) -> Tensor:
-    """The mean over the batch of all ranks, from this rank's; a collective within a shared step, else the mean as it is.
+    """Return the mean over the batch of all ranks, given this rank's; outside a shared step, ``local`` itself.
 
-    Its gradient is that of ``local``: multiplied by a rank's weight and size, and summed over ranks, it is that of the
-    whole.
+    Within a shared step it is a collective. Its gradient is that of ``local``: multiplied by a rank's weight and size, and
+    summed over ranks, it is the gradient of the whole mean.
 
     Args:
         local: Mean over this rank's data, any shape, the same on every rank.
-        scale: Sum of the weights of its data, 0-dim.
+        scale: Sum of the weights of this rank's data, 0-dim.
     """
     return local if _active is None else _active.mean(local, scale)

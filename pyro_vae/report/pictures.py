@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_vae.data import Data, Split
+from pyro_vae.errors import error_summary
 from pyro_vae.evidence import Estimate
 from pyro_vae.inference import History
 from pyro_vae.models.protocol import evaluation_inputs, evidence_name, loss_name, num_required_arguments, trained_on
@@ -87,8 +88,7 @@ def _tried(vae: Any, name: str, make: Callable[[], T]) -> T | None:
         if not modules or isinstance(error, OSError) or explain(error) is not None:
             raise
         at = place_of_error(error, modules)
-        line = (str(error).strip().splitlines() or ["no words"])[0].rstrip(".")
-        said = f"{type(error).__name__}: {line}" + ("" if at is None else f" ({at})")
+        said = error_summary(error) + ("" if at is None else f" ({at})")
         warnings.warn(
             f"picture {name}: expected a model that can be drawn, got {said}; mend it, the others are drawn.",
             stacklevel=4,

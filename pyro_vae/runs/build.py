@@ -9,7 +9,7 @@ from typing import Any
 from pyro_vae import data as data_module
 from pyro_vae.data import Data
 from pyro_vae.data.labels import are_vectors, check_labels
-from pyro_vae.errors import reason
+from pyro_vae.errors import first_line
 from pyro_vae.inference.kl.registry import CONTROLS, controlled
 from pyro_vae.inference.objectives.registry import OBJECTIVES, elbo, options_of
 from pyro_vae.inference.training.checkpoint import check_state
@@ -151,7 +151,7 @@ def saved_vae(directory: RunDirectory) -> tuple[Any, Config, dict[str, Any]]:
     try:
         vae = make_vae(config, tuple(checkpoint["data"]["data_shape"]))
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{where}: expected the configuration of a model, got {reason(error)}") from None
+        raise ValueError(f"{where}: expected the configuration of a model, got {first_line(error)}") from None
     check_state(training, vae, where)
     vae.load_state_dict(training["best"] or training["model"])
     return vae.eval(), config, checkpoint

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pyro_vae.data.named.registry import NAMED
-from pyro_vae.errors import reason
+from pyro_vae.errors import first_line
 from pyro_vae.inference.training.checkpoint import check_keys
 from pyro_vae.inference.training.history import Row
 from pyro_vae.inference.training.training import Training
@@ -192,7 +192,7 @@ class RunDirectory:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # bytes that are no checkpoint fail in any way, down to IndexError
             raise ValueError(
-                f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({reason(error):.200}); take "
+                f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({first_line(error):.200}); take "
                 "another run, or train it again."
             ) from None
         checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
@@ -235,7 +235,7 @@ class RunDirectory:
             chosen = found.data.labels is not None
             return found if chosen else dataclasses.replace(found, data=dataclasses.replace(found.data, label_seed=0))
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"run {self.path}: {reason(error)}") from None
+            raise ValueError(f"run {self.path}: {first_line(error)}") from None
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run; empty if it is not there.
@@ -247,7 +247,9 @@ class RunDirectory:
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: expected a JSON file, got one that cannot be read ({reason(error)}).") from None
+            raise ValueError(
+                f"{path}: expected a JSON file, got one that cannot be read ({first_line(error)})."
+            ) from None
 
 
 def resuming(folder: Path) -> str:

@@ -102,7 +102,7 @@ def _prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | 
     taken = constructor_parameters(model_class(config.model.model))
     if "likelihood" in taken:
         lookup("likelihood", config.model.likelihood, LIKELIHOODS)
-    with parallel.one_first():  # to fetch data, or to make files beside them
+    with parallel.local_main_first():  # to fetch data, or to make files beside them
         data = load_data(config)
     if t.patience is not None and data.validation is None:
         raise ValueError("patience: expected validation data to judge by, got --val-size 0; set some aside.")
@@ -172,7 +172,7 @@ def train(
         The history, and the seconds that training took in all its sessions.
     """
     config = prepared.config
-    with parallel.together():
+    with parallel.shared_errors():
         directory.write_json("config.json", config.to_dict())
         if prepared.resume is not None:
             directory.write_metrics(

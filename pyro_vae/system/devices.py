@@ -8,6 +8,8 @@ import warnings
 
 import torch
 
+from pyro_vae.errors import first_line
+
 _LACKING = re.compile(
     r"\bMPS\b.*(not|n't).*(implement|support)|(not|n't).*(implement|support).*\bMPS\b"
     r"|_(mps|cuda)\W.*not implemented|Could not run .*'(MPS|CUDA)'",
@@ -77,19 +79,19 @@ def _missing(device: torch.device) -> str | None:
         there = torch.cuda.is_available()
         count = torch.cuda.device_count() if there else 0
     if not there:
-        return _why_no_cuda([str(w.message) for w in said])
+        return _why_no_cuda([w.message for w in said if isinstance(w.message, Warning)])
     if (device.index or 0) >= count:
         names = "one CUDA device, cuda:0" if count == 1 else f"{count} CUDA devices, cuda:0 to cuda:{count - 1}"
         return f"this machine has {names}"
     return None
 
 
-def _why_no_cuda(said: list[str]) -> str:
+def _why_no_cuda(said: list[Warning]) -> str:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and (hidden.strip() == "" or hidden.strip().startswith("-1")):
         return f"CUDA_VISIBLE_DEVICES={hidden} hides them all"
     if said:
-        return _first_line(said[0])
+        return _torch_reason(said[0])
     return "no CUDA device found" + (f" with CUDA_VISIBLE_DEVICES={hidden}" if hidden else "")
 
 
@@ -100,7 +102,7 @@ def _broken(device: torch.device) -> str | None:
             warnings.simplefilter("always")
             works = torch.ones(2, device=device).square().sum().item() == 2
     except (RuntimeError, AssertionError) as error:
-        return _first_line(str(error)) or type(error).__name__
+        return _torch_reason(error)
     return None if works else "its sums are wrong"
 
 
@@ -112,7 +114,7 @@ def explain(error: BaseException) -> str | None:
     """
     if not isinstance(error, (RuntimeError, TypeError, MemoryError)):
         return None
-    text, line = str(error), _first_line(str(error)) or type(error).__name__
+    text, line = str(error), _torch_reason(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _FULL.search(text):
         other = "" if isinstance(error, MemoryError) or "CPU" in text else ", or use --device cpu"
         return f"memory: expected enough of it, got: {line}; train with a smaller --batch-size{other}."
@@ -123,7 +125,7 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def _first_line(text: str) -> str:
-    """The first sentence of a message of torch, without its advice to developers."""
-    lines = re.sub(r"^\[enforce fail at .*?\. ", "", text.strip()).splitlines()
-    return re.sub(r"(?<=[a-z0-9)'])\. .*", "", lines[0]).strip(" .") if lines else ""
+def _torch_reason(error: BaseException) -> str:
+    """Return the first sentence of torch's message, without its advice to developers."""
+    line = re.sub(r"^\[enforce fail at .*?\. ", "", first_line(error))
+    return re.sub(r"(?<=[a-z0-9)'])\. .*", "", line).strip(" .")

@@ -86,9 +86,9 @@ def test_each_rank_reads_its_rows_alone(nursery, tmp_path):
 
 
 def test_streams_of_random_numbers():
-    seeds = {parallel.stream(seed, number) for seed in range(30) for number in range(30)}
+    seeds = {parallel.stream_seed(seed, number) for seed in range(30) for number in range(30)}
     assert (len(seeds), min(seeds) >= 0, max(seeds) < 2**63) == (900, True, True)
-    assert parallel.stream(7) == parallel.stream(7, 0) == 7
+    assert parallel.stream_seed(7) == parallel.stream_seed(7, 0) == 7
 
 
 # Evaluation.
@@ -107,13 +107,13 @@ def test_evaluation_does_not_depend_on_the_number_of_ranks(nursery, tmp_path, mo
     assert torch.equal(found[0]["ratio"][:1000], single["ratio"][:1000])
     assert not torch.equal(found[0]["ratio"][1000:], single["ratio"][1000:])  # other noise: the same law
     with monkeypatch.context() as patch:  # a single process that takes each batch's own noise
-        patch.setattr(parallel, "dealt", dealt_to_one)
+        patch.setattr(parallel, "local_batches", all_batches)
         torch.testing.assert_close(found[0], evaluated(), rtol=0, atol=0)
 
 
-def dealt_to_one(x, size, seed):
+def all_batches(x, size, seed):
     for number, part in enumerate(x.split(size)):
-        torch.manual_seed(parallel.stream(seed, number))
+        torch.manual_seed(parallel.stream_seed(seed, number))
         yield part
 
 

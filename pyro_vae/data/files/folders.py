@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pyro_vae.data.labels import encode_labels
 from pyro_vae.data.source import Part, Parts, Request
 from pyro_vae.data.stored import MemoryReader, Scaled, Stored
+from pyro_vae.errors import first_line
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation"}
@@ -223,7 +224,7 @@ def _attempt(look: Callable[[int], Any], row: int) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = first_line(error)
     return "not an image" if "cannot identify image file" in text else text
 
 

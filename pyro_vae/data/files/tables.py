@@ -12,6 +12,7 @@ from pyro_vae.data.files.array_checks import check
 from pyro_vae.data.files.arrays import LABELS, InMemory, refuse_array
 from pyro_vae.data.labels import encode_labels
 from pyro_vae.data.source import Parts, Request
+from pyro_vae.errors import first_line
 
 
 def open_table(path: Path, request: Request) -> Parts:
@@ -83,7 +84,7 @@ def _read_csv(path: Path) -> Any:
             "comments out, or complete it."
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
-        reason = "an empty file" if isinstance(error, pd.errors.EmptyDataError) else str(error).strip().splitlines()[0]
+        reason = "an empty file" if isinstance(error, pd.errors.EmptyDataError) else first_line(error)
         raise ValueError(
             f"data set {path}: expected a table of numbers in UTF-8, separated by commas, semicolons or tabs, with as many in "
             f"each row, got {reason}."
@@ -113,5 +114,5 @@ def _read_parquet(path: Path) -> Any:
     except Exception as error:  # pyarrow has errors of its own for every way in which a file can be none
         if isinstance(error, OSError) and not path.stat().st_size == 0 and error.errno is not None:
             raise
-        reason = "an empty file" if path.stat().st_size == 0 else str(error).strip().splitlines()[0]
+        reason = "an empty file" if path.stat().st_size == 0 else first_line(error)
         raise ValueError(f"data set {path}: expected a whole .parquet file, got {reason}; write it again.") from None

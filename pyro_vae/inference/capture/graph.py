@@ -24,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.errors import error_summary, first_line
+
 #: Relative difference of loss and gradients up to which a captured step is taken for the eager one.
 ROUNDING = {"float32": 1e-3, "bf16": 3e-2}
 #: Seed of the noise in which programs are captured: another than that of the comparison, so that a draw held as a constant
@@ -90,7 +92,7 @@ class Graph:
         except torch.OutOfMemoryError:
             raise
         except NotCapturedError as error:
-            raise NotCapturedError(str(error).splitlines()[0]) from None  # without the shapes that Pyro adds
+            raise NotCapturedError(first_line(error)) from None  # without the shapes that Pyro adds
         except Exception as error:
             raise NotCapturedError(reason_of(error)) from error
 
@@ -189,11 +191,10 @@ def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line that says something, of the error that began it."""
+    """Return the type and first line of the error that began it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    line = next((s for s in map(str.strip, str(error).splitlines()) if s), "")
-    return f"{type(error).__name__}: {line[:200]}"
+    return error_summary(error)[:200]
 
 
 def agree(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None], rounding: float, size: float = 0.0) -> bool:

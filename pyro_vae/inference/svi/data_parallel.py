@@ -17,7 +17,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.parallel import JobError, add_up, first, from_main, gather, tell, together, told, world
+from pyro_vae.parallel import (
+    JobError,
+    all_gather,
+    all_reduce_sum,
+    broadcast,
+    first_given,
+    is_shared,
+    share_error,
+    shared_errors,
+    world,
+)
 
 T = TypeVar("T")
 
@@ -73,11 +83,11 @@ class Exchange:
         self._flat = torch.zeros(ends[-1], dtype=dtype, device=self.device)
         state = module.state_dict()
         described = {name: (tuple(value.shape), str(value.dtype)) for name, value in state.items()}
-        if any(other != described for other in gather(described)):
+        if any(other != described for other in all_gather(described)):
             raise ValueError(
                 "model: expected the same parameters on every rank, got others; give all the same command."
             )
-        from_main(state.values())
+        broadcast(state.values())
 
     def begin(self, total: int) -> None:
         """The next step has a batch of ``total`` data, over all ranks."""
@@ -140,7 +150,7 @@ class Exchange:
         elif self.rows:
             self._pack(flat, terms, broken, params, grads)
         flat[4] = float(self.interrupt())
-        add_up(flat)
+        all_reduce_sum(flat)
         self._steps += 1
         self.due = flat.device.type == "cpu" or self._steps % POLL_STEPS == 0
         if self.due:
@@ -181,10 +191,10 @@ class Exchange:
         except JobError:
             raise
         except Exception as error:
-            if told(error):
+            if is_shared(error):
                 raise
             if self.expecting:
-                tell(error)
+                share_error(error)
                 raise
             self.failure = None if isinstance(error, known) else error
             return None
@@ -195,18 +205,18 @@ class Exchange:
         Raises:
             Exception: The failure of a rank, where that is what broke it.
         """
-        with together():
+        with shared_errors():
             if self.failure is not None:
                 raise self.failure
             found = find()
-        return first(found)
+        return first_given(found)
 
     def mean(self, local: Tensor, scale: Tensor) -> Tensor:
         """See :func:`pyro_vae.parallel.shared_batch.batch_mean`."""
         self.see()
         self.expecting = False
         weight = self.weight * float(scale)
-        found = [(part, w) for part, w in gather((local.detach().cpu().double(), weight)) if w]
+        found = [(part, w) for part, w in all_gather((local.detach().cpu().double(), weight)) if w]
         whole = torch.stack([part * w for part, w in found]).sum(0) / sum(w for _, w in found)
         return _Replaced.apply(local, whole.to(local))
 
@@ -216,8 +226,8 @@ class Exchange:
         Raises:
             JobError: If they have not.
         """
-        from_main(self.module.buffers())
-        sums = gather(_checksum(self.module.parameters()))
+        broadcast(self.module.buffers())
+        sums = all_gather(_checksum(self.module.parameters()))
         others = [str(rank) for rank, one in enumerate(sums) if one != sums[0]]
         if others:
             raise JobError(

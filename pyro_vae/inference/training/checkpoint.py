@@ -174,7 +174,7 @@ def state_of(training: Training) -> dict[str, Any]:
     """See :meth:`Training.state_dict`."""
     singles = training.optimizer.source.optim_objs
     random = {"random": torch.get_rng_state(), "random_device": device_state(training.device)}
-    ranks = parallel.gather(random)
+    ranks = parallel.all_gather(random)
     return {
         "model": training.model.state_dict(),
         "best": training.best,
@@ -212,7 +212,7 @@ def restore(training: Training, state: dict[str, Any]) -> None:
         torch.set_rng_state(ranks[world.rank]["random"].cpu())
         set_device_state(training.device, ranks[world.rank]["random_device"])
     else:
-        torch.manual_seed(parallel.stream(training.options.seed + training.step))
+        torch.manual_seed(parallel.stream_seed(training.options.seed + training.step))
     if not same:
         training.order.manual_seed(training.options.seed + training.step)
     if state["epoch"] is not None:

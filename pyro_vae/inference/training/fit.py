@@ -158,8 +158,8 @@ def fit(
     if beta is None:
         beta = wanted.get("beta", 1.0) if getattr(objective, "takes_beta", True) else 1.0
     betas = Betas(beta, data.train.x.device)
-    with own_randomness(parallel.stream(seed)), pyro.get_param_store().scope():
-        with parallel.together():
+    with own_randomness(parallel.stream_seed(seed)), pyro.get_param_store().scope():
+        with parallel.shared_errors():
             chosen = compiling_of(model, data, objective, options, resume)[0]
             options = dataclasses.replace(options, compile=chosen)
             training = Training(model, data, objective, betas, options, interrupt)
@@ -206,10 +206,10 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
             if row is not None and progress:
                 bar.clear()
                 print(line(row, training.options.epochs), flush=True)
-            with parallel.together():
+            with parallel.shared_errors():
                 for callback in callbacks:
                     callback(training)
-            training.stop_reason = parallel.first(training.stop_reason)
+            training.stop_reason = parallel.first_given(training.stop_reason)
             if training.interrupted():
                 break
     history, whole = training.history, len(training.history) >= training.options.epochs

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vae import parallel
 from pyro_vae.data import Batches, Data, Split
+from pyro_vae.errors import first_line
 from pyro_vae.inference.kl.betas import Betas
 from pyro_vae.inference.svi.data_parallel import Exchange
 from pyro_vae.inference.svi.optimizer import FusedOptim
@@ -111,7 +112,7 @@ class Training:
 
     def interrupted(self) -> bool:
         """Whether this process or another of the job was asked to stop; all must ask at the same time."""
-        return any(parallel.gather(self.interrupt()))
+        return any(parallel.all_gather(self.interrupt()))
 
     @property
     def step(self) -> int:
@@ -134,10 +135,10 @@ class Training:
         try:
             self._finish(self.progress, advance)
             row = self._row(self.progress)
-            with parallel.together():
+            with parallel.shared_errors():
                 after_epoch(self.model, self.data, self.options.seed)
             if self.data.validation is not None:
-                with parallel.together():
+                with parallel.shared_errors():
                     row |= self._validate(self.data.validation)
         except Paused:
             return None
@@ -176,7 +177,7 @@ class Training:
                     self.svi.exchange.begin(size)
                     if self.whole is not None and "y" in takes(self.model):
                         rows = progress.order[progress.seen : progress.seen + size]
-                        self.whole.tell(self.batches.columns.parts[1][rows.to(self.device)])
+                        self.whole.set_labels(self.batches.columns.parts[1][rows.to(self.device)])
                 # Pyro and torch validate the first step of a run; the others would take half as long again.
                 if validated and self.step > 0:
                     unchecked.enter_context(pyro.validation_enabled(False))
@@ -192,7 +193,7 @@ class Training:
                     break
         self.svi.synchronize()
         if batch is not None:
-            with parallel.together(), pyro.validation_enabled(False):
+            with parallel.shared_errors(), pyro.validation_enabled(False):
                 self.svi.check_finite(*batch)  # the last step may have been one too far: what it left must not be saved
         if self.svi.exchange is not None:
             self.svi.exchange.compare(len(self.history) + 1)
@@ -297,7 +298,6 @@ class Training:
         except torch.OutOfMemoryError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"resume: expected a whole training state, got one that cannot be used ({reason}); train it again."
+                f"resume: expected a whole training state, got one that cannot be used ({first_line(error)}); train it again."
             ) from error

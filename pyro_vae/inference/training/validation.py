@@ -64,14 +64,14 @@ def evaluate_terms(
     parts = []
     try:
         with own_randomness(seed), pyro.validation_enabled(False):
-            for batch in parallel.dealt(columns, min(EVALUATION_ROWS, columns.chunk), seed):
+            for batch in parallel.local_batches(columns, min(EVALUATION_ROWS, columns.chunk), seed):
                 poll()
                 if batch is not None:
                     first = first_draw(model.model, model.guide, batch)
                     parts.append([part[0].cpu().double() for part in (first.log_likelihood, first.log_ratio)])
     finally:
         model.train(was_training)
-    likelihood, ratio = (torch.cat(part) for part in zip(*parallel.collected(parts), strict=True))
+    likelihood, ratio = (torch.cat(part) for part in zip(*parallel.merge_batches(parts), strict=True))
     return likelihood, ratio
 
 

@@ -109,7 +109,7 @@ class _Batch:
     def chains(self) -> dict[str, Any]:
         how = self.how
         words = {name: getattr(how, name) for name in ("num_chains", "num_steps", "start", "path")}
-        return words | {"compile": self.captured, "seed": parallel.stream(self.seed, self.first)}
+        return words | {"compile": self.captured, "seed": parallel.stream_seed(self.seed, self.first)}
 
 
 def _importance(batch: _Batch) -> Estimate:
@@ -180,7 +180,7 @@ def estimate(
     size = min(BATCH, columns.chunk)
     count = math.ceil(len(columns) / size)
     turns = tqdm(
-        parallel.turns(count),
+        parallel.local_indices(count),
         total=math.ceil(count / parallel.world().size),
         disable=None if progress else True,
         unit="batch",
@@ -188,15 +188,15 @@ def estimate(
         desc=f"log p(x), {how.estimator}",
     )
     vae.eval()
-    seed = parallel.stream(seed, 1 + _checksum(vae))
+    seed = parallel.stream_seed(seed, 1 + _checksum(vae))
     captured = _captured(vae, len(columns), how)
     parts = []
-    with own_randomness(seed), parallel.together():
+    with own_randomness(seed), parallel.shared_errors():
         for number in turns:
             if number is not None:
                 rows = columns[number * size : (number + 1) * size]
                 parts.append(ESTIMATORS[how.estimator](_Batch(vae, rows, number * size, seed, how, captured)))
-    parts = parallel.collected(parts)
+    parts = parallel.merge_batches(parts)
     return type(parts[0]).cat(parts)
 
 

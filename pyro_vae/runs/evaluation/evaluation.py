@@ -111,7 +111,7 @@ def subject(run: Run, request: Request) -> Subject:
             f"run {run.path}: expected at least one whole epoch to evaluate, got one interrupted in its first; go on with "
             f"{resuming(run.path)}."
         )
-    with parallel.one_first():
+    with parallel.local_main_first():
         data = run.data()
     if data.test is None:
         raise ValueError(f"run {run.path}: expected test data to evaluate on, got none.")
@@ -174,7 +174,7 @@ def evaluate(found: Subject, request: Request, device: torch.device, console: Co
     config, vae = run.config, run.vae.to(device)
     how = dataclasses.replace(request.how, num_samples=request.num_samples or config.evaluate.num_samples)
     progress = not console.quiet
-    directory = RunDirectory(run.path, parallel.world().main)
+    directory = RunDirectory(run.path, parallel.world().is_main)
     if request.whole:
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_samples=how.num_samples))
         data = found.data.to(device)
@@ -189,7 +189,7 @@ def evaluate(found: Subject, request: Request, device: torch.device, console: Co
         part["seconds"] = time.perf_counter() - started
         figures["evidence"] = {**figures.get("evidence", {}), request.name: part}
     console.line(text)
-    if parallel.world().main:
+    if parallel.world().is_main:
         directory.write_json("summary.json", figures)
         always = ("aggregate",) if request.whole else ()
         checks, optional = dict.fromkeys((*always, *request.checks)), set(always) - set(request.checks)

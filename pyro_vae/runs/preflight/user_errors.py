@@ -13,6 +13,7 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 
+from pyro_vae.errors import error_summary, first_line
 from pyro_vae.models.registry import model_class, model_settings
 from pyro_vae.models.user_code import place_of_error, place_of_method, user_modules_of
 from pyro_vae.runs.config import Config
@@ -43,12 +44,12 @@ def program(name: str, vae: Any) -> Iterator[None]:
             where = place_of_error(error, modules)
             ours = Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)
             if refused and (where is None or ours):
-                raise ValueError(str(error).strip().splitlines()[0]) from None
+                raise ValueError(first_line(error)) from None
             if where is None or explain(error) is not None:
                 raise
             raise ValueError(
-                f"model {name}: expected a program that runs on these data, got {_words(error)} ({where}); mend it, or take "
-                "other data."
+                f"model {name}: expected a program that runs on these data, got {error_summary(error)} ({where}); mend it, or "
+                "take other data."
             ) from error
 
 
@@ -89,7 +90,7 @@ def failed_method(name: str, vae: Any, method: str, error: Exception) -> str | N
         return None
     where = place_of_error(error, modules) or place_of_method(vae, method)
     return (
-        f"model {name}.{method}: expected a method that runs on these data, got {_words(error)}{at(where)}; mend it, or "
+        f"model {name}.{method}: expected a method that runs on these data, got {error_summary(error)}{at(where)}; mend it, or "
         "leave it out."
     )
 
@@ -97,11 +98,6 @@ def failed_method(name: str, vae: Any, method: str, error: Exception) -> str | N
 def at(where: str | None) -> str:
     """A place in brackets, to end a sentence's part with; nothing where it is not known."""
     return f" ({where})" if where else ""
-
-
-def _words(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or ["no words"])[0].rstrip(".")
-    return f"{type(error).__name__}: {line}"
 
 
 class _Sites(Messenger):
