@@ -1,104 +1,77 @@
-"""Captured evaluations: the densities of a path and their gradients as one compiled graph for each shape."""
+"""Compiled evaluations of an annealing path: densities and gradients from one captured graph."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree
 
 from pyro_vae.evidence.annealing.hmc import Evaluate, State, evaluation
 from pyro_vae.evidence.annealing.path import AnnealingPath
-from pyro_vae.inference.capture.graph import ROUNDING, Graph, NotCapturedError, agree, describe, signature
+from pyro_vae.inference.capture.cache import BatchGraph, GraphCache, with_tensors
+from pyro_vae.inference.capture.graph import ROUNDING, NotCapturedError, agree, describe, signature
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.weights.compiled import held_by, trust
 
 
-class CapturedPath:
-    """The compiled evaluations of one model and guide, over batch after batch.
+class CapturedPath(GraphCache[BatchGraph]):
+    """The compiled evaluations of one model and guide, for any number of batches.
 
-    Inputs of a graph are the latents, the arguments, and what the guide's distribution holds. For each batch it is compared
-    with an eager evaluation, and captured anew where the two differ.
-
-    Attributes:
-        captures: How many graphs were made.
-        reason: Why evaluations are not compiled any more, or None.
+    A graph takes the latents, the arguments of a batch and the parameters of its posterior. Each batch compares the graph
+    with an eager evaluation and captures anew if they differ.
     """
 
-    def __init__(self) -> None:
-        self.captures = 0
-        self.reason: str | None = None
-        self._graphs: dict[Any, _Graph] = {}
+    refusal = "annealing: gradients cannot be compiled and are made eagerly"
+    difference = "they have other values than by Python"
 
     def __call__(self, joint: AnnealingPath, u: Tensor) -> Evaluate:
-        """The compiled evaluation for one batch, or the eager one where it cannot be compiled.
+        """Return the compiled evaluation for one batch, or the eager one if it cannot be compiled.
 
         Args:
-            joint: The batch's densities.
-            u: Latents of the shape that it will be called with, shape ``(C, B, U)``.
+            joint: The densities of the batch.
+            u: Latents of the shape that later calls have, shape ``(C, B, U)``.
         """
         eager = evaluation(joint.terms)
         if self.reason is not None or not joint.vectorize:
             return eager
         try:
-            return self._found(joint, u, eager)
+            described, tensors = signature(joint.args, joint.kwargs)
+            held = list(held_by(joint))
+            key = described, describe(u), joint.start, tuple(map(describe, held))
+            expected = eager(u)[1:]
+            graph = self.find(
+                key,
+                lambda: _captured(joint, u, tensors, held),
+                lambda graph: agree(_of_batch(graph, tensors, held)(u)[1:], expected, ROUNDING["float32"]),
+            )
         except NotCapturedError as error:
-            self.reason = str(error)
-            warnings.warn(f"annealing: gradients cannot be compiled and are made eagerly: {error}.", stacklevel=4)
+            self.give_up(str(error), stacklevel=4)
             return eager
-
-    def _found(self, joint: AnnealingPath, u: Tensor, eager: Evaluate) -> Evaluate:
-        described, tensors = signature(joint.args, joint.kwargs)
-        held = list(held_by(joint))  # type: ignore[arg-type]
-        key = described, describe(u), joint.start, tuple(map(describe, held))
-        wanted = eager(u)
-        if key in self._graphs:
-            found = self._graphs[key].of_batch(tensors, held)
-            if agree(found(u)[1:], wanted[1:], ROUNDING["float32"]):
-                return found
-        self._graphs[key] = graph = _Graph(joint, u, tensors, held)
-        self.captures += 1
-        found = graph.of_batch(tensors, held)
-        if not agree(found(u)[1:], wanted[1:], ROUNDING["float32"]):
-            raise NotCapturedError("captured, they have other values than by Python")
-        return found
+        return _of_batch(graph, tensors, held)
 
 
-class _Graph:
-    """Evaluations for batches of one shape."""
+def _captured(joint: AnnealingPath, u: Tensor, tensors: list[Tensor], held: list[Tensor]) -> BatchGraph:
+    for _, site in sample_sites(joint.guide_trace):
+        trust(site["fn"])
+    with unaltered(Watch(joint.model, joint.guide)):
+        return BatchGraph(_function(joint), [u, *tensors], held)
 
-    def __init__(self, joint: AnnealingPath, u: Tensor, tensors: list[Tensor], held: list[Tensor]) -> None:
-        for _, site in sample_sites(joint.guide_trace):
-            trust(site["fn"])
-        watch = Watch(joint.model, joint.guide)
-        with unaltered(watch):
-            self._graph = Graph(_function(joint), [u, *tensors])
-        places = {id(t): k for k, t in enumerate(held)}
-        self._places = [places.get(id(t)) for t in self._graph.held]
 
-    def of_batch(self, tensors: list[Tensor], held: list[Tensor]) -> Evaluate:
-        inputs = [t if k is None else held[k] for t, k in zip(self._graph.held, self._places, strict=True)]
+def _of_batch(graph: BatchGraph, tensors: list[Tensor], held: list[Tensor]) -> Evaluate:
+    inputs = graph.inputs(held)
 
-        def evaluate(u: Tensor) -> State:
-            return State(u, *self._graph([u.contiguous(), *tensors], inputs))
+    def evaluate(u: Tensor) -> State:
+        return State(u, *graph([u.contiguous(), *tensors], inputs))
 
-        return evaluate
+    return evaluate
 
 
 def _function(joint: AnnealingPath) -> Callable[..., tuple[Tensor, ...]]:
-    leaves, spec = _pytree.tree_flatten((joint.args, joint.kwargs))
     evaluate = evaluation(joint.terms)
 
     def function(u: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        inputs, kept = iter(given), (joint.args, joint.kwargs)
-        filled = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        try:
-            joint.args, joint.kwargs = _pytree.tree_unflatten(filled, spec)
+        with with_tensors(joint, iter(given)):
             return evaluate(u)[1:]
-        finally:
-            joint.args, joint.kwargs = kept
 
     return function

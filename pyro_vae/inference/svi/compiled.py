@@ -1,41 +1,26 @@
-"""Captured steps: an SVI's loss and gradients from one compiled graph for each shape of its arguments."""
+"""Compiled steps: loss and gradients of an SVI from captured graphs."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
-from torch.utils import _pytree
 
+from pyro_vae.inference.capture.cache import GraphCache, refilled
 from pyro_vae.inference.capture.graph import OTHER_NOISE, ROUNDING, Graph, NotCapturedError, agree, reason_of, signature
 from pyro_vae.inference.capture.side_effects import Watch, altered_by, unaltered
 from pyro_vae.inference.objectives.bound import Terms
-from pyro_vae.inference.program.traces import Args, Kwargs
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
+from pyro_vae.inference.svi.step import Evaluated
 from pyro_vae.system.randomness import own_randomness
 
-#: How many shapes of arguments are captured; a program that keeps changing them runs eagerly.
+#: A program whose arguments have had more shapes than this runs eagerly.
 SHAPES = 16
-
-
-class Evaluated(NamedTuple):
-    """One evaluation of the loss with its gradients.
-
-    Attributes:
-        terms: See :class:`Terms`; detached.
-        broken: 1 where the loss (or, with clipping, the gradient) is not finite, else 0; 0-dim float32, on the device.
-        params: The parameters used, in the order of their first use.
-        grads: A gradient, or None, for each of them.
-    """
-
-    terms: Terms
-    broken: Tensor
-    params: list[Tensor]
-    grads: list[Tensor | None]
 
 
 @dataclass
@@ -43,10 +28,10 @@ class Entry:
     """A captured step for one signature of arguments.
 
     Attributes:
-        graph: Its last input is whether an earlier step was broken.
-        watch: What it uses.
+        graph: The graph; its last input is 1 if an earlier step was broken.
+        watch: Watches the modules and parameters that it uses.
         params: The parameters.
-        has_grad: Which of them have a gradient.
+        has_grad: For each parameter, True if it has a gradient.
         sound: 0, on the device: no earlier step was broken.
     """
 
@@ -60,61 +45,70 @@ class Entry:
         self._made_for = list(map(_brief, self.graph.held))
 
     def unchanged(self) -> bool:
-        """Whether what it holds is what it was: the same objects, of the same shape and type, that learn or do not."""
+        """Return True if it holds the same objects, of the same shape, type and ``requires_grad``."""
         return self.watch.unchanged() and list(map(_brief, self.graph.held)) == self._made_for
 
     def __call__(self, tensors: list[Tensor], broken: Tensor | None = None) -> Evaluated:
-        """Evaluate loss and gradients at these arguments.
+        """Evaluate loss and gradients.
 
         Args:
-            tensors: Of the arguments.
-            broken: 1 where an earlier step was broken: then, as where this one is, nothing but random numbers is altered.
+            tensors: The tensors among the arguments.
+            broken: 1 if an earlier step was broken. Then, as if this one is, only random numbers are altered.
         """
         loss, distortion, rate, broken, *rest = self.graph([*tensors, self.sound if broken is None else broken])
         grads = iter(rest)
-        found = [next(grads) if has else None for has in self.has_grad]
-        return Evaluated(Terms(loss, distortion, rate), broken, self.params, found)
+        by_parameter = [next(grads) if has else None for has in self.has_grad]
+        return Evaluated(Terms(loss, distortion, rate), broken, self.params, by_parameter)
 
 
 def _given(tensors: list[Tensor | None]) -> list[Tensor]:
     return [t for t in tensors if t is not None]
 
 
-def _finite(x: Tensor) -> float:
-    """Its size; 0 where it has none."""
+def _size(x: Tensor) -> float:
+    """Return the absolute value; 0 if it is not finite."""
     return float(x.detach().abs().nan_to_num(0.0, 0.0, 0.0))
 
 
-def _brief(x: Tensor) -> tuple[Any, ...]:
-    """What ``module.to(...)`` and ``requires_grad_`` change of a parameter that stays the same object."""
+def _brief(x: Tensor) -> tuple[torch.Size, torch.dtype, torch.device, bool]:
+    """Describe what ``module.to(...)`` and ``requires_grad_`` change of one tensor."""
     return x.shape, x.dtype, x.device, x.requires_grad
 
 
-@dataclass
-class CapturedSteps:
+class CapturedSteps(GraphCache[Entry]):
     """The captured steps of one SVI.
 
     Args:
-        evaluate: Evaluates loss and gradients eagerly, of ``(args, kwargs)``; it is also what is captured.
-        objective: The objective, whose state (if any) capture must not alter.
-        roots: Model and guide.
-        precision: ``"float32"`` or ``"bf16"``: how closely a captured step must agree with an eager one.
-
-    Attributes:
-        captures: How many graphs were made.
-        reason: Why no step is captured any more, or None.
+        evaluate: Evaluates loss and gradients eagerly, given ``(args, kwargs)``; this is what is captured.
+        objective: The objective; capture leaves its state as it was.
+        pair: Model and guide.
+        precision: ``"float32"`` or ``"bf16"``, which decides how closely a captured step must agree with an eager one.
     """
 
-    evaluate: Callable[[Any, Any], Evaluated]
-    objective: Any
-    roots: tuple[Any, ...]
-    precision: str = "float32"
-    captures: int = 0
-    reason: str | None = None
-    _entries: dict[Any, Entry] = field(default_factory=dict)
+    refusal = "SVI: this step cannot be compiled and is taken eagerly"
+    difference = "it has another loss or gradient than run by Python with the same noise"
+
+    def __init__(
+        self,
+        evaluate: Callable[[Args, Kwargs], Evaluated],
+        objective: ELBO | Callable[..., Tensor],
+        pair: tuple[Program, Program],
+        precision: str = "float32",
+    ) -> None:
+        super().__init__()
+        self.evaluate, self.objective, self.pair, self.precision = evaluate, objective, pair, precision
+        if not hasattr(objective, "terms") and isinstance(objective, ELBO):
+            self.give_up_objective()
+
+    def give_up_objective(self) -> None:
+        """Give up because the objective is no function of tensors."""
+        self.give_up(
+            "expected an objective of pyro_vae.elbo or a function that gives the loss, got "
+            f"{type(self.objective).__name__}"
+        )
 
     def entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
-        """The captured step for these arguments, and their tensors; None where it must be taken eagerly.
+        """Return the captured step and the tensors among its arguments; None if it must be eager.
 
         Raises:
             Exception: What an eager evaluation raises.
@@ -123,34 +117,38 @@ class CapturedSteps:
             return None
         try:
             key, tensors = signature(args, kwargs)
-            found = self._entries.get(key)
-            if found is None or not found.unchanged():
-                self._entries.pop(key, None)
-                found = self._captured(args, kwargs, tensors)
+            entry = self.graphs.get(key)
+            if entry is None or not entry.unchanged():
+                self.graphs.pop(key, None)
+                entry = self._captured(key, args, kwargs, tensors)
         except NotCapturedError as error:
             self.give_up(str(error))
             return None
-        if found is None:
-            return None
-        self._entries[key] = found
-        return found, tensors
+        return None if entry is None else (entry, tensors)
 
-    def give_up(self, reason: str) -> None:
-        """From now on, eagerly."""
-        self.reason = reason
-        self._entries.clear()
-        warnings.warn(f"SVI: this step cannot be compiled and is taken eagerly: {reason}.", stacklevel=2)
+    def compared(self, args: Args, kwargs: Kwargs, step: int) -> tuple[Entry, list[Tensor]] | None:
+        """Return what :meth:`entry` does, captured anew with a warning if it differs from an eager step."""
+        found = self.entry(args, kwargs)
+        if found is None or not self.differs(*found, args, kwargs):
+            return found
+        warnings.warn(
+            f"SVI: at step {step} the compiled step has another loss or gradient than an eager one; captured anew. It had "
+            "read something that no tensor holds (docs/speed.md).",
+            stacklevel=6,
+        )
+        self.forget()
+        return self.entry(args, kwargs)
 
     def differs(self, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
-        """Whether an eager step with the same noise has another loss or gradient; nothing is altered.
+        """Return True if an eager step with the same noise has another loss or gradient; alter nothing.
 
-        Rounding may put a unit on the other side of a kink (ReLU's, say) and so change a gradient by more than rounding:
-        steps differ if they do so under each of three noises.
+        Rounding may put a unit on the other side of a kink (ReLU's, say) and so change a gradient by more than rounding.
+        Steps therefore differ only if they do so under each of three noises.
         """
         return all(self._differ_at(seed, entry, tensors, args, kwargs) for seed in (None, 1, 2))
 
     def _differ_at(self, seed: int | None, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
-        """As :meth:`differs` under one noise; None: that of the step to come."""
+        """Compare as :meth:`differs` under one noise; None is that of the next step."""
         with own_randomness(seed):
             eager = self._eager(args, kwargs, entry.watch)
             with unaltered(entry.watch, self.objective):
@@ -159,23 +157,19 @@ class CapturedSteps:
             return True
         rounding, whole = ROUNDING[self.precision], torch.nn.utils.get_total_norm(_given(eager.grads))
         return not (
-            agree(ours.terms, eager.terms, rounding, _finite(eager.terms.loss))
-            and agree(ours.grads, eager.grads, rounding, _finite(whole))
+            agree(ours.terms, eager.terms, rounding, _size(eager.terms.loss))
+            and agree(ours.grads, eager.grads, rounding, _size(whole))
         )
-
-    def forget(self) -> None:
-        """Capture anew at the next step."""
-        self._entries.clear()
 
     def _eager(self, args: Args, kwargs: Kwargs, watch: Watch) -> Evaluated:
         with unaltered(watch, self.objective):
             return self.evaluate(args, kwargs)
 
-    def _captured(self, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> Entry | None:
-        """A new entry; None where there is nothing to learn, now."""
-        if len(self._entries) >= SHAPES:
+    def _captured(self, key: Hashable, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> Entry | None:
+        """Capture a step; return None if no parameter has a gradient now."""
+        if len(self.graphs) >= SHAPES:
             raise NotCapturedError(f"its arguments have had more than {SHAPES} shapes")
-        watch = Watch(*self.roots)
+        watch = Watch(*self.pair)
         self._eager(args, kwargs, watch)  # the first run of a program may set it up: an autoguide looks at its model
         eager = self._eager(args, kwargs, watch)
         has_grad = [g is not None for g in eager.grads]
@@ -188,33 +182,27 @@ class CapturedSteps:
                 graph = Graph(self._function(args, kwargs, eager, watch), [*tensors, sound])
             watch.remember(eager.params)
             entry = Entry(graph, watch, eager.params, has_grad, sound)
-            differs = self.differs(entry, tensors, args, kwargs)
+            agrees = not self.differs(entry, tensors, args, kwargs)
         except (torch.OutOfMemoryError, NotCapturedError):
             raise
         except Exception as error:
             raise NotCapturedError(reason_of(error)) from error
-        if differs:
-            raise NotCapturedError("captured, it has another loss or gradient than run by Python with the same noise")
-        self.captures += 1
+        self.keep(key, entry, agrees)
         return entry
 
     def _function(
         self, args: Args, kwargs: Kwargs, eager: Evaluated, watch: Watch
     ) -> Callable[..., tuple[Tensor, ...]]:
-        leaves, spec = _pytree.tree_flatten((args, kwargs))
-
-        def function(*given: Tensor) -> tuple[Tensor, ...]:
-            *inner, earlier = given
-            inputs = iter(inner)
+        def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+            *tensors, earlier = inputs
             state = [(t, t.clone()) for t in altered_by(watch, self.objective)]
-            filled = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            found = self.evaluate(*_pytree.tree_unflatten(filled, spec))
-            if [id(p) for p in found.params] != [id(p) for p in eager.params]:
+            evaluated = self.evaluate(*refilled(args, kwargs, iter(tensors)))
+            if [id(p) for p in evaluated.params] != [id(p) for p in eager.params]:
                 raise NotCapturedError("it uses other parameters from one run to the next")
-            broken = torch.maximum(found.broken, earlier)
+            broken = torch.maximum(evaluated.broken, earlier)
             with torch.no_grad():
                 for t, before in state:
                     t.copy_(torch.where(broken > 0, before, t))
-            return (*found.terms, broken, *(g for g in found.grads if g is not None))
+            return (*evaluated.terms, broken, *_given(evaluated.grads))
 
         return function

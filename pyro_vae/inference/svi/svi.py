@@ -1,43 +1,44 @@
-"""``pyro.infer.SVI`` with one fused optimizer, global gradient clipping, and a stop at the first non-finite loss."""
+"""``SVI``: Pyro's, with a fused optimizer, gradient clipping and compiled steps."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.objectives.bound import Terms
-from pyro_vae.inference.program.parameters import Used, UsedData
-from pyro_vae.inference.program.traces import Args, Kwargs
-from pyro_vae.inference.svi.compiled import CapturedSteps, Entry, Evaluated
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
+from pyro_vae.inference.svi.compiled import CapturedSteps, Entry
 from pyro_vae.inference.svi.data_parallel import Exchange
 from pyro_vae.inference.svi.non_finite import Noise, NonFiniteLossError, Pending, PendingSteps, nonfinite_site
 from pyro_vae.inference.svi.optimizer import FusedOptim, as_pyro_optim
-from pyro_vae.inference.svi.precision import PRECISIONS
-from pyro_vae.lookup import lookup
-from pyro_vae.registration import Recorder
+from pyro_vae.inference.svi.step import Evaluated, Evaluation, clear
 from pyro_vae.system.randomness import device_state
+
+T = TypeVar("T")
+Loss = float | tuple[float, ...]
 
 
 class SVI(pyro.infer.SVI):
     """Stochastic variational inference: ``pyro.infer.SVI``, faster, for any Pyro program.
 
-    ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments become one fused torch optimizer over all parameters;
-    any other keeps Pyro's one optimizer for each parameter, with a warning. A parameter that has no gradient in a step stays
+    ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments become one fused torch optimizer over all parameters.
+    Any other keeps Pyro's one optimizer for each parameter, with a warning. A parameter without a gradient in a step stays
     where it is (in Pyro its momentum would move it on).
 
-    With ``compile``, loss and gradients come from one graph of tensors, captured from the first step of each shape of
-    the arguments and compiled (docs/speed.md says what is captured, and what a captured step does not see). The noise is
-    the eager step's. A program that cannot be captured runs eagerly, with a warning that says why.
+    With ``compile``, loss and gradients come from one graph of tensors, captured at the first step of each shape of the
+    arguments (docs/speed.md says what is captured, and what a captured step does not see). The noise is that of an eager
+    step. A program that cannot be captured runs eagerly, with a warning that says why.
 
     Args:
         model: A Pyro model.
@@ -45,27 +46,32 @@ class SVI(pyro.infer.SVI):
         optim: A ``pyro.optim`` optimizer, or ``functools.partial(torch.optim.Adam, lr=...)``.
         loss: A ``pyro.infer.ELBO`` (ours or Pyro's), or a function ``loss(model, guide, *args)``.
         loss_and_grads: As in Pyro, for a loss that is a function.
-        clip_norm: Largest Euclidean norm of the whole gradient of the loss **per datum** (of the summed loss where the
-            program has no data plate); larger gradients are scaled down to it. None: no clipping.
+        clip_norm: Largest Euclidean norm of the whole gradient of the loss **per datum** (of the summed loss if the program
+            has no data plate); larger gradients are scaled down to it. None: no clipping.
         compile: Capture and compile the step.
-        check_every: With ``compile``, compare loss and gradients with an eager step's every so many steps; where they
-            differ, warn and capture anew. None: only when a graph is made.
-        precision: ``"float32"``, or ``"bf16"``: linear maps and convolutions of networks in bfloat16, all else, and their
-            results, in float32.
-        **kwargs: What ``pyro.infer.SVI`` takes besides.
+        check_every: With ``compile``, compare loss and gradients with an eager step's every so many steps; if they differ,
+            warn and capture anew. None: only when a graph is made.
+        precision: ``"float32"``, or ``"bf16"``: linear maps and convolutions of networks in bfloat16; their results and all
+            else in float32.
+        **kwargs: Further arguments of ``pyro.infer.SVI``.
+
+    Attributes:
+        fused: The fused optimizer, or None if ``optim`` cannot be fused.
+        steps_taken: Number of steps taken.
+        exchange: Adds up the steps of several processes, or None.
 
     Raises:
-        TypeError: If ``optim`` is no such thing.
+        TypeError: If ``optim`` is no such optimizer.
         ValueError: If ``clip_norm`` or ``check_every`` is not positive, or ``precision`` is unknown.
     """
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        optim: Any,
-        loss: Any,
-        loss_and_grads: Callable[..., Any] | None = None,
+        model: Program,
+        guide: Program,
+        optim: PyroOptim | Callable[..., torch.optim.Optimizer],
+        loss: ELBO | Callable[..., Tensor],
+        loss_and_grads: Callable[..., Loss] | None = None,
         num_samples: int = 0,
         num_steps: int = 0,
         *,
@@ -77,62 +83,39 @@ class SVI(pyro.infer.SVI):
     ) -> None:
         source = as_pyro_optim(optim)
         super().__init__(model, guide, source, loss, loss_and_grads, num_samples, num_steps, **kwargs)
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}; leave it out for no clipping.")
-        if check_every is not None and check_every < 1:
-            raise ValueError(
-                f"check_every: expected at least 1 step, got {check_every}; leave it out for no comparison."
-            )
-        self.objective = loss
-        self.clip_norm, self.check_every, self.precision = clip_norm, check_every, precision
+        _check_numbers(clip_norm, check_every)
+        self.objective: ELBO = loss
+        self.clip_norm, self.check_every = clip_norm, check_every
         self.steps_taken = 0
-        self._modules = Recorder()
-        self._used = Used if clip_norm is None else UsedData
-        self._networks = lookup("precision", precision, PRECISIONS)
-        self._stepper: Callable[[Iterable[Tensor]], None] = source
-        if FusedOptim.accepts(source):
-            self._stepper = FusedOptim(source)
-        else:
-            warnings.warn(
-                "SVI: this optimizer is not fused and keeps one torch optimizer for each parameter; for speed use "
-                "pyro.optim.Adam, AdamW or SGD with dict arguments and no clip_args.",
-                stacklevel=2,
-            )
+        self._across_batch = getattr(loss, "across_batch", False)
+        self.exchange: Exchange | None = None
+        self._evaluation = Evaluation(loss, clip_norm, precision)
+        self.fused = _fused(source)
         self._broken: Tensor | None = None
         self._pending = PendingSteps()
-        self._captured = self._captured_steps(loss_and_grads) if compile else None
-        self.exchange: Exchange | None = None
+        self._captured: CapturedSteps | None = None
+        if compile:
+            self._captured = CapturedSteps(self.evaluate_terms, loss, (self.model, self.guide), precision)
+            if loss_and_grads is not None and self._captured.reason is None:
+                self._captured.give_up_objective()
 
     def share(self, exchange: Exchange) -> None:
-        """From now on a step is one of several processes', each with its share of the batch."""
-        self.exchange, self._used = exchange, UsedData
+        """Make each later step one of several processes', each with its share of the batch."""
+        self.exchange = exchange
+        self._evaluation.share(exchange)
         if self._captured is not None and self._across_batch:
             self._captured.give_up("its objective bends the mean rate of the batch, which lies on several processes")
 
     @property
-    def _across_batch(self) -> bool:
-        return getattr(self.objective, "across_batch", False)
-
-    def _captured_steps(self, loss_and_grads: Any) -> CapturedSteps:
-        steps = CapturedSteps(self._with_grads, self.objective, (self.model, self.guide), self.precision)
-        if loss_and_grads is not None or (
-            not hasattr(self.objective, "terms") and isinstance(self.objective, pyro.infer.ELBO)
-        ):
-            steps.give_up(
-                f"expected an objective of pyro_vae.elbo or a function that gives the loss, got {type(self.objective).__name__}"
-            )
-        return steps
-
-    @property
     def compiled(self) -> bool:
-        """Whether steps are compiled, as far as known: asked for, and given up for no program so far."""
+        """True if steps are compiled: asked for, and not given up so far."""
         return self._captured is not None and self._captured.reason is None
 
-    def step(self, *args: object, **kwargs: object) -> Any:
-        """One gradient step.
+    def step(self, *args: object, **kwargs: object) -> Loss:
+        """Take one gradient step.
 
         Args:
-            *args: What model and guide take.
+            *args: Arguments of model and guide.
             **kwargs: Likewise.
 
         Returns:
@@ -143,34 +126,38 @@ class SVI(pyro.infer.SVI):
         """
         terms = self._tensor_step(args, kwargs)
         if terms is None:
-            return self._step(args, kwargs, self._loss_and_grads)[0]
+            return self._eager_step(args, kwargs, self.loss_and_grads)[0]
         self.synchronize()
         return terms.loss.item()
 
     def step_terms(self, *args: object, **kwargs: object) -> Terms:
-        """One gradient step, giving the detached :class:`Terms` of the package's own objectives.
+        """Take one gradient step; return the detached :class:`Terms` of an objective of this package.
 
-        A compiled step does not wait for the device: whether its loss was finite is found out by :meth:`synchronize`.
+        A compiled step does not wait for the device: :meth:`synchronize` finds out if its loss was finite.
 
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite; no step is taken.
         """
-        self._check_terms()
+        _check_terms(self.objective)
         terms = self._tensor_step(args, kwargs)
-        return self._step(args, kwargs, self._terms_and_grads)[1] if terms is None else terms
+        return self._eager_step(args, kwargs, self._evaluation.backward)[1] if terms is None else terms
+
+    def evaluate_terms(self, args: Args, kwargs: Kwargs) -> Evaluated:
+        """Evaluate loss and gradients without a step, and without a wait for the device."""
+        return self._evaluation(self.model, self.guide, args, kwargs)
 
     def synchronize(self) -> None:
-        """Wait for the compiled steps taken so far, and see whether their losses were finite.
+        """Wait for the compiled steps taken so far, and check that their losses were finite.
 
         After one that was not, no parameter has moved; an eager replay of that step names the site.
 
         Raises:
             NonFiniteLossError: If one was not.
         """
-        found = self._pending.first_broken()
-        if found is None:
+        broken = self._pending.first_broken()
+        if broken is None:
             return
-        taken, step = found
+        taken, step = broken
         self._broken = None
         self.steps_taken -= taken
         step.noise.restore(step.loss.device)
@@ -185,7 +172,7 @@ class SVI(pyro.infer.SVI):
         return self.exchange.blame(lambda: nonfinite_site(self.model, self.guide, step.args, step.kwargs))
 
     def _tensor_step(self, args: Args, kwargs: Kwargs) -> Terms | None:
-        """Take a step that leaves its loss on the device; None where it is an eager one of this process alone."""
+        """Take a step that leaves its loss on the device; return None if it must be eager."""
         if self.exchange is not None:
             return self._shared_step(args, kwargs, self.exchange)
         host = torch.get_rng_state()
@@ -201,122 +188,52 @@ class SVI(pyro.infer.SVI):
         noise = Noise.of(exchange.device)
         exchange.expecting = self._across_batch
         part = exchange.attempt(lambda: self._part(args, kwargs, noise.host), NonFiniteLossError)
-        return self._taken(self._exchanged(part, exchange), args, kwargs, noise, [])
+        return self._taken(self._evaluation.exchanged(part, exchange, self._broken), args, kwargs, noise, [])
 
     def _part(self, args: Args, kwargs: Kwargs, random_state: Tensor) -> Evaluated:
         """Evaluate this process's part of a step."""
         found = self._entry(args, kwargs)
         if found is not None:
             return found[0](found[1])
-        return self._evaluated(lambda *a, **k: self._with_grads(a, k), args, kwargs, random_state)
+        return self._evaluated(self._evaluation.tensors, args, kwargs, random_state)
 
-    def _taken(
-        self,
-        evaluated: Evaluated,
-        args: Args,
-        kwargs: Kwargs,
-        noise: Noise,
-        tensors: list[Tensor],
-    ) -> Terms:
-        """Take a step without waiting for its loss."""
+    def _taken(self, evaluated: Evaluated, args: Args, kwargs: Kwargs, noise: Noise, tensors: list[Tensor]) -> Terms:
+        """Take a step without a wait for its loss."""
         self._pending.add(Pending(args, kwargs, noise, evaluated.broken, evaluated.terms.loss), tensors)
         self._take(evaluated)
-        self._synchronize_if_due()
+        # Several processes must wait at the same step.
+        if self._pending.many if self.exchange is None else self.exchange.due:
+            self.synchronize()
         return evaluated.terms
 
-    def _exchanged(self, part: Evaluated | None, exchange: Exchange) -> Evaluated:
-        """A step of the whole batch, from this process's part, or None where that has failed."""
-        terms, broken, grads = exchange() if part is None else exchange(*part)
-        if self.clip_norm is not None:
-            finite, grads = self._clipped(grads, exchange.num_data)
-            broken = torch.maximum(broken, (~finite).float())
-        if self._broken is not None:
-            broken = torch.maximum(broken, self._broken)
-        return Evaluated(Terms(*terms), broken, [] if part is None else part.params, grads)
-
-    def _synchronize_if_due(self) -> None:
-        if self.exchange is not None:  # then all processes must wait at the same step
-            if self.exchange.due:
-                self.synchronize()
-        elif self._pending.many:
-            self.synchronize()
-
-    def _clipped(self, grads: list[Tensor | None], num_data: int) -> tuple[Tensor, list[Tensor | None]]:
-        """Whether the norm of the gradient is finite, and the gradient scaled down to ``clip_norm`` a datum."""
-        assert self.clip_norm is not None
-        norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
-        share = (self.clip_norm * num_data / (norm + 1e-6)).clamp(max=1.0)
-        return torch.isfinite(norm), [g if g is None else g * share for g in grads]
-
     def _entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
-        """The compiled step for these arguments, and their tensors; None where it must be taken eagerly."""
+        """Return the compiled step and the tensors among its arguments; None if it must be eager."""
         # Handlers around a step, gradients left by the caller and ``no_grad`` are the eager step's to see.
         if self._captured is None or self._captured.reason is not None or _PYRO_STACK or not torch.is_grad_enabled():
             return None
         try:
-            found = self._captured.entry(args, kwargs)
-            if found is not None and self._check_is_due and self._captured.differs(*found, args, kwargs):
-                warnings.warn(
-                    f"SVI: at step {self.steps_taken} the compiled step has another loss or gradient than an eager one with "
-                    "the same noise; captured anew. It had read something that no tensor holds (docs/speed.md).",
-                    stacklevel=5,
-                )
-                self._captured.forget()
+            if self.check_every is not None and self.steps_taken > 0 and self.steps_taken % self.check_every == 0:
+                found = self._captured.compared(args, kwargs, self.steps_taken)
+            else:
                 found = self._captured.entry(args, kwargs)
         except (ValueError, NonFiniteLossError):
             return None  # the eager step says what is wrong
         return None if found is None or any(p.grad is not None for p in found[0].params) else found
 
-    @property
-    def _check_is_due(self) -> bool:
-        return self.check_every is not None and self.steps_taken > 0 and self.steps_taken % self.check_every == 0
-
     def _take(self, evaluated: Evaluated) -> None:
-        """The optimizer's step; on the device it is none from the first loss that is not finite on."""
+        """Step the optimizer; on the device it stands still from the first non-finite loss on."""
         self.steps_taken += 1
-        if isinstance(self._stepper, FusedOptim):
-            self._broken = self._stepper.found_inf = evaluated.broken
+        if self.fused is not None:
+            self._broken = self.fused.found_inf = evaluated.broken
         else:
             self.synchronize()
         for p, grad in zip(evaluated.params, evaluated.grads, strict=True):
             p.grad = grad
-        self._stepper(evaluated.params)
-        _clear(evaluated.params)
-
-    def _with_grads(self, args: Args, kwargs: Kwargs) -> Evaluated:
-        """Loss and gradients by tensors alone, for capture: nothing is left in ``grad``."""
-        with self._seeing() as (used, seen):
-            if hasattr(self.objective, "terms"):
-                terms = self.objective.terms(self.model, self.guide, *args, **kwargs)
-            else:
-                loss = self.objective(self.model, self.guide, *args, **kwargs)
-                terms = Terms(loss, torch.zeros_like(loss), torch.zeros_like(loss))
-        params = [p for p in used.values() if p.requires_grad]
-        loss = terms.loss
-        grads: list[Tensor | None] = [None] * len(params)
-        if loss.requires_grad and params:
-            grads = [*torch.autograd.grad(loss, params, allow_unused=True)]
-        finite = torch.isfinite(loss.detach())
-        if self.exchange is not None:
-            self.exchange.see(params)
-        elif self.clip_norm is not None:
-            small, grads = self._clipped(grads, seen.num_data)
-            finite = finite & small
-        return Evaluated(Terms(*(part.detach() for part in terms)), (~finite).float(), params, grads)
-
-    @contextmanager
-    def _seeing(self) -> Iterator[tuple[dict[int, Tensor], Used]]:
-        """See which parameters an evaluation uses, with the networks in their precision."""
-        # Pyro's own objectives look for param sites before they go backward; ours do not need them.
-        listening = self._modules.recording() if hasattr(self.objective, "terms") else nullcontext()
-        used = self._modules.begin()
-        with listening, self._used(used) as seen, self._networks():
-            if self.exchange is not None:
-                self.exchange.plates = lambda: seen.plates
-            yield used, seen
+        (self.fused or self.optim)(evaluated.params)
+        clear(evaluated.params)
 
     def check_finite(self, *args: object, **kwargs: object) -> None:
-        """Evaluate the loss once, altering nothing, to see whether training could go on.
+        """Evaluate the loss once and check that it is finite; alter nothing.
 
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite.
@@ -325,48 +242,32 @@ class SVI(pyro.infer.SVI):
         with unaltered(Watch(self.model, self.guide), self.objective), poutine.block():
             self._refuse_non_finite(self.evaluate_loss(*args, **kwargs), args, kwargs, random_state)
 
-    def _loss_and_grads(self, *args: object, **kwargs: object) -> tuple[Any, Any]:
-        return self.loss_and_grads(self.model, self.guide, *args, **kwargs), None
-
-    def _check_terms(self) -> None:
-        if not hasattr(self.objective, "terms"):
-            raise TypeError(
-                f"objective: expected one of pyro_vae.elbo, got {type(self.objective).__name__}, whose rate and "
-                "distortion are not known; use pyro_vae.elbo('trace'), or SVI.step in a loop of your own."
-            )
-
-    def _terms_and_grads(self, *args: object, **kwargs: object) -> tuple[float, Terms]:
-        terms = self.objective.terms(self.model, self.guide, *args, **kwargs)
-        if terms.loss.requires_grad:
-            terms.loss.backward()
-        return terms.loss.item(), Terms(terms.loss.detach(), terms.distortion, terms.rate)
-
-    def _step(self, args: Args, kwargs: Kwargs, evaluate: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
+    def _eager_step(self, args: Args, kwargs: Kwargs, evaluate: Callable[..., T]) -> tuple[Loss, T]:
+        """Take a step that waits for its loss; return the loss, and what ``evaluate`` gives."""
         random_state = torch.get_rng_state()
-        with self._seeing() as (used, seen):
-            loss, terms = self._evaluated(evaluate, args, kwargs, random_state)
-        params = list(used.values())
-        value = type(loss)(map(_item, loss)) if isinstance(loss, tuple) else _item(loss)
+        with self._evaluation.recording() as (used, seen):
+            evaluated = self._evaluated(evaluate, args, kwargs, random_state)
+        params, value = list(used.values()), _numbers(evaluated)
         try:
             self._refuse_non_finite(value, args, kwargs, random_state)
         except NonFiniteLossError:
-            _clear(params)
+            clear(params)
             raise
         if self.clip_norm is not None:
-            bound = self.clip_norm * seen.num_data
-            norm = torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], bound)
+            most = self.clip_norm * seen.num_data
+            norm = torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], most)
             if not math.isfinite(norm.item()):
-                _clear(params)
+                clear(params)
                 raise NonFiniteLossError(f"a gradient of norm {norm.item()}", self.steps_taken, None)
-        self._stepper(params)
-        _clear(params)
+        (self.fused or self.optim)(params)
+        clear(params)
         self.steps_taken += 1
-        return value, terms
+        return value, evaluated
 
-    def _evaluated(self, evaluate: Callable[..., Any], args: Args, kwargs: Kwargs, random_state: Tensor) -> Any:
-        """Evaluate; where validation by Pyro or torch refuses a number that is not finite, say which step and site."""
+    def _evaluated(self, evaluate: Callable[..., T], args: Args, kwargs: Kwargs, random_state: Tensor) -> T:
+        """Evaluate; name step and site if validation by Pyro or torch refuses a non-finite number."""
         try:
-            return evaluate(*args, **kwargs)
+            return evaluate(self.model, self.guide, *args, **kwargs)
         except ValueError as error:
             torch.set_rng_state(random_state)
             site = nonfinite_site(self.model, self.guide, args, kwargs)
@@ -374,16 +275,44 @@ class SVI(pyro.infer.SVI):
                 raise
             raise NonFiniteLossError(math.nan, self.steps_taken, site) from error
 
-    def _refuse_non_finite(self, value: Any, args: Args, kwargs: Kwargs, random_state: Tensor) -> None:
+    def _refuse_non_finite(self, value: Loss, args: Args, kwargs: Kwargs, random_state: Tensor) -> None:
         if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
             torch.set_rng_state(random_state)
             raise NonFiniteLossError(value, self.steps_taken, nonfinite_site(self.model, self.guide, args, kwargs))
 
 
-def _item(loss: Any) -> Any:
+def _check_numbers(clip_norm: float | None, check_every: int | None) -> None:
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}; leave it out for no clipping.")
+    if check_every is not None and check_every < 1:
+        raise ValueError(f"check_every: expected at least 1 step, got {check_every}; leave it out for no comparison.")
+
+
+def _fused(source: PyroOptim) -> FusedOptim | None:
+    if FusedOptim.accepts(source):
+        return FusedOptim(source)
+    warnings.warn(
+        "SVI: this optimizer is not fused and keeps one torch optimizer for each parameter; for speed use "
+        "pyro.optim.Adam, AdamW or SGD with dict arguments and no clip_args.",
+        stacklevel=3,
+    )
+    return None
+
+
+def _check_terms(objective: object) -> None:
+    if not hasattr(objective, "terms"):
+        raise TypeError(
+            f"objective: expected one of pyro_vae.elbo, got {type(objective).__name__}, whose rate and distortion are not "
+            "known; use pyro_vae.elbo('trace'), or SVI.step in a loop of your own."
+        )
+
+
+def _numbers(evaluated: object) -> Loss:
+    """Return the loss as Python numbers; ``evaluated`` is a loss, several, or terms."""
+    if isinstance(evaluated, Terms):
+        return evaluated.loss.item()
+    return type(evaluated)(map(_item, evaluated)) if isinstance(evaluated, tuple) else _item(evaluated)
+
+
+def _item(loss: object) -> Any:
     return loss.item() if isinstance(loss, Tensor) else loss
-
-
-def _clear(params: Iterable[Tensor]) -> None:
-    for p in params:
-        p.grad = None

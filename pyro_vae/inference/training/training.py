@@ -237,8 +237,8 @@ class Training:
     @property
     def optimizer(self) -> FusedOptim:
         """The optimizer of the steps."""
-        assert isinstance(self.svi._stepper, FusedOptim)  # every entry of OPTIMIZERS is fusible
-        return self.svi._stepper
+        assert self.svi.fused is not None  # every entry of OPTIMIZERS is fusible
+        return self.svi.fused
 
     def _check_parameters(self) -> None:
         """Refuse trained tensors that are not the model's: they would be lost with the store's scope."""

@@ -1,92 +1,92 @@
-"""Captured draws: log weights of many batches from one compiled graph for each shape."""
+"""Compiled draws: log weights of many batches from one captured graph."""
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform
-from torch.utils import _pytree
 
-from pyro_vae.inference.capture.graph import OTHER_NOISE, ROUNDING, Graph, NotCapturedError, agree, describe, signature
+from pyro_vae.inference.capture.cache import Batch, BatchGraph, GraphCache, with_tensors
+from pyro_vae.inference.capture.graph import OTHER_NOISE, ROUNDING, NotCapturedError, agree, describe, signature
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.noise import Noise, NoiseShape
 from pyro_vae.inference.program.sites import sample_sites
+from pyro_vae.inference.weights.log_weights import ProposalDraws, WeightTerms
 
-#: After so many batches that no earlier graph serves, draws are eager.
+#: Draws become eager after so many batches that no earlier graph fits.
 MISFITS = 3
 
-if TYPE_CHECKING:
-    from pyro_vae.inference.weights.log_weights import ProposalDraws, WeightTerms
 
-
-class CapturedDraws:
-    """The compiled draws of one model and guide, over batch after batch.
-
-    What a batch's posterior holds, its parameters found by the encoder once, is an input of the graph beside the arguments. For
-    each batch the graph is compared with an eager call, and captured anew where the two differ; a program of which that is so
-    for several batches is drawn from eagerly.
+class _Inputs(NamedTuple):
+    """The inputs of a graph for one batch.
 
     Attributes:
-        captures: How many graphs were made.
-        reason: Why draws are not compiled any more, or None.
+        tensors: The tensors among its arguments.
+        held: The tensors of its posterior and its subsample.
+        noise: Standard normal numbers by site, where they come from outside.
     """
 
+    tensors: list[Tensor]
+    held: list[Tensor]
+    noise: dict[str, Tensor]
+
+
+class CapturedDraws(GraphCache["_Draw"]):
+    """The compiled draws of one model and guide, for any number of batches.
+
+    A graph takes the arguments of a batch and the parameters of its posterior, so the encoder runs once a batch. Each batch
+    compares the graph with an eager call and captures anew if they differ. A program whose graphs differ for ``MISFITS``
+    batches is drawn from eagerly.
+    """
+
+    refusal = "log weights: draws cannot be compiled and are made eagerly"
+    difference = "they have other log weights than drawn by Python with the same noise"
+    most_misfits = MISFITS
+    misfit = "they depend on the batch by more than its arguments and its posterior's tensors"
+
     def __init__(self) -> None:
-        self.captures = 0
-        self.reason: str | None = None
-        self._graphs: dict[Any, _Draw] = {}
-        self._agreed: weakref.WeakKeyDictionary[ProposalDraws, set[Any]] = weakref.WeakKeyDictionary()
-        self._misfits = 0
+        super().__init__()
+        self._agreed: weakref.WeakKeyDictionary[ProposalDraws, set[Hashable]] = weakref.WeakKeyDictionary()
 
     def __call__(
         self, draws: ProposalDraws, num_samples: int, noise: Noise | None = None, start: int = 0
     ) -> WeightTerms | None:
-        """Draw; None where it must be done eagerly.
+        """Draw from a compiled graph; return None if the draws must be made eagerly.
 
         Args:
             draws: The proposal for one batch.
             num_samples: K.
-            noise: Where sites made of normals have their noise from: an input of the graph; see ``ProposalDraws``.
+            noise: Source of the noise of sites made of normals, an input of the graph; see :class:`ProposalDraws`.
             start: Number of the first draw.
         """
         if self.reason is not None:
             return None
         try:
-            key, tensors = signature(draws.args, draws.kwargs)
-            held = list(held_by(draws))
-            given = {} if noise is None else _numbers(draws, num_samples, noise, start)
-            key = key, num_samples, tuple(map(describe, held)), tuple((n, describe(t)) for n, t in given.items())
+            described, tensors = signature(draws.args, draws.kwargs)
+            numbers = {} if noise is None else _numbers(draws, num_samples, noise, start)
+            inputs = _Inputs(tensors, list(held_by(draws)), numbers)
+            shapes = tuple((name, describe(t)) for name, t in numbers.items())
+            key = described, num_samples, tuple(map(describe, inputs.held)), shapes
             agreed = self._agreed.setdefault(draws, set())
-            if key in self._graphs and key not in agreed:
-                self._check(key, draws, num_samples, tensors, held, given)
-            if key not in self._graphs:
-                self._graphs[key] = _Draw(draws, num_samples, tensors, held, given)
-                self.captures += 1
-            agreed.add(key)
-        except NotCapturedError as error:
-            self.reason = str(error)
-            warnings.warn(f"log weights: draws cannot be compiled and are made eagerly: {error}.", stacklevel=4)
-            return None
-        return self._graphs[key](tensors, held, given)
-
-    def _check(self, key: Any, draws: ProposalDraws, *given: Any) -> None:
-        """See that the graph of an earlier batch serves this one: forget it where it does not."""
-        if self._graphs[key].differs(draws, *given):
-            del self._graphs[key]
-            self._misfits += 1
-            if self._misfits == MISFITS:
-                raise NotCapturedError(
-                    "they depend on the batch by more than its arguments and its posterior's tensors"
+            if key not in agreed or key not in self.graphs:
+                self.find(
+                    key,
+                    lambda: _Draw(draws, num_samples, inputs),
+                    lambda graph: graph.agrees(draws, num_samples, inputs),
                 )
+                agreed.add(key)
+        except NotCapturedError as error:
+            self.give_up(str(error), stacklevel=4)
+            return None
+        return self.graphs[key](inputs)
 
 
 class _Given:
-    """Noise that is at hand, as a :class:`pyro_vae.inference.program.noise.Noise`."""
+    """Noise at hand, as a :class:`pyro_vae.inference.program.noise.Noise`."""
 
     def __init__(self, numbers: dict[str, Tensor]) -> None:
         self.numbers = numbers
@@ -96,93 +96,69 @@ class _Given:
 
 
 def _numbers(draws: ProposalDraws, num_samples: int, noise: Noise, start: int) -> dict[str, Tensor]:
-    """What the sites took of the noise in the eager call before, for these draws."""
+    """Return noise for the sites that took some in the eager call before."""
     return {name: noise(name, start, num_samples, like) for name, like in draws.noise_shapes.items()}
 
 
 class _Draw:
-    """K draws for batches of one shape."""
+    """K draws for batches of one signature."""
 
-    def __init__(
-        self,
-        draws: ProposalDraws,
-        num_samples: int,
-        tensors: list[Tensor],
-        held: list[Tensor],
-        given: dict[str, Tensor],
-    ) -> None:
+    def __init__(self, draws: ProposalDraws, num_samples: int, inputs: _Inputs) -> None:
         self._watch = watch = Watch(draws.model, draws.guide)
-        eager = self._eager(draws, num_samples, given)
+        self._make = type(self._eager(draws, num_samples, inputs))
         with unaltered(watch):
             torch.manual_seed(OTHER_NOISE)
-            other = [torch.randn_like(numbers) for numbers in given.values()]
-            self._graph = Graph(_function(draws, num_samples, list(given)), [*tensors, *other])
-        self._make = type(eager)
-        places = {id(t): k for k, t in enumerate(held)}
-        self._from_batch = [places.get(id(t)) for t in self._graph.held]
-        if self.differs(draws, num_samples, tensors, held, given):
-            raise NotCapturedError("captured, they have other log weights than drawn by Python with the same noise")
+            other = [torch.randn_like(numbers) for numbers in inputs.noise.values()]
+            function = _function(draws, num_samples, list(inputs.noise))
+            self._graph = BatchGraph(function, [*inputs.tensors, *other], inputs.held)
 
-    def _eager(self, draws: ProposalDraws, num_samples: int, given: dict[str, Tensor]) -> WeightTerms:
+    def _eager(self, draws: ProposalDraws, num_samples: int, inputs: _Inputs) -> WeightTerms:
         for _, site in sample_sites(draws.guide_trace):
             trust(site["fn"])
         with unaltered(self._watch):
-            return draws.eagerly(num_samples, *((_Given(given),) if given else ()))
+            return draws.eagerly(num_samples, *((_Given(inputs.noise),) if inputs.noise else ()))
 
-    def differs(
-        self,
-        draws: ProposalDraws,
-        num_samples: int,
-        tensors: list[Tensor],
-        held: list[Tensor],
-        given: dict[str, Tensor],
-    ) -> bool:
-        """Whether an eager call with the same noise has other log weights; nothing is altered."""
-        eager = self._eager(draws, num_samples, given)
+    def agrees(self, draws: ProposalDraws, num_samples: int, inputs: _Inputs) -> bool:
+        """Return True if an eager call with the same noise has the same log weights; alter nothing."""
+        eager = self._eager(draws, num_samples, inputs)
         with unaltered(self._watch):
-            ours = self(tensors, held, given)
-        return not agree(ours, eager, ROUNDING["float32"])
+            ours = self(inputs)
+        return agree(ours, eager, ROUNDING["float32"])
 
-    def __call__(self, tensors: list[Tensor], held: list[Tensor], given: dict[str, Tensor]) -> WeightTerms:
-        inputs = [t if k is None else held[k] for t, k in zip(self._graph.held, self._from_batch, strict=True)]
-        return self._make(*self._graph([*tensors, *given.values()], inputs))
+    def __call__(self, inputs: _Inputs) -> WeightTerms:
+        held = self._graph.inputs(inputs.held)
+        return self._make(*self._graph([*inputs.tensors, *inputs.noise.values()], held))
 
 
-def _function(draws: ProposalDraws, num_samples: int, sites: list[str]) -> Any:
-    leaves, spec = _pytree.tree_flatten((draws.args, draws.kwargs))
-
+def _function(draws: ProposalDraws, num_samples: int, sites: list[str]) -> Callable[..., tuple[Tensor, ...]]:
     def function(*given: Tensor) -> tuple[Tensor, ...]:
-        inputs, kept = iter(given), (draws.args, draws.kwargs)
-        filled = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        try:
-            draws.args, draws.kwargs = _pytree.tree_unflatten(filled, spec)
+        inputs = iter(given)
+        with with_tensors(draws, inputs):
             numbers = dict(zip(sites, inputs, strict=True))
             return tuple(draws.eagerly(num_samples, *((_Given(numbers),) if numbers else ())))
-        finally:
-            draws.args, draws.kwargs = kept
 
     return function
 
 
-def trust(value: Any) -> None:
-    """Switch off the checks of a distribution, which has been checked by the first trace: they cannot be captured."""
+def trust(value: object) -> None:
+    """Switch off the checks of a distribution, which cannot be captured; the first trace has made them."""
     if isinstance(value, Distribution) and value.__dict__.get("_validate_args", True):
         value._validate_args = False
         for inner in vars(value).values():
             trust(inner)
 
 
-def held_by(draws: ProposalDraws) -> Iterator[Tensor]:
-    """The tensors of a batch's own: parameters of its posterior, and the rows of a subsample."""
+def held_by(batch: Batch) -> Iterator[Tensor]:
+    """Yield a batch's own tensors: the parameters of its posterior and the rows of a subsample."""
     seen: set[int] = set()
-    for _, site in sample_sites(draws.guide_trace):
+    for _, site in sample_sites(batch.guide_trace):
         yield from _tensors(site["fn"], seen)
-    for site in draws.fixed.nodes.values():
+    for site in batch.fixed.nodes.values():
         yield site["value"]
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor that a distribution is made of, once, in an order that depends on its structure alone."""
+def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
+    """Yield each tensor of a distribution once, in an order set by its structure alone."""
     if isinstance(value, Tensor):
         yield value
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pyro
 import torch
@@ -31,7 +31,6 @@ from pyro_vae.inference.program.data_plate import (
 from pyro_vae.inference.program.independence import independent
 from pyro_vae.inference.program.noise import Noise, NoiseMessenger, NoiseShape, SiteNoise
 from pyro_vae.inference.program.sites import PARTICLES, drawn_sites, is_auxiliary_loss, sample_sites, site_log_prob
-from pyro_vae.inference.weights.compiled import CapturedDraws
 from pyro_vae.inference.weights.enumeration import enumerated_sites
 from pyro_vae.system.devices import explain
 
@@ -106,6 +105,15 @@ def log_weights(
     return draws(num_samples).log_w
 
 
+class CompiledDraws(Protocol):
+    """Draws of a proposal by compiled graphs, shared between batches."""
+
+    def __call__(
+        self, draws: ProposalDraws, num_samples: int, noise: Noise | None = None, start: int = 0
+    ) -> WeightTerms | None:
+        """Draw as :class:`ProposalDraws` does; None if that must be done eagerly."""
+
+
 class ProposalDraws:
     """Draws from the guide for one batch of data; each call gives the two parts of log w.
 
@@ -143,7 +151,7 @@ class ProposalDraws:
         plate: str | None = None,
         outer_scale: OuterScale = "refuse",
         vectorize: bool = True,
-        captured: CapturedDraws | None = None,
+        captured: CompiledDraws | None = None,
         refuse_enumerated: bool = False,
     ) -> None:
         if outer_scale not in ("refuse", "ignore"):

@@ -226,7 +226,7 @@ def make(objective, program, compile, optim=None, **options):
 def warmed(svi):
     """Create the parameters, and let the objective look at the program, without a step or a random number."""
     with unaltered(Watch(svi.model, svi.guide), svi.objective):
-        svi._with_grads((X,), {})
+        svi.evaluate_terms((X,), {})
     return svi
 
 
@@ -309,7 +309,7 @@ def test_an_autoguide_that_has_not_looked_at_its_model_yet():
     svi = make("trace", "module style", compile=True)
     svi.step(X)
     assert svi.compiled
-    assert len(svi._captured._entries.popitem()[1].params) == 5  # two of the guide, three of the model
+    assert len(svi._captured.graphs.popitem()[1].params) == 5  # two of the guide, three of the model
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -467,7 +467,7 @@ def test_a_module_put_in_the_place_of_another_is_captured_anew():
     pyro.clear_param_store()
     svi.step(X)
     assert svi._captured.captures == 2
-    assert any(p is model.__self__.decoder.weight for p in svi._captured._entries.popitem()[1].params)
+    assert any(p is model.__self__.decoder.weight for p in svi._captured.graphs.popitem()[1].params)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -487,7 +487,7 @@ def test_a_parameter_that_is_frozen_or_cast_is_captured_anew():
     module.decoder.requires_grad_(True)
     svi.step(X)
     module.double()
-    svi._stepper.source.optim_objs.clear()
+    svi.fused.source.optim_objs.clear()
     assert svi.step(X.double()) > 0
     assert svi._captured.captures == 4
     assert {p.dtype for p in module.parameters()} == {torch.float64}

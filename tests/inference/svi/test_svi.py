@@ -42,7 +42,7 @@ def _train(make, optim, steps, vae=None, loss=None, **options):
 def test_same_path_as_pyros_svi(name):
     ours, our_params, svi = _train(SVI, OPTIMS[name](), 20)
     theirs, their_params, _ = _train(pyro.infer.SVI, OPTIMS[name](), 20)
-    assert isinstance(svi._stepper, FusedOptim)
+    assert isinstance(svi.fused, FusedOptim)
     assert ours == pytest.approx(theirs, rel=1e-9)
     assert len(our_params) == 8
     torch.testing.assert_close(our_params, their_params)
@@ -53,7 +53,7 @@ def test_functools_partial_is_taken():
     theirs, their_params, _ = _train(SVI, pyro.optim.Adam({"lr": 0.01}), 5)
     assert ours == theirs
     torch.testing.assert_close(params, their_params)
-    assert isinstance(svi._stepper, FusedOptim)
+    assert isinstance(svi.fused, FusedOptim)
 
 
 @pytest.mark.parametrize(
