@@ -27,6 +27,7 @@ from pyro_vae.cli.train_arguments import Options, parse, value_of
 from pyro_vae.inference.svi.non_finite import NonFiniteLossError
 from pyro_vae.inference.training.history import History
 from pyro_vae.runs import pipeline, sweep
+from pyro_vae.runs.build import Plan
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.description import describe
 from pyro_vae.runs.directory import RunDirectory, resuming, run_name
@@ -134,7 +135,7 @@ def _without(argv: Sequence[str], flag: str) -> list[str]:
     return kept
 
 
-def _shared_directory(prepared: pipeline.Prepared, options: Options, within: ExitStack) -> RunDirectory:
+def _shared_directory(prepared: Plan, options: Options, within: ExitStack) -> RunDirectory:
     """The run's folder: claimed by one process, known to all."""
     claimed = None
     with parallel.shared_errors():
@@ -146,7 +147,7 @@ def _shared_directory(prepared: pipeline.Prepared, options: Options, within: Exi
 
 
 @contextmanager
-def _directory(prepared: pipeline.Prepared, options: Options) -> Iterator[RunDirectory]:
+def _directory(prepared: Plan, options: Options) -> Iterator[RunDirectory]:
     if options.resume is None:
         with RunDirectory.claim(
             options.run_dir, run_name(prepared.config), options.overwrite, prepared.disk_bytes
@@ -163,7 +164,7 @@ def _directory(prepared: pipeline.Prepared, options: Options) -> Iterator[RunDir
     yield directory
 
 
-def _run(prepared: pipeline.Prepared, directory: RunDirectory, console: Console, signals: Signals) -> int:
+def _run(prepared: Plan, directory: RunDirectory, console: Console, signals: Signals) -> int:
     history = None
     try:
         with signals.waiting():

@@ -120,7 +120,7 @@ def make(
     name: str,
     arguments: Mapping[str, Any],
     options: Sequence[str] = (),
-    load_run: Callable[[str], nn.Module] | None = None,
+    load_run: Callable[[str], object] | None = None,
 ) -> nn.Module:
     """Make a model.
 

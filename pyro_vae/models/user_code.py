@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from pyro_vae.errors import error_summary
+from pyro_vae.models.protocol import PyroModel
 
 
 def import_class(kind: str, path: str) -> type[nn.Module]:
@@ -48,7 +49,7 @@ def user_modules(modules: Iterable[str]) -> set[str]:
     return {name for name in modules if name.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
 
 
-def user_modules_of(vae: nn.Module) -> set[str]:
+def user_modules_of(vae: PyroModel) -> set[str]:
     """The Python modules that hold the classes of a model's parts, as far as they are a user's."""
     return user_modules(type(part).__module__ for part in vae.modules())
 

@@ -1,35 +1,123 @@
-"""Data, model, objective and options of a run, made from its configuration."""
+"""Data, model, objective and options of a run, each made once from its configuration."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from pyro_vae import data as data_module
+from pyro_vae import parallel, schedules
 from pyro_vae.data import Data
 from pyro_vae.data.labels import are_vectors, check_labels
+from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.errors import first_line
+from pyro_vae.inference.kl.betas import Betas
 from pyro_vae.inference.kl.registry import CONTROLS, controlled
-from pyro_vae.inference.objectives.registry import OBJECTIVES, elbo, options_of
+from pyro_vae.inference.kl.total_correlation import TotalCorrelation
+from pyro_vae.inference.objectives.registry import OBJECTIVES, default_objective, elbo, options_of
 from pyro_vae.inference.training.checkpoint import check_state
 from pyro_vae.inference.training.fit import Callback, early_stopping
 from pyro_vae.inference.training.options import FitOptions
-from pyro_vae.models.protocol import classifies
+from pyro_vae.lookup import lookup
+from pyro_vae.models.protocol import PyroModel, classifies
 from pyro_vae.models.registry import ARGUMENTS, MODELS, constructor_parameters, make, model_class
 from pyro_vae.runs.config import Config, ModelConfig
 from pyro_vae.runs.directory import RunDirectory
+from pyro_vae.schedules import Schedule
+from pyro_vae.system.randomness import own_randomness
+
+#: Disk space for the files whose size does not depend on the model: pictures, metrics, generators.
+SPARE_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All parts of a run, each made once, before anything is written.
+
+    Attributes:
+        config: The configuration, with every default resolved.
+        data: The data.
+        vae: The model.
+        objective: The objective, which ``fit`` trains; whatever runs it earlier runs a copy.
+        options: Numbers and names of the training.
+        beta: Weight of the KL, a schedule for all sites or for each.
+        callbacks: Callbacks of the training.
+        device: Where data and model are.
+        fingerprint: Shape, sizes and checksums that identify the data.
+        resume: The training state to continue from; None for a new run.
+        seconds: Training time of earlier sessions.
+        compiling: A phrase: are the steps compiled, and why.
+    """
+
+    config: Config
+    data: Data
+    vae: PyroModel
+    objective: Any
+    options: FitOptions
+    beta: Schedule | Mapping[str, Schedule]
+    callbacks: tuple[Callback, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    fingerprint: dict[str, object] = field(default_factory=dict)
+    resume: dict[str, Any] | None = None
+    seconds: float = 0.0
+    compiling: str = ""
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that the run will write: two checkpoints, each of last and best parameters and two moments."""
+        parameters = sum(v.numel() * v.element_size() for v in self.vae.state_dict().values())
+        return 2 * 4 * parameters + SPARE_BYTES
+
+
+def make_plan(config: Config) -> Plan:
+    """Make the parts of a run on the CPU: first what needs no data, so that a wrong flag costs no download.
+
+    Raises:
+        ValueError: If the configuration names something unknown, out of range or without effect.
+    """
+    t = config.train
+    options, stopping = fit_options(config), callbacks(config)
+    objective = make_objective(config) if t.elbo else None
+    beta = schedules.parse_all(t.anneal, t.beta)
+    Betas(beta)  # refuses weights that are negative or not finite
+    taken = constructor_parameters(model_class(config.model.model))
+    if "likelihood" in taken:
+        lookup("likelihood", config.model.likelihood, LIKELIHOODS)
+    with parallel.local_main_first():  # one process fetches data, or makes files beside them
+        data = load_data(config)
+    if t.patience is not None and data.validation is None:
+        raise ValueError("patience: expected validation data to judge by, got --val-size 0; set some aside.")
+    if "num_classes" in taken:
+        config = with_num_classes(config, data)
+    with own_randomness(t.seed):
+        vae = make_vae(config, data.data_shape)
+    if objective is None:  # options of the model decide which one
+        config = with_objective(config, default_objective(vae))
+        objective = make_objective(config)
+    if isinstance(objective, TotalCorrelation):
+        objective.num_data = len(data.train.x)
+    return Plan(config, data, vae, objective, options, beta, stopping)
 
 
 def with_objective(config: Config, name: str) -> Config:
-    """The same run with another objective."""
+    """Return the configuration with another objective."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, elbo=name))
 
 
-def make_objective(config: Config, num_data: int | None = None) -> Any:
-    """The objective that a configuration names; a total correlation is that of so many training data."""
+def make_objective(config: Config) -> Any:
+    """Make the objective of a configuration, with the controls of its KL.
+
+    Raises:
+        TypeError: If a control of the KL does not suit the objective.
+        ValueError: If a name is unknown, a number out of range, or a flag without effect.
+    """
     t = config.train
-    # The data plate is the only one of our models; said here, Pyro need not run them to find out.
+    # Our models have the data plate alone; Pyro need not run them to find its depth.
     options: dict[str, Any] = {"max_plate_nesting": 1} if config.model.model in MODELS else {}
     if t.vectorize_particles:
         options["vectorize_particles"] = True
@@ -42,41 +130,39 @@ def make_objective(config: Config, num_data: int | None = None) -> Any:
                 )
             options[name] = value
     _check_companions(config)
-    asked = {name: getattr(t, name) for name in (*CONTROLS, "free_bits_per", "capacity_weight")}
-    return controlled(elbo(t.elbo, **options), num_data=num_data, **asked)
+    controls = {name: getattr(t, name) for name in (*CONTROLS, "free_bits_per", "capacity_weight")}
+    return controlled(elbo(t.elbo, **options), **controls)
 
 
 def _check_companions(config: Config) -> None:
-    """Refuse a flag that would do nothing without another, or beside it."""
+    """Refuse a flag that has no effect without another, or beside it."""
     t = config.train
     if t.free_bits is None and t.free_bits_per != "unit":
         raise ValueError(f"free_bits_per: expected with --free-bits, got {t.free_bits_per!r} alone; drop it.")
     if t.capacity is None and t.capacity_weight != 100.0:
         raise ValueError(f"capacity_weight: expected with --capacity, got {t.capacity_weight:g} alone; drop it.")
     if config.data.labels is None and config.data.label_seed != 0:
-        raise ValueError(
-            f"label_seed: expected with --labels, whose choice it seeds, got {config.data.label_seed} alone; drop it."
-        )
+        raise ValueError(f"label_seed: expected with --labels, got {config.data.label_seed} alone; drop it.")
     if t.total_correlation is not None and t.batch_size < 2:
         raise ValueError(
-            f"total_correlation: expected batches of at least 2 codes, which it compares, got --batch-size {t.batch_size}; "
-            "take larger ones."
+            "total_correlation: expected batches of at least 2 data, since it compares their codes, got --batch-size "
+            f"{t.batch_size}; pass a larger one."
         )
 
 
 def fit_options(config: Config) -> FitOptions:
-    """The options of ``fit`` that a configuration names."""
+    """Return the options of ``fit`` in a configuration."""
     values = dataclasses.asdict(config.data) | dataclasses.asdict(config.train)
     return FitOptions(**{f.name: values[f.name] for f in dataclasses.fields(FitOptions)})
 
 
-def callbacks(config: Config) -> list[Callback]:
-    """The callbacks that a configuration asks for."""
-    return [] if config.train.patience is None else [early_stopping(config.train.patience)]
+def callbacks(config: Config) -> tuple[Callback, ...]:
+    """Return the callbacks of a configuration."""
+    return () if config.train.patience is None else (early_stopping(config.train.patience),)
 
 
 def load_data(config: Config) -> Data:
-    """The data that a configuration names."""
+    """Load the data of a configuration."""
     d = config.data
     return data_module.load(
         d.dataset,
@@ -93,54 +179,72 @@ def load_data(config: Config) -> Data:
     )
 
 
-def make_vae(config: Config, data_shape: tuple[int, ...]) -> Any:
-    """The model that a configuration names.
+def with_num_classes(config: Config, data: Data) -> Config:
+    """Take the number of classes from the data, where the configuration has none.
 
     Raises:
-        ValueError: If it names none, or the model refuses what it says, or does not take it.
+        ValueError: If neither has it, or they disagree.
     """
-    m = config.model
-    values, usual = dataclasses.asdict(m), dataclasses.asdict(ModelConfig())
-    taken = constructor_parameters(model_class(m.model))
-    for name in ARGUMENTS[1:]:
-        if name not in taken and values[name] != usual[name]:
-            raise ValueError(
-                f"{name}: expected with a model that takes it, got {values[name]!r} with --model {m.model}; drop it."
-            )
-    return make(
-        m.model,
-        {"data_shape": data_shape, **values},
-        m.model_options,
-        lambda path: saved_vae(RunDirectory(Path(path)))[0],
-    )
-
-
-def with_num_classes(config: Config, data: Data) -> Config:
-    """With the number of classes, which a model that takes labels must know, from the data where none is named."""
-    asked, found = config.model.num_classes, data.num_classes
+    given, counted, name = config.model.num_classes, data.num_classes, Path(data.name).name
     if data.train.y is not None and are_vectors(data.train.y) and classifies(model_class(config.model.model)):
-        check_labels(data.train.y, found, complete=False)
-    if asked is not None and are_vectors(data.train.y) and asked != found:
+        check_labels(data.train.y, counted, complete=False)
+    if given is not None and are_vectors(data.train.y) and given != counted:
         raise ValueError(
-            f"num_classes: expected {found}, which is how many numbers the vectors of {Path(data.name).name} have, got "
-            f"{asked}; leave it out."
+            f"num_classes: expected {counted}, the length of the vectors of {name}, got {given}; leave it out."
         )
-    if asked is not None and found is not None and asked < found:
+    if given is not None and counted is not None and given < counted:
         raise ValueError(
-            f"num_classes: expected at least {found}, since the labels of {Path(data.name).name} go up to {found - 1}, got "
-            f"{asked}; leave it out."
+            f"num_classes: expected at least {counted}, since the labels of {name} go up to {counted - 1}, got {given}; "
+            "leave it out."
         )
-    number = asked or found
+    number = given or counted
     if number is None:
         raise ValueError(
-            f"labels: expected some for --model {config.model.model}, got {Path(data.name).name} without; take data with "
-            "labels, or another model."
+            f"labels: expected some for --model {config.model.model}, got {name} without; take data with labels, or "
+            "another model."
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=number))
 
 
-def saved_vae(directory: RunDirectory) -> tuple[Any, Config, dict[str, Any]]:
-    """The model of a run with its best parameters, on the CPU, in eval mode; its configuration; its checkpoint.
+def make_vae(config: Config, data_shape: tuple[int, ...]) -> PyroModel:
+    """Make the model of a configuration.
+
+    Raises:
+        ValueError: If its name is unknown, it does not take a flag, or it refuses a value.
+    """
+    m = config.model
+    values, defaults = dataclasses.asdict(m), dataclasses.asdict(ModelConfig())
+    taken = constructor_parameters(model_class(m.model))
+    for name in ARGUMENTS[1:]:
+        if name not in taken and values[name] != defaults[name]:
+            raise ValueError(
+                f"{name}: expected with a model that takes it, got {values[name]!r} with --model {m.model}; drop it."
+            )
+    vae: Any = make(  # an nn.Module, whose model and guide have been checked
+        m.model,
+        {"data_shape": data_shape, **values},
+        m.model_options,
+        load_run=lambda path: saved_vae(RunDirectory(Path(path))).vae,
+    )
+    return vae
+
+
+class SavedVae(NamedTuple):
+    """The model of a run with its best parameters, on the CPU, in eval mode.
+
+    Attributes:
+        vae: The model.
+        config: The run's configuration.
+        checkpoint: The run's checkpoint.
+    """
+
+    vae: PyroModel
+    config: Config
+    checkpoint: dict[str, Any]
+
+
+def saved_vae(directory: RunDirectory) -> SavedVae:
+    """Load the model of a run, or its last parameters where no epoch was the best yet.
 
     Raises:
         ValueError: If there is no run, or its files cannot be read.
@@ -154,4 +258,4 @@ def saved_vae(directory: RunDirectory) -> tuple[Any, Config, dict[str, Any]]:
         raise ValueError(f"{where}: expected the configuration of a model, got {first_line(error)}") from None
     check_state(training, vae, where)
     vae.load_state_dict(training["best"] or training["model"])
-    return vae.eval(), config, checkpoint
+    return SavedVae(vae.eval(), config, checkpoint)

@@ -357,7 +357,7 @@ BAD = [
     ("--model bad_models:Needing", "a value for depth", "--model-options depth=VALUE"),
     ("--model bad_models:Unmade", "ZeroDivisionError: division by zero", "bad_models.py, line"),
     ("--model bad_models:Failing", "ZeroDivisionError: division by zero", "bad_models.py, line"),
-    ("--model bad_models:Grey", "pixels of 0 and 1 for its site 'x'", "--binarize dynamic"),
+    ("--model bad_models:Grey", "pixels that are 0 or 1 at site 'x'", "--binarize dynamic"),
     ("--model bad_models:Sites", "latent site 'z'", "add it to the guide"),
     ("--model bad_models:Classifying", "got (2,)", "correct it, or leave it out"),
     ("--model bad_models:Plateless", "plate", "expected"),

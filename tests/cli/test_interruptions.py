@@ -24,7 +24,7 @@ import pyro_vae as pv
 from pyro_vae import evaluate, report, train
 from pyro_vae.data import Batches
 from pyro_vae.inference.svi.svi import SVI
-from pyro_vae.runs import pipeline
+from pyro_vae.runs import build
 from pyro_vae.runs.directory import FILES, RunDirectory
 from pyro_vae.runs.evaluation import summary as summaries
 from pyro_vae.system import files
@@ -243,7 +243,7 @@ def test_a_signal_outside_of_training_leaves_at_once(tmp_path, monkeypatch, caps
         signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "load_data", interrupted)
+        patch.setattr(build, "load_data", interrupted)
         assert run(tmp_path / "run") == 128 + number
     assert capsys.readouterr().err == f"pyro_vae.train: stopped by {name} before training began.\n"
     assert names(tmp_path) == set()
@@ -625,7 +625,7 @@ def test_a_real_disk_that_is_full(tiny_disk, monkeypatch, capsys, whole):
     assert "MB of free disk" in capsys.readouterr().err
     assert names(tiny_disk) == set()
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "SPARE_BYTES", 0)
+        patch.setattr(build, "SPARE_BYTES", 0)
         assert run(folder, "--epochs", "1") == 0
         ballast = tiny_disk / "ballast"
         subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1k"], capture_output=True)  # until it is full

@@ -1,4 +1,4 @@
-"""The commonest mistakes in a class of one's own: the sentence names the class, the site, the mend, and file and line."""
+"""The commonest mistakes in a class of one's own: the error names the class, the site, the remedy, file and line."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "latent_dim", "said", "mend", "line"),
+    ("name", "latent_dim", "said", "remedy", "line"),
     [
         (
             "NoEvent",
@@ -151,14 +151,20 @@ def own(tmp_path, monkeypatch):
             'put it in the plate of the batch, pyro.plate("data"',
             "# no plate",
         ),
-        ("Refusing", 3, ": expected a program that runs on these data, got ValueError: not today", "mend", "not today"),
-        ("CenterArgs", 3, ".center_output: expected a method that runs", "mend it", "# no arguments"),
+        (
+            "Refusing",
+            3,
+            ": expected a program that runs on these data, got ValueError: not today",
+            "correct it, or take other data",
+            "not today",
+        ),
+        ("CenterArgs", 3, ".center_output: expected a method that runs", "correct it", "# no arguments"),
         ("CenterFails", 3, ".center_output: expected a method", "got ValueError: my centre fails", "my centre fails"),
         (
             "Logits",
             3,
             ".classify: expected probabilities of the classes, which sum to 1, got numbers from -3 to 6 that sum to 15 (",
-            "give the softmax",
+            "return the softmax",
             "# logits",
         ),
         ("Sampling", 3, ".sample: expected finite numbers, got nan (", "correct it", "# of nothing"),
@@ -170,11 +176,11 @@ def own(tmp_path, monkeypatch):
         ("Rate", 3, ".defaults: key train.lr: expected a number, got 'fast'", "correct it", None),
     ],
 )
-def test_a_mistake_is_said_with_its_place(own, capfd, recwarn, name, latent_dim, said, mend, line):
+def test_a_mistake_is_said_with_its_place(own, capfd, recwarn, name, latent_dim, said, remedy, line):
     assert train.main([*SMALL, "--model", f"faulty_programs:{name}", "--latent-dim", str(latent_dim)]) == 2
     out, error = capfd.readouterr()
     assert f"model faulty_programs:{name}{said}" in error
-    assert mend in error
+    assert remedy in error
     assert out == ""
     assert error.count("\n") == 1, error
     assert not [w for w in recwarn if w.category is UserWarning]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae import parallel
 from pyro_vae.inference.training.history import Progress
+from pyro_vae.models.protocol import PyroModel
 from pyro_vae.system.randomness import device_state, set_device_state
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ EPOCH_KEYS: dict[str, tuple[type, ...]] = {
 }
 
 
-def check_state(state: Any, model: nn.Module, where: str) -> None:
+def check_state(state: Any, model: PyroModel, where: str) -> None:
     """Refuse a training state that is not whole or not that of a model.
 
     Args:

@@ -8,16 +8,17 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.parameters import Used
 from pyro_vae.inference.program.traces import Program
+from pyro_vae.models.protocol import PyroModel
 
 
 def check_reached(
     name: str,
-    parts: nn.Module,
+    parts: PyroModel,
     objective: Any,
     pair: tuple[Program, Program],
     batch: tuple[Tensor, ...],
@@ -58,6 +59,6 @@ def check_reached(
         )
 
 
-def _others(parts: nn.Module, known: Mapping[int, Tensor]) -> dict[str, Tensor]:
+def _others(parts: PyroModel, known: Mapping[int, Tensor]) -> dict[str, Tensor]:
     """The parameters that can be trained and are not known, by name."""
     return {name: p for name, p in parts.named_parameters() if p.requires_grad and id(p) not in known}

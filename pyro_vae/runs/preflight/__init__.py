@@ -1,1 +1,1 @@
-"""Checks before a run: do model, data and options fit?"""
+"""Checks of a run before it begins: nothing is written, and a wrong flag costs no training."""

@@ -1,4 +1,4 @@
-"""Errors in a user's classes, told in one sentence with file and line."""
+"""Errors in a user's classes, as one sentence with file and line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro.poutine.messenger import Messenger
 
@@ -19,94 +19,106 @@ from pyro_vae.models.user_code import place_of_error, place_of_method, user_modu
 from pyro_vae.runs.config import Config
 from pyro_vae.system.devices import explain
 
-PACKAGE = Path(__file__).parent
+PREFLIGHT = Path(__file__).parent
 
 
 @contextlib.contextmanager
-def program(name: str, vae: Any) -> Iterator[None]:
-    """Inside, what fails in a user's classes, or is refused by Pyro, is one sentence.
+def program_errors(name: str, vae: Any) -> Iterator[None]:
+    """Turn errors of a user's program, and Pyro's errors about it, into one sentence.
 
     Args:
-        name: What the sentence calls the model.
+        name: The model's name in the sentence.
         vae: The model.
 
     Raises:
-        ValueError: If something does.
+        ValueError: In place of such an error.
     """
     modules = user_modules_of(vae)
-    with _Sites(modules) as sites:
+    with SiteLines(modules) as lines:
         try:
             yield
         except Exception as error:
-            refused = isinstance(error, ValueError)
-            if refused and (said := _of_pyro(name, str(error), sites, place_of_error(error, modules))) is not None:
-                raise ValueError(said) from None
             where = place_of_error(error, modules)
-            ours = Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)
-            if refused and (where is None or ours):
-                raise ValueError(first_line(error)) from None
+            if isinstance(error, ValueError):
+                sentence = sentence_for(str(error), name, lines, where)
+                if sentence is not None:
+                    raise ValueError(sentence) from None
+                if where is None or _raised_here(error):
+                    raise ValueError(first_line(error)) from None
             if where is None or explain(error) is not None:
                 raise
             raise ValueError(
-                f"model {name}: expected a program that runs on these data, got {error_summary(error)} ({where}); mend it, or "
-                "take other data."
+                f"model {name}: expected a program that runs on these data, got {error_summary(error)} ({where}); correct it, "
+                "or take other data."
             ) from error
 
 
+def _raised_here(error: Exception) -> bool:
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PREFLIGHT)
+
+
 @contextlib.contextmanager
-def model_defaults(config: Config) -> Iterator[None]:
-    """Inside, what is refused of a user's class's own ``objective`` and ``defaults`` says that they are from there."""
+def class_settings_errors(config: Config) -> Iterator[None]:
+    """Name the class in errors about values that its ``objective`` and ``defaults`` set.
+
+    Raises:
+        ValueError: The error, with the class and the attribute in front.
+    """
     try:
         yield
     except ValueError as error:
         name, text = config.model.model, str(error)
         if ":" not in name:
             raise
-        wanted = {"objective": getattr(model_class(name), "objective", None)}
-        if text.startswith(f"unknown objective {wanted['objective']!r}:") and config.train.elbo in (
-            "",
-            *wanted.values(),
-        ):
+        objective = getattr(model_class(name), "objective", None)
+        if text.startswith(f"unknown objective {objective!r}:") and config.train.elbo in ("", objective):
             raise ValueError(f"model {name}.objective: {text}") from None
-        now = vars(config.data) | vars(config.train)
-        for key, value in model_settings(name).items():
-            unknown = text.startswith("unknown ") and f" {value!r}:" in text
-            if (text.startswith(f"{key}:") or unknown) and now.get(key) == value:
+        values = vars(config.data) | vars(config.train)
+        for key, default in model_settings(name).items():
+            unknown = text.startswith("unknown ") and f" {default!r}:" in text
+            if (text.startswith(f"{key}:") or unknown) and values.get(key) == default:
                 raise ValueError(f"model {name}.defaults: {text}") from None
         raise
 
 
-def failed_method(name: str, vae: Any, method: str, error: Exception) -> str | None:
-    """That a method of a user's fails, and where; None where the error is another's.
+def method_error(name: str, vae: Any, method: str, error: Exception) -> str | None:
+    """Return the sentence for a failing method of a user's class.
 
     Args:
-        name: What the sentence calls the model.
+        name: The model's name in the sentence.
         vae: The model.
         method: The method's name.
-        error: What it raised.
+        error: The error that it raised.
+
+    Returns:
+        The sentence; None if the class is not a user's, or the device is to blame.
     """
     modules = user_modules_of(vae)
     if not modules or explain(error) is not None:
         return None
     where = place_of_error(error, modules) or place_of_method(vae, method)
     return (
-        f"model {name}.{method}: expected a method that runs on these data, got {error_summary(error)}{at(where)}; mend it, or "
-        "leave it out."
+        f"model {name}.{method}: expected a method that runs on these data, got {error_summary(error)}{in_brackets(where)}; "
+        "correct it, or leave it out."
     )
 
 
-def at(where: str | None) -> str:
-    """A place in brackets, to end a sentence's part with; nothing where it is not known."""
+def in_brackets(where: str | None) -> str:
+    """Return a place in brackets, after a space; nothing if it is unknown."""
     return f" ({where})" if where else ""
 
 
-class _Sites(Messenger):
-    """Where a user's modules have their sites: for each site's name and batch shape, file and line."""
+class SiteLines(Messenger):
+    """File and line of each site in a user's modules, by the site's name and batch shape.
+
+    Args:
+        modules: Names of the modules.
+    """
 
     def __init__(self, modules: set[str]) -> None:
         super().__init__()
         self.files = {getattr(sys.modules.get(name), "__file__", None) for name in modules}
-        self.found: dict[tuple[str, tuple[int, ...]], str] = {}
+        self.lines: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         frame = inspect.currentframe()
@@ -114,53 +126,104 @@ class _Sites(Messenger):
             frame = frame.f_back
         if frame is not None:
             key = msg["name"], tuple(getattr(msg["fn"], "batch_shape", ()))
-            self.found[key] = f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+            self.lines[key] = f"{frame.f_code.co_filename}, line {frame.f_lineno}"
 
 
-def _of_pyro(name: str, text: str, sites: _Sites, where: str | None) -> str | None:
-    """A message of Pyro's without the table of shapes below, in our words; None of another."""
-    first, *others = text.strip().splitlines()
-    if parameter := re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", first):
-        values = re.search(r"nan|inf", " ".join(others))
+class PyroError(NamedTuple):
+    """An error of Pyro about a user's program.
+
+    Attributes:
+        model: The model's name in the sentence.
+        match: Match of the first line.
+        below: The lines below it, such as a table of shapes.
+        sites: Lines of the sites.
+        where: The place where the error arose, if that is in the user's modules.
+    """
+
+    model: str
+    match: re.Match[str]
+    below: list[str]
+    sites: SiteLines
+    where: str | None
+
+
+def _parameter_out_of_range(error: PyroError) -> str:
+    parameter, distribution = error.match.groups()
+    value = re.search(r"nan|inf", " ".join(error.below))
+    return (
+        f"model {error.model}: expected distributions whose parameters are in their range, got {distribution} with "
+        f"{parameter} {value[0] if value else 'outside it'}; check what model and guide compute for it."
+    )
+
+
+def _shapes_disagree(error: PyroError) -> str:
+    site, *shapes = error.match.groups()
+    sizes = " in the model and ".join(re.sub(r"torch.Size\(\[(.*)\]\)", r"(\1)", shape) for shape in shapes)
+    return (
+        f"model {error.model}: expected one shape of site {site!r}, got {sizes} in the guide; draw it in both within the "
+        'plate of the batch, pyro.plate("data", len(x), dim=-1).'
+    )
+
+
+def _event_dims_disagree(error: PyroError) -> str:
+    site, in_model, in_guide = error.match.groups()
+    # The side with the deeper batch shape is the one without to_event.
+    depths = [(len(shape), line) for (name, shape), line in error.sites.lines.items() if name == site]
+    where = max(depths, default=(0, None))[1]
+    return (
+        f"model {error.model}: expected as many event dimensions of site {site!r} in model and guide, got {in_model} in the "
+        f"model and {in_guide} in the guide; add .to_event({max(in_model, in_guide)}) where there are fewer"
+        f"{in_brackets(where)}."
+    )
+
+
+def _plate_size_differs(error: PyroError) -> str:
+    plate, site, dim, size, got = error.match.groups()
+    return (
+        f"model {error.model}: expected log p of size {size} in dimension {dim} at site {site!r} within plate {plate!r}, got "
+        f"{got}; add .to_event(1) to its distribution{in_brackets(error.where)}."
+    )
+
+
+def _log_prob_shape(error: PyroError) -> str:
+    site = error.match[1]
+    expected, actual = (tuple(map(int, re.findall(r"\d+", part))) for part in error.below[0].split(", actual"))
+    where = error.sites.lines.get((site, actual))
+    return (
+        f"model {error.model}: expected log p of shape {expected} at site {site!r}, as its plates say, got {actual}; put it "
+        'in the plate of the batch, pyro.plate("data", len(x), dim=-1), or add .to_event(1) to its '
+        f"distribution{in_brackets(where)}."
+    )
+
+
+def _value_outside_support(error: PyroError) -> str:
+    site, reason = error.match[1], " ".join(error.below[:1])
+    if "support (Boolean" in reason:
         return (
-            f"model {name}: expected distributions whose parameters are in their range, got {parameter[2]} with {parameter[1]} "
-            f"{values[0] if values else 'outside it'}; look at what model and guide compute for it."
+            f"model {error.model}: expected pixels that are 0 or 1 at site {site!r}, got others; pass --binarize dynamic, or "
+            "give the site another distribution."
         )
-    if shapes := re.match(r"Model and guide shapes disagree at site '(.+)': (.+) vs (.+)", first):
-        sizes = " in the model and ".join(
-            re.sub(r"torch.Size\(\[(.*)\]\)", r"(\1)", size) for size in shapes.groups()[1:]
-        )
-        return (
-            f"model {name}: expected one shape of site {shapes[1]!r}, got {sizes} in the guide; draw it in both within "
-            'the plate of the batch, pyro.plate("data", len(x), dim=-1).'
-        )
-    if dims := re.match(r"Model and guide event_dims disagree at site '(.+)': (\d+) vs (\d+)", first):
-        written = [(len(shape), line) for (site, shape), line in sites.found.items() if site == dims[1]]
-        where = max(written, default=(0, None))[1]
-        return (
-            f"model {name}: expected as many event dimensions of site {dims[1]!r} in model and guide, got {dims[2]} in the "
-            f"model and {dims[3]} in the guide; add .to_event({max(dims[2], dims[3])}) where there are fewer{at(where)}."
-        )
-    if shapes := re.match(r"Shape mismatch inside plate\('(.+)'\) at site (\S+) dim (\S+), (\d+) vs (\d+)", first):
-        plate, site_name, dim, size, got = shapes.groups()
-        return (
-            f"model {name}: expected log p of size {size} in dimension {dim} at site {site_name!r} within plate {plate!r}, got "
-            f"{got}; add .to_event(1) to its distribution{at(where)}."
-        )
-    if outside := re.match(r'at site "(.+)", invalid log_prob shape', first):
-        wanted, actual = (tuple(map(int, re.findall(r"\d+", part))) for part in others[0].split(", actual"))
-        where = sites.found.get((outside[1], actual))
-        return (
-            f"model {name}: expected log p of shape {wanted} at site {outside[1]!r}, as its plates say, got {actual}; "
-            'put it in the plate of the batch, pyro.plate("data", len(x), dim=-1), or add .to_event(1) to its '
-            f"distribution{at(where)}."
-        )
-    site = re.match(r"Error while computing log_prob at site '(.+)':", first)
-    if site is None:
-        return None
-    if "support (Boolean" in " ".join(others[:1]):
-        return (
-            f"model {name}: expected pixels of 0 and 1 for its site {site[1]!r}, got others; binarize them (--binarize "
-            "dynamic), or give the site another distribution."
-        )
-    return f"model {name}: expected data that its site {site[1]!r} takes, got others ({' '.join(others[:1])}); mend either."
+    return (
+        f"model {error.model}: expected data that site {site!r} can have, got others ({reason}); change the data or its "
+        "distribution."
+    )
+
+
+#: First lines of Pyro's errors, each with its sentence here.
+PYRO_ERRORS: tuple[tuple[str, Callable[[PyroError], str]], ...] = (
+    (r"Expected parameter (\w+) .* of distribution (\w+)\(", _parameter_out_of_range),
+    (r"Model and guide shapes disagree at site '(.+)': (.+) vs (.+)", _shapes_disagree),
+    (r"Model and guide event_dims disagree at site '(.+)': (\d+) vs (\d+)", _event_dims_disagree),
+    (r"Shape mismatch inside plate\('(.+)'\) at site (\S+) dim (\S+), (\d+) vs (\d+)", _plate_size_differs),
+    (r'at site "(.+)", invalid log_prob shape', _log_prob_shape),
+    (r"Error while computing log_prob at site '(.+)':", _value_outside_support),
+)
+
+
+def sentence_for(text: str, name: str, sites: SiteLines, where: str | None) -> str | None:
+    """Return the sentence for an error of Pyro, without its table of shapes; None for another error."""
+    first, *below = text.strip().splitlines() or [""]
+    for pattern, sentence in PYRO_ERRORS:
+        if match := re.match(pattern, first):
+            return sentence(PyroError(name, match, below, sites, where))
+    return None
