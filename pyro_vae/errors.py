@@ -1,4 +1,4 @@
-"""Checks of arguments, and the sentences in which they are refused."""
+"""Checks of arguments, and the text of errors."""
 
 from __future__ import annotations
 
@@ -6,30 +6,63 @@ import functools
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 from torch.utils import _pytree
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-def check_count(name: str, value: Any, least: int = 1, remark: str = "") -> None:
-    """Refuse what is no whole number of at least ``least``."""
+
+def check_count(name: str, value: object, least: int = 1, remark: str = "") -> None:
+    """Check that a value is a whole number of at least ``least``.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        least: The smallest number allowed.
+        remark: Words that follow the number in the error, such as ``" epoch"``.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is below ``least``.
+    """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected a whole number, got {type(value).__name__} {value!r}.")
     if value < least:
         raise ValueError(f"{name}: expected at least {least}{remark}, got {value}.")
 
 
-def check_number(name: str, value: Any, right: Callable[[float], bool], expected: str, remark: str = "") -> None:
-    """Refuse what is no number, or not one that is ``right``."""
+def check_counts(least: int = 1, /, **counts: object) -> None:
+    """Check that each argument is a whole number of at least ``least``, or None; see :func:`check_count`."""
+    for name, value in counts.items():
+        if value is not None:
+            check_count(name, value, least)
+
+
+def check_number(name: str, value: object, allowed: Callable[[float], bool], expected: str, remark: str = "") -> None:
+    """Check that a value is a number in a range.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        allowed: Returns True for a number in the range.
+        expected: The range in words, such as ``"a finite number"``.
+        remark: Words that end the error.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of the range.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}{remark}.")
-    if not right(float(value)):
+    if not allowed(float(value)):
         raise ValueError(f"{name}: expected {expected}, got {value}{remark}.")
 
 
-def check_nats(name: str, value: float) -> None:
-    """Refuse what is no positive number of nats.
+def check_nats(name: str, value: object) -> None:
+    """Check that a value is a positive, finite number of nats.
 
     Raises:
         TypeError: If it is no number.
@@ -40,26 +73,23 @@ def check_nats(name: str, value: float) -> None:
     )
 
 
-def check_numbers(**numbers: int) -> None:
-    """Refuse a number below 1.
+def check_data(*inputs: object) -> None:
+    """Check that the data are not empty: the first tensor among ``inputs`` that has rows.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If it has no row.
     """
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}.")
+    tensors = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim() > 0]
+    if tensors and len(tensors[0]) == 0:
+        raise ValueError(f"data: expected at least one datum, got a tensor of shape {tuple(tensors[0].shape)}.")
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def plainly(function: F) -> F:
-    """Have a function refuse an empty data set, and what is refused within a trace without the table that Pyro adds."""
+def clear_data_errors(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function to refuse empty data, and to drop Pyro's table of shapes from errors."""
 
     @functools.wraps(function)
-    def wrapped(*args: object, **kwargs: object) -> Any:
-        refuse_nothing(args, kwargs)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        check_data(args, kwargs)
         try:
             return function(*args, **kwargs)
         except ValueError as error:
@@ -68,18 +98,7 @@ def plainly(function: F) -> F:
                 raise
             raise ValueError(text.split("Trace Shapes:")[0].strip()) from None
 
-    return wrapped  # type: ignore[return-value]
-
-
-def refuse_nothing(*given: Any) -> None:
-    """Refuse data of which there are none.
-
-    Raises:
-        ValueError: If the first tensor among them that has rows has no row.
-    """
-    tensors = [x for x in _pytree.tree_leaves(given) if isinstance(x, Tensor) and x.dim() > 0]
-    if tensors and len(tensors[0]) == 0:
-        raise ValueError(f"data: expected at least one datum, got a tensor of shape {tuple(tensors[0].shape)}.")
+    return wrapped
 
 
 def first_line(error: BaseException) -> str:

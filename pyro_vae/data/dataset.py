@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.data.labels import num_classes
 from pyro_vae.data.stored import Stored, rows_of
+from pyro_vae.system.checksum import checksum
 
 #: Data over which a mean is taken where they are not in memory.
 MEAN_ROWS = 10_000
@@ -126,14 +126,10 @@ class Data:
         for name, split in self.splits.items():
             x = split.x if isinstance(split.x, Tensor) else split.x[_spaced(len(split.x), 100)]
             found[f"num_{name}"] = len(split.x)
-            found[f"checksum_{name}"] = _checksum(x)
+            found[f"checksum_{name}"] = checksum([x])
             if split.y is not None:
-                found[f"labels_{name}"] = _checksum(split.y)
+                found[f"labels_{name}"] = checksum([split.y])
         return found
-
-
-def _checksum(x: Tensor) -> int:
-    return zlib.crc32(x.cpu().contiguous().numpy().data.cast("B"))
 
 
 def _spaced(total: int, count: int) -> Tensor:

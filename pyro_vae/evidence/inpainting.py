@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_vae.errors import check_count
+from pyro_vae.errors import check_count, check_counts
 from pyro_vae.evidence.annealing.annealed import Annealer
 from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.annealing.path import AnnealingPath
@@ -97,8 +97,7 @@ def inpaint(
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {list(get_args(Method))}, got {method!r}.")
     num = NUM_SAMPLES[method] if num_samples is None else num_samples
-    for name, value in {"num_fillings": num_fillings, "num_samples": num, "num_steps": num_steps}.items():
-        check_count(name, value)
+    check_counts(num_fillings=num_fillings, num_samples=num, num_steps=num_steps)
     visible = check_visible(visible, x, vae.data_shape)
     with own_randomness(seed) if seed is not None else nullcontext(), _evaluating(vae):
         draw = _drawn if method == "importance" else _annealed

@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.utils import _pytree
 
-from pyro_vae.errors import plainly
+from pyro_vae.errors import clear_data_errors
 from pyro_vae.inference.program.sites import Site, is_auxiliary_loss, sample_sites
 
 _WAYS_OUT = "pass posterior_draws for data of your own, or put the observed value into the model as an argument"
@@ -31,7 +31,7 @@ class Simulated(NamedTuple):
     latents: dict[str, Tensor]
 
 
-@plainly
+@clear_data_errors
 @torch.no_grad()
 def simulate(model: Callable[..., Any], *args: object, **kwargs: object) -> Simulated:
     r"""Draw as many data as are given from the model, with their latents.

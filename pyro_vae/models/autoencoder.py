@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
+from pyro_vae.errors import check_count
 from pyro_vae.models.base import Model, make_part, mean_image
 from pyro_vae.networks.build import Network, make_network
 
@@ -143,8 +144,7 @@ class Autoencoder(Model):
         Raises:
             ValueError: If ``num_samples`` is below 1.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
+        check_count("num_samples", num_samples)
         noise = torch.randn(num_samples, self.latent_dim, dtype=self.code_mean.dtype, device=self.code_mean.device)
         return self.decode(self.code_mean + noise @ self.code_scale.T).mean
 

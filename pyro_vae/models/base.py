@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.errors import check_count
 from pyro_vae.lookup import lookup
 from pyro_vae.registration import register
 
@@ -46,8 +47,7 @@ class Model(nn.Module):
 
     def __init__(self, data_shape: Sequence[int], latent_dim: int) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim: expected at least 1, got {latent_dim}.")
+        check_count("latent_dim", latent_dim)
         if min(data_shape, default=0) < 1:
             raise ValueError(f"data_shape: expected positive sizes such as (1, 28, 28), got {tuple(data_shape)}.")
         self.data_shape, self.latent_dim = tuple(data_shape), latent_dim

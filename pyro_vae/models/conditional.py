@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.data.labels import WHOLE_NUMBERS
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
+from pyro_vae.errors import check_count
 from pyro_vae.models.base import Model, make_part, mean_image
 from pyro_vae.models.checks import check_classes
 from pyro_vae.models.vae import VAE
@@ -143,8 +144,7 @@ class LabelledModel(Model):
         return self.decode(self.prior().sample((num_samples,)), label).sample()
 
     def _labels(self, num_samples: int, y: Tensor | int | None) -> Tensor:
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
+        check_count("num_samples", num_samples)
         turns = torch.arange(num_samples, device=self.one_hot.device)
         if not isinstance(y, Tensor):
             return turns % self.num_classes if y is None else torch.full_like(turns, y)

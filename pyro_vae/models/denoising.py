@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.errors import check_count
 from pyro_vae.lookup import parse_numbers, parse_spec
 from pyro_vae.models.base import check_name_or_module, mean_image
 from pyro_vae.models.vae import VAE
@@ -146,8 +147,7 @@ def denoise(vae: Any, x: Tensor, num_samples: int = 16) -> Tensor:
     Raises:
         ValueError: If ``num_samples`` is below 1.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
+    check_count("num_samples", num_samples)
     was_training = vae.training
     vae.eval()
     try:

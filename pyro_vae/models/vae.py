@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
+from pyro_vae.errors import check_count
 from pyro_vae.models.base import Model, make_part, mean_image
 from pyro_vae.networks.build import Network, make_network
 
@@ -111,8 +112,7 @@ class VAE(Model):
         Raises:
             ValueError: If ``num_samples`` is below 1.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
+        check_count("num_samples", num_samples)
         return self.decode(self.prior().sample((num_samples,))).sample()
 
     @torch.no_grad()

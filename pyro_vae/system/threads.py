@@ -1,98 +1,44 @@
-"""How many CPU threads torch uses: what this process may use, not what the machine has."""
+"""The number of CPU threads that torch uses: those this process may use, not all of the machine."""
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from pathlib import Path
 
+import joblib
 import torch
 
-#: How a user sets the number of threads of torch's libraries; where one is set, torch has heeded it.
+from pyro_vae.errors import check_count
+
+#: Environment variables that set the threads of torch's libraries; torch has read them when it was imported.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def set_threads(threads: int | None) -> None:
-    """Set how many CPU threads torch uses.
+    """Set the number of CPU threads that torch uses.
 
     Args:
-        threads: How many; None: as many as this process may use, see :func:`usable_threads`.
+        threads: The number; None for as many as this process may use, see :func:`usable_threads`.
 
     Raises:
-        ValueError: If it is below 1.
+        ValueError: If it is below 1, or far above the number of CPUs.
     """
+    if threads is None:
+        torch.set_num_threads(usable_threads())
+        return
+    check_count("threads", threads)
     most = max(64, 4 * (os.cpu_count() or 1))
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}.")
-    if threads is not None and threads > most:
+    if threads > most:
         raise ValueError(f"threads: expected at most {most} on this machine, got {threads}; more would only be slower.")
-    torch.set_num_threads(usable_threads() if threads is None else threads)
+    torch.set_num_threads(threads)
 
 
-def usable_threads(root: Path = Path("/")) -> int:
-    """How many threads are of use here: torch's own choice, cut down to what the process may use.
+def usable_threads() -> int:
+    """Return torch's own number of threads, limited to the CPUs that this process may use.
 
-    That is the CPUs to which it is bound and the quota of its control groups; torch alone counts the machine's. A
-    number in ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` is left as torch took it.
-
-    Args:
-        root: Where the file system begins.
+    These are the CPUs to which it is bound and the quota of its control group (cgroup), which torch does not know. A number
+    in ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` is left as torch took it.
     """
     own = torch.get_num_threads()
     if any(os.environ.get(name, "").strip() for name in VARIABLES):
         return own
-    return max(1, math.ceil(min(own, _bound_cpus() or own, _quota(root))))
-
-
-def _bound_cpus() -> int | None:
-    """To how many CPUs this process is bound; None where the system does not say."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    if hasattr(os, "process_cpu_count"):  # Python 3.13
-        return os.process_cpu_count()
-    return os.cpu_count()
-
-
-def _quota(root: Path) -> float:
-    """How many CPUs' time the control groups of this process allow; infinite where there is no limit."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return math.inf
-    quota = math.inf
-    for line in lines:
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            quota = min(quota, *(_v2(folder) for folder in _upwards(root / "sys/fs/cgroup", path)))
-        elif "cpu" in controllers.split(","):
-            for mount in ("cpu", "cpu,cpuacct"):
-                quota = min(quota, *(_v1(folder) for folder in _upwards(root / "sys/fs/cgroup" / mount, path)))
-    return quota
-
-
-def _upwards(mount: Path, path: str) -> list[Path]:
-    """A control group and all around it; a container sees its own at the mount, whatever its path."""
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    return [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
-
-
-def _v2(folder: Path) -> float:
-    return _share(_read(folder / "cpu.max"))
-
-
-def _v1(folder: Path) -> float:
-    return _share(_read(folder / "cpu.cfs_quota_us") + _read(folder / "cpu.cfs_period_us"))
-
-
-def _share(words: list[str]) -> float:
-    """Quota over period; infinite for ``max``, for -1, and where the files are not there."""
-    numbers = [int(word) for word in words if re.fullmatch(r"-?\d+", word)]
-    return numbers[0] / numbers[1] if len(numbers) == 2 and min(numbers) > 0 else math.inf
-
-
-def _read(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split()
-    except OSError:
-        return []
+    return min(own, int(joblib.cpu_count(only_physical_cores=False)))

@@ -2,82 +2,63 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+import joblib
 import pytest
 import torch
 
 from pyro_vae.system import threads
 from tests.children import ROOT
 
+NUM_THREADS = torch.get_num_threads
+
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch) -> Iterator[None]:
-    """A machine of 16 CPUs, whatever this one is; torch's own count is given back."""
+    """Torch would take 8 threads, whatever this machine is; its own count is given back."""
     before = torch.get_num_threads()
     for name in threads.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(threads, "_bound_cpus", lambda: 16)
     yield
     torch.set_num_threads(before)
 
 
-def files(root: Path, contents: dict[str, str]) -> Path:
-    for name, text in contents.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text + "\n", encoding="utf-8")
-    return root
-
-
-V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/cpu"
-
-
-@pytest.mark.parametrize(
-    ("contents", "expected"),
-    [
-        ({}, 8),
-        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "300000 100000"}, 3),
-        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "250000 100000"}, 3),
-        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "10000 100000"}, 1),
-        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "max 100000"}, 8),
-        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "3200000 100000"}, 8),
-        ({"proc/self/cgroup": "0::/job/step", f"{V2}/job/cpu.max": "200000 100000"}, 2),
-        ({"proc/self/cgroup": "0::/a", f"{V2}/a/cpu.max": "max 100000", f"{V2}/cpu.max": "400000 100000"}, 4),
-        ({"proc/self/cgroup": "0::/../../gone", f"{V2}/cpu.max": "200000 100000"}, 2),
-        (
-            {
-                "proc/self/cgroup": "4:memory:/m\n3:cpu,cpuacct:/docker/1",
-                f"{V1}/docker/1/cpu.cfs_quota_us": "150000",
-                f"{V1}/docker/1/cpu.cfs_period_us": "50000",
-            },
-            3,
-        ),
-        ({"proc/self/cgroup": "1:cpu:/", f"{V1}/cpu.cfs_quota_us": "-1", f"{V1}/cpu.cfs_period_us": "100000"}, 8),
-        ({"proc/self/cgroup": "no colons\n\n"}, 8),
-    ],
-)
-def test_the_quota_of_the_control_group_cuts_torchs_choice(tmp_path, contents, expected):
-    assert threads.usable_threads(files(tmp_path, contents)) == expected
-
-
-@pytest.mark.parametrize(("bound", "expected"), [(1, 1), (5, 5), (8, 8), (64, 8), (None, 8)])
-def test_the_affinity_cuts_torchs_choice(tmp_path, monkeypatch, bound, expected):
-    monkeypatch.setattr(threads, "_bound_cpus", lambda: bound)
-    assert threads.usable_threads(tmp_path) == expected
+@pytest.mark.parametrize(("usable", "expected"), [(1, 1), (3, 3), (8, 8), (64, 8)])
+def test_the_cpus_of_the_process_limit_torchs_choice(monkeypatch, usable, expected):
+    monkeypatch.setattr(joblib, "cpu_count", lambda only_physical_cores: usable)
+    assert threads.usable_threads() == expected
+    threads.set_threads(None)
+    assert NUM_THREADS() == expected
 
 
 @pytest.mark.parametrize("name", threads.VARIABLES)
-def test_a_number_in_the_environment_is_left_as_torch_took_it(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(threads, "_bound_cpus", lambda: 2)
+def test_a_number_in_the_environment_is_left_as_torch_took_it(monkeypatch, name):
+    monkeypatch.setattr(joblib, "cpu_count", lambda only_physical_cores: 2)
     monkeypatch.setenv(name, "8")
-    assert threads.usable_threads(tmp_path) == 8
+    assert threads.usable_threads() == 8
     monkeypatch.setenv(name, "")
-    assert threads.usable_threads(tmp_path) == 2
+    assert threads.usable_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("300000 100000", 3), ("250000 100000", 3), ("10000 100000", 1), ("max 100000", 8)]
+)
+def test_the_quota_of_the_control_group_limits_torchs_choice(tmp_path, monkeypatch, quota, expected):
+    """joblib reads the quota of a container; a part of a CPU counts as a whole one."""
+    (limit := tmp_path / "cpu.max").write_text(quota + "\n", encoding="utf-8")
+    real = {"exists": os.path.exists, "open": open}
+    path = "/sys/fs/cgroup/cpu.max"
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(os.path, "exists", lambda name: name == path or real["exists"](name))
+    monkeypatch.setattr(builtins, "open", lambda name, *a, **k: real["open"](limit if name == path else name, *a, **k))
+    assert threads.usable_threads() == expected
 
 
 def test_what_is_asked_for_is_set(monkeypatch):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_vae.data.source import Part, Parts, Request
 from pyro_vae.data.stored import Stored
+from pyro_vae.errors import check_count
 from pyro_vae.lookup import lookup
 
 #: The factors, in the order of their columns, and how many values each takes, evenly spaced and equally likely.
@@ -61,8 +62,7 @@ def draw_factors(num: int, seed: int = 0) -> Tensor:
     Raises:
         ValueError: If ``num`` is below 1.
     """
-    if num < 1:
-        raise ValueError(f"num: expected at least 1, got {num}.")
+    check_count("num", num)
     order = torch.randperm(COMBINATIONS, generator=torch.Generator().manual_seed(seed))
     rest = order[torch.arange(num) % COMBINATIONS]
     columns = []

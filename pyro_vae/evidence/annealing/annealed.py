@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import check_numbers, plainly
+from pyro_vae.errors import check_counts, clear_data_errors
 from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.annealing.hmc import Evaluate, evaluation, move, widest
@@ -143,7 +143,7 @@ def _variances(joint: AnnealingPath, metric: Metric) -> tuple[Tensor, Tensor]:
     return v0, torch.where(v1 > 1e-10 * v0, v1, v0)  # a guide without a spread says nothing
 
 
-@plainly
+@clear_data_errors
 @torch.no_grad()
 def annealed_importance_sampling(
     model: Callable[..., Any],
@@ -203,9 +203,8 @@ def annealed_importance_sampling(
         Neal, "Annealed importance sampling", 2001; Wu, Burda, Salakhutdinov, Grosse, "On the Quantitative Analysis of
         Decoder-Based Generative Models", 2017.
     """
-    check_numbers(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
-    if seed is not None and seed < 0:
-        raise ValueError(f"seed: expected at least 0, got {seed}.")
+    check_counts(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
+    check_counts(0, seed=seed)
     with own_randomness(seed) if seed is not None else nullcontext():
         joint = AnnealingPath(model, guide, args, kwargs, start, plate, outer_scale)
         captured = CapturedPath() if compile is True else compile or None

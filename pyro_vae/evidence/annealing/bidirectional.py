@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from pyro_vae.errors import check_numbers, plainly
+from pyro_vae.errors import check_counts, clear_data_errors
 from pyro_vae.evidence.annealing.annealed import Annealer, Metric, Path
 from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.annealing.compiled import CapturedPath
@@ -169,7 +169,7 @@ class Bracket:
         )
 
 
-@plainly
+@clear_data_errors
 @torch.no_grad()
 def bidirectional(
     model: Callable[..., Any],
@@ -228,7 +228,7 @@ def bidirectional(
         Grosse, Ancha, Roy, "Measuring the reliability of MCMC inference with bidirectional Monte Carlo", 2016; Wu et al., "On
         the Quantitative Analysis of Decoder-Based Generative Models", 2017, section 4.2.
     """
-    check_numbers(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
+    check_counts(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
     with own_randomness(seed) if seed is not None else nullcontext():
         given = Simulated(args, kwargs, dict(posterior_draws or {}))
         if posterior_draws is None:

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Normal
 
-from pyro_vae.errors import check_count, plainly
+from pyro_vae.errors import check_count, clear_data_errors
 from pyro_vae.evidence.estimates.diagnostics import units_of
 from pyro_vae.inference.program.data_plate import check_match, find_data_plate
 from pyro_vae.inference.program.sites import base_name, is_auxiliary_loss, sample_sites
@@ -84,7 +84,7 @@ class AggregatePosterior:
         return f"{said}."
 
 
-@plainly
+@clear_data_errors
 def aggregate_posterior(
     model: Program,
     guide: Program,

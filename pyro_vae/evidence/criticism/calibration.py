@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import plainly
+from pyro_vae.errors import check_counts, clear_data_errors
 from pyro_vae.evidence.arviz_export import draws_group
 from pyro_vae.evidence.criticism.ranks import LOG_JOINT, LOG_Q, Ranking
 from pyro_vae.evidence.criticism.uniformity import Band, simultaneous_band, uniformity_p
@@ -158,7 +158,7 @@ class Calibration:
         return draws_group("prior_sbc", dict(zip(self.names, self.pit.T.numpy(), strict=True)))
 
 
-@plainly
+@clear_data_errors
 @torch.no_grad()
 def calibrate(
     model: Callable[..., Any],
@@ -229,9 +229,7 @@ def calibrate(
 
 
 def _check(num_simulations: int, num_draws: int, level: float, chunk_rows: int) -> None:
-    for name, value in {"num_simulations": num_simulations, "num_draws": num_draws, "chunk_rows": chunk_rows}.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}.")
+    check_counts(num_simulations=num_simulations, num_draws=num_draws, chunk_rows=chunk_rows)
     if num_draws % 2 == 0:
         raise ValueError(f"num_draws: expected an odd number, whose ranks pair off into intervals, got {num_draws}.")
     if not 0 < level < 1:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import plainly
+from pyro_vae.errors import check_counts, clear_data_errors
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.adaptive import adaptive
 from pyro_vae.evidence.importance.sampler import CHUNK_ROWS, Sampler
@@ -20,7 +20,7 @@ from pyro_vae.inference.weights.log_weights import OuterScale
 __all__ = ["CHUNK_ROWS", "importance_sampling", "prior_sampling"]
 
 
-@plainly
+@clear_data_errors
 @torch.no_grad()
 def importance_sampling(
     model: Callable[..., Any],
@@ -84,9 +84,8 @@ def importance_sampling(
         Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, eq. 8; Vehtari et al., "Pareto Smoothed
         Importance Sampling", 2024.
     """
-    _check_numbers(num_samples=num_samples, chunk_rows=chunk_rows, max_samples=max_samples)
-    if seed is not None and seed < 0:
-        raise ValueError(f"seed: expected at least 0, got {seed}.")
+    check_counts(num_samples=num_samples, chunk_rows=chunk_rows, max_samples=max_samples)
+    check_counts(0, seed=seed)
     captured = CapturedDraws() if compile is True else compile or None
     sampler = Sampler(model, guide, seed, chunk_rows, plate, outer_scale, vectorize, captured)
     ids = None if data_ids is None else _checked_ids(data_ids)
@@ -103,12 +102,6 @@ def importance_sampling(
         return adaptive(sampler, draws, args, kwargs, ids, target_se, max_samples)
 
 
-def _check_numbers(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}.")
-
-
 def _checked_ids(data_ids: Sequence[int] | Tensor) -> Tensor:
     ids = torch.as_tensor(data_ids).cpu()
     whole = ids.dim() == 1 and not ids.is_floating_point() and not ids.is_complex()
@@ -120,7 +113,7 @@ def _checked_ids(data_ids: Sequence[int] | Tensor) -> Tensor:
     return ids.long()
 
 
-@plainly
+@clear_data_errors
 def prior_sampling(model: Callable[..., Any], *args: Any, num_samples: int = 5000, **kwargs: Any) -> Estimate:
     r"""The naive estimate of log p(x): the likelihood averaged over draws from the prior.
 

@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
-from pyro_vae.errors import refuse_nothing
+from pyro_vae.errors import check_data
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.estimates.moments import Moments
 from pyro_vae.evidence.importance.noise_streams import ESTIMATE, NoiseStreams
@@ -60,7 +60,7 @@ class Sampler:
         Raises:
             ValueError: If model and guide have no weights for each datum, the guide is a Delta, or there are no data.
         """
-        refuse_nothing(args, kwargs)
+        check_data(args, kwargs)
         programs = (self.model, self.guide, args, kwargs, self.plate, self.outer_scale, self.vectorize)
         found: Draws
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import plainly
+from pyro_vae.errors import clear_data_errors
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.importance import importance_sampling
 from pyro_vae.evidence.refinement.refined import refine_for, refined_importance_sampling, split_options
@@ -133,7 +133,7 @@ class GapsSummary:
     num_data: int
 
 
-@plainly
+@clear_data_errors
 def gaps(
     model: Program,
     guide: Program,

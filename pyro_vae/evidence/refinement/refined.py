@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import check_count, check_number, plainly
+from pyro_vae.errors import check_count, check_number, clear_data_errors
 from pyro_vae.evidence.estimates.diagnostics import pareto_k_threshold
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.importance import importance_sampling
@@ -86,7 +86,7 @@ class Refined:
         return dataclasses.replace(self, offsets=offsets, **taken)
 
 
-@plainly
+@clear_data_errors
 def refine(
     model: Program,
     guide: Program,
@@ -183,7 +183,7 @@ def refine(
     )
 
 
-@plainly
+@clear_data_errors
 def refined_importance_sampling(
     model: Program,
     guide: Program,

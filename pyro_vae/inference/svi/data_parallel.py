@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +27,7 @@ from pyro_vae.parallel import (
     shared_errors,
     world,
 )
+from pyro_vae.system.checksum import checksum
 
 T = TypeVar("T")
 
@@ -227,7 +227,7 @@ class Exchange:
             JobError: If they have not.
         """
         broadcast(self.module.buffers())
-        sums = all_gather(_checksum(self.module.parameters()))
+        sums = all_gather(checksum(self.module.parameters()))
         others = [str(rank) for rank, one in enumerate(sums) if one != sums[0]]
         if others:
             raise JobError(
@@ -246,11 +246,3 @@ class _Replaced(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
-
-
-def _checksum(tensors: Iterable[Tensor]) -> int:
-    found = 0
-    for tensor in tensors:
-        values: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        found = zlib.crc32(values, found)
-    return found

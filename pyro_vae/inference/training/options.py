@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pyro
 
+from pyro_vae.errors import check_count
 from pyro_vae.inference.svi.precision import PRECISIONS
 from pyro_vae.lookup import lookup
 
@@ -54,8 +55,8 @@ class FitOptions:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive number, got {value}.")
-        if self.check_every is not None and self.check_every < 1:
-            raise ValueError(f"check_every: expected at least 1 step, got {self.check_every}.")
+        if self.check_every is not None:
+            check_count("check_every", self.check_every, remark=" step")
         lookup("optimizer", self.optimizer, OPTIMIZERS)
         lookup("precision", self.precision, PRECISIONS)
         lookup("learning-rate schedule", self.lr_schedule, LR_SCHEDULES)

@@ -20,6 +20,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_site_shape
 from torch import Tensor
 
+from pyro_vae.errors import check_count
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.program.data_plate import (
     check_match,
@@ -98,8 +99,7 @@ def log_weights(
             a site carries a scale that is not understood, the guide is a Delta over an improper prior, or
             ``num_samples`` is below 1.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
+    check_count("num_samples", num_samples)
     draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, vectorize)
     refuse_points(draws._first, draws.guide_trace)
     return draws(num_samples).log_w

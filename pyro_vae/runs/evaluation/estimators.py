@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from pyro_vae import evidence, parallel
 from pyro_vae.data import Inputs, Stored
+from pyro_vae.errors import check_counts
 from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.importance.sampler import CHUNK_ROWS
@@ -21,6 +21,7 @@ from pyro_vae.inference.weights.compiled import CapturedDraws
 from pyro_vae.lookup import lookup
 from pyro_vae.models.protocol import has_bound
 from pyro_vae.system import compiler
+from pyro_vae.system.checksum import checksum
 from pyro_vae.system.randomness import own_randomness
 
 #: Data of one call of an estimator: with 10 draws each, a chunk of 1,000 rows, which stays in the processor's cache.
@@ -68,9 +69,7 @@ class Estimation:
             )
         if self.num_chains < 2:
             raise ValueError(f"num_chains: expected at least 2 chains, for an error, got {self.num_chains}.")
-        for name in ("num_steps", "refine_steps", "max_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        check_counts(num_steps=self.num_steps, refine_steps=self.refine_steps, max_samples=self.max_samples)
         if self.target_se is not None and not (math.isfinite(self.target_se) and self.target_se > 0):
             raise ValueError(f"target_se: expected a positive number of nats, got {self.target_se:g}.")
         if self.target_se is not None and self.estimator not in DRAWN:
@@ -188,7 +187,7 @@ def estimate(
         desc=f"log p(x), {how.estimator}",
     )
     vae.eval()
-    seed = parallel.stream_seed(seed, 1 + _checksum(vae))
+    seed = parallel.stream_seed(seed, 1 + checksum(vae.parameters()))
     captured = _captured(vae, len(columns), how)
     parts = []
     with own_randomness(seed), parallel.shared_errors():
@@ -203,13 +202,6 @@ def estimate(
 def estimate_batch(vae: Any, columns: tuple[Tensor, ...], how: Estimation, seed: int = 0) -> Any:
     """Log p(x) of one batch, by this process alone; see :func:`estimate`."""
     return ESTIMATORS[how.estimator](_Batch(vae, columns, 0, seed, how, False))
-
-
-def _checksum(vae: Any) -> int:
-    found = 0
-    for p in vae.parameters():
-        found = zlib.crc32(p.detach().cpu().contiguous().numpy().data.cast("B"), found)
-    return found
 
 
 def _captured(vae: Any, num_data: int, how: Estimation) -> Any:

@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from pyro_vae import evidence, parallel
 from pyro_vae.data import Data, Inputs
+from pyro_vae.errors import check_count
 from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.models.protocol import evaluation_inputs, evidence_name, has_bound, has_density
 from pyro_vae.runs.directory import RunDirectory, resuming
@@ -28,6 +28,7 @@ from pyro_vae.runs.evaluation.checks import CHECKS, check_names, diagnose, made
 from pyro_vae.runs.evaluation.estimators import ESTIMATORS, Estimation, estimate, estimate_batch
 from pyro_vae.runs.progress import Console
 from pyro_vae.runs.run import Run
+from pyro_vae.system.checksum import checksum
 from pyro_vae.system.files import write_atomically
 from pyro_vae.system.randomness import own_randomness
 
@@ -54,8 +55,8 @@ class Request:
     checks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_data is not None and self.num_data < 1:
-            raise ValueError(f"num_data: expected at least 1 image, got {self.num_data}.")
+        if self.num_data is not None:
+            check_count("num_data", self.num_data, remark=" image")
         check_names(self.checks)
         if self.dequantize not in ("none", "uniform"):
             raise ValueError(f"dequantize: expected none or uniform, got {self.dequantize!r}.")
@@ -133,7 +134,7 @@ def subject(run: Run, request: Request) -> Subject:
     seen = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
     columns = evaluation_inputs(run.vae, split._replace(x=x))
     name = evidence_name(run.vae, columns)  # log p(x|y) is not log p(x)
-    key = (len(x), tuple(x.shape[1:]), density, name, zlib.crc32(seen.cpu().contiguous().numpy().data.cast("B")))
+    key = (len(x), tuple(x.shape[1:]), density, name, checksum([seen]))
     check_suited(run.vae, columns, request.how, request.checks, f"the {run.config.model.model} of {run.path}")
     return Subject(run, data, columns, density, name, key)
 
