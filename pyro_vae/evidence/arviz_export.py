@@ -45,7 +45,9 @@ def container(group: str, dataset: xarray.Dataset) -> ArvizContainer:
 
 
 def draws_group(group: str, values: Mapping[str, NDArray[np.float64]]) -> ArvizContainer:
-    """Put named draws into a group with dimensions ``chain``, of size 1, and ``draw``.
+    """Put named draws into a group of the installed ArviZ's container.
+
+    Its dimensions are ``chain``, of size 1, and ``draw``.
 
     Args:
         group: Name of the group.

@@ -228,7 +228,7 @@ def _weighed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int,
     """
     refined = refine(partial.model, partial.guide, x, visible, steps=steps, seed=seed, **REFINEMENT)
     sampler = Sampler(partial.model, refined, seed)
-    chunks = sampler.weights(sampler.draws((x, visible), {}), num)
+    chunks = sampler.weights(sampler.proposal((x, visible), {}), num)
     likelihood, ratio = (torch.cat(part) for part in zip(*chunks, strict=True))
     estimate = Estimate.from_weights(likelihood, ratio)
     return estimate, ((likelihood + ratio).cpu().double() - estimate.log_px).exp()

@@ -1,8 +1,7 @@
-"""Data that a model made, with the latents that they were made from."""
+"""Data simulated from a model, together with the latents that generated them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,15 +12,19 @@ from torch.utils import _pytree
 
 from pyro_vae.errors import clear_data_errors
 from pyro_vae.inference.program.sites import Site, is_auxiliary_loss, sample_sites
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
 
-_WAYS_OUT = "pass posterior_draws for data of your own, or put the observed value into the model as an argument"
+_PASS_DRAWS = "pass posterior_draws for data of your own"
+_PASS_DRAWS_OR_ARGUMENT = f"{_PASS_DRAWS}, or put the observed value into the model as an argument"
 
 
 class Simulated(NamedTuple):
-    """Data that a model made, and the latents that they were made from: one exact draw of each datum's posterior.
+    """Simulated data and the latents that generated them.
+
+    The latents are one exact draw from the posterior of each datum.
 
     Attributes:
-        args: Positional arguments of the model, with the simulated data in the place of the observed values.
+        args: Positional arguments of the model, with simulated data in place of the observed values.
         kwargs: Keyword arguments, likewise.
         latents: z of each latent site by name, in the shape in which the site drew it.
     """
@@ -33,182 +36,211 @@ class Simulated(NamedTuple):
 
 @clear_data_errors
 @torch.no_grad()
-def simulate(model: Callable[..., Any], *args: object, **kwargs: object) -> Simulated:
-    r"""Draw as many data as are given from the model, with their latents.
+def simulate(model: Program, *args: object, **kwargs: object) -> Simulated:
+    r"""Simulate data from the model, with their latents.
 
     .. math:: z_i \sim p(z), \quad x_i \sim p(x | z_i)
 
-    Since (z, x) is drawn from the joint, z is a draw from the exact posterior p(z|x). Of the data given, only shapes
-    matter, and what a mask leaves out. Draws come from the global generator.
+    Since (z, x) is a draw from the joint distribution, z is a draw from the exact posterior p(z|x). There are as many
+    simulated data as given data. Of the given data only the shapes and the masked entries matter. Draws come from the global
+    generator.
 
-    What a mask leaves out of an observed site, as ``obs_mask`` leaves out labels that are unknown, is no observation: its
-    factor in p(x, z) is 1, so that the joint is that of the rest. Its value stays what it is, -1 or NaN say, and so must the
-    mask: one that is made of the data, ``x >= 0``, holds only if it is the same for all that the model can draw.
+    Entries of an observed site that a mask leaves out (unknown labels under ``obs_mask``, for example) are not observed: their
+    factor in p(x, z) is 1, and the joint distribution is that of the other entries. Masked entries keep their value, such as
+    -1 or NaN. The mask must not change either: a mask computed from the data, such as ``x >= 0``, works only if it is the
+    same for all data that the model can draw.
 
     Args:
-        model: A Pyro model; each of its observed values is one of its arguments, in whatever shape, or equal to it wherever it
-            is observed, as ``y.clamp(min=0)`` is to y. It enters the model in no other way.
-        *args: What it takes.
-        **kwargs: Likewise.
+        model: A Pyro model. Each observed value is one of its arguments, in any shape, or equals that argument wherever it is
+            observed, as ``y.clamp(min=0)`` equals y. The data enter the model in no other way.
+        *args: Positional arguments of the model.
+        **kwargs: Keyword arguments of the model.
 
     Returns:
-        Arguments with simulated data, and the latents.
+        The arguments with simulated data, and the latents.
 
     Raises:
-        ValueError: If an observed value is no argument of the model, the model depends on it otherwise (so that it would
-            be another model for the simulated data), a site cannot be drawn from, or a mask depends on draws.
+        ValueError: If an observed value is not an argument of the model; if the model depends on the data otherwise (then it
+            is another model for the simulated data); if a site cannot be drawn from; or if a mask depends on draws.
     """
     given = poutine.trace(model).get_trace(*args, **kwargs)
     scored = {n: s for n, s in sample_sites(given) if s["is_observed"] and not is_auxiliary_loss(s)}
-    observed = {n: s for n, s in scored.items() if bool(_seen(s).any())}
+    observed = {n: s for n, s in scored.items() if bool(_unmasked(s).any())}
     if not observed:
         got = "none" if not scored else f"{sorted(scored)} with a mask that leaves out all of it"
         raise ValueError(f"model: expected an observed site, got {got}; pass the data by obs=... or pyro.condition.")
     leaves, spec = _pytree.tree_flatten((args, kwargs))
-    places = {name: _place(name, site, leaves) for name, site in observed.items()}
-    drawn = _drawn(model, set(observed), args, kwargs)
-    for name, place in places.items():
-        leaves[place] = _in_the_form_of(leaves[place], drawn.nodes[name], name)
+    positions = {name: _find_argument(name, site, leaves) for name, site in observed.items()}
+    drawn = _trace_joint_draw(model, set(observed), args, kwargs)
+    for name, position in positions.items():
+        leaves[position] = _as_argument(drawn.nodes[name], leaves[position], name)
     new_args, new_kwargs = _pytree.tree_unflatten(leaves, spec)
     latents = {n: s["value"] for n, s in sample_sites(drawn) if n not in observed and not s["is_observed"]}
-    again = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*new_args, **new_kwargs)
-    _check_same_masks(given, drawn, again, set(scored))
-    _check_same_model(drawn, again, set(observed))
+    replayed = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*new_args, **new_kwargs)
+    _check_same_masks(given, drawn, replayed, set(scored))
+    _check_same_model(drawn, replayed, set(observed))
     return Simulated(new_args, new_kwargs, latents)
 
 
-def _seen(site: Site) -> Tensor:
-    """What the masks of a site and of its distribution leave in, entry by entry: bool, broadcasts to the site's value."""
+def _unmasked(site: Site) -> Tensor:
+    """Entries that the masks of a site and its distribution leave in.
+
+    Returns:
+        Bool, broadcasts to the site's value.
+    """
     fn = site["fn"]
     masks = [(site["mask"], fn.event_dim)]
     while hasattr(fn, "base_dist"):
         masks.append((getattr(fn, "_mask", None), fn.event_dim))
         fn = fn.base_dist
-    seen = torch.ones((), dtype=torch.bool, device=site["value"].device)
+    unmasked = torch.ones((), dtype=torch.bool, device=site["value"].device)
     for mask, event_dim in masks:
         if mask is not None:
-            mask = torch.as_tensor(mask, device=seen.device).bool()
-            seen = seen & mask.reshape(mask.shape + (1,) * event_dim)
-    return seen
+            mask = torch.as_tensor(mask, device=unmasked.device).bool()
+            unmasked = unmasked & mask.reshape(mask.shape + (1,) * event_dim)
+    return unmasked
 
 
-def _drawn(model: Callable[..., Any], observed: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    free = _Free(observed)
+def _trace_joint_draw(model: Program, observed: set[str], args: Args, kwargs: Kwargs) -> Trace:
+    """Trace one joint draw of latents and observed sites."""
+    draw_observed = _DrawObserved(observed)
     try:
-        with free:
+        with draw_observed:
             return poutine.trace(model).get_trace(*args, **kwargs)
     except NotImplementedError:
         raise ValueError(
-            f"site {free.last!r}: expected a distribution that can be drawn from, got one without draws (a pyro.factor?); "
-            f"{_WAYS_OUT.split(', or')[0]}."
+            f"site {draw_observed.last_site!r}: expected a distribution that can be drawn from, got one without draws (a "
+            f"pyro.factor?); {_PASS_DRAWS}."
         ) from None
 
 
-class _Free(poutine.uncondition_messenger.UnconditionMessenger):
-    """Draws the sites of these names, whatever they observe, save what a mask leaves out."""
+class _DrawObserved(poutine.uncondition_messenger.UnconditionMessenger):
+    """Messenger that draws observed sites; masked entries keep their value.
+
+    Args:
+        names: The sites to draw.
+
+    Attributes:
+        last_site: Name of the site that was reached last.
+    """
 
     def __init__(self, names: set[str]) -> None:
         super().__init__()
-        self.names, self.last = names, ""
-        self._given: dict[str, Tensor] = {}
+        self.names, self.last_site = names, ""
+        self._observed_values: dict[str, Tensor] = {}
 
-    def _pyro_sample(self, msg: Any) -> None:
-        self.last = msg["name"]
+    def _pyro_sample(self, msg: Site) -> None:
+        self.last_site = msg["name"]
         if msg["name"] in self.names:
-            self._given[msg["name"]] = msg["value"]
+            self._observed_values[msg["name"]] = msg["value"]
             super()._pyro_sample(msg)
 
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names and not bool((seen := _seen(msg)).all()):
-            msg["value"] = torch.where(seen, msg["value"], self._given[msg["name"]].to(msg["value"].dtype))
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if msg["name"] in self.names and not bool((unmasked := _unmasked(msg)).all()):
+            observed = self._observed_values[msg["name"]].to(msg["value"].dtype)
+            msg["value"] = torch.where(unmasked, msg["value"], observed)
 
 
-def _place(name: str, site: Site, leaves: list[Any]) -> int:
-    """Which argument an observed value is: the same object, or the same numbers in the same memory, or its equal."""
-    value, seen = site["value"], _seen(site)
+def _find_argument(name: str, site: Site, leaves: list[object]) -> int:
+    """Find the argument that a site observes.
+
+    It is the same object, or has the same memory, or else is the only one with equal numbers.
+
+    Returns:
+        Its position among the leaves of the arguments.
+    """
+    value, unmasked = site["value"], _unmasked(site)
     tensors = [(k, leaf) for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    same = [k for k, leaf in tensors if leaf is value]
-    same = same or [k for k, leaf in tensors if _same_memory(leaf, value)]
-    if not same:
-        same = [k for k, leaf in tensors if _equal(leaf, value, seen)]
-        same = same if len(same) == 1 else []  # of two that are equal either could be it
-    if not same:
-        raise _no_argument(name)
-    return same[0]
+    matches = [k for k, leaf in tensors if leaf is value]
+    matches = matches or [k for k, leaf in tensors if _share_memory(leaf, value)]
+    if not matches:
+        matches = [k for k, leaf in tensors if _equal_where(unmasked, leaf, value)]
+        matches = matches if len(matches) == 1 else []  # of two that are equal either could be it
+    if not matches:
+        raise _not_an_argument(name)
+    return matches[0]
 
 
-def _no_argument(name: str) -> ValueError:
-    return ValueError(f"site {name!r}: expected an observed value that is an argument, got another; {_WAYS_OUT}.")
+def _not_an_argument(name: str) -> ValueError:
+    return ValueError(
+        f"site {name!r}: expected an observed value that is an argument, got another; {_PASS_DRAWS_OR_ARGUMENT}."
+    )
 
 
-def _equal(a: Tensor, b: Tensor, seen: Tensor) -> bool:
-    """Whether two tensors are alike, with the same numbers wherever they are seen."""
-    alike = a.dtype == b.dtype and a.shape == b.shape and a.device == b.device
-    return alike and a.numel() > 0 and bool(((a == b) | ~seen).all())
+def _equal_where(unmasked: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Return True if forms and unmasked entries are equal."""
+    same_form = a.dtype == b.dtype and a.shape == b.shape and a.device == b.device
+    return same_form and a.numel() > 0 and bool(((a == b) | ~unmasked).all())
 
 
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    alike = a.dtype == b.dtype and a.numel() == b.numel() and a.data_ptr() == b.data_ptr()
-    return alike and a.numel() > 0 and a.is_contiguous() and b.is_contiguous()
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    same_memory = a.dtype == b.dtype and a.numel() == b.numel() and a.data_ptr() == b.data_ptr()
+    return same_memory and a.numel() > 0 and a.is_contiguous() and b.is_contiguous()
 
 
-def _in_the_form_of(argument: Tensor, site: Site, name: str) -> Tensor:
-    """Simulated data in the shape and dtype of the argument whose place they take, which keeps what a mask leaves out."""
+def _as_argument(site: Site, argument: Tensor, name: str) -> Tensor:
+    """Give simulated data the shape and dtype of the argument.
+
+    Masked entries keep the value of the argument.
+    """
     value = site["value"]
     if value.numel() != argument.numel():
         raise ValueError(
             f"site {name!r}: expected {argument.numel()} simulated numbers, as many as are observed, got {value.numel()}; "
             "give the distribution the batch shape of its data."
         )
-    seen = _seen(site).expand(value.shape).reshape(argument.shape)
+    unmasked = _unmasked(site).expand(value.shape).reshape(argument.shape)
     value = value.reshape(argument.shape)
-    cast = torch.where(seen, value.to(argument.dtype), argument)
-    if not torch.equal(cast.to(value.dtype)[seen], value[seen]):
+    simulated = torch.where(unmasked, value.to(argument.dtype), argument)
+    if not torch.equal(simulated.to(value.dtype)[unmasked], value[unmasked]):
         raise ValueError(
-            f"site {name!r}: expected data of dtype {argument.dtype}, got draws that it does not hold; pass data of dtype "
+            f"site {name!r}: expected data of a dtype that holds its draws, got {argument.dtype}; pass data of dtype "
             f"{value.dtype}."
         )
-    return cast
+    return simulated
 
 
-def _check_same_masks(given: Trace, drawn: Trace, again: Trace, scored: set[str]) -> None:
-    """Refuse masks that are others for the simulated data: another model, or one that observes something else."""
+def _check_same_masks(given: Trace, drawn: Trace, replayed: Trace, scored: set[str]) -> None:
+    """Refuse masks that change with the simulated data."""
     for name, site in sample_sites(drawn):
-        others = [trace.nodes[name] for trace in (given, again) if name in trace.nodes]
-        others = (
-            others if name in scored else others[-1:]
-        )  # a latent's may follow draws of latents, which are again's too
-        if not is_auxiliary_loss(site) and not all(_same(_seen(site), _seen(other)) for other in others):
+        others = [trace.nodes[name] for trace in (given, replayed) if name in trace.nodes]
+        if name not in scored:  # a latent's mask may follow draws of other latents, which the replayed trace shares
+            others = others[-1:]
+        if not is_auxiliary_loss(site) and not all(_equal_masks(site, other) for other in others):
             raise ValueError(
                 f"site {name!r}: expected the same mask whatever is drawn, got another for the simulated data; pass the mask "
-                "as an argument of its own, or posterior_draws for data of your own."
+                "as an argument, or posterior_draws for your own data."
             )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(*torch.broadcast_tensors(a, b))
+def _equal_masks(site: Site, other: Site) -> bool:
+    return torch.equal(*torch.broadcast_tensors(_unmasked(site), _unmasked(other)))
 
 
-def _check_same_model(drawn: Trace, again: Trace, observed: set[str]) -> None:
-    """Refuse a model that is another one, given the simulated data, or that does not observe them as they were drawn."""
+def _check_same_model(drawn: Trace, replayed: Trace, observed: set[str]) -> None:
+    """Refuse a model that changes with, or does not observe, simulated data."""
     for name, site in sample_sites(drawn):
-        if name not in again.nodes or is_auxiliary_loss(site):
+        if name not in replayed.nodes or is_auxiliary_loss(site):
             continue
-        if name in observed and not _holds(site, again.nodes[name]["value"]):
-            raise _no_argument(name)
-        if not _alike(site, again.nodes[name]):
+        if name in observed and not _observes_its_draw(site, replayed.nodes[name]["value"]):
+            raise _not_an_argument(name)
+        if not _close_log_probs(site, replayed.nodes[name]):
             raise ValueError(
                 f"site {name!r}: expected the same distribution whatever is observed, got another for the simulated data; "
-                f"{_WAYS_OUT.split(', or')[0]}."
+                f"{_PASS_DRAWS}."
             )
 
 
-def _holds(site: Site, value: Tensor) -> bool:
-    """Whether a value is the one that was drawn, wherever it is seen; up to the argument's dtype, which may be coarser."""
-    seen = _seen(site).expand(site["value"].shape).reshape(-1)
-    return torch.equal(site["value"].to(value.dtype).reshape(-1)[seen], value.reshape(-1)[seen])
+def _observes_its_draw(site: Site, value: Tensor) -> bool:
+    """Return True if unmasked entries of a value were drawn.
+
+    They are compared in the argument's dtype, which may be coarser.
+    """
+    unmasked = _unmasked(site).expand(site["value"].shape).reshape(-1)
+    return torch.equal(site["value"].to(value.dtype).reshape(-1)[unmasked], value.reshape(-1)[unmasked])
 
 
-def _alike(ours: Site, theirs: Site) -> bool:
-    a, b = (site["fn"].log_prob(ours["value"]) for site in (ours, theirs))
+def _close_log_probs(site: Site, other: Site) -> bool:
+    """Compare two distributions by their log-probabilities of the same value."""
+    a, b = (each["fn"].log_prob(site["value"]) for each in (site, other))
     return torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -333,7 +333,7 @@ def test_rows_that_are_no_data_are_refused():
             scale = (0.3 * scales.mean() * (1 + 2 * (x[:, 0] > 0)))[:, None]
             pyro.sample("z", dist.Normal(oracle.posterior(x)[0], scale).to_event(1))
 
-    with pytest.raises(ValueError, match="target_se: expected the weights of a datum not to depend on what else"):
+    with pytest.raises(ValueError, match="target_se: expected weights of a datum that do not depend on the rest"):
         importance_sampling(model, standing, oracle.draw(30), STRETCH, **options)
 
     def numbered(x, stretch, rows):

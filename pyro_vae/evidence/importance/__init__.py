@@ -1,1 +1,1 @@
-"""Importance sampling of log p(x)."""
+"""Importance sampling of log p(x) from a guide or the prior."""

@@ -1,9 +1,9 @@
-"""As many draws for each datum as its error asks for, chosen by a pilot that is then thrown away."""
+"""Number of draws for each datum, chosen by a discarded pilot."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,109 +11,124 @@ from torch.utils import _pytree
 
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.noise_streams import PILOT, NoiseStreams
-from pyro_vae.evidence.importance.sampler import Draws, Sampler
+from pyro_vae.evidence.importance.sampler import Proposal, Sampler
 from pyro_vae.inference.program.traces import Args, Kwargs
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
+from pyro_vae.inference.weights.log_weights import ProposalDraws
 
-#: Draws of the pilot, where more are allowed.
+#: Draws of the pilot, unless ``max_samples`` is smaller.
 PILOT_SAMPLES = 500
-#: Fewest draws: there is a tail to fit, and a threshold above 1/2.
-FEWEST = 128
+#: Fewest draws: enough for a tail that can be fitted, and a threshold above 1/2.
+MIN_SAMPLES = 128
+
+T = TypeVar("T")
 
 
 def adaptive(
     sampler: Sampler,
-    draws: Draws,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    proposal: Proposal,
+    args: Args,
+    kwargs: Kwargs,
     data_ids: Tensor | None,
     target_se: float,
     max_samples: int,
 ) -> Estimate:
-    r"""Estimate log p(x) of each datum with a standard error of about ``target_se``.
+    r"""Estimate log p(x) with a standard error of about ``target_se``.
 
     .. math:: K_i = \Big\lceil \widehat{\mathrm{Var}}(w_i) / (\hat p(x_i)\ \mathrm{se})^2 \Big\rceil
 
-    rounded up to a power of the square root of 2, where the variance is that of a pilot of 500 other draws. To stop by the very
-    draws that are reported would bias them. A datum whose pilot has too large a Pareto k gets ``max_samples``.
+    rounded up to a power of the square root of 2. The variance comes from a pilot of 500 other draws: choosing K by the
+    reported draws themselves would bias the estimate. A datum whose Pareto k is too large in the pilot gets ``max_samples``.
 
     Args:
-        sampler: What to draw from.
-        draws: The proposal for all the data.
-        args: Arguments of model and guide.
-        kwargs: Likewise.
-        data_ids: Which datum each is, shape ``(B,)``; None: the first, the second, ...
+        sampler: The sampler.
+        proposal: The proposal for all the data.
+        args: Positional arguments of model and guide.
+        kwargs: Keyword arguments of both.
+        data_ids: Number of each datum, shape ``(B,)``; None: 0 to B - 1.
         target_se: Standard error to reach for each datum, nats.
-        max_samples: The largest K.
+        max_samples: Largest K.
+
+    Returns:
+        The estimate of each datum, in the order of the data.
 
     Raises:
-        ValueError: If rows cannot be taken from the arguments, so that model and guide see a part of the data.
+        ValueError: If model and guide cannot be run on some rows of their arguments.
     """
     num_pilot = min(PILOT_SAMPLES, max_samples)
-    with sampler.randomness(data_ids, PILOT):
-        pilot = sampler(draws, num_pilot, data_ids, PILOT)
-    size = draws.data_plate.size
+    with sampler.seeded(data_ids, PILOT):
+        pilot = sampler.estimate(proposal, num_pilot, data_ids, PILOT)
+    size = proposal.data_plate.size
     ids = torch.arange(size) if data_ids is None else data_ids
-    wanted = choose_samples(pilot, target_se, max_samples)
+    num_samples = choose_samples(pilot, target_se, max_samples)
     parts, order = [], []
-    for num in wanted.unique().tolist():
-        rows = (wanted == num).nonzero().flatten()
-        with sampler.randomness(ids[rows]):
-            ours = draws if len(rows) == size else _rows(sampler, draws, args, kwargs, rows)
-            parts.append(sampler(ours, num, ids[rows]))
+    for num in num_samples.unique().tolist():
+        rows = (num_samples == num).nonzero().flatten()
+        with sampler.seeded(ids[rows]):
+            part = proposal if len(rows) == size else _proposal_for(rows, sampler, proposal, args, kwargs)
+            parts.append(sampler.estimate(part, num, ids[rows]))
         order.append(rows)
-    found = Estimate.cat(parts).take(torch.cat(order).argsort())
-    return dataclasses.replace(found, num_pilot=num_pilot)
+    estimate = Estimate.cat(parts).take(torch.cat(order).argsort())
+    return dataclasses.replace(estimate, num_pilot=num_pilot)
 
 
 def choose_samples(pilot: Estimate, target_se: float, max_samples: int) -> Tensor:
-    """K of each datum, from 128 to ``max_samples``, a power of the square root of 2 between them.
+    """Choose K for each datum.
+
+    K is a power of the square root of 2, from 128 to ``max_samples``.
 
     Args:
         pilot: Estimates from a few draws.
-        target_se: Standard error to reach.
-        max_samples: The largest K; that of data whose pilot cannot be trusted.
+        target_se: Standard error to reach, nats.
+        max_samples: Largest K. Data whose pilot cannot be trusted get it.
 
     Returns:
         Shape ``(B,)``, int64.
     """
     needed = pilot.draws * (pilot.std_error / target_se).square()
-    needed = torch.where(needed.isnan(), float(max_samples), needed.clamp(min=FEWEST))
+    needed = torch.where(needed.isnan(), float(max_samples), needed.clamp(min=MIN_SAMPLES))
     # The square root of 2: a few groups of data, and at most 41 % more draws than were asked for.
     stepped = 2 ** ((2 * needed.log2()).ceil() / 2)
     return stepped.ceil().clamp(max=max_samples).long()
 
 
-def _rows(sampler: Sampler, draws: Draws, args: Args, kwargs: Kwargs, rows: Tensor) -> Draws:
-    """The proposal for some of the data: of every tensor as long as the data plate, these rows."""
-    size = draws.data_plate.size
+def _proposal_for(rows: Tensor, sampler: Sampler, proposal: Proposal, args: Args, kwargs: Kwargs) -> Proposal:
+    """Make the proposal for some of the data.
 
-    def part(leaf: Any) -> Any:
-        ours = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
-        return leaf[rows.to(leaf.device)] if ours else leaf
+    Its arguments have these rows of every tensor that is as long as the data plate.
+    """
+    size = proposal.data_plate.size
 
-    some = sampler.draws(*_pytree.tree_map(part, (args, kwargs)))
-    if some.data_plate.size != len(rows):
+    def take(leaf: T) -> T | Tensor:
+        if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size:
+            return leaf[rows.to(leaf.device)]
+        return leaf
+
+    part = sampler.proposal(*_pytree.tree_map(take, (args, kwargs)))
+    if part.data_plate.size != len(rows):
         raise ValueError(
-            f"target_se: expected the data plate {draws.data_plate.plate!r} to have the length of the data, got "
-            f"{some.data_plate.size} data for {len(rows)} rows; pass num_samples alone."
+            f"target_se: expected the data plate {proposal.data_plate.plate!r} to have the length of the data, got "
+            f"{part.data_plate.size} data for {len(rows)} rows; pass num_samples alone."
         )
-    if not isinstance(draws, EnumeratedDraws) and not isinstance(some, EnumeratedDraws):
-        _compare(draws, some, rows)
-    return some
+    if not isinstance(proposal, EnumeratedDraws) and not isinstance(part, EnumeratedDraws):
+        _check_same_weights(proposal, part, rows)
+    return part
 
 
-def _compare(whole: Any, some: Any, rows: Tensor) -> None:
-    """Refuse rows that are no data: a tensor may be as long as the plate by chance."""
-    terms = [
-        draws(1, NoiseStreams(0, ids, PILOT)).log_w
-        for draws, ids in ((whole, torch.arange(whole.data_plate.size)), (some, rows))
+def _check_same_weights(whole: ProposalDraws, part: ProposalDraws, rows: Tensor) -> None:
+    """Refuse data whose weights change if they are taken alone.
+
+    A tensor may have the length of the plate by chance.
+    """
+    log_w = [
+        proposal(1, NoiseStreams(0, ids, PILOT)).log_w
+        for proposal, ids in ((whole, torch.arange(whole.data_plate.size)), (part, rows))
     ]
-    all_normal = len(some.noise_shapes) == len(whole.noise_shapes) == whole.num_sites
+    all_normal = len(part.noise_shapes) == len(whole.noise_shapes) == whole.num_sites
     if all_normal and not torch.allclose(
-        terms[0][:, rows.to(terms[0].device)], terms[1], rtol=1e-3, atol=1e-3, equal_nan=True
+        log_w[0][:, rows.to(log_w[0].device)], log_w[1], rtol=1e-3, atol=1e-3, equal_nan=True
     ):
         raise ValueError(
-            "target_se: expected the weights of a datum not to depend on what else is in the batch, got others for a part of "
-            "it; pass num_samples alone, or keep other tensors as long as the data out of the arguments."
+            "target_se: expected weights of a datum that do not depend on the rest of the batch, got others for a part; "
+            "pass num_samples, or no other tensors of that length."
         )

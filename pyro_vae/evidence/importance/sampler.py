@@ -1,11 +1,15 @@
-"""Draws from a proposal, chunk by chunk, reduced to an estimate as they come."""
+"""Importance sampling in chunks of draws that are reduced as they come.
+
+``importance_sampling`` makes a :class:`Sampler`, which makes a proposal for a batch of data (:meth:`Sampler.proposal`), draws
+from it with the noise of ``noise_streams`` (:meth:`Sampler.weights`) and adds the weights to the ``Moments`` of an ``Estimate``
+(:meth:`Sampler.estimate`). ``adaptive`` calls it once for a pilot and once for each number of draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +21,7 @@ from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.estimates.moments import Moments
 from pyro_vae.evidence.importance.noise_streams import ESTIMATE, NoiseStreams
 from pyro_vae.inference.program.sites import drawn_sites
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.weights.compiled import CapturedDraws
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.inference.weights.log_weights import EnumeratedSiteError, OuterScale, ProposalDraws
@@ -27,26 +32,26 @@ CHUNK_ROWS = 1000
 #: The same on an accelerator, which smaller calls leave idle.
 DEVICE_CHUNK_ROWS = 20_000
 
-Draws = ProposalDraws | EnumeratedDraws
+Proposal = ProposalDraws | EnumeratedDraws
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model and a guide to draw from, and how.
+    """Importance sampling of one model and guide.
 
     Attributes:
         model: A Pyro model.
         guide: Its guide.
-        seed: Seed of the draws, or None: one from torch's generator for each estimate.
-        chunk_rows: Draws x data of one call of the model; None: what suits the device.
+        seed: Seed of the draws; None: each estimate takes one from torch's generator.
+        chunk_rows: Rows (draws x data) of one call of the model; None: the default of the device.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
         vectorize: See ``log_weights``.
-        captured: Compiles the chunks, if given.
+        captured: Compiles the chunks; None: eager ones.
     """
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
+    model: Program
+    guide: Program
     seed: int | None = None
     chunk_rows: int | None = None
     plate: str | None = None
@@ -54,71 +59,91 @@ class Sampler:
     vectorize: bool = True
     captured: CapturedDraws | None = None
 
-    def draws(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draws:
-        """The proposal for one batch of data.
+    def proposal(self, args: Args, kwargs: Kwargs) -> Proposal:
+        """Make the proposal for one batch of data.
+
+        Args:
+            args: Positional arguments of model and guide.
+            kwargs: Keyword arguments of both.
 
         Raises:
             ValueError: If model and guide have no weights for each datum, the guide is a Delta, or there are no data.
         """
         check_data(args, kwargs)
-        programs = (self.model, self.guide, args, kwargs, self.plate, self.outer_scale, self.vectorize)
-        found: Draws
+        options = (self.model, self.guide, args, kwargs, self.plate, self.outer_scale, self.vectorize)
+        proposal: Proposal
         try:
-            found = ProposalDraws(*programs, self.captured, refuse_enumerated=True)
+            proposal = ProposalDraws(*options, self.captured, refuse_enumerated=True)
         except EnumeratedSiteError:
-            found = EnumeratedDraws(*programs, self.captured)
-        _refuse_delta(found)
-        return found
+            proposal = EnumeratedDraws(*options, self.captured)
+        _refuse_delta(proposal)
+        return proposal
 
-    def randomness(self, data_ids: Tensor | None, purpose: int = ESTIMATE) -> AbstractContextManager[None]:
-        """Inside, torch's generator is that of the seed and of these data, for what does not draw from the streams."""
+    def seeded(self, data_ids: Tensor | None, purpose: int = ESTIMATE) -> AbstractContextManager[None]:
+        """Context in which torch's generator is seeded for these data.
+
+        Sites that do not draw from the noise streams draw from it. The caller's state is restored. Without a seed nothing
+        changes.
+        """
         if self.seed is None:
             return nullcontext()
         ids = () if data_ids is None else tuple(int(i) for i in data_ids)
         mixed = np.random.SeedSequence(self.seed, spawn_key=(purpose, *ids)).generate_state(1, np.uint64)
         return own_randomness(int(mixed[0]) % 2**63)
 
-    def __call__(self, draws: Draws, num_samples: int, data_ids: Tensor | None, purpose: int = ESTIMATE) -> Estimate:
+    def estimate(
+        self, proposal: Proposal, num_samples: int, data_ids: Tensor | None, purpose: int = ESTIMATE
+    ) -> Estimate:
         """Estimate log p(x) of each datum from K draws.
 
         Args:
-            draws: The proposal.
+            proposal: The proposal.
             num_samples: K.
-            data_ids: Which datum each is, shape ``(B,)``; None: the first, the second, ...
-            purpose: What the draws are for; see :mod:`pyro_vae.evidence.importance.noise_streams`.
+            data_ids: Number of each datum, shape ``(B,)``; None: 0 to B - 1.
+            purpose: ``ESTIMATE`` or ``PILOT``, see :mod:`pyro_vae.evidence.importance.noise_streams`.
         """
-        moments = Moments(num_samples, draws.data_plate.size)
-        for parts in self.weights(draws, num_samples, data_ids, purpose):
-            moments.add(*parts)
+        moments = Moments(num_samples, proposal.data_plate.size)
+        for chunk in self.weights(proposal, num_samples, data_ids, purpose):
+            moments.add(*chunk)
         return Estimate.from_moments(moments)
 
     def weights(
-        self, draws: Draws, num_samples: int, data_ids: Tensor | None = None, purpose: int = ESTIMATE
+        self, proposal: Proposal, num_samples: int, data_ids: Tensor | None = None, purpose: int = ESTIMATE
     ) -> Iterator[tuple[Tensor, ...]]:
-        """The weights of K draws, chunk by chunk, each as :meth:`Moments.add` takes it; see :meth:`__call__`."""
-        chunk = self._chunk(draws)
-        if isinstance(draws, EnumeratedDraws):
+        """Draw in chunks and yield the arguments of :meth:`Moments.add`.
+
+        Args:
+            proposal: The proposal.
+            num_samples: K.
+            data_ids: See :meth:`estimate`.
+            purpose: See :meth:`estimate`.
+
+        Yields:
+            Log likelihood and log ratio, each of shape ``(k, B)``, nats; with enumerated sites the log weights too.
+        """
+        chunk = self._chunk_draws(proposal)
+        if isinstance(proposal, EnumeratedDraws):
             for start in range(0, num_samples, chunk):
-                summed = draws(min(chunk, num_samples - start))
-                yield summed.log_likelihood, summed.log_ratio, summed.log_w
+                terms = proposal(min(chunk, num_samples - start))
+                yield terms.log_likelihood, terms.log_ratio, terms.log_w
             return
         if num_samples > 2 * chunk:
-            draws.encode_once()
+            proposal.encode_once()
         seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
-        noise = NoiseStreams(seed, torch.arange(draws.data_plate.size) if data_ids is None else data_ids, purpose)
+        noise = NoiseStreams(seed, torch.arange(proposal.data_plate.size) if data_ids is None else data_ids, purpose)
         for start in range(0, num_samples, chunk):
-            yield draws(min(chunk, num_samples - start), noise, start)
+            yield proposal(min(chunk, num_samples - start), noise, start)
 
-    def _chunk(self, draws: Draws) -> int:
-        """Draws of one call."""
-        on_cpu = draws.first.log_likelihood.device.type == "cpu"
+    def _chunk_draws(self, proposal: Proposal) -> int:
+        """Number of draws in one call of the model, at least 1."""
+        on_cpu = proposal.first.log_likelihood.device.type == "cpu"
         rows = self.chunk_rows or (CHUNK_ROWS if on_cpu else DEVICE_CHUNK_ROWS)
-        each = draws.data_plate.size * (draws.num_values if isinstance(draws, EnumeratedDraws) else 1)
-        return max(1, rows // max(1, each))
+        rows_of_draw = proposal.data_plate.size * (proposal.num_values if isinstance(proposal, EnumeratedDraws) else 1)
+        return max(1, rows // max(1, rows_of_draw))
 
 
-def _refuse_delta(draws: Draws) -> None:
-    sites = dict(drawn_sites(draws.guide_trace))
+def _refuse_delta(proposal: Proposal) -> None:
+    sites = dict(drawn_sites(proposal.guide_trace))
     for name, site in sites.items():
         base = site["fn"]
         while hasattr(base, "base_dist"):

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from pyro_vae.evidence.importance.noise_streams import BLOCK, ESTIMATE, PILOT, NoiseStreams
+from pyro_vae.evidence.importance.noise_streams import BLOCK_DRAWS, ESTIMATE, PILOT, NoiseStreams
 from pyro_vae.inference.program.noise import NoiseShape
 
 CPU = torch.device("cpu")
@@ -20,9 +20,9 @@ def like(width: int = 3, dtype: torch.dtype = torch.float32) -> NoiseShape:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [1, 7, 600, BLOCK, 5000])
+@pytest.mark.parametrize("size", [1, 7, 600, BLOCK_DRAWS, 5000])
 def test_chunks_cut_one_sequence(size, dtype):
-    num = 2 * BLOCK + 100 if size > 1 else 150
+    num = 2 * BLOCK_DRAWS + 100 if size > 1 else 150
     whole = NoiseStreams(3, IDS)("z", 0, num, like(3, dtype))
     streams = NoiseStreams(3, IDS)
     parts = [streams("z", start, min(size, num - start), like(3, dtype)) for start in range(0, num, size)]
@@ -33,7 +33,7 @@ def test_chunks_cut_one_sequence(size, dtype):
 def test_any_draw_can_be_had_at_once():
     whole = NoiseStreams(3, IDS)("z", 0, 2500, like())
     streams = NoiseStreams(3, IDS)
-    for start, num in [(2000, 300), (10, 5), (10, 5), (BLOCK, 1), (BLOCK - 1, 2), (2499, 1)]:
+    for start, num in [(2000, 300), (10, 5), (10, 5), (BLOCK_DRAWS, 1), (BLOCK_DRAWS - 1, 2), (2499, 1)]:
         assert torch.equal(streams("z", start, num, like()), whole[start : start + num])
 
 
@@ -53,7 +53,7 @@ def test_threads_change_nothing(monkeypatch):
 
 def test_each_key_has_numbers_of_its_own():
     """Seed, purpose, site, datum and block: correlations between any two are those of independent normals."""
-    num = BLOCK
+    num = BLOCK_DRAWS
     found = []
     for seed, purpose, site in itertools.product((0, 1), (ESTIMATE, PILOT), ("z", "y")):
         noise = NoiseStreams(seed, torch.arange(3), purpose)(site, 0, 2 * num, like(4, torch.float64))
