@@ -1,8 +1,8 @@
-"""Pictures of a run: what a trained model makes, and how its training went."""
+"""Pictures of a run: reconstructions, samples, latent vectors, learning curves, log p(x).
 
-from pyro_vae.system.imports import no_word_of_caches
+The public name is loaded when it is first used, and with it matplotlib.
+"""
 
-with no_word_of_caches():
-    from pyro_vae.report.pictures import draw_pictures
+import lazy_loader
 
-__all__ = ["draw_pictures"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,23 +1,35 @@
-"""A run in pictures, each written whole or not at all."""
+"""The table of pictures: when each applies, and how it is drawn."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from matplotlib.figure import Figure
+from torch import Tensor
 
 from pyro_vae.data import Data, Split
 from pyro_vae.errors import error_summary
 from pyro_vae.evidence import Estimate
 from pyro_vae.inference import History
-from pyro_vae.models.protocol import evaluation_inputs, evidence_name, loss_name, num_required_arguments, trained_on
-from pyro_vae.models.user_code import place_of_error, user_modules_of
+from pyro_vae.models.protocol import (
+    PyroModel,
+    decodes,
+    encodes,
+    evaluation_inputs,
+    evidence_name,
+    loss_name,
+    method_of,
+    num_required_arguments,
+    reconstructs,
+    trained_on,
+)
+from pyro_vae.models.protocol import samples as can_sample
+from pyro_vae.models.user_code import place_of_error, user_modules
 from pyro_vae.report.figures.curves import curves
 from pyro_vae.report.figures.encoded import Encoded, encode
 from pyro_vae.report.figures.images import analogies, interpolations, plane, reconstructions, samples
@@ -26,146 +38,224 @@ from pyro_vae.report.figures.log_px import log_px, worst
 from pyro_vae.report.figures.tiles import has_known_labels, like_parameters
 from pyro_vae.report.figures.tsne import MIN_POINTS, tsne
 from pyro_vae.report.figures.units import traversals, units
+from pyro_vae.report.names import PICTURES
 from pyro_vae.system.devices import explain
 from pyro_vae.system.files import write_atomically
 from pyro_vae.system.randomness import own_randomness
 
-DOTS_PER_INCH = 150
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-#: What makes a picture when its turn has come.
-Make = Callable[[], Figure]
+DOTS_PER_INCH = 150
 
 T = TypeVar("T")
 
 
-def draw_pictures(
-    vae: Any, data: Data, history: History, directory: Path, seed: int = 0, estimate: Estimate | None = None
-) -> list[Path]:
-    """Draw the pictures of a run, each written whole or not at all.
+@dataclass(frozen=True)
+class Subject:
+    """A trained model with its data: all that a picture may show.
 
-    Each is drawn where the model offers what it shows: ``encode``, ``decode(z)``, ``prior`` or ``sample``, ``reconstruct``,
-    ``analogies`` (of data whose label is known); the pictures made of images where a datum is one, of shape ``(1, H, W)`` or
-    ``(3, H, W)``; pixels are shown clipped to [0, 1]. ``traversals`` and ``units`` need a q(z|x) and a p(z) of independent
-    units, for only there is the KL a sum over units. ``curves`` needs an epoch of history, ``latents`` and ``units`` two data,
-    ``tsne`` ten, ``log-px`` an estimate, ``worst`` images with one, and ``grid`` images with a latent vector of size 2. Where
-    a class of the user's fails at a picture, a warning says so, and the others are drawn.
+    Attributes:
+        split: The data.
+        source: Name of the data, such as ``test``.
+        vae: The model, whose methods a picture looks up; None if only the estimate is shown.
+        history: One row for each epoch.
+        encoded: The encoded data; None if the model has no encoder.
+        estimate: Estimate of log p(x) for each datum; None if there is none.
+        evidence: Name of the estimated quantity, such as ``log p(x|y)``.
+    """
+
+    split: Split
+    source: str
+    vae: Any = None
+    history: History = field(default_factory=History)
+    encoded: Encoded | None = None
+    estimate: Estimate | None = None
+    evidence: str = "log p(x)"
+
+    @property
+    def images(self) -> bool:
+        """True if data are images, ``(1, H, W)`` or ``(3, H, W)``."""
+        return len(self.split.x.shape) == 4 and self.split.x.shape[1] in (1, 3)
+
+    @property
+    def decodes_z(self) -> bool:
+        """True if ``decode`` needs a latent vector alone."""
+        return num_required_arguments(method_of(self.vae, "decode")) == 1
+
+    @property
+    def samples(self) -> bool:
+        """True if the model can make data of its own."""
+        return can_sample(self.vae) or (self.decodes_z and decodes(self.vae))
+
+    @property
+    def num_encoded(self) -> int:
+        """Number of encoded data; 0 if the model has no encoder."""
+        return 0 if self.encoded is None else len(self.split.x)
+
+    @property
+    def codes(self) -> Encoded:
+        """The encoded data, for pictures that need them."""
+        assert self.encoded is not None
+        return self.encoded
+
+    @property
+    def has_unit_kl(self) -> bool:
+        """True if the KL of each latent unit is known."""
+        return self.encoded is not None and self.encoded.unit_kl is not None
+
+    @property
+    def unit_kl(self) -> Tensor:
+        """KL of each latent unit, shape ``(Z,)``, nats, for pictures that need it."""
+        assert self.codes.unit_kl is not None
+        return self.codes.unit_kl
+
+    @property
+    def estimated(self) -> Estimate:
+        """The estimate of log p(x), for pictures that need it."""
+        assert self.estimate is not None
+        return self.estimate
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row of the table.
+
+    Attributes:
+        applies: Return True if the subject has what the picture shows.
+        draw: Draw the picture.
+    """
+
+    applies: Callable[[Subject], bool]
+    draw: Callable[[Subject], Figure]
+
+
+TABLE = {
+    "reconstructions": Picture(
+        lambda s: s.images and reconstructs(s.vae), lambda s: reconstructions(s.vae, s.split, s.source)
+    ),
+    "samples": Picture(lambda s: s.images and s.samples, lambda s: samples(s.vae, s.split, s.source)),
+    "interpolations": Picture(
+        lambda s: s.images and s.decodes_z and s.encoded is not None,
+        lambda s: interpolations(s.vae, s.split, s.source),
+    ),
+    "traversals": Picture(
+        lambda s: s.images and s.decodes_z and s.has_unit_kl,
+        lambda s: traversals(s.vae, s.split, s.unit_kl, s.source),
+    ),
+    "analogies": Picture(
+        lambda s: s.images and method_of(s.vae, "analogies") is not None and has_known_labels(s.split),
+        lambda s: analogies(s.vae, s.split, s.source),
+    ),
+    "curves": Picture(lambda s: len(s.history) > 0, lambda s: curves(s.history, trained_on(s.vae), loss_name(s.vae))),
+    "latents": Picture(lambda s: s.num_encoded > 1, lambda s: latents(s.codes, s.source)),
+    "units": Picture(lambda s: s.num_encoded > 1 and s.has_unit_kl, lambda s: units(s.codes, s.unit_kl, s.source)),
+    "tsne": Picture(lambda s: s.num_encoded >= MIN_POINTS, lambda s: tsne(s.codes, s.split, s.source)),
+    "log-px": Picture(
+        lambda s: s.estimate is not None, lambda s: log_px(s.estimated, s.split, s.images, s.source, s.evidence)
+    ),
+    "worst": Picture(
+        lambda s: s.images and s.estimate is not None, lambda s: worst(s.estimated, s.split, s.source, s.evidence)
+    ),
+    "grid": Picture(
+        lambda s: s.images and s.decodes_z and decodes(s.vae) and getattr(s.vae, "latent_dim", None) == 2,
+        lambda s: plane(s.vae),
+    ),
+}
+
+
+def draw_pictures(
+    vae: PyroModel, data: Data, history: History, directory: Path, seed: int = 0, estimate: Estimate | None = None
+) -> list[Path]:
+    """Draw the pictures that apply to a run as PNG files.
+
+    A picture applies if the model offers what it shows: ``encode``, ``decode(z)``, ``prior`` or ``sample``,
+    ``reconstruct``, ``analogies`` (of data with some known labels). Pictures made of images need data of shape
+    ``(1, H, W)`` or ``(3, H, W)``; they show pixels clipped to [0, 1]. ``traversals`` and ``units`` need q(z|x) and p(z)
+    with independent units, since only then is the KL a sum over units. ``curves`` needs an epoch of history, ``latents`` and
+    ``units`` two data, ``tsne`` ten, ``log-px`` an estimate, ``worst`` images with one, and ``grid`` images with a latent
+    vector of size 2. If a user's class fails at a picture, a warning says so and the other pictures are drawn.
 
     Args:
-        vae: The model, on any device; its mode (train or eval) is as before at the end.
-        data: The data; the test images are shown, the training images where there are none. Of more than 10,000, that
-            many evenly spaced ones are looked at, whatever is drawn from them.
-        history: A row an epoch.
-        directory: Where the PNG files go; made if it is not there.
-        seed: Seed of the choice of images and of the draws; the caller's generators are left as they were.
-        estimate: Of log p(x) for each of the data shown, in their order; None: it is not drawn.
+        vae: The model, on any device. Its mode (train or eval) is restored at the end.
+        data: The data. Pictures show the test images, or the training images if there are none. Of more than 10,000, they
+            use that many evenly spaced ones.
+        history: One row for each epoch.
+        directory: Folder of the PNG files; made if it does not exist.
+        seed: Seed of the choice of images and of the draws. The caller's generators are not changed.
+        estimate: Estimate of log p(x) for each of the data shown, in their order; None: it is not drawn.
 
     Returns:
-        The files written, in the order of ``runs.PICTURES``.
+        The files written, in the order of ``names.PICTURES``. Each is written whole or not at all.
 
     Raises:
         ValueError: If the estimate is of another number of data.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    split, source = (data.train, "training") if data.test is None else (data.test, "test")
     was_training = vae.training
     vae.eval()
     try:
         with torch.no_grad(), own_randomness(seed):
-            figures = _figures(vae, split, source, history, estimate)
-            found = [_drawn(vae, directory / f"{name}.png", figure) for name, figure in figures]
-            return [path for path in found if path is not None]
+            subject = _subject(vae, data, history, estimate)
+            files = [_draw(subject, name, directory) for name in PICTURES if TABLE[name].applies(subject)]
+            return [path for path in files if path is not None]
     finally:
         vae.train(was_training)
 
 
-def _tried(vae: Any, name: str, make: Callable[[], T]) -> T | None:
-    """What is made for a picture; None, with a warning, where a model of the user's fails at it."""
-    try:
-        return make()
-    except Exception as error:
-        modules = user_modules_of(vae)
-        if not modules or isinstance(error, OSError) or explain(error) is not None:
-            raise
-        at = place_of_error(error, modules)
-        said = error_summary(error) + ("" if at is None else f" ({at})")
-        warnings.warn(
-            f"picture {name}: expected a model that can be drawn, got {said}; mend it, the others are drawn.",
-            stacklevel=4,
-        )
-        return None
-
-
-def _drawn(vae: Any, path: Path, make: Make) -> Path | None:
-    return _tried(vae, path.stem, lambda: write_figure(path, make()))
-
-
-def _figures(
-    vae: Any, split: Split, source: str, history: History, estimate: Estimate | None
-) -> Iterator[tuple[str, Make]]:
-    images, plain = _are_images(split), num_required_arguments(getattr(vae, "decode", None)) == 1
-    encoded = _tried(vae, "codes", lambda: encode(vae, split)) if hasattr(vae, "encode") else None
-    if images and hasattr(vae, "reconstruct"):
-        yield "reconstructions", partial(reconstructions, vae, split, source)
-    if images and (hasattr(vae, "sample") or (plain and hasattr(vae, "prior"))):
-        yield "samples", partial(samples, vae, split, source)
-    if images and encoded is not None and plain:
-        yield "interpolations", partial(interpolations, vae, split, source)
-    if images and plain and encoded is not None and encoded.unit_kl is not None:
-        yield "traversals", partial(traversals, vae, split, encoded.unit_kl, source)
-    if images and hasattr(vae, "analogies") and has_known_labels(split):
-        yield "analogies", partial(analogies, vae, split, source)
-    if history.rows:
-        yield "curves", partial(curves, history, trained_on(vae), loss_name(vae))
-    if encoded is not None:
-        yield from _of_codes(encoded, split, source)
-    if estimate is not None:
-        name = evidence_name(vae, like_parameters(vae, evaluation_inputs(vae, split)[:2]))
-        yield from _of_estimate(split, images, source, estimate, name)
-    if images and plain and hasattr(vae, "prior") and getattr(vae, "latent_dim", None) == 2:
-        yield "grid", partial(plane, vae)
-
-
-def _of_codes(encoded: Encoded, split: Split, source: str) -> Iterator[tuple[str, Make]]:
-    if len(split.x) > 1:
-        yield "latents", partial(latents, encoded, source)
-    if len(split.x) > 1 and encoded.unit_kl is not None:
-        yield "units", partial(units, encoded, encoded.unit_kl, source)
-    if len(split.x) >= MIN_POINTS:
-        yield "tsne", partial(tsne, encoded, split, source)
-
-
-def _are_images(split: Split) -> bool:
-    return len(split.x.shape) == 4 and split.x.shape[1] in (1, 3)
-
-
 def draw_estimate(split: Split, source: str, directory: Path, estimate: Estimate, name: str) -> list[Path]:
-    """Draw what shows an estimate of log p(x): ``log-px``, and ``worst`` where data are images.
+    """Draw the pictures of an estimate of log p(x): ``log-px`` and ``worst``.
 
     Args:
         split: The data.
-        source: What the data are called.
-        directory: Where the PNG files go.
-        estimate: Of log p(x) for each of the data, in their order.
-        name: What it is called, see :func:`pyro_vae.models.protocol.evidence_name`.
+        source: Name of the data, such as ``test``.
+        directory: Folder of the PNG files.
+        estimate: Estimate of log p(x) for each of the data, in their order.
+        name: Name of the estimated quantity, see :func:`pyro_vae.models.protocol.evidence_name`.
 
     Returns:
-        The files written.
+        The files written; ``worst`` only if the data are images.
     """
-    images = _are_images(split)
-    made = _of_estimate(split, images, source, estimate, name)
-    return [write_figure(directory / f"{file}.png", make()) for file, make in made]
-
-
-def _of_estimate(split: Split, images: bool, source: str, estimate: Estimate, name: str) -> Iterator[tuple[str, Make]]:
-    yield "log-px", partial(log_px, estimate, split, images, source, name)
-    if images:
-        yield "worst", partial(worst, estimate, split, source, name)
+    subject = Subject(split, source, estimate=estimate, evidence=name)
+    rows = ((file, TABLE[file]) for file in PICTURES)
+    return [write_figure(directory / f"{file}.png", row.draw(subject)) for file, row in rows if row.applies(subject)]
 
 
 def write_figure(path: Path, figure: Figure) -> Path:
-    """Write a picture, whole or not at all."""
+    """Write a figure as a PNG file, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.12)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def _subject(vae: PyroModel, data: Data, history: History, estimate: Estimate | None) -> Subject:
+    split, source = (data.train, "training") if data.test is None else (data.test, "test")
+    encoded = _attempt(vae, "codes", lambda: encode(vae, split)) if encodes(vae) else None
+    evidence = "log p(x)"
+    if estimate is not None:
+        evidence = evidence_name(vae, like_parameters(vae, evaluation_inputs(vae, split)[:2]))
+    return Subject(split, source, vae, history, encoded, estimate, evidence)
+
+
+def _draw(subject: Subject, name: str, directory: Path) -> Path | None:
+    path = directory / f"{name}.png"
+    return _attempt(subject.vae, name, lambda: write_figure(path, TABLE[name].draw(subject)))
+
+
+def _attempt(vae: PyroModel, name: str, make: Callable[[], T]) -> T | None:
+    """Return ``make()``, or warn and return None if a user's class fails."""
+    try:
+        return make()
+    except Exception as error:
+        modules = user_modules(type(part).__module__ for part in vae.modules())
+        if not modules or isinstance(error, OSError) or explain(error) is not None:
+            raise
+        place = place_of_error(error, modules)
+        text = error_summary(error) + ("" if place is None else f" ({place})")
+        warnings.warn(
+            f"picture {name}: expected a model that can be drawn, got {text}; fix it, the other pictures are drawn.",
+            stacklevel=4,
+        )
+        return None

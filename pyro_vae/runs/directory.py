@@ -22,25 +22,11 @@ from pyro_vae.errors import first_line
 from pyro_vae.inference.training.checkpoint import check_keys
 from pyro_vae.inference.training.history import Row
 from pyro_vae.inference.training.training import Training
+from pyro_vae.report.names import LABEL_PICTURES, PICTURES
 from pyro_vae.runs.config import Config
 from pyro_vae.system.files import LOCK, fresh, leftovers, locked, made, try_out, write_atomically
 
 SCHEMA = 2
-
-
-PICTURES = (
-    "reconstructions",
-    "samples",
-    "interpolations",
-    "traversals",
-    "curves",
-    "latents",
-    "units",
-    "tsne",
-    "log-px",
-    "worst",
-    "grid",
-)
 
 
 #: The keys of a checkpoint and what they hold.
@@ -53,14 +39,10 @@ KEYS: dict[str, tuple[type, ...]] = {
 }
 
 
-#: Pictures of models that take labels.
-LABEL_PICTURES = ("analogies",)
-
-
-FILES = ("config.json", "metrics.csv", "checkpoint.pt", "summary.json", *(f"{name}.png" for name in PICTURES))
-
-
-EVERY_FILE = (*FILES, *(f"{name}.png" for name in LABEL_PICTURES))
+#: Every file that training may write.
+EVERY_FILE = ("config.json", "metrics.csv", "checkpoint.pt", "summary.json", *(f"{name}.png" for name in PICTURES))
+#: The files of a run whose model takes no labels.
+FILES = tuple(name for name in EVERY_FILE if name.removesuffix(".png") not in LABEL_PICTURES)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def train(
 
 def load_libraries() -> None:
     """Import the libraries of evaluation and pictures, which no earlier part of a run needs."""
-    from pyro_vae import report  # noqa: F401
+    from pyro_vae.report import draw_pictures  # noqa: F401
     from pyro_vae.system.imports import import_arviz
 
     import_arviz()

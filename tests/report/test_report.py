@@ -23,7 +23,7 @@ from pyro_vae.models.vae import VAE
 from pyro_vae.report import draw_pictures, pictures
 from pyro_vae.report.figures import curves, images, latents, log_px, tiles, tsne, units
 from pyro_vae.report.figures.encoded import encode
-from pyro_vae.runs.directory import PICTURES
+from pyro_vae.report.names import LABEL_PICTURES, PICTURES
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
 from tests.children import ROOT
 
@@ -79,6 +79,17 @@ def vectors(count: int = 40, labels: bool = False) -> Data:
 
 def names(paths: list[Path]) -> list[str]:
     return [p.stem for p in paths]
+
+
+def test_the_table_has_a_row_for_each_name() -> None:
+    assert tuple(pictures.TABLE) == PICTURES
+    assert {*LABEL_PICTURES} < {*PICTURES}
+
+
+@pytest.mark.slow
+def test_names_of_files_need_no_matplotlib() -> None:
+    code = "import sys, pyro_vae.runs.directory; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 
 
 @pytest.mark.parametrize(
@@ -182,11 +193,10 @@ def test_the_model_draws_in_eval_mode_without_gradients(tmp_path: Path) -> None:
     assert set(modes) == {(False, False)}
 
 
-def test_a_model_in_double_precision_takes_single_precision_data(digits: Data) -> None:
-    assert digits.test is not None
-    with torch.no_grad():
-        figures = dict(pictures._figures(make_vae(2).double(), digits.test, "test", History(), None))
-    assert list(figures) == [*IMAGES, "latents", "units", "tsne", "grid"]
+@pytest.mark.usefixtures("coarse")
+def test_a_model_in_double_precision_takes_single_precision_data(digits: Data, tmp_path: Path) -> None:
+    paths = draw_pictures(make_vae(2).double(), digits, History(), tmp_path)
+    assert names(paths) == [*IMAGES, "latents", "units", "tsne", "grid"]
 
 
 def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
@@ -589,7 +599,7 @@ def test_a_run_needs_no_home_and_no_display(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == set(PICTURES)
+    assert {path.stem for path in (tmp_path / "run").glob("*.png")} == {*PICTURES} - {*LABEL_PICTURES}
 
 
 def test_large_images_are_averaged_down_and_decoded_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,8 @@
-"""Autoencoder against VAE in one figure: the latent planes, a walk through each, samples of each; and codes as numbers."""
+"""Autoencoders beside VAEs: latent planes, walks, samples, and codes as bars."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,25 +12,27 @@ from matplotlib.gridspec import SubplotSpec
 from torch import Tensor
 
 from pyro_vae.data import Split
+from pyro_vae.models.protocol import Autoencodes
 from pyro_vae.report.figures.scatter import PALETTE, classes_of
-from pyro_vae.report.figures.tiles import Array, decoded, inches, like_parameters, pick, pixels
+from pyro_vae.report.figures.tiles import decoded, inches, like_parameters, mosaic, pick, pixels
 
-#: Data of a plane; with more, points hide each other.
+#: At most this many data in a plane; with more, points hide each other.
 MAX_POINTS = 2000
-WALKS, SIDE = 3, 6  # walks between images, and images of a walk and of a side of the samples
+WALKS, SIDE = 3, 6  # walks between images; images in a walk, and in a row of samples
 
 
-def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
-    """Models with codes of two numbers, side by side.
+def planes(models: Mapping[str, Autoencodes], split: Split, source: str) -> Figure:
+    """Draw latent planes, walks and samples of models with two latent units.
 
-    A walk is a straight line between the codes of two images, the same in each model. Below are draws of N(0, I), decoded, the
-    same draws in each: samples of a model whose prior that is, and of an autoencoder, which has none, codes that may lie where
-    it has learnt nothing. Last, draws of the normal distribution with the mean and the covariance of the codes that are shown.
+    A walk is a straight line between the codes of two images, the same images in each model. Below it are decoded draws from
+    N(0, I), the same in each model. They are samples if that is the model's prior. An autoencoder has no prior; such a code
+    may lie where it has learnt nothing. Last are decoded draws from the normal distribution with the mean and covariance of
+    the codes shown.
 
     Args:
         models: Name to a model with ``encode``, ``decode`` and ``latent_dim`` 2.
         split: Images, with or without labels.
-        source: What these data are called.
+        source: Name of the data, such as ``test``.
 
     Returns:
         A column for each model: the plane, walks, the two kinds of draws.
@@ -40,10 +41,9 @@ def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
         ValueError: If there is no model, or one has another size of code.
     """
     for name, model in models.items():
-        if model.latent_dim != 2:
-            raise ValueError(
-                f"models: expected codes of two numbers, got {model.latent_dim} in {name!r}; train it with 2."
-            )
+        latent_dim = getattr(model, "latent_dim", None)
+        if latent_dim != 2:
+            raise ValueError(f"models: expected codes of two numbers, got {latent_dim} in {name!r}; train it with 2.")
     if not models:
         raise ValueError("models: expected at least one, got none; pass some by name.")
     rows = torch.randperm(len(split.x))[:MAX_POINTS]
@@ -60,21 +60,21 @@ def planes(models: Mapping[str, Any], split: Split, source: str) -> Figure:
             walks = (1 - t) * a[:, None] + t * b[:, None]
             _plane(figure.add_subplot(grid[0, column]), name, codes, walks, y)
             _mosaic(figure, grid[1, column], decoded(model, walks.flatten(0, 1)), "from cross to cross")
-            words = "samples, z ~ p(z) = N(0, I)" if hasattr(model, "prior") else "decoded z ~ N(0, I), no prior"
-            _mosaic(figure, grid[2, column], decoded(model, noise.to(codes)), words)
+            label = "samples, z ~ p(z) = N(0, I)" if hasattr(model, "prior") else "decoded z ~ N(0, I), no prior"
+            _mosaic(figure, grid[2, column], decoded(model, noise.to(codes)), label)
             fitted = codes.mean(0) + noise.to(codes) @ torch.linalg.cholesky(torch.cov(codes.T)).T
             _mosaic(figure, grid[3, column], decoded(model, fitted), "decoded z ~ normal fitted to the codes")
     figure.suptitle(f"Codes of {len(x):,} {source} images, walks between some of them, and decoded draws")
     return figure
 
 
-def codes(model: Any, x: Tensor, source: str) -> Figure:
-    """Images, the few numbers that each becomes, and what is made of these again.
+def codes(model: Autoencodes, x: Tensor, source: str) -> Figure:
+    """Draw images, the code of each as bars, and their reconstructions.
 
     Args:
-        model: With ``encode`` and ``decode``; of q(z|x) the mean is taken.
+        model: A model with ``encode`` and ``decode``; the code is the mean of q(z|x).
         x: Images, shape ``(B, *data_shape)``.
-        source: What these data are called.
+        source: Name of the data.
 
     Returns:
         A column for each image: the image, its code as bars, the reconstruction.
@@ -96,8 +96,8 @@ def codes(model: Any, x: Tensor, source: str) -> Figure:
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    for row, words in enumerate(("image", f"its {z.shape[1]} numbers", "reconstruction")):
-        grid[row, 0].set_ylabel(words, fontsize=9, rotation=0, ha="right", va="center")
+    for row, label in enumerate(("image", f"its {z.shape[1]} numbers", "reconstruction")):
+        grid[row, 0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
     figure.suptitle(f"{source} in {z.shape[1]} numbers; bars from {-limit:.1f} to {limit:.1f}")
     return figure
 
@@ -118,14 +118,13 @@ def _plane(axes: Axes, name: str, codes: Tensor, walks: Tensor, y: Tensor | None
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, words: str) -> None:
-    """Images edge to edge, in rows of ``SIDE``."""
-    axes, shown = figure.add_subplot(place), pixels(images)
-    grid: Array = shown.reshape(-1, SIDE, *shown.shape[1:])
-    axes.imshow(np.concatenate(np.concatenate(grid, axis=1), axis=1), cmap="gray", vmin=0, vmax=1)
-    height, width = shown.shape[1:3]
-    for lines, step, end in ((axes.axhline, height, grid.shape[0]), (axes.axvline, width, SIDE)):
+def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, label: str) -> None:
+    """Draw images edge to edge, ``SIDE`` a row, above a label."""
+    axes = figure.add_subplot(place)
+    axes.imshow(mosaic(images, SIDE), cmap="gray", vmin=0, vmax=1)
+    height, width = images.shape[-2:]
+    for lines, step, end in ((axes.axhline, height, len(images) // SIDE), (axes.axvline, width, SIDE)):
         for k in range(1, end):
             lines(k * step - 0.5, color="0.35", linewidth=0.5)
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(words, fontsize=9)
+    axes.set_xlabel(label, fontsize=9)

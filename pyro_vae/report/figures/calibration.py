@@ -1,4 +1,4 @@
-"""Pictures of a simulation-based calibration: the distribution functions of ranks, and the coverage of credible sets."""
+"""Simulation-based calibration: distribution functions of ranks, coverage of credible sets."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from pyro_vae.evidence.criticism.ranks import LOG_JOINT, LOG_Q
 from pyro_vae.evidence.criticism.uniformity import simultaneous_band
 from pyro_vae.report.figures.delta_ecdf import Panel, delta_ecdf
 
-#: Latent units shown, those with the smallest p-values.
+#: At most this many latent units are shown, those with the smallest p-values.
 MAX_UNITS = 4
 
 
-def ranks(found: Calibration, said: Callable[[str], str] = str) -> Figure:
-    """The distribution function of the ranks less the uniform one, for the units with the smallest p-values and the densities.
+def ranks(found: Calibration, wording: Callable[[str], str] = str) -> Figure:
+    """Draw the distribution function of the ranks minus the uniform one.
 
-    A guide that is too narrow makes an S that falls below 0 on the right and rises above it on the left; one that is too
-    wide the reverse; one that is shifted a bow to one side.
+    The panels are the units with the smallest p-values, then the log densities. A guide that is too narrow makes an S: above
+    0 on the left, below 0 on the right. One that is too wide makes the reverse, one that is shifted a bow to one side.
 
     Args:
         found: The ranks.
-        said: How its names, which are those of a model of x alone, are said of this one.
+        wording: Translate texts about a model of x alone, such as ``q(z|x)``, to this model.
     """
     names = [*_worst(found), *(name for name in (LOG_JOINT, LOG_Q) if name in found.names)]
     pit = dict(zip(found.names, found.pit.T.numpy(), strict=True))
-    panels = [Panel(said(_title(found, name)), pit[name], found.band, name in found.failures) for name in names]
+    panels = [Panel(wording(_title(found, name)), pit[name], found.band, name in found.failures) for name in names]
     return delta_ecdf(
         panels,
-        said(f"Ranks of the truth among {found.num_draws} draws from q(z|x), {len(found.ranks):,} simulations"),
-        "rank of the truth / draws",
-        "share below − expected",
+        wording(f"Ranks of the truth among {found.num_draws} draws from q(z|x), {len(found.ranks):,} simulations"),
+        "normalized rank of the truth",
+        "share below − expected share",
     )
 
 
-def coverage(found: Calibration, said: Callable[[str], str] = str) -> Figure:
-    """How often credible sets of q hold the truth, less the probability that q gives them; below 0: q is too sure of itself.
+def coverage(found: Calibration, wording: Callable[[str], str] = str) -> Figure:
+    """Draw the coverage of credible sets minus their probability under q.
+
+    Below 0 the guide is overconfident: its sets hold the truth too rarely.
 
     Args:
         found: The ranks.
-        said: See :func:`ranks`.
+        wording: See :func:`ranks`.
     """
     names = [*_worst(found), *([LOG_Q] if LOG_Q in found.names else [])]
     panels = []
@@ -56,9 +58,9 @@ def coverage(found: Calibration, said: Callable[[str], str] = str) -> Figure:
         panels.append(Panel(title, values, band, bool(outside.any())))
     return delta_ecdf(
         panels,
-        said(f"Coverage of credible sets of q(z|x), {len(found.ranks):,} simulations"),
+        wording(f"Coverage of credible sets of q(z|x), {len(found.ranks):,} simulations"),
         "probability of the set under q",
-        "share that holds the truth − expected",
+        "share that holds the truth − expected share",
     )
 
 

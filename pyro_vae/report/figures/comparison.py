@@ -1,4 +1,4 @@
-"""A comparison of models: differences of log p(x) with their intervals, and the stacking weights."""
+"""A comparison of models: differences of log p(x) and stacking weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ SURE, DOUBTED, REFERENCE = "#0072B2", "#E69F00", "0.4"
 
 
 def comparison(found: Comparison) -> Figure:
-    """A row a model, the best on top: on the left its difference to the reference, on the right its stacking weight."""
+    """Draw differences to the reference (left) and stacking weights (right).
+
+    Args:
+        found: The comparison, a row for each model, the best on top.
+    """
     count = len(found.rows)
     figure = Figure(figsize=(9, 1.7 + 0.42 * count), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
@@ -22,9 +26,9 @@ def comparison(found: Comparison) -> Figure:
     for place, row in enumerate(found.rows):
         right.text(row.weight + 0.02, place, f"{row.weight:.2f}", va="center", fontsize=9)
     left.set_yticks(range(count), [_name(row, row.name == found.reference) for row in found.rows])
-    xlabel = f"{found.evidence} less that of {found.reference}, nats per datum (higher is better)"
+    xlabel = f"{found.evidence} minus that of {found.reference}, nats per datum (higher is better)"
     if any(row.mc_error for row in found.rows):
-        xlabel += "\nbroad: twice the Monte Carlo error, which more draws would remove"
+        xlabel += "\nthick: ± 2 Monte Carlo standard errors, which more draws would reduce"
     left.set(ylim=(count - 0.5, -0.5), xlabel=xlabel)
     right.set(xlim=(0, 1.2), xlabel="stacking weight", xticks=[0, 0.5, 1])
     right.tick_params(left=False)
@@ -32,12 +36,12 @@ def comparison(found: Comparison) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
     figure.suptitle(
-        f"Paired differences over {found.num_data:,} data; all {100 * found.level:g} % intervals hold together",
+        f"Paired differences over {found.num_data:,} data, with simultaneous {100 * found.level:g} % intervals",
         fontsize=11,
     )
     if not bool(found.reliable.all()):
         figure.supxlabel(
-            f"orange: {found.evidence} of some data cannot be trusted, in this model or the reference, and is likely too low",
+            f"orange: {found.evidence} of some data, here or under the reference, cannot be trusted and is likely too low",
             fontsize=9,
         )
     return figure
@@ -54,7 +58,7 @@ def _difference(axes: Axes, place: int, row: Difference, is_reference: bool) -> 
         return
     color = DOUBTED if row.unreliable else SURE
     axes.plot([row.lower, row.upper], [place, place], color=color, linewidth=1.6, solid_capstyle="butt")
-    if row.mc_error is not None:  # the part that more draws would remove
+    if row.mc_error is not None:  # the part that more draws would reduce
         ends = [row.difference - 2 * row.mc_error, row.difference + 2 * row.mc_error]
         axes.plot(ends, [place, place], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
     axes.plot(row.difference, place, "o", color=color, markersize=6)

@@ -1,4 +1,4 @@
-"""The curves of a run: ELBO, rate, distortion and beta by epoch."""
+"""Learning curves: ELBO, rate, distortion and beta for each epoch."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from matplotlib.ticker import MaxNLocator
 
 from pyro_vae.inference import History
 
-# Okabe and Ito: told apart by every kind of colour vision.
+# The palette of Okabe and Ito, safe for colour-blind readers.
 TRAIN, VALIDATION, OBJECTIVE = "#0072B2", "#D55E00", "#009E73"
 
-TOLERANCE = 1e-4  # of two values that are the same but for rounding
-LEGEND = 140  # characters, for which a line of the legend has room
+TOLERANCE = 1e-4  # two values that differ by less are the same but for rounding
+LEGEND = 140  # characters in one line of the legend
 
 
 def curves(history: History, trained_on: str = "", loss: str = "distortion") -> Figure:
-    """Four panels over epochs; bounds are the true ones, the objective stands beside them where it differs.
+    """Draw ELBO, rate, distortion and beta over epochs in four panels.
 
-    Of a model without a bound and without a rate, such as the autoencoder, one: its loss.
+    The ELBO is the true one (beta = 1); the objective is drawn beside it if it differs. A model without a bound and without
+    a rate, such as the autoencoder, has one panel: its loss.
 
     Args:
         history: At least one epoch.
-        trained_on: What the training ELBO is of, see :func:`pyro_vae.models.protocol.trained_on`.
-        loss: What a model without a bound makes small.
+        trained_on: The part of the data that the training ELBO is of, see :func:`pyro_vae.models.protocol.trained_on`.
+        loss: Name of the loss of a model without a bound.
     """
     train = f"training{trained_on and ', of '}{trained_on} (mean over the epoch)"
-    if _value(history) != "ELBO" and not any(history["train_rate"]):
+    if _bound_name(history) != "ELBO" and not any(history["train_rate"]):
         return _loss_alone(history, train, loss)
     figure = Figure(figsize=(10.5, 6.2), layout="constrained")
     elbo, rate, distortion, beta = figure.subplots(2, 2, sharex=True).flat
     _draw_bounds(elbo, history, train)
     _draw_column(rate, history, "rate", train)
     _draw_column(distortion, history, "distortion", train)
-    for axes, title in ((elbo, _value(history)), (rate, "Rate"), (distortion, "Distortion")):
+    for axes, title in ((elbo, _bound_name(history)), (rate, "Rate"), (distortion, "Distortion")):
         axes.set_title(title, loc="left")
         axes.set_ylabel("nats per datum")
         _crop(axes)
@@ -84,8 +85,8 @@ def _has_validation(history: History) -> bool:
     return "validation_distortion" in history.rows[-1]
 
 
-def _value(history: History) -> str:
-    """What is maximized: the ELBO, or of a model without a bound its objective."""
+def _bound_name(history: History) -> str:
+    """``ELBO``, or ``Objective`` for a model without a bound."""
     return "ELBO" if "train_elbo" in history.rows[-1] else "Objective"
 
 
@@ -96,7 +97,7 @@ def _draw_column(axes: Axes, history: History, quantity: str, train: str) -> Non
 
 
 def _draw_bounds(axes: Axes, history: History, label: str) -> None:
-    name = _value(history).lower()
+    name = _bound_name(history).lower()
     train = "train_elbo" if name == "elbo" else "objective"
     _line(axes, history, train, TRAIN, label)
     if _has_validation(history):
@@ -104,21 +105,23 @@ def _draw_bounds(axes: Axes, history: History, label: str) -> None:
         _band(axes, history, f"validation_{name}", f"validation_{name}_std_error")
     pairs = zip(history["objective"], history[train], strict=True)
     if not all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for a, b in pairs):
-        _line(axes, history, "objective", OBJECTIVE, _objective(history, train), "--")
+        _line(axes, history, "objective", OBJECTIVE, _objective_label(history, train), "--")
 
 
-def _objective(history: History, train: str) -> str:
-    r"""What the objective is called: how it differs from the bound, as far as its values say so.
+def _objective_label(history: History, train: str) -> str:
+    r"""Label of the objective, which names its difference to the bound.
 
-    Weighted by a beta that held still it is :math:`\mathcal L + (1 - \beta) R`; while beta moved it is between the values
-    at the beta of the epoch before and at that of this one.
+    .. math:: \mathcal L + (1 - \beta) R
+
+    is the objective at a constant beta, where R is the rate. While beta moves, the mean over an epoch lies between the values
+    at the beta of the epoch before and at its own.
     """
     columns = ("objective", train, "train_rate", "beta")
     objective, bound, rate, beta = (np.array(history[column], dtype=float) for column in columns)
     rising = len(beta) > 1 and beta[1] >= beta[0]
-    first = 0.0 if rising else 2 * beta[0] - beta[min(1, len(beta) - 1)]  # what it began with, which no row has
+    first = 0.0 if rising else 2 * beta[0] - beta[min(1, len(beta) - 1)]  # the first beta, which no row has
     before = np.concatenate([[first], beta[:-1]])
-    falls = beta < before  # it may have begun anew within the epoch
+    falls = beta < before  # a cycle may have started again within the epoch
     ends = [np.where(falls, 0.0, before), np.where(falls, max(first, beta.max()), beta)]
     low, high = np.sort([bound + (1 - weight) * rate for weight in ends], axis=0)
     near = TOLERANCE * np.maximum(1.0, np.abs(objective))
@@ -131,7 +134,10 @@ def _objective(history: History, train: str) -> str:
 
 
 def _crop(axes: Axes) -> None:
-    """Let the first tenth of ten or more epochs not set the scale of a panel, and say there what that cuts off."""
+    """Scale a panel to its later epochs; note what is cut off.
+
+    From ten epochs on, the first tenth does not set the scale.
+    """
     values = np.stack([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     late = values[:, math.ceil(values.shape[1] / 10) :] if values.shape[1] >= 10 else values
     span = np.ptp(late)

@@ -32,7 +32,7 @@ class Panel(NamedTuple):
 
 
 def delta_ecdf(panels: Sequence[Panel], title: str, xlabel: str, ylabel: str) -> Figure:
-    r"""Draw the difference to the uniform distribution function in one panel for each sample.
+    r"""Draw distribution functions minus the uniform one, a panel for each.
 
     .. math:: \Delta(u) = \tfrac1S \textstyle\sum_s [v_s < u] - u
 

@@ -1,4 +1,4 @@
-"""Latent units against known factors: which unit says how much of what."""
+"""Disentanglement: the information of latent units about known factors."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ from pyro_vae.report.figures.tiles import decoded, like_parameters, tiles
 #: Cells darker than this have white numbers.
 DARK = 0.55
 
-#: A share of a factor's entropy below this is written as none.
+#: A smaller share of a factor's entropy counts as none.
 NOTHING = 0.005
 
-#: Units that a traversal shows, and values of each, from -3 to 3 standard deviations of the prior.
+#: Units in a traversal, and values of each, from -3 to 3 standard deviations of the prior.
 ROWS, STEPS = 5, 7
 
-#: Between two blocks of a picture, in tiles: words stand there.
+#: Space for text beside and below a block, in tiles.
 ASIDE, BELOW = 2.6, 1.0
 
 
 def units_by_factors(found: dict[str, InformationGap], factors: Sequence[str]) -> Figure:
-    """A panel for each code: how much of each factor (columns) each unit says (rows), as a share of its entropy.
+    r"""Draw the information of each unit (row) about each factor (column).
+
+    .. math:: I(z_j; v_k) / H(v_k)
 
     Args:
-        found: The scores, by the title of their panel; all of the same factors.
+        found: Title of a panel to the scores of a code; all codes have the same factors.
         factors: Names of the factors.
 
     Raises:
-        ValueError: If there are other factors than names.
+        ValueError: If there is no code, or the number of names is not that of the factors.
     """
     if not found:
-        raise ValueError("found: expected at least one code, got none.")
+        raise ValueError("found: expected at least one code, got none; pass the scores of one.")
     for title, gap in found.items():
         if len(gap.entropy) != len(factors):
-            raise ValueError(f"factors: expected {len(gap.entropy)} names for {title}, got {len(factors)}.")
+            raise ValueError(
+                f"factors: expected {len(gap.entropy)} names for {title}, got {len(factors)}; name each factor."
+            )
     most = max(len(gap.information) for gap in found.values())
     figure = Figure(figsize=(0.62 * len(factors) * len(found) + 1.6, 0.36 * most + 1.9), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=False, squeeze=False)[0]
@@ -50,21 +54,22 @@ def units_by_factors(found: dict[str, InformationGap], factors: Sequence[str]) -
         axes.set_title(f"{title}\nMIG {gap.value:.3f} ± {gap.std_error:.3f}", fontsize=10)
         axes.set_ylabel("latent unit" if k == 0 else "")
     figure.colorbar(image, ax=list(panels), label="share of the factor's entropy", shrink=0.8)
-    figure.suptitle("What each latent unit says of each factor: I(z; v) / H(v)", fontsize=11)
+    figure.suptitle("Information of latent units about factors: I(z; v) / H(v), percent", fontsize=11)
     return figure
 
 
 def traversals_by_factor(
     models: dict[str, VAE], x: Tensor, found: dict[str, InformationGap], factors: Sequence[str]
 ) -> Figure:
-    """A block for each model: one image, decoded while one unit runs over the prior, beside the factor that it says most of.
+    """Decode an image while each unit in turn runs over its prior.
 
-    Of the units that say nothing of any factor, the first is shown for all.
+    Each model has a block. Beside each row is the factor about which the unit holds most information. Units are sorted by
+    that information; of those without any, only the first is shown.
 
     Args:
-        models: Models of images whose prior is standard normal, by the title of their block.
+        models: Title of a block to a model of images with a standard normal prior.
         x: The image, shape ``data_shape``.
-        found: The scores of each model's code; units are shown in the order of the share that they say of a factor.
+        found: Title of a block to the scores of the model's code.
         factors: Names of the factors.
     """
     blocks, rows = [], min(ROWS, *(model.latent_dim for model in models.values()))
@@ -89,32 +94,32 @@ def traversals_by_factor(
         start, above = k % across * left, k // across * top
         axes.text(start, above - 0.15, f"{title}: MIG {found[title].value:.2f}", fontsize=12, va="bottom")
         for row, unit in enumerate(order[title]):
-            words = _most(found[title].shares[unit], factors)
+            factor = _best_factor(found[title].shares[unit], factors)
             axes.text(
-                start - 0.1, above + row + 0.5, f"$z_{{{unit + 1}}}$: {words}", ha="right", va="center", fontsize=10
+                start - 0.1, above + row + 0.5, f"$z_{{{unit + 1}}}$: {factor}", ha="right", va="center", fontsize=10
             )
     axes.set_title(
-        "One image, one unit at a time from -3 to 3: mean of p(x|z)\n"
-        "beside it the factor that the unit says most of, and which share of its entropy".replace("-3", "−3"),
+        "Mean of p(x|z) as one unit at a time runs from −3 to 3\n"
+        "left of each row: the factor that the unit tells most about, and the share of its entropy",
         pad=26,
     )
     return figure
 
 
 def _shown(gap: InformationGap, rows: int) -> list[int]:
-    """Units in the order of the share that they say of a factor, down to the first that says nothing."""
+    """Units sorted by information about a factor, ending with one without any."""
     order = gap.shares.amax(1).argsort(descending=True, stable=True)
     telling = int((gap.shares.amax(1) >= NOTHING).sum())
     return order[: min(rows, telling + 1)].tolist()
 
 
-def _most(shares: Tensor, factors: Sequence[str]) -> str:
+def _best_factor(shares: Tensor, factors: Sequence[str]) -> str:
     share, k = float(shares.max()), int(shares.argmax())
     return "nothing" if share < NOTHING else f"{factors[k]} {100 * share:.0f} %"
 
 
 def _panel(axes: Axes, gap: InformationGap, factors: Sequence[str]) -> AxesImage:
-    """Units in the order of the factor that they say most of, those that say nothing last."""
+    """Draw the units sorted by their best factor, those without information last."""
     shares = gap.shares.clamp(min=0)
     best = shares.argmax(1)
     order = sorted(

@@ -1,20 +1,27 @@
-"""What the encoder makes of the data, found once for all pictures that show it."""
+"""The encoded data, computed once for all pictures that show them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae import evidence
 from pyro_vae.data import Inputs, Split
-from pyro_vae.models.protocol import call_with_inputs, evaluation_inputs, num_required_arguments, takes
+from pyro_vae.models.protocol import (
+    Encodes,
+    call_with_inputs,
+    evaluation_inputs,
+    method_of,
+    num_required_arguments,
+    takes,
+)
 from pyro_vae.report.figures.tiles import like_parameters, spread_rows
 from pyro_vae.system.randomness import own_randomness
 
@@ -23,16 +30,16 @@ ENCODER_ROWS = 1000
 
 @dataclass(frozen=True)
 class Encoded:
-    """Data seen through the encoder: at most ``MAX_ROWS`` of them, evenly spaced; tensors on the CPU.
+    """Latent vectors of at most ``MAX_ROWS`` data; tensors on the CPU.
 
     Attributes:
-        rows: Which data of the split, shape ``(N,)``, int64.
-        means: What it gives, of a distribution the mean, shape ``(N, Z)``, float64.
-        labels: Their labels, shape ``(N,)``, or None.
-        unit_kl: KL of each unit, mean over these data, shape ``(Z,)``, nats; None where the KL is no sum over units.
-        total: How many data the split has.
-        words: What the means are of: ``codes`` of an encoder that gives no distribution.
-        num_sites: How many latent sites the guide has; of one alone the units' KL sums to the rate.
+        rows: Rows of the split, evenly spaced, shape ``(N,)``, int64.
+        means: Means of q(z|x), or the codes of an encoder without a distribution, shape ``(N, Z)``, float64.
+        labels: Labels, shape ``(N,)``, or None.
+        unit_kl: KL of each unit, mean over these data, shape ``(Z,)``, nats; None if the KL is no sum over units.
+        total: Number of data in the split.
+        words: Name of the latent vectors in a title, such as ``means of q(z|x)`` or ``codes``.
+        num_sites: Number of latent sites of the guide. With one, the KL of its units sums to the rate.
     """
 
     rows: Tensor
@@ -44,29 +51,38 @@ class Encoded:
     num_sites: int = 1
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rows of the split, means and labels of the data at ``index``."""
+        """Rows of the split, means and labels of some of the data.
+
+        Args:
+            index: Places among these data, int64.
+        """
         return self.rows[index], self.means[index], None if self.labels is None else self.labels[index]
 
     @property
     def q(self) -> str | None:
-        """What the encoder's distribution is called, such as ``q(z|x)``; None where it is none that a title can name."""
+        """Name of the encoder's distribution, such as ``q(z|x)``, or None."""
         return self.words.removeprefix("means of ") if self.words.startswith("means of ") else None
 
     def amount(self, count: int | None = None) -> str:
-        """In words, how many of all data ``count`` of these are (None: all of these)."""
+        """The number of data and their total, such as ``40 of 70``.
+
+        Args:
+            count: The number; None: all of these data.
+        """
         count = len(self.rows) if count is None else count
         return f"{self.total:,}" if count == self.total else f"{count:,} of {self.total:,}"
 
 
-def encode(vae: Any, split: Split) -> Encoded:
-    """Encode the data of a split, a chunk at a time, by a model that can."""
+def encode(vae: Encodes, split: Split) -> Encoded:
+    """Encode the data of a split in chunks."""
+    prior = method_of(vae, "prior")
     rows, columns = spread_rows(len(split.x)), evaluation_inputs(vae, split)
     means: list[Tensor] = []
     words = "posterior means"
     kls: list[Tensor | None] = []
     for part in rows.split(min(ENCODER_ROWS, columns.chunk)):
         q = call_with_inputs(vae.encode, like_parameters(vae, columns[part]))
-        kl = evidence.kl_per_unit(q, vae.prior()) if hasattr(vae, "prior") else None
+        kl = None if prior is None else evidence.kl_per_unit(q, prior())
         words = words_of(vae, q)
         means.append(q.mean.cpu().double())
         kls.append(None if kl is None else kl.cpu().double())
@@ -82,8 +98,8 @@ def encode(vae: Any, split: Split) -> Encoded:
     )
 
 
-def _num_latents(vae: Any, columns: Inputs) -> int:
-    """How many sites its guide draws for a datum; 0 of what has no guide."""
+def _num_latents(vae: Encodes, columns: Inputs) -> int:
+    """Number of latent sites of the guide; 0 without a guide."""
     if not hasattr(vae, "guide"):
         return 0
     with own_randomness(0), pyro.get_param_store().scope(), pyro.validation_enabled(False):
@@ -91,15 +107,20 @@ def _num_latents(vae: Any, columns: Inputs) -> int:
     return sum(not site_is_subsample(trace.nodes[name]) for name in trace.stochastic_nodes)
 
 
-def is_point(q: Any) -> bool:
-    """Whether what an encoder gives is a code, all mass in one point, and no distribution to speak of."""
+def is_point(q: TorchDistributionMixin) -> bool:
+    """Return True if an encoder's output has all mass in one point."""
     while hasattr(q, "base_dist"):
         q = q.base_dist
     return isinstance(q, dist.Delta)
 
 
-def words_of(vae: Any, q: Any) -> str:
-    """What the mean of ``q``, which a model's encoder gave, is called in a title; of labels it may have found some itself."""
+def words_of(vae: Encodes, q: TorchDistributionMixin) -> str:
+    """Name of the latent vectors of a model in a title.
+
+    Args:
+        vae: The model; one of labels may encode with labels that it found by itself.
+        q: Its encoder's output.
+    """
     if is_point(q):
         return "codes"
     if num_required_arguments(vae.encode) == 2:

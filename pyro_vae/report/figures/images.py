@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -12,7 +10,18 @@ from pyro_vae.data import Inputs, Split
 from pyro_vae.data.labels import are_vectors
 from pyro_vae.distributions import StandardNormal
 from pyro_vae.models.base import mean_image
-from pyro_vae.models.protocol import call_with_inputs, evaluation_inputs, has_bound, num_required_arguments
+from pyro_vae.models.protocol import (
+    Autoencodes,
+    Decodes,
+    PyroModel,
+    Reconstructs,
+    call_with_inputs,
+    decodes,
+    evaluation_inputs,
+    has_bound,
+    method_of,
+    num_required_arguments,
+)
 from pyro_vae.report.figures.encoded import is_point
 from pyro_vae.report.figures.tiles import (
     FRAME,
@@ -21,18 +30,19 @@ from pyro_vae.report.figures.tiles import (
     has_known_labels,
     inches,
     like_parameters,
+    mosaic,
     pick,
     pick_rows,
-    pixels,
     shrunk,
     tiles,
+    tiles_beside,
 )
 
-MAX_COLUMNS = 12  # labels that have a column of their own
+MAX_COLUMNS = 12  # with more labels, only the first have a column
 
 
-def reconstructions(vae: Any, split: Split, source: str) -> Figure:
-    """Test images above their reconstructions, three rows of pairs."""
+def reconstructions(vae: Reconstructs, split: Split, source: str) -> Figure:
+    """Draw images above their reconstructions in three rows of pairs."""
     width = min(10, len(split.x))
     height = min(3, len(split.x) // width)
     columns = Inputs(*like_parameters(vae, evaluation_inputs(vae, split)[pick_rows(split, width * height)]))
@@ -45,77 +55,93 @@ def reconstructions(vae: Any, split: Split, source: str) -> Figure:
     return figure
 
 
-def _reconstructed(vae: Any) -> str:
-    """How ``reconstruct`` of a model of the package makes an image."""
+def _reconstructed(vae: Reconstructs) -> str:
+    """Describe what ``reconstruct`` returns."""
     if not has_bound(vae):
         return "decoded from their codes"
-    if num_required_arguments(getattr(vae, "decode", None)) == 2:
+    if _decoder_inputs(vae) == 2:
         given = num_required_arguments(vae.reconstruct) == 2
         return "mean of p(x|z, y) at one draw z ~ q(z|x, y)" if given else "mean image at one draw from the guide"
     return "mean of p(x|z) at one draw z ~ q(z|x)"
 
 
-def samples(vae: Any, split: Split, source: str) -> Figure:
-    """Means of p(x|z) at 64 draws from the prior; of a model of labels, each class in a column; else what it draws itself.
+def samples(vae: PyroModel, split: Split, source: str) -> Figure:
+    """Draw samples of the model.
 
-    Of a model of vectors there are no classes: what it makes of those of some images.
+    With ``decode(z)``, means of p(x|z) at 64 draws from the prior. With ``decode(z, y)``, a column for each label, or, if y
+    is a vector, a row for each of some images and its y. Otherwise the draws of ``sample``.
     """
-    if num_required_arguments(getattr(vae, "decode", None)) == 2 and hasattr(vae, "prior") and are_vectors(split.y):
-        return _samples_of_vectors(vae, split, source)
-    if num_required_arguments(getattr(vae, "decode", None)) == 1 and hasattr(vae, "prior"):
-        images = decoded(vae, vae.prior().sample((64,)))
-        figure, axes = tiles(images, range(8), range(8))
-        prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
-        axes.set_title(f"Samples: means of p(x|z), z ~ {prior}")
-        return figure
-    classes = min(getattr(vae, "num_classes", None) or 0, MAX_COLUMNS)
-    if classes and hasattr(vae, "prior") and num_required_arguments(getattr(vae, "decode", None)) == 2:
-        z = vae.prior().sample((6 * classes,))
-        images = shrunk(mean_image(vae.decode(z, torch.arange(len(z), device=z.device) % classes)))
-        figure, axes = tiles(images, range(classes), range(6))
-        axes.set_xticks([k + 0.5 for k in range(classes)], [str(k) for k in range(classes)])
-        axes.set_xlabel("label y")
-        axes.set_title("Samples: means of p(x|z, y), z ~ p(z)")
-        return figure
-    figure, axes = tiles(shrunk(vae.sample(64)), range(8), range(8))
+    if decodes(vae):
+        if _decoder_inputs(vae) == 2 and are_vectors(split.y):
+            return _samples_of_vectors(vae, split, source)
+        if _decoder_inputs(vae) == 1:
+            return _samples_of_prior(vae)
+        classes = min(getattr(vae, "num_classes", None) or 0, MAX_COLUMNS)
+        if classes and _decoder_inputs(vae) == 2:
+            return _samples_of_labels(vae, classes)
+    sample = method_of(vae, "sample")
+    assert sample is not None
+    figure, axes = tiles(shrunk(sample(64)), range(8), range(8))
     axes.set_title(f"Samples: {getattr(vae, 'sampled', 'draws from the model')}")
     return figure
 
 
-def _samples_of_vectors(vae: Any, split: Split, source: str) -> Figure:
-    """A row for each of some images: the image, and means of p(x|z, y) at its vector y and draws from the prior."""
+def _decoder_inputs(vae: PyroModel) -> int:
+    """Number of arguments that ``decode`` needs; 0 without one."""
+    return num_required_arguments(method_of(vae, "decode"))
+
+
+def _samples_of_prior(vae: Decodes) -> Figure:
+    figure, axes = tiles(decoded(vae, vae.prior().sample((64,))), range(8), range(8))
+    prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
+    axes.set_title(f"Samples: means of p(x|z), z ~ {prior}")
+    return figure
+
+
+def _samples_of_labels(vae: Decodes, classes: int) -> Figure:
+    """Draw means of p(x|z, y), a column for each label."""
+    z = vae.prior().sample((6 * classes,))
+    images = shrunk(mean_image(vae.decode(z, torch.arange(len(z), device=z.device) % classes)))
+    figure, axes = tiles(images, range(classes), range(6))
+    axes.set_xticks([k + 0.5 for k in range(classes)], [str(k) for k in range(classes)])
+    axes.set_xlabel("label y")
+    axes.set_title("Samples: means of p(x|z, y), z ~ p(z)")
+    return figure
+
+
+def _samples_of_vectors(vae: Decodes, split: Split, source: str) -> Figure:
+    """Draw images, and beside each means of p(x|z, y) at its y."""
     height, width = min(8, len(split.x)), 8
     x, y = like_parameters(vae, split.columns(("x", "y"))[pick_rows(split, height)])
     z = vae.prior().sample((height * width,))
     made = shrunk(mean_image(vae.decode(z, y.repeat_interleave(width, 0)))).unflatten(0, (height, width))
-    shown = torch.cat([shrunk(x)[:, None], made], dim=1)
-    figure, axes = tiles(shown.flatten(0, 1), [0, *(1.3 + k for k in range(width))], range(height))
-    axes.set_xlabel("original,   and samples given its y")
+    figure, axes, _ = tiles_beside(x, made)
+    axes.set_xlabel("original, then samples given its y")
     axes.set_title(f"Samples given the vectors y of {source} images\nmeans of p(x|z, y), z ~ p(z)")
     return figure
 
 
-def analogies(vae: Any, split: Split, source: str) -> Figure:
-    """The style of an image with every label: a row for each of some images whose label is known.
+def analogies(vae: PyroModel, split: Split, source: str) -> Figure:
+    """Draw images with a known label, and each again with every label.
 
     Raises:
-        ValueError: If no label is known.
+        ValueError: If no label is known, or the model has no ``analogies``.
     """
     if not has_known_labels(split):
-        raise ValueError(f"analogies: expected {source} data with a label for some, got none; leave the picture out.")
+        raise ValueError(f"analogies: expected {source} data with some known labels, got none; leave the picture out.")
+    if (make := method_of(vae, "analogies")) is None:
+        raise ValueError(f"analogies: expected a model with analogies(x, y), got {type(vae).__name__} without.")
     x, y = like_parameters(vae, split.columns(("x", "y"))[pick_rows(split, 8, labelled=True)])
-    made = vae.analogies(x, y)[:, :MAX_COLUMNS]
-    shown = torch.cat([shrunk(x)[:, None], shrunk(made.flatten(0, 1)).unflatten(0, made.shape[:2])], dim=1)
-    columns = [0, *(1.3 + k for k in range(made.shape[1]))]
-    figure, axes = tiles(shown.flatten(0, 1), columns, range(len(x)))
-    axes.set_xticks([column + 0.5 for column in columns], ["$x$", *(str(k) for k in range(made.shape[1]))])
-    axes.set_xlabel("original,   and with each label")
+    made = make(x, y)[:, :MAX_COLUMNS]
+    figure, axes, middles = tiles_beside(x, shrunk(made.flatten(0, 1)).unflatten(0, made.shape[:2]))
+    axes.set_xticks(middles, ["$x$", *(str(k) for k in range(made.shape[1]))])
+    axes.set_xlabel("original, then the image with each label")
     axes.set_title(f"Analogies of {source} images\nmean of p(x|z, y) at the mean of q(z|x, y), for every label y")
     return figure
 
 
-def interpolations(vae: Any, split: Split, source: str) -> Figure:
-    """Straight lines in latent space between the posterior means, or the codes, of pairs of images."""
+def interpolations(vae: Autoencodes, split: Split, source: str) -> Figure:
+    """Decode straight lines between the latent vectors of pairs of images."""
     height, steps = max(1, min(6, len(split.x) // 2)), 11
     x = like_parameters(vae, pick(split, 2 * height))
     first, last = x[:height], x[-height:]
@@ -139,18 +165,17 @@ def interpolations(vae: Any, split: Split, source: str) -> Figure:
     return figure
 
 
-def plane(vae: Any) -> Figure:
-    """The decoded plane of a model with two latent units."""
+def plane(vae: Decodes) -> Figure:
+    """Decode a grid of the latent plane at quantiles of N(0, I)."""
     side = 20
     z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
     # The first row is the top one, which has the largest z2.
     images = decoded(vae, like_parameters(vae, torch.cartesian_prod(z.flip(0), z).flip(-1)), MAX_SIDE // 2)
-    shown = pixels(images)
-    mosaic = np.concatenate(np.concatenate(shown.reshape(side, side, *shown.shape[1:]), axis=1), axis=1)
     width, height = inches(images)
     figure = Figure(figsize=(side * width / 2, side * height / 2))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, extent=(-0.5, side - 0.5, -0.5, side - 0.5), aspect="auto")
+    extent = (-0.5, side - 0.5, -0.5, side - 0.5)
+    axes.imshow(mosaic(images, side), cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
     ticks, words = range(side), [f"{value:.2f}".replace("-", "−") for value in z.tolist()]
     edges = np.arange(side + 1) - 0.5
     axes.vlines(edges, *edges[[0, -1]], color=FRAME, linewidth=0.6)

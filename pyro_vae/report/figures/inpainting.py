@@ -1,9 +1,8 @@
-"""Pictures of what was covered and what stands there now: fillings of hidden pixels, and noise taken off."""
+"""Inpainting and denoising: fillings of hidden pixels, and images without their noise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -12,50 +11,49 @@ from torch import Tensor
 from pyro_vae.evidence.inpainting import Filling
 from pyro_vae.models.autoencoder import squared_error
 from pyro_vae.models.denoising import denoise
+from pyro_vae.models.protocol import Autoencodes
 from pyro_vae.report.figures.tiles import shrunk, tiles
 
 COVERED = 0.5  # the grey of a hidden pixel
 
 
 def fillings(x: Tensor, visible: Tensor, found: Filling, columns: int = 6) -> Figure:
-    """Images, what was seen of them, several fillings, and their mean and spread.
+    """Draw images, their visible pixels, fillings, and their mean and spread.
 
     Args:
-        x: Images, shape ``(B, *data_shape)``, whole.
-        visible: Which pixels were seen, shape that broadcasts to that of ``x``.
-        found: What :func:`pyro_vae.evidence.inpaint` gave.
-        columns: How many fillings to show, at most.
+        x: Complete images, shape ``(B, *data_shape)``.
+        visible: True at visible pixels, bool, a shape that broadcasts to that of ``x``.
+        found: Result of :func:`pyro_vae.evidence.inpaint`.
+        columns: Number of fillings shown, at most.
 
     Returns:
         A row for each image.
     """
     count = min(columns, len(found.images))
     covered = torch.where(visible, x, COVERED)
-    # A spread's largest value is that of a fair coin.
+    # A pixel's spread is at most 1/2, that of a fair coin.
     shown = [x, covered, *found.images[:count], found.mean, 2 * found.spread]
     images = torch.stack([shrunk(part) for part in shown], dim=1).flatten(0, 1)
     left = [0.0, 1.0, *(2.2 + k for k in range(count)), 2.4 + count, 3.4 + count]
     figure, axes = tiles(images, left, range(len(x)))
-    words = ["original", "seen", *(str(k + 1) for k in range(count)), "mean", "spread"]
-    axes.set_xticks([edge + 0.5 for edge in left], words, fontsize=8)
-    axes.set_xlabel(
-        "fillings 1, 2, ...: E[x | z] at draws z of p(z | what is seen);   spread: their standard deviation"
-    )
-    axes.set_title("Hidden pixels, filled")
+    names = ["original", "visible", *(str(k + 1) for k in range(count)), "mean", "spread"]
+    axes.set_xticks([edge + 0.5 for edge in left], names, fontsize=8)
+    axes.set_xlabel("1, 2, ...: E[x | z] at draws z ~ p(z | visible pixels);  spread: twice their standard deviation")
+    axes.set_title("Inpainting: fillings of hidden pixels")
     return figure
 
 
-def denoisings(models: Mapping[str, Any], clean: Tensor, noisy: Tensor, words: str = "") -> Figure:
-    """Images, the same with noise, and what each model makes of the noisy ones, with mean squared errors.
+def denoisings(models: Mapping[str, Autoencodes], clean: Tensor, noisy: Tensor, noise: str = "") -> Figure:
+    """Draw clean, noisy and denoised images with their squared errors.
 
     Args:
         models: Name to a model with ``encode`` and ``decode``.
         clean: Images, shape ``(B, *data_shape)``.
-        noisy: The same, with noise.
-        words: What noise, for the title.
+        noisy: The same with noise.
+        noise: Name of the noise, for the title.
 
     Returns:
-        A row for the images, the noisy ones, and each model.
+        A row for the images, one for the noisy ones, and one for each model.
     """
     rows = {"clean": clean, "noisy": noisy} | {name: denoise(model, noisy) for name, model in models.items()}
     errors = {name: float(squared_error(found, clean, clean.dim() - 1).mean().detach()) for name, found in rows.items()}
@@ -63,5 +61,5 @@ def denoisings(models: Mapping[str, Any], clean: Tensor, noisy: Tensor, words: s
     figure, axes = tiles(images, range(len(clean)), range(len(rows)))
     labels = [name if name == "clean" else f"{name}\nsquared error {errors[name]:.1f}" for name in rows]
     axes.set_yticks([row + 0.5 for row in range(len(rows))], labels)
-    axes.set_title(f"Noise taken off{': ' + words if words else ''}\nE[x | z], mean over draws z of q(z | noisy image)")
+    axes.set_title(f"Denoising{': ' + noise if noise else ''}\nE[x | z], mean over draws z ~ q(z | noisy image)")
     return figure

@@ -1,4 +1,4 @@
-"""Latent vectors of the data: the plane, a histogram, or two principal components."""
+"""Latent vectors of the data: histogram, plane, or two principal components."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_vae.report.figures.encoded import Encoded
-from pyro_vae.report.figures.scatter import PALETTE, Classes, classes_of, scatter
+from pyro_vae.report.figures.scatter import PALETTE, Classes, classes_of, label_legend, scatter
 from pyro_vae.report.figures.tiles import Array
 
 MAX_POINTS = 5000
@@ -19,7 +19,7 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "", "////", "", "....", "\\\\
 
 
 def latents(encoded: Encoded, source: str) -> Figure:
-    """Posterior means, or codes, of at most ``MAX_POINTS`` data, coloured by label."""
+    """Draw the latent vectors of at most ``MAX_POINTS`` data, coloured by label."""
     _, means, labels = encoded.take(torch.randperm(len(encoded.rows))[:MAX_POINTS])
     classes = classes_of(labels, len(means))
     points, names = _at_most_two(means.numpy())
@@ -29,20 +29,18 @@ def latents(encoded: Encoded, source: str) -> Figure:
     what = encoded.words[0].upper() + encoded.words[1:]
     axes.set_title(f"{what} of {encoded.amount(len(means))} {source} data")
     axes.spines[["top", "right"]].set_visible(False)
-    if "" not in classes:
-        columns, scale = math.ceil(len(classes) / 20), 2 if len(means) > 1000 else 1
-        figure.legend(loc="outside right upper", title="label", ncols=columns, markerscale=scale, frameon=False)
+    label_legend(figure, axes, classes, "outside right upper", 2 if len(means) > 1000 else 1)
     return figure
 
 
 def _at_most_two(means: Array) -> tuple[Array, list[str]]:
-    """Latent vectors of size 1 or 2 as they are, larger ones by their first two principal components.
+    """Reduce latent vectors to at most two principal components.
 
     Args:
-        means: Shape ``(N, Z)``.
+        means: Shape ``(N, Z)``; kept as they are if Z is 1 or 2.
 
     Returns:
-        Shape ``(N, min(Z, 2))``, and the name of each column.
+        Shape ``(N, min(Z, 2))``, and the name of each axis.
     """
     if means.shape[1] <= 2:
         return means, [f"$z_{k + 1}$" for k in range(means.shape[1])]
@@ -56,7 +54,7 @@ def _at_most_two(means: Array) -> tuple[Array, list[str]]:
 
 
 def _height(points: Array) -> float:
-    """Height of the figure in inches by which a plane of equal units is filled."""
+    """Height of a figure that a plane of equal units fills, inches."""
     if points.shape[1] == 1:
         return 5.0
     width, height = np.ptp(points, axis=0) + 1e-12

@@ -1,4 +1,4 @@
-"""The marginal likelihood of each datum: how it is spread, and which data are the least likely."""
+"""Log p(x) of each datum: histogram, least likely and least reliable images."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from matplotlib.ticker import MaxNLocator
 
 from pyro_vae.data import Split
 from pyro_vae.evidence import Estimate
-from pyro_vae.report.figures.tiles import FRAME, pixels, shrunk
+from pyro_vae.report.figures.tiles import captioned
 
-LEAST, WORST = 10, 20
+LEAST, WORST = 10, 20  # images shown
 
 TRUSTED, DOUBTED = "#0072B2", "#E69F00"
 
 
 def log_px(estimate: Estimate, split: Split, images: bool, source: str, name: str = "log p(x)") -> Figure:
-    """Histogram of log p(x) over data; below it the ten least likely, where they are images.
+    """Draw a histogram of log p(x), and the ten least likely images.
 
     Args:
-        estimate: Of the data of ``split``, in their order.
+        estimate: Estimate for each of the data of ``split``, in their order.
         split: The data.
-        images: Whether a datum is an image.
-        source: What the data are called.
-        name: What the estimate is of.
+        images: Draw the least likely data as images.
+        source: Name of the data, such as ``test``.
+        name: Name of the estimated quantity.
 
     Raises:
         ValueError: If the estimate is of another number of data.
@@ -33,7 +33,7 @@ def log_px(estimate: Estimate, split: Split, images: bool, source: str, name: st
     if len(estimate.log_px) != len(split.x):
         raise ValueError(
             f"estimate: expected log p(x) of all {len(split.x):,} {source} data, got {len(estimate.log_px):,}; estimate it for "
-            "the data whose pictures are drawn."
+            "the data shown."
         )
     height, width = split.x.shape[-2:] if images else (0, 1)
     below = 0.7 + 0.85 * min(height / width, 2.0) if images else 0.0
@@ -48,50 +48,40 @@ def log_px(estimate: Estimate, split: Split, images: bool, source: str, name: st
 
 
 def worst(estimate: Estimate, split: Split, source: str, name: str = "log p(x)") -> Figure:
-    """The images whose estimates can be trusted least: those with the largest Pareto k.
+    """Draw the images with the least reliable estimates, the largest Pareto k.
 
     Args:
-        estimate: Of the data of ``split``, in their order.
-        split: The data, images.
-        source: What the data are called.
-        name: What the estimate is of.
+        estimate: Estimate for each of the data of ``split``, in their order.
+        split: Images.
+        source: Name of the data, such as ``test``.
+        name: Name of the estimated quantity.
     """
     count, columns = min(WORST, len(split.x)), LEAST
     order = estimate.pareto_k.argsort(descending=True, stable=True)[:count]
     rows = math.ceil(count / columns)
-    shown = pixels(shrunk(split.x[order]))
     height, width = split.x.shape[-2:]
-    figure = Figure(figsize=(9, 1.1 + rows * (0.55 + 0.85 * min(height / width, 2.0))), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, image, index in zip(panels, shown, order.tolist(), strict=False):
-        share = float(estimate.largest_share[index])
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-        k = float(estimate.pareto_k[index])  # minus infinity where all weights are equal: there is no tail
-        words = f"k {k:.2f}\n{share:.0%}" if math.isfinite(k) else f"{share:.0%}"
-        axes.set_xlabel(words.replace("-", "−"), fontsize=9)
-    for axes in panels:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(color=FRAME, linewidth=0.6, visible=bool(axes.images))
+    figure = Figure(figsize=(9, 1.1 + rows * (0.55 + 0.85 * min(height / width, 2.0))), layout="compressed")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    captioned(panels, split.x[order], [_reliability(estimate, index) for index in order.tolist()])
     bad, (what, limit) = int((~estimate.reliable).sum()), estimate.criterion
     figure.suptitle(
-        f"The {count} {source} images with the largest Pareto k; below it, the share of the largest weight\n"
+        f"The {count} {source} images with the largest Pareto k; below each, k and the share of the largest weight\n"
         f"{what} is above {limit} for {bad:,} of {len(split.x):,} images: their {name} is likely too low",
         fontsize=11,
     )
     return figure
 
 
+def _reliability(estimate: Estimate, index: int) -> str:
+    k, share = float(estimate.pareto_k[index]), f"{float(estimate.largest_share[index]):.0%}"
+    return f"k {k:.2f}\n{share}" if math.isfinite(k) else share  # minus infinity: equal weights, which have no tail
+
+
 def _least_likely(figure: SubFigure, estimate: Estimate, split: Split, name: str) -> None:
     order = estimate.log_px.argsort(stable=True)[:LEAST]
-    shown, values = pixels(shrunk(split.x[order])), estimate.log_px[order].tolist()
-    figure.suptitle(f"The {len(values)} least likely, with {name} in nats", fontsize=11)
-    panels = figure.subplots(1, LEAST, squeeze=False)[0]
-    for axes, image, value in zip(panels, shown, values, strict=False):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-        axes.set_xlabel(f"{value:.1f}".replace("-", "−"), fontsize=9)
-    for axes in panels:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(color=FRAME, linewidth=0.6, visible=bool(axes.images))
+    figure.suptitle(f"The {len(order)} least likely images, with {name} in nats", fontsize=11)
+    panels = figure.subplots(1, LEAST, squeeze=False)[0].tolist()
+    captioned(panels, split.x[order], [f"{value:.1f}" for value in estimate.log_px[order].tolist()])
 
 
 def _histogram(figure: Figure | SubFigure, estimate: Estimate, source: str, name: str) -> None:
@@ -107,7 +97,7 @@ def _histogram(figure: Figure | SubFigure, estimate: Estimate, source: str, name
     axes = figure.subplots()
     axes.hist(parts, bins=bins, stacked=True, label=labels, color=colors, edgecolor="white", linewidth=0.3)
     axes.axvline(float(values.mean()), color="black", linestyle="--", linewidth=1.2, label=_mean(estimate))
-    axes.set(xlabel=f"{name}, nats (higher is more likely)", ylabel=f"{source} data")
+    axes.set(xlabel=f"{name}, nats (higher is more likely)", ylabel=f"number of {source} data")
     axes.set_title(
         f"{name} of {len(values):,} {source} data, each by importance sampling with {_draws(estimate)} draws"
     )

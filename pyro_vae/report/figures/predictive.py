@@ -1,4 +1,4 @@
-"""A picture of predictive checks: each statistic among those of simulated sets, and the spectrum."""
+"""Predictive checks: statistics and spectrum of images and of simulated sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ OBSERVED, SIMULATED = "#D55E00", "0.75"
 
 
 def predictive(found: PredictiveChecks) -> Figure:
-    """A histogram over the simulated sets for each statistic, the observed one a line in it; last, the power by frequency."""
+    """Draw histograms of statistics over simulated sets.
+
+    A line marks the observed value. The last panel has the mean power at each spatial frequency.
+
+    Args:
+        found: The checks.
+    """
     count = len(found.names) + 1
     columns = min(4, count)
     rows = math.ceil(count / columns)
@@ -29,7 +35,8 @@ def predictive(found: PredictiveChecks) -> Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(
-        f"{found.num_images:,} images (line) among {len(found.replicated):,} simulated sets of as many", fontsize=11
+        f"Statistics of {found.num_images:,} images and of {len(found.replicated):,} simulated sets of as many",
+        fontsize=11,
     )
     return figure
 
@@ -61,5 +68,5 @@ def _spectrum(axes: Axes, found: PredictiveChecks) -> None:
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("cycles per image", fontsize=9)
-    axes.set_title("power by frequency (95 % of sets)", fontsize=9.5, loc="left")
+    axes.set_title("power by frequency (grey: 95 % of sets)", fontsize=9.5, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

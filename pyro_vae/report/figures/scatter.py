@@ -1,9 +1,13 @@
-"""Points of the plane, their classes told apart by colour and marker."""
+"""Scatter plots of classes in different colours and markers."""
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,6 +16,7 @@ from pyro_vae.data.labels import UNKNOWN
 from pyro_vae.report.figures.tiles import Array
 
 Classes = dict[str, NDArray[np.bool_]]
+Place = Literal["outside right upper", "outside right center"]
 
 MAX_CLASSES = 40  # with more, a legend is longer than the picture
 
@@ -21,11 +26,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
 def classes_of(y: Tensor | None, count: int) -> Classes:
-    """Label to the rows that have it; one nameless class where no label is known, or there are too many to tell apart.
+    """Map each label to its rows.
+
+    If no label is known, or there are more than ``MAX_CLASSES``, all data form one class without a name.
 
     Args:
         y: Labels, shape ``(count,)``, -1 where unknown, or None.
-        count: How many data there are.
+        count: Number of data.
     """
     values = np.empty(0) if y is None else y.cpu().numpy()
     labels = np.unique(values)
@@ -36,12 +43,19 @@ def classes_of(y: Tensor | None, count: int) -> Classes:
 
 
 def nameless(count: int) -> Classes:
-    """One class of all data, which no legend names."""
+    """One class of all data, without a name."""
     return {"": np.ones(count, dtype=bool)}
 
 
 def scatter(axes: Axes, points: Array, names: list[str], classes: Classes) -> None:
-    """Draw points of shape ``(N, 2)`` with equal units on both axes, each class with its name at its median."""
+    """Draw points of classes, with the class's name at its median.
+
+    Args:
+        axes: Where they are drawn; both axes get equal units.
+        points: Shape ``(N, 2)``.
+        names: Labels of the two axes.
+        classes: Label to a mask of the points, shape ``(N,)``.
+    """
     size = float(np.clip(10_000 / len(points), 12, 28))
     for k, (label, rows) in enumerate(classes.items()):
         # The markers are shifted by one every ten classes, so that no pair of colour and marker comes twice.
@@ -54,21 +68,28 @@ def scatter(axes: Axes, points: Array, names: list[str], classes: Classes) -> No
 
 
 def _name_classes(axes: Axes, points: Array, classes: Classes) -> None:
-    """Write each label at its class's median, save where another label is already; the legend has them all."""
+    """Write labels at class medians, unless another label is there already."""
     taken: list[Array] = []
+    outline, size = [withStroke(linewidth=3, foreground="white")], 14 if len(classes) <= 12 else 8
     for label, rows in classes.items():
         centre = np.median(points[rows], axis=0)
         if all(np.abs(centre - other).max() > 0.04 * np.ptp(points, axis=0).max() for other in taken):
             taken.append(centre)
-            outline = [withStroke(linewidth=3, foreground="white")]
             x, y = centre.tolist()
-            axes.text(
-                x,
-                y,
-                label,
-                fontsize=14 if len(classes) <= 12 else 8,
-                weight="bold",
-                ha="center",
-                va="center",
-                path_effects=outline,
-            )
+            axes.text(x, y, label, fontsize=size, weight="bold", ha="center", va="center", path_effects=outline)
+
+
+def label_legend(figure: Figure, axes: Axes, classes: Classes, loc: Place, markerscale: float) -> None:
+    """Draw a legend of labels beside a figure, if there are labels.
+
+    Args:
+        figure: The figure.
+        axes: One of its panels, in which the classes are drawn.
+        classes: See :func:`classes_of`.
+        loc: Its place.
+        markerscale: Size of its markers, in sizes of the drawn ones.
+    """
+    if "" in classes:
+        return
+    entries, columns = axes.get_legend_handles_labels(), math.ceil(len(classes) / 20)
+    figure.legend(*entries, loc=loc, title="label", ncols=columns, markerscale=markerscale, frameon=False)

@@ -1,17 +1,23 @@
-"""The rate-distortion curve as a picture."""
+"""The rate-distortion curve of a sweep over beta."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 
-def rate_distortion(rows: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Distortion over rate, a point a run, with lines of equal ELBO: -(rate + distortion)."""
+def rate_distortion(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Draw distortion over rate with lines of equal ELBO.
+
+    Each run is a point; its ELBO is -(rate + distortion).
+
+    Args:
+        rows: ``beta``, ``rate`` and ``distortion`` of each run, nats per datum.
+        title: First line of the title.
+    """
     figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.subplots()
     rate, distortion = (np.array([row[key] for row in rows]) for key in ("rate", "distortion"))
@@ -21,7 +27,7 @@ def rate_distortion(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     axes.margins(0.12)
     x, y = np.meshgrid(np.linspace(*axes.get_xlim(), 50), np.linspace(*axes.get_ylim(), 50))
     lines = axes.contour(x, y, -(x + y), levels=8, colors="0.75", linewidths=0.8, linestyles="--")
-    digits = _digits(lines.levels)
+    digits = _digits([*lines.levels])
     axes.clabel(lines, fmt=lambda value: f"{value:.{digits}f}".replace("-", "−"), fontsize=8)
     axes.set(xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
     axes.set_title(f"{title}\ntest data; dashed: equal ELBO, nats per datum", fontsize=11)
@@ -29,8 +35,8 @@ def rate_distortion(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def _digits(levels: Any) -> int:
-    """How many digits behind the point tell levels of equal distance apart, and say each as it is."""
+def _digits(levels: Sequence[float]) -> int:
+    """Number of decimals that show equally spaced levels exactly."""
     step = float(levels[1] - levels[0]) if len(levels) > 1 else 1.0
     first = max(0, -math.floor(math.log10(step)))
     return next(
@@ -38,8 +44,8 @@ def _digits(levels: Any) -> int:
     )
 
 
-def _labels(rows: Sequence[dict[str, Any]], near: float) -> list[tuple[str, tuple[float, float]]]:
-    """What is written at each point; one label for those that lie on top of one another."""
+def _labels(rows: Sequence[Mapping[str, float]], near: float) -> list[tuple[str, tuple[float, float]]]:
+    """Labels with their places; points within ``near`` share one."""
     found: list[tuple[list[str], tuple[float, float]]] = []
     for row in rows:
         point = (row["rate"], row["distortion"])

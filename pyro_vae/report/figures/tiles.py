@@ -1,9 +1,9 @@
-"""Tables of images: which are shown, and how they are laid out."""
+"""Tables of images: their choice, their decoding and their layout."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,49 +16,56 @@ from torch import Tensor
 from pyro_vae.data import Split
 from pyro_vae.data.stored import rows_of
 from pyro_vae.models.base import mean_image
+from pyro_vae.models.protocol import Decodes, PyroModel
 
 Array = NDArray[np.float64]
 
-#: The most data that pictures look at; of more, these many evenly spaced ones.
+#: Pictures use at most this many data, evenly spaced.
 MAX_ROWS = 10_000
 
-#: Pixels of the longer side of an image; a tile has fewer on the page.
+#: Largest side of an image in pixels; a tile on the page has fewer.
 MAX_SIDE = 160
 
 TILE = 0.75  # inches
-GAP = 0.04  # of a tile, on each side
-FRAME = "0.55"  # without it the white edge of an image is lost on the white page
-
+GAP = 0.04  # share of a tile, on each side
+FRAME = "0.55"  # without a frame the white edge of an image is lost on the white page
 
 T = TypeVar("T", Tensor, tuple[Tensor, ...])
 
 
-def like_parameters(vae: Any, x: T) -> T:
-    """``x``, or several columns, on the device of the model's parameters, and in their dtype save for whole numbers."""
+def like_parameters(vae: PyroModel, x: T) -> T:
+    """Move tensors to the device and dtype of a model's parameters.
+
+    Args:
+        vae: The model.
+        x: A tensor or a tuple of tensors; whole numbers keep their dtype.
+    """
     if isinstance(x, tuple):
-        return tuple(like_parameters(vae, column) for column in x)
+        return tuple(like_parameters(vae, part) for part in x)
     like = next(vae.parameters())
     return x.to(like) if x.is_floating_point() else x.to(like.device)
 
 
 def spread_rows(total: int) -> Tensor:
-    """All rows of ``total``, or ``MAX_ROWS`` evenly spaced ones: shape ``(N,)``, int64, ascending."""
+    """At most ``MAX_ROWS`` evenly spaced rows: shape ``(N,)``, int64, ascending."""
     count = min(total, MAX_ROWS)
     return torch.arange(count) * total // max(count, 1)
 
 
 def pick(split: Split, count: int) -> Tensor:
-    """Random images, see :func:`pick_rows`: shape ``(count, *data_shape)``."""
+    """Pick random images by :func:`pick_rows`: shape ``(count, *data_shape)``."""
     return split.x[pick_rows(split, count)]
 
 
 def pick_rows(split: Split, count: int, labelled: bool = False) -> Tensor:
-    """Random rows, the classes in turn, so that each is seen and a column of ten holds one class of ten.
+    """Pick random rows, the classes in turn.
+
+    Every class is seen, and in a table with ten columns a column holds one of ten classes.
 
     Args:
         split: Images, with or without labels.
-        count: How many; fewer where there are not so many.
-        labelled: Whether only data whose label is known, of a split with labels of shape ``(N,)``.
+        count: Number of rows, at most.
+        labelled: Pick only data with a known label; the split then needs labels of shape ``(N,)``.
 
     Returns:
         Shape ``(count,)``, int64.
@@ -75,12 +82,17 @@ def pick_rows(split: Split, count: int, labelled: bool = False) -> Tensor:
 
 
 def has_known_labels(split: Split) -> bool:
-    """Whether the label of some datum is known."""
+    """Return True if the label of some datum is known."""
     return split.y is not None and split.y.dim() == 1 and bool((split.y >= 0).any())
 
 
 def shrunk(images: Tensor, side: int = MAX_SIDE) -> Tensor:
-    """Images of shape ``(N, C, H, W)``, averaged down where they are larger than ``side``, by default what a tile shows."""
+    """Average images down to a size that a tile can show.
+
+    Args:
+        images: Shape ``(N, C, H, W)``.
+        side: Largest height and width in pixels; smaller images stay as they are.
+    """
     height, width = images.shape[-2:]
     if max(height, width) <= side:
         return images
@@ -91,13 +103,13 @@ def shrunk(images: Tensor, side: int = MAX_SIDE) -> Tensor:
 
 
 @torch.no_grad()
-def decoded(vae: Any, z: Tensor, side: int = MAX_SIDE) -> Tensor:
-    """Means of p(x|z), as large as a tile can show, decoded in chunks.
+def decoded(vae: Decodes, z: Tensor, side: int = MAX_SIDE) -> Tensor:
+    """Decode latent vectors in chunks to means of p(x|z), averaged down.
 
     Args:
-        vae: The model, of images.
+        vae: A model of images.
         z: Latent vectors, shape ``(..., Z)``.
-        side: Pixels of their longer side, at most.
+        side: Largest height and width in pixels.
 
     Returns:
         Shape ``(..., C, H, W)``.
@@ -108,22 +120,29 @@ def decoded(vae: Any, z: Tensor, side: int = MAX_SIDE) -> Tensor:
 
 
 def pixels(images: Tensor) -> Array:
-    """Images of shape ``(N, C, H, W)`` as matplotlib takes them: ``(N, H, W)`` grey or ``(N, H, W, 3)``."""
+    """Convert images to the arrays that matplotlib draws, clipped to [0, 1].
+
+    Args:
+        images: Shape ``(N, C, H, W)``.
+
+    Returns:
+        Shape ``(N, H, W)`` if they are grey, ``(N, H, W, 3)`` if they have colours.
+    """
     shown = images.clamp(0, 1).cpu().double().permute(0, 2, 3, 1).numpy()
     return shown[..., 0] if shown.shape[-1] == 1 else shown
 
 
 def inches(images: Tensor) -> tuple[float, float]:
-    """Width and height of a tile: its longer side is ``TILE``."""
+    """Width and height of a tile, inches; the longer is ``TILE``."""
     height, width = images.shape[-2:]
     return TILE * width / max(height, width), TILE * height / max(height, width)
 
 
 def tiles(images: Tensor, columns: Sequence[float], rows: Sequence[float]) -> tuple[Figure, Axes]:
-    """A table of images.
+    """Draw a table of images.
 
     Args:
-        images: Shape ``(R * C, *data_shape)``, row after row; where one is NaN, nothing is drawn.
+        images: Shape ``(R * C, *data_shape)``, row after row; an image with a NaN is left out.
         columns: Left edges, in tiles from the left; a step above 1 leaves a space.
         rows: Upper edges, in tiles from the top.
 
@@ -145,3 +164,46 @@ def tiles(images: Tensor, columns: Sequence[float], rows: Sequence[float]) -> tu
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return figure, axes
+
+
+def tiles_beside(x: Tensor, made: Tensor) -> tuple[Figure, Axes, list[float]]:
+    """Draw images, and beside each what a model made of it.
+
+    Args:
+        x: Images, shape ``(R, C, H, W)``.
+        made: What the model made, as small as a tile shows it, shape ``(R, N, C, h, w)``.
+
+    Returns:
+        The figure, its axes in units of tiles, and the middle of each of the 1 + N columns.
+    """
+    left = [0.0, *(1.3 + k for k in range(made.shape[1]))]
+    figure, axes = tiles(torch.cat([shrunk(x)[:, None], made], dim=1).flatten(0, 1), left, range(len(x)))
+    return figure, axes, [edge + 0.5 for edge in left]
+
+
+def mosaic(images: Tensor, columns: int) -> Array:
+    """Join images edge to edge to one array for matplotlib.
+
+    Args:
+        images: Shape ``(N, C, H, W)``, N a multiple of ``columns``, row after row.
+        columns: Images in a row.
+    """
+    shown = pixels(images)
+    grid: Array = shown.reshape(-1, columns, *shown.shape[1:])
+    return np.concatenate(np.concatenate(grid, axis=1), axis=1)
+
+
+def captioned(panels: Sequence[Axes], images: Tensor, captions: Sequence[str]) -> None:
+    """Draw images with captions, one in each panel.
+
+    Args:
+        panels: At least as many as images; the others stay blank.
+        images: Shape ``(N, C, H, W)``.
+        captions: One for each image.
+    """
+    for axes, image, caption in zip(panels, pixels(shrunk(images)), captions, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes.set_xlabel(caption.replace("-", "−"), fontsize=9)
+    for axes in panels:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(color=FRAME, linewidth=0.6, visible=bool(axes.images))

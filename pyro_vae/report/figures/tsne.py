@@ -11,17 +11,19 @@ from matplotlib.figure import Figure
 from pyro_vae.data import Split
 from pyro_vae.data.stored import rows_of
 from pyro_vae.report.figures.encoded import Encoded
-from pyro_vae.report.figures.scatter import classes_of, nameless, scatter
+from pyro_vae.report.figures.scatter import classes_of, label_legend, nameless, scatter
 from pyro_vae.report.figures.tiles import Array, shrunk
 
-MIN_POINTS = 10  # of fewer the neighbourhoods are all the data
+MIN_POINTS = 10  # with fewer, all data are neighbours
 MAX_POINTS = 1000
-MAX_VALUES = 2**24  # of the data, 64 MiB in all
-MAX_SIDE = 64  # of an image, in pixels
+MAX_VALUES = 2**24  # numbers in the data, 64 MiB in all
+MAX_SIDE = 64  # largest side of an image in pixels
 
 
 def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
-    """Latent means (or codes) | raw data in columns; uncoloured, then by label where there are labels.
+    """Draw t-SNE of the latent vectors (left) and of the data (right).
+
+    The first row has one colour; if there are labels, a second row is coloured by label.
 
     References:
         van der Maaten, Hinton, "Visualizing Data using t-SNE", 2008.
@@ -45,20 +47,17 @@ def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
         for axes, (title, points) in zip(across, embedded.items(), strict=True):
             scatter(axes, points, ["", ""], shown)
             axes.set(xticks=[], yticks=[], title=title)
-    if len(kinds) == 2:
-        columns, entries = math.ceil(len(classes) / 20), panels[1, 0].get_legend_handles_labels()
-        options = {"title": "label", "ncols": columns, "markerscale": 1.6, "frameon": False}
-        figure.legend(*entries, loc="outside right center", **options)
+    label_legend(figure, panels[-1, 0], classes, "outside right center", 1.6)
     figure.suptitle(
         f"t-SNE of {encoded.amount(len(rows))} {source} data, perplexity {perplexity:g}\n"
-        "near points are like each other; axes, far distances and sizes of groups mean nothing",
+        "nearby points are similar; axes, large distances and the size of groups have no meaning",
         fontsize=11,
     )
     return figure
 
 
 def _raw(split: Split, rows: torch.Tensor) -> torch.Tensor:
-    """The data themselves; large images averaged down, without which they would fill the memory."""
+    """The data; large images are averaged down to save memory."""
     if len(split.x.shape) != 4:
         return split.x[rows]
     parts = rows.split(rows_of(split.x.shape))
@@ -66,7 +65,7 @@ def _raw(split: Split, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _choice(encoded: Encoded, split: Split) -> tuple[torch.Tensor, float, int]:
-    """Which data are embedded, at which perplexity, from which seed."""
+    """Choose the data to embed, the perplexity and the seed."""
     shape = split.x.shape[1:]
     if len(shape) == 3:
         shape = torch.Size((shape[0], *(min(n, MAX_SIDE) for n in shape[1:])))
@@ -77,7 +76,10 @@ def _choice(encoded: Encoded, split: Split) -> tuple[torch.Tensor, float, int]:
 
 
 def _embed(values: torch.Tensor, perplexity: float, seed: int) -> Array:
-    """Shape ``(N, ...)`` to shape ``(N, 2)``; starts from two principal components where the data have them."""
+    """Embed values of shape ``(N, ...)`` by t-SNE: shape ``(N, 2)``.
+
+    It starts from two principal components, or at random if the data have fewer.
+    """
     from sklearn.manifold import TSNE
 
     flat = values.flatten(1).float().cpu().numpy()

@@ -1,8 +1,6 @@
-"""The latent units one by one: how much each says of the data, and what it does to an image."""
+"""Latent units: the KL of each, and its effect on an image."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -13,25 +11,26 @@ from torch import Tensor
 
 from pyro_vae import evidence
 from pyro_vae.data import Split
+from pyro_vae.models.protocol import Autoencodes
 from pyro_vae.report.figures.encoded import Encoded
 from pyro_vae.report.figures.tiles import GAP, decoded, like_parameters, pick, tiles
 
 MAX_TRAVERSED = 10
-MAX_NAMED = 64  # more units than this have no room for their numbers
-STEPS = 13  # from -3 to 3 standard deviations, by a half
+MAX_NAMED = 64  # with more units, their numbers have no room
+STEPS = 13  # from -3 to 3 standard deviations in steps of 0.5
 
 ACTIVE, INACTIVE = "#0072B2", "#D55E00"
 
 
 def by_kl(unit_kl: Tensor) -> list[int]:
-    """The units, the one with the largest KL first."""
+    """Indices of the units, the largest KL first."""
     return unit_kl.argsort(descending=True, stable=True).tolist()
 
 
 def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
-    """KL of each unit, the largest first, active units told apart from the others.
+    """Draw the KL of each unit, active units marked.
 
-    Their sum is the rate where they are all latents that there are; a label or another latent vector adds to it.
+    The KL of the units sums to the rate if the guide has no other latent, such as a label.
     """
     order = by_kl(unit_kl)
     active = evidence.active_units(encoded.means)
@@ -42,15 +41,15 @@ def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
         axes.set_xticks(
             range(1, len(order) + 1), [str(unit + 1) for unit in order], fontsize=10 if len(order) <= 40 else 7
         )
-        axes.set_xlabel("number of the latent unit, by KL")
+        axes.set_xlabel("latent unit, the largest KL first")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("rank of the latent unit, by KL")
+        axes.set_xlabel("rank of the latent unit, the largest KL first")
     axes.set(xlim=(0.3, len(order) + 0.7), ylabel="mean KL, nats per datum")
     axes.set_ylim(0, 1.05 * max(float(unit_kl.max()), 1e-3))
     formula = "" if encoded.q is None else f"$KL({encoded.q.replace('z|', 'z_j|')} \\,\\|\\, p(z_j))$; "
     axes.set_title(
-        f"KL from the prior of each latent unit, mean over {encoded.amount()} {source} data\n"
+        f"KL of each latent unit from its prior, mean over {encoded.amount()} {source} data\n"
         f"{formula}their sum{', the rate,' if encoded.num_sites == 1 else ''} is {float(unit_kl.sum()):.2f} nats"
     )
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -61,21 +60,28 @@ def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
 
 
 def _stems(axes: Axes, heights: Tensor, active: Tensor) -> None:
-    """A stem for each unit, with a full dot if it is active and an empty one if not: seen at a height of 0 as well."""
+    """Draw a stem for each unit; its dot is full if active."""
     size = 34 if len(heights) <= MAX_NAMED else 9
     kinds = (
         (active, ACTIVE, ACTIVE, "active: the posterior mean's variance is above 0.01"),
         (~active, INACTIVE, "white", "inactive"),
     )
-    for chosen, edge, face, words in kinds:
+    for chosen, edge, face, text in kinds:
         places, tops = (1 + chosen.nonzero()[:, 0]).tolist(), heights[chosen].tolist()
-        label = f"{len(places):,} {words}"
+        label = f"{len(places):,} {text}"
         axes.vlines(places, 0, tops, color=edge, linewidth=1.6)
         axes.scatter(places, tops, s=size, facecolor=face, edgecolor=edge, zorder=3, label=label, clip_on=False)
 
 
-def traversals(vae: Any, split: Split, unit_kl: Tensor, source: str) -> Figure:
-    """One image's posterior mean, decoded while one unit at a time runs over the prior; the units of largest KL."""
+def traversals(vae: Autoencodes, split: Split, unit_kl: Tensor, source: str) -> Figure:
+    """Decode an image's posterior mean while one unit runs over its prior.
+
+    Args:
+        vae: A model of images with independent latent units.
+        split: The images.
+        unit_kl: KL of each unit, shape ``(Z,)``, nats; the units with the largest are shown.
+        source: Name of the data, such as ``test``.
+    """
     order = by_kl(unit_kl)[:MAX_TRAVERSED]
     mean = vae.encode(like_parameters(vae, pick(split, 1))).mean[0]
     prior = vae.prior()
@@ -92,10 +98,10 @@ def traversals(vae: Any, split: Split, unit_kl: Tensor, source: str) -> Figure:
         [row + 0.5 for row in range(len(order))], [f"$z_{{{unit + 1}}}$: {unit_kl[unit]:.2f} nats" for unit in order]
     )
     axes.set_xticks([k + 0.5 for k in range(STEPS)], [f"{step:g}".replace("-", "−") for step in steps.tolist()])
-    axes.set_xlabel("value of the unit, in standard deviations of its prior around its mean")
-    which = f"{len(order)} of {len(unit_kl)} units, by KL" if len(order) < len(unit_kl) else "units by KL"
+    axes.set_xlabel("value of the unit, in standard deviations from the mean of its prior")
+    which = f"{len(order)} of {len(unit_kl)} units" if len(order) < len(unit_kl) else "all units"
     axes.set_title(
-        f"Latent traversals of one {source} image: {which}\n"
-        "mean of p(x|z), z the mean of q(z|x) save for one unit; framed: nearest to the value it has there"
+        f"Latent traversals of one {source} image: {which}, the largest KL first\n"
+        "mean of p(x|z) at the mean of q(z|x) with one unit changed; framed: nearest to the unchanged value"
     )
     return figure

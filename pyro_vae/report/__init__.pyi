@@ -1,0 +1,1 @@
+from .pictures import draw_pictures as draw_pictures
