@@ -1,60 +1,78 @@
-"""The flags of `python -m pyro_vae.evaluate`."""
+"""The flags of ``python -m pyro_vae.evaluate``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import tyro
+from pyro_vae.runs.evaluation.estimators import CHAINED, Estimation
+from pyro_vae.runs.evaluation.evaluation import Request
 
-#: How many test images the slow estimators look at where nothing is said.
+#: Test images that the slow estimators evaluate by default.
 SLOW_DATA = 100
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """The values of the command line."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders of finished runs; several on the same test data are compared."""
+    runs: tuple[Path, ...] = field(default=(), metadata={"positional": True})
+    """Folders of finished runs; runs with the same test data are compared."""
     estimator: Literal["importance", "smoothed", "prior", "refined", "annealed", "bidirectional"] = "importance"
-    """importance (draws from the guide), smoothed (the same, by Pareto-smoothed weights), prior (draws from p(z)), refined
-    (from a guide refined for each image), annealed (HMC chains), bidirectional (a bracket, on simulated images). One that
-    does not suit the model is refused, and it is said which do."""
+    """Estimator of log p(x): importance (draws from the guide), smoothed (the same with Pareto-smoothed weights), prior
+    (draws from p(z)), refined (a guide refined for each image), annealed (HMC chains) or bidirectional (bounds from both
+    sides, on simulated images)."""
     num_samples: int | None = None
-    """Importance samples for each image; default: what the run was evaluated with."""
+    """Importance samples for each image; default: as many as the run was evaluated with."""
     target_se: float | None = None
-    """Choose the samples of each image by a pilot, so that its standard error is this many nats."""
+    """Standard error to reach for each image, nats; a pilot chooses the number of samples."""
     max_samples: int = 100_000
-    """The most samples for one image with --target-se."""
+    """Largest number of samples for one image with --target-se."""
     num_data: int | None = None
-    """Only the first so many test images; default: all, and 100 for annealed, bidirectional and refined."""
+    """Evaluate only this many test images, the first ones; default: all, or 100 for annealed, bidirectional and refined."""
     num_chains: int = 16
-    """Chains for each image, annealed and bidirectional."""
+    """Chains for each image; for annealed and bidirectional."""
     num_steps: int = 500
-    """Steps of a chain."""
+    """Steps of a chain; for annealed and bidirectional."""
     start: Literal["prior", "guide"] = "guide"
-    """Where chains start."""
+    """Distribution from which chains start; for annealed and bidirectional."""
     path: Literal["sigmoid", "geometric"] = "sigmoid"
-    """How the steps of a chain are spaced."""
+    """Spacing of the steps of a chain; for annealed and bidirectional."""
     refine_steps: int = 200
-    """Steps of Adam on the guide of each image, refined."""
+    """Steps of Adam on the guide of each image; for refined."""
     dequantize: Literal["none", "uniform"] = "none"
-    """uniform: add noise to 8-bit pixels, so that a density has bits per dimension."""
+    """Add uniform noise to 8-bit pixels, so that a density has bits per dimension."""
     checks: tuple[Literal["gaps", "aggregate", "calibration", "predictive"], ...] = ()
-    """gaps (approximation and amortization, of 100 images), aggregate (mutual information, total correlation), calibration (of
-    the guide, on simulated images), predictive (does the model make such images). Each is tried on a few images first; where
-    one does not suit the model, nothing is estimated, and it is said which do."""
+    """Checks to make: gaps (approximation and amortization gap of 100 images), aggregate (mutual information and total
+    correlation), calibration (of the guide, on simulated images) and predictive (compare the data with images of the
+    model)."""
     compare: bool = True
-    """Whether several runs are compared."""
+    """Compare several runs."""
     compile: bool | None = None
-    """Whether to compile what is evaluated over and over; default: if it is long enough to repay that."""
+    """Compile what is evaluated many times; default: if the evaluation is long enough to repay it."""
     device: str = "auto"
-    """auto (a GPU where one works), cpu, cuda, cuda:N or mps."""
+    """Device: auto (a GPU if one works), cpu, cuda, cuda:N or mps."""
     threads: int | None = None
     """CPU threads; default: as many as this process may use."""
     quiet: bool = False
-    """Print nothing but errors; the figures are in summary.json."""
+    """Print only errors; the figures are in summary.json."""
     version: bool = False
-    """Print the version and leave."""
+    """Print the version and exit."""
+
+    def request(self) -> Request:
+        """The evaluation that these values ask for.
+
+        Raises:
+            ValueError: If two of them exclude each other.
+        """
+        if self.num_samples is not None and (self.target_se is not None or self.estimator in CHAINED):
+            other = "--target-se, which chooses them" if self.target_se is not None else f"--estimator {self.estimator}"
+            raise ValueError(f"num_samples: expected without {other}, got both; drop one.")
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Estimation)}
+        if self.num_samples is None:
+            del shared["num_samples"]
+        slow = self.estimator in (*CHAINED, "refined")
+        num_data = SLOW_DATA if self.num_data is None and slow else self.num_data
+        return Request(Estimation(**shared), self.num_samples, num_data, self.dequantize, self.checks)

@@ -1,240 +1,208 @@
-"""The command-line parser: flags from dataclasses, and their help."""
+"""The command-line parser: argparse, built from the fields of dataclasses.
+
+Each field is a flag: its type says how a value is read, and the string below it is the help. A field that holds a
+dataclass is a group of flags.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ast
-import contextlib
 import dataclasses
 import difflib
-import functools
 import inspect
-import io
 import itertools
 import re
 import textwrap
+import types
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, TypeVar
 
-import tyro
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
-    StructConstructorSpec,
-    StructFieldSpec,
-    StructTypeInfo,
-)
+from pyro_vae.lookup import unknown
 
-from pyro_vae.cli.terminal import T
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-#: The rules by which tyro reads and shows them.
-REGISTRY = ConstructorRegistry()
+T = TypeVar("T", bound="DataclassInstance")
+
+#: How help and errors name the types of values.
+METAVARS = {int: "N", float: "X", str: "WORD", Path: "PATH"}
+NOUNS = {int: "a whole number", float: "a number", str: "a word", Path: "a path"}
 
 
-@REGISTRY.struct_rule
-def _group(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """The fields of a dataclass, with the string below each as its help."""
-    if not (isinstance(info.type, type) and dataclasses.is_dataclass(info.type)):
-        return None
-    hints, helps = typing.get_type_hints(info.type, include_extras=True), _help_texts(info.type)
-    fields = []
-    for f in dataclasses.fields(info.type):
-        default = getattr(info.default, f.name, f.default)
-        if default is dataclasses.MISSING:
-            default = tyro.MISSING if f.default_factory is dataclasses.MISSING else f.default_factory()
-        text, said = _split_default(helps.get(f.name, ""))
-        shown = tyro.conf.arg(
-            metavar=_several(hints[f.name]), help_behavior_hint=functools.partial(_default_hint, said)
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` of dataclasses that raises ``ValueError`` for what it cannot read.
+
+    Args:
+        default: A dataclass; its values are the defaults that ``--help`` shows.
+        prog: The command, as it is typed.
+        description: The text of ``--help`` above the flags.
+        names: Known names by field, for each ``{names}`` in a help text.
+    """
+
+    def __init__(
+        self, default: DataclassInstance, prog: str, description: str | None, names: Mapping[str, Iterable[str]]
+    ) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            prog, description=description, formatter_class=formatter, allow_abbrev=False, exit_on_error=False, add_help=False
+        )  # fmt: skip
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # -1e-3 is a value, too
+        self.add_argument(
+            "-h", "--help", action="store_true", default=argparse.SUPPRESS, help="Print this help and exit."
         )
-        typ: Any = Annotated[hints[f.name], shown]
-        fields.append(StructFieldSpec(name=f.name, type=typ, default=default, helptext=text or None))
-    return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+        self.flags = ["--help"]
+        self.usage = " ".join([prog, "[-h] [OPTIONS]", *self._add_fields(self.add_argument, default, names)])
 
+    def _add_fields(
+        self, add: Callable[..., argparse.Action], default: DataclassInstance, names: Mapping[str, Iterable[str]]
+    ) -> Iterator[str]:
+        """Add a flag for each field; yield the usage of positional arguments."""
+        hints, helps = typing.get_type_hints(type(default)), _help_texts(type(default))
+        for field in dataclasses.fields(default):
+            value, name = getattr(default, field.name), field.name
+            if _is_group(value):
+                group = self.add_argument_group(f"{field.metadata.get('group', name)} options", inspect.getdoc(value))
+                yield from self._add_fields(group.add_argument, value, names)
+                continue
+            text = _with_default(helps.get(name, "").replace("{names}", ", ".join(names.get(name, ()))), value)
+            options = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS} | _reading(hints[name])
+            if field.metadata.get("positional"):
+                add(name, **options)
+                yield f"{options['metavar']} ..."
+            else:
+                self.flags += add(f"--{name.replace('_', '-')}", dest=name, **options).option_strings
 
-def _help_texts(cls: type) -> dict[str, str]:
-    """The strings below the fields of a dataclass; none where its source is not there."""
-    try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    except (OSError, TypeError):
-        return {}
-    return {
-        field.target.id: " ".join(below.value.value.split())
-        for field, below in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
-    }
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse has to say, in one sentence."""
+        raise ValueError(message if message.endswith(("?", ".")) else f"{message}; see --help.")
 
+    def read(self, words: Sequence[str]) -> dict[str, Any]:
+        """Read the words of a command line.
 
-def _split_default(text: str) -> tuple[str, str]:
-    """What a help says of a flag, and of what its absence stands for: ``"Folder; default: a new one."``."""
-    found = re.fullmatch(r"(.*); default: (.*)\.", text, re.DOTALL)
-    return (f"{found[1]}.", found[2]) if found else (text, "none")
+        Returns:
+            The values of the fields that the words set, and ``help`` if it was asked for.
 
-
-def _default_hint(said: str, default: str) -> str:
-    words = {"True": "yes", "False": "no", "None": said, "": said, "''": said}.get(default, default)
-    return f"(default: {words})"
-
-
-def _several(hint: Any) -> str | None:
-    """How a flag's values are shown where there may be any number of them."""
-    while typing.get_origin(hint) is Annotated:
-        hint = typing.get_args(hint)[0]
-    if typing.get_origin(hint) is not tuple:
-        return None
-    kind = typing.get_args(hint)[0]
-    if typing.get_origin(kind) is typing.Literal:
-        return f"{{{','.join(typing.get_args(kind))}}} ..."
-    return {int: "N ...", float: "X ...", str: "WORD ..."}.get(kind, "PATH ...")
-
-
-@REGISTRY.primitive_rule
-def _value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    if info.type is int:
-        return _spec(int, "N", "a whole number")
-    if info.type is float:
-        return _spec(float, "X", "a number")
-    if info.type is str:
-        return _spec(str, "WORD", "a word")
-    return None
-
-
-def _spec(make: type[Any], metavar: str, expected: str) -> PrimitiveConstructorSpec[Any]:
-    def read(words: list[str]) -> Any:
+        Raises:
+            ValueError: If a flag is unknown, or its value is not of the right type.
+        """
+        words = [re.sub(r"^--[^=]*", lambda flag: flag[0].replace("_", "-"), word) for word in words]
         try:
-            return make(words[0])
-        except ValueError:
-            raise ValueError(f"expected {expected}, got {words[0]!r}") from None
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, make) or (make is float and isinstance(value, int)),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-@REGISTRY.primitive_rule
-def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """``X | None`` is read and shown as X is; the word None stands for none."""
-    options = [t for t in typing.get_args(info.type) if t is not type(None)]
-    if options == [bool]:
-        return _yes_or_no()
-    if len(options) != 1 or type(None) not in typing.get_args(info.type):
-        return None
-    inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(options[0], info.markers))
-    if not isinstance(inner, PrimitiveConstructorSpec):
-        return None
-    return dataclasses.replace(
-        inner,
-        instance_from_str=lambda words: None if words == ["None"] else inner.instance_from_str(words),
-        is_instance=lambda value: value is None or inner.is_instance(value),
-        str_from_instance=lambda value: ["None"] if value is None else inner.str_from_instance(value),
-    )
+            found, rest = self.parse_known_intermixed_args(words)
+        except argparse.ArgumentError as error:
+            self.error(f"{error.argument_name}: {error.message}")
+        for word in (word for word in rest if word != "--"):
+            flag = word.partition("=")[0]
+            near = difflib.get_close_matches(flag, self.flags, n=1)
+            if not flag.startswith("-"):
+                self.error(f"unexpected word {word!r}: expected flags and their values")
+            hint = f"did you mean {near[0]}?" if near else "leave it out."
+            self.error(f"unrecognized flag {flag}: expected one of those that --help shows; {hint}")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
 
 
-def _yes_or_no() -> PrimitiveConstructorSpec[Any]:
-    """A flag whose absence is neither yes nor no: ``--compile``, ``--no-compile``; see ``console.parse``."""
-    words = {"yes": True, "no": False, "None": None}
+def fill(default: T, values: Mapping[str, Any]) -> T:
+    """Replace the fields of a dataclass, and of the dataclasses in it, by the values of the same name."""
+    changes = {}
+    for field in dataclasses.fields(default):
+        value = getattr(default, field.name)
+        changes[field.name] = fill(value, values) if _is_group(value) else values.get(field.name, value)
+    return dataclasses.replace(default, **changes)
 
-    def read(given: list[str]) -> bool | None:
-        if given[0] not in words:
-            raise ValueError(f"expected yes or no, got {given[0]!r}")
-        return words[given[0]]
 
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="[=yes|no]",
-        instance_from_str=read,
-        is_instance=lambda value: value is None or isinstance(value, bool),
-        str_from_instance=lambda value: [next(word for word, meaning in words.items() if meaning is value)],
-    )
+def _is_group(value: object) -> TypeGuard[DataclassInstance]:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def parse(
-    arguments: type[T], words: Sequence[str], default: T | None = None, *, prog: str, description: str | None
+    default: T,
+    words: Sequence[str],
+    *,
+    prog: str,
+    description: str | None,
+    names: Mapping[str, Iterable[str]] = types.MappingProxyType({}),
 ) -> T:
-    """Read a command line.
+    """Read a command line, or print the help it asks for and exit.
 
     Args:
-        arguments: A dataclass of values, or of dataclasses, of which each is a group of flags.
+        default: A dataclass of values, or of dataclasses, each a group of flags; the value of flags that are not given.
         words: The words.
-        default: What flags that are not there stand for; None: the defaults of ``arguments``.
-        prog: How the command is called.
-        description: What ``--help`` says of it.
-
-    Returns:
-        The values.
+        prog: The command, as it is typed.
+        description: The text of ``--help`` above the flags.
+        names: Known names by field, for each ``{names}`` in a help text.
 
     Raises:
-        ValueError: If a flag is unknown or its value is not what it should be.
+        ValueError: If a flag is unknown, or its value is not of the right type.
     """
-    _refuse_unknown(arguments, words)
-    said = io.StringIO()
-    given: dict[str, Any] = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(said), REGISTRY:
-            return tyro.cli(
-                arguments,
-                args=_spelled_out(arguments, words),
-                prog=prog,
-                description=description,
-                config=(tyro.conf.OmitArgPrefixes,),
-                **given,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ValueError(_sentence(said.getvalue())) from None
+    parser = Parser(default, prog, description, names)
+    values = parser.read(words)
+    if values.pop("help", False):
+        parser.print_help()
+        parser.exit()
+    return fill(default, values)
 
 
-def _refuse_unknown(arguments: type, words: Sequence[str]) -> None:
-    known = ["--help", *_flags(arguments)]
-    for word in words:
-        flag = word.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and len(flag) > 2 and flag not in known and not flag.startswith("--tyro-"):
-            near = difflib.get_close_matches(flag, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "leave it out."
-            raise ValueError(f"unrecognized flag {flag}: expected one of those that --help shows; {hint}")
+def _help_texts(cls: type) -> dict[str, str]:
+    """The strings below the fields of a dataclass and its bases; none where the source is missing."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        try:
+            (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError):
+            continue
+        for field, below in itertools.pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                    texts[field.target.id] = " ".join(str(below.value.value).split())
+    return texts
 
 
-def _flags(arguments: type) -> Iterator[str]:
-    for name, hint in typing.get_type_hints(arguments).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _flags(typing.cast(type, hint))
-        else:
-            words = name.replace("_", "-")
-            yield from (f"--{words}", f"--no-{words}") if hint in (bool, bool | None) else (f"--{words}",)
+def _with_default(text: str, value: object) -> str:
+    """A help text and the default; ``"Folder; default: a new one."`` names what None, nothing or "" stands for."""
+    sentence, _, stands_for = text.partition("; default: ")
+    sentence = f"{sentence.rstrip('.')}."
+    if value in (None, "", ()):
+        return f"{sentence} (default: {stands_for.rstrip('.') or 'none'})"
+    if isinstance(value, tuple):
+        return f"{sentence} (default: {' '.join(map(str, value))})"
+    return f"{sentence} (default: {({True: 'yes', False: 'no'}[value]) if isinstance(value, bool) else value})"
 
 
-def _spelled_out(arguments: type, words: Sequence[str]) -> list[str]:
-    """``--compile`` and ``--no-compile``, where the absence of both means something else, as ``--compile=yes`` and ``=no``."""
-    three = {f"--{name.replace('_', '-')}" for name in _three_way(arguments)}
-    found = []
-    for word in words:
-        flag, no = word.replace("_", "-"), word.replace("_", "-").replace("--no-", "--", 1)
-        found.append(f"{flag}=yes" if flag in three else f"{no}=no" if no in three and no != flag else word)
-    return found
+def _reading(hint: Any) -> dict[str, Any]:
+    """The options of ``add_argument`` by which a value of this type is read."""
+    if typing.get_origin(hint) is tuple:
+        return {"nargs": "*"} | _reading(typing.get_args(hint)[0])
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    optional, kinds = type(None) in kinds, tuple(kind for kind in kinds if kind is not type(None))
+    if kinds == (bool,):
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(hint) is typing.Literal:
+        names = typing.get_args(hint)
+        return {"type": _name_reader(names), "metavar": f"{{{','.join(names)}}}"}
+    return {"type": _value_reader(kinds, optional), "metavar": "|".join(METAVARS[kind] for kind in kinds)}
 
 
-def _three_way(arguments: type) -> Iterator[str]:
-    for name, hint in typing.get_type_hints(arguments).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _three_way(typing.cast(type, hint))
-        elif hint == bool | None:
-            yield name
+def _name_reader(names: Sequence[str]) -> Callable[[str], str]:
+    def read(word: str) -> str:
+        if word not in names:
+            raise argparse.ArgumentTypeError(str(unknown("name", word, names)))
+        return word
+
+    return read
 
 
-def _sentence(text: str) -> str:
-    """What the parser says on several lines, with a title above and advice below a rule, in one sentence."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    boxed = "╭" in plain  # then the title is in the frame, else it has a rule of its own
-    lines = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
-    parts = re.split(r"\n[─-]+\n", "\n".join(lines).strip())
-    first = " ".join(parts[0 if boxed or len(parts) == 1 else 1].split())
-    first = re.sub(r"^Error parsing (.*?): ", r"\1: ", first).rstrip(".")
-    first = re.sub(r"Could not find valid parse for arguments: \[(.*)\]", r"expected numbers, got \1", first)
-    first = re.sub(r"^Missing value for argument '(.*?)'\..*", r"\1: expected a value, got none", first)
-    return f"{first}; see --help."
+def _value_reader(kinds: Sequence[type], optional: bool) -> Callable[[str], object]:
+    def read(word: str) -> object:
+        if optional and word == "None":
+            return None
+        for kind in kinds:
+            try:
+                return kind(word)
+            except ValueError:
+                continue
+        expected = " or ".join(NOUNS[kind] for kind in kinds)
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {word!r}")
+
+    return read

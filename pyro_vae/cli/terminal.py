@@ -10,14 +10,10 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import TypeVar
 
 from pyro_vae.system import devices
 
-T = TypeVar("T")
-
-
-#: ASCII for what the package and its parser print.
+#: ASCII in place of the letters that the package prints.
 ASCII = {
     "±": "+/-",
     "×": "x",
@@ -39,29 +35,26 @@ ASCII = {
     "”": '"',
     "‘": "'",
     "’": "'",
-    "│": "|",
-    **dict.fromkeys("╭╮╰╯├┤┬┴┼", "+"),
-    "─": "-",
     "█": "#",
 }
 
 
-#: What a command answers with a sentence instead of a traceback; see :func:`sentence`.
+#: Errors for which a command prints a sentence instead of a traceback, see :func:`sentence`.
 ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 
 
 def sentence(error: Exception, *others: type[Exception]) -> str:
-    """What to tell the user of an error of ``ERRORS``.
+    """Sentence for the user about an error of ``ERRORS``.
 
     Args:
-        error: An error of input, or one of the device.
-        *others: Types that stand for a mistake of ours here unless the device is to blame.
+        error: An error of the input or of the device.
+        *others: Types that mean a bug here, unless the device caused the error; as ``RuntimeError`` and ``MemoryError`` do.
 
     Raises:
-        Exception: The error itself, if it is neither.
+        Exception: The error itself, if it is a bug.
     """
-    if (meant := devices.explain(error)) is not None:
-        return meant
+    if (explanation := devices.explain(error)) is not None:
+        return explanation
     if isinstance(error, (RuntimeError, MemoryError, *others)):
         raise error
     return str(error)
@@ -69,10 +62,10 @@ def sentence(error: Exception, *others: type[Exception]) -> str:
 
 @contextlib.contextmanager
 def any_encoding() -> Iterator[None]:
-    """Inside, letters that the terminal's encoding lacks are printed in ASCII; also a decorator.
+    """Print letters that the terminal's encoding lacks in ASCII; also a decorator.
 
-    Bytes of file names that were no text come out as they were. Where whoever read the output has closed it, the process
-    ends without a traceback, by the code of a broken pipe.
+    Bytes of file names that are not text are printed unchanged. If the reader of the output closes it, the process ends
+    without a traceback and with the exit code of a broken pipe.
     """
     codecs.register_error("pyro_vae.ascii", _in_ascii)
     with contextlib.ExitStack() as after:
@@ -92,12 +85,12 @@ def any_encoding() -> Iterator[None]:
             sys.exit(1)
 
 
-#: The exit code of a process that writes into a closed pipe, 128 + SIGPIPE.
+#: Exit code of a process that writes into a closed pipe, 128 + SIGPIPE.
 BROKEN_PIPE = 141
 
 
 def _drop_output() -> None:
-    """Send what is still to be printed nowhere, so that Python does not fail once more when it ends."""
+    """Discard the output that is still buffered, so that Python does not fail again when it ends."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -114,6 +107,6 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def versions() -> str:
-    """What ``--version`` prints: the package's, and those on which its figures rest."""
+    """Text of ``--version``: the versions of the package, Python, torch and Pyro."""
     python = ".".join(map(str, sys.version_info[:3]))
     return f"pyro_vae {version('pyro-vae')} (Python {python}, torch {version('torch')}, Pyro {version('pyro-ppl')})"

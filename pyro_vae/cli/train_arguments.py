@@ -1,124 +1,185 @@
-"""The command line of ``python -m pyro_vae.train``: its flags, over the configuration of a run, a file or a model."""
+"""The flags of ``python -m pyro_vae.train``, on top of a model's defaults, a file or the run to resume."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from pyro_vae.cli import parser
+from pyro_vae.cli.parser import Parser, fill
+from pyro_vae.data.binarization import BINARIZE
 from pyro_vae.data.files.open import is_path
 from pyro_vae.data.named.registry import NAMED
-from pyro_vae.models.registry import model_settings
+from pyro_vae.distributions import LIKELIHOODS
+from pyro_vae.inference.objectives.registry import OBJECTIVES
+from pyro_vae.inference.svi.precision import PRECISIONS
+from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS
+from pyro_vae.models.registry import MODELS, model_settings
+from pyro_vae.networks.mlp import ACTIVATIONS
 from pyro_vae.runs import sweep
 from pyro_vae.runs.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pyro_vae.runs.directory import RunDirectory, resuming
+from pyro_vae.schedules import RAMPS
 
-#: What may differ between a run and its continuation.
+#: Keys in which a resumed run may differ from the run as it began.
 FREE = frozenset(
     {"epochs", "patience", "num_samples", "num_workers", "data_dir", "download", "check_every", "compile_draws"}
 )
 
-#: What sets the weight of the KL, in place of the one that a model wants.
-SETS_BETA = frozenset({"--beta-sweep", "--capacity", "--target-rate"})
+#: Flags that set the weight of the KL, in place of a model's default.
+SETS_BETA = frozenset({"beta_sweep", "capacity", "target_rate"})
+
+#: The names that a flag takes, from the registries.
+NAMES: dict[str, Iterable[str]] = {
+    "dataset": NAMED,
+    "binarize": BINARIZE,
+    "model": MODELS,
+    "likelihood": LIKELIHOODS,
+    "activation": ACTIVATIONS,
+    "elbo": OBJECTIVES,
+    "optimizer": OPTIMIZERS,
+    "lr_schedule": LR_SCHEDULES,
+    "anneal": RAMPS,
+    "precision": PRECISIONS,
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the command runs; not a part of what the run is."""
+    """The command itself: where it writes, computes and prints."""
 
     run_dir: Path | None = None
     """Folder for the run's files; default: a new one under runs/."""
     config: Path | None = None
-    """Settings to begin with, as in the config.json of a run; other flags go before it."""
+    """JSON file with settings, such as the config.json of a run; other flags override it."""
     beta_sweep: tuple[float, ...] = ()
-    """Train once for each of these weights of the KL, and draw the rate-distortion curve; the same command again goes on with
-    a sweep that was interrupted."""
+    """Train once for each of these KL weights and draw the rate-distortion curve; the same command again resumes an
+    interrupted sweep."""
     resume: Path | None = None
-    """Go on with this run; --epochs is the total."""
+    """Folder of a run to resume; --epochs is the total."""
     overwrite: bool = False
-    """Whether to replace the run that --run-dir holds."""
+    """Replace the run in --run-dir."""
     device: str = "auto"
-    """auto (a GPU where one works), cpu, cuda, cuda:N or mps."""
+    """Device: auto (a GPU if one works), cpu, cuda, cuda:N or mps."""
     threads: int | None = None
     """CPU threads; default: as many as this process may use."""
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print only errors."""
     version: bool = False
-    """Print the version and leave."""
+    """Print the version and exit."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """The values of the command line, by group."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    train: Annotated[TrainConfig, tyro.conf.arg(name="training")] = field(default_factory=TrainConfig)
-    evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="evaluation")] = field(default_factory=EvaluateConfig)
+    train: TrainConfig = field(default_factory=TrainConfig, metadata={"group": "training"})
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata={"group": "evaluation"})
     run: Options = field(default_factory=Options)
 
 
-def parse(argv: Sequence[str], description: str | None = None) -> tuple[Config, Options, dict[str, Any] | None]:
-    """Read the command line; with ``--resume``, over the configuration of that run.
+def read(words: Sequence[str], description: str | None = None) -> dict[str, Any]:
+    """Read the flags, or print the help they ask for and exit.
 
     Args:
-        argv: Its words.
-        description: What ``--help`` says of the command.
+        words: The words of the command line.
+        description: The text of ``--help`` above the flags.
 
     Returns:
-        The configuration, the options, and the checkpoint to go on from or None.
+        The values of the flags that are given, by field.
 
     Raises:
-        ValueError: If the run to be resumed cannot be read, or something else than ``FREE`` differs from it.
+        ValueError: If a flag is unknown, or its value is not of the right type.
     """
-    checkpoint = None
-    default = Arguments()
-    folder, settings, model = (value_of(flag, argv) for flag in ("--resume", "--config", "--model"))
-    if folder is not None and settings is not None:
+    given = _parser(Arguments(), description).read(words)
+    if given.pop("help", False):
+        _parser(_model_defaults(given), description).print_help()
+        sys.exit(0)
+    return given
+
+
+def _parser(default: Arguments, description: str | None) -> Parser:
+    return Parser(default, "python -m pyro_vae.train", description, NAMES)
+
+
+def complete(given: dict[str, Any]) -> tuple[Config, Options, dict[str, Any] | None]:
+    """Complete the flags by the run to resume, the file, or the defaults of the model.
+
+    Args:
+        given: The flags, see :func:`read`.
+
+    Returns:
+        The configuration, the options, and the checkpoint to resume from or None.
+
+    Raises:
+        ValueError: If the run or file cannot be read, or a resumed run is changed in other keys than ``FREE``.
+    """
+    folder, file, checkpoint = given.get("resume"), given.get("config"), None
+    if folder is not None and file is not None:
         raise ValueError(
             "--config: expected without --resume, which takes the settings of that run, got both; drop one."
         )
-    if settings is not None:
-        given = Config.read(settings)
-        default = Arguments(given.data, given.model, given.train, given.evaluate)
     if folder is not None:
         checkpoint, before = RunDirectory(folder).begun()
-        default = Arguments(before.data, before.model, before.train, before.evaluate)
-    flags = {word.partition("=")[0].replace("_", "-") for word in argv}
-    sweeping = "--beta-sweep" in flags
-    if folder is None and settings is None and model is not None:
-        default = _wanted(str(model), ("beta",) if flags & SETS_BETA else ())
-    args = parser.parse(Arguments, argv, default, prog="python -m pyro_vae.train", description=description)
+        default = _arguments(before)
+    else:
+        default = _model_defaults(given) if file is None else _arguments(Config.read(file))
+    args = fill(default, given)
     evaluate = args.evaluate
-    if evaluate.compile_draws is None and "--no-compile" in flags:
+    if evaluate.compile_draws is None and given.get("compile") is False:
         evaluate = dataclasses.replace(evaluate, compile_draws=False)
     config = Config(_located(args.data), args.model, args.train, evaluate)
-    if sweeping and not args.run.beta_sweep:
+    if given.get("beta_sweep") == ():
         sweep.check((), config)
-    if folder is not None and (changed := config.differences(before, FREE | _moved(config, before))):
+    if folder is not None:
+        check_resumed(config, before, folder)
+    return config, args.run, checkpoint
+
+
+def parse(words: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
+    """:func:`read` and :func:`complete` a command line."""
+    return complete(read(words))
+
+
+def check_resumed(config: Config, before: Config, folder: Path) -> None:
+    """Refuse to resume a run with another configuration.
+
+    A file or folder of data may have moved: it is compared when it is read.
+
+    Raises:
+        ValueError: If something else than ``FREE`` differs.
+    """
+    named = {config.data.dataset, before.data.dataset} & NAMED.keys()
+    if changed := config.differences(before, FREE if named else FREE | {"dataset"}):
         raise ValueError(
             f"{resuming(folder)}: expected the configuration of that run, got {', '.join(changed)}; leave these flags out, or "
             "start a new run."
         )
-    return config, args.run, checkpoint
 
 
-def _wanted(model: str, besides: Sequence[str]) -> Arguments:
-    """What flags that are not there stand for with a model that has ``defaults``, but for some."""
-    wanted = {name: value for name, value in model_settings(model).items() if name not in besides}
+def _arguments(config: Config) -> Arguments:
+    return Arguments(config.data, config.model, config.train, config.evaluate)
+
+
+def _model_defaults(given: dict[str, Any]) -> Arguments:
+    """The defaults of the flags with the model that is given."""
+    model = given.get("model", ModelConfig.model)
+    defaults = model_settings(model)
+    if SETS_BETA & given.keys():
+        defaults.pop("beta", None)
     data, training = (
-        {f.name: wanted.pop(f.name) for f in dataclasses.fields(section) if f.name in wanted}
+        {f.name: defaults.pop(f.name) for f in dataclasses.fields(section) if f.name in defaults}
         for section in (DataConfig, TrainConfig)
     )
-    if wanted:
+    if defaults:
         raise ValueError(
-            f"model {model}: expected `defaults` for flags of the data and of training, got {next(iter(wanted))!r}; correct "
+            f"model {model}: expected `defaults` for flags of the data and of training, got {next(iter(defaults))!r}; correct "
             "the class."
         )
     try:
@@ -128,28 +189,11 @@ def _wanted(model: str, besides: Sequence[str]) -> Arguments:
     return Arguments(data=DataConfig(**data), train=TrainConfig(**training))
 
 
-def _moved(config: Config, before: Config) -> frozenset[str]:
-    """A file or folder may be at another place than it was; whether it is still the same is seen when it is read."""
-    named = {config.data.dataset, before.data.dataset} & NAMED.keys()
-    return frozenset() if named else frozenset({"dataset"})
-
-
 def _located(data: DataConfig) -> DataConfig:
-    """With absolute paths, so that the run can be resumed and evaluated from another folder."""
+    """The same data with absolute paths, so that a run can be resumed and evaluated from another folder."""
     path = data.dataset not in NAMED and is_path(data.dataset)
     return dataclasses.replace(
         data,
         dataset=os.path.abspath(Path(data.dataset).expanduser()) if path else data.dataset,
         data_dir=str(Path(data.data_dir).expanduser().resolve()) if data.data_dir else data.data_dir,
     )
-
-
-def value_of(flag: str, argv: Sequence[str]) -> Path | None:
-    """The path after the last ``flag``, which is the one that counts: it is needed before the rest can be read."""
-    value = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == flag and following and not following.startswith("--"):
-            value = Path(following)
-        elif word.startswith(f"{flag}="):
-            value = Path(word.removeprefix(f"{flag}="))
-    return value

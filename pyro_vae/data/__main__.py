@@ -1,4 +1,4 @@
-"""Fetch named data sets, so that they are there where there is no network, and say where they are.
+"""Fetch named data sets, for use without a network, and print where they are.
 
 Examples:
   python -m pyro_vae.data mnist fashion-mnist
@@ -9,29 +9,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
-import tyro
-
-from pyro_vae.cli import parser, terminal
+from pyro_vae.cli import command, parser
 from pyro_vae.data.loading import data_folders
 from pyro_vae.data.named.fileset import FileSet
 from pyro_vae.data.named.registry import NAMED
 from pyro_vae.data.source import Parts, Request
 from pyro_vae.lookup import lookup
+from pyro_vae.system.signals import Signals
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """The values of the command line."""
 
-    names: tyro.conf.Positional[tuple[str, ...]]
-    """Names of data sets."""
+    names: tuple[str, ...] = field(default=(), metadata={"positional": True})
+    """Names of data sets: {names}."""
     data_dir: str | None = None
-    """Folder with (or for) the files, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
+    """Folder of the files, or for them, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
 
 
-@terminal.any_encoding()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -39,36 +38,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words of the command line; None: those of the process.
 
     Returns:
-        The exit code: 0, or 2 if a name is unknown or a set cannot be had; the others are fetched all the same.
+        The exit code: 0, or 2 if a name is unknown or a set is unavailable; the other sets are fetched anyway.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if "--version" in argv:
-        print(terminal.versions())
-        return 0
-    code = 0
-    try:
-        args = parser.parse(Arguments, argv, prog="python -m pyro_vae.data", description=__doc__)
+    return command.run("pyro_vae.data", _fetch, argv, "before all data sets were fetched.")
+
+
+def _fetch(words: Sequence[str], _signals: Signals, _held: ExitStack) -> int:
+    with command.input_errors():
+        prog = "python -m pyro_vae.data"
+        args = parser.parse(Arguments(), words, prog=prog, description=__doc__, names={"names": NAMED})
         if not args.names:
             raise ValueError(f"names: expected at least one of {', '.join(NAMED)}, got none.")
         for name in args.names:
             lookup("data set", name, NAMED)
+        code = 0
         for name in args.names:
             try:
-                print(_found(name, Request(data_folders(args.data_dir))), flush=True)
+                print(_describe(name, Request(data_folders(args.data_dir))), flush=True)
             except ValueError as error:
-                code = _complain(error)
-    except (ValueError, TypeError, OSError) as error:
-        code = _complain(error)
+                print(f"pyro_vae.data: error: {error}", file=sys.stderr)
+                code = 2
     return code
 
 
-def _complain(error: Exception) -> int:
-    print(f"pyro_vae.data: error: {error}", file=sys.stderr)
-    return 2
-
-
-def _found(name: str, request: Request) -> str:
-    """A set in one line."""
+def _describe(name: str, request: Request) -> str:
+    """Sizes and place of a data set, in one line."""
     source = NAMED[name]
     if not isinstance(source, FileSet):
         return f"{name}: {_sizes(source(request))}; needs no files"

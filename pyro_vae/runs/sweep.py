@@ -1,30 +1,77 @@
-"""The rate-distortion curve of one architecture: a run for each weight of the KL, one table and one plot."""
+"""Rate-distortion curve of one architecture: a run for each KL weight, one table and one plot."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pyro_vae import parallel
 from pyro_vae.models.registry import model_class
+from pyro_vae.runs import pipeline
 from pyro_vae.runs.config import Config
-from pyro_vae.system.files import write_atomically
+from pyro_vae.runs.directory import RunDirectory, run_name
+from pyro_vae.runs.progress import Console
+from pyro_vae.system.files import fresh, made, write_atomically
 
 TABLE, PICTURE = "sweep.csv", "sweep.png"
 COLUMNS = ("beta", "rate", "distortion", "elbo", "elbo_std_error", "log_px", "log_px_std_error", "active_units", "run")
+
+
+def run(
+    betas: Sequence[float],
+    config: Config,
+    folder: Path | None,
+    overwrite: bool,
+    console: Console,
+    train: Callable[[Config, Path], None],
+) -> None:
+    """Train a run for each weight, each in a folder of its own, then write the table and the plot.
+
+    Args:
+        betas: The weights.
+        config: The configuration of each run, but for the weight.
+        folder: The folder of the sweep; None: a new one in ``runs``.
+        overwrite: Train runs that are finished again.
+        console: Prints the table.
+        train: Trains the run of a configuration in a folder, or resumes it there.
+
+    Raises:
+        ValueError: See :func:`check` and :func:`check_folder`; or if there are several processes.
+    """
+    if (size := parallel.world().size) > 1:
+        raise ValueError(
+            f"--beta-sweep: expected one process, got {size}; train each weight by a command of its own, with --beta."
+        )
+    check(betas, config)
+    for beta in (min(betas), max(betas)):  # refuse bad input before anything is written
+        plan = pipeline.prepare(with_beta(config, beta), torch.device("cpu"))
+    training = dataclasses.replace(config.train, elbo=plan.config.train.elbo)
+    config = dataclasses.replace(plan.config, train=training)  # the config.json of each run, but for beta
+    name, rows = run_name(config), []
+    with fresh(Path("runs"), f"{name}-sweep") if folder is None else made(folder) as folder:
+        check_folder(folder)
+        for beta in sorted(betas):
+            path = folder / name_of(beta)
+            if overwrite or not finished(path, with_beta(config, beta)):
+                train(with_beta(config, beta), path)
+            rows.append(row_of(beta, RunDirectory(path).read_json("summary.json"), path.name))
+        write(folder, rows, f"Rate and distortion: {name}")
+        console.line(f"{table(rows)}\n{folder}: {TABLE}, {PICTURE}")
 
 
 def check(betas: Sequence[float], config: Config) -> None:
     """Refuse weights that make no curve.
 
     Raises:
-        ValueError: If there are fewer than two, one is not a finite number of at least 0, one is there twice, or ``beta`` is
-            set beside them.
+        ValueError: If there are fewer than two, one is repeated, negative or not finite, the model has no bound, or ``beta``
+            is set too.
     """
     if len(betas) < 2 or len(set(betas)) < len(betas):
         raise ValueError(
@@ -44,12 +91,12 @@ def check(betas: Sequence[float], config: Config) -> None:
 
 
 def name_of(beta: float) -> str:
-    """Name of the folder of one weight: letters, digits and hyphens."""
+    """Folder name of one weight, of letters, digits and hyphens."""
     return f"beta-{beta:g}".replace(".", "-").replace("+", "")
 
 
 def with_beta(config: Config, beta: float) -> Config:
-    """The same run under another weight."""
+    """The same run with another weight."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, beta=beta))
 
 
@@ -63,31 +110,30 @@ def check_folder(folder: Path) -> None:
     strange = [name for name in names if not name.startswith("beta-") and name not in (TABLE, PICTURE)]
     if strange:
         raise ValueError(
-            f"run directory {folder}: expected a new folder or that of a sweep, got one with {strange[0]} in it; take another "
+            f"run directory {folder}: expected a new folder or that of a sweep, got one that holds {strange[0]}; take another "
             "--run-dir."
         )
 
 
-def finished(folder: Path, config: Config) -> dict[str, Any] | None:
-    """The summary of a run that is finished, or None.
+def finished(folder: Path, config: Config) -> bool:
+    """Return True if the folder holds the finished run of this configuration.
 
     Raises:
-        ValueError: If it is that of another configuration.
+        ValueError: If it holds that of another configuration.
     """
-    path = folder / "summary.json"
-    if not path.is_file():
-        return None
-    chosen = frozenset({"compile"} if config.train.compile is None else ())  # when the run began, and kept with it
+    if not (folder / "summary.json").is_file():
+        return False
+    chosen = frozenset({"compile"} if config.train.compile is None else ())  # the run chose it when it began
     if changed := config.differences(Config.read(folder / "config.json"), chosen):
         raise ValueError(
             f"run directory {folder}: expected a run of this sweep, got one with {', '.join(changed)}; take another "
             "--run-dir, or --overwrite it."
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return True
 
 
 def row_of(beta: float, summary: dict[str, Any], run: str) -> dict[str, Any]:
-    """A row of the table, from the summary of a run: bounds are the true ones, nats per datum."""
+    """Row of the table: the figures of a run's summary, at beta = 1, nats per datum."""
     test = summary["test"]
     return {
         "beta": beta,
@@ -103,7 +149,7 @@ def row_of(beta: float, summary: dict[str, Any], run: str) -> dict[str, Any]:
 
 
 def write(folder: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Write table and plot, each whole."""
+    """Write the table and the plot."""
     from pyro_vae.report.figures.sweep import rate_distortion
     from pyro_vae.report.pictures import write_figure
 
@@ -116,7 +162,7 @@ def write(folder: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The curve as lines for the terminal."""
+    """Table of the curve for the terminal."""
     head = "     beta       rate   distortion         ELBO     log p(x)   active units"
     unit = "                nats         nats         nats         nats"
     lines = [

@@ -6,29 +6,44 @@ the exact values of a linear-Gaussian VAE.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from pyro_vae.cli import command, parser
+from pyro_vae.system.signals import Signals
 
 
-def main(words: list[str] | None = None) -> int:
-    """Test objectives and estimators against exact values, checks against faults.
+@dataclass(frozen=True)
+class Arguments:
+    """The values of the command line."""
+
+    samples: int = 512
+    """Simulated pairs of each check, and draws of each estimate."""
+    seed: int = 0
+    """Seed of the draws."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
 
     Args:
-        words: The command-line arguments; None: ``sys.argv``.
+        argv: The words of the command line; None: those of the process.
 
     Returns:
-        0 if every figure agrees with its exact value within its error, the sound model passes, and each law catches its
-        fault; else 1.
+        The exit code: 0 if each figure is as near to the exact one as its error allows, the sound model passes and each
+        fault is caught by its law; 1 if not; 2 for bad input.
     """
-    parser = argparse.ArgumentParser(prog="python -m pyro_vae.testing", description=main.__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument(
-        "--samples", type=int, default=512, help="simulated pairs of each check, draws of each estimate (default: 512)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
-    options = parser.parse_args(words)
-    if options.samples < 100:
-        parser.error(f"--samples: expected at least 100, got {options.samples}")
-    return int(_figures(options.samples, options.seed) + _faults(options.samples, options.seed) > 0)
+    return command.run("pyro_vae.testing", _test, argv, "before the last check.")
+
+
+def _test(words: Sequence[str], _signals: Signals, _held: ExitStack) -> int:
+    with command.input_errors():
+        args = parser.parse(Arguments(), words, prog="python -m pyro_vae.testing", description=__doc__)
+        if args.samples < 100:
+            raise ValueError(f"--samples: expected at least 100, got {args.samples}.")
+    return int(_figures(args.samples, args.seed) + _faults(args.samples, args.seed) > 0)
 
 
 def _figures(samples: int, seed: int) -> int:

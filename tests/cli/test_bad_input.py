@@ -485,7 +485,7 @@ BAD = [
     ("--epochs 1.5", "epochs", "1.5"),
     ("--no-such-flag 3", "--no-such-flag", "unrecognized"),
     ("--latent-dims 3", "--latent-dims", "did you mean --latent-dim?"),
-    ("--resume", "--resume", "got none"),
+    ("--resume", "--resume", "expected one argument"),
 ]
 
 

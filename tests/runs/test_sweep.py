@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pyro_vae import report, train
+from pyro_vae.cli import training_session
 from pyro_vae.report.figures.sweep import rate_distortion
 from pyro_vae.runs.sweep import COLUMNS, name_of
 
@@ -61,8 +62,10 @@ def test_the_same_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     (tmp_path / "s" / "sweep.csv").unlink()
     kept = (tmp_path / "s" / "beta-0-5" / "summary.json").stat().st_mtime_ns
     begun = []
-    run = train._run
-    monkeypatch.setattr(train, "_run", lambda prepared, *rest: (begun.append(prepared), run(prepared, *rest))[1])
+    describe = training_session.describe
+    monkeypatch.setattr(
+        training_session, "describe", lambda prepared, *rest: (begun.append(prepared), describe(prepared, *rest))[1]
+    )
     assert sweep(tmp_path / "s", *words) == 0
     assert [(p.config.train.beta, p.resume is not None) for p in begun] == [(2.0, True)]
     assert (tmp_path / "s" / "beta-0-5" / "summary.json").stat().st_mtime_ns == kept
@@ -77,7 +80,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         ("--beta-sweep", "at least two different weights, such as 0.1 0.5 1 2 4 8, got none"),
         ("--beta_sweep --seed 3", "at least two different weights, such as 0.1 0.5 1 2 4 8, got none"),
         ("--beta-sweep 1", "at least two different weights, such as 0.1 0.5 1 2 4 8, got 1"),
-        ("--beta-sweep 1 x", "--beta-sweep: expected numbers, got '1', 'x'"),
+        ("--beta-sweep 1 x", "--beta-sweep: expected a number, got 'x'"),
         ("--beta-sweep 1 1", "at least two different weights"),
         ("--beta-sweep 1 -2", "got -2"),
         ("--beta-sweep 1 nan", "got nan"),

@@ -1,0 +1,135 @@
+"""A training run of the command: claims the folder, trains, and reports how the run ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyro_vae import parallel
+from pyro_vae.cli import terminal
+from pyro_vae.cli.command import Exit, input_errors
+from pyro_vae.cli.train_arguments import Options
+from pyro_vae.inference.svi.non_finite import NonFiniteLossError
+from pyro_vae.inference.training.history import History
+from pyro_vae.runs import pipeline
+from pyro_vae.runs.build import Plan
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.description import describe
+from pyro_vae.runs.directory import RunDirectory, resuming, run_name
+from pyro_vae.runs.progress import Console
+from pyro_vae.system.signals import Interrupted, Signals, signal_of
+
+
+@dataclass(frozen=True)
+class Session:
+    """Settings that all runs of one command share.
+
+    Attributes:
+        device: The device.
+        device_text: Its description.
+        console: Prints lines and progress bars.
+        signals: Signals, with which training waits for the end of a step.
+    """
+
+    device: torch.device
+    device_text: str
+    console: Console
+    signals: Signals
+
+    def run(self, config: Config, options: Options, checkpoint: dict[str, Any] | None = None) -> None:
+        """Train, evaluate and draw one run.
+
+        Args:
+            config: The configuration.
+            options: Names the folder of the run.
+            checkpoint: The checkpoint to resume from.
+
+        Raises:
+            Exit: If the input is wrong, training fails, or a signal stops it.
+        """
+        with ExitStack() as held:
+            with input_errors():
+                with parallel.shared_errors():
+                    plan = pipeline.prepare(config, self.device, checkpoint)
+                directory = _shared_directory(plan, options, held)
+            self.console.line(describe(plan, f"{self.device_text}{parallel.world()}"))
+            self._train(plan, directory)
+
+    def _train(self, plan: Plan, directory: RunDirectory) -> None:
+        history = None
+        try:
+            with self.signals.waiting():
+                history, seconds = pipeline.train(plan, directory, self.console, self.signals)
+                pipeline.load_libraries()  # an import that is broken off could leave a library half loaded
+            if (caught := parallel.first_given(self.signals.caught)) is not None:
+                raise Interrupted(caught)
+            pipeline.finish(plan, history, directory, seconds, self.console)
+        except KeyboardInterrupt as stop:
+            number = signal_of(stop)
+            raise Exit(f"stopped by {number.name} {_where(history, directory)}", 128 + number) from None
+        except BrokenPipeError:
+            print(f"pyro_vae.train: the reader of the output has closed it. {_kept(directory)}", file=sys.stderr)
+            raise
+        except (NonFiniteLossError, parallel.JobError) as error:
+            raise Exit(f"{error} {_kept(directory)}", 1) from None
+        except OSError as error:
+            raise Exit(f"error: the run's files cannot be written: {error}. {_kept(directory)}", 2) from None
+        except (RuntimeError, TypeError, MemoryError) as error:
+            text = terminal.sentence(error, TypeError)
+            raise Exit(f"error: {text} {_kept(directory)}", 1 if _has_checkpoint(directory) else 2) from None
+
+
+def _shared_directory(plan: Plan, options: Options, held: ExitStack) -> RunDirectory:
+    """The run's folder: the main process claims it and tells the others."""
+    claimed = None
+    with parallel.shared_errors():
+        if parallel.world().is_main:
+            claimed = held.enter_context(_directory(plan, options))
+    directory = parallel.all_gather(claimed)[0]
+    assert directory is not None  # rank 0 has claimed it
+    return dataclasses.replace(directory, writes=parallel.world().is_main)
+
+
+@contextmanager
+def _directory(plan: Plan, options: Options) -> Iterator[RunDirectory]:
+    if options.resume is None:
+        name, needed = run_name(plan.config), plan.disk_bytes
+        with RunDirectory.claim(options.run_dir, name, options.overwrite, needed) as directory:
+            yield directory
+        return
+    if options.run_dir is not None or options.overwrite:
+        flag = "--overwrite" if options.overwrite else "--run-dir"
+        raise ValueError(
+            f"{flag}: expected without --resume, which writes to the run's own folder, got both; drop one."
+        )
+    directory = RunDirectory(options.resume)
+    directory.reopen(plan.disk_bytes)
+    yield directory
+
+
+def _where(history: History | None, directory: RunDirectory) -> str:
+    """Where a signal stopped the run, and what is saved."""
+    resume = resuming(directory.path)
+    if history is None:
+        return f"at once. {_kept(directory)}" + ("" if _has_checkpoint(directory) else f" {resume} begins again.")
+    if history.stopped_by != "interrupted":
+        return f"after training: all of it is saved; for figures and pictures go on with {resume}"
+    whole = history.rows[-1]["step"] if history.rows else 0
+    where = f"after epoch {len(history)}" if history.steps == whole else f"in epoch {len(history) + 1}"
+    return f"{where}, step {history.steps}: saved; go on with {resume}"
+
+
+def _kept(directory: RunDirectory) -> str:
+    if not _has_checkpoint(directory):
+        return f"No epoch was finished; there is no checkpoint in {directory.path}."
+    return f"The last checkpoint is kept: go on with {resuming(directory.path)}"
+
+
+def _has_checkpoint(directory: RunDirectory) -> bool:
+    return (directory.path / "checkpoint.pt").exists()
