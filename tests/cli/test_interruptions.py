@@ -260,7 +260,7 @@ def test_a_signal_outside_of_training_leaves_at_once(tmp_path, monkeypatch, caps
         patch.setattr(summaries, "estimate", interrupted)
         assert evaluate.main([str(tmp_path / "run"), "--quiet", "--device", "cpu"]) == 128 + number
     error = capsys.readouterr().err
-    assert error.startswith(f"pyro_vae.evaluate: stopped by {name};")
+    assert error.startswith(f"pyro_vae.evaluate: stopped by {name} before the end;")
     assert error.count("\n") == 1
     assert (tmp_path / "run" / "summary.json").read_bytes() == before
 
