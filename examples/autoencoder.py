@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -20,7 +21,7 @@ from pyro_vae.data import Data, Split
 from pyro_vae.evidence import aggregate_posterior
 from pyro_vae.models.autoencoder import Autoencoder, squared_error
 from pyro_vae.models.base import mean_image
-from pyro_vae.models.linear import LinearVAE, principal_angles
+from pyro_vae.models.linear import LinearVAE
 from pyro_vae.report.figures.autoencoders import codes, planes
 from pyro_vae.report.pictures import write_figure
 
@@ -100,7 +101,7 @@ def compare_linear(data: Data, test: Split, options: argparse.Namespace) -> None
     error = (centred - centred @ basis @ basis.T).square().sum(-1)
     print(
         f"linear autoencoder against PCA, {num} numbers: largest angle between the subspaces "
-        f"{float(principal_angles(axes, ours).max()):.1e} radians\n"
+        f"{float(subspace_angles(axes, ours).max()):.1e} radians\n"
         f"largest |cosine| of two axes: PCA {float(orthogonal.max()):.1e}, autoencoder {float(cosines.max()):.2f}\n"
         f"squared error, test: PCA {mean_and_error(error)}, autoencoder {mean_and_error(reconstructed(linear, test.x))}"
     )

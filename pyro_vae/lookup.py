@@ -88,3 +88,28 @@ def parse_numbers(
         return [read(arg) for read, arg in zip(types, args, strict=False)]
     except ValueError:
         raise ValueError(f"{flag}: expected {form}, such as {example}, got {text!r}.") from None
+
+
+def parse_part(kind: str, text: str, table: Mapping[str, type[T]]) -> tuple[type[T], list[float]]:
+    """Read ``NAME:ARG:ARG`` for a class that declares ``arguments``: their names, each with an example value of its type.
+
+    Args:
+        kind: The kind of part, such as ``"prior"``.
+        text: The spec, such as ``"normal"``.
+        table: The classes by name.
+
+    Returns:
+        The class, and the values of the arguments that are given; the others have the constructor's defaults.
+
+    Raises:
+        ValueError: If the name is unknown, or an argument is superfluous or no number of its type.
+    """
+    cls, args = parse_spec(kind, text, table)
+    name = text.partition(":")[0]
+    examples: Mapping[str, int | float] = getattr(cls, "arguments", {})
+    if args and not examples:
+        raise ValueError(f"{kind} {name}: expected no arguments, got {text!r}; write {name}.")
+    form = ":".join([name, *map(str.upper, examples)])
+    example = ":".join([name, *map(str, examples.values())])
+    types = [type(value) for value in examples.values()]
+    return cls, parse_numbers(kind, text, args, types, form=form, example=example, optional=len(types))

@@ -1,8 +1,8 @@
-"""The relaxed categorical: a label that is nearly one of its values, and may be differentiated."""
+"""The relaxed categorical: a differentiable label, near one of its values."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NoReturn
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
@@ -11,9 +11,9 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 class LogRelaxedCategorical(ExpRelaxedCategorical, TorchDistributionMixin):
     r"""The log of a relaxed one-hot label: :math:`\log y = \log\mathrm{softmax}((\log \pi + g) / \tau)`, g Gumbel noise.
 
-    A density over the logs, which a label near a corner of the simplex does not overflow; of two such densities the ratio is
-    the same as of those over y. It tends to the categorical as :math:`\tau` goes to 0, and so do bounds with it on **both**
-    sides, model and guide; with a categorical on one side there is no bound.
+    A density over log y, which does not overflow near a corner of the simplex. The ratio of two such densities equals the
+    ratio of the densities over y. As :math:`\tau` goes to 0 it tends to the categorical, and so does a bound that has it on
+    **both** sides, model and guide; with a categorical on one side there is no bound.
 
     References:
         Maddison, Mnih, Teh, "The Concrete Distribution", 2017, appendix C.3; Jang, Gu, Poole, "Categorical
@@ -21,6 +21,6 @@ class LogRelaxedCategorical(ExpRelaxedCategorical, TorchDistributionMixin):
     """
 
     @property
-    def support(self) -> Any:  # type: ignore[override]
-        """None with a name: the vectors whose exponentials sum to 1."""
-        raise NotImplementedError("the support is a surface that torch has no constraint for")
+    def support(self) -> NoReturn:  # type: ignore[override]
+        """Not available: PyTorch has no constraint for vectors whose exponentials sum to 1."""
+        raise NotImplementedError("support: PyTorch has no constraint for vectors whose exponentials sum to 1")

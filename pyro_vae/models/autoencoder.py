@@ -1,9 +1,9 @@
-"""The plain autoencoder: a code and its reconstruction, and no probabilities."""
+"""The plain autoencoder: a code and its reconstruction, without probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from pyro_vae.data.stored import rows_of
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.errors import check_count
-from pyro_vae.models.base import Model, make_part, mean_image
-from pyro_vae.networks.build import Network, make_network
+from pyro_vae.models.base import Model, make_part, mean_image, set_output_bias
+from pyro_vae.networks.build import NetworkFactory, NetworkLike, NetworkMaker
 
 
 class _Flat(dist.ImproperUniform):
     """The improper prior, of density 1 everywhere."""
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        # A TypeError, which those who try a program in several ways let through.
+        # A TypeError: the package's trial runs let it pass.
         raise TypeError(
             "autoencoder: expected no draw from its prior, since it has none, nor a log p(x); ask for its squared_error, or "
             "train a VAE."
@@ -33,23 +33,24 @@ class _Flat(dist.ImproperUniform):
 class Autoencoder(Model):
     r"""The autoencoder :math:`\min_{f, g} \|x - g(f(x))\|^2`, with a code of any size.
 
-    As a Pyro program it is a VAE without a prior (an improper flat one) whose posterior is a point, and whose likelihood is
-    :math:`e^{-\|x - g(z)\|^2}`, unnormalized: what is reported as distortion is the squared error, the rate is 0, and there is
-    no log p(x) for it to bound. A linear one spans the subspace of PCA, with axes that need not be orthogonal.
+    As a Pyro program it is a VAE with an improper flat prior, a point posterior and the unnormalized likelihood
+    :math:`e^{-\|x - g(z)\|^2}`. The distortion it reports is the squared error, the rate is 0, and there is no log p(x) to
+    bound. A linear autoencoder spans the subspace of PCA, with axes that need not be orthogonal.
 
-    It says nothing of where codes lie. To draw from it all the same, :meth:`sample` decodes draws of a normal distribution
-    fitted to the codes of training data afterwards (the ex-post density of Ghosh et al. 2020), kept as buffers: the mean m,
-    ``code_mean``, and a square root S of the covariance S S', ``code_scale``. Before training they are 0 and I.
+    The model has no density of codes. To draw from it all the same, :meth:`sample` decodes draws from a normal distribution
+    fitted to the codes of the training data (the ex-post density of Ghosh et al. 2020). Its buffers are the mean m,
+    ``code_mean``, and a square root S of the covariance S S', ``code_scale``; before training they are 0 and I.
 
     Args:
         data_shape: Shape of one datum.
-        latent_dim: Z, the size of the code: 1 is allowed, and so is more than a datum has numbers.
+        latent_dim: Z, the size of the code, at least 1; it may exceed the size of a datum.
         hidden: Widths of the hidden layers of the encoder; the decoder has them in reverse. Empty: linear.
         activation: Name of the activation, see ``networks.ACTIVATIONS``.
-        likelihood: Name from ``distributions.LIKELIHOODS``, of which the mean alone is used: ``"normal"`` for any real
-            numbers, ``"bernoulli"`` for pixels in [0, 1].
-        encoder: Network from ``(..., *data_shape)`` to ``(..., Z)``, in place of the perceptron.
-        decoder: Network from ``(..., Z)`` to ``(..., *data_shape)``, likewise.
+        likelihood: Name from ``distributions.LIKELIHOODS``; only its mean is used: ``"normal"`` for any real numbers,
+            ``"bernoulli"`` for pixels in [0, 1].
+        network: Kind of both networks, see :class:`LatentModel`.
+        encoder: Module from ``(..., *data_shape)`` to ``(..., Z)``, or a callable that makes one.
+        decoder: Module from ``(..., Z)`` to ``(..., *data_shape)``, or a callable that makes one.
 
     Raises:
         ValueError: If a size is below 1 or a name is unknown.
@@ -73,18 +74,20 @@ class Autoencoder(Model):
         activation: str = "tanh",
         *,
         likelihood: str | nn.Module = "normal",
-        encoder: Network = None,
-        decoder: Network = None,
+        network: str | NetworkMaker = "mlp",
+        encoder: NetworkLike = None,
+        decoder: NetworkLike = None,
     ) -> None:
         super().__init__(data_shape, latent_dim)
         self.likelihood = make_part("likelihood", likelihood, LIKELIHOODS, self.data_shape).requires_grad_(False)
-        self.encoder = make_network(encoder, self.data_shape, (latent_dim,), hidden, activation)
-        self.decoder = make_network(decoder, (latent_dim,), self.data_shape, hidden[::-1], activation)
+        self.make_network = NetworkFactory(network, activation)
+        self.encoder = self.make_network(encoder, [self.data_shape], (latent_dim,), hidden)
+        self.decoder = self.make_network(decoder, [(latent_dim,)], self.data_shape, hidden[::-1])
         self.register_buffer("code_mean", torch.zeros(latent_dim))
         self.register_buffer("code_scale", torch.eye(latent_dim))
 
     def model(self, x: Tensor) -> Tensor:
-        r"""A code without a prior, and the factor :math:`e^{-\|x - g(z)\|^2}`.
+        r"""The generative model: a code without a prior, and the factor :math:`e^{-\|x - g(z)\|^2}`.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -99,44 +102,44 @@ class Autoencoder(Model):
         return z
 
     def guide(self, x: Tensor) -> Tensor:
-        """The code f(x), a point, shape ``(B, Z)``, of data of shape ``(B, *data_shape)``."""
+        """The guide: the code f(x) as a point, shape ``(B, Z)``, for data of shape ``(B, *data_shape)``."""
         self._register("encoder")
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.encode(x))
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
-        """The code f(x) as a point mass: data of shape ``(..., *data_shape)`` to event shape ``(Z,)``."""
+        """Return the code f(x) as a point mass: data of shape ``(..., *data_shape)`` to event shape ``(Z,)``."""
         return dist.Delta(self.encoder(self._checked(x))).to_event(1)
 
     def decode(self, z: Tensor) -> TorchDistributionMixin:
-        """The datum g(z) as a point mass: codes of shape ``(..., Z)`` to event shape ``data_shape``."""
+        """Return the datum g(z) as a point mass: codes of shape ``(..., Z)`` to event shape ``data_shape``."""
         return dist.Delta(mean_image(self.likelihood(self.decoder(z)))).to_event(len(self.data_shape))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The datum g(f(x)), of the shape of ``x``, ``(..., *data_shape)``."""
+        """Return the datum g(f(x)), with the shape of ``x``, ``(..., *data_shape)``."""
         return self.decode(self.encode(x).mean).mean
 
     @torch.no_grad()
     def after_epoch(self, x: Tensor) -> None:
-        """Fit the normal distribution of :meth:`sample` to the codes of data, by its mean and covariance; ``fit`` calls it.
+        """Fit the normal distribution of :meth:`sample` to the mean and covariance of codes; ``fit`` calls it.
 
         Args:
             x: Training data, shape ``(N, *data_shape)``.
         """
         codes = torch.cat([self.encoder(self._checked(part)) for part in x.split(rows_of(x.shape))]).cpu().double()
         centred = codes - codes.mean(0)
-        # Codes that lie in a subspace, as those of more numbers than a datum has, have a covariance without a Cholesky root.
+        # Codes in a subspace, such as codes longer than a datum, have a singular covariance, without a Cholesky factor.
         variances, axes = torch.linalg.eigh(centred.T @ centred / len(codes))
         self.code_mean.copy_(codes.mean(0))
         self.code_scale.copy_(axes * variances.clamp(min=0).sqrt())
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> Tensor:
-        r"""The data :math:`g(m + S \epsilon)`, :math:`\epsilon \sim N(0, I)`, which are samples of no model: see the class.
+        r"""Return :math:`g(m + S \epsilon)`, :math:`\epsilon \sim N(0, I)`; not samples of a model, see the class.
 
         Args:
-            num_samples: How many.
+            num_samples: The number of draws.
 
         Returns:
             Shape ``(num_samples, *data_shape)``.
@@ -150,7 +153,7 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def squared_error(self, x: Tensor) -> Tensor:
-        r"""The squared error :math:`\|x - g(f(x))\|^2`, summed over a datum.
+        r"""Return the squared error :math:`\|x - g(f(x))\|^2`, summed over a datum.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
@@ -166,20 +169,16 @@ class Autoencoder(Model):
 
         Args:
             mean: Mean of the training data.
-            scale: Their standard deviation, of which an autoencoder has no use.
+            scale: Their standard deviation; not used.
 
         Raises:
             ValueError: If the shape is another one, or the decoder has no ``head`` with a bias of that size.
         """
-        head: Any = getattr(self.decoder, "head", None)
-        if tuple(mean.shape) != self.data_shape or getattr(head, "bias", None) is None:
-            raise ValueError(
-                f"center_output: expected a mean of shape {self.data_shape} and a decoder with a linear `head`, got "
-                f"{tuple(mean.shape)} and {type(self.decoder).__name__}."
-            )
-        head.bias.copy_(self.likelihood.bias(mean).reshape(-1))
+        if tuple(mean.shape) != self.data_shape:
+            raise ValueError(f"mean: expected shape {self.data_shape}, got {tuple(mean.shape)}.")
+        set_output_bias(self.decoder, self.likelihood, mean)
 
 
 def squared_error(found: Tensor, x: Tensor, event_dim: int) -> Tensor:
-    """Squared differences, summed over the last ``event_dim`` dimensions."""
+    """Return squared differences, summed over the last ``event_dim`` dimensions."""
     return (found - x).square().flatten(-event_dim).sum(-1)

@@ -1,41 +1,35 @@
-"""The conditional VAE, and what all models with an image that depends on a label have in common."""
+"""The conditional VAE, and the base class of models whose image depends on a label."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.data.labels import WHOLE_NUMBERS
-from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
 from pyro_vae.errors import check_count
-from pyro_vae.models.base import Model, make_part, mean_image
+from pyro_vae.models.base import LatentModel, ModelOptions, mean_image
 from pyro_vae.models.checks import check_classes
-from pyro_vae.models.vae import VAE
-from pyro_vae.networks.build import JoinedNetwork, Shapes, make_joined_network
+from pyro_vae.networks.base import Shapes
 
 
-class LabelledModel(Model):
-    r"""What models with :math:`p(z)\, p(x|z, y)` and :math:`q(z|x, y)` have in common; y is a label or a vector.
+class LabelledModel(LatentModel):
+    r"""Base class of models with :math:`p(z)\, p(x|z, y)` and :math:`q(z|x, y)`; y is a label or a vector.
 
     Args:
-        data_shape: Shape of one datum, such as ``(1, 28, 28)``.
-        latent_dim: Z, the size of the latent vector.
-        hidden: Widths of the hidden layers of the encoder; the decoder has them in reverse.
-        activation: Name of the activation, see ``networks.ACTIVATIONS``.
+        data_shape: See :class:`LatentModel`.
+        latent_dim: See :class:`LatentModel`.
+        hidden: See :class:`LatentModel`.
+        activation: See :class:`LatentModel`.
         num_classes: C, the number of labels, or the size of a vector.
-        likelihood: See :class:`VAE`.
-        posterior: See :class:`VAE`.
-        prior: See :class:`VAE`.
-        encoder: Module of an image and a label, shapes ``(..., *data_shape)`` and ``(..., C)``, to ``(..., num_params)``, or
-            what makes one, see ``JoinedNetwork``.
-        decoder: Module of latent vectors and a label, shapes ``(..., Z)`` and ``(..., C)``, to ``(..., *data_shape)``,
-            likewise.
+        **options: See :class:`LatentModel`. The encoder maps an image and a label, shapes ``(..., *data_shape)`` and
+            ``(..., C)``, to ``(..., num_params)``; the decoder a latent vector and a label, ``(..., Z)`` and ``(..., C)``, to
+            ``(..., *data_shape)``.
 
     Raises:
         ValueError: If a size is below 1, ``num_classes`` is missing or too small, or a name is unknown.
@@ -53,33 +47,21 @@ class LabelledModel(Model):
         activation: str = "tanh",
         *,
         num_classes: int | None = None,
-        likelihood: str | nn.Module = "bernoulli",
-        posterior: str | nn.Module = "normal",
-        prior: str | nn.Module = "normal",
-        encoder: JoinedNetwork = None,
-        decoder: JoinedNetwork = None,
+        **options: Unpack[ModelOptions],
     ) -> None:
-        super().__init__(data_shape, latent_dim)
+        # Set first: the sizes of the networks, which the base class makes, depend on it.
         self.num_classes = check_classes(num_classes, type(self).__name__, self.least_classes)
-        self.likelihood = make_part("likelihood", likelihood, LIKELIHOODS, self.data_shape)
-        self.posterior = make_part("posterior", posterior, POSTERIORS, latent_dim)
-        self.prior = make_part("prior", prior, PRIORS, latent_dim)
-        self.encoder = make_joined_network(
-            encoder, self._encoder_reads(), (self.posterior.num_params,), hidden, activation
-        )
-        self.decoder = make_joined_network(decoder, self._decoder_reads(), self.data_shape, hidden[::-1], activation)
+        super().__init__(data_shape, latent_dim, hidden, activation, **options)
         self.register_buffer("one_hot", torch.eye(self.num_classes), persistent=False)
 
-    center_output = VAE.center_output
-
-    def _encoder_reads(self) -> Shapes:
+    def _encoder_inputs(self) -> Shapes:
         return self.data_shape, (self.num_classes,)
 
-    def _decoder_reads(self) -> Shapes:
+    def _decoder_inputs(self) -> Shapes:
         return (self.latent_dim,), (self.num_classes,)
 
     def encode(self, x: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """q(z|x, y): data of shape ``(..., *data_shape)`` with labels to a distribution with event shape ``(Z,)``.
+        """Return q(z|x, y): data of shape ``(..., *data_shape)`` with labels to a distribution with event shape ``(Z,)``.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
@@ -88,18 +70,18 @@ class LabelledModel(Model):
         return self.posterior(self.encoder(self._checked(x), self.vector(y, x)))
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """p(x|z, y): latent vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``data_shape``."""
+        """Return p(x|z, y), event shape ``data_shape``, from latent vectors, shape ``(..., Z)``, and labels."""
         return self.likelihood(self.decoder(z, self.vector(y)))
 
     def vector(self, y: Tensor, x: Tensor | None = None) -> Tensor:
-        """Labels as one-hot vectors, shape ``(..., C)``; vectors, which are of floating point, as they are.
+        """Return labels as one-hot vectors, shape ``(..., C)``; floating-point vectors are returned as they are.
 
         Args:
             y: Labels, int64, shape ``(...,)``, or vectors, shape ``(..., C)``.
-            x: Their data, shape ``(..., *data_shape)``, if known: floats, one for each of them, are labels of a wrong kind.
+            x: Their data, shape ``(..., *data_shape)``, if known; then one float for each datum is refused.
 
         Raises:
-            ValueError: If they are of another kind or size, or (under Pyro's validation) a label is unknown or no class.
+            ValueError: If they have another dtype or size, or (under Pyro's validation) a label is unknown or out of range.
         """
         single = x is not None and y.dim() > 0 and y.shape == x.shape[: x.dim() - len(self.data_shape)]
         sized = y.shape[-1:] == (self.num_classes,) and not single
@@ -127,18 +109,18 @@ class LabelledModel(Model):
 
     @torch.no_grad()
     def sample(self, num_samples: int, y: Tensor | int | None = None) -> Tensor:
-        """Draws x ~ p(x|z, y) with z ~ p(z).
+        """Draw x ~ p(x|z, y) with z ~ p(z).
 
         Args:
-            num_samples: How many.
-            y: A label for all, or one for each, shape ``(num_samples,)``, or a vector for each; None: each class in turn,
-                which as vectors are the unit vectors.
+            num_samples: The number of draws.
+            y: A label for all; a label for each, shape ``(num_samples,)``; or a vector for each. None: each class in turn, as
+                unit vectors.
 
         Returns:
             Shape ``(num_samples, *data_shape)``.
 
         Raises:
-            ValueError: If ``num_samples`` is below 1, or y is no such label.
+            ValueError: If ``num_samples`` is below 1, or y has another shape.
         """
         label = self._labels(num_samples, y)
         return self.decode(self.prior().sample((num_samples,)), label).sample()
@@ -157,7 +139,7 @@ class LabelledModel(Model):
 
     @torch.no_grad()
     def analogies(self, x: Tensor, y: Tensor) -> Tensor:
-        """The style of each datum with every label: mean images at the mean of q(z|x, y), each class in place of y.
+        """Return the style of each datum with every label: mean images at the mean of q(z|x, y), for each class.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -206,5 +188,5 @@ class Conditional(LabelledModel):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean image E[x'|z, y] at one draw z ~ q(z|x, y), shape ``(B, *data_shape)``."""
+        """Return the mean image E[x'|z, y] at one draw z ~ q(z|x, y), shape ``(B, *data_shape)``."""
         return mean_image(self.decode(self.encode(x, y).sample(), y))

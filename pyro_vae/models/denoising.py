@@ -1,32 +1,32 @@
-"""Noise in, clean out: a VAE whose encoder sees the data through noise."""
+"""The denoising VAE: its encoder sees the data through noise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import check_count
 from pyro_vae.lookup import parse_numbers, parse_spec
-from pyro_vae.models.base import check_name_or_module, mean_image
+from pyro_vae.models.base import ModelOptions, check_name_or_module, mean_image
+from pyro_vae.models.protocol import Autoencodes
 from pyro_vae.models.vae import VAE
-from pyro_vae.networks.build import Network
 
 
 def gaussian(x: Tensor, level: float) -> Tensor:
-    r"""Gaussian noise: :math:`\tilde x = x + \sigma \epsilon`, with :math:`\epsilon \sim N(0, I)` and sigma the level."""
+    r"""Add Gaussian noise: :math:`\tilde x = x + \sigma \epsilon`, with :math:`\epsilon \sim N(0, I)` and sigma the level."""
     return x + level * torch.randn_like(x)
 
 
 def masking(x: Tensor, level: float) -> Tensor:
-    """Masking noise: each number is 0 with the probability of the level."""
+    """Set each number to 0 with probability ``level``."""
     return torch.where(torch.rand_like(x) < level, 0.0, x)
 
 
 def salt_and_pepper(x: Tensor, level: float) -> Tensor:
-    """Salt and pepper: each number is 0 with half the probability of the level, and 1 with the other half."""
+    """Set each number to 0 with probability ``level / 2`` and to 1 with the same probability."""
     u = torch.rand_like(x)
     return torch.where(u < level / 2, 0.0, torch.where(u < level, 1.0, x))
 
@@ -39,54 +39,50 @@ NOISES: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 class Noise(nn.Module):
-    r"""The noise :math:`p(\tilde x | x)` by a name from ``NOISES`` and its level; new at every call.
+    r"""The noise :math:`p(\tilde x | x)`, drawn anew at every call.
 
     Args:
-        words: ``"NAME:LEVEL"``, such as ``"gaussian:0.5"``, ``"masking:0.3"`` or ``"salt-and-pepper:0.2"``.
+        spec: ``"NAME:LEVEL"``, a name from ``NOISES``, such as ``"gaussian:0.5"``, ``"masking:0.3"`` or
+            ``"salt-and-pepper:0.2"``.
 
     Raises:
-        ValueError: If the name is unknown, or the level is no number, negative, or, as a probability, above 1.
+        ValueError: If the name is unknown, or the level is no number, negative, or a probability above 1.
     """
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, spec: str) -> None:
         super().__init__()
-        self.kind, args = parse_spec("noise", words, NOISES)
-        self.words, name = words, words.partition(":")[0]
-        (self.level,) = parse_numbers("noise", words, args, [float], form=f"{name}:LEVEL", example=f"{name}:0.3")
+        self.kind, args = parse_spec("noise", spec, NOISES)
+        self.spec, name = spec, spec.partition(":")[0]
+        (self.level,) = parse_numbers("noise", spec, args, [float], form=f"{name}:LEVEL", example=f"{name}:0.3")
         highest = float("inf") if name == "gaussian" else 1.0
         if not 0 <= self.level <= highest or self.level == float("inf"):
             kind = "a standard deviation of at least 0" if name == "gaussian" else "a probability from 0 to 1"
-            raise ValueError(f"noise: expected {name} with {kind}, got {words!r}; write {name}:0.3, say.")
+            raise ValueError(f"noise: expected {name} with {kind}, got {spec!r}; write {name}:0.3, say.")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Data of any shape to noisy ones of the same."""
+        """Add noise to data of any shape."""
         return self.kind(x, self.level)
 
     def extra_repr(self) -> str:
-        return self.words
+        return self.spec
 
 
 class DenoisingVAE(VAE):
-    r"""A VAE whose encoder sees noise on the data in training, and whose likelihood is of the clean data.
+    r"""A VAE trained with noisy data in the encoder and clean data in the likelihood.
 
     .. math:: \mathcal L(x) = E_{p(\tilde x|x)} E_{q(z|\tilde x)}[\log p(x, z) - \log q(z|\tilde x)] \le \log p(x)
 
-    The noise enters the encoder alone, so that this is a bound on the clean data: that of one proposal, averaged over
-    proposals. In ``eval()`` mode nothing is added, as with dropout: the guide is q(z|x), of what it is given, and
-    :func:`denoise` takes data that are noisy already. Objectives that run the guide twice for one draw (``stl``, ``dreg``)
-    refuse it.
+    The noise enters the encoder alone, so this is a bound on log p(x) of the clean data: the ELBO of one proposal, averaged
+    over proposals. In ``eval()`` mode no noise is added, as with dropout: the guide is q(z|x), and :func:`denoise` takes data
+    that are already noisy. Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse this model.
 
     Args:
-        data_shape: Shape of one datum.
-        latent_dim: Z.
-        hidden: See :class:`VAE`.
-        activation: Likewise.
-        likelihood: Likewise.
-        posterior: Likewise.
-        prior: Likewise.
-        encoder: Likewise.
-        decoder: Likewise.
+        data_shape: See :class:`LatentModel`.
+        latent_dim: See :class:`LatentModel`.
+        hidden: See :class:`LatentModel`.
+        activation: See :class:`LatentModel`.
         noise: The noise of training, see :class:`Noise`; or a module from data to noisy data of the same shape.
+        **options: See :class:`LatentModel`.
 
     Raises:
         ValueError: If a size or a level is out of range, or a name is unknown.
@@ -103,26 +99,21 @@ class DenoisingVAE(VAE):
         hidden: Sequence[int] = (256, 256),
         activation: str = "tanh",
         *,
-        likelihood: str | nn.Module = "bernoulli",
-        posterior: str | nn.Module = "normal",
-        prior: str | nn.Module = "normal",
-        encoder: Network = None,
-        decoder: Network = None,
         noise: str | nn.Module = "gaussian:0.5",
+        **options: Unpack[ModelOptions],
     ) -> None:
-        parts: dict[str, Any] = {"likelihood": likelihood, "posterior": posterior, "prior": prior}
-        super().__init__(data_shape, latent_dim, hidden, activation, encoder=encoder, decoder=decoder, **parts)
+        super().__init__(data_shape, latent_dim, hidden, activation, **options)
         check_name_or_module("noise", noise)
         self.noise = Noise(noise) if isinstance(noise, str) else noise
         self.encoder = _ThroughNoise(self.noise, self.encoder)
 
     def corrupt(self, x: Tensor) -> Tensor:
-        """Noisy data, as the encoder sees them in training; of the shape of ``x``."""
+        """Return noisy data, as the encoder sees them in training; the shape of ``x``."""
         return self.noise(x)
 
 
 class _ThroughNoise(nn.Module):
-    """A network that sees its input through noise while it is in training."""
+    """A network that sees its input through noise in train mode."""
 
     def __init__(self, noise: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -133,11 +124,11 @@ class _ThroughNoise(nn.Module):
 
 
 @torch.no_grad()
-def denoise(vae: Any, x: Tensor, num_samples: int = 16) -> Tensor:
-    r"""The clean data to expect of noisy ones: :math:`\frac1S \sum_s E[x|z_s]` with draws z of q(z|x), x as it is.
+def denoise(vae: Autoencodes, x: Tensor, num_samples: int = 16) -> Tensor:
+    r"""Denoise data: return the mean :math:`\frac1S \sum_s E[x|z_s]` over draws :math:`z_s \sim q(z|x)` at the noisy x.
 
     Args:
-        vae: A :class:`DenoisingVAE`, or any model with ``encode`` and ``decode``; put into ``eval()`` mode meanwhile.
+        vae: A :class:`DenoisingVAE`, or any model with ``encode`` and ``decode``; in ``eval()`` mode during the call.
         x: Noisy data, shape ``(B, *data_shape)``.
         num_samples: S.
 
@@ -152,7 +143,7 @@ def denoise(vae: Any, x: Tensor, num_samples: int = 16) -> Tensor:
     vae.eval()
     try:
         q = vae.encode(x)
-        # One draw after another: a decoder's work on all of them at once falls out of the cache, and of small memories.
+        # One draw at a time: all of them at once would not fit the cache.
         total = mean_image(vae.decode(q.sample()))
         for _ in range(num_samples - 1):
             total = total + mean_image(vae.decode(q.sample()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import pyro
 import torch
@@ -11,10 +11,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.lookup import lookup
-from pyro_vae.models.base import mean_image
+from pyro_vae.models.base import PartOptions, mean_image
 from pyro_vae.models.protocol import num_required_arguments, takes
 from pyro_vae.models.vae import VAE
-from pyro_vae.networks.build import Network, make_network
+from pyro_vae.networks.build import NetworkLike
 from pyro_vae.registration import register
 
 
@@ -181,16 +181,14 @@ class InpaintingVAE(VAE):
     trained. Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse it.
 
     Args:
-        data_shape: Shape of one datum, of which the last two dimensions are height and width: ``(..., H, W)``.
-        latent_dim: Z.
-        hidden: See :class:`VAE`.
-        activation: Likewise.
-        likelihood: Likewise, of independent pixels.
-        posterior: Likewise.
-        prior: Likewise.
-        encoder: Network from ``(..., 2 C, H, W)``, the pixels (0 where hidden) above the mask, to ``(..., num_params)``.
-        decoder: See :class:`VAE`.
-        mask: A name from ``MASKS``: what is hidden in training.
+        data_shape: Shape of one datum, an image: ``(..., H, W)``.
+        latent_dim: See :class:`LatentModel`.
+        hidden: See :class:`LatentModel`.
+        activation: See :class:`LatentModel`.
+        encoder: Module from ``(..., 2 C, H, W)``, the pixels (0 where hidden) above the mask, to ``(..., num_params)``, or a
+            callable that makes one.
+        mask: The pixels that are hidden in training, a name from ``MASKS``.
+        **options: See :class:`LatentModel`; the likelihood must have independent pixels.
 
     Raises:
         ValueError: If a size is out of range, a name is unknown, or a datum is no image.
@@ -209,22 +207,18 @@ class InpaintingVAE(VAE):
         hidden: Sequence[int] = (256, 256),
         activation: str = "tanh",
         *,
-        likelihood: str | nn.Module = "bernoulli",
-        posterior: str | nn.Module = "normal",
-        prior: str | nn.Module = "normal",
-        encoder: Network = None,
-        decoder: Network = None,
+        encoder: NetworkLike = None,
         mask: str = "square",
+        **options: Unpack[PartOptions],
     ) -> None:
         if len(data_shape) < 2 or min(data_shape[-2:]) < 2:
             raise ValueError(
                 f"data_shape: expected images of at least 2 x 2 pixels, of which a part can be hidden, got {tuple(data_shape)}."
             )
-        parts: dict[str, Any] = {"likelihood": likelihood, "posterior": posterior, "prior": prior}
-        # The encoder comes after: its size is known when the posterior is.
-        super().__init__(data_shape, latent_dim, hidden, activation, encoder=nn.Identity(), decoder=decoder, **parts)
-        both = (2 * self.data_shape[0], *self.data_shape[1:])
-        self.encoder = make_network(encoder, both, (self.posterior.num_params,), hidden, activation)
+        # The encoder is made last: its output has the size that the posterior asks for.
+        super().__init__(data_shape, latent_dim, hidden, activation, encoder=nn.Identity(), **options)
+        pixels_and_mask = (2 * self.data_shape[0], *self.data_shape[1:])
+        self.encoder = self.make_network(encoder, [pixels_and_mask], (self.posterior.num_params,), hidden)
         count, self.make_mask = lookup("mask", mask, MASKS)
         self.num_uniform = count(*self.data_shape[-2:])
         self._drawn = _Drawn()

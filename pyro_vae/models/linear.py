@@ -1,4 +1,4 @@
-"""Probabilistic principal component analysis: the VAE of which everything is known exactly."""
+"""Probabilistic principal component analysis: the VAE with exact posterior and log p(x)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.distributions import Normal
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks import MLP
-from pyro_vae.networks.build import Network
+from pyro_vae.networks.build import NetworkLike, NetworkMaker
 
 
 class LinearVAE(VAE):
@@ -20,31 +21,36 @@ class LinearVAE(VAE):
 
     .. math:: p(z) = N(0, I), \quad p(x|z) = N(W z + b, \sigma^2 I), \quad p(x) = N(b, W W^\top + \sigma^2 I)
 
-    The guide is the exact posterior, a function of the model's own parameters: every draw of the ELBO is log p(x), and
-    its gradient is that of log p(x), without noise. :meth:`maximize_likelihood` needs no training at all. The yardstick
-    of estimators, and of what a nonlinear VAE gains.
+    The guide is the exact posterior, a function of the model's own parameters: every draw of the ELBO equals log p(x), and
+    its gradient is that of log p(x), without noise. :meth:`maximize_likelihood` needs no training at all. The model is the
+    yardstick of estimators, and of the gain of a nonlinear VAE.
 
     Args:
         data_shape: Shape of one datum; D is the number of its pixels.
         latent_dim: Z, below D.
-        hidden: Widths of the hidden layers of the encoder, where one is trained; p(x|z) has none.
-        activation: Of these layers.
-        likelihood: ``"normal"``, the only one for which the rest is exact.
-        posterior: ``"exact"``, or a name from ``distributions.POSTERIORS`` or a module, for an encoder that is trained: the
-            linear VAE of Lucas et al., whose ELBO is log p(x) at its optimum alone.
-        encoder: A network in place of that encoder; the posterior is then ``"normal"`` where none is named.
-        decoder: None: it is linear by definition.
+        hidden: Widths of the hidden layers of a trained encoder; p(x|z) has none.
+        activation: Name of the activation of these layers.
+        likelihood: ``"normal"``, the only one with an exact posterior.
+        posterior: ``"exact"``; or a name from ``distributions.POSTERIORS`` or a module, for a trained encoder: the linear VAE
+            of Lucas et al., whose ELBO is log p(x) only at its optimum.
+        prior: ``"normal"``, the only one with an exact posterior.
+        network: Kind of the trained encoder, see :class:`LatentModel`.
+        encoder: The trained encoder; with it, the default posterior is ``"normal"``.
+        decoder: None: the decoder is linear by definition.
 
     Attributes:
-        exact: Whether the guide is the exact posterior.
+        exact: True if the guide is the exact posterior.
 
     Raises:
-        ValueError: If a size is out of range, a name is unknown, the likelihood is another, or a decoder is given.
+        ValueError: If a size is out of range, a name is unknown, the likelihood or the prior is another, or a decoder is given.
 
     References:
         Tipping, Bishop, "Probabilistic Principal Component Analysis", 1999; Lucas, Tucker, Grosse, Norouzi, "Don't Blame
         the ELBO! A Linear VAE Perspective on Posterior Collapse", 2019.
     """
+
+    likelihood: Normal
+    decoder: MLP
 
     def __init__(
         self,
@@ -55,11 +61,14 @@ class LinearVAE(VAE):
         *,
         likelihood: str = "normal",
         posterior: str | nn.Module = "exact",
-        encoder: Network = None,
-        decoder: Network = None,
+        prior: str = "normal",
+        network: str | NetworkMaker = "mlp",
+        encoder: NetworkLike = None,
+        decoder: NetworkLike = None,
     ) -> None:
-        if likelihood != "normal":
-            raise ValueError(f"likelihood: expected 'normal' in a linear model, got {likelihood!r}; use it, or a VAE.")
+        for name, value in (("likelihood", likelihood), ("prior", prior)):
+            if value != "normal":
+                raise ValueError(f"{name}: expected 'normal' in a linear model, got {value!r}; use it, or a VAE.")
         if decoder is not None:
             raise ValueError("decoder: expected none in a linear model, got one; leave it out, or use a VAE.")
         exact = encoder is None and posterior == "exact"
@@ -70,20 +79,21 @@ class LinearVAE(VAE):
             activation,
             likelihood="normal",
             posterior="normal" if posterior == "exact" else posterior,
+            network=network,
             encoder=nn.Identity() if exact else encoder,
             decoder=nn.Identity(),
         )
         if latent_dim >= math.prod(data_shape):
             raise ValueError(
-                f"latent_dim: expected less than the {math.prod(data_shape)} numbers of a datum, got {latent_dim}; with as "
-                "many nothing is left to be noise."
+                f"latent_dim: expected less than the {math.prod(data_shape)} numbers of a datum, got {latent_dim}; as many "
+                "leave nothing for the noise."
             )
         self.exact, self.decoder = exact, MLP((latent_dim,), data_shape)
 
     @property
     def weight(self) -> Tensor:
-        """W, shape ``(D, Z)``; its columns span the principal subspace where the likelihood is largest."""
-        return self.decoder.head.weight  # type: ignore[union-attr, return-value]
+        """W, shape ``(D, Z)``; at the maximum of the likelihood its columns span the principal subspace."""
+        return self.decoder.head.weight
 
     @property
     def scale(self) -> Tensor:
@@ -93,15 +103,15 @@ class LinearVAE(VAE):
     def guide(self, x: Tensor) -> Tensor:
         """The exact posterior p(z|x), or the encoder's q(z|x); see :meth:`VAE.guide`."""
         if self.exact:
-            self._register("decoder", "likelihood")  # it is made of them
+            self._register("decoder", "likelihood")  # the posterior is a function of these
         return super().guide(x)
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
-        """The guide's q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        """Return the guide's q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
         return self.exact_posterior(x) if self.exact else super().encode(x)
 
     def exact_posterior(self, x: Tensor) -> TorchDistributionMixin:
-        r"""The posterior :math:`p(z|x) = N(S W^\top (x - b) / \sigma^2,\ S)`, :math:`S^{-1} = I + W^\top W / \sigma^2`.
+        r"""Return the posterior :math:`p(z|x) = N(S W^\top (x - b) / \sigma^2,\ S)`, :math:`S^{-1} = I + W^\top W / \sigma^2`.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
@@ -117,12 +127,12 @@ class LinearVAE(VAE):
         """
         projection = self.weight.T / self.scale.square()
         precision = torch.eye(self.latent_dim).to(projection) + projection @ self.weight
-        residual = self._checked(x).flatten(-len(self.data_shape)) - self.decoder.head.bias  # type: ignore[union-attr, operator]
+        residual = self._checked(x).flatten(-len(self.data_shape)) - self.decoder.head.bias
         tril = _root_of_inverse(precision)
         return dist.MultivariateNormal(residual @ projection.T @ tril @ tril.T, scale_tril=tril)
 
     def log_px(self, x: Tensor) -> Tensor:
-        r"""Exact log marginal likelihood, by Bayes' rule at the posterior mean m.
+        r"""Return the exact log marginal likelihood, by Bayes' rule at the posterior mean m.
 
         .. math:: \log p(x) = \log p(m) + \log p(x|m) - \log p(m|x) = \log N(x; b, W W^\top + \sigma^2 I)
 
@@ -138,13 +148,13 @@ class LinearVAE(VAE):
 
     @torch.no_grad()
     def maximize_likelihood(self, x: Tensor) -> None:
-        r"""Set W, b and sigma to where the likelihood of the data is largest, in closed form.
+        r"""Set W, b and sigma to the maximum of the likelihood, in closed form.
 
         .. math:: b = \bar x, \quad \sigma^2 = \tfrac{1}{D - Z} \textstyle\sum_{j > Z} \lambda_j, \quad
             W = U_Z (\Lambda_Z - \sigma^2 I)^{1/2}
 
         with the eigenvalues :math:`\lambda_1 \ge \lambda_2 \ge \dots` and eigenvectors U of the data's covariance (its sum
-        divided by N). Any rotation of W is as good; this one has orthogonal columns, the first with the largest variance.
+        divided by N). Any rotation of W is as good; this W has orthogonal columns, the first with the largest variance.
 
         Args:
             x: Data, shape ``(N, *data_shape)``.
@@ -163,12 +173,12 @@ class LinearVAE(VAE):
         noise = variances[self.latent_dim :].sum() / (flat.shape[1] - self.latent_dim)
         if not noise > 1e-12 * variances.sum():
             raise ValueError(
-                f"maximize_likelihood: expected data that vary in more than {self.latent_dim} directions, got some without "
-                "noise beyond these, whose density is unbounded; take a smaller latent_dim or more data."
+                f"maximize_likelihood: expected data that vary in more than {self.latent_dim} directions, got data without "
+                "noise beyond these, with an unbounded density; take a smaller latent_dim or more data."
             )
         kept = variances[: self.latent_dim]
         self.weight.copy_(directions[:, : self.latent_dim] * (kept - noise).clamp(min=0).sqrt())
-        self.decoder.head.bias.copy_(mean)  # type: ignore[union-attr, operator]
+        self.decoder.head.bias.copy_(mean)
         self.likelihood.log_scale.fill_(noise.log() / 2)
 
 
@@ -183,37 +193,10 @@ def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root_of_inverse(precision: Tensor) -> Tensor:
-    r"""The lower triangular L with :math:`L L^\top = P^{-1}`, of P that cannot but be positive definite.
+    r"""Return the lower triangular L with :math:`L L^\top = P^{-1}`, for positive definite P.
 
-    So nothing is checked: a check is an effect, with which a step cannot be compiled; what is not finite shows in the loss.
+    P = I + W'W / sigma^2 is positive definite, so nothing is checked: a step with a check cannot be compiled. A non-finite P
+    shows in the loss.
     """
     upper = torch.linalg.cholesky_ex(precision.flip(-2, -1)).L.flip(-2, -1)
     return torch.linalg.solve_triangular(upper.mT, torch.eye(len(precision)).to(precision), upper=False)
-
-
-def principal_angles(a: Tensor, b: Tensor) -> Tensor:
-    r"""Angles between the subspaces that the columns of two matrices span: all 0 where they are the same.
-
-    .. math:: \sin \theta_j = \sigma_j\big((I - Q_a Q_a^\top) Q_b\big)
-
-    By sines, which are accurate for small angles where cosines are not.
-
-    Args:
-        a: Shape ``(D, Z)``, of full column rank.
-        b: Shape ``(D, Z')``, Z' at most Z, of full column rank.
-
-    Returns:
-        Shape ``(Z',)``, radians from 0 to pi / 2, descending; float64.
-
-    Raises:
-        ValueError: If the columns are of different lengths, or b has more of them.
-
-    References:
-        Björck, Golub, "Numerical Methods for Computing Angles Between Linear Subspaces", 1973.
-    """
-    if a.dim() != 2 or b.dim() != 2 or len(a) != len(b) or b.shape[1] > a.shape[1]:
-        raise ValueError(
-            f"b: expected columns as long as those of a, shape {tuple(a.shape)}, and no more of them, got {tuple(b.shape)}."
-        )
-    qa, qb = (torch.linalg.qr(m.detach().double()).Q for m in (a, b))
-    return torch.linalg.svdvals(qb - qa @ (qa.T @ qb)).clamp(max=1).arcsin()

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vae.lookup import unknown
+from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
+from pyro_vae.lookup import parse_part, unknown
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.denoising import DenoisingVAE
@@ -22,6 +23,7 @@ from pyro_vae.models.semi_supervised.m1m2 import M1M2
 from pyro_vae.models.semi_supervised.m2 import M2
 from pyro_vae.models.user_code import import_class, place_of_error
 from pyro_vae.models.vae import VAE
+from pyro_vae.networks import NETWORKS
 from pyro_vae.networks.build import check_maker
 
 #: The models of the command line, ``--model NAME``.
@@ -42,8 +44,19 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-#: What a constructor may take besides options of its own, all by name.
-ARGUMENTS = ("data_shape", "latent_dim", "hidden", "activation", "likelihood", "num_classes", "encoder", "decoder")
+#: The parts of a model that have a name, with the table of their names.
+PARTS: dict[str, Mapping[str, type[nn.Module]]] = {
+    "likelihood": LIKELIHOODS,
+    "prior": PRIORS,
+    "posterior": POSTERIORS,
+    "network": NETWORKS,
+}
+
+#: The parameters of a constructor that have a flag; all others are options of the model.
+ARGUMENTS = ("data_shape", "latent_dim", "hidden", "activation", *PARTS, "num_classes", "encoder", "decoder")
+
+#: Parameters that are options of the model too: they had no flag at first.
+FLAGS_AND_OPTIONS = ("prior", "posterior", "network")
 
 
 _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -92,8 +105,8 @@ def constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]
 
 
 def constructor_options(cls: type[nn.Module]) -> list[str]:
-    """The options of its own that a constructor takes."""
-    return [name for name in constructor_parameters(cls) if name not in ARGUMENTS]
+    """Return the names of a constructor's parameters that ``--model-options`` may set."""
+    return [name for name in constructor_parameters(cls) if name not in ARGUMENTS or name in FLAGS_AND_OPTIONS]
 
 
 def constructor_default(cls: type[nn.Module], name: str) -> Any:
@@ -114,6 +127,23 @@ def model_settings(name: str) -> dict[str, Any]:
             f"model {name}: expected `defaults` as a dict of flags with their values, got {found!r}; correct the class."
         )
     return dict(found)
+
+
+def check_parts(name: str, given: Mapping[str, object]) -> None:
+    """Refuse names of parts that the registries lack; a model's own default need not be there.
+
+    Args:
+        name: See :func:`model_class`.
+        given: The names of parts by kind, such as ``{"prior": "normal"}``; those the constructor does not take are ignored.
+
+    Raises:
+        ValueError: If a name is unknown, or its arguments are not right.
+    """
+    taken = constructor_parameters(model_class(name))
+    for kind, table in PARTS.items():
+        value = given.get(kind)
+        if kind in taken and isinstance(value, str) and value and value != taken[kind].default:
+            parse_part(kind, value, table)
 
 
 def make(
@@ -138,6 +168,7 @@ def make(
     taken = constructor_parameters(cls)
     # Its own defaults need not be said: a class that hands options on may set some of them itself.
     given = {key: value for key, value in arguments.items() if key in taken and value != taken[key].default}
+    given = {key: value for key, value in given.items() if not (key in PARTS and value == "")}
     for part in ("encoder", "decoder"):
         if given.get(part) is not None:
             given[part] = import_class(part, given[part])

@@ -1,5 +1,7 @@
-"""Networks: tensors to tensors, with nothing of Pyro in them."""
+"""Networks: tensors to tensors, without Pyro."""
 
+from pyro_vae.networks.base import Network
 from pyro_vae.networks.mlp import ACTIVATIONS, MLP
+from pyro_vae.networks.registry import NETWORKS
 
-__all__ = ["ACTIVATIONS", "MLP"]
+__all__ = ["ACTIVATIONS", "MLP", "NETWORKS", "Network"]

@@ -1,117 +1,144 @@
-"""Networks of a model: a given module, a function that makes one, or the default perceptron."""
+"""Make the networks of a model: a given module, one made by a given callable, or one of the model's own kind."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import first_line
-from pyro_vae.networks import MLP
-from pyro_vae.networks.mlp import Joined
+from pyro_vae.lookup import parse_part
+from pyro_vae.networks.base import Shapes
+from pyro_vae.networks.registry import NETWORKS
 
-#: A network: a module; or what makes one as ``networks.MLP`` is made, from ``in_shape``, ``out_shape``, ``hidden`` and
-#: ``activation``; or None, for that perceptron itself.
-Network = nn.Module | Callable[[Sequence[int], Sequence[int], Sequence[int], str], nn.Module] | None
+#: A callable that makes a network as ``networks.MLP`` is made, from ``(in_shape, out_shape, hidden, activation)``.
+NetworkMaker = Callable[[Sequence[int], Sequence[int], Sequence[int], str], nn.Module]
+
+#: A callable that makes a network with several inputs, from ``(in_shapes, out_shape, hidden, activation)``.
+JoinedNetworkMaker = Callable[[Shapes, Sequence[int], Sequence[int], str], nn.Module]
+
+#: A network as a model's constructor takes it: a module, a callable that makes one, or None for the model's own kind.
+NetworkLike = nn.Module | NetworkMaker | None
+
+#: The same for a network with several inputs.
+JoinedNetworkLike = nn.Module | JoinedNetworkMaker | None
 
 
-def make_network(
-    given: Network, in_shape: Sequence[int], out_shape: Sequence[int], hidden: Sequence[int], activation: str
-) -> nn.Module:
-    """A network between tensors of these shapes: the perceptron, the module that is given, or one that it makes.
+class NetworkFactory:
+    """Makes the networks of a model.
 
-    Raises:
-        ValueError: If it does not run on such tensors, or gives others.
+    Args:
+        network: The kind of network: a name from ``networks.NETWORKS``, ``"NAME:ARG:ARG"``; or a callable that makes one as
+            ``networks.MLP`` is made. Its attribute ``joined`` makes networks with several inputs.
+        activation: Name of the activation, see ``networks.ACTIVATIONS``.
     """
-    if given is None:
-        return MLP(in_shape, out_shape, hidden, activation)
-    if not isinstance(given, nn.Module):
-        check_maker(given)
-    found = given if isinstance(given, nn.Module) else given(in_shape, out_shape, hidden, activation)
-    if not isinstance(found, nn.Identity):  # which stands for a network that is not there
-        check_network(found, [in_shape], out_shape)
-    return found
+
+    def __init__(self, network: str | NetworkMaker, activation: str) -> None:
+        if isinstance(network, str):
+            parse_part("network", network, NETWORKS)
+        else:
+            check_maker(network)
+        self.network, self.activation = network, activation
+
+    def __call__(
+        self, given: NetworkLike | JoinedNetworkLike, in_shapes: Shapes, out_shape: Sequence[int], hidden: Sequence[int]
+    ) -> nn.Module:
+        """Make a network between tensors of these shapes.
+
+        Args:
+            given: A module, or a callable that makes one; None: a network of this factory's kind.
+            in_shapes: Shape of each input.
+            out_shape: Shape of the output.
+            hidden: Widths of the hidden layers.
+
+        Raises:
+            ValueError: If the network fails on such inputs, or gives an output of another shape.
+        """
+        if isinstance(given, nn.Module):
+            made = given
+        else:
+            if given is not None:
+                check_maker(given)
+            make: Callable[..., nn.Module] = given or self._maker(several=len(in_shapes) > 1)
+            made = make(in_shapes if len(in_shapes) > 1 else in_shapes[0], out_shape, hidden, self.activation)
+        trusted = given is None and isinstance(self.network, str)
+        if not trusted and not isinstance(made, nn.Identity):  # an Identity stands for a network that is not there
+            check_network(made, in_shapes, out_shape)
+        return made
+
+    def _maker(self, several: bool) -> Callable[..., nn.Module]:
+        """Return the callable that makes this kind of network."""
+        args: list[float] = []
+        kind: object = self.network
+        if isinstance(self.network, str):
+            kind, args = parse_part("network", self.network, NETWORKS)
+        make = getattr(kind, "joined", None) if several else kind
+        if not callable(make):
+            names = ", ".join(name for name, cls in NETWORKS.items() if cls.joined is not None)
+            raise ValueError(
+                f"network: expected a kind with several inputs for this model ({names}), got {_name(self.network)}; use "
+                "such a kind, or pass the networks as modules."
+            )
+        return lambda *sizes: make(*sizes, *args)
 
 
-def check_maker(given: Callable[..., Any]) -> None:
-    """Refuse what cannot be called as networks are made, with in_shape, out_shape, hidden and activation.
+def _name(given: object) -> str:
+    return given if isinstance(given, str) else str(getattr(given, "__name__", type(given).__name__))
+
+
+def check_maker(given: Callable[..., object]) -> None:
+    """Refuse what cannot be called with ``(in_shape, out_shape, hidden, activation)``.
 
     Raises:
-        ValueError: If it takes other arguments, or is nothing to call.
+        ValueError: If it takes other arguments, or is not callable.
     """
     if not callable(given):
-        raise ValueError(f"network: expected a module, or what makes one, got {given!r}; give one of these.")
+        raise ValueError(f"network: expected a module, or a callable that makes one, got {given!r}; give one of these.")
     try:
         signature = inspect.signature(given)
-    except (TypeError, ValueError):  # of some built-in ones none can be read
+    except (TypeError, ValueError):  # some built-in callables have no signature
         return
     try:
         signature.bind((), (), (), "")
     except TypeError:
-        name = getattr(given, "__name__", type(given).__name__)
+        name = _name(given)
         raise ValueError(
-            f"network {name}: expected it made from (in_shape, out_shape, hidden, activation), got {name}{signature}; give it "
-            "these four parameters, or make it yourself and pass the module."
+            f"network {name}: expected the parameters (in_shape, out_shape, hidden, activation), got {name}{signature}; give "
+            "it these four, or pass a module."
         ) from None
 
 
 @torch.no_grad()
-def check_network(found: nn.Module, in_shapes: Sequence[Sequence[int]], out_shape: Sequence[int]) -> None:
-    """Refuse a network that does not lead from tensors of these shapes, behind a batch of 2, to those of that one.
+def check_network(made: nn.Module, in_shapes: Shapes, out_shape: Sequence[int]) -> None:
+    """Refuse a network that does not map a batch of 2 inputs of these shapes to outputs of that shape.
 
     Args:
-        found: The network.
-        in_shapes: Of each of its inputs.
-        out_shape: Of its output.
+        made: The network.
+        in_shapes: Shape of each input.
+        out_shape: Shape of the output.
 
     Raises:
         ValueError: If it fails on zeros of these shapes, or gives another shape.
     """
-    like = next((p for p in found.parameters() if p.is_floating_point()), torch.zeros(()))
+    like = next((p for p in made.parameters() if p.is_floating_point()), torch.zeros(()))
     zeros = [torch.zeros(2, *shape, dtype=like.dtype, device=like.device) for shape in in_shapes]
-    name, takes = type(found).__name__, " and ".join(str((2, *shape)) for shape in in_shapes)
-    was_training = found.training
-    found.eval()  # else statistics of a batch would be those of zeros
+    name, inputs = type(made).__name__, " and ".join(str((2, *shape)) for shape in in_shapes)
+    was_training = made.training
+    made.eval()  # in train mode, batch statistics would take these zeros in
     try:
-        given = found(*zeros)
+        output = made(*zeros)
     except (RuntimeError, ValueError, IndexError) as error:
-        reason = first_line(error).rstrip(".")
         raise ValueError(
-            f"network {name}: expected one that takes {takes}, got one that fails on it ({reason}); make its layers fit these "
-            "data, or give it larger ones."
+            f"network {name}: expected one that takes {inputs}, got an error ({first_line(error).rstrip('.')}); make its "
+            "layers fit these data, or give it larger ones."
         ) from error
     finally:
-        found.train(was_training)
-    if not isinstance(given, Tensor) or tuple(given.shape) != (2, *out_shape):
-        got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        made.train(was_training)
+    if not isinstance(output, Tensor) or tuple(output.shape) != (2, *out_shape):
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"network {name}: expected it to make {(2, *out_shape)} of {takes}, got {got}; let its last layer have the "
-            "out_shape that it is made with."
+            f"network {name}: expected an output of shape {(2, *out_shape)} for {inputs}, got {got}; let its last layer use "
+            "out_shape."
         )
-
-
-Shapes = Sequence[Sequence[int]]
-
-
-#: A network of several inputs: a module; or what makes one as ``networks.joined.Joined`` is made; or None, for that itself.
-JoinedNetwork = nn.Module | Callable[[Shapes, Sequence[int], Sequence[int], str], nn.Module] | None
-
-
-def make_joined_network(
-    given: JoinedNetwork,
-    in_shapes: Shapes,
-    out_shape: Sequence[int],
-    hidden: Sequence[int],
-    activation: str,
-) -> nn.Module:
-    """A network of several inputs: the perceptron, the module that is given, or one that it makes; of one, as ``network``."""
-    if len(in_shapes) == 1:
-        return make_network(cast(Network, given), in_shapes[0], out_shape, hidden, activation)
-    if given is None:
-        return Joined(in_shapes, out_shape, hidden, activation)
-    found = given if isinstance(given, nn.Module) else given(in_shapes, out_shape, hidden, activation)
-    check_network(found, in_shapes, out_shape)
-    return found

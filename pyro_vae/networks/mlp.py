@@ -1,15 +1,17 @@
-"""Multi-layer perceptrons, of one input or of several."""
+"""Multilayer perceptrons with one input or several."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.lookup import lookup
+from pyro_vae.networks.base import JoinedNetwork, Network
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -23,65 +25,20 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class MLP(nn.Module):
-    r"""Multilayer perceptron between tensors of any shape.
-
-    .. math:: h_0 = \mathrm{vec}(x), \quad h_l = a(W_l h_{l-1} + b_l), \quad y = W h_L + b
-
-    With no hidden layer it is the linear (affine) map. All leading dimensions are batch dimensions, so particles
-    ahead of the batch need no reshaping.
-
-    Args:
-        in_shape: Shape of one input, such as ``(1, 28, 28)``.
-        out_shape: Shape of one output.
-        hidden: Width of each hidden layer; empty for a linear map.
-        activation: A name from ``ACTIVATIONS``.
-
-    Raises:
-        ValueError: If a width or a shape is not positive, or the activation is unknown.
-    """
-
-    def __init__(
-        self, in_shape: Sequence[int], out_shape: Sequence[int], hidden: Sequence[int] = (), activation: str = "relu"
-    ) -> None:
-        super().__init__()
-        widths = [math.prod(in_shape), *hidden, math.prod(out_shape)]
-        if min(widths) < 1:
-            raise ValueError(
-                f"hidden: expected widths of at least 1, got {list(hidden)}; leave it empty for a linear map."
-            )
-        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
-        make = lookup("activation", activation, ACTIVATIONS)
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in itertools.pairwise(widths[:-1]):
-            layers += [nn.Linear(fan_in, fan_out), make()]
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[-2], widths[-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map inputs to outputs.
-
-        Args:
-            x: Shape ``(..., *in_shape)``.
-
-        Returns:
-            Shape ``(..., *out_shape)``.
-        """
-        # A vector stays as it is: a reshape that does nothing still costs a step of the backward pass.
-        h = x if len(self.in_shape) == 1 else x.flatten(-len(self.in_shape))
-        y = self.head(self.layers(h))
-        return y if len(self.out_shape) == 1 else y.unflatten(-1, self.out_shape)
+def _check_widths(widths: Sequence[int], hidden: Sequence[int]) -> None:
+    """Refuse sizes below 1."""
+    if min(widths) < 1:
+        raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}; leave it empty for a linear map.")
 
 
-class Joined(nn.Module):
-    r"""Multilayer perceptron of several tensors.
+class Joined(JoinedNetwork):
+    r"""Multilayer perceptron with several inputs.
 
     .. math:: h_1 = a\big(\textstyle\sum_i V_i\, \mathrm{vec}(x_i) + b_1\big), \quad h_l = a(W_l h_{l-1} + b_l), \quad
         y = W h_L + b
 
-    The same as an :class:`MLP` of the inputs one after another, but the inputs need no common leading dimensions: they
-    broadcast after the first layer, so that an image which meets each of ten labels goes through it once. With no hidden
-    layer it is the linear (affine) map.
+    Equal to an :class:`MLP` of the concatenated inputs. The leading dimensions of the inputs broadcast after the first
+    layer, so an image that meets each of ten labels passes that layer once. With no hidden layer it is the affine map.
 
     Args:
         in_shapes: Shape of each input, such as ``[(1, 28, 28), (10,)]``.
@@ -100,16 +57,12 @@ class Joined(nn.Module):
         hidden: Sequence[int] = (),
         activation: str = "relu",
     ) -> None:
-        super().__init__()
+        super().__init__(in_shapes, out_shape)
         sizes = [math.prod(shape) for shape in in_shapes]
-        if min(*sizes, *hidden, math.prod(out_shape)) < 1:
-            raise ValueError(
-                f"hidden: expected widths of at least 1, got {list(hidden)}; leave it empty for a linear map."
-            )
-        self.in_shapes, self.out_shape = tuple(map(tuple, in_shapes)), tuple(out_shape)
+        _check_widths([*sizes, *hidden, math.prod(out_shape)], hidden)
         make = lookup("activation", activation, ACTIVATIONS)
         width = hidden[0] if hidden else sum(sizes)
-        # One bias serves the sum. Without a hidden layer the inputs are only put side by side.
+        # One bias serves the sum. Without a hidden layer the inputs are only concatenated.
         self.first = nn.ModuleList(nn.Linear(size, width, bias=not i) for i, size in enumerate(sizes) if hidden)
         layers: list[nn.Module] = [make()] if hidden else []
         for fan_in, fan_out in itertools.pairwise(hidden):
@@ -118,14 +71,7 @@ class Joined(nn.Module):
         self.head = nn.Linear(hidden[-1] if hidden else width, math.prod(out_shape))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Map inputs to outputs.
-
-        Args:
-            *inputs: Of shapes ``(..., *in_shape)``, the leading dimensions of which broadcast.
-
-        Returns:
-            Shape ``(..., *out_shape)``.
-        """
+        """Map inputs, shapes ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``; leading dimensions broadcast."""
         flat = [
             x if len(shape) == 1 else x.flatten(-len(shape)) for x, shape in zip(inputs, self.in_shapes, strict=True)
         ]
@@ -134,5 +80,46 @@ class Joined(nn.Module):
         else:
             lead = torch.broadcast_shapes(*(x.shape[:-1] for x in flat))
             h = torch.cat([x.expand(*lead, x.shape[-1]) for x in flat], -1)
+        y = self.head(self.layers(h))
+        return y if len(self.out_shape) == 1 else y.unflatten(-1, self.out_shape)
+
+
+class MLP(Network):
+    r"""Multilayer perceptron between tensors of any shape.
+
+    .. math:: h_0 = \mathrm{vec}(x), \quad h_l = a(W_l h_{l-1} + b_l), \quad y = W h_L + b
+
+    With no hidden layer it is the affine map. All leading dimensions are batch dimensions, so particles ahead of the batch
+    need no reshaping.
+
+    Args:
+        in_shape: Shape of one input, such as ``(1, 28, 28)``.
+        out_shape: Shape of one output.
+        hidden: Width of each hidden layer; empty for a linear map.
+        activation: A name from ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: If a width or a shape is not positive, or the activation is unknown.
+    """
+
+    joined: ClassVar[type[JoinedNetwork] | None] = Joined
+
+    def __init__(
+        self, in_shape: Sequence[int], out_shape: Sequence[int], hidden: Sequence[int] = (), activation: str = "relu"
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        widths = [math.prod(in_shape), *hidden, math.prod(out_shape)]
+        _check_widths(widths, hidden)
+        make = lookup("activation", activation, ACTIVATIONS)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise(widths[:-1]):
+            layers += [nn.Linear(fan_in, fan_out), make()]
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-2], widths[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map an input, shape ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``."""
+        # No reshape of a vector: one that does nothing still costs a node of the backward pass.
+        h = x if len(self.in_shape) == 1 else x.flatten(-len(self.in_shape))
         y = self.head(self.layers(h))
         return y if len(self.out_shape) == 1 else y.unflatten(-1, self.out_shape)

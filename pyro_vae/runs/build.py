@@ -14,7 +14,6 @@ from pyro_vae import data as data_module
 from pyro_vae import parallel, schedules
 from pyro_vae.data import Data
 from pyro_vae.data.labels import are_vectors, check_labels
-from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.errors import first_line
 from pyro_vae.inference.kl.betas import Betas
 from pyro_vae.inference.kl.registry import CONTROLS, controlled
@@ -23,9 +22,16 @@ from pyro_vae.inference.objectives.registry import OBJECTIVES, default_objective
 from pyro_vae.inference.training.checkpoint import check_state
 from pyro_vae.inference.training.fit import Callback, early_stopping
 from pyro_vae.inference.training.options import FitOptions
-from pyro_vae.lookup import lookup
 from pyro_vae.models.protocol import PyroModel, classifies
-from pyro_vae.models.registry import ARGUMENTS, MODELS, constructor_parameters, make, model_class
+from pyro_vae.models.registry import (
+    ARGUMENTS,
+    FLAGS_AND_OPTIONS,
+    MODELS,
+    check_parts,
+    constructor_parameters,
+    make,
+    model_class,
+)
 from pyro_vae.runs.config import Config, ModelConfig
 from pyro_vae.runs.directory import RunDirectory
 from pyro_vae.schedules import Schedule
@@ -86,8 +92,7 @@ def make_plan(config: Config) -> Plan:
     beta = schedules.parse_all(t.anneal, t.beta)
     Betas(beta)  # refuses weights that are negative or not finite
     taken = constructor_parameters(model_class(config.model.model))
-    if "likelihood" in taken:
-        lookup("likelihood", config.model.likelihood, LIKELIHOODS)
+    check_parts(config.model.model, dataclasses.asdict(config.model))
     with parallel.local_main_first():  # one process fetches data, or makes files beside them
         data = load_data(config)
     if t.patience is not None and data.validation is None:
@@ -219,6 +224,12 @@ def make_vae(config: Config, data_shape: tuple[int, ...]) -> PyroModel:
         if name not in taken and values[name] != defaults[name]:
             raise ValueError(
                 f"{name}: expected with a model that takes it, got {values[name]!r} with --model {m.model}; drop it."
+            )
+    for option in m.model_options:
+        name, _, value = option.partition("=")
+        if name in FLAGS_AND_OPTIONS and values[name]:
+            raise ValueError(
+                f"{name}: expected once, got --{name} {values[name]} and --model-options {name}={value}; drop one."
             )
     vae: Any = make(  # an nn.Module, whose model and guide have been checked
         m.model,

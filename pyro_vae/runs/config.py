@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.inference.objectives.registry import default_objective
 from pyro_vae.lookup import unknown
-from pyro_vae.models.registry import constructor_default, model_class
+from pyro_vae.models.registry import MODELS, PARTS, constructor_default, model_class
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,20 @@ class ModelConfig:
     """vae, linear, autoencoder, denoising, inpainting, conditional, m1, m2, m1m2, auxiliary, sdgm, beta, tcvae, or a class of
     your own, MODULE:CLASS."""
     likelihood: str = ""
-    """bernoulli, continuous-bernoulli or normal (one learned scale); default: the model's own, of most bernoulli."""
+    """bernoulli, continuous-bernoulli, normal or laplace (each with one learned scale); default: the model's own; for most
+    models, bernoulli."""
+    prior: str = ""
+    """normal, N(0, I), or diagonal-normal (with learned mean and scale); default: the model's own; for most models, normal."""
+    posterior: str = ""
+    """normal (diagonal); default: the model's own; for most models, normal."""
     latent_dim: int = 16
     """Size of the latent vector."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the encoder's hidden layers, the decoder's in reverse; none at all: a linear map."""
     activation: str = "tanh"
     """elu, gelu, leaky-relu, relu, sigmoid, silu, softplus or tanh."""
+    network: str = ""
+    """mlp; default: the model's own; for most models, mlp."""
     encoder: str | None = None
     """A network of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is (docs/extending.md); default: that perceptron."""
     decoder: str | None = None
@@ -179,6 +189,15 @@ _TYPES = {
 }
 
 
+def _with_own_parts(cls: type[nn.Module], config: ModelConfig) -> ModelConfig:
+    """Fill in the names of the model's own parts, unless a flag or an option of the model names another."""
+    options = {option.partition("=")[0] for option in config.model_options}
+    unnamed = [kind for kind in PARTS if not getattr(config, kind) and kind not in options]
+    own = {kind: constructor_default(cls, kind) for kind in unnamed}
+    named: dict[str, Any] = {kind: name for kind, name in own.items() if isinstance(name, str)}
+    return dataclasses.replace(config, **named)
+
+
 @dataclass(frozen=True)
 class Config:
     """A run."""
@@ -190,17 +209,15 @@ class Config:
 
     def __post_init__(self) -> None:
         """Fill in what the model decides where nothing is said."""
-        if not (self.model.likelihood and self.train.elbo):
+        # A user's class is imported only if it must be: a run can be described without it.
+        if self.model.model in MODELS or not (self.model.likelihood and self.train.elbo):
             cls = model_class(self.model.model)
-            own = constructor_default(cls, "likelihood")
-            likelihood = self.model.likelihood or (own if isinstance(own, str) else "")
-            # Options of a model may change which objective it wants: then that is known when it is made.
-            wanted = "" if self.model.model_options else default_objective(cls)
-            objective = self.train.elbo or wanted
-            object.__setattr__(self, "model", dataclasses.replace(self.model, likelihood=likelihood))
-            object.__setattr__(self, "train", dataclasses.replace(self.train, elbo=objective))
+            object.__setattr__(self, "model", _with_own_parts(cls, self.model))
+            if not self.train.elbo and not self.model.model_options:  # options of a model may change its objective
+                object.__setattr__(self, "train", dataclasses.replace(self.train, elbo=default_objective(cls)))
         if self.data.binarize is None:
-            mode = "dynamic" if self.model.likelihood == "bernoulli" else "none"
+            likelihood = LIKELIHOODS.get(self.model.likelihood)
+            mode = "dynamic" if likelihood is not None and likelihood.support == "binary" else "none"
             object.__setattr__(self, "data", dataclasses.replace(self.data, binarize=mode))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from pyro_vae.data.batches import Mixed
 from pyro_vae.data.labels import are_vectors
 from pyro_vae.inference.kl.registry import CONTROLS
 from pyro_vae.inference.training.batching import epoch_order
-from pyro_vae.models.registry import MODELS, constructor_parameters, model_class
+from pyro_vae.models.registry import MODELS, PARTS, constructor_default, constructor_parameters, model_class
 from pyro_vae.networks import MLP
 from pyro_vae.networks.mlp import Joined
 from pyro_vae.runs.build import Plan
@@ -41,10 +41,12 @@ def _model_phrase(plan: Plan) -> str:
     """Name the model and the arguments that its constructor takes."""
     m, cls = plan.config.model, model_class(plan.config.model.model)
     taken, hidden, vectors = constructor_parameters(cls), _widths(plan), are_vectors(plan.data.train.y)
+    parts = {kind: getattr(m, kind) for kind in PARTS}
     phrases = {
         "latent_dim": f"latent_dim {m.latent_dim}",
         "hidden": "" if hidden is None else f"hidden {'-'.join(map(str, hidden))}" if hidden else "no hidden layer",
         "likelihood": f"{m.likelihood} likelihood",
+        **{kind: f"{name} {kind}" for kind, name in parts.items() if name not in ("", constructor_default(cls, kind))},
         "num_classes": f"vectors of {m.num_classes}" if vectors else f"{m.num_classes} classes",
         "encoder": f"encoder {m.encoder}" if m.encoder else "",
         "decoder": f"decoder {m.decoder}" if m.decoder else "",

@@ -230,7 +230,7 @@ def test_a_model_that_cannot_be_had_is_refused(name, sentence):
 
 def test_options_are_read_by_the_constructors_names():
     cls = model_class("own_models:Mine")
-    assert constructor_options(cls) == ["depth", "posterior", "prior"]
+    assert constructor_options(cls) == ["depth", "posterior", "prior", "network"]
     assert read_options("mine", cls, ["depth=3", "prior=flat", "posterior=[1, 2]"]) == {
         "depth": 3,
         "prior": "flat",

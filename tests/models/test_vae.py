@@ -122,7 +122,7 @@ def test_a_stale_store_is_refused():
         ({"activation": "tan"}, "unknown activation 'tan'.*did you mean 'tanh'"),
         ({"likelihood": "bernouli"}, "did you mean 'bernoulli'"),
         ({"posterior": "norml"}, "did you mean 'normal'"),
-        ({"prior": "gaussian"}, "unknown prior 'gaussian': expected one of normal"),
+        ({"prior": "gaussian"}, "unknown prior 'gaussian': expected one of diagonal-normal, normal"),
     ],
 )
 def test_bad_arguments_are_refused(options, sentence):

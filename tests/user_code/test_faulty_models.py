@@ -267,12 +267,12 @@ def test_a_model_that_registers_no_parameters_is_refused_where_it_would_train_no
             "noise: expected a name or a module, got 3",
             "give one of these.",
         ),
-        ("--model m2 --labels 20 --model-options classifier=3", "network: expected a module, or what makes", "got 3;"),
+        ("--model m2 --labels 20 --model-options classifier=3", "network: expected a module, or a callable", "got 3;"),
         ("--model faulty:Wishing", "model faulty:Wishing: expected `defaults` as a dict", "got [1]"),
         ("--model faulty:Counting", "model faulty:Counting.num_classes: expected how many labels", "got 'ten'"),
         (
             "--encoder faulty:Narrow",
-            "network Narrow: expected it made from (in_shape, out_shape, hidden,",
+            "network Narrow: expected the parameters (in_shape, out_shape, hidden,",
             "Narrow(size)",
         ),
     ],
@@ -308,7 +308,7 @@ def test_an_encoder_that_takes_other_arguments_is_named_in_python_too():
     from faulty import Narrow
 
     with pytest.raises(
-        ValueError, match=r"network Narrow: expected it made from .*in_shape, out_shape, hidden, activation"
+        ValueError, match=r"network Narrow: expected the parameters .*in_shape, out_shape, hidden, activation"
     ):
         pv.VAE((1, 8, 8), 2, encoder=Narrow)
 

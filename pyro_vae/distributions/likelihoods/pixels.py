@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -14,15 +14,15 @@ from pyro_vae.distributions.base import Likelihood
 
 
 def _logit(mean: Tensor) -> Tensor:
-    """Logit of a pixel's mean, kept off 0 and 1 so that a pixel that is always dark gets a finite bias."""
+    """Return the logit of a pixel's mean, finite for a pixel that is always dark or always bright."""
     return torch.logit(mean.clamp(1e-3, 1 - 1e-3))
 
 
 class _LogBernoulli(torch.autograd.Function):
     r"""The log mass :math:`x l - \max(l, 0) + \log \sigma(|l|)` with gradient :math:`x - \sigma(l)`.
 
-    Equal to minus the binary cross-entropy with logits, which computes log1p(exp(-|l|)); on a CPU log and sigmoid are
-    vectorized where log1p is not (benchmarks/kernels.py). The absolute error is one rounding of a number in [1/2, 1]:
+    Equal to minus the binary cross-entropy with logits, which computes log1p(exp(-|l|)). PyTorch vectorizes log and
+    sigmoid on a CPU, but not log1p (benchmarks/kernels.py). The absolute error is one rounding of a number in [1/2, 1]:
     below 6e-8 nats a pixel in float32.
     """
 
@@ -34,7 +34,7 @@ class _LogBernoulli(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         logits, x = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: nothing may be overwritten
+        if torch.is_grad_enabled():  # for a gradient of the gradient nothing may be overwritten
             residual = (x - torch.sigmoid(logits)) * grad[0]
         else:
             residual = torch.sigmoid(logits).sub_(x).mul_(grad[0]).neg_()
@@ -42,18 +42,18 @@ class _LogBernoulli(torch.autograd.Function):
 
 
 class _Pixels(dist.Bernoulli):
-    """A Bernoulli by logits with a faster log-probability."""
+    """A Bernoulli with logits and a faster ``log_prob``."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args and not bool(((value == 0) | (value == 1)).all()):
             raise ValueError(
-                "likelihood bernoulli: expected pixels of 0 and 1, got others, of which it is no likelihood; binarize them, or "
-                "use likelihood='continuous-bernoulli'."
+                "likelihood bernoulli: expected pixels that are 0 or 1, got others; binarize them, or use "
+                "likelihood='continuous-bernoulli'."
             )
         inputs = torch.broadcast_tensors(self.logits, value)
         if not any(isinstance(tensor, ProvenanceTensor) for tensor in inputs):
             return _LogBernoulli.apply(*inputs)
-        # elbo("graph") runs the model on Pyro's ProvenanceTensor, through which a Function passes no gradient
+        # elbo("graph") runs the model on Pyro's ProvenanceTensor; an autograd Function passes no gradient through it
         plain, depends_on = extract_provenance(inputs)
         return track_provenance(_LogBernoulli.apply(*plain), depends_on)
 
@@ -64,14 +64,16 @@ class Bernoulli(Likelihood):
     A probability mass: its log is at most 0.
     """
 
-    support = "binary"
+    support: ClassVar[str] = "binary"
+    density: ClassVar[bool] = False
+    bits_per_dim: ClassVar[bool] = True
 
     def forward(self, params: Tensor) -> TorchDistributionMixin:
-        """p(x|z) from logits, shape ``(..., *data_shape)``."""
+        """Return p(x|z) with logits ``params``, shape ``(..., *data_shape)``."""
         return _Pixels(logits=params).to_event(self.event_dim)
 
     def bias(self, mean: Tensor) -> Tensor:
-        """The logit of the mean."""
+        """Return the logit of the mean."""
         return _logit(mean)
 
 
@@ -84,12 +86,12 @@ class ContinuousBernoulli(Likelihood):
         Loaiza-Ganem, Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders", 2019.
     """
 
-    support = "unit"
+    support: ClassVar[str] = "unit"
 
     def forward(self, params: Tensor) -> TorchDistributionMixin:
-        """p(x|z) from logits of lambda, shape ``(..., *data_shape)``."""
+        """Return p(x|z) with logits of lambda ``params``, shape ``(..., *data_shape)``."""
         return dist.ContinuousBernoulli(logits=params).to_event(self.event_dim)
 
     def bias(self, mean: Tensor) -> Tensor:
-        """The logit of the mean: not the exact inverse of the mean, but its sign and order."""
+        """Return the logit of the mean: not the exact inverse, but of the same sign and order."""
         return _logit(mean)

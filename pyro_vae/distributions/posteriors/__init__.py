@@ -1,1 +1,1 @@
-"""Posteriors q(z|x): encoder outputs to distributions of the code."""
+"""Posteriors q(z|x): the encoder's output to a distribution of the latent vector."""

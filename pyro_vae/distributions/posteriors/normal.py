@@ -1,13 +1,15 @@
-"""Posteriors q(z|x): the encoder's output, shape ``(..., num_params)``, to a distribution over the latent vector."""
+"""Normal posteriors q(z|x)."""
 
 from __future__ import annotations
 
 import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
+
+from pyro_vae.distributions.base import Posterior
 
 
-class DiagonalNormal(nn.Module):
+class DiagonalNormal(Posterior):
     r"""The diagonal normal :math:`q(z|x) = N(\mu(x), \mathrm{diag}\, e^{2 s(x)})`; the encoder gives (mu, s).
 
     Args:
@@ -15,10 +17,13 @@ class DiagonalNormal(nn.Module):
     """
 
     def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.num_params = 2 * latent_dim
+        super().__init__(latent_dim, num_params=2 * latent_dim)
 
     def forward(self, params: Tensor) -> TorchDistributionMixin:
-        """q(z|x), event shape ``(Z,)``; ``params`` is (loc, log scale), shape ``(..., 2 Z)``."""
+        """Return q(z|x), event shape ``(Z,)``.
+
+        Args:
+            params: Mean and log scale, side by side, shape ``(..., 2 Z)``.
+        """
         loc, log_scale = params.chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)

@@ -1,9 +1,8 @@
-"""Posteriors by name."""
+"""Posteriors by name, ``--posterior NAME``."""
 
 from __future__ import annotations
 
-from torch import nn
-
+from pyro_vae.distributions.base import Posterior
 from pyro_vae.distributions.posteriors.normal import DiagonalNormal
 
-POSTERIORS: dict[str, type[nn.Module]] = {"normal": DiagonalNormal}
+POSTERIORS: dict[str, type[Posterior]] = {"normal": DiagonalNormal}

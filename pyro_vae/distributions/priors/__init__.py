@@ -1,1 +1,1 @@
-"""Priors p(z)."""
+"""Priors p(z) of the latent vector."""

@@ -1,28 +1,53 @@
-"""Priors p(z): no input, one distribution over the latent vector."""
+"""Normal priors p(z): the standard normal, and one with a learned mean and scale."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.distributions.base import Prior
 
-class StandardNormal(nn.Module):
+
+class StandardNormal(Prior):
     """The standard normal prior p(z) = N(0, I).
 
     Args:
         latent_dim: Z.
     """
 
+    standard: ClassVar[bool] = True
     zero: Tensor
     one: Tensor
 
     def __init__(self, latent_dim: int) -> None:
-        super().__init__()
+        super().__init__(latent_dim)
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("one", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> TorchDistributionMixin:
-        """p(z), event shape ``(Z,)``, no batch shape."""
+        """Return p(z), event shape ``(Z,)``, no batch shape."""
         return dist.Normal(self.zero, self.one).to_event(1)
+
+
+class LearnedNormal(Prior):
+    r"""A normal prior with learned mean and scale, :math:`p(z) = N(m, \mathrm{diag}\, e^{2 s})`.
+
+    It starts at N(0, I). A decoder with a linear first layer can absorb m and s, so the prior adds nothing to such a model
+    but may speed up its training; it matters where the guide or a penalty fixes the scale of z.
+
+    Args:
+        latent_dim: Z.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self) -> TorchDistributionMixin:
+        """Return p(z), event shape ``(Z,)``, no batch shape."""
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)

@@ -1,9 +1,11 @@
-"""Priors by name."""
+"""Priors by name, ``--prior NAME``."""
 
 from __future__ import annotations
 
-from torch import nn
+from pyro_vae.distributions.base import Prior
+from pyro_vae.distributions.priors.normal import LearnedNormal, StandardNormal
 
-from pyro_vae.distributions.priors.normal import StandardNormal
-
-PRIORS: dict[str, type[nn.Module]] = {"normal": StandardNormal}
+PRIORS: dict[str, type[Prior]] = {
+    "normal": StandardNormal,
+    "diagonal-normal": LearnedNormal,
+}

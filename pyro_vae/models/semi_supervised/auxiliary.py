@@ -1,9 +1,9 @@
-"""Auxiliary deep generative models: a further latent vector makes q(z|x) and q(y|x) richer than they look."""
+"""Auxiliary deep generative models: a further latent vector makes q(z|x) and q(y|x) mixtures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import pyro
 import torch
@@ -11,25 +11,26 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.distributions import DiagonalNormal
-from pyro_vae.models.semi_supervised.m2 import SemiSupervised
-from pyro_vae.networks.build import JoinedNetwork, Network, Shapes, make_joined_network, make_network
+from pyro_vae.models.semi_supervised.m2 import LabelOptions, SemiSupervised
+from pyro_vae.networks.base import Shapes
+from pyro_vae.networks.build import JoinedNetworkLike, NetworkLike
 
 
 class AuxiliaryModel(SemiSupervised):
-    r"""What ADGM and SDGM have in common: the guide :math:`q(a|x)\, q(y|a, x)\, q(z|a, x, y)` and its networks.
+    r"""Base class of ADGM and SDGM, with the guide :math:`q(a|x)\, q(y|a, x)\, q(z|a, x, y)` and its networks.
 
-    Labels, bound and the classifier's term are as in :class:`M2`, with the site ``"a"`` besides: the bound averages over a,
-    and sums over y.
+    Labels, bound and the classifier's term are as in :class:`M2`, with the further site ``"a"``: the bound averages over a and
+    sums over y.
 
     Args:
         data_shape: See :class:`LabelledModel`.
-        latent_dim: Likewise; a has as many entries as z.
-        hidden: Likewise; all networks have the same layers.
-        activation: Likewise.
-        auxiliary_encoder: Module of an image, to the parameters of q(a|x), shape ``(..., 2 Z)``, or what makes one.
-        auxiliary_decoder: Module to the parameters of a in the model: of an image, a label and z, in SDGM of the last two.
-        classifier: Module of an image and a, to logits, shape ``(..., C)``.
-        **options: See :class:`SemiSupervised`; ``encoder`` is of an image, a label and a.
+        latent_dim: See :class:`LabelledModel`; a has as many entries as z.
+        hidden: See :class:`LabelledModel`; all networks have the same layers.
+        activation: See :class:`LabelledModel`.
+        auxiliary_encoder: Module from an image to the parameters of q(a|x), shape ``(..., 2 Z)``, or a callable that makes one.
+        auxiliary_decoder: Module to the parameters of a in the model, from an image, a label and z; in SDGM from a label and z.
+        classifier: Module from an image and a to logits, shape ``(..., C)``.
+        **options: See :class:`SemiSupervised`; the encoder's inputs are an image, a label and a.
 
     Raises:
         ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
@@ -42,24 +43,22 @@ class AuxiliaryModel(SemiSupervised):
         hidden: Sequence[int] = (256, 256),
         activation: str = "tanh",
         *,
-        auxiliary_encoder: Network = None,
-        auxiliary_decoder: JoinedNetwork = None,
-        classifier: JoinedNetwork = None,
-        **options: Any,
+        auxiliary_encoder: NetworkLike = None,
+        auxiliary_decoder: JoinedNetworkLike = None,
+        classifier: JoinedNetworkLike = None,
+        **options: Unpack[LabelOptions],
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
         self.auxiliary = DiagonalNormal(latent_dim)
         params, latent, label = (self.auxiliary.num_params,), (latent_dim,), (self.num_classes,)
-        self.auxiliary_encoder = make_network(auxiliary_encoder, self.data_shape, params, hidden, activation)
-        self.auxiliary_decoder = make_joined_network(
-            auxiliary_decoder, self._auxiliary_reads(), params, hidden, activation
-        )
-        self.classifier = make_joined_network(classifier, (self.data_shape, latent), label, hidden, activation)
+        self.auxiliary_encoder = self.make_network(auxiliary_encoder, [self.data_shape], params, hidden)
+        self.auxiliary_decoder = self.make_network(auxiliary_decoder, self._auxiliary_decoder_inputs(), params, hidden)
+        self.classifier = self.make_network(classifier, (self.data_shape, latent), label, hidden)
 
-    def _encoder_reads(self) -> Shapes:
+    def _encoder_inputs(self) -> Shapes:
         return self.data_shape, (self.num_classes,), (self.latent_dim,)
 
-    def _auxiliary_reads(self) -> Shapes:
+    def _auxiliary_decoder_inputs(self) -> Shapes:
         raise NotImplementedError
 
     def guide(self, x: Tensor, y: Tensor) -> Tensor:
@@ -79,22 +78,22 @@ class AuxiliaryModel(SemiSupervised):
             return pyro.sample("z", self.encode(x, label, a))
 
     def encode_auxiliary(self, x: Tensor) -> TorchDistributionMixin:
-        """q(a|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        """Return q(a|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
         return self.auxiliary(self.auxiliary_encoder(self._checked(x)))
 
     def encode(self, x: Tensor, y: Tensor | None = None, a: Tensor | None = None) -> TorchDistributionMixin:
-        """q(z|a, x, y), where they are not given at the mean of q(a|x) and the most probable label."""
+        """Return q(z|a, x, y); ``a`` defaults to the mean of q(a|x), ``y`` to the most probable label."""
         label = self.classify(x).argmax(-1) if y is None else y
         a = self.encode_auxiliary(x).mean if a is None else a
         return self.posterior(self.encoder(self._checked(x), self.vector(label, x), a))
 
     @torch.no_grad()
     def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
-        """The class probabilities q(y|x), the mean of q(y|a, x) over draws a ~ q(a|x).
+        """Return the class probabilities q(y|x), the mean of q(y|a, x) over draws a ~ q(a|x).
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
-            num_samples: How many draws.
+            num_samples: The number of draws.
 
         Returns:
             Shape ``(..., C)``.
@@ -106,13 +105,13 @@ class AuxiliaryModel(SemiSupervised):
 class ADGM(AuxiliaryModel):
     r"""The auxiliary model: :math:`p(y)\, p(z)\, p(x|z, y)\, p(a|x, y, z)`; the guide and arguments of :class:`AuxiliaryModel`.
 
-    The vector a integrates out of the model, whose p(x, y) is M2's; in the guide it makes a mixture of q(y, z|x).
+    The vector a integrates out of the model, so p(x, y) is M2's; in the guide it makes q(y, z|x) a mixture.
 
     References:
         Maaløe, Sønderby, Sønderby, Winther, "Auxiliary Deep Generative Models", 2016, section 2.2 and 2.3.
     """
 
-    def _auxiliary_reads(self) -> Shapes:
+    def _auxiliary_decoder_inputs(self) -> Shapes:
         return self.data_shape, (self.num_classes,), (self.latent_dim,)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
@@ -136,10 +135,10 @@ class SDGM(AuxiliaryModel):
         Maaløe, Sønderby, Sønderby, Winther, "Auxiliary Deep Generative Models", 2016, section 2.4.
     """
 
-    def _auxiliary_reads(self) -> Shapes:
+    def _auxiliary_decoder_inputs(self) -> Shapes:
         return (self.num_classes,), (self.latent_dim,)
 
-    def _decoder_reads(self) -> Shapes:
+    def _decoder_inputs(self) -> Shapes:
         return (self.latent_dim,), (self.num_classes,), (self.latent_dim,)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
@@ -154,10 +153,10 @@ class SDGM(AuxiliaryModel):
         return z
 
     def decode_auxiliary(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """p(a|z, y): latent vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        """Return p(a|z, y): latent vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
         return self.auxiliary(self.auxiliary_decoder(self.vector(y), z))
 
     def decode(self, z: Tensor, y: Tensor, a: Tensor | None = None) -> TorchDistributionMixin:
-        """p(x|a, z, y), at one draw a ~ p(a|z, y) where it is not given; see :meth:`LabelledModel.decode`."""
+        """Return p(x|a, z, y); ``a`` defaults to one draw a ~ p(a|z, y); see :meth:`LabelledModel.decode`."""
         a = self.decode_auxiliary(z, y).sample() if a is None else a
         return self.likelihood(self.decoder(z, self.vector(y), a))

@@ -1,36 +1,36 @@
-"""M1: a VAE, and a classifier of its latent vectors."""
+"""M1: a VAE with a classifier of its latent vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.models.base import ModelOptions
 from pyro_vae.models.checks import check_classes
 from pyro_vae.models.semi_supervised.labels import Labels
 from pyro_vae.models.vae import VAE
-from pyro_vae.networks.build import Network, make_network
+from pyro_vae.networks.build import NetworkLike
 
 
 class M1(VAE):
     r"""The latent-feature model: the VAE :math:`p(z)\, p(x|z)`, :math:`q(z|x)`, and a classifier :math:`q(y|z)`.
 
-    Labels train the classifier alone, on draws of z through which no gradient goes: its term is a site of its own,
-    ``"y_classified"``, that enters no bound, so that the bound is on log p(x) and is the VAE's.
+    Labels train the classifier alone, on draws of z without a gradient. Its term is the site ``"y_classified"``, which enters
+    no bound: the bound is that of the VAE, on log p(x).
 
     Args:
-        data_shape: See :class:`VAE`.
-        latent_dim: Likewise.
-        hidden: Likewise; the classifier has its last hidden layer.
-        activation: Likewise.
+        data_shape: See :class:`LatentModel`.
+        latent_dim: See :class:`LatentModel`.
+        hidden: See :class:`LatentModel`; the classifier has the last of these layers.
+        activation: See :class:`LatentModel`.
         num_classes: C.
-        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, in place of the perceptron, or what makes one, see
-            ``models.base.Network``.
+        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes one.
         classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
-        **options: See :class:`VAE`.
+        **options: See :class:`LatentModel`.
 
     Raises:
         ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
@@ -50,13 +50,13 @@ class M1(VAE):
         activation: str = "tanh",
         *,
         num_classes: int | None = None,
-        classifier: Network = None,
+        classifier: NetworkLike = None,
         classifier_weight: float = 1.0,
-        **options: Any,
+        **options: Unpack[ModelOptions],
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
         self.num_classes = check_classes(num_classes, type(self).__name__)
-        self.classifier = make_network(classifier, (latent_dim,), (self.num_classes,), hidden[-1:], activation)
+        self.classifier = self.make_network(classifier, [(latent_dim,)], (self.num_classes,), hidden[-1:])
         self.labels = Labels(self.num_classes, classifier_weight)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
@@ -82,5 +82,5 @@ class M1(VAE):
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
-        """The class probabilities q(y|z) at the mean of q(z|x), shape ``(..., C)``, of ``(..., *data_shape)``."""
+        """Return the class probabilities q(y|z) at the mean of q(z|x), shape ``(..., C)``, of ``(..., *data_shape)``."""
         return self.classifier(self.encode(x).mean).softmax(-1)

@@ -1,9 +1,9 @@
-"""M1 + M2: the semi-supervised model on top of a VAE's latent vectors."""
+"""M1 + M2: the semi-supervised model of a VAE's latent vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import pyro
 import torch
@@ -13,32 +13,35 @@ from torch import Tensor
 from pyro_vae.distributions import DiagonalNormal
 from pyro_vae.distributions.likelihoods.registry import LIKELIHOODS
 from pyro_vae.models.base import mean_image
-from pyro_vae.models.semi_supervised.m2 import SemiSupervised
+from pyro_vae.models.semi_supervised.m2 import LabelOptions, SemiSupervised
 from pyro_vae.models.vae import VAE
-from pyro_vae.networks.build import JoinedNetwork, Network, Shapes, make_joined_network, make_network
+from pyro_vae.networks.base import Shapes
+from pyro_vae.networks.build import JoinedNetworkLike, NetworkLike
 
-#: What a VAE has that :meth:`M1M2.stand_on` takes.
+#: The parts of a VAE that :meth:`M1M2.stand_on` takes.
 LOWER = ("encoder", "posterior", "decoder", "likelihood")
 
 
 class M1M2(SemiSupervised):
     r"""The stacked model: :math:`p(y)\, p(z_2)\, p(z|z_2, y)\, p(x|z)`, the guide :math:`q(z|x)\, q(y|z)\, q(z_2|z, y)`.
 
-    A VAE whose prior of z is an M2. Labels, bound and the classifier's term are as in :class:`M2`. With the networks of a
-    trained VAE (:meth:`stand_on`), which then stay as they are, this is the layer-wise training of Kingma et al.: M2's
-    objective on draws from q(z|x). From nothing, or from a trained VAE with ``frozen=False``, all networks train together.
+    A VAE whose prior of z is an M2. Labels, bound and the classifier's term are as in :class:`M2`. On the frozen networks of a
+    trained VAE (:meth:`stand_on`) this is the layer-wise training of Kingma et al.: M2's objective on draws from q(z|x). From
+    scratch, or from a trained VAE with ``frozen=False``, all networks train together.
 
     Args:
-        data_shape: See :class:`VAE`.
+        data_shape: See :class:`LatentModel`.
         latent_dim: Size of z, and of z2.
-        hidden: See :class:`VAE`; the networks of the upper layer have its last hidden layer.
-        activation: See :class:`VAE`.
-        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, in place of the perceptron, or what makes one.
-        upper_encoder: Module of z and a label, to the parameters of q(z2|z, y), shape ``(..., 2 Z)``, or what makes one.
-        upper_decoder: Module of z2 and a label, to the parameters of p(z|z2, y), likewise.
+        hidden: See :class:`LatentModel`; the networks of the upper layer have the last of these layers.
+        activation: See :class:`LatentModel`.
+        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes one.
+        upper_encoder: Module from z and a label to the parameters of q(z2|z, y), shape ``(..., 2 Z)``, or a callable that
+            makes one.
+        upper_decoder: Module from z2 and a label to the parameters of p(z|z2, y), shape ``(..., 2 Z)``, or a callable that
+            makes one.
         below: A trained VAE (or M1), see :meth:`stand_on`; on the command line ``--model-options below=RUN``.
-        **options: ``classifier_weight`` and ``temperature``, see :class:`SemiSupervised`; ``num_classes``, ``likelihood``,
-            ``posterior`` (of z), ``prior`` (of z2), ``encoder`` and ``decoder`` (of and to images, as in :class:`VAE`).
+        **options: See :class:`SemiSupervised`; ``posterior`` is of z, ``prior`` of z2, and ``encoder`` and ``decoder`` are
+            those of a :class:`VAE`.
 
     Raises:
         ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
@@ -47,7 +50,7 @@ class M1M2(SemiSupervised):
         Kingma, Rezende, Mohamed, Welling, "Semi-Supervised Learning with Deep Generative Models", 2014, section 2.
     """
 
-    #: Options that name a run on the command line; the constructor is given its model.
+    #: Options that name a run on the command line; the constructor gets its model.
     from_runs: ClassVar[tuple[str, ...]] = ("below",)
     _stands = _centered = False
 
@@ -58,25 +61,25 @@ class M1M2(SemiSupervised):
         hidden: Sequence[int] = (256, 256),
         activation: str = "tanh",
         *,
-        classifier: Network = None,
-        upper_encoder: JoinedNetwork = None,
-        upper_decoder: JoinedNetwork = None,
+        classifier: NetworkLike = None,
+        upper_encoder: JoinedNetworkLike = None,
+        upper_decoder: JoinedNetworkLike = None,
         below: VAE | None = None,
-        **options: Any,
+        **options: Unpack[LabelOptions],
     ) -> None:
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
         self.upper = DiagonalNormal(latent_dim)
         latent, label, params, upper = (latent_dim,), (self.num_classes,), (self.upper.num_params,), hidden[-1:]
-        self.classifier = make_network(classifier, latent, label, upper, activation)
-        self.upper_encoder = make_joined_network(upper_encoder, (latent, label), params, upper, activation)
-        self.upper_decoder = make_joined_network(upper_decoder, (latent, label), params, upper, activation)
+        self.classifier = self.make_network(classifier, [latent], label, upper)
+        self.upper_encoder = self.make_network(upper_encoder, (latent, label), params, upper)
+        self.upper_decoder = self.make_network(upper_decoder, (latent, label), params, upper)
         if below is not None:
             self.stand_on(below)
 
-    def _encoder_reads(self) -> Shapes:
+    def _encoder_inputs(self) -> Shapes:
         return (self.data_shape,)
 
-    def _decoder_reads(self) -> Shapes:
+    def _decoder_inputs(self) -> Shapes:
         return ((self.latent_dim,),)
 
     def stand_on(self, vae: VAE, frozen: bool = True) -> None:
@@ -84,10 +87,10 @@ class M1M2(SemiSupervised):
 
         Args:
             vae: The VAE; its networks become this model's own.
-            frozen: Whether they stay as they are from then on; else they train on with the others.
+            frozen: Keep these networks as they are; else they train on with the others.
 
         Raises:
-            ValueError: If it is no VAE, its data or latent vectors have another shape, or its likelihood has another name.
+            ValueError: If it is not a VAE, its data or latent vectors have another shape, or its likelihood has another name.
         """
         if not isinstance(vae, VAE):
             raise ValueError(
@@ -110,9 +113,9 @@ class M1M2(SemiSupervised):
         self.train(self.training)
 
     def center_output(self, mean: Tensor, scale: float | None = None) -> None:
-        """See :meth:`VAE.center_output`; a decoder of :meth:`stand_on` stays as it is."""
+        """See :meth:`LatentModel.center_output`; a decoder of :meth:`stand_on` stays as it is."""
         if not self._centered:
-            super().center_output(mean, scale)  # type: ignore[misc]  # a function of VAE's, of a model with the same parts
+            super().center_output(mean, scale)
 
     def train(self, mode: bool = True) -> M1M2:
         """Set train mode, or eval mode; the networks of :meth:`stand_on` stay in eval mode."""
@@ -150,37 +153,37 @@ class M1M2(SemiSupervised):
         return z
 
     def encode_lower(self, x: Tensor) -> TorchDistributionMixin:
-        """q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        """Return q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
         return self.posterior(self.encoder(self._checked(x)))
 
     def decode_lower(self, z: Tensor) -> TorchDistributionMixin:
-        """p(x|z): vectors of shape ``(..., Z)`` to a distribution with event shape ``data_shape``."""
+        """Return p(x|z): vectors of shape ``(..., Z)`` to a distribution with event shape ``data_shape``."""
         return self.likelihood(self.decoder(z))
 
     def encode_upper(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """q(z2|z, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        """Return q(z2|z, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
         return self.upper(self.upper_encoder(z, self.vector(y)))
 
     def decode_upper(self, z2: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """p(z|z2, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        """Return p(z|z2, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
         return self.upper(self.upper_decoder(z2, self.vector(y)))
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
-        """q(z2|z, y) at the mean of q(z|x), and at the most probable label where none is given."""
+        """Return q(z2|z, y) at the mean of q(z|x); ``y`` defaults to the most probable label."""
         label = self.vector(self.classify(x).argmax(-1) if y is None else y, x)
         return self.encode_upper(self.encode_lower(x).mean, label)
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """p(x|z) at the mean of p(z|z2, y); latent vectors z2 of shape ``(..., Z)`` with labels."""
+        """Return p(x|z) at the mean of p(z|z2, y); latent vectors z2 of shape ``(..., Z)`` with labels."""
         return self.decode_lower(self.decode_upper(z, y).mean)
 
     @torch.no_grad()
     def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
-        """The class probabilities q(y|x), the mean of q(y|z) over draws z ~ q(z|x).
+        """Return the class probabilities q(y|x), the mean of q(y|z) over draws z ~ q(z|x).
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
-            num_samples: How many draws.
+            num_samples: The number of draws.
 
         Returns:
             Shape ``(..., C)``.
@@ -189,11 +192,11 @@ class M1M2(SemiSupervised):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean image E[x'|z] at one draw z ~ q(z|x), which no label changes; shape of ``x``."""
+        """Return the mean image E[x'|z] at one draw z ~ q(z|x), whatever the label; shape of ``x``."""
         return mean_image(self.decode_lower(self.encode_lower(x).sample()))
 
     @torch.no_grad()
     def sample(self, num_samples: int, y: Tensor | int | None = None) -> Tensor:
-        """Draws x ~ p(x|z), z ~ p(z|z2, y), z2 ~ p(z2); see :meth:`LabelledModel.sample`."""
+        """Draw x ~ p(x|z), z ~ p(z|z2, y), z2 ~ p(z2); see :meth:`LabelledModel.sample`."""
         label = self._labels(num_samples, y)
         return self.decode_lower(self.decode_upper(self.prior().sample((num_samples,)), label).sample()).sample()

@@ -10,6 +10,7 @@ from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.kl.registry import CONTROLS
 from pyro_vae.models.checks import check_inputs, check_model
 from pyro_vae.models.protocol import PyroModel, classifies, data_support, has_bound, takes
+from pyro_vae.models.registry import constructor_default, model_class
 from pyro_vae.models.user_code import user_modules_of
 from pyro_vae.runs.build import Plan, make_vae
 from pyro_vae.runs.config import Config, ModelConfig, TrainConfig
@@ -68,9 +69,12 @@ def check_network_options(plan: Plan) -> None:
     """
     config, vae = plan.config, plan.vae
     m, defaults = config.model, ModelConfig()
-    for name in ("encoder", "decoder") if user_modules_of(vae) else ("hidden", "activation", "encoder", "decoder"):
+    names = (
+        ("encoder", "decoder") if user_modules_of(vae) else ("network", "hidden", "activation", "encoder", "decoder")
+    )
+    for name in names:
         value = getattr(m, name)
-        if value == getattr(defaults, name):
+        if value == (getattr(defaults, name) or constructor_default(model_class(m.model), name)):
             continue
         without = dataclasses.replace(m, **{name: getattr(defaults, name)})
         with own_randomness(config.train.seed):

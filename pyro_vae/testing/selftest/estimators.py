@@ -72,7 +72,7 @@ def naive(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Itera
     log_px = vae.log_px(x).detach()
     noise = vae.scale.detach().square()
     covariance = vae.weight @ vae.weight.T + noise / 2 * torch.eye(x.shape[1]).to(noise)
-    half = torch.distributions.MultivariateNormal(vae.decoder.head.bias, covariance).log_prob(x)  # type: ignore[union-attr, arg-type]
+    half = torch.distributions.MultivariateNormal(vae.decoder.head.bias, covariance).log_prob(x)
     second = half - x.shape[1] / 2 * (4 * math.pi * noise).log()
     variance = (second - 2 * log_px).detach().expm1() / num_samples
     ratio = float((found - log_px).exp().mean())
@@ -161,7 +161,7 @@ def of_pixels(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> I
     vae.encode = yardstick.q  # type: ignore[method-assign]
     visible = torch.tensor([True, False, True, False, True])
     noise = vae.scale.square() * torch.eye(x.shape[1]).to(vae.scale)
-    covariance, bias = (vae.weight @ vae.weight.T + noise).detach(), vae.decoder.head.bias.detach()  # type: ignore[union-attr, union-attr, operator]
+    covariance, bias = (vae.weight @ vae.weight.T + noise).detach(), vae.decoder.head.bias.detach()
     seen = torch.distributions.MultivariateNormal(bias[visible], covariance[visible][:, visible])
     exact = _mean(vae.log_px(x) - seen.log_prob(x[:, visible]))
     hidden = evidence.hidden_log_px(vae, x, visible, num_samples=num_samples, seed=seed)

@@ -132,7 +132,7 @@ class Yardstick(nn.Module):
             weight = torch.linalg.qr(weight).Q * torch.tensor([1.5, 0.8], dtype=torch.float64)
         with torch.no_grad():
             self.vae.weight.copy_(weight)
-            self.vae.decoder.head.bias.copy_(torch.linspace(-1, 1, 5))  # type: ignore[union-attr, operator]
+            self.vae.decoder.head.bias.copy_(torch.linspace(-1, 1, 5))
             self.vae.likelihood.log_scale.fill_(math.log(0.6))
         self.shift = nn.Parameter(torch.tensor(shift, dtype=torch.float64))
         self.log_stretch = nn.Parameter(torch.tensor(stretch, dtype=torch.float64).log())

@@ -216,7 +216,7 @@ def test_validation_names_step_and_site_too():
         svi.step(X.double())
     # What is refused for another reason keeps its own sentence.
     sound = _vae()
-    with pytest.raises(ValueError, match="expected pixels of 0 and 1"):
+    with pytest.raises(ValueError, match="expected pixels that are 0 or 1"):
         SVI(sound.model, sound.guide, pyro.optim.Adam({}), elbo("trace")).step(X.double() / 2)
 
 

@@ -233,7 +233,7 @@ def test_a_program_that_indexes_from_the_left_is_found_out():
 
 def test_the_first_trace_is_validated():
     vae = VAE((4,), 2, (5,))
-    with pytest.raises(ValueError, match="expected pixels of 0 and 1"):
+    with pytest.raises(ValueError, match="expected pixels that are 0 or 1"):
         log_weights(vae.model, vae.guide, torch.rand(6, 4))
 
 
