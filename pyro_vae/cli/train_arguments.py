@@ -14,11 +14,10 @@ from pyro_vae.cli.parser import Parser, fill
 from pyro_vae.data.binarization import BINARIZE
 from pyro_vae.data.files.open import is_path
 from pyro_vae.data.named.registry import NAMED
-from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.inference.objectives.registry import OBJECTIVES
 from pyro_vae.inference.svi.precision import PRECISIONS
 from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS
-from pyro_vae.models.registry import MODELS, model_settings
+from pyro_vae.models.registry import MODELS, PARTS, model_settings
 from pyro_vae.networks.mlp import ACTIVATIONS
 from pyro_vae.runs import sweep
 from pyro_vae.runs.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
@@ -38,7 +37,7 @@ NAMES: dict[str, Iterable[str]] = {
     "dataset": NAMED,
     "binarize": BINARIZE,
     "model": MODELS,
-    "likelihood": LIKELIHOODS,
+    **PARTS,
     "activation": ACTIVATIONS,
     "elbo": OBJECTIVES,
     "optimizer": OPTIMIZERS,

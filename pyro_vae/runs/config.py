@@ -54,31 +54,29 @@ class ModelConfig:
     """The model p(z) p(x|z) and its guide q(z|x)."""
 
     model: str = "vae"
-    """vae, linear, autoencoder, denoising, inpainting, conditional, m1, m2, m1m2, auxiliary, sdgm, beta, tcvae, or a class of
-    your own, MODULE:CLASS."""
+    """{names}, or a class of your own, MODULE:CLASS."""
     likelihood: str = ""
-    """bernoulli, continuous-bernoulli, normal or laplace (each with one learned scale); default: the model's own; for most
-    models, bernoulli."""
+    """Likelihood p(x|z): {names}; default: the model's own; for most models, bernoulli."""
     prior: str = ""
-    """normal, N(0, I), or diagonal-normal (with learned mean and scale); default: the model's own; for most models, normal."""
+    """Prior p(z): {names}; default: the model's own; for most models, normal, which is N(0, I)."""
     posterior: str = ""
-    """normal (diagonal); default: the model's own; for most models, normal."""
+    """Posterior q(z|x): {names}; default: the model's own; for most models, normal."""
     latent_dim: int = 16
     """Size of the latent vector."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the encoder's hidden layers, the decoder's in reverse; none at all: a linear map."""
     activation: str = "tanh"
-    """elu, gelu, leaky-relu, relu, sigmoid, silu, softplus or tanh."""
+    """Activation of the hidden layers: {names}."""
     network: str = ""
-    """mlp; default: the model's own; for most models, mlp."""
+    """Kind of all networks: {names}; default: the model's own; for most models, mlp."""
     encoder: str | None = None
-    """A network of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is (docs/extending.md); default: that perceptron."""
+    """Encoder of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is (docs/extending.md); default: one of --network."""
     decoder: str | None = None
-    """The same of the decoder; default: the perceptron."""
+    """Decoder of your own, MODULE:CLASS; default: one of --network."""
     num_classes: int | None = None
-    """Classes of a model that takes labels; default: as many as the labels of the data tell."""
+    """Number of classes, for a model that takes labels; default: counted from the labels."""
     model_options: tuple[str, ...] = ()
-    """What the model's constructor takes besides, NAME=VALUE, such as noise=masking:0.3 with denoising."""
+    """Other arguments of the model's constructor, NAME=VALUE, such as noise=masking:0.3 with denoising."""
 
 
 @dataclass(frozen=True)
