@@ -22,9 +22,10 @@ import torch
 
 from pyro_vae import parallel
 from pyro_vae.cli import command, parser, terminal
-from pyro_vae.cli.evaluate_arguments import Arguments
+from pyro_vae.cli.evaluate_arguments import NAMES, Arguments
 from pyro_vae.runs.directory import RunDirectory
 from pyro_vae.runs.evaluation import comparison, evaluation
+from pyro_vae.runs.evaluation.subject import load_subject
 from pyro_vae.runs.progress import Console
 from pyro_vae.runs.run import load
 from pyro_vae.system import compiler, devices, threads
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(argv: Sequence[str], _signals: Signals, held: ExitStack) -> int:
     with command.input_errors():
         with parallel.shared_errors():
-            args = parser.parse(Arguments(), argv, prog="python -m pyro_vae.evaluate", description=__doc__)
+            prog = "python -m pyro_vae.evaluate"
+            args = parser.parse(Arguments(), argv, prog=prog, description=__doc__, names=NAMES)
             console = Console(args.quiet)
             if not args.runs:
                 raise ValueError("runs: expected the folder of at least one run, got none.")
@@ -56,7 +58,7 @@ def _evaluate(argv: Sequence[str], _signals: Signals, held: ExitStack) -> int:
             request = args.request()
             if args.compile and (reason := compiler.obstacle()) is not None:
                 raise ValueError(f"compile: expected a machine that can compile, got one where {reason}; leave it out.")
-            comparison.names_of(args.runs)
+            comparison.shortest_names(args.runs)
             runs = [load(path) for path in args.runs]
             heading = f"{terminal.versions()}, device {device_text}{parallel.world()}"
             console.line(f"{heading}, {torch.get_num_threads()} threads")
@@ -65,8 +67,8 @@ def _evaluate(argv: Sequence[str], _signals: Signals, held: ExitStack) -> int:
                 try_out(run.path, 0)
         parallel.set_device(device)
         with parallel.shared_errors():
-            subjects = [evaluation.subject(run, request) for run in runs]
-            if several := len(runs) > 1 and args.compare and args.estimator != "bidirectional":
+            subjects = [load_subject(run, request) for run in runs]
+            if several := len(runs) > 1 and args.compare and not request.how.row.simulates:
                 comparison.check_comparable(subjects)
         results = []
         for subject in subjects:

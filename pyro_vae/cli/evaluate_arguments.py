@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pyro_vae.runs.evaluation.estimators import CHAINED, Estimation
-from pyro_vae.runs.evaluation.evaluation import Request
+from pyro_vae.lookup import lookup
+from pyro_vae.runs.evaluation.checks import CHECKS
+from pyro_vae.runs.evaluation.estimators import ESTIMATORS, SLOW_DATA, Estimation
+from pyro_vae.runs.evaluation.subject import Request
 
-#: Test images that the slow estimators evaluate by default.
-SLOW_DATA = 100
+#: Names for the help texts: estimators and checks with a phrase each, and the estimators that read an option.
+NAMES = {
+    "estimator": [f"{name} ({row.help})" for name, row in ESTIMATORS.items()],
+    "checks": [f"{name} ({row.help})" for name, row in CHECKS.items()],
+    "num_data": [name for name, row in ESTIMATORS.items() if row.slow],
+} | {
+    option: [name for name, row in ESTIMATORS.items() if option in row.options]
+    for option in ("num_chains", "num_steps", "start", "path", "refine_steps")
+}
 
 
 @dataclass(frozen=True)
@@ -20,10 +29,8 @@ class Arguments:
 
     runs: tuple[Path, ...] = field(default=(), metadata={"positional": True})
     """Folders of finished runs; runs with the same test data are compared."""
-    estimator: Literal["importance", "smoothed", "prior", "refined", "annealed", "bidirectional"] = "importance"
-    """Estimator of log p(x): importance (draws from the guide), smoothed (the same with Pareto-smoothed weights), prior
-    (draws from p(z)), refined (a guide refined for each image), annealed (HMC chains) or bidirectional (bounds from both
-    sides, on simulated images)."""
+    estimator: str = "importance"
+    """Estimator of log p(x): {names}."""
     num_samples: int | None = None
     """Importance samples for each image; default: as many as the run was evaluated with."""
     target_se: float | None = None
@@ -31,23 +38,21 @@ class Arguments:
     max_samples: int = 100_000
     """Largest number of samples for one image with --target-se."""
     num_data: int | None = None
-    """Evaluate only this many test images, the first ones; default: all, or 100 for annealed, bidirectional and refined."""
+    """Evaluate only this many test images, the first ones; default: all, or 100 for {names}."""
     num_chains: int = 16
-    """Chains for each image; for annealed and bidirectional."""
+    """Chains for each image; for {names}."""
     num_steps: int = 500
-    """Steps of a chain; for annealed and bidirectional."""
+    """Steps of a chain; for {names}."""
     start: Literal["prior", "guide"] = "guide"
-    """Distribution from which chains start; for annealed and bidirectional."""
+    """Distribution from which chains start; for {names}."""
     path: Literal["sigmoid", "geometric"] = "sigmoid"
-    """Spacing of the steps of a chain; for annealed and bidirectional."""
+    """Spacing of the steps of a chain; for {names}."""
     refine_steps: int = 200
-    """Steps of Adam on the guide of each image; for refined."""
+    """Steps of Adam on the guide of each image; for {names}."""
     dequantize: Literal["none", "uniform"] = "none"
     """Add uniform noise to 8-bit pixels, so that a density has bits per dimension."""
-    checks: tuple[Literal["gaps", "aggregate", "calibration", "predictive"], ...] = ()
-    """Checks to make: gaps (approximation and amortization gap of 100 images), aggregate (mutual information and total
-    correlation), calibration (of the guide, on simulated images) and predictive (compare the data with images of the
-    model)."""
+    checks: tuple[str, ...] = ()
+    """Checks to make: {names}."""
     compare: bool = True
     """Compare several runs."""
     compile: bool | None = None
@@ -65,14 +70,14 @@ class Arguments:
         """The evaluation that these values ask for.
 
         Raises:
-            ValueError: If two of them exclude each other.
+            ValueError: If a name is unknown, or two values exclude each other.
         """
-        if self.num_samples is not None and (self.target_se is not None or self.estimator in CHAINED):
+        row = lookup("estimator", self.estimator, ESTIMATORS)
+        if self.num_samples is not None and (self.target_se is not None or "num_samples" not in row.options):
             other = "--target-se, which chooses them" if self.target_se is not None else f"--estimator {self.estimator}"
             raise ValueError(f"num_samples: expected without {other}, got both; drop one.")
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Estimation)}
         if self.num_samples is None:
             del shared["num_samples"]
-        slow = self.estimator in (*CHAINED, "refined")
-        num_data = SLOW_DATA if self.num_data is None and slow else self.num_data
+        num_data = SLOW_DATA if self.num_data is None and row.slow else self.num_data
         return Request(Estimation(**shared), self.num_samples, num_data, self.dequantize, self.checks)

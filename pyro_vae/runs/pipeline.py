@@ -19,7 +19,7 @@ from pyro_vae.models.user_code import place_of_method
 from pyro_vae.runs.build import Plan, make_plan
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.directory import RunDirectory
-from pyro_vae.runs.evaluation import summary
+from pyro_vae.runs.evaluation import summary, tables
 from pyro_vae.runs.evaluation.estimators import Estimation
 from pyro_vae.runs.preflight.compatibility import check_compatibility, check_network_options
 from pyro_vae.runs.preflight.trial_run import run_trial
@@ -173,6 +173,6 @@ def finish(plan: Plan, history: History, directory: RunDirectory, seconds: float
     if not directory.writes:
         return
     directory.write_json("summary.json", figures)
-    console.line(summary.table(figures))
+    console.line(tables.summary_table(figures))
     pictures = draw_pictures(vae, data, history, directory.path, config.train.seed, estimate)
     console.line(f"{directory.path}: summary.json, metrics.csv, checkpoint.pt, {', '.join(p.name for p in pictures)}")

@@ -1,208 +1,246 @@
-"""What a run's log p(x) alone does not tell: its gaps, its aggregate posterior, its calibration, its images."""
+"""Checks of a trained model by name: its gaps, its aggregate posterior, its calibration, its images."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_vae import evidence
 from pyro_vae.data import Inputs, Stored
-from pyro_vae.lookup import lookup
-from pyro_vae.models.protocol import evidence_name
+from pyro_vae.models.protocol import PyroModel, evidence_name, method_of
 from pyro_vae.system.randomness import own_randomness
 
-#: How many images each check looks at, at most, where nothing is said.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: The largest numbers of images and simulations that the checks use by default.
 GAPS_DATA, CHECKED_DATA, SIMULATIONS = 100, 1000, 1000
 
-#: Figures as plain containers, a text for the terminal, and pictures by name.
-Found = tuple[dict[str, Any], str, dict[str, Any]]
-
-#: From a text that names what a model of x alone has to the same of another model.
-Said = Callable[[str], str]
+#: A function that translates the names in a text, which are those of a model of x alone, for another model.
+Wording = Callable[[str], str]
 
 
-def wording(vae: Any, columns: Inputs) -> Said:
-    """How the words of the checks, which are those of a model of x alone, are said of this one.
-
-    All that is of a model which needs labels is given y: log p(x|y), q(z|x, y), I(x, y; z).
+def wording_for(vae: PyroModel, inputs: Inputs) -> Wording:
+    """Return the wording of a model: log p(x|y), q(z|x, y) and I(x, y; z) for one that needs labels.
 
     Args:
         vae: The model.
-        columns: What it is evaluated on.
+        inputs: The data that it is evaluated on.
     """
-    evidence = evidence_name(vae, columns)
+    evidence = evidence_name(vae, inputs)
+    if evidence == "log p(x)":
+        return str
     joint = "log p(x, y, z)" if evidence == "log p(x, y)" else "log p(x, z|y)"
-    words = {"log p(x)": evidence, "log p(x, z)": joint, "q(z|x)": "q(z|x, y)", "I(x; z)": "I(x, y; z)"}
+    names = {"log p(x)": evidence, "log p(x, z)": joint, "q(z|x)": "q(z|x, y)", "I(x; z)": "I(x, y; z)"}
 
-    def said(text: str) -> str:
-        for ours, theirs in words.items() if evidence != "log p(x)" else ():
+    def translate(text: str) -> str:
+        for ours, theirs in names.items():
             text = text.replace(ours, theirs)
         return text
 
-    return said
+    return translate
 
 
-def _gaps(vae: Any, data: Inputs, seed: int, **options: Any) -> evidence.Gaps:
-    """Where the ELBO lies below log p(x), and whether family or encoder is to blame."""
-    parts = Inputs(*data[:GAPS_DATA]).split(min(50, data.chunk))
+class Findings(NamedTuple):
+    """Findings of a check.
+
+    Attributes:
+        figures: Figures as plain containers, for ``summary.json``.
+        text: A text for the terminal.
+        pictures: Pictures by name.
+    """
+
+    figures: dict[str, object]
+    text: str
+    pictures: Mapping[str, Figure] = {}
+
+
+def _gaps(vae: PyroModel, inputs: Inputs, _seed: int, **options: Any) -> evidence.Gaps:
+    """Decompose log p(x) - ELBO into the gaps of the guide's family and of its encoder."""
+    parts = Inputs(*inputs[:GAPS_DATA]).split(min(50, inputs.chunk))
     return evidence.Gaps.cat([evidence.gaps(vae.model, vae.guide, *part, **options) for part in parts])
 
 
-def _tell_gaps(gaps: evidence.Gaps, said: Said) -> Found:
-    found = gaps.summary()
+def _describe_gaps(gaps: evidence.Gaps, wording: Wording) -> Findings:
+    means = gaps.summary()
     text = (
-        f"Gaps over the first {found.num_data:,} images, nats, with standard errors over data: log p(x) - ELBO "
-        f"{_plus(found.inference, found.inference_std_error)} = approximation "
-        f"{_plus(found.approximation, found.approximation_std_error)} + amortization "
-        f"{_plus(found.amortization, found.amortization_std_error)}"
+        f"Gaps over the first {means.num_data:,} images, nats, with standard errors over data: log p(x) - ELBO "
+        f"{_with_error(means.inference, means.inference_std_error)} = approximation "
+        f"{_with_error(means.approximation, means.approximation_std_error)} + amortization "
+        f"{_with_error(means.amortization, means.amortization_std_error)}"
     )
-    return dataclasses.asdict(found), said(text), {}
+    return Findings(dataclasses.asdict(means), wording(text))
 
 
-def _aggregate(vae: Any, data: Inputs, seed: int, **options: Any) -> evidence.AggregatePosterior:
-    """The rate taken apart: what codes say of the data, and how far all codes together are from the prior."""
-    return evidence.aggregate_posterior(vae.model, vae.guide, *data[:], **options)
+def _aggregate(vae: PyroModel, inputs: Inputs, _seed: int, **options: Any) -> evidence.AggregatePosterior:
+    """Decompose the rate into mutual information and the KL of the aggregate posterior."""
+    return evidence.aggregate_posterior(vae.model, vae.guide, *inputs[:], **options)
 
 
-def _tell_aggregate(found: evidence.AggregatePosterior, said: Said) -> Found:
-    figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+def _describe_aggregate(result: evidence.AggregatePosterior, wording: Wording) -> Findings:
+    figures = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
     figures["marginal_kl_per_unit"] = figures.pop("kl_per_unit")
     figures = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in figures.items()}
     parts = {
-        "KL(q(z) || p(z))": (found.marginal_kl, found.marginal_kl_error),
-        "total correlation": (found.total_correlation, found.total_correlation_error),
-        "dimension-wise KL": (found.dimension_wise_kl, found.dimension_wise_kl_error),
+        "KL(q(z) || p(z))": (result.marginal_kl, result.marginal_kl_error),
+        "total correlation": (result.total_correlation, result.total_correlation_error),
+        "dimension-wise KL": (result.dimension_wise_kl, result.dimension_wise_kl_error),
     }
-    known = [f"{name} {_plus(value, error)}" for name, (value, error) in parts.items() if value is not None]
-    return figures, said(f"{found.sentence} {'; '.join(known)} nats"), {}
+    known = [f"{name} {_with_error(value, error)}" for name, (value, error) in parts.items() if value is not None]
+    return Findings(figures, wording(f"{result.sentence} {'; '.join(known)} nats"))
 
 
-def _calibration(vae: Any, data: Inputs, seed: int, **options: Any) -> evidence.Calibration:
-    """Whether the guide covers what the model's own data were made from."""
+def _calibration(vae: PyroModel, inputs: Inputs, seed: int, **options: Any) -> evidence.Calibration:
+    """Compare the guide with the latents of data simulated from the model."""
     options = {"num_simulations": SIMULATIONS} | options
-    return evidence.calibrate(vae.model, vae.guide, *data[:100], seed=seed, **options)
+    return evidence.calibrate(vae.model, vae.guide, *inputs[:100], seed=seed, **options)
 
 
-def _tell_calibration(found: evidence.Calibration, said: Said) -> Found:
+def _describe_calibration(result: evidence.Calibration, wording: Wording) -> Findings:
     from pyro_vae.report.figures import calibration as pictures  # brings matplotlib
 
     figures = {
-        "p_values": found.p_values,
-        "failures": list(found.failures),
-        "passed": found.passed,
-        "coverage": [c._asdict() for c in found.coverage()],
-        "num_simulations": len(found.ranks),
+        "p_values": result.p_values,
+        "failures": list(result.failures),
+        "passed": result.passed,
+        "coverage": [c._asdict() for c in result.coverage()],
+        "num_simulations": len(result.ranks),
     }
-    drawn = {"calibration": pictures.ranks(found, said), "coverage": pictures.coverage(found, said)}
-    return figures, said(found.verdict()), drawn
+    drawn = {"calibration": pictures.ranks(result, wording), "coverage": pictures.coverage(result, wording)}
+    return Findings(figures, wording(result.verdict()), drawn)
 
 
-def _predictive(vae: Any, data: Inputs, seed: int, **options: Any) -> evidence.PredictiveChecks:
-    """Whether the model makes images like these; of one that takes labels, images of what it is told of these."""
-    columns = data[:CHECKED_DATA]
-    alone = len(columns) == 1 and callable(getattr(vae, "sample", None))
-    made = evidence.replicates(vae, columns[0]) if alone else evidence.simulations(vae.model, *columns)
-    return evidence.predictive_checks(columns[0], made, seed=seed, **options)
+def _predictive(vae: Any, inputs: Inputs, seed: int, **options: Any) -> evidence.PredictiveChecks:
+    """Compare the images with images of the model, made from the same labels where it takes labels."""
+    columns = inputs[:CHECKED_DATA]
+    if len(columns) == 1 and method_of(vae, "sample") is not None:
+        images = evidence.replicates(vae, columns[0])
+    else:
+        images = evidence.simulations(vae.model, *columns)
+    return evidence.predictive_checks(columns[0], images, seed=seed, **options)
 
 
-def _tell_predictive(found: evidence.PredictiveChecks, said: Said) -> Found:
+def _describe_predictive(result: evidence.PredictiveChecks, wording: Wording) -> Findings:
     from pyro_vae.report.figures.predictive import predictive  # brings matplotlib
 
-    figures = {"p_values": found.p_values, "failures": list(found.failures), "passed": found.passed}
-    figures |= {
-        "observed": dict(zip(found.names, found.observed.tolist(), strict=True)),
-        "num_images": found.num_images,
+    figures = {
+        "p_values": result.p_values,
+        "failures": list(result.failures),
+        "passed": result.passed,
+        "observed": dict(zip(result.names, result.observed.tolist(), strict=True)),
+        "num_images": result.num_images,
     }
-    return figures, said(found.table()), {"predictive": predictive(found)}
+    return Findings(figures, wording(result.table()), {"predictive": predictive(result)})
 
 
-class Check(NamedTuple):
-    """A check of the command line.
+@dataclass(frozen=True)
+class Check:
+    """A check of the command line: a row of :data:`CHECKS`.
 
     Attributes:
-        make: From a model, its columns, a seed and options to what is found.
-        tell: From that, and the wording of the model, to figures, text and pictures.
-        least: Options under which it takes as little time as it can, to see whether it suits a model.
+        run: Function from a model, its inputs, a seed and options to a result.
+        describe: Function from a result and the model's wording to its findings.
+        least: Options of the cheapest run, to find out if a model suits the check.
+        help: A phrase for ``--help``.
+        needs_gradients: True if the run optimizes something.
+        routine: True if it is part of every evaluation of a whole test set, for models that suit it.
     """
 
-    make: Callable[..., Any]
-    tell: Callable[[Any, Said], Found]
-    least: dict[str, Any]
+    run: Callable[..., Any]
+    describe: Callable[[Any, Wording], Findings]
+    least: Mapping[str, float]
+    help: str
+    needs_gradients: bool = False
+    routine: bool = False
 
 
-#: Checks of the command line.
-CHECKS = {
-    "gaps": Check(_gaps, _tell_gaps, {"steps": 1, "num_particles": 1, "num_samples": 2}),
-    "aggregate": Check(_aggregate, _tell_aggregate, {"num_samples": 2}),
-    "calibration": Check(_calibration, _tell_calibration, {"num_simulations": 1, "num_draws": 1}),
-    "predictive": Check(_predictive, _tell_predictive, {"num_sets": 20, "level": 0.01}),
+#: Checks of the command line by name.
+CHECKS: dict[str, Check] = {
+    "gaps": Check(
+        _gaps,
+        _describe_gaps,
+        {"steps": 1, "num_particles": 1, "num_samples": 2},
+        "approximation and amortization gap of 100 images",
+        needs_gradients=True,
+    ),
+    "aggregate": Check(
+        _aggregate,
+        _describe_aggregate,
+        {"num_samples": 2},
+        "mutual information and total correlation",
+        routine=True,
+    ),
+    "calibration": Check(
+        _calibration,
+        _describe_calibration,
+        {"num_simulations": 1, "num_draws": 1},
+        "of the guide, on simulated images",
+    ),
+    "predictive": Check(
+        _predictive,
+        _describe_predictive,
+        {"num_sets": 20, "level": 0.01},
+        "compare the data with images of the model",
+    ),
 }
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse a name that is no check.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    for name in names:
-        lookup("check", name, CHECKS)
+def run_check(name: str, vae: PyroModel, inputs: Inputs, seed: int, **options: float) -> Any:
+    """Run a check of :data:`CHECKS`, with random numbers of its own; its row describes the result."""
+    check = CHECKS[name]
+    with own_randomness(seed), nullcontext() if check.needs_gradients else torch.no_grad():
+        return check.run(vae, inputs, seed, **options)
 
 
-def made(name: str, vae: Any, data: Inputs, seed: int, **options: Any) -> Any:
-    """What a check of :data:`CHECKS` finds, before it is told."""
-    with own_randomness(seed), nullcontext() if name == "gaps" else torch.no_grad():  # gaps are refined by gradients
-        return CHECKS[name].make(vae, data, seed, **options)
-
-
-def diagnose(
+def run_checks(
     names: Sequence[str],
-    vae: Any,
+    vae: PyroModel,
     data: Inputs | Tensor | Stored,
     seed: int,
     folder: Path,
     optional: Sequence[str] = (),
-) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Make checks of a trained model, and draw their pictures.
+) -> Iterator[tuple[str, Findings]]:
+    """Run checks of a trained model, and write their pictures.
 
     Args:
-        names: Of :data:`CHECKS`.
-        vae: The model, in evaluation.
-        data: Test images, shape ``(N, *data_shape)``, or the columns that the model takes.
-        seed: Seed of their draws.
-        folder: Where the pictures go.
-        optional: Those of these that are left out where they do not suit the model, such as one with several latent sites.
+        names: Names from :data:`CHECKS`.
+        vae: The model, in eval mode.
+        data: Test images, shape ``(N, *data_shape)``, or the inputs of the model. Of stored data the first 10,000 are used.
+        seed: Seed of the draws.
+        folder: The folder for the pictures.
+        optional: Checks to leave out if the model does not suit them, such as one with several latent sites.
 
     Yields:
-        Name, figures and text of each.
+        The name of each check and its findings.
 
     Raises:
-        ValueError: If a check that is not optional does not suit the model.
+        ValueError: If the model does not suit a check that is not optional.
     """
     from pyro_vae.report.pictures import write_figure
 
-    columns = Inputs.of(data)
-    stored = not isinstance(columns.parts[0], Tensor)
-    held = Inputs(*columns[:10_000]) if stored else columns
-    said = wording(vae, held)
+    inputs = Inputs.of(data)
+    if not isinstance(inputs.parts[0], Tensor):
+        inputs = Inputs(*inputs[:10_000])
+    wording = wording_for(vae, inputs)
     for name in names:
         try:
-            found = made(name, vae, held, seed)
+            result = run_check(name, vae, inputs, seed)
         except ValueError:
             if name in optional:
                 continue
             raise
-        figures, text, pictures = CHECKS[name].tell(found, said)
-        for file, picture in pictures.items():
+        findings = CHECKS[name].describe(result, wording)
+        for file, picture in findings.pictures.items():
             write_figure(folder / f"{file}.png", picture)
-        yield name, figures, text
+        yield name, findings
 
 
-def _plus(value: float, error: float | None) -> str:
+def _with_error(value: float, error: float | None) -> str:
     return f"{value:.3f}" + ("" if error is None else f" ({error:.3f})")

@@ -1,11 +1,12 @@
-"""Log p(x) of a run's data by each estimator, batch by batch, with the batches shared by the processes of a job."""
+"""Estimators of log p(x) by name, and the loop over the batches of a data set."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.importance.sampler import CHUNK_ROWS
 from pyro_vae.inference.weights.compiled import CapturedDraws
 from pyro_vae.lookup import lookup
-from pyro_vae.models.protocol import has_bound
+from pyro_vae.models.protocol import PyroModel, has_bound
 from pyro_vae.system import compiler
 from pyro_vae.system.checksum import checksum
 from pyro_vae.system.randomness import own_randomness
@@ -27,22 +28,29 @@ from pyro_vae.system.randomness import own_randomness
 #: Data of one call of an estimator: with 10 draws each, a chunk of 1,000 rows, which stays in the processor's cache.
 BATCH = 100
 
+#: Default number of test data of a slow estimator.
+SLOW_DATA = 100
+
+#: Options of estimators that draw importance samples, and of those that run chains.
+SAMPLING = ("num_samples", "target_se", "max_samples")
+ANNEALING = ("num_chains", "num_steps", "start", "path")
+
 
 @dataclass(frozen=True)
 class Estimation:
-    """How log p(x) is estimated.
+    """An estimator of log p(x) with its options.
 
     Attributes:
-        estimator: One of :data:`ESTIMATORS`.
+        estimator: A name from :data:`ESTIMATORS`.
         num_samples: K, importance samples for each datum.
-        target_se: Standard error to reach for each datum, nats, in place of ``num_samples``; None: no such thing.
+        target_se: Standard error to reach for each datum, nats, in place of ``num_samples``; None: no target.
         max_samples: The largest K under ``target_se``.
         num_chains: Chains of an annealed estimate, for each datum.
         num_steps: Steps of a chain.
-        start: Where chains start, ``"prior"`` or ``"guide"``.
-        path: How they are spaced, ``"sigmoid"`` or ``"geometric"``.
+        start: The distribution where chains start, ``"prior"`` or ``"guide"``.
+        path: Spacing of the steps, ``"sigmoid"`` or ``"geometric"``.
         refine_steps: Steps of a refined proposal.
-        compile: Whether to compile what is evaluated over and over; None: if it is long enough to repay that.
+        compile: Compile what is evaluated many times; None: if the evaluation is long enough to repay it.
 
     Raises:
         ValueError: If a name is unknown or a number is out of range.
@@ -70,115 +78,180 @@ class Estimation:
         if self.num_chains < 2:
             raise ValueError(f"num_chains: expected at least 2 chains, for an error, got {self.num_chains}.")
         check_counts(num_steps=self.num_steps, refine_steps=self.refine_steps, max_samples=self.max_samples)
+        if self.target_se is not None:
+            self._check_target()
+
+    def _check_target(self) -> None:
         if self.target_se is not None and not (math.isfinite(self.target_se) and self.target_se > 0):
             raise ValueError(f"target_se: expected a positive number of nats, got {self.target_se:g}.")
-        if self.target_se is not None and self.estimator not in DRAWN:
+        if "target_se" not in self.row.options:
+            names = " or ".join(name for name, row in ESTIMATORS.items() if "target_se" in row.options)
             raise ValueError(
-                f"target_se: expected with --estimator {' or '.join(DRAWN)}, got {self.estimator}, whose draws are not chosen "
-                "for each datum; drop it."
+                f"target_se: expected with --estimator {names}, got {self.estimator}, which has no number of samples to "
+                "choose; drop it."
             )
 
     @property
-    def spent(self) -> str | None:
-        """What is spent on each datum, where it is chains."""
-        if self.estimator not in CHAINED:
+    def row(self) -> Estimator:
+        """The row of the estimator in :data:`ESTIMATORS`."""
+        return ESTIMATORS[self.estimator]
+
+    @property
+    def cost(self) -> str | None:
+        """The work for each datum in words, if it is chains."""
+        if self.row.kind != "chains":
             return None
         return f"{self.num_chains} chains of {self.num_steps:,} steps from the {self.start}"
 
+    def least(self, estimator: str) -> Estimation:
+        """Return the cheapest estimation by an estimator, to find out if a model suits it."""
+        return dataclasses.replace(
+            self,
+            estimator=estimator,
+            num_samples=2,
+            target_se=None,
+            num_chains=2,
+            num_steps=1,
+            refine_steps=1,
+            compile=False,
+        )
+
 
 @dataclass(frozen=True)
-class _Batch:
-    """One batch to estimate, and what it needs."""
+class Batch:
+    """A batch of data, and everything an estimator needs to evaluate it.
 
-    vae: Any
-    columns: tuple[Tensor, ...]
+    Attributes:
+        vae: The model.
+        inputs: The batch, as the model takes it.
+        first: Index of its first datum in the data set.
+        seed: Seed of the draws.
+        how: The estimator's options.
+        captured: Cache of captured graphs; False: nothing is compiled.
+    """
+
+    vae: PyroModel
+    inputs: tuple[Tensor, ...]
     first: int
     seed: int
     how: Estimation
-    captured: Any
+    captured: CapturedDraws | CapturedPath | bool
 
     @property
-    def draws(self) -> dict[str, Any]:
-        how, rows = self.how, self.first + torch.arange(len(self.columns[0]))
-        chunk = min(CHUNK_ROWS, Inputs(*self.columns).chunk)
-        sizes = {"num_samples": how.num_samples, "target_se": how.target_se, "max_samples": how.max_samples}
-        return sizes | {"seed": self.seed, "data_ids": rows, "chunk_rows": chunk, "compile": self.captured}
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of an estimator that draws importance samples."""
+        options = {name: getattr(self.how, name) for name in SAMPLING}
+        rows = self.first + torch.arange(len(self.inputs[0]))
+        chunk = min(CHUNK_ROWS, Inputs(*self.inputs).chunk)
+        return options | {"seed": self.seed, "data_ids": rows, "chunk_rows": chunk, "compile": self.captured}
 
     @property
-    def chains(self) -> dict[str, Any]:
-        how = self.how
-        words = {name: getattr(how, name) for name in ("num_chains", "num_steps", "start", "path")}
-        return words | {"compile": self.captured, "seed": parallel.stream_seed(self.seed, self.first)}
+    def annealing(self) -> dict[str, Any]:
+        """Arguments of an estimator that runs chains."""
+        options = {name: getattr(self.how, name) for name in ANNEALING}
+        return options | {"compile": self.captured, "seed": parallel.stream_seed(self.seed, self.first)}
 
 
-def _importance(batch: _Batch) -> Estimate:
-    return evidence.importance_sampling(batch.vae.model, batch.vae.guide, *batch.columns, **batch.draws)
+def _importance(batch: Batch) -> Estimate:
+    return evidence.importance_sampling(batch.vae.model, batch.vae.guide, *batch.inputs, **batch.sampling)
 
 
-def _prior(batch: _Batch) -> Estimate:
-    return evidence.prior_sampling(batch.vae.model, *batch.columns, **batch.draws)
+def _prior(batch: Batch) -> Estimate:
+    return evidence.prior_sampling(batch.vae.model, *batch.inputs, **batch.sampling)
 
 
-def _refined(batch: _Batch) -> Estimate:
-    options = batch.draws | {"compile": False}  # each batch has a guide of its own
+def _refined(batch: Batch) -> Estimate:
+    options = batch.sampling | {"compile": False}  # each batch has a guide of its own
     return evidence.refined_importance_sampling(
-        batch.vae.model, batch.vae.guide, *batch.columns, steps=batch.how.refine_steps, **options
+        batch.vae.model, batch.vae.guide, *batch.inputs, steps=batch.how.refine_steps, **options
     )
 
 
-def _annealed(batch: _Batch) -> Estimate:
-    return evidence.annealed_importance_sampling(batch.vae.model, batch.vae.guide, *batch.columns, **batch.chains)
+def _annealed(batch: Batch) -> Estimate:
+    return evidence.annealed_importance_sampling(batch.vae.model, batch.vae.guide, *batch.inputs, **batch.annealing)
 
 
-def _bidirectional(batch: _Batch) -> Bracket:
-    return evidence.bidirectional(batch.vae.model, batch.vae.guide, *batch.columns, **batch.chains)
+def _bidirectional(batch: Batch) -> Bracket:
+    return evidence.bidirectional(batch.vae.model, batch.vae.guide, *batch.inputs, **batch.annealing)
 
 
-#: Estimators of the command line. ``smoothed`` is ``importance`` read by its smoothed weights.
-ESTIMATORS: dict[str, Callable[[_Batch], Any]] = {
-    "importance": _importance,
-    "smoothed": _importance,
-    "prior": _prior,
-    "refined": _refined,
-    "annealed": _annealed,
-    "bidirectional": _bidirectional,
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator of the command line: a row of :data:`ESTIMATORS`.
+
+    Attributes:
+        make: Function from a batch to its estimate.
+        options: Fields of :class:`Estimation` that it reads.
+        kind: Source of its draws: the guide, the prior, a refined guide, or chains.
+        help: A phrase for ``--help``.
+        simulates: True if it estimates log p(x) of data that it simulates.
+    """
+
+    make: Callable[[Batch], Estimate | Bracket]
+    options: tuple[str, ...]
+    kind: Literal["guide", "prior", "refined", "chains"]
+    help: str
+    simulates: bool = False
+
+    @property
+    def slow(self) -> bool:
+        """True if it needs minutes for each hundred data: then ``SLOW_DATA`` test data are the default."""
+        return self.kind in ("refined", "chains")
+
+    @property
+    def suits_every_model(self) -> bool:
+        """True if every model with a log p(x) has it: importance samples from the guide."""
+        return self.kind == "guide"
+
+
+#: Estimators of the command line by name. ``smoothed`` is ``importance``, read by its smoothed weights.
+ESTIMATORS: dict[str, Estimator] = {
+    "importance": Estimator(_importance, SAMPLING, "guide", "draws from the guide"),
+    "smoothed": Estimator(_importance, SAMPLING, "guide", "the same with Pareto-smoothed weights"),
+    "prior": Estimator(_prior, SAMPLING, "prior", "draws from p(z)"),
+    "refined": Estimator(_refined, (*SAMPLING, "refine_steps"), "refined", "a guide refined for each image"),
+    "annealed": Estimator(_annealed, ANNEALING, "chains", "HMC chains"),
+    "bidirectional": Estimator(
+        _bidirectional, ANNEALING, "chains", "bounds from both sides, on simulated images", simulates=True
+    ),
 }
-#: Those that draw K samples, and those that run chains.
-DRAWN, CHAINED = ("importance", "smoothed", "prior", "refined"), ("annealed", "bidirectional")
 
 
 def estimate(
-    vae: Any,
+    vae: PyroModel,
     data: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...],
     how: Estimation,
     seed: int,
     progress: bool = False,
-) -> Any:
-    """Log p(x) of data, in batches; all processes of a job share them, and find what one process finds.
+) -> Estimate | Bracket:
+    """Estimate log p(x) of data in batches, which the processes of a job share.
+
+    The result does not depend on the number of processes.
 
     Args:
         vae: The model.
-        data: Images, shape ``(N, *data_shape)``, or the columns that the model takes; ``bidirectional`` simulates as many, of
-            which they give the shape.
-        how: The estimator.
-        seed: Seed of the draws, together with the parameters: the draws of two models are independent, as comparing them asks.
-        progress: Whether to show a bar on a terminal.
+        data: Images, shape ``(N, *data_shape)``, or the inputs of the model; ``bidirectional`` simulates as many images of
+            this shape.
+        how: The estimator with its options.
+        seed: Seed of the draws, together with the parameters: the draws of two models are independent, as a comparison of
+            them requires.
+        progress: Show a progress bar on a terminal.
 
     Returns:
-        An ``Estimate``, or a ``Bracket`` for ``bidirectional``, with a row for each image.
+        A row for each image: a ``Bracket`` for ``bidirectional``, else an ``Estimate``.
 
     Raises:
-        ValueError: If the model's objective is no bound on log p(x).
+        ValueError: If the objective of the model bounds no log p(x).
     """
     if not has_bound(vae):
         raise ValueError(
             f"log p(x): expected a model that has one, got {type(vae).__name__}, which is trained for its squared error alone; "
             "take a vae."
         )
-    columns = Inputs.of(data)
-    size = min(BATCH, columns.chunk)
-    count = math.ceil(len(columns) / size)
-    turns = tqdm(
+    inputs = Inputs.of(data)
+    size = min(BATCH, inputs.chunk)
+    count = math.ceil(len(inputs) / size)
+    numbers = tqdm(
         parallel.local_indices(count),
         total=math.ceil(count / parallel.world().size),
         disable=None if progress else True,
@@ -188,27 +261,32 @@ def estimate(
     )
     vae.eval()
     seed = parallel.stream_seed(seed, 1 + checksum(vae.parameters()))
-    captured = _captured(vae, len(columns), how)
+    captured = _cache(vae, len(inputs), how)
     parts = []
     with own_randomness(seed), parallel.shared_errors():
-        for number in turns:
+        for number in numbers:
             if number is not None:
-                rows = columns[number * size : (number + 1) * size]
-                parts.append(ESTIMATORS[how.estimator](_Batch(vae, rows, number * size, seed, how, captured)))
-    parts = parallel.merge_batches(parts)
-    return type(parts[0]).cat(parts)
+                rows = inputs[number * size : (number + 1) * size]
+                parts.append(how.row.make(Batch(vae, rows, number * size, seed, how, captured)))
+    return _concatenate(parallel.merge_batches(parts))
 
 
-def estimate_batch(vae: Any, columns: tuple[Tensor, ...], how: Estimation, seed: int = 0) -> Any:
-    """Log p(x) of one batch, by this process alone; see :func:`estimate`."""
-    return ESTIMATORS[how.estimator](_Batch(vae, columns, 0, seed, how, False))
+def _concatenate(parts: Sequence[Any]) -> Estimate | Bracket:
+    whole: Estimate | Bracket = type(parts[0]).cat(parts)
+    return whole
 
 
-def _captured(vae: Any, num_data: int, how: Estimation) -> Any:
-    chained = how.estimator in CHAINED
-    calls = 3 * 5 * how.num_chains * how.num_steps if chained else how.num_samples  # backward, and leapfrog steps
+def estimate_batch(vae: PyroModel, inputs: tuple[Tensor, ...], how: Estimation, seed: int = 0) -> Estimate | Bracket:
+    """Estimate log p(x) of one batch, in this process alone; see :func:`estimate`."""
+    return how.row.make(Batch(vae, inputs, 0, seed, how, captured=False))
+
+
+def _cache(vae: PyroModel, num_data: int, how: Estimation) -> CapturedDraws | CapturedPath | bool:
+    """Return a new cache of captured graphs; False if compiling is not asked for, or does not repay itself."""
+    chains = how.row.kind == "chains"
+    calls = 3 * 5 * how.num_chains * how.num_steps if chains else how.num_samples  # backward, and leapfrog steps
     flops = 2.0 * sum(p.numel() for p in vae.parameters()) * num_data * calls
-    wanted = compiler.repays(flops, next(vae.parameters()).device) if how.compile is None else how.compile
-    if not wanted:
+    compiled = compiler.repays(flops, next(vae.parameters()).device) if how.compile is None else how.compile
+    if not compiled:
         return False
-    return CapturedPath() if chained else CapturedDraws()
+    return CapturedPath() if chains else CapturedDraws()

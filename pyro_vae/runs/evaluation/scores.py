@@ -1,61 +1,70 @@
-"""Figures of what some models can do besides a bound: accuracy, exact log p(x), squared error."""
+"""Figures of a model besides a bound: accuracy, exact log p(x), squared error."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.data import Split
-from pyro_vae.models.protocol import call_with_inputs, classifies, evaluation_inputs, has_bound
+from pyro_vae.models.protocol import (
+    PyroModel,
+    call_with_inputs,
+    classifies,
+    evaluation_inputs,
+    has_bound,
+    knows_log_px,
+    reconstructs,
+)
 from pyro_vae.system.randomness import own_randomness
 
 Figure = dict[str, float | int | None]
 
 
 @torch.no_grad()
-def scores(model: Any, split: Split, seed: int = 0) -> dict[str, Figure]:
-    """What a model is known by besides its bounds, as far as it offers it.
+def scores(model: PyroModel, split: Split, seed: int = 0) -> dict[str, Figure]:
+    """Evaluate the figures besides a bound that a model has.
 
-    - ``accuracy``, of one with ``classify``, over the data whose label is known: the share of right labels.
-    - ``exact_log_px``, of one with ``log_px``: nats per datum.
-    - ``squared_error``, of one whose objective is no bound: the squared distance of a datum from ``reconstruct``, summed over
-      its pixels.
+    - ``accuracy``, of a model with ``classify``: the share of right labels among the data whose label is known.
+    - ``exact_log_px``, of a model with ``log_px``: nats per datum.
+    - ``squared_error``, of a model whose objective is no bound: the squared distance of a datum from ``reconstruct``, summed
+      over its pixels.
 
     Args:
-        model: The model, in evaluation.
+        model: The model, in eval mode.
         split: The data, with their labels.
-        seed: Seed of the draws, where it classifies or reconstructs by some.
+        seed: Seed of the draws, if it classifies or reconstructs by draws.
 
     Returns:
         For each, ``value``, its mean over data, ``std_error`` over data (None for one datum) and ``num_data``. A mean that is
         not finite is None, with a warning.
     """
-    columns, found = evaluation_inputs(model, split), {}
-    parts = lambda: columns.split(min(1000, columns.chunk))  # noqa: E731
+    inputs, found = evaluation_inputs(model, split), {}
+    size = min(1000, inputs.chunk)
     if classifies(model) and split.y is not None and bool((split.y >= 0).any()):
         with own_randomness(seed):
-            guesses = torch.cat([model.classify(part[0]).argmax(-1).cpu() for part in parts()])
+            guesses = torch.cat([model.classify(part[0]).argmax(-1).cpu() for part in inputs.split(size)])
         known = split.y.cpu() >= 0
         found["accuracy"] = _mean((guesses == split.y.cpu())[known].double())
-    if hasattr(model, "log_px"):
-        values = torch.cat([call_with_inputs(model.log_px, part).cpu().double() for part in parts()])
-        found["exact_log_px"] = _mean(values, "log_px")
-    if not has_bound(model) and hasattr(model, "reconstruct"):
+    if knows_log_px(model):
+        values = [call_with_inputs(model.log_px, part).cpu().double() for part in inputs.split(size)]
+        found["exact_log_px"] = _mean(torch.cat(values), "log_px")
+    if not has_bound(model) and reconstructs(model):
         with own_randomness(seed):
             errors = [
-                (call_with_inputs(model.reconstruct, part) - part[0]).square().flatten(1).sum(1) for part in parts()
+                (call_with_inputs(model.reconstruct, part) - part[0]).square().flatten(1).sum(1)
+                for part in inputs.split(size)
             ]
         found["squared_error"] = _mean(torch.cat(errors).cpu().double(), "reconstruct")
     return found
 
 
 def _mean(values: Tensor, method: str = "") -> Figure:
-    """The figure of a mean; where a method gave what is not finite, unknown, with a warning."""
+    """Return the figure of a mean; an unknown one, with a warning, if a value is not finite."""
     count = len(values)
     if bad := int((~values.isfinite()).sum()):
         warnings.warn(
@@ -68,8 +77,8 @@ def _mean(values: Tensor, method: str = "") -> Figure:
     return {"value": float(values.mean()), "std_error": error, "num_data": count}
 
 
-def score_rows(test: dict[str, Any]) -> Iterator[str]:
-    """These figures as lines for the terminal."""
+def score_lines(test: Mapping[str, Any]) -> Iterator[str]:
+    """Yield these figures as lines for the terminal."""
     if (found := test.get("accuracy")) is not None:
         yield f"accuracy {found['value']:.2%}{_error(found, 100, ' %')} over {found['num_data']:,} labels"
     if (found := test.get("exact_log_px")) is not None:
@@ -78,9 +87,10 @@ def score_rows(test: dict[str, Any]) -> Iterator[str]:
         yield f"squared error of the reconstruction, summed over pixels: {_value(found, 4)}{_error(found)}"
 
 
-def _value(found: dict[str, Any], digits: int) -> str:
-    return "unknown" if found["value"] is None else f"{found['value']:.{digits}f}"
+def _value(figure: Figure, digits: int) -> str:
+    return "unknown" if figure["value"] is None else f"{figure['value']:.{digits}f}"
 
 
-def _error(found: dict[str, Any], factor: float = 1.0, unit: str = "") -> str:
-    return "" if found["std_error"] is None else f" (standard error over data {factor * found['std_error']:.3g}{unit})"
+def _error(figure: Figure, factor: float = 1.0, unit: str = "") -> str:
+    error = figure["std_error"]
+    return "" if error is None else f" (standard error over data {factor * error:.3g}{unit})"

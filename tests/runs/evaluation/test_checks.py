@@ -8,7 +8,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.data import Inputs
 from pyro_vae.models.conditional import Conditional
-from pyro_vae.runs.evaluation.checks import CHECKS, made, wording
+from pyro_vae.runs.evaluation.checks import CHECKS, run_check, wording_for
 
 SHAPE = (1, 4, 4)
 OF_X = {"log p(x)", "log p(x, z)", "q(z|x)", "I(x; z)"}
@@ -36,11 +36,11 @@ def test_the_checks_say_what_they_are_of(kind, expected):
     labels = () if kind is pv.VAE else (torch.arange(20) % 3,)
     vae = kind(SHAPE, 2, (4,), **({"num_classes": 3} if labels else {})).eval()
     columns = Inputs(torch.rand(20, *SHAPE).round(), *labels)
-    said, found = wording(vae, columns), []
+    wording, found = wording_for(vae, columns), []
     for name in ("gaps", "aggregate", "calibration"):
         options = CHECKS[name].least | ({"num_simulations": 100, "num_draws": 9} if name == "calibration" else {})
-        result = made(name, vae, columns, 0, **options)
-        _, text, pictures = CHECKS[name].tell(result, said)
+        result = run_check(name, vae, columns, 0, **options)
+        _, text, pictures = CHECKS[name].describe(result, wording)
         found += [text, *(word.get_text() for figure in pictures.values() for word in figure.findobj(_has_text))]
     text = "\n".join(found)
     assert {words for words in OF_X | CONDITIONAL | JOINT if words in text} == expected

@@ -17,7 +17,7 @@ from pyro_vae.models.registry import MODELS, make
 from pyro_vae.runs.evaluation import summary
 from pyro_vae.runs.evaluation.checks import CHECKS
 from pyro_vae.runs.evaluation.estimators import ESTIMATORS, Estimation
-from pyro_vae.runs.evaluation.evaluation import check_refused, check_suited, estimator_refused
+from pyro_vae.runs.evaluation.suitability import check_obstacle, check_suitable, estimator_obstacle
 
 #: What does not suit a model, with a part of the reason; all else does.
 REFUSED = {
@@ -57,9 +57,9 @@ def test_what_suits_a_model(name):
     torch.manual_seed(0)
     model = make(name, {"data_shape": (1, 4, 4), "latent_dim": 2, "hidden": (4,), "num_classes": 3})
     columns, wrong = columns_of(model), REFUSED.get(name, {})
-    found = {check: check_refused(model, columns, check) for check in CHECKS}
+    found = {check: check_obstacle(model, columns, check) for check in CHECKS}
     if name != "autoencoder":  # which the command refuses before it asks
-        found["bidirectional"] = estimator_refused(model, columns, Estimation(), "bidirectional")
+        found["bidirectional"] = estimator_obstacle(model, columns, Estimation(), "bidirectional")
     for asked, why in found.items():
         assert (why is None) == (asked not in wrong), (asked, why)
         assert why is None or wrong[asked] in why
@@ -118,9 +118,9 @@ def discrete_guide(x):
 def test_an_estimator_that_does_not_suit_is_refused():
     own = SimpleNamespace(model=discrete, guide=discrete_guide, eval=lambda: None)
     x = Inputs(torch.rand(6, 1, 4, 4).round())
-    check_suited(own, x, Estimation(), ("aggregate", "calibration"), "the own of here")
+    check_suitable(own, x, Estimation(), ("aggregate", "calibration"), "the own of here")
     with pytest.raises(ValueError, match="estimator: expected .* which suit the own of here") as refused:
-        check_suited(own, x, Estimation(estimator="annealed"), (), "the own of here")
+        check_suitable(own, x, Estimation(estimator="annealed"), (), "the own of here")
     said = str(refused.value)
     assert said.startswith("estimator: expected importance, smoothed or prior, which suit")
     assert "got annealed (latent site 'y': expected a continuous distribution, along whose gradient" in said
@@ -139,7 +139,8 @@ def test_each_check_and_estimator_of_each_model_by_the_command(name, tmp_path, c
     run, wrong = trained(name, tmp_path / "run"), REFUSED.get(name, {})
     for flag, known in (("--checks", CHECKS), ("--estimator", ESTIMATORS)):
         for asked in known:
-            draws = ["--num-chains", "2", "--num-steps", "3"] if asked in ("annealed", "bidirectional") else []
+            chains = flag == "--estimator" and ESTIMATORS[asked].kind == "chains"
+            draws = ["--num-chains", "2", "--num-steps", "3"] if chains else []
             draws = draws or ["--num-samples", "10", "--refine-steps", "3"]
             code = call(run, "--num-data", "20", *draws, flag, asked)
             err = capsys.readouterr().err

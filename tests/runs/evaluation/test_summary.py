@@ -16,7 +16,8 @@ from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.semi_supervised.m2 import M2
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
-from pyro_vae.runs.evaluation.summary import evaluate, table
+from pyro_vae.runs.evaluation.summary import evaluate
+from pyro_vae.runs.evaluation.tables import summary_table
 
 CLOCK = {"images_per_second": 100.0, "seconds": 1.0}
 
@@ -75,13 +76,13 @@ def test_the_table_says_what_can_be_trusted(vae):
     few, many = (_summary(vae, [CLOCK], num_samples=k) for k in (20, 2000))
     px = few["test"]["log_px"]
     assert (px["pareto_k_bad"], px["mc_error"], px["mc_error_reliable"]) == (40, None, None)
-    words = table(few)
+    words = summary_table(few)
     assert "for 40 of 40 images Pareto k is above 0.23" in words
     assert "unknown" in words
     good = many["test"]["log_px"]
     assert good["pareto_k_bad"] == 0
-    assert f"{good['mc_error']:.4f}" in table(many)
-    assert "for every image Pareto k is at most 0.70" in table(many)
+    assert f"{good['mc_error']:.4f}" in summary_table(many)
+    assert "for every image Pareto k is at most 0.70" in summary_table(many)
     assert "log probability, nats per image" in words
 
 
@@ -120,7 +121,7 @@ def test_evidence_is_called_what_it_is(model, name):
     config = Config.from_dict({"evaluate": {"num_samples": 5}})
     found = evaluate(config, model.eval(), data, History([CLOCK]), 1.0, progress=False)[0]
     assert found["evidence_of"] == name
-    words = table(found)
+    words = summary_table(found)
     assert f"\n{name:<12}" in words
     assert f"= {name} - ELBO" in words
     assert ("log p(x) " in words) == (name == "log p(x)")

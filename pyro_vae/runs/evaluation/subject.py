@@ -1,0 +1,155 @@
+"""The subject of an evaluation: a run, the data it is evaluated on, and the request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_vae import evidence, parallel
+from pyro_vae.data import Data, Inputs, Split, Stored
+from pyro_vae.errors import check_count
+from pyro_vae.lookup import lookup
+from pyro_vae.models.protocol import evaluation_inputs, evidence_name, has_bound, has_density
+from pyro_vae.runs.directory import resuming
+from pyro_vae.runs.evaluation.checks import CHECKS
+from pyro_vae.runs.evaluation.estimators import Estimation
+from pyro_vae.runs.evaluation.suitability import check_suitable
+from pyro_vae.runs.run import Run
+from pyro_vae.system.checksum import checksum
+from pyro_vae.system.randomness import own_randomness
+
+#: Seed of the noise of dequantized pixels, unlike any run's, so that the noise is independent of its draws.
+DEQUANTIZED = 1_812_433_253
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to evaluate runs.
+
+    Attributes:
+        how: The estimator; its ``num_samples`` counts only if that below is given.
+        num_samples: K; None: the K of each run's configuration.
+        num_data: Number of test data, the first ones; None: all.
+        dequantize: ``"none"``, or ``"uniform"``: 8-bit pixels become (x + u) / 256.
+        checks: Names from ``checks.CHECKS``.
+    """
+
+    how: Estimation
+    num_samples: int | None = None
+    num_data: int | None = None
+    dequantize: str = "none"
+    checks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_data is not None:
+            check_count("num_data", self.num_data, remark=" image")
+        for name in self.checks:
+            lookup("check", name, CHECKS)
+        if self.dequantize not in ("none", "uniform"):
+            raise ValueError(f"dequantize: expected none or uniform, got {self.dequantize!r}.")
+
+    @property
+    def whole(self) -> bool:
+        """True if it renews the main figures of a run: the usual estimator on the whole test set."""
+        return self.how.estimator == Estimation.estimator and self.num_data is None and self.dequantize == "none"
+
+    @property
+    def name(self) -> str:
+        """Key of its figures in ``summary.json``."""
+        parts = [self.how.estimator]
+        parts += [] if self.dequantize == "none" else ["dequantized"]
+        return "-".join(parts if self.num_data is None else [*parts, str(self.num_data)])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run, with the data that it is evaluated on.
+
+    Attributes:
+        run: The run.
+        data: Its data.
+        inputs: The test data, as the model takes them.
+        density: True if log p(x) is a log density.
+        name: Name of the evidence, see :func:`evidence_name`.
+        key: Shape, kind and checksum of the data; equal if two runs can be compared.
+    """
+
+    run: Run
+    data: Data
+    inputs: Inputs
+    density: bool
+    name: str
+    key: tuple[object, ...]
+
+
+def load_subject(run: Run, request: Request) -> Subject:
+    """Load the data of a run, and check that it can be evaluated as requested.
+
+    Raises:
+        ValueError: If the run has no whole epoch or no test data, there are too few, they cannot be dequantized, its model
+            has no log p(x), or a check or the estimator does not suit it.
+    """
+    _check_run(run)
+    with parallel.local_main_first():
+        data = run.data()
+    if data.test is None:
+        raise ValueError(f"run {run.path}: expected test data to evaluate on, got none.")
+    split = _first(data.test, request.num_data, run)
+    density = has_density(run.vae, evaluation_inputs(run.vae, split))
+    if request.dequantize == "uniform":
+        if not density:
+            raise ValueError(
+                f"dequantize: expected a run whose likelihood is a density, got {run.config.model.likelihood} ({run.path}), "
+                "which gives probabilities already; drop it."
+            )
+        split = split._replace(x=_dequantized(split.x))
+    inputs = evaluation_inputs(run.vae, split)
+    name = evidence_name(run.vae, inputs)  # log p(x|y) is not log p(x)
+    key = (len(split.x), tuple(split.x.shape[1:]), density, name, _checksum(split.x))
+    check_suitable(run.vae, inputs, request.how, request.checks, f"the {run.config.model.model} of {run.path}")
+    return Subject(run, data, inputs, density, name, key)
+
+
+def _check_run(run: Run) -> None:
+    """Refuse a run without a log p(x) or without a whole epoch."""
+    if not has_bound(run.vae):
+        raise ValueError(
+            f"run {run.path}: expected a model with a log p(x) to evaluate, got {run.config.model.model}, which has none; its "
+            "squared error is in summary.json."
+        )
+    if not run.history.rows:
+        raise ValueError(
+            f"run {run.path}: expected at least one whole epoch to evaluate, got one interrupted in its first; go on with "
+            f"{resuming(run.path)}."
+        )
+
+
+def _first(split: Split, count: int | None, run: Run) -> Split:
+    """Return the first data of a split."""
+    if count is None:
+        return split
+    if count > len(split.x):
+        raise ValueError(f"num_data: expected at most the {len(split.x):,} test images of {run.path}, got {count:,}.")
+    return split.take(torch.arange(count))
+
+
+def _dequantized(x: Tensor | Stored) -> Tensor:
+    """Turn pixels k / 255 into (k + u) / 256."""
+    if not isinstance(x, Tensor):
+        raise ValueError("dequantize: expected test images that fit in memory, got larger ones; pass --num-data.")
+    levels = x.double() * 255
+    if not bool((levels - levels.round()).abs().max() < 1e-3):
+        raise ValueError(
+            "dequantize: expected 8-bit pixels, multiples of 1/255, got others, such as resized ones; drop it, since their "
+            "bits mean nothing."
+        )
+    with own_randomness(DEQUANTIZED):
+        return evidence.dequantize(levels.round())
+
+
+def _checksum(x: Tensor | Stored) -> int:
+    """Return a checksum of the pixels; of stored ones, of about 100 evenly spaced data."""
+    some = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
+    return checksum([some])
