@@ -27,9 +27,12 @@ FLAGS = {
         "model": {
             "--model": "vae",
             "--likelihood": "",
+            "--prior": "",
+            "--posterior": "",
             "--latent-dim": 16,
             "--hidden": (256, 256),
             "--activation": "tanh",
+            "--network": "",
             "--encoder": None,
             "--decoder": None,
             "--num-classes": None,
