@@ -14,6 +14,7 @@ from torch import nn
 
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.inference.objectives.registry import default_objective
+from pyro_vae.inference.training.options import TrainingOptions
 from pyro_vae.lookup import unknown
 from pyro_vae.models.registry import MODELS, PARTS, constructor_default, model_class
 
@@ -80,16 +81,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Training: stochastic variational inference."""
+class ObjectiveConfig:
+    """The objective and its options."""
 
     elbo: str = ""
     """trace (every term sampled), mean-field (the KL in closed form), graph, enum, iwae, vimco, renyi, dreg, stl, miwae, ciwae,
-    piwae, rws or tvo; docs/objectives.md compares them; default: what the model wants, of most trace."""
+    piwae, rws or tvo; docs/objectives.md compares them; default: the model's own; for most models, trace."""
     num_particles: int | None = None
     """Draws of the guide for each datum and step, in each group; default: 1, for iwae and its kin 5, for tvo 10."""
     vectorize_particles: bool = False
-    """Whether to make these draws in one call; iwae and its kin always do."""
+    """Make these draws in one call; iwae and its kin always do."""
     num_groups: int | None = None
     """Groups of draws, for miwae and piwae; default: 4."""
     alpha: float | None = None
@@ -98,50 +99,35 @@ class TrainConfig:
     """Share of the ELBO in ciwae; default: 0.5."""
     partitions: int | None = None
     """Intervals of tvo; default: 4."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainingOptions, ObjectiveConfig):
+    """Training: stochastic variational inference."""
+
     epochs: int = 200
-    """Passes over the training data, in total."""
     batch_size: int = 64
-    """Data a step."""
-    labelled_per_batch: int | None = None
-    """Data with a label in every batch, where some have none; default: each once an epoch, evenly spread, but 1 for
-    a model that classifies where there are fewer than batches."""
-    optimizer: str = "adam"
-    """adam, adamw or sgd."""
-    lr: float = 1e-3
-    """Learning rate."""
-    lr_schedule: str = "constant"
-    """constant, cosine (to 0) or step (a tenth at half, again at three quarters)."""
-    clip_norm: float | None = None
-    """Largest norm of the whole gradient of the loss per datum; default: no clipping."""
     patience: int | None = None
-    """Stop when the validation ELBO has not risen for so many epochs; default: never."""
+    """Stop if the validation ELBO has not risen for so many epochs; default: never."""
     beta: float | str = 1.0
-    """Final weight of the KL: a number, or one for each of some sites, SITE=NUMBER,..."""
+    """Final weight of the KL: a number, or SITE=NUMBER,... for some sites."""
     anneal: str = "constant"
-    """How beta is reached: constant, linear:START:STEPS, cosine:START:STEPS, sigmoid:START:STEPS or
+    """Schedule of beta: constant, linear:START:STEPS, cosine:START:STEPS, sigmoid:START:STEPS or
     cyclical:START:STEPS[:CYCLES]."""
     free_bits: float | None = None
     """Floor under the rate of each unit, nats; with trace or mean-field."""
     free_bits_per: str = "unit"
-    """Whether that floor is for each unit or each site."""
+    """The floor is for each unit, or each site."""
     min_rate: float | None = None
     """Floor under the whole rate, nats."""
     capacity: str | None = None
-    """Hold the rate at a capacity, NATS or NATS:STEPS until it is reached."""
+    """Hold the rate at a capacity: NATS, or NATS:STEPS to reach it."""
     capacity_weight: float = 100.0
     """Weight of the distance to the capacity."""
     total_correlation: float | None = None
-    """Weight of the total correlation among the parts of the rate, by the codes of each batch; with trace or mean-field."""
+    """Weight of the total correlation of the codes of each batch; with trace or mean-field."""
     target_rate: float | None = None
-    """Hold the rate at these nats by a controller that moves beta."""
-    seed: int = 0
-    """Seed of the parameters, the data order and every draw."""
-    compile: bool | None = None
-    """Whether to compile the step; default: if the run is long enough to repay it and a compiler works."""
-    check_every: int | None = None
-    """Compare a compiled step with an eager one every so many steps; default: when it is made."""
-    precision: str = "float32"
-    """float32, or bf16 for the products of the networks (all else, their sums included, stays float32)."""
+    """Hold the rate at so many nats by a controller of beta."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pyro_vae as pv
 from pyro_vae.data import Split
 from pyro_vae.evidence.inpainting import inpaint
 from pyro_vae.inference import History
-from pyro_vae.inference.training.history import header
+from pyro_vae.inference.training.history import table_header
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.denoising import DenoisingVAE
 from pyro_vae.models.inpainting import InpaintingVAE
@@ -203,10 +203,10 @@ def test_a_model_may_say_what_part_of_the_data_it_is_trained_on():
 
     history = History([{"epoch": 1, "objective": -5.0, "train_elbo": -5.0, "train_rate": 1.0, "beta": 1.0}])
     history.rows[0]["train_distortion"] = 4.0
-    plain = header(pv.VAE(SHAPE, 2, (4,)))
+    plain = table_header(pv.VAE(SHAPE, 2, (4,)))
     for kind, words in ((InpaintingVAE, "what was visible"), (Mine, "every second pixel"), (pv.VAE, "")):
         vae = kind(SHAPE, 2, (4,))
-        assert header(vae).removeprefix(plain).strip() == (words and f"train ELBO: of {words}")
+        assert table_header(vae).removeprefix(plain).strip() == (words and f"train ELBO: of {words}")
         for axes in curves(history, trained_on(vae)).axes[:3]:
             assert (
                 axes.lines[0].get_label().removeprefix("training")

@@ -232,7 +232,7 @@ def test_looking_for_them_leaves_training_as_it_is(name, monkeypatch):
         vae = cls((1, 8, 8), 2, **({"num_classes": 2} if "y" in cls.takes else {}))
         vae.register_parameter("unused", torch.nn.Parameter(torch.zeros(2)))  # else there is nothing to look for
         if not looking:
-            monkeypatch.setattr("pyro_vae.inference.training.training.check_reached", lambda *args: None)
+            monkeypatch.setattr("pyro_vae.inference.training.unregistered.check_reached", lambda *args: None)
         pv.fit(vae, columns[: len(cls.takes)], epochs=2, batch_size=5, compile=False, progress=False)
         states.append(vae.state_dict())
         monkeypatch.undo()

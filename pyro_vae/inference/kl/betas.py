@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from pyro_vae.handlers import scale_kl_pair
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.schedules import Constant, Schedule
+
+#: Weights of the KL: a number or schedule for all sites, or one for each of some sites.
+Weights = float | Schedule | Mapping[str, float | Schedule]
 
 
 class Betas:
@@ -24,10 +26,8 @@ class Betas:
         ValueError: If a weight is negative or not finite, or the mapping is empty.
     """
 
-    def __init__(
-        self, given: float | Schedule | Mapping[str, float | Schedule], device: torch.device | None = None
-    ) -> None:
-        sites: Mapping[str, Any] = given if isinstance(given, Mapping) else {"": given}
+    def __init__(self, given: Weights, device: torch.device | None = None) -> None:
+        sites = given if isinstance(given, Mapping) else {"": given}
         if not sites:
             raise ValueError(
                 "beta: expected a weight, or one for each of some sites, got an empty mapping; leave it out."
@@ -39,10 +39,10 @@ class Betas:
         """The pair under these weights; as it is where the weight of all is 1 for good."""
         if "" not in self.values:
             return scale_kl_pair(model, guide, self.values)
-        return (model, guide) if self.plain else scale_kl_pair(model, guide, self.values[""])
+        return (model, guide) if self.is_one else scale_kl_pair(model, guide, self.values[""])
 
     @property
-    def plain(self) -> bool:
+    def is_one(self) -> bool:
         """Whether the weight of all sites is 1 for good."""
         return all(isinstance(schedule, Constant) and schedule.value == 1.0 for schedule in self.schedules.values())
 

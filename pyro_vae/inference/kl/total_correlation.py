@@ -173,7 +173,7 @@ class TotalCorrelation(KLControl):
         parts = [self._particle(pair, data_plate) for pair in pairs]
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
 
-    def judged(self, objective: float, elbo: float, batch_size: int) -> str | None:
+    def epoch_warning(self, objective: float, elbo: float, batch_size: int) -> str | None:
         """What is wrong with an epoch in which the estimate of the total correlation was below 0; None where it was not.
 
         Args:

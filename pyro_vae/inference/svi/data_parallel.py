@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.models.protocol import PyroModel
 from pyro_vae.parallel import (
     JobError,
     all_gather,
@@ -65,7 +66,7 @@ class Exchange:
 
     HEAD = 5  # loss, distortion, rate, broken, stop; then the gradients
 
-    def __init__(self, module: nn.Module, interrupt: Callable[[], bool]) -> None:
+    def __init__(self, module: PyroModel, interrupt: Callable[[], bool]) -> None:
         self.module, self.interrupt = module, interrupt
         self.stop = self.due = self.expecting = False
         self.failure: Exception | None = None

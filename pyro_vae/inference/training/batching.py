@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+
+from pyro.infer import ELBO
 
 from pyro_vae import parallel
 from pyro_vae.data import Data
 from pyro_vae.data.batches import Order, order_of
 from pyro_vae.inference.kl.total_correlation import TotalCorrelation
 from pyro_vae.inference.training.options import FitOptions
-from pyro_vae.models.protocol import classifies, takes
+from pyro_vae.models.protocol import PyroModel, classifies, takes
 
 
-def check_batches(model: Any, data: Data, objective: Any, options: FitOptions) -> None:
-    """Refuse batches of one datum where one alone means something else than one among others.
+def check_batches(model: PyroModel, data: Data, objective: ELBO, options: FitOptions) -> None:
+    """Refuse batches of one datum if the loss depends on the others of a batch.
 
-    A total correlation compares the codes of a batch: of one code it is 0, and its rate has no parts. A classifier's term
-    weighs what it is said to where every batch has a label, which batches of one have or have not.
+    A total correlation compares the codes of a batch: for one code it is 0, and its rate has no parts. The term of a
+    classifier has its weight if every batch has a label, which is not so in batches of one.
 
     Args:
         model: The model.
         data: Its data.
-        objective: What is trained.
+        objective: The objective.
         options: Numbers and names.
 
     Raises:
-        ValueError: If a batch, of an epoch the last one too, is as small.
+        ValueError: If a batch is that small, the last one of an epoch included.
     """
     size = options.batch_size
     y = data.train.y if "y" in takes(model) and classifies(model) else None
     if size == 1 and y is not None and y.dim() == 1 and 0 < int((y >= 0).sum()) < len(y):
         raise ValueError(
-            f"batch_size: expected at least 2 with {type(model).__name__} and data of which some have no label, so that each "
-            "batch has one that is known, got 1; take larger batches."
+            f"batch_size: expected at least 2 with {type(model).__name__} and partly labelled data, so that each batch has a "
+            "label, got 1; take larger batches."
         )
     if not isinstance(objective, TotalCorrelation):
         return
@@ -50,18 +51,18 @@ def check_batches(model: Any, data: Data, objective: Any, options: FitOptions) -
 
 
 def _smallest(total: int, size: int) -> int:
-    """The smallest batch of an epoch: the last one."""
+    """Return the size of the smallest batch of an epoch, the last one."""
     return (total - 1) % size + 1
 
 
-def epoch_order(model: Any, data: Data, options: FitOptions) -> Order:
-    """The order in which a model is given its training data; see :func:`pyro_vae.data.batches.order_of`.
+def epoch_order(model: PyroModel, data: Data, options: FitOptions) -> Order:
+    """Return the order of the training data; see :func:`pyro_vae.data.batches.order_of`.
 
-    A model that classifies gets a label in every batch, also where there are fewer of them than batches: its classifier's
-    term has the same weight in each batch that has one, and would be too small if others had none.
+    A model that classifies gets a label in every batch, even if there are fewer of them than batches: the term of its
+    classifier has the same weight in each batch with a label, and would be too small if others had none.
 
     Raises:
-        ValueError: If ``labelled_per_batch`` does not suit the labels that the model is told.
+        ValueError: If ``labelled_per_batch`` does not suit the labels that the model is given.
     """
     labels = data.train.y if "y" in takes(model) else None
     size, per_batch = len(data.train.x), options.labelled_per_batch

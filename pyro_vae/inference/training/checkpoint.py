@@ -1,25 +1,25 @@
-"""The state of a training: what a checkpoint holds, its checks, and its restoration."""
+"""Training states: their keys, their checks, and the parts that a training saves and restores."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae import parallel
-from pyro_vae.inference.training.history import Progress
+from pyro_vae.inference.svi.optimizer import FusedOptim
 from pyro_vae.models.protocol import PyroModel
 from pyro_vae.system.randomness import device_state, set_device_state
 
-if TYPE_CHECKING:
-    from pyro_vae.inference.training.training import Training
+#: A training state: plain containers, numbers and tensors.
+State = dict[str, Any]
+Types = Mapping[str, tuple[type, ...]]
 
-
-#: The keys of a training state and what they hold.
-KEYS: dict[str, tuple[type, ...]] = {
+#: The keys of a training state, and the types of their values.
+KEYS: Types = {
     "model": (dict,),
     "best": (dict, type(None)),
     "optimizer": (dict,),
@@ -36,8 +36,8 @@ KEYS: dict[str, tuple[type, ...]] = {
 }
 
 
-#: The keys of what is kept of an epoch under way.
-EPOCH_KEYS: dict[str, tuple[type, ...]] = {
+#: The keys of the state of an unfinished epoch.
+EPOCH_KEYS: Types = {
     "start": (Tensor,),
     "totals": (Tensor,),
     "batches": (int,),
@@ -46,16 +46,16 @@ EPOCH_KEYS: dict[str, tuple[type, ...]] = {
 }
 
 
-def check_state(state: Any, model: PyroModel, where: str) -> None:
-    """Refuse a training state that is not whole or not that of a model.
+def check_state(state: State, model: PyroModel, where: str) -> None:
+    """Refuse a training state that is incomplete or belongs to another model.
 
     Args:
-        state: What :meth:`Training.state_dict` gave, or what stands in its place.
-        model: The model that shall have it.
-        where: What the sentence begins with.
+        state: A state from :meth:`Training.state_dict`, or what a file holds in its place.
+        model: The model to be restored.
+        where: The beginning of the error message.
 
     Raises:
-        ValueError: If something is missing, of another type, or of another shape than the model's.
+        ValueError: If something is missing, has another type, or another shape than the model's.
     """
     check_keys(state, KEYS, where)
     if state["epoch"] is not None:
@@ -74,32 +74,8 @@ def check_state(state: Any, model: PyroModel, where: str) -> None:
     _check_generators(state, where)
 
 
-def same_device(state: Mapping[str, Any], device: str) -> bool:
-    """Whether a run goes on where it was begun; a warning says what follows if it does not."""
-    if state["device"] == device:
-        return True
-    warnings.warn(
-        f"resume: this run was begun on {state['device']} and goes on, on {device}, with other random numbers: it will not "
-        "end as if it had never been stopped.",
-        stacklevel=3,
-    )
-    return False
-
-
-def same_ranks(begun: int, size: int) -> bool:
-    """Whether a run goes on with as many processes as it had; a warning says what follows if it does not."""
-    if begun == size:
-        return True
-    warnings.warn(
-        f"resume: this run was begun by {begun} process{'es' if begun > 1 else ''} and goes on by {size}, with other random "
-        "numbers: it will not end as if it had never been stopped.",
-        stacklevel=3,
-    )
-    return False
-
-
-def check_keys(values: Any, keys: Mapping[str, tuple[type, ...]], where: str) -> None:
-    """Refuse what is no dict with these keys and types.
+def check_keys(values: object, keys: Types, where: str) -> None:
+    """Refuse anything but a dict with these keys and types.
 
     Raises:
         ValueError: If a key is missing or holds another type.
@@ -116,25 +92,25 @@ def check_keys(values: Any, keys: Mapping[str, tuple[type, ...]], where: str) ->
             raise ValueError(f"{where}: expected {names} as {key!r}, got {type(values[key]).__name__}; train it again.")
 
 
-def check_parameters(found: Mapping[Any, Any], expected: Mapping[str, Tensor], where: str) -> None:
-    """Refuse parameters of another architecture, naming the first that differs.
+def check_parameters(given: Mapping[str, object], expected: Mapping[str, Tensor], where: str) -> None:
+    """Refuse parameters of another architecture; name the first that differs.
 
     Raises:
         ValueError: If a name or a shape differs.
     """
-    mend = "take the version of pyro_vae that saved it, or train it again."
+    remedy = "take the version of pyro_vae that saved it, or train it again."
     for name, parameter in expected.items():
-        got = found.get(name)
+        got = given.get(name)
         if not isinstance(got, Tensor) or got.shape != parameter.shape:
             shape = f"one of shape {tuple(got.shape)}" if isinstance(got, Tensor) else "none"
             raise ValueError(
-                f"{where}: expected the model's parameter {name!r} of shape {tuple(parameter.shape)}, got {shape}; {mend}"
+                f"{where}: expected the model's parameter {name!r} of shape {tuple(parameter.shape)}, got {shape}; {remedy}"
             )
-    if more := [str(name) for name in found if name not in expected]:
-        raise ValueError(f"{where}: expected the model's parameters alone, got {more[0]!r} besides; {mend}")
+    if more := [str(name) for name in given if name not in expected]:
+        raise ValueError(f"{where}: expected the model's parameters alone, got {more[0]!r} besides; {remedy}")
 
 
-def _check_rows(rows: list[Any], where: str) -> None:
+def _check_rows(rows: list[State], where: str) -> None:
     for number, row in enumerate(rows, start=1):
         numbers = isinstance(row, dict) and all(isinstance(value, (int, float)) for value in row.values())
         if not numbers or row.keys() != rows[0].keys() or row.get("epoch") != number or "step" not in row:
@@ -143,8 +119,8 @@ def _check_rows(rows: list[Any], where: str) -> None:
             )
 
 
-def _check_optimizer(optimizer: dict[Any, Any], parameters: dict[str, nn.Parameter], where: str) -> None:
-    """Refuse moments of another shape than their parameter's: fused kernels would not look."""
+def _check_optimizer(optimizer: State, parameters: dict[str, nn.Parameter], where: str) -> None:
+    """Refuse moments of another shape than their parameter; fused kernels would not notice."""
     for name, one in optimizer.items():
         whole = name in parameters and isinstance(one, dict) and isinstance(one.get("state"), dict)
         if whole and isinstance(one.get("param_groups"), list):
@@ -157,80 +133,94 @@ def _check_optimizer(optimizer: dict[Any, Any], parameters: dict[str, nn.Paramet
             )
 
 
-def _check_generators(state: Mapping[str, Any], where: str) -> None:
+def _check_generators(state: State, where: str) -> None:
     like = torch.get_rng_state()
-    found = {"random": state["random"]}
+    generators = {"random": state["random"]}
     if state["device"] == "cpu":
-        found["order"] = state["order"]
+        generators["order"] = state["order"]
         if state["epoch"] is not None:
-            found["start"] = state["epoch"]["start"]
-    for name, value in found.items():
+            generators["start"] = state["epoch"]["start"]
+    for name, value in generators.items():
         if (value.dtype, value.shape) != (like.dtype, like.shape):
             raise ValueError(
                 f"{where}: expected the state of a generator as {name!r}, got another tensor; train it again."
             )
 
 
-def state_of(training: Training) -> dict[str, Any]:
-    """See :meth:`Training.state_dict`."""
-    singles = training.optimizer.source.optim_objs
-    random = {"random": torch.get_rng_state(), "random_device": device_state(training.device)}
-    ranks = parallel.all_gather(random)
-    return {
-        "model": training.model.state_dict(),
-        "best": training.best,
-        "optimizer": {k: singles[p].state_dict() for k, p in training.model.named_parameters() if p in singles},
-        "objective": training.svi.objective.state_dict() if hasattr(training.svi.objective, "state_dict") else None,
-        "step": training.step,
-        "rows": training.history.rows,
-        "stop_reason": training.stop_reason,
-        "compiled": training.svi.compiled,
-        "device": training.device.type,
-        **ranks[0],
-        **({"ranks": ranks} if len(ranks) > 1 else {}),
-        "order": training.order.get_state(),
-        "epoch": None if training.progress is None else training.progress.state_dict(),
-    }
+def check_epoch(state: State, batch_size: int, total: int) -> None:
+    """Refuse the state of an epoch with other batches.
 
+    Args:
+        state: The state of the epoch.
+        batch_size: B.
+        total: Number of data in an epoch.
 
-def restore(training: Training, state: dict[str, Any]) -> None:
-    """Put a checked state in place of that of a run; see :meth:`Training.load_state_dict`."""
-    training.model.load_state_dict(state["model"])
-    training.best = state["best"]
-    for name, p in training.model.named_parameters():
-        if name in state["optimizer"]:
-            training.optimizer.add(p, state["optimizer"][name])
-    if state["objective"] is not None:
-        training.svi.objective.load_state_dict(state["objective"])
-    training.svi.steps_taken = state["step"]
-    if training.step > 0:
-        training.betas.set(training.step - 1)
-    training.history.rows = list(state["rows"])
-    training.stop_reason = state["stop_reason"]
-    ranks, world = state.get("ranks", [state]), parallel.world()
-    same = same_device(state, training.device.type)
-    if same_ranks(len(ranks), world.size) and same:
-        torch.set_rng_state(ranks[world.rank]["random"].cpu())
-        set_device_state(training.device, ranks[world.rank]["random_device"])
-    else:
-        torch.manual_seed(parallel.stream_seed(training.options.seed + training.step))
-    if not same:
-        training.order.manual_seed(training.options.seed + training.step)
-    if state["epoch"] is not None:
-        training.progress = _progress(training, state["epoch"], same)
-    if same:
-        training.order.set_state(state["order"].cpu())
-
-
-def _progress(training: Training, kept: dict[str, Any], same: bool) -> Progress:
-    """What has been done of the epoch under way, with its order drawn again: the same one, where it can be had."""
-    batches, seen = kept["batches"], kept["seen"]
-    whole = min(batches * training.options.batch_size, training.batches.order.total)
-    if not (0 < batches <= training.steps_per_epoch and seen == whole):
+    Raises:
+        ValueError: If as many steps would have seen another number of data.
+    """
+    batches, seen = state["batches"], state["seen"]
+    whole = min(batches * batch_size, total)
+    if not (0 < batches <= -(-total // batch_size) and seen == whole):
         raise ValueError(f"{seen} data in {batches} steps of an epoch, where it would be {whole}")
-    if same:
-        training.order.set_state(kept["start"].cpu())
-    progress = training.begin()
-    progress.totals.copy_(kept["totals"])
-    progress.batches, progress.seen, progress.seconds = batches, seen, float(kept["seconds"])
-    return progress
+
+
+def optimizer_state(model: PyroModel, optimizer: FusedOptim) -> State:
+    """Return the state of the optimizer for each parameter of a model, by name."""
+    singles = optimizer.source.optim_objs
+    return {name: singles[p].state_dict() for name, p in model.named_parameters() if p in singles}
+
+
+def restore_optimizer(model: PyroModel, optimizer: FusedOptim, state: State) -> None:
+    """Give the optimizer the state that :func:`optimizer_state` gave."""
+    for name, p in model.named_parameters():
+        if name in state:
+            optimizer.add(p, state[name])
+
+
+def random_state(device: torch.device) -> State:
+    """Return the states of the generators of all processes; a collective."""
+    ranks = parallel.all_gather({"random": torch.get_rng_state(), "random_device": device_state(device)})
+    return {**ranks[0], **({"ranks": ranks} if len(ranks) > 1 else {})}
+
+
+def restore_random_state(state: State, device: torch.device, seed: int) -> bool:
+    """Give the generators the states of :func:`random_state`, where that is possible.
+
+    Args:
+        state: A training state.
+        device: The device of the training.
+        seed: Seed of the generators if the run continues on another device or by another number of processes.
+
+    Returns:
+        True if the run continues on the kind of device on which it began. A warning says if it does not continue exactly.
+    """
+    ranks, world = state.get("ranks", [state]), parallel.world()
+    same = _same_device(state["device"], device.type)
+    if _same_ranks(len(ranks), world.size) and same:
+        torch.set_rng_state(ranks[world.rank]["random"].cpu())
+        set_device_state(device, ranks[world.rank]["random_device"])
+    else:
+        torch.manual_seed(parallel.stream_seed(seed))
+    return same
+
+
+def _same_device(begun: str, device: str) -> bool:
+    if begun == device:
+        return True
+    warnings.warn(
+        f"resume: this run was begun on {begun} and goes on, on {device}, with other random numbers: it will not end as if "
+        "it had never been stopped.",
+        stacklevel=3,
+    )
+    return False
+
+
+def _same_ranks(begun: int, size: int) -> bool:
+    if begun == size:
+        return True
+    warnings.warn(
+        f"resume: this run was begun by {begun} process{'es' if begun > 1 else ''} and goes on by {size}, with other random "
+        "numbers: it will not end as if it had never been stopped.",
+        stacklevel=3,
+    )
+    return False

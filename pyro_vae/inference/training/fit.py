@@ -1,4 +1,4 @@
-"""``fit``: epochs of SVI steps over data in memory, and callbacks for everything else."""
+"""``fit``: SVI over training data, epoch by epoch, with callbacks."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Unpack
 
 import pyro
+from pyro.infer import ELBO
 from tqdm import tqdm
 
 from pyro_vae import parallel
 from pyro_vae.data import Data
-from pyro_vae.inference.kl.betas import Betas
-from pyro_vae.inference.kl.registry import CONTROLS, controlled
+from pyro_vae.inference.kl.betas import Betas, Weights
+from pyro_vae.inference.kl.registry import FLAGS, controlled
 from pyro_vae.inference.objectives.bound import DRAWN_INSTEAD
 from pyro_vae.inference.objectives.registry import default_objective
 from pyro_vae.inference.objectives.registry import elbo as make_elbo
 from pyro_vae.inference.training.batching import check_batches, epoch_order
-from pyro_vae.inference.training.history import History, header, line, so_far
-from pyro_vae.inference.training.options import FitOptions
+from pyro_vae.inference.training.checkpoint import State
+from pyro_vae.inference.training.history import History, epoch_line, mean_text, table_header
+from pyro_vae.inference.training.options import FitKeywords, FitOptions, make_options, with_options
 from pyro_vae.inference.training.training import Training, never
 from pyro_vae.models.checks import TrainingData, as_data, check_inputs, check_model, warn_about_labels
-from pyro_vae.models.protocol import has_bound
-from pyro_vae.schedules import Schedule
+from pyro_vae.models.protocol import PyroModel, has_bound
 from pyro_vae.system import compiler
 from pyro_vae.system.randomness import own_randomness
 
@@ -33,10 +34,10 @@ Callback = Callable[[Training], None]
 
 
 def early_stopping(patience: int) -> Callback:
-    """A callback that stops training when the validation ELBO has not risen for ``patience`` epochs.
+    """Return a callback that stops training when the validation ELBO stops rising.
 
     Args:
-        patience: How many epochs to wait, at least 1.
+        patience: Number of epochs to wait for a rise, at least 1.
 
     Raises:
         ValueError: If ``patience`` is below 1.
@@ -51,77 +52,57 @@ def early_stopping(patience: int) -> Callback:
     return check
 
 
+@with_options
 def fit(
-    model: Any,
+    model: PyroModel,
     data: TrainingData,
     *,
-    elbo: Any = None,
-    epochs: int = 100,
-    batch_size: int = 128,
-    optimizer: str = "adam",
-    lr: float = 1e-3,
-    lr_schedule: str = "constant",
-    clip_norm: float | None = None,
-    num_workers: int = 0,
-    labelled_per_batch: int | None = None,
-    beta: float | Schedule | Mapping[str, float | Schedule] | None = None,
-    seed: int = 0,
-    compile: bool | None = None,
-    precision: str = "float32",
-    check_every: int | None = None,
+    elbo: str | ELBO | None = None,
+    beta: Weights | None = None,
     callbacks: Sequence[Callback] = (),
-    resume: dict[str, Any] | None = None,
+    resume: State | None = None,
     interrupt: Callable[[], bool] = never,
     progress: bool = True,
+    **options: Unpack[FitKeywords],
 ) -> History:
-    r"""Train a model and its guide by SVI, maximizing :math:`E_q[\log p(x|z)] - \beta_t KL(q(z|x) \| p(z))`.
+    r"""Train a model and its guide by SVI.
 
-    Independent of what ran before it in the process: it brings its own random numbers, from ``seed``, and leaves the
-    caller's generators and parameter store as they were. At the end the model holds the parameters of the epoch with
-    the highest validation ELBO, or of the last one where there is no validation data.
+    .. math:: \max E_q[\log p(x|z)] - \beta_t\, KL(q(z|x) \| p(z))
+
+    The result does not depend on what ran before in the process: random numbers come from ``seed``, and the caller's
+    generators and parameter store stay as they were. At the end the model holds the parameters of the epoch with the
+    highest validation ELBO, or of the last epoch if there are no validation data.
 
     Args:
-        model: A ``torch.nn.Module`` with Pyro functions ``model`` and ``guide``, such as :class:`pyro_vae.VAE`; see
-            ``pyro_vae.models.protocol`` for what else it may say.
-        data: A :class:`pyro_vae.data.Data`; or training data alone, shape ``(N, *data_shape)``, or, of a model that takes
-            several columns, a tuple of these.
-        elbo: Name of an objective, or one from :func:`pyro_vae.elbo`, which is taken as it is; None: what the model wants,
-            else ``"trace"``. A name, and None, come with what the model's ``defaults`` ask of the KL besides.
-        epochs: How many passes over the training data, in total.
-        batch_size: B.
-        optimizer: A name from ``OPTIMIZERS``.
-        lr: Learning rate.
-        lr_schedule: ``"constant"``, ``"cosine"`` (to 0) or ``"step"`` (a tenth at half, again at three quarters).
-        clip_norm: Largest norm of the whole gradient of the loss per datum; None: no clipping.
-        num_workers: Processes that read ahead, where the data are stored on the disk and not in memory.
-        labelled_per_batch: Where some labels are unknown, how many of a batch's data have one: labelled data then come, and
-            count, as often as that takes. None: every datum once an epoch, the labelled ones evenly spread; but 1 for a
-            model that classifies, where there are fewer of them than batches.
-        beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``,
-            or one of these for each of some sites, ``{"z1": 0.5}``; sites that are not named keep weight 1. None: what the
-            model's ``defaults`` say where the objective takes one, else 1.
-        seed: Seed of the data order, the binarization and the draws.
-        compile: Whether to compile the step (docs/speed.md); None: if the run is long enough to repay it and a compiler
-            works here, and, of a run that is resumed, as it was begun.
-        precision: ``"float32"``, or ``"bf16"`` for the products of the networks; see :class:`pyro_vae.SVI`.
-        check_every: Compare a compiled step with an eager one every so many steps; see :class:`pyro_vae.SVI`.
-        callbacks: Called with the :class:`Training` after each epoch, and once more where ``interrupt`` ends one before
-            its time; then ``training.progress`` is not None, and there is no row for it.
-        resume: What :meth:`Training.state_dict` gave, to go on from there, exactly, within an epoch or between two.
-        interrupt: Asked after every step whether to stop there; once True, it must stay so.
-        progress: Whether to print a line an epoch, and a bar on a terminal.
+        model: A ``torch.nn.Module`` with Pyro functions ``model`` and ``guide``, such as :class:`pyro_vae.VAE`;
+            ``pyro_vae.models.protocol`` lists its optional parts.
+        data: A :class:`pyro_vae.data.Data`; or training data alone, shape ``(N, *data_shape)``, or a tuple of the inputs
+            that the model takes.
+        elbo: An objective from :func:`pyro_vae.elbo`, used as it is, or its name. None: the model's own, else ``"trace"``.
+            With a name or None the controls of the KL in the model's ``defaults`` apply.
+        beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``, or a
+            dict of these by site, ``{"z1": 0.5}``; other sites keep weight 1. None: that of the model's ``defaults`` if the
+            objective takes one, else 1.
+        callbacks: Called with the :class:`Training` after each epoch, and once more if ``interrupt`` ends one early; then
+            ``training.progress`` is not None, and the epoch has no row.
+        resume: A state from :meth:`Training.state_dict`, to continue from exactly, within an epoch or between two.
+        interrupt: Called after every step; return True to stop there, and from then on.
+        progress: Print a line for each epoch, and a bar on a terminal.
+        **options: The fields of :class:`pyro_vae.inference.FitOptions`; docs/training.md lists them. With ``resume``,
+            ``compile`` is None to go on as the run began.
 
     Returns:
         The history: true bounds in nats per datum.
 
     Raises:
-        TypeError: If the model is no ``nn.Module``.
-        ValueError: If a number is out of its range, a name is unknown, the model lacks a part of the protocol or takes what
-            the data do not have, a batch is too small, ``enum`` finds no discrete site to sum over, ``resume`` is not the state
-            of such a run, or ``compile`` is asked for where it is not possible.
-        NonFiniteLossError: If the loss becomes NaN or infinite; the model is left as it then is, and what callbacks saved
-            is the last whole epoch.
+        TypeError: If the model is no ``nn.Module``, or an option is unknown.
+        ValueError: If a number is out of range, a name is unknown, the model lacks a part of the protocol or takes inputs
+            that the data lack, a batch is too small, ``enum`` finds no discrete site to sum over, ``resume`` is not the
+            state of such a run, or ``compile`` is True on a machine that cannot compile.
+        NonFiniteLossError: If the loss becomes NaN or infinite. The model stays as it then is; what callbacks saved is the
+            last whole epoch.
     """
+    chosen = make_options("fit", options, fit)
     check_model(model)
     data = as_data(model, data)
     if len(data.train.x) == 0:
@@ -129,41 +110,16 @@ def fit(
     check_inputs(model, data)
     if resume is None:
         warn_about_labels(model, data)
-    if not has_bound(model) and beta is not None and not Betas(beta).plain:
-        got = "weights of sites" if isinstance(beta, Mapping) else "a schedule" if callable(beta) else beta
-        raise ValueError(
-            f"beta: expected with a model that has a KL to weight, got {got} with {type(model).__name__}, which has none; "
-            "drop it."
-        )
-    options = FitOptions(
-        epochs,
-        batch_size,
-        optimizer,
-        lr,
-        lr_schedule,
-        clip_norm,
-        num_workers,
-        seed,
-        compile,
-        precision,
-        check_every,
-        labelled_per_batch,
-    )
-    wanted = getattr(model, "defaults", {})
-    objective = elbo or default_objective(model)
-    if isinstance(objective, str):
-        asked = {name: wanted[name] for name in CONTROLS if name in wanted}
-        objective = controlled(make_elbo(objective), num_data=len(data.train.x), **asked)
-    check_batches(model, data, objective, options)
-    if beta is None:
-        beta = wanted.get("beta", 1.0) if getattr(objective, "takes_beta", True) else 1.0
-    betas = Betas(beta, data.train.x.device)
-    with own_randomness(parallel.stream_seed(seed)), pyro.get_param_store().scope():
+    _check_beta(model, beta)
+    objective = _objective(model, elbo, len(data.train.x))
+    check_batches(model, data, objective, chosen)
+    betas = Betas(_default_beta(model, objective) if beta is None else beta, data.train.x.device)
+    with own_randomness(parallel.stream_seed(chosen.seed)), pyro.get_param_store().scope():
         with parallel.shared_errors():
-            chosen = compiling_of(model, data, objective, options, resume)[0]
-            options = dataclasses.replace(options, compile=chosen)
-            training = Training(model, data, objective, betas, options, interrupt)
-            _warn_if_unfinished(betas.steps, epochs * training.steps_per_epoch)
+            compiles = compiling_of(model, data, objective, chosen, resume)[0]
+            chosen = dataclasses.replace(chosen, compile=compiles)
+            training = Training(model, data, objective, betas, chosen, interrupt)
+            _warn_if_unfinished(betas.steps, chosen.epochs * training.steps_per_epoch)
             if resume is not None:
                 training.load_state_dict(resume)
         with training.shared(), _something_to_sum():
@@ -174,9 +130,35 @@ def fit(
     return training.history
 
 
+def _check_beta(model: PyroModel, beta: Weights | None) -> None:
+    """Refuse a weight of the KL for a model without a KL."""
+    if has_bound(model) or beta is None or Betas(beta).is_one:
+        return
+    got = "weights of sites" if isinstance(beta, Mapping) else "a schedule" if callable(beta) else beta
+    raise ValueError(
+        f"beta: expected with a model that has a KL to weight, got {got} with {type(model).__name__}, which has none; "
+        "drop it."
+    )
+
+
+def _objective(model: PyroModel, elbo: str | ELBO | None, num_data: int) -> ELBO:
+    """Return the objective; one that is named has the controls of the model's defaults."""
+    objective = elbo or default_objective(model)
+    if not isinstance(objective, str):
+        return objective
+    defaults = getattr(model, "defaults", {})
+    controls = {name: defaults[name] for name in FLAGS if name in defaults}
+    return controlled(make_elbo(objective), num_data=num_data, **controls)
+
+
+def _default_beta(model: PyroModel, objective: ELBO) -> Weights:
+    takes_beta = getattr(objective, "takes_beta", True)
+    return getattr(model, "defaults", {}).get("beta", 1.0) if takes_beta else 1.0
+
+
 @contextlib.contextmanager
 def _something_to_sum() -> Iterator[None]:
-    """Inside, ``enum`` of a model with nothing to sum over is refused; Pyro warns of it and takes the sampled ELBO."""
+    """Refuse ``enum`` of a model with nothing to sum over; Pyro warns and takes the sampled ELBO."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=DRAWN_INSTEAD)
         warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
@@ -194,18 +176,18 @@ def _something_to_sum() -> Iterator[None]:
 def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> None:
     total = training.options.epochs * training.steps_per_epoch
     if progress and not training.history.rows:
-        print(header(training.model))
+        print(table_header(training.model))
     with tqdm(total=total, initial=training.step, disable=None if progress else True, unit="step", leave=False) as bar:
 
         def advance(mean: Callable[[], float]) -> None:
             if bar.update():  # true when the bar was drawn: no more often than the eye can see
-                bar.set_postfix_str(so_far(training.model, mean()), refresh=False)
+                bar.set_postfix_str(mean_text(training.model, mean()), refresh=False)
 
         while len(training.history) < training.options.epochs and training.stop_reason is None:
             row = training.run_epoch(advance)
             if row is not None and progress:
                 bar.clear()
-                print(line(row, training.options.epochs), flush=True)
+                print(epoch_line(row, training.options.epochs), flush=True)
             with parallel.shared_errors():
                 for callback in callbacks:
                     callback(training)
@@ -219,9 +201,12 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
 
 
 def compiling_of(
-    model: Any, data: Data, objective: Any, options: FitOptions, resume: dict[str, Any] | None = None
+    model: PyroModel, data: Data, objective: ELBO, options: FitOptions, resume: State | None = None
 ) -> tuple[bool, str]:
-    """Whether the steps of a run are to be compiled, and in words why; see :func:`pyro_vae.system.compiler.choose`."""
+    """Decide if the steps of a run are compiled; return that, and a phrase that says why.
+
+    See :func:`pyro_vae.system.compiler.choose`.
+    """
     asked, device = options.compile, data.train.x.device
     if asked is None and resume is not None:
         if not resume.get("compiled"):
@@ -232,8 +217,11 @@ def compiling_of(
     return compiler.choose(asked, steps, _flops(model, options.batch_size, objective), device)
 
 
-def _flops(model: Any, batch_size: int, objective: Any) -> float:
-    """Floating-point operations of a step, roughly: every parameter meets every draw and datum, forward and twice backward."""
+def _flops(model: PyroModel, batch_size: int, objective: ELBO) -> float:
+    """Estimate the floating-point operations of a step.
+
+    Every parameter meets every draw of every datum, once forward and twice backward.
+    """
     parameters = sum(p.numel() for p in model.parameters())
     draws = getattr(objective, "num_draws", objective.num_particles)
     return 6.0 * parameters * batch_size * draws

@@ -1,4 +1,4 @@
-"""The history of a training, and the line printed for each epoch."""
+"""The history of a training, the progress of its current epoch, and the line printed for each epoch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.models.protocol import has_bound, loss_name, trained_on
+from pyro_vae.models.protocol import PyroModel, has_bound, loss_name, trained_on
 
 Row = dict[str, float]
 
 
 @dataclass
 class History:
-    """What training was like, a row an epoch; every bound is the true one (beta = 1), nats per datum.
+    """A row of figures for each epoch.
+
+    Every bound is the true one (beta = 1), in nats per datum.
 
     Attributes:
-        rows: A dict an epoch, see ``docs/run-directory.md`` for the columns.
+        rows: A dict for each epoch; ``docs/run-directory.md`` explains the columns.
         stopped_by: ``"epochs"``, ``"interrupted"``, or the reason that a callback gave.
         steps: Optimization steps taken, those of an interrupted epoch included.
-        compiled: Whether they were compiled.
+        compiled: True if they were compiled.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -37,10 +39,10 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch, counted from 1, with the highest validation ELBO; the last where there is no validation.
+        """The epoch with the highest validation ELBO, counted from 1.
 
-        Where the objective weights or bends the KL, its value at the final weights decides instead; of a model without a bound
-        its objective.
+        Without validation data it is the last one. If the objective weights or bends the KL, its value at the final weights
+        decides instead; for a model without a bound, its objective.
         """
         last = self.rows[-1] if self.rows else {}
         column = next((name for name in ("validation_objective", "validation_elbo") if name in last), None)
@@ -51,8 +53,8 @@ class History:
 
 
 @dataclass
-class Progress:
-    """What has been done of one epoch.
+class EpochProgress:
+    """The part of an epoch that is done.
 
     Attributes:
         start: State of the generator of the data order when the epoch began.
@@ -60,7 +62,7 @@ class Progress:
         totals: Sums of loss, distortion and rate over the data seen, shape ``(3,)``, nats.
         batches: Steps taken in it.
         seen: Data seen in it.
-        seconds: How long it has been trained.
+        seconds: Training time in it.
     """
 
     start: Tensor
@@ -71,11 +73,11 @@ class Progress:
     seconds: float = 0.0
 
     def elbo(self) -> float:
-        """Mean training ELBO so far, nats per datum; this waits for the device."""
+        """Return the mean training ELBO so far, nats per datum; this waits for the device."""
         return -float(self.totals[1] + self.totals[2]) / self.seen
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the order, which can be drawn again."""
+        """Return all but the order, which can be drawn again."""
         return {
             "start": self.start,
             "totals": self.totals,
@@ -83,6 +85,11 @@ class Progress:
             "seen": self.seen,
             "seconds": self.seconds,
         }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the totals and counts of a state."""
+        self.totals.copy_(state["totals"])
+        self.batches, self.seen, self.seconds = state["batches"], state["seen"], float(state["seconds"])
 
 
 _HEADER = (
@@ -94,15 +101,15 @@ _HEADER = (
 _HEADER_WITHOUT_BOUND = "       epoch   train loss   validation loss   images/s"
 
 
-def header(model: Any) -> str:
-    """The names of what :func:`line` says."""
+def table_header(model: PyroModel) -> str:
+    """Return the names of the columns of :func:`epoch_line`."""
     if has_bound(model):
         return _HEADER + (f"\n             train ELBO: of {part}" if (part := trained_on(model)) else "")
     return f"{_HEADER_WITHOUT_BOUND}\n             {loss_name(model)} of a datum, no bound on log p(x)"
 
 
-def line(row: Row, epochs: int) -> str:
-    """An epoch, of so many."""
+def epoch_line(row: Row, epochs: int) -> str:
+    """Return the line of an epoch; ``epochs`` is their total number."""
     epoch, speed = f"{row['epoch']:6.0f}/{epochs:<5d}", f"{row['images_per_second']:10,.0f}"
     if "train_elbo" not in row:
         return f"{epoch} {-row['objective']:12.2f} {_validation(row, 'objective', -1):>17} {speed}"
@@ -113,8 +120,8 @@ def line(row: Row, epochs: int) -> str:
     )
 
 
-def so_far(model: Any, objective: float) -> str:
-    """The mean over an epoch under way, of what is maximized."""
+def mean_text(model: PyroModel, objective: float) -> str:
+    """Return the text for the mean objective of the current epoch so far."""
     return f"ELBO {objective:.2f}" if has_bound(model) else f"loss {-objective:.2f}"
 
 

@@ -1,16 +1,21 @@
-"""The numbers and names of one training run."""
+"""The numbers and names of a training: each is declared here, once."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict, TypeVar
 
 import pyro
 
 from pyro_vae.errors import check_count
 from pyro_vae.inference.svi.precision import PRECISIONS
-from pyro_vae.lookup import lookup
+from pyro_vae.lookup import lookup, unknown
+
+F = TypeVar("F", bound=Callable[..., object])
 
 #: Optimizers by name: the ``pyro.optim`` class that becomes one fused torch optimizer.
 OPTIMIZERS = {"adam": pyro.optim.Adam, "adamw": pyro.optim.AdamW, "sgd": pyro.optim.SGD}
@@ -24,25 +29,44 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True)
-class FitOptions:
-    """The numbers and names of one training run, see :func:`pyro_vae.fit`.
+class TrainingOptions:
+    """Options that ``fit`` and the command share; the string below each is its help."""
+
+    epochs: int = 100
+    """Passes over the training data, in total."""
+    batch_size: int = 128
+    """Batch size."""
+    labelled_per_batch: int | None = None
+    """Labelled data in each batch, if some labels are unknown; default: each datum once an epoch, evenly spread, but 1 for a
+    model that classifies if they are fewer than batches."""
+    optimizer: str = "adam"
+    """adam, adamw or sgd."""
+    lr: float = 1e-3
+    """Learning rate."""
+    lr_schedule: str = "constant"
+    """constant, cosine (to 0) or step (a tenth at half, again at three quarters)."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient of the loss per datum; default: no clipping."""
+    seed: int = 0
+    """Seed of the data order and of every draw; the command seeds the parameters, too."""
+    compile: bool | None = None
+    """Compile the step; default: if the run is long enough to repay it and a compiler works."""
+    check_every: int | None = None
+    """Compare a compiled step with an eager one every so many steps; default: when it is compiled."""
+    precision: str = "float32"
+    """float32, or bf16 for the products of the networks (all else, their sums included, stays float32)."""
+
+
+@dataclass(frozen=True)
+class FitOptions(TrainingOptions):
+    """The options of :func:`pyro_vae.fit`.
 
     Raises:
         ValueError: If a number is out of its range or a name is unknown.
     """
 
-    epochs: int = 100
-    batch_size: int = 128
-    optimizer: str = "adam"
-    lr: float = 1e-3
-    lr_schedule: str = "constant"
-    clip_norm: float | None = None
     num_workers: int = 0
-    seed: int = 0
-    compile: bool | None = None
-    precision: str = "float32"
-    check_every: int | None = None
-    labelled_per_batch: int | None = None
+    """Processes that read ahead, if the data are too large for memory."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -60,3 +84,52 @@ class FitOptions:
         lookup("optimizer", self.optimizer, OPTIMIZERS)
         lookup("precision", self.precision, PRECISIONS)
         lookup("learning-rate schedule", self.lr_schedule, LR_SCHEDULES)
+
+
+class FitKeywords(TypedDict, total=False):
+    """The fields of :class:`FitOptions` as keywords, for type checkers."""
+
+    epochs: int
+    batch_size: int
+    labelled_per_batch: int | None
+    optimizer: str
+    lr: float
+    lr_schedule: str
+    clip_norm: float | None
+    seed: int
+    compile: bool | None
+    check_every: int | None
+    precision: str
+    num_workers: int
+
+
+def with_options(function: F) -> F:
+    """Show the fields of :class:`FitOptions` in place of ``**options`` in a function's signature."""
+    *own, _ = inspect.signature(function).parameters.values()
+    fields = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in dataclasses.fields(FitOptions)
+    ]
+    signature = inspect.signature(function).replace(parameters=[*own, *fields])
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function
+
+
+def make_options(function: str, keywords: FitKeywords, shown: Callable[..., object]) -> FitOptions:
+    """Make the options of a function from its keywords.
+
+    Args:
+        function: The name of the function, for errors.
+        keywords: The keywords.
+        shown: The function, whose signature lists all known keywords.
+
+    Raises:
+        TypeError: If a keyword is unknown; the sentence lists the known ones and the nearest.
+        ValueError: If a number is out of its range or a name is unknown.
+    """
+    known = inspect.signature(shown).parameters
+    for name in keywords:
+        if name not in known:
+            keyword_only = [p.name for p in known.values() if p.kind is p.KEYWORD_ONLY]
+            raise TypeError(f"{function}: {unknown('option', name, keyword_only)}")
+    return FitOptions(**keywords)

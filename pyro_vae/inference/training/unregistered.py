@@ -1,40 +1,75 @@
-"""Parameters that an objective depends on and Pyro knows nothing of: no optimizer would move them."""
+"""Refuse trainable parameters that Pyro, or a checkpoint, does not know."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.parameters import Used
 from pyro_vae.inference.program.traces import Program
+from pyro_vae.inference.svi.optimizer import FusedOptim
+from pyro_vae.inference.svi.svi import SVI
+from pyro_vae.models.checks import unregistered_message, unsaved_message
 from pyro_vae.models.protocol import PyroModel
+
+
+def check_trained(model: PyroModel, svi: SVI, optimizer: FusedOptim, batch: tuple[Tensor, ...]) -> None:
+    """After a step, refuse a model with parameters that no step would move.
+
+    Args:
+        model: The model.
+        svi: Has taken the step.
+        optimizer: Its optimizer.
+        batch: The batch of the step.
+
+    Raises:
+        ValueError: If no parameter took part in the step, or the loss depends on others that did not.
+    """
+    known = optimizer.source.optim_objs
+    if not known and any(p.requires_grad for p in model.parameters()):
+        raise ValueError(unregistered_message(type(model).__name__))
+    pair = svi.model, svi.guide
+    check_reached(type(model).__name__, model, svi.objective, pair, batch, {id(p): p for p in known})
+
+
+def check_saved(model: PyroModel, optimizer: FusedOptim) -> None:
+    """Refuse trained tensors that are not the model's: they would be lost with the parameter store.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    own = {id(p) for p in model.parameters()}
+    store = pyro.get_param_store()
+    for p in optimizer.source.optim_objs:
+        if id(p) not in own:
+            raise ValueError(unsaved_message(store.param_name(p)))
 
 
 def check_reached(
     name: str,
     parts: PyroModel,
-    objective: Any,
+    objective: ELBO,
     pair: tuple[Program, Program],
     batch: tuple[Tensor, ...],
     known: Mapping[int, Tensor] | None = None,
 ) -> None:
-    """Refuse a model of whose parameters some have a gradient and are not registered; nothing is altered.
+    """Refuse a model with unregistered parameters that have a gradient; alter nothing.
 
-    Those without a gradient, as of a network for pictures alone, may be what they are, and so may frozen ones.
+    Parameters without a gradient, such as those of a network for pictures alone, are accepted, and so are frozen ones.
 
     Args:
-        name: What the sentence calls the model.
-        parts: The model, whose parameters they are.
-        objective: What is trained.
-        pair: Model and guide, as it is given them.
+        name: The name of the model, for errors.
+        parts: The model, which holds the parameters.
+        objective: The objective.
+        pair: Model and guide, as the objective takes them.
         batch: Some data.
-        known: Parameters that Pyro knows of, by id; None: those that it meets here.
+        known: Parameters that Pyro knows, by id; None: those that it meets here.
 
     Raises:
         ValueError: If there are any.
@@ -53,12 +88,11 @@ def check_reached(
     if reached:
         first = next(iter(reached))
         raise ValueError(
-            f"model {name}: expected all that the objective depends on to be known to Pyro, got {', '.join(reached)} not, so "
-            f'that it would stay as it was made; register it where it is used, by pyro.module("{first}", self.{first}) or '
-            f'self._register("{first}"), or freeze it by requires_grad_(False).'
+            f"model {name}: expected all that the objective depends on to be known to Pyro, got {', '.join(reached)} not; "
+            f'register it by pyro.module("{first}", self.{first}) or self._register("{first}"), or freeze it.'
         )
 
 
 def _others(parts: PyroModel, known: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """The parameters that can be trained and are not known, by name."""
+    """Return the trainable parameters that are not known, by name."""
     return {name: p for name, p in parts.named_parameters() if p.requires_grad and id(p) not in known}

@@ -1,35 +1,72 @@
-"""Validation of an epoch, and the `after_epoch` hook of a model."""
+"""Validation of an epoch, and the ``after_epoch`` hook of a model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae import parallel
-from pyro_vae.data import Data, Inputs, Stored, binarize
+from pyro_vae.data import Data, Inputs, Split, Stored, binarize
 from pyro_vae.data.dataset import MEAN_ROWS
 from pyro_vae.data.stored import rows_of
 from pyro_vae.inference.program.data_plate import UnguidedSiteError
+from pyro_vae.inference.program.traces import Args, Program
+from pyro_vae.inference.training.history import Row
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.inference.weights.enumeration import EnumeratedTerms
 from pyro_vae.inference.weights.log_weights import ProposalDraws, WeightTerms
-from pyro_vae.models.protocol import training_inputs
+from pyro_vae.models.protocol import PyroModel, evaluation_inputs, has_bound, method_of, training_inputs
 from pyro_vae.system.randomness import own_randomness
 
 EVALUATION_ROWS = 1000
 
 
-def first_draw(
-    model: Callable[..., Any], guide: Callable[..., Any], batch: tuple[Any, ...]
-) -> WeightTerms | EnumeratedTerms:
-    """The terms of one draw for each datum, what is enumerated in the model alone summed out.
+def validate(
+    model: PyroModel, split: Split, objective: ELBO, beta: float | None, seed: int, poll: Callable[[], None]
+) -> Row:
+    """Evaluate a model on validation data.
+
+    Args:
+        model: The model.
+        split: The data.
+        objective: The objective, which may choose the best epoch by a figure of its own.
+        beta: The final weight of the KL; None if sites have their own.
+        seed: Seed of the draws.
+        poll: Called before every batch; an exception that it raises ends the evaluation.
+
+    Returns:
+        The columns of the history, nats per datum.
+    """
+    likelihood, ratio = evaluate_terms(model, evaluation_inputs(model, split), seed, poll)
+    value = likelihood + ratio
+    name = "validation_elbo" if has_bound(model) else "validation_objective"
+    distortion, rate = -float(likelihood.mean()), -float(ratio.mean())
+    return {
+        name: float(value.mean()),
+        f"{name}_std_error": float(value.std() / math.sqrt(len(value))) if len(value) > 1 else math.nan,
+        "validation_rate": rate,
+        "validation_distortion": distortion,
+        **_selection(objective, 1.0 if beta is None else beta, distortion, rate),
+    }
+
+
+def _selection(objective: ELBO, beta: float, distortion: float, rate: float) -> Row:
+    """Return the objective at its final weights, if that and not the ELBO chooses the best epoch."""
+    if hasattr(objective, "selection"):
+        return {"validation_objective": objective.selection(distortion, rate, beta)}
+    return {} if beta == 1 else {"validation_objective": -distortion - beta * rate}
+
+
+def first_draw(model: Program, guide: Program, batch: Args) -> WeightTerms | EnumeratedTerms:
+    """Return the terms of one draw for each datum; sites enumerated in the model alone are summed out.
 
     Raises:
-        ValueError: If model and guide give none, see ``log_weights``.
+        ValueError: If model and guide have none, see ``log_weights``.
     """
     try:
         return ProposalDraws(model, guide, batch, {}).first
@@ -39,32 +76,32 @@ def first_draw(
 
 @torch.no_grad()
 def evaluate_terms(
-    model: Any,
+    model: PyroModel,
     data: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...],
     seed: int,
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """One draw of log p(x|z) and of log p(z) - log q(z|x) for each datum, the same draw at every call.
+    """Draw log p(x|z) and log p(z) - log q(z|x) once for each datum, the same at every call.
 
-    A site that is enumerated in the model alone is summed out of both, exactly, and then one of the guide's is summed under q;
-    where the model has none such, those of the guide are drawn.
+    A site that is enumerated in the model alone is summed out of both exactly; then those of the guide are summed under q.
+    In a model without such a site, those of the guide are drawn.
 
     Args:
         model: An object with Pyro functions ``model`` and ``guide``.
-        data: What they take: data of shape ``(N, *data_shape)``, or several columns.
-        seed: Seed of the draws; the caller's generators are left as they were.
-        poll: Called before every batch; what it raises ends the evaluation.
+        data: Their inputs: data of shape ``(N, *data_shape)``, or several inputs.
+        seed: Seed of the draws; the caller's generators stay as they were.
+        poll: Called before every batch; an exception that it raises ends the evaluation.
 
     Returns:
         Two tensors of shape ``(N,)``, nats, float64, on the CPU.
     """
-    columns = Inputs.of(data)
+    inputs = Inputs.of(data)
     was_training = model.training
     model.eval()
     parts = []
     try:
         with own_randomness(seed), pyro.validation_enabled(False):
-            for batch in parallel.local_batches(columns, min(EVALUATION_ROWS, columns.chunk), seed):
+            for batch in parallel.local_batches(inputs, min(EVALUATION_ROWS, inputs.chunk), seed):
                 poll()
                 if batch is not None:
                     first = first_draw(model.model, model.guide, batch)
@@ -76,27 +113,28 @@ def evaluate_terms(
 
 
 @torch.no_grad()
-def after_epoch(model: Any, data: Data, seed: int) -> None:
-    """Give a model that has a method ``after_epoch`` some evenly spaced training data, in evaluation mode.
+def after_epoch(model: PyroModel, data: Data, seed: int) -> None:
+    """Call the ``after_epoch`` method of a model, if it has one, with evenly spaced training data.
 
-    What it keeps of them in buffers is saved with the epoch's parameters, chosen with them and loaded with them.
+    The model is in evaluation mode. Buffers that the method fills are saved, chosen and loaded with the parameters.
 
     Args:
         model: The model.
-        data: Its data, of which at most 10,000 training data, and 1 GiB, are taken.
-        seed: Of their binarization, where batches are binarized when they are drawn: the same at every epoch.
+        data: Its data; at most 10,000 training data, and 1 GiB, are used.
+        seed: Seed of their binarization, if batches are binarized when drawn: the same at every epoch.
     """
-    if not hasattr(model, "after_epoch"):
+    hook = method_of(model, "after_epoch")
+    if hook is None:
         return
-    columns = training_inputs(model, data.train)
-    size = len(columns)
+    inputs = training_inputs(model, data.train)
+    size = len(inputs)
     count = min(size, MEAN_ROWS, 32 * rows_of(data.train.x.shape))
-    x, *others = columns[torch.arange(count) * size // count]
+    x, *others = inputs[torch.arange(count) * size // count]
     if data.redraw:
         x = binarize(x, "static", torch.Generator(x.device).manual_seed(seed))
     was_training = model.training
     model.eval()
     try:
-        model.after_epoch(x, *others)
+        hook(x, *others)
     finally:
         model.train(was_training)
