@@ -117,7 +117,7 @@ class TrainConfig(TrainingOptions, ObjectiveConfig):
     free_bits: float | None = None
     """Floor under the rate of each unit, nats; with trace or mean-field."""
     free_bits_per: str = "unit"
-    """The floor is for each unit, or each site."""
+    """unit or site: each of them has that floor."""
     min_rate: float | None = None
     """Floor under the whole rate, nats."""
     capacity: str | None = None
