@@ -9,10 +9,10 @@ Four examples:
 
 from __future__ import annotations
 
-from pyro_vae.system.signals import listen
+from pyro_vae.system.signals import exit_on_signal
 
 if __name__ == "__main__":
-    listen("pyro_vae.evaluate")  # the imports below take seconds
+    exit_on_signal("pyro_vae.evaluate")  # the imports below take seconds
 
 import sys
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from pyro_vae.runs.evaluation.subject import load_subject
 from pyro_vae.runs.progress import Console
 from pyro_vae.runs.run import load
 from pyro_vae.system import compiler, devices, threads
-from pyro_vae.system.files import try_out
+from pyro_vae.system.files import check_writable
 from pyro_vae.system.signals import Signals
 
 
@@ -64,7 +64,7 @@ def _evaluate(argv: Sequence[str], _signals: Signals, held: ExitStack) -> int:
             console.line(f"{heading}, {torch.get_num_threads()} threads")
             for run in runs if parallel.world().is_main else ():
                 held.enter_context(RunDirectory(run.path).held())
-                try_out(run.path, 0)
+                check_writable(run.path, 0)
         parallel.set_device(device)
         with parallel.shared_errors():
             subjects = [load_subject(run, request) for run in runs]

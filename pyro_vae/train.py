@@ -7,10 +7,10 @@ Two examples:
 
 from __future__ import annotations
 
-from pyro_vae.system.signals import listen
+from pyro_vae.system.signals import exit_on_signal
 
 if __name__ == "__main__":
-    listen("pyro_vae.train")  # the imports below take seconds
+    exit_on_signal("pyro_vae.train")  # the imports below take seconds
 
 import dataclasses
 import sys

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from pyro_vae import parallel
 from pyro_vae.cli import terminal
-from pyro_vae.system.signals import Signals, listening, signal_of
+from pyro_vae.system.signals import Signals, handled_signals, signal_of
 
 #: A command: its words, the signals it may wait with, and a stack of contexts that close when it ends; the exit code.
 Body = Callable[[Sequence[str], Signals, ExitStack], int]
@@ -53,7 +53,7 @@ def run(name: str, body: Body, words: Sequence[str] | None, stopped: str) -> int
         The exit code: that of ``body``, or of the :class:`Exit` or signal that ended it.
     """
     words = sys.argv[1:] if words is None else words
-    with parallel.only_main_prints(), listening() as signals, warning_lines(name), ExitStack() as held:
+    with parallel.only_main_prints(), handled_signals() as signals, warning_lines(name), ExitStack() as held:
         if "--version" in words:
             print(terminal.versions(), flush=True)
             return 0

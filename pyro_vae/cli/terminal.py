@@ -53,7 +53,7 @@ def sentence(error: Exception, *others: type[Exception]) -> str:
     Raises:
         Exception: The error itself, if it is a bug.
     """
-    if (explanation := devices.explain(error)) is not None:
+    if (explanation := devices.explain_device_error(error)) is not None:
         return explanation
     if isinstance(error, (RuntimeError, MemoryError, *others)):
         raise error

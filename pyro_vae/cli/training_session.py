@@ -64,7 +64,7 @@ class Session:
     def _train(self, plan: Plan, directory: RunDirectory) -> None:
         history = None
         try:
-            with self.signals.waiting():
+            with self.signals.deferred():
                 history, seconds = pipeline.train(plan, directory, self.console, self.signals)
                 pipeline.load_libraries()  # an import that is broken off could leave a library half loaded
             if (caught := parallel.first_given(self.signals.caught)) is not None:

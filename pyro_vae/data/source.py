@@ -1,7 +1,8 @@
-"""What a source of data gives: its splits, as they are stored, and words about them."""
+"""A source of data: the request it takes, and the splits it returns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +14,14 @@ from pyro_vae.data.stored import Stored
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a source.
+    """A request for data; each source reads the options that concern it.
 
     Attributes:
-        folders: Where named data sets are looked for, in this order, in torchvision's layout.
-        download: Whether missing files may be fetched, into the first of these folders.
+        folders: Folders of named data sets, in torchvision's layout, searched in this order.
+        download: Whether to download missing files, into the first of these folders.
         array: Name of the array in a file that holds several.
-        image_size: Height and width to which images shall be brought, or None.
-        skip_broken: Whether images that cannot be read are left out instead of refused.
+        image_size: Height and width to which images are brought, or None.
+        skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
         progress: Whether to show a bar on a terminal.
     """
 
@@ -44,19 +45,19 @@ class Part(NamedTuple):
     y: Tensor | None = None
 
     def take(self, index: Tensor) -> Part:
-        """The data at ``index``."""
+        """Return the data at ``index``."""
         return Part(self.x.take(index), None if self.y is None else self.y[index])
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The splits that a source brings; those that are None are taken from ``train``.
+    """The splits of a source; those that are None are taken from ``train``.
 
     Attributes:
-        train: Training data, or everything there is.
+        train: Training data, or all data.
         validation: Validation data, where the source has its own.
         test: Test data, where the source has its own.
-        words: What was found, for the terminal; "" where the name says it all.
+        words: Description of the data for the terminal; "" where the name says it all.
         unit: Whether all values are in [0, 1].
     """
 
@@ -65,3 +66,7 @@ class Parts:
     test: Part | None = None
     words: str = ""
     unit: bool = True
+
+
+#: A data set: returns its splits, or raises a ``ValueError`` that says where they should be.
+Source = Callable[[Request], Parts]

@@ -39,7 +39,7 @@ from pyro_vae.report.figures.tiles import has_known_labels, like_parameters
 from pyro_vae.report.figures.tsne import MIN_POINTS, tsne
 from pyro_vae.report.figures.units import traversals, units
 from pyro_vae.report.names import PICTURES
-from pyro_vae.system.devices import explain
+from pyro_vae.system.devices import explain_device_error
 from pyro_vae.system.files import write_atomically
 from pyro_vae.system.randomness import own_randomness
 
@@ -250,7 +250,7 @@ def _attempt(vae: PyroModel, name: str, make: Callable[[], T]) -> T | None:
         return make()
     except Exception as error:
         modules = user_modules(type(part).__module__ for part in vae.modules())
-        if not modules or isinstance(error, OSError) or explain(error) is not None:
+        if not modules or isinstance(error, OSError) or explain_device_error(error) is not None:
             raise
         place = place_of_error(error, modules)
         text = error_summary(error) + ("" if place is None else f" ({place})")

@@ -24,7 +24,7 @@ from pyro_vae.inference.training.history import Row
 from pyro_vae.inference.training.training import Training
 from pyro_vae.report.names import LABEL_PICTURES, PICTURES
 from pyro_vae.runs.config import Config
-from pyro_vae.system.files import LOCK, fresh, leftovers, locked, made, try_out, write_atomically
+from pyro_vae.system.files import LOCK, check_writable, dated_folder, leftovers, locked, run_folder, write_atomically
 
 SCHEMA = 2
 
@@ -75,7 +75,7 @@ class RunDirectory:
                 its disk is too full.
         """
         with ExitStack() as stack:
-            folder = stack.enter_context(fresh(Path("runs"), name) if path is None else made(Path(path)))
+            folder = stack.enter_context(dated_folder(Path("runs"), name) if path is None else run_folder(Path(path)))
             directory = cls(folder)
             stack.enter_context(locked(folder))
             if directory._others() and not overwrite:
@@ -83,7 +83,7 @@ class RunDirectory:
                     f"run directory {folder}: expected a new or empty folder, got one with files in it; pass "
                     f"{resuming(folder)} to go on, --overwrite to replace its run, or another --run-dir."
                 )
-            try_out(folder, needed)
+            check_writable(folder, needed)
             for file in [*leftovers(folder, EVERY_FILE), *(folder / name for name in EVERY_FILE)]:
                 file.unlink(missing_ok=True)
             yield directory
@@ -108,7 +108,7 @@ class RunDirectory:
             ValueError: If the folder cannot be written, or its disk is too full.
         """
         checkpoint = self.path / "checkpoint.pt"
-        try_out(self.path, needed - (checkpoint.stat().st_size if checkpoint.is_file() else 0))
+        check_writable(self.path, needed - (checkpoint.stat().st_size if checkpoint.is_file() else 0))
         for file in leftovers(self.path, EVERY_FILE):
             file.unlink(missing_ok=True)
 

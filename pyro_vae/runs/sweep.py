@@ -18,7 +18,7 @@ from pyro_vae.runs import pipeline
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.directory import RunDirectory, run_name
 from pyro_vae.runs.progress import Console
-from pyro_vae.system.files import fresh, made, write_atomically
+from pyro_vae.system.files import dated_folder, run_folder, write_atomically
 
 TABLE, PICTURE = "sweep.csv", "sweep.png"
 COLUMNS = ("beta", "rate", "distortion", "elbo", "elbo_std_error", "log_px", "log_px_std_error", "active_units", "run")
@@ -55,7 +55,7 @@ def run(
     training = dataclasses.replace(config.train, elbo=plan.config.train.elbo)
     config = dataclasses.replace(plan.config, train=training)  # the config.json of each run, but for beta
     name, rows = run_name(config), []
-    with fresh(Path("runs"), f"{name}-sweep") if folder is None else made(folder) as folder:
+    with dated_folder(Path("runs"), f"{name}-sweep") if folder is None else run_folder(folder) as folder:
         check_folder(folder)
         for beta in sorted(betas):
             path = folder / name_of(beta)

@@ -1,1 +1,1 @@
-"""The process and the machine: files, signals, devices, threads. No statistics."""
+"""The process and the machine: files, signals, devices, threads; no statistics."""

@@ -1,4 +1,4 @@
-"""Whether to compile: what that needs on this machine, and whether a run is long enough to repay it."""
+"""Decide whether to compile: this machine must be able to, and a run must be long enough to repay it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-#: What compiling costs before the first step, and from which length of eager training it is repaid; seconds.
+#: Length of eager training from which compiling is repaid, about the time it takes; seconds.
 WORTH_SECONDS = 120.0
-#: An eager step's Python, and products a second: rough, so that the choice is the same on every machine; seconds, flops.
+#: Time of an eager step's Python, seconds, and flops a second: rough, so that the choice is the same on every machine.
 STEP_SECONDS, CPU_FLOPS, GPU_FLOPS = 1e-3, 1e11, 1e13
 
 _SOURCE = '#include <Python.h>\nextern "C" int pyro_vae_probe() { return PY_MAJOR_VERSION; }\n'
@@ -24,14 +24,14 @@ _SOURCE = '#include <Python.h>\nextern "C" int pyro_vae_probe() { return PY_MAJO
 
 @functools.cache
 def obstacle() -> str | None:
-    """Why this machine cannot compile a step; None if it can.
+    """Return the reason why this machine cannot compile a step; None if it can.
 
-    Three lines are compiled and loaded: that takes a C++ compiler, Python's header and a temporary folder from which code
+    It compiles and loads one function, which takes a C++ compiler, Python's header and a temporary folder from which code
     may be executed.
     """
-    compiler = _compiler()
+    compiler = shutil.which(_compiler_name())
     if compiler is None:
-        return f"there is no C++ compiler {_wanted()!r} (the environment variable CXX names another)"
+        return f"there is no C++ compiler {_compiler_name()!r} (the environment variable CXX names another)"
     include = sysconfig.get_paths()["include"]
     if not Path(include, "Python.h").is_file():
         return f"there is no Python.h in {include} (a package such as python3-dev brings it)"
@@ -42,22 +42,18 @@ def obstacle() -> str | None:
         with tempfile.TemporaryDirectory(dir=root) as folder:
             source, library = Path(folder, "probe.cpp"), Path(folder, "probe.so")
             source.write_text(_SOURCE)
-            words = [compiler, "-shared", "-fPIC", f"-I{include}", str(source), "-o", str(library)]
-            made = subprocess.run(words, capture_output=True, text=True, timeout=60)
-            if made.returncode != 0:
-                return f"{compiler} does not compile: {_last_line(made.stderr)}"
+            command = [compiler, "-shared", "-fPIC", f"-I{include}", str(source), "-o", str(library)]
+            finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            if finished.returncode != 0:
+                return f"{compiler} does not compile: {_last_line(finished.stderr)}"
             ctypes.CDLL(str(library)).pyro_vae_probe()
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"code cannot be compiled and executed in {root or tempfile.gettempdir()}: {error}"
     return None
 
 
-def _compiler() -> str | None:
-    return shutil.which(_wanted())
-
-
-def _wanted() -> str:
-    """The very one that Inductor calls."""
+def _compiler_name() -> str:
+    """Return the compiler that Inductor calls."""
     return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 
 
@@ -66,27 +62,30 @@ def _last_line(text: str) -> str:
     return lines[-1].strip() if lines else "it says nothing"
 
 
-def repays(flops: float, device: torch.device) -> bool:
-    """Whether an evaluation is long enough to be worth compiling, and can be.
+def worth_compiling(flops: float, device: torch.device) -> bool:
+    """Return True if an evaluation can be compiled here and is long enough to repay it.
 
     Args:
-        flops: Floating-point operations of all of it.
-        device: Where.
+        flops: Floating-point operations of the whole evaluation.
+        device: Device of the model.
     """
     return device.type == "cpu" and flops / CPU_FLOPS >= WORTH_SECONDS / 4 and obstacle() is None
 
 
-def choose(asked: bool | None, steps: int, flops: float, device: torch.device) -> tuple[bool, str]:
-    """Whether to compile the steps of a run, and in words why.
+def should_compile(asked: bool | None, steps: int, flops: float, device: torch.device) -> tuple[bool, str]:
+    """Decide whether to compile the steps of a run.
 
     Args:
-        asked: What the user said; None: nothing.
-        steps: How many steps the run takes.
+        asked: The user's choice; None for no choice.
+        steps: Number of steps of the run.
         flops: Floating-point operations of one step.
-        device: Where.
+        device: Device of the model.
+
+    Returns:
+        The decision, and its reason in words, such as ``"steps compiled, as asked"``.
 
     Raises:
-        ValueError: If compiling was asked for and is not possible here.
+        ValueError: If the user asked for it and it is not possible here.
     """
     if asked is False:
         return False, "steps not compiled, as asked"

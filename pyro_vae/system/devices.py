@@ -1,4 +1,4 @@
-"""The machine: which device a run is on and why, and what the device's own errors mean."""
+"""The device of a run, and explanations of a device's own errors."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ _FULL = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC
 
 
 def resolve_device(text: str) -> tuple[torch.device, str]:
-    """The device, and in words which one and why.
+    """Resolve the text of ``--device``.
 
     Args:
-        text: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``auto`` is CUDA, else MPS, else the CPU: the first of
-            them that works.
+        text: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``auto`` is the first of CUDA, MPS and CPU that works.
 
     Returns:
-        The device, and words such as ``"cpu (no GPU: this torch is built without CUDA)"``.
+        The device, and its description, such as ``"cpu (no GPU: this torch is built without CUDA)"``.
 
     Raises:
-        ValueError: If the name is none of these, or the device is not there or does not work.
+        ValueError: If the name is unknown, or the device is missing or does not work.
     """
     if text == "cpu":
         return torch.device("cpu"), "cpu (as asked)"
@@ -45,7 +44,7 @@ def resolve_device(text: str) -> tuple[torch.device, str]:
         )
     if (reason := _broken(device)) is not None:
         raise ValueError(f"device: expected one that works, got {text!r}, which does not: {reason}; use --device cpu.")
-    return device, _words(device)
+    return device, _description(device)
 
 
 def _best() -> tuple[torch.device, str]:
@@ -55,18 +54,18 @@ def _best() -> tuple[torch.device, str]:
         if reason is None and (failure := _broken(device)) is not None:
             reason = f"{device} does not work: {failure}"
         if reason is None:
-            return device, _words(device)
+            return device, _description(device)
         reasons.append(reason)
-    # Of a Mac the second reason tells more, of every other machine the first.
+    # On a Mac the second reason says more, on every other machine the first.
     return torch.device("cpu"), f"cpu (no GPU: {reasons[1] if torch.backends.mps.is_built() else reasons[0]})"
 
 
-def _words(device: torch.device) -> str:
+def _description(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"{device} (Apple GPU)"
 
 
 def _missing(device: torch.device) -> str | None:
-    """Why a device is not there; None if it is."""
+    """Return the reason why a device is missing; None if it is there."""
     if device.type == "mps":
         if torch.backends.mps.is_available():
             return None
@@ -74,31 +73,31 @@ def _missing(device: torch.device) -> str | None:
         return "no Metal device found" if built else "this torch is built without MPS, which is for Apple's GPUs"
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without CUDA"
-    with warnings.catch_warnings(record=True) as said:  # of a broken driver torch warns, where others would raise
+    with warnings.catch_warnings(record=True) as caught:  # for a broken driver torch only warns
         warnings.simplefilter("always")
         there = torch.cuda.is_available()
         count = torch.cuda.device_count() if there else 0
     if not there:
-        return _why_no_cuda([w.message for w in said if isinstance(w.message, Warning)])
+        return _why_no_cuda([w.message for w in caught if isinstance(w.message, Warning)])
     if (device.index or 0) >= count:
         names = "one CUDA device, cuda:0" if count == 1 else f"{count} CUDA devices, cuda:0 to cuda:{count - 1}"
         return f"this machine has {names}"
     return None
 
 
-def _why_no_cuda(said: list[Warning]) -> str:
+def _why_no_cuda(caught: list[Warning]) -> str:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and (hidden.strip() == "" or hidden.strip().startswith("-1")):
         return f"CUDA_VISIBLE_DEVICES={hidden} hides them all"
-    if said:
-        return _torch_reason(said[0])
+    if caught:
+        return _torch_reason(caught[0])
     return "no CUDA device found" + (f" with CUDA_VISIBLE_DEVICES={hidden}" if hidden else "")
 
 
 def _broken(device: torch.device) -> str | None:
-    """Why a device that is there cannot be used; None if it can."""
+    """Return the reason why a device that is there does not work; None if it does."""
     try:
-        with warnings.catch_warnings(record=True):  # such as: this GPU is too old for this torch
+        with warnings.catch_warnings(record=True):  # for example that this GPU is too old for this torch
             warnings.simplefilter("always")
             works = torch.ones(2, device=device).square().sum().item() == 2
     except (RuntimeError, AssertionError) as error:
@@ -106,11 +105,11 @@ def _broken(device: torch.device) -> str | None:
     return None if works else "its sums are wrong"
 
 
-def explain(error: BaseException) -> str | None:
-    """What an error of the device means and how to go on, in one sentence; None if it is an error of another kind.
+def explain_device_error(error: BaseException) -> str | None:
+    """Explain an error of the device and its remedy in one sentence; None for any other error.
 
     Args:
-        error: What training or evaluation raised.
+        error: An error of training or evaluation.
     """
     if not isinstance(error, (RuntimeError, TypeError, MemoryError)):
         return None

@@ -1,8 +1,7 @@
-"""Files written whole; folders locked, made fresh and tried out."""
+"""Files written whole, lock files, and folders for the output of runs."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -13,9 +12,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+#: Name of the lock file in the folder of a run.
+LOCK = ".lock"
+
+#: Date and time in the name of a folder.
+CLOCK = "%Y%m%d-%H%M%S"
+
+#: Longest part of a folder's name that comes from the name of the run.
+NAME_LENGTH = 80
+
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment either the old one or the new one is there, whole."""
+    """Write a file so that at every moment either the old or the new one is there, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -24,16 +32,16 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to raise
             temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where folders can be opened and synced (not on Windows)."""
+    """Make a rename survive a power cut, where folders can be opened and synced (not on Windows)."""
     if hasattr(os, "O_DIRECTORY"):
-        with contextlib.suppress(OSError):  # the file is in its place; some file systems cannot do more
+        with suppress(OSError):  # the file is in its place; some file systems cannot do more
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(handle)
@@ -42,98 +50,125 @@ def _sync_folder(folder: Path) -> None:
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
-    """The temporary files that a killed :func:`write_atomically` of these names left in a folder."""
+    """List the temporary files that a killed :func:`write_atomically` of these names left in a folder."""
     return [path for name in names for path in folder.glob(f".{name}.*.tmp")]
 
 
-LOCK = ".lock"
+@contextmanager
+def lock_file(path: Path, timeout: float = -1) -> Iterator[bool]:
+    """Hold a lock file, which other processes wait for; it is free when the process ends, in whatever way.
 
+    Args:
+        path: The lock file, removed at the end.
+        timeout: Seconds to wait for another process; negative for no limit.
 
-CLOCK = "%Y%m%d-%H%M%S"
+    Yields:
+        True; False where the file system has no locks.
 
-
-#: Longest part of a folder's name that comes from what the run is called.
-NAME_LENGTH = 80
+    Raises:
+        filelock.Timeout: If another process still holds it.
+        OSError: If the file cannot be written.
+    """
+    with ExitStack() as stack:
+        lock, held = FileLock(path, timeout=timeout), False
+        with suppress(NotImplementedError):
+            lock.acquire()
+            held = True
+            stack.callback(lock.release)
+            # Removed while it is held, since another user could not open it. A process that waits for it makes a new one.
+            stack.callback(_remove, path)
+        yield held
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from claiming a folder; it is free again when the process ends, in whatever way.
-
-    Where the file system has no locks, nothing is kept.
+    """Lock the folder of a run against other processes, where the file system has locks.
 
     Raises:
-        ValueError: If another process has claimed it.
+        ValueError: If another process has locked it.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
     with ExitStack() as stack:
         try:
-            lock.acquire()
-            stack.callback(lock.release)
-            stack.callback(_remove, folder / LOCK)  # while it is held: who opens the file later finds it gone
+            stack.enter_context(lock_file(folder / LOCK, timeout=0))
         except Timeout:
             raise ValueError(
                 f"run directory {folder}: expected one that no other process is using, got one in use; wait until that "
                 "process has ended, or take another --run-dir."
             ) from None
-        except (OSError, NotImplementedError):
-            pass  # a folder that cannot be written is found out by try_out
+        except OSError:
+            pass  # check_writable refuses a folder that cannot be written
         yield
 
 
 @contextmanager
-def made(folder: Path, new: bool = False) -> Iterator[Path]:
-    """Make a folder and its parents; those of them that stay empty are removed again.
+def new_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
+    """Make a folder and its parents; at the end, remove those of them that are still empty.
 
     Args:
         folder: The folder.
-        new: Whether it must not be there before.
+        exist_ok: Whether the folder may exist already; then it stays.
 
     Raises:
-        FileExistsError: If it must not be there, and is.
-        ValueError: If it cannot be made.
+        OSError: If it cannot be made.
     """
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=not new)
-    except OSError as error:
-        if new and isinstance(error, FileExistsError):
-            raise
-        raise ValueError(f"run directory {folder}: expected a folder that can be written, got {error}.") from None
+    folder.mkdir(parents=True, exist_ok=exist_ok)
     try:
         yield folder
     finally:
         for path in absent:
-            with suppress(OSError):  # it holds something
+            with suppress(OSError):  # not empty
                 path.rmdir()
 
 
 @contextmanager
-def fresh(parent: Path, name: str) -> Iterator[Path]:
-    """Make a folder ``NAME-DATE-TIME`` that no one else has: of ASCII letters, digits and hyphens, see :func:`made`."""
+def run_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
+    """Make the folder of a run, see :func:`new_folder`.
+
+    Raises:
+        FileExistsError: If it exists and may not.
+        ValueError: If it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(new_folder(folder, exist_ok))
+        except OSError as error:
+            if not exist_ok and isinstance(error, FileExistsError):
+                raise
+            raise ValueError(f"run directory {folder}: expected a folder that can be written, got {error}.") from None
+        yield folder
+
+
+@contextmanager
+def dated_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Make a new folder ``NAME-DATE-TIME``, of ASCII letters, digits and hyphens; see :func:`new_folder`.
+
+    Raises:
+        ValueError: If it cannot be made.
+    """
     words = re.sub(r"[^A-Za-z0-9]+", "-", name)[:NAME_LENGTH]
     stem = re.sub("-+", "-", f"{words}-{time.strftime(CLOCK)}").strip("-")
     for number in range(1, 1000):
         folder = parent / (stem if number == 1 else f"{stem}-{number}")
         with ExitStack() as stack:
             try:
-                stack.enter_context(made(folder, new=True))  # two runs of one second do not share a folder
-            except FileExistsError:
+                stack.enter_context(run_folder(folder, exist_ok=False))
+            except FileExistsError:  # of another run in the same second
                 continue
             yield folder
             return
     raise ValueError(f"run directory {parent / stem}: expected a free name, got 999 taken; pass --run-dir.")
 
 
-def try_out(folder: Path, needed: int) -> None:
-    """Refuse a folder that a run cannot write its files to.
+def check_writable(folder: Path, needed: int) -> None:
+    """Check that a run can write its files to a folder.
 
     Args:
         folder: The folder.
-        needed: How many bytes the run will write.
+        needed: Bytes that the run will write.
 
     Raises:
-        ValueError: If it cannot be written, or there is less room.
+        ValueError: If it cannot be written, or has less free space.
     """
     probe = folder / f".probe.{os.getpid()}.tmp"
     try:

@@ -1,4 +1,4 @@
-"""Imports that need care: of packages that keep files in a home where there may be none, and of what takes a while."""
+"""Imports that need care: packages that write to the user's home, or that take a while."""
 
 from __future__ import annotations
 
@@ -9,35 +9,34 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
 from unittest.mock import patch
 
 
 @contextmanager
-def no_word_of_caches() -> Iterator[None]:
-    """While matplotlib is imported inside, it does not warn that it keeps its font cache in a temporary folder.
+def quiet_font_cache() -> Iterator[None]:
+    """Inside, matplotlib does not warn that it keeps its font cache in a temporary folder.
 
-    It does so where the home cannot be written, removes the folder at the end, and is none the worse for it.
+    It does so where the home cannot be written. That does no harm, and it removes the folder at the end.
     """
     logger = logging.getLogger("matplotlib")
-    logger.addFilter(_not_of_caches)
+    logger.addFilter(_not_about_caches)
     try:
         yield
     finally:
-        logger.removeFilter(_not_of_caches)
+        logger.removeFilter(_not_about_caches)
 
 
-def _not_of_caches(record: logging.LogRecord) -> bool:
+def _not_about_caches(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(("mkdir -p failed", "Matplotlib created a temporary cache directory"))
 
 
-def import_arviz() -> Any:
-    """ArviZ, without its announcement of version 1.0, and where it cannot note in a home that it has made it.
+def import_arviz() -> ModuleType:
+    """Import ArviZ without its announcement of version 1.0, and where the home cannot be written.
 
-    ArviZ 0.23 writes the day of that announcement into the user's cache folder, and fails to be imported where it
-    cannot.
+    ArviZ 0.23 writes the day of that announcement to the user's cache folder, and cannot be imported where that fails.
     """
-    with warnings.catch_warnings(), no_word_of_caches():
+    with warnings.catch_warnings(), quiet_font_cache():
         warnings.simplefilter("ignore", FutureWarning)
         try:
             import arviz
@@ -48,6 +47,6 @@ def import_arviz() -> Any:
 
 
 def capturing() -> bool:
-    """Whether ``make_fx`` is writing down what runs, found out without importing it, which takes a while."""
+    """Return True while ``make_fx`` records operations; this does not import it, which takes a while."""
     tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return tracer is not None and tracer.get_proxy_mode() is not None

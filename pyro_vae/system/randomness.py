@@ -1,4 +1,4 @@
-"""Random numbers of one's own, with the caller's generators left as they were."""
+"""Random numbers that leave the caller's generators as they were."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @contextmanager
 def own_randomness(seed: int | None = None) -> Iterator[None]:
-    """Inside, torch's generators begin at ``seed``, or go on from where they are; after, they are as they were before.
+    """Seed torch's generators inside, and restore them afterwards.
 
     Args:
-        seed: Where to begin; None: at the caller's state.
+        seed: The seed; None to go on from the caller's state.
     """
-    # manual_seed reaches every device, so every one in use is put back.
+    # manual_seed reaches every device, so every one in use is restored.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
@@ -30,14 +30,14 @@ def own_randomness(seed: int | None = None) -> Iterator[None]:
 
 
 def device_state(device: torch.device) -> Tensor | None:
-    """State of a device's own generator; None on the CPU, whose generator is torch's."""
+    """Return the state of a device's own generator; None on the CPU, whose generator is torch's."""
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)
     return torch.mps.get_rng_state() if device.type == "mps" and torch.backends.mps.is_available() else None
 
 
 def set_device_state(device: torch.device, state: Tensor | None) -> None:
-    """Give a device's generator the state that :func:`device_state` gave."""
+    """Restore the state of a device's generator that :func:`device_state` returned."""
     if state is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state.cpu(), device)
     elif state is not None and device.type == "mps":

@@ -1,4 +1,4 @@
-"""Signals: leave at once, or at the next moment at which nothing is lost."""
+"""Signals: end the process at once, or at the next moment at which nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
-#: Ctrl-C, the request to end of a system or scheduler, and, where it exists, the warning that batch systems send before.
+#: Ctrl-C, the request of a system or scheduler to end, and, where it exists, the warning that batch systems send before.
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the process to leave at once.
+    """A signal asked the process to end at once.
 
     Attributes:
-        signal: Which.
+        signal: The signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -27,71 +27,72 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """What the signals asked for; called, it says whether one came while the process was willing to wait.
+    """The signals that came; calling it returns True if one came while they were deferred.
 
     Attributes:
-        caught: The first signal that came while :meth:`waiting`, or None.
+        caught: The first signal that came within :meth:`deferred`, or None.
     """
 
     def __init__(self) -> None:
         self.caught: signal.Signals | None = None
-        self._waiting = False
+        self._deferred = False
 
     def __call__(self) -> bool:
         return self.caught is not None
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Inside, the first signal is only noted; a Ctrl-C after it raises."""
-        self._waiting = True
+    def deferred(self) -> Iterator[None]:
+        """Inside, the first signal is only noted; a Ctrl-C after it raises :class:`Interrupted`."""
+        self._deferred = True
         try:
             yield
         finally:
-            self._waiting = False
+            self._deferred = False
 
-    def handle(self, number: int, frame: Any) -> None:
-        """The handler."""
-        if self._waiting and self.caught is None:
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Note a signal, or raise :class:`Interrupted`: the handler of all signals."""
+        if self._deferred and self.caught is None:
             self.caught = signal.Signals(number)
-        elif not self._waiting or number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)  # one more of these and the process ends, whatever it is doing
+        elif not self._deferred or number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # the next one ends the process, whatever it is doing
             raise Interrupted(number)
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Signals]:
-    """Inside, the signals of ``NAMES`` raise :class:`Interrupted`, except where they are waited with.
+def handled_signals() -> Iterator[Signals]:
+    """Inside, the signals of ``NAMES`` raise :class:`Interrupted`, except where they are deferred.
 
     Signals that the process was started to ignore are left alone. Outside the main thread, where Python allows no
     handlers, nothing is changed.
+
+    Yields:
+        The signals, see :meth:`Signals.deferred`.
     """
     signals = Signals()
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name)):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, signals.handle)
-    try:
+    with contextlib.ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name)):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    stack.callback(signal.signal, number, signal.signal(number, signals.handle))
         yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
-    """The signal that made the process leave; one that Python itself turned into an exception was a Ctrl-C."""
+    """Return the signal behind an exception; a plain ``KeyboardInterrupt`` was a Ctrl-C."""
     return stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
 
 
-def listen(command: str) -> None:
-    """From now on, until other handlers are set, a signal ends the process with a line and its code.
+def exit_on_signal(command: str) -> None:
+    """Let a signal end the process with one line and its exit code, until other handlers are set.
+
+    For the seconds in which torch is imported; this module needs none of it.
 
     Args:
-        command: What the line begins with.
+        command: The first word of the line.
     """
 
-    def leave(number: int, frame: Any) -> None:
-        if os.environ.get("RANK", "0") == "0":  # of the processes of a job one speaks
+    def leave(number: int, _frame: FrameType | None) -> None:
+        if os.environ.get("RANK", "0") == "0":  # only one process of a job prints
             sys.stderr.write(f"{command}: stopped by {signal.Signals(number).name} before it began.\n")
             sys.stderr.flush()
         os._exit(128 + number)  # an exception within an import could be caught there, or break a library

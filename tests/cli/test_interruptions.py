@@ -28,7 +28,7 @@ from pyro_vae.runs import build
 from pyro_vae.runs.directory import FILES, RunDirectory
 from pyro_vae.runs.evaluation import summary as summaries
 from pyro_vae.system import files
-from pyro_vae.system.signals import listening
+from pyro_vae.system.signals import handled_signals
 from tests.children import ROOT, Child, Nursery, wait_for
 from tests.cli.test_cli import checkpoint, differing, metrics, summary, timeless
 
@@ -268,13 +268,13 @@ def test_a_signal_outside_of_training_leaves_at_once(tmp_path, monkeypatch, caps
 def test_signals_that_are_ignored_and_other_threads_are_left_alone():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     before = signal.getsignal(signal.SIGTERM)
-    with listening() as signals, signals.waiting():
+    with handled_signals() as signals, signals.deferred():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) == signals.handle
     seen = []
 
     def elsewhere():
-        with listening() as signals:
+        with handled_signals() as signals:
             seen.append((signals(), signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=elsewhere)
@@ -565,7 +565,7 @@ def test_the_estimate_of_disk_covers_what_a_run_writes(tmp_path, monkeypatch):
     def record(path, needed):
         sizes.append(needed)
 
-    monkeypatch.setattr("pyro_vae.runs.directory.try_out", record)
+    monkeypatch.setattr("pyro_vae.runs.directory.check_writable", record)
     assert run(tmp_path / "run", "--epochs", "1", "--hidden", "700") == 0
     checkpoint_bytes = (tmp_path / "run" / "checkpoint.pt").stat().st_size
     assert 2 * checkpoint_bytes < sizes[0] < 2 * checkpoint_bytes + 12_000_000
@@ -629,7 +629,7 @@ def test_a_real_disk_that_is_full(tiny_disk, monkeypatch, capsys, whole):
         assert run(folder, "--epochs", "1") == 0
         ballast = tiny_disk / "ballast"
         subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1k"], capture_output=True)  # until it is full
-        patch.setattr("pyro_vae.runs.directory.try_out", lambda folder, needed: None)  # it fills up after that
+        patch.setattr("pyro_vae.runs.directory.check_writable", lambda folder, needed: None)  # it fills up after that
         assert resume(folder, "--epochs", "3") == 2
         error = capsys.readouterr().err
         assert "[Errno 28] No space left on device" in error
@@ -703,7 +703,7 @@ def test_a_path_gives_a_folder_its_stem_alone(tmp_path, monkeypatch):
 
 def test_asking_after_every_step_costs_no_measurable_time():
     """Ten thousand questions take less than ten steps."""
-    with listening() as signals:
+    with handled_signals() as signals:
         started = time.perf_counter()
         for _ in range(10_000):
             signals()

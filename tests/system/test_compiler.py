@@ -97,18 +97,18 @@ def test_a_folder_that_executes_nothing(probe, tmp_path):
     ],
 )
 def test_choice(asked, steps, flops, expected, words):
-    chosen, said = compiler.choose(asked, steps, flops, CPU)
+    chosen, said = compiler.should_compile(asked, steps, flops, CPU)
     assert chosen is expected
     assert words in said
 
 
 def test_a_long_run_where_nothing_compiles_goes_on_eagerly(probe):
     probe.setattr(compiler, "obstacle", lambda: "there is no C++ compiler")
-    assert compiler.choose(None, 10**6, 1e9, CPU) == (False, "steps not compiled: there is no C++ compiler")
+    assert compiler.should_compile(None, 10**6, 1e9, CPU) == (False, "steps not compiled: there is no C++ compiler")
     with pytest.raises(
         ValueError, match="compile: expected a machine that can compile steps, got one where there is no C"
     ):
-        compiler.choose(True, 10**6, 1e9, CPU)
+        compiler.should_compile(True, 10**6, 1e9, CPU)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -142,7 +142,7 @@ def test_no_compile_holds_for_the_evaluation_too(tmp_path, monkeypatch):
         asked.append(bool(kwargs["compile"]))
         return sampling(*args, **kwargs)
 
-    monkeypatch.setattr(compiler, "repays", lambda flops, device: True)
+    monkeypatch.setattr(compiler, "worth_compiling", lambda flops, device: True)
     monkeypatch.setattr(evidence, "importance_sampling", watched)
     words = [*SHORT, "--epochs", "1", "--num-samples", "5", "--quiet", "--run-dir"]
     assert main([*words, str(tmp_path / "free")]) == 0

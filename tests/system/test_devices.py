@@ -186,7 +186,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("error", "what", "how"), ERRORS, ids=[str(row[0])[:30] for row in ERRORS])
 def test_an_error_of_the_device_becomes_a_sentence(error, what, how):
-    said = machine.explain(error)
+    said = machine.explain_device_error(error)
     assert said is not None
     assert what in said
     assert how in said
@@ -204,7 +204,7 @@ def test_an_error_of_the_device_becomes_a_sentence(error, what, how):
     ],
 )
 def test_other_errors_are_left_alone(error):
-    assert machine.explain(error) is None
+    assert machine.explain_device_error(error) is None
 
 
 def raising(monkeypatch, error: Exception, at_step: int = 1) -> None:

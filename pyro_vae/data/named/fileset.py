@@ -9,13 +9,12 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from pyro_vae.data.source import Parts, Request
+from pyro_vae.system.files import lock_file, new_folder
 
 #: Seconds after which a silent network is given up.
 TIMEOUT = 30.0
@@ -98,11 +97,11 @@ class FileSet:
 
     def _fetched(self, request: Request) -> tuple[Path, Parts]:
         folder = request.folders[0]
-        with _made(folder), _alone(folder, self.name) as lonely:
+        with new_folder(folder), lock_file(folder / f".{self.name}.lock") as alone:
             found = self._look(dataclasses.replace(request, folders=(folder,)))  # another process may have fetched it
             if found is not None:
                 return found
-            if lonely:
+            if alone:
                 for left in folder.glob(f".{self.name}-*"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir=folder, ignore_cleanup_errors=True) as stage:
@@ -135,34 +134,6 @@ def _reason(error: Exception) -> str:
     """An error in one line."""
     text = " ".join(str(error).split()).split(" You can use download=True")[0]
     return (text[:197] + "..." if len(text) > 200 else text).rstrip(".") or type(error).__name__
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents; those of them that stay empty are removed again."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        for path in new:
-            with suppress(OSError):  # it holds something
-                path.rmdir()
-
-
-@contextmanager
-def _alone(folder: Path, name: str) -> Iterator[bool]:
-    """Wait until no other process fetches a set into a folder; False where the file system has no locks."""
-    path = folder / f".{name}.lock"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(FileLock(path))
-        except NotImplementedError:
-            yield False
-        else:
-            # Removed while it is held, since another user could not open it. Who waits for it finds it gone, and asks anew.
-            stack.callback(path.unlink, missing_ok=True)
-            yield True
 
 
 @contextmanager

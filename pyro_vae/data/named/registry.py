@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pyro_vae.data.named.celeba import CELEBA
 from pyro_vae.data.named.digits import digits
 from pyro_vae.data.named.fileset import FileSet
 from pyro_vae.data.named.omniglot import OMNIGLOT
-from pyro_vae.data.named.shapes import named as _shapes
-from pyro_vae.data.named.torchvision_sets import CIFAR10, EMNIST_LETTERS, SVHN, mnist_like
-from pyro_vae.data.source import Parts, Request
+from pyro_vae.data.named.shapes import shapes
+from pyro_vae.data.named.torchvision_sets import CIFAR10, EMNIST_LETTERS, FASHION_MNIST, KMNIST, MNIST, SVHN
+from pyro_vae.data.source import Source
 
-#: Sets in files.
-FILES: tuple[FileSet, ...] = (
-    mnist_like("mnist", "MNIST"),
-    mnist_like("fashion-mnist", "FashionMNIST"),
-    mnist_like("kmnist", "KMNIST"),
-    EMNIST_LETTERS,
-    OMNIGLOT,
-    SVHN,
-    CIFAR10,
-    CELEBA,
-)
-
-
-#: Data sets by name: what is asked -> what there is.
-NAMED: dict[str, Callable[[Request], Parts]] = {
+#: Data sets by name. A new one is a source in a file of its own, and a row here.
+NAMED: dict[str, Source] = {
     "digits": digits,
-    "shapes": _shapes,
-    **{files.name: files for files in FILES},
+    "shapes": shapes,
+    "mnist": MNIST,
+    "fashion-mnist": FASHION_MNIST,
+    "kmnist": KMNIST,
+    "emnist-letters": EMNIST_LETTERS,
+    "omniglot": OMNIGLOT,
+    "svhn": SVHN,
+    "cifar10": CIFAR10,
+    "celeba": CELEBA,
 }
+
+#: The sets in files, which can be downloaded.
+FILES = tuple(source for source in NAMED.values() if isinstance(source, FileSet))

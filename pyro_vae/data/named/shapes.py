@@ -142,7 +142,7 @@ class Drawn:
         return render(self.factors[torch.from_numpy(rows)], self.size)
 
 
-def named(request: Request) -> Parts:
+def shapes(request: Request) -> Parts:
     """The set ``shapes``: its splits have no image in common, and labels are shapes."""
     size = SIZE if request.image_size is None else request.image_size
     _check(factors("test")[:1], size)

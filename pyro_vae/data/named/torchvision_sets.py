@@ -96,6 +96,10 @@ def _read_cifar10(folder: Path, request: Request) -> Parts:
     return Parts(part_of(first[0], train.targets), test=part_of(first[1], test.targets))
 
 
+MNIST = mnist_like("mnist", "MNIST")
+FASHION_MNIST = mnist_like("fashion-mnist", "FashionMNIST")
+KMNIST = mnist_like("kmnist", "KMNIST")
+
 EMNIST_LETTERS = FileSet(
     "emnist-letters",
     tuple(

@@ -41,7 +41,7 @@ from pyro_vae.inference.program.traces import prior_guide
 from pyro_vae.inference.weights.compiled import trust
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.inference.weights.log_weights import EnumeratedSiteError, OuterScale, ProposalDraws
-from pyro_vae.system.devices import explain
+from pyro_vae.system.devices import explain_device_error
 
 Start = Literal["prior", "guide"]
 
@@ -255,7 +255,7 @@ class AnnealingPath:
             u = self.draw(2)
             together, again = self.terms(u), self.terms(u)
         except (RuntimeError, ValueError, IndexError) as error:
-            if explain(error) is not None:  # the device's fault, and no better one by one
+            if explain_device_error(error) is not None:  # the device's fault, and no better one by one
                 raise
             return self._give_up(f"does not run inside an outer plate ({error})")
         if not all(map(_close, together, again)):

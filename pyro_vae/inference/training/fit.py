@@ -205,7 +205,7 @@ def compiling_of(
 ) -> tuple[bool, str]:
     """Decide if the steps of a run are compiled; return that, and a phrase that says why.
 
-    See :func:`pyro_vae.system.compiler.choose`.
+    See :func:`pyro_vae.system.compiler.should_compile`.
     """
     asked, device = options.compile, data.train.x.device
     if asked is None and resume is not None:
@@ -214,7 +214,7 @@ def compiling_of(
         reason = compiler.obstacle()
         return reason is None, "steps compiled, as before" if reason is None else f"steps not compiled: {reason}"
     steps = options.epochs * math.ceil(epoch_order(model, data, options).total / options.batch_size)
-    return compiler.choose(asked, steps, _flops(model, options.batch_size, objective), device)
+    return compiler.should_compile(asked, steps, _flops(model, options.batch_size, objective), device)
 
 
 def _flops(model: PyroModel, batch_size: int, objective: ELBO) -> float:

@@ -22,7 +22,7 @@ from pyro_vae.inference.program.data_plate import check_match, check_scales, fin
 from pyro_vae.inference.program.sites import PARTICLES, Site, drawn_sites, plates_of, sample_sites, site_log_prob
 from pyro_vae.inference.program.traces import Pair, Program, subsamples
 from pyro_vae.inference.weights.enumeration import EnumeratedSums, EnumeratedTerms, enumerated_sites, support_size
-from pyro_vae.system.devices import explain
+from pyro_vae.system.devices import explain_device_error
 
 
 class EnumeratedDraws:
@@ -142,7 +142,7 @@ class EnumeratedDraws:
                 try:
                     return self._draw(num_samples)
                 except (RuntimeError, ValueError, IndexError) as error:
-                    if explain(error) is not None:  # the device's fault, and no better one by one
+                    if explain_device_error(error) is not None:  # the device's fault, and no better one by one
                         raise
                     warn_one_by_one(error)
                     self.vectorize = False

@@ -33,7 +33,7 @@ from pyro_vae.inference.program.independence import independent
 from pyro_vae.inference.program.noise import Noise, NoiseMessenger, NoiseShape, SiteNoise
 from pyro_vae.inference.program.sites import PARTICLES, drawn_sites, is_auxiliary_loss, sample_sites, site_log_prob
 from pyro_vae.inference.weights.enumeration import enumerated_sites
-from pyro_vae.system.devices import explain
+from pyro_vae.system.devices import explain_device_error
 
 OuterScale = Literal["refuse", "ignore"]
 
@@ -208,7 +208,7 @@ class ProposalDraws:
                 try:
                     return self._draw(num_samples, noise, start)
                 except (RuntimeError, ValueError, IndexError) as error:
-                    if explain(error) is not None:  # the device's fault, and no better one by one
+                    if explain_device_error(error) is not None:  # the device's fault, and no better one by one
                         raise
                     warn_one_by_one(error)
                     self.vectorize = False

@@ -1,6 +1,6 @@
 """Figures, one file each."""
 
-from pyro_vae.system.imports import no_word_of_caches
+from pyro_vae.system.imports import quiet_font_cache
 
-with no_word_of_caches():
+with quiet_font_cache():
     import matplotlib.figure  # noqa: F401

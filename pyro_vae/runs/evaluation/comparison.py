@@ -11,7 +11,7 @@ from pyro_vae.evidence import Bracket, Estimate
 from pyro_vae.runs.directory import RunDirectory
 from pyro_vae.runs.evaluation.subject import Request, Subject
 from pyro_vae.runs.progress import Console
-from pyro_vae.system.files import fresh
+from pyro_vae.system.files import dated_folder
 
 
 def check_comparable(subjects: Sequence[Subject]) -> None:
@@ -62,7 +62,7 @@ def compare(
         evidence=subjects[0].name,
     )
     console.line(result.table())
-    with fresh(subjects[0].run.path.parent, f"comparison-{request.name}") as folder:
+    with dated_folder(subjects[0].run.path.parent, f"comparison-{request.name}") as folder:
         figures = {
             "models": [dataclasses.asdict(row) for row in result.rows],
             "reference": result.reference,

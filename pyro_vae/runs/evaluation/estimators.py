@@ -286,7 +286,7 @@ def _cache(vae: PyroModel, num_data: int, how: Estimation) -> CapturedDraws | Ca
     chains = how.row.kind == "chains"
     calls = 3 * 5 * how.num_chains * how.num_steps if chains else how.num_samples  # backward, and leapfrog steps
     flops = 2.0 * sum(p.numel() for p in vae.parameters()) * num_data * calls
-    compiled = compiler.repays(flops, next(vae.parameters()).device) if how.compile is None else how.compile
+    compiled = compiler.worth_compiling(flops, next(vae.parameters()).device) if how.compile is None else how.compile
     if not compiled:
         return False
     return CapturedPath() if chains else CapturedDraws()

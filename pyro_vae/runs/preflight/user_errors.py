@@ -17,7 +17,7 @@ from pyro_vae.errors import error_summary, first_line
 from pyro_vae.models.registry import model_class, model_settings
 from pyro_vae.models.user_code import place_of_error, place_of_method, user_modules_of
 from pyro_vae.runs.config import Config
-from pyro_vae.system.devices import explain
+from pyro_vae.system.devices import explain_device_error
 
 PREFLIGHT = Path(__file__).parent
 
@@ -45,7 +45,7 @@ def program_errors(name: str, vae: Any) -> Iterator[None]:
                     raise ValueError(sentence) from None
                 if where is None or _raised_here(error):
                     raise ValueError(first_line(error)) from None
-            if where is None or explain(error) is not None:
+            if where is None or explain_device_error(error) is not None:
                 raise
             raise ValueError(
                 f"model {name}: expected a program that runs on these data, got {error_summary(error)} ({where}); correct it, "
@@ -94,7 +94,7 @@ def method_error(name: str, vae: Any, method: str, error: Exception) -> str | No
         The sentence; None if the class is not a user's, or the device is to blame.
     """
     modules = user_modules_of(vae)
-    if not modules or explain(error) is not None:
+    if not modules or explain_device_error(error) is not None:
         return None
     where = place_of_error(error, modules) or place_of_method(vae, method)
     return (

@@ -23,6 +23,7 @@ from pyro_vae.data.__main__ import main
 from pyro_vae.data.named import celeba, fileset
 from pyro_vae.data.named.registry import FILES
 from pyro_vae.data.source import Request
+from pyro_vae.system import files
 from tests.data.fabricated import Fabricated, fabricate
 
 IN_FILES = [files.name for files in FILES]
@@ -252,7 +253,7 @@ def test_nothing_is_made_or_printed_where_the_files_are_there(tmp_path, monkeypa
     made = fabricate("kmnist", monkeypatch)
     made.put(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
-    monkeypatch.setattr(fileset, "FileLock", None)
+    monkeypatch.setattr(files, "FileLock", None)
     load("kmnist", data_dir=tmp_path, val_size=1)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
     assert capfd.readouterr() == ("", "")
@@ -269,14 +270,12 @@ def test_without_locks_it_is_fetched_all_the_same(server, tmp_path, monkeypatch)
     made = serve("kmnist", server, monkeypatch)
 
     class NoLock:
-        def __init__(self, path: Path) -> None: ...
+        def __init__(self, path: Path, timeout: float) -> None: ...
 
-        def __enter__(self) -> None:
+        def acquire(self) -> None:
             raise NotImplementedError
 
-        def __exit__(self, *args: object) -> None: ...
-
-    monkeypatch.setattr(fileset, "FileLock", NoLock)
+    monkeypatch.setattr(files, "FileLock", NoLock)
     (tmp_path / ".kmnist-of-another").mkdir()  # which may still be at work
     load("kmnist", data_dir=tmp_path, val_size=1)
     assert files_below(tmp_path) == set(made.files)

@@ -20,6 +20,11 @@ IN_FILES = [files.name for files in FILES]
 AS_STORED = [name for name in IN_FILES if name not in ("omniglot", "celeba")]
 
 
+def test_sets_in_files_carry_their_names():
+    assert all(NAMED[files.name] is files for files in FILES)
+    assert {"digits", "shapes", *IN_FILES} == set(NAMED)
+
+
 def part(parts, split):
     return getattr(parts, split)
 

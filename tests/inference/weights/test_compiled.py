@@ -121,15 +121,15 @@ def test_a_long_evaluation_compiles(monkeypatch):
         asked.append(flops)
         return len(asked) == 2
 
-    monkeypatch.setattr(compiler, "repays", repays)
+    monkeypatch.setattr(compiler, "worth_compiling", repays)
     found = [estimate(vae, X, Estimation(num_samples=1000), seed=0).log_px for _ in range(2)]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
     assert asked[0] == 2 * sum(p.numel() for p in vae.parameters()) * 15 * 1000
 
 
 def test_what_repays():
-    assert not compiler.repays(1e9, torch.device("cpu"))
-    assert compiler.repays(1e14, torch.device("cpu"))
+    assert not compiler.worth_compiling(1e9, torch.device("cpu"))
+    assert compiler.worth_compiling(1e14, torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("uncompiled")
