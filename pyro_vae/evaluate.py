@@ -1,4 +1,6 @@
-"""Evaluate finished runs: log p(x) of their test data by one of six estimators, with error bars; compare several.
+"""Evaluate finished runs: log p(x) of their test data, with error bars.
+
+One of six estimators is used. Several runs are compared.
 
 Four examples:
   python -m pyro_vae.evaluate runs/mnist-trace-20260101-120000 --num-samples 5000

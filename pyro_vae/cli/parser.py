@@ -32,6 +32,13 @@ METAVARS = {int: "N", float: "X", str: "WORD", Path: "PATH"}
 NOUNS = {int: "a whole number", float: "a number", str: "a word", Path: "a path"}
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that never breaks a flag or a name at its hyphens."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` of dataclasses that raises ``ValueError`` for what it cannot read.
 
@@ -45,10 +52,14 @@ class Parser(argparse.ArgumentParser):
     def __init__(
         self, default: DataclassInstance, prog: str, description: str | None, names: Mapping[str, Iterable[str]]
     ) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(
-            prog, description=description, formatter_class=formatter, allow_abbrev=False, exit_on_error=False, add_help=False
-        )  # fmt: skip
+            prog,
+            description=description,
+            formatter_class=HelpFormatter,
+            add_help=False,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # -1e-3 is a value, too
         self.add_argument(
             "-h", "--help", action="store_true", default=argparse.SUPPRESS, help="Print this help and exit."
@@ -67,10 +78,10 @@ class Parser(argparse.ArgumentParser):
                 group = self.add_argument_group(f"{field.metadata.get('group', name)} options", inspect.getdoc(value))
                 yield from self._add_fields(group.add_argument, value, names)
                 continue
-            text = _with_default(helps.get(name, "").replace("{names}", ", ".join(names.get(name, ()))), value)
-            options = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS} | _reading(hints[name])
+            text = helps.get(name, "").replace("{names}", ", ".join(names.get(name, ()))).replace("%", "%%")
+            options = {"help": _with_default(text, value), "default": argparse.SUPPRESS} | _reading(hints[name])
             if field.metadata.get("positional"):
-                add(name, **options)
+                add(name, **options | {"help": text})
                 yield f"{options['metavar']} ..."
             else:
                 self.flags += add(f"--{name.replace('_', '-')}", dest=name, **options).option_strings
@@ -160,14 +171,15 @@ def _help_texts(cls: type) -> dict[str, str]:
 
 
 def _with_default(text: str, value: object) -> str:
-    """A help text and the default; ``"Folder; default: a new one."`` names what None, nothing or "" stands for."""
-    sentence, _, stands_for = text.partition("; default: ")
-    sentence = f"{sentence.rstrip('.')}."
-    if value in (None, "", ()):
-        return f"{sentence} (default: {stands_for.rstrip('.') or 'none'})"
-    if isinstance(value, tuple):
-        return f"{sentence} (default: {' '.join(map(str, value))})"
-    return f"{sentence} (default: {({True: 'yes', False: 'no'}[value]) if isinstance(value, bool) else value})"
+    """Add the default to a help text; the text may say what None, "" or () means: "Folder; default: a new one."."""
+    sentence, _, meaning = text.removesuffix(".").partition("; default: ")
+    if isinstance(value, bool):
+        shown = "yes" if value else "no"
+    elif value in (None, "", ()):
+        shown = meaning or "none"
+    else:
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{sentence}. (default: {shown.replace('%', '%%')})"
 
 
 def _reading(hint: Any) -> dict[str, Any]:

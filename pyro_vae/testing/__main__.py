@@ -1,7 +1,8 @@
-"""The command ``python -m pyro_vae.testing``: self-test of the package on this machine.
+"""Self-test: compare the package with exact values on this machine.
 
-The checks run on a sound model and on one fault for each law. Every objective and every estimator is compared with
-the exact values of a linear-Gaussian VAE.
+Every objective and every estimator is compared with the exact values of a
+linear-Gaussian VAE. The checks run on a sound model and on one fault
+for each law.
 """
 
 from __future__ import annotations

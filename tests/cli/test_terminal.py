@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -147,6 +149,18 @@ def test_help_has_groups_two_examples_and_every_flag(monkeypatch, capsys, column
         assert f"--{name.replace('_', '-')}" in shown
     for internal in ("{None}", "None", "True", "False", "STR", "INT"):
         assert internal not in shown
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "data.__main__", "testing.__main__"])
+def test_help_is_readable_in_80_columns(monkeypatch, capsys, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    module = importlib.import_module(f"pyro_vae.{command}")
+    with pytest.raises(SystemExit, match="0"):
+        module.main(["--help"])
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if len(line) > 80 and "python -m" not in line] == []
+    assert not re.search(r"[a-z]-\n", shown), "a flag or a name is broken"
+    assert "``" not in shown
 
 
 def helped(monkeypatch, capsys, *words: str) -> str:
