@@ -18,7 +18,8 @@ from pyro_vae.inference.training.fit import early_stopping, fit
 from pyro_vae.inference.training.history import History
 from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
 from pyro_vae.inference.training.training import Training
-from pyro_vae.inference.weights.log_weights import WeightTerms, log_weights
+from pyro_vae.inference.weights.log_weights import log_weights
+from pyro_vae.inference.weights.terms import WeightTerms
 
 __all__ = [
     "CIWAE",

@@ -17,7 +17,7 @@ from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.annealing.hmc import Evaluate, evaluation, move, widest
 from pyro_vae.evidence.annealing.path import AnnealingPath, Start
 from pyro_vae.evidence.annealing.step_size import PILOT_CHAINS, Tuning, tune
-from pyro_vae.inference.weights.log_weights import OuterScale
+from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.system.randomness import own_randomness
 
 Path = Literal["sigmoid", "geometric"]

@@ -19,7 +19,7 @@ from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.annealing.hmc import move
 from pyro_vae.evidence.annealing.path import AnnealingPath, Start
 from pyro_vae.evidence.simulation import Simulated, simulate
-from pyro_vae.inference.weights.log_weights import OuterScale
+from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.system.randomness import own_randomness
 
 __all__ = ["Bracket", "BracketSummary", "Simulated", "UpperBound", "bidirectional", "simulate"]

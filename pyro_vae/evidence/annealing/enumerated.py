@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.program.traces import Pair
-from pyro_vae.inference.weights.enumeration import EnumeratedSums
+from pyro_vae.inference.weights.enumeration import EnumerationSums
 
 
 def enumerated(program: Callable[..., Any], sites: Sequence[str], deep: int) -> Callable[..., Any]:
@@ -37,7 +37,7 @@ def summed(trace: Trace, data_plate: DataPlate, sites: Sequence[str], num: int) 
     Returns:
         Two arrays of shape ``(C, B)``, nats: their sum is the log of the joint density, summed over y.
     """
-    found = EnumeratedSums(Pair(trace, Trace()), data_plate, sites, num).model_terms()
+    found = EnumerationSums(Pair(trace, Trace()), data_plate, sites).model_terms()
     likelihood, prior = (part.reshape(part.shape[-2:]).expand(num, data_plate.size) for part in found)
     return likelihood, prior
 

@@ -39,8 +39,9 @@ from pyro_vae.inference.program.sites import (
 )
 from pyro_vae.inference.program.traces import prior_guide
 from pyro_vae.inference.weights.compiled import trust
+from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
-from pyro_vae.inference.weights.log_weights import EnumeratedSiteError, OuterScale, ProposalDraws
+from pyro_vae.inference.weights.log_weights import EnumeratedSiteError, ProposalDraws
 from pyro_vae.system.devices import explain_device_error
 
 Start = Literal["prior", "guide"]

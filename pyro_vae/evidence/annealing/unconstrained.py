@@ -12,7 +12,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
-from pyro_vae.inference.program.data_plate import DataPlate, how_to_mark
+from pyro_vae.inference.program.checks import how_to_mark
+from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import Site, base_name
 
 

@@ -14,7 +14,8 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 
 from pyro_vae.errors import check_count, clear_data_errors
 from pyro_vae.evidence.estimates.diagnostics import units_of
-from pyro_vae.inference.program.data_plate import check_match, find_data_plate
+from pyro_vae.inference.program.checks import check_match
+from pyro_vae.inference.program.data_plate import find_data_plate
 from pyro_vae.inference.program.sites import base_name, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.system.randomness import own_randomness

@@ -14,7 +14,7 @@ from pyro_vae.evidence.importance.adaptive import adaptive
 from pyro_vae.evidence.importance.sampler import Sampler
 from pyro_vae.inference.program.traces import Program, prior_guide
 from pyro_vae.inference.weights.compiled import CapturedDraws
-from pyro_vae.inference.weights.log_weights import OuterScale
+from pyro_vae.inference.weights.draws import OuterScale
 
 __all__ = ["importance_sampling", "prior_sampling"]
 

@@ -23,8 +23,9 @@ from pyro_vae.evidence.importance.noise_streams import ESTIMATE, NoiseStreams
 from pyro_vae.inference.program.sites import drawn_sites
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.weights.compiled import CapturedDraws
+from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
-from pyro_vae.inference.weights.log_weights import EnumeratedSiteError, OuterScale, ProposalDraws
+from pyro_vae.inference.weights.log_weights import EnumeratedSiteError, ProposalDraws
 from pyro_vae.system.randomness import own_randomness
 
 #: Rows (draws x data) of one call of the model. Larger calls fall out of the processor's cache.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.refinement.shifted_guide import Shift, with_covariance, zero_offsets
-from pyro_vae.inference.program.data_plate import how_to_mark
+from pyro_vae.inference.program.checks import how_to_mark
 from pyro_vae.inference.program.sites import base_name, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws

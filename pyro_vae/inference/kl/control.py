@@ -15,7 +15,8 @@ from pyro_vae.inference.objectives.bound import Terms
 from pyro_vae.inference.objectives.mean_field import TraceMeanFieldELBO
 from pyro_vae.inference.objectives.particles import common_beta, data_scale
 from pyro_vae.inference.objectives.trace import TraceELBO
-from pyro_vae.inference.program.data_plate import DataPlate, check_match, find_data_plate
+from pyro_vae.inference.program.checks import check_match
+from pyro_vae.inference.program.data_plate import DataPlate, find_data_plate
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program
 from pyro_vae.parallel.shared_batch import batch_mean

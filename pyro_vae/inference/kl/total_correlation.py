@@ -24,7 +24,8 @@ from pyro_vae.inference.kl.rates import extra_terms, latent_sites
 from pyro_vae.inference.objectives.bound import Terms
 from pyro_vae.inference.objectives.mean_field import auxiliary_sites
 from pyro_vae.inference.objectives.particles import common_beta, data_scale
-from pyro_vae.inference.program.data_plate import DataPlate, check_match, find_data_plate
+from pyro_vae.inference.program.checks import check_match
+from pyro_vae.inference.program.data_plate import DataPlate, find_data_plate
 from pyro_vae.inference.program.sites import Site, base_name, plates_of, site_log_prob
 from pyro_vae.inference.program.traces import Pair, Program
 from pyro_vae.lookup import lookup

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from pyro_vae.errors import check_count
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.program.sites import Site, site_log_prob
+from pyro_vae.inference.program.checks import refuse_points
+from pyro_vae.inference.program.sites import is_subsample
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
+from pyro_vae.inference.weights.draws import OuterScale
+from pyro_vae.inference.weights.log_weights import ProposalDraws
 
 
 class Terms(NamedTuple):
@@ -60,6 +63,43 @@ class Bound:
         super().__init__(*args, **options)
         check_count("num_particles", self.num_particles)
         self.plate = plate
+
+    def bound(
+        self,
+        model: Program,
+        guide: Program,
+        *args: object,
+        plate: str | None = None,
+        outer_scale: OuterScale = "refuse",
+        **kwargs: object,
+    ) -> Tensor:
+        """The bound on log p(x) of each datum, from one set of draws.
+
+        Args:
+            model: A Pyro model whose data lie in one plate.
+            guide: Its guide.
+            *args: Positional arguments of both.
+            plate: Name of the data plate, where several enclose every site; default: that of the constructor.
+            outer_scale: ``"refuse"`` a ``poutine.scale`` other than 1 on a site, or ``"ignore"`` it.
+            **kwargs: Keyword arguments of both.
+
+        Returns:
+            Shape ``(B,)``, nats, higher is better: never a surrogate, no weight of the KL and no N/B in it.
+
+        Raises:
+            ValueError: If model and guide give no weights for each datum, see ``log_weights``, or the objective refuses a
+                site.
+        """
+        return self._bound(model, guide, args, kwargs, plate or self.plate, outer_scale)
+
+    def _bound(
+        self, model: Program, guide: Program, args: Args, kwargs: Kwargs, plate: str | None, outer_scale: OuterScale
+    ) -> Tensor:
+        """The bound of each datum, shape ``(B,)``: here the mean of the log weights."""
+        draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, self.vectorize_particles)
+        refuse_points(draws.model_trace, draws.guide_trace)
+        terms = draws.first if self.num_particles == 1 else draws(self.num_particles)
+        return terms.log_w.mean(0)
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
         """The loss with its rate and distortion, from one set of draws.
@@ -121,31 +161,5 @@ class _SampleTrace(TraceMessenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         # The model must be replayed over the rows that the guide has drawn.
-        if type(fn).__name__ != "_Subsample" or (fn.subsample_size or fn.size) < fn.size:
+        if not is_subsample(msg) or (fn.subsample_size or fn.size) < fn.size:
             super()._pyro_post_sample(msg)
-
-
-def true_sum(site: Site) -> Tensor:
-    """Sum of a site's log-probability, masked, without scales, detached."""
-    if isinstance(site["scale"], float) and site["scale"] == 1.0:
-        return site["log_prob_sum"].detach()
-    return site_log_prob(site).detach().sum()
-
-
-class RunningSum:
-    """A running sum of tensors that begins with its first term: adding to 0 would cost a step of the backward pass."""
-
-    def __init__(self) -> None:
-        self._total: Tensor | None = None
-
-    def add(self, term: Tensor) -> None:
-        self._total = term if self._total is None else self._total + term
-
-    def subtract(self, term: Tensor) -> None:
-        self._total = -term if self._total is None else self._total - term
-
-    def value(self, like: Tensor | None = None) -> Tensor:
-        """The sum; without any term, 0 on the device of ``like``."""
-        if self._total is not None:
-            return self._total
-        return torch.zeros(()) if like is None else torch.zeros_like(like.detach())

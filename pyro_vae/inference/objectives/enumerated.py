@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pyro
 import torch
@@ -15,19 +14,19 @@ from torch import Tensor
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.objectives.bound import Bound, Terms
 from pyro_vae.inference.objectives.particles import data_scale
-from pyro_vae.inference.program.data_plate import DataPlate, check_scales, find_data_plate, how_to_mark, refuse_points
+from pyro_vae.inference.program.checks import check_scales, how_to_mark, refuse_points
+from pyro_vae.inference.program.data_plate import DataPlate, find_data_plate
 from pyro_vae.inference.program.sites import (
-    Site,
     distribution_mask,
     drawn_sites,
     is_auxiliary_loss,
     plates_of,
     sample_sites,
-    site_log_prob,
 )
+from pyro_vae.inference.program.sums import RunningSum
 from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program
-from pyro_vae.inference.weights.enumeration import counted_once, mean_under
-from pyro_vae.inference.weights.log_weights import OuterScale
+from pyro_vae.inference.weights.draws import OuterScale
+from pyro_vae.inference.weights.enumeration import EnumerationSums, log_sum_exp, mean_under
 
 
 class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
@@ -66,26 +65,15 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
                 guide_trace.remove_node(name)
         return model_trace, guide_trace
 
-    def bound(
-        self,
-        model: Program,
-        guide: Program,
-        *args: object,
-        plate: str | None = None,
-        outer_scale: OuterScale = "refuse",
-        **kwargs: object,
+    def _bound(
+        self, model: Program, guide: Program, args: Args, kwargs: Kwargs, plate: str | None, outer_scale: OuterScale
     ) -> Tensor:
-        """The ELBO of each datum; see :meth:`TraceELBO.bound`.
-
-        Raises:
-            ValueError: If an enumerated site is in a plate within a datum, besides what ``log_weights`` refuses.
-        """
         values = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             if outer_scale == "refuse":
                 check_scales(model_trace, guide_trace)
             refuse_points(model_trace, guide_trace)
-            sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), plate or self.plate)
+            sums = _ElboSums(Pair(model_trace, guide_trace), int(self.max_plate_nesting), plate)
             values.append(sums.mean(sums.likelihood + sums.ratio))
         return torch.cat(values).mean(0)
 
@@ -99,13 +87,14 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
         parts = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             try:
-                sums = _Sums(model_trace, guide_trace, int(self.max_plate_nesting), self.plate)
-                sums.check_gradients(guide_trace)
+                sums = _ElboSums(Pair(model_trace, guide_trace), int(self.max_plate_nesting), self.plate)
+                extra = sums.training_terms()
+                _check_gradients(guide_trace)
             except NotSimpleError:
                 _refuse_masked(model_trace, guide_trace)
                 raise
-            scale = data_scale(Pair(model_trace, guide_trace), sums.data_plate)
-            loss = -(scale * sums.mean(sums.likelihood + sums.tempered) + sums.mean(sums.extra)).mean(0).sum()
+            scale = data_scale(sums.pair, sums.data_plate)
+            loss = -(scale * sums.mean(sums.likelihood + sums.tempered) + extra).mean(0).sum()
             likelihood, ratio = (sums.mean(part).detach().mean(0).sum() for part in (sums.likelihood, sums.ratio))
             parts.append((loss, -likelihood, -ratio))
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
@@ -124,19 +113,6 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
                 return torch_item(self.terms(model, guide, *args, **kwargs).loss)
             except NotSimpleError:
                 return pyro.infer.TraceEnum_ELBO.loss(self, model, guide, *args, **kwargs)
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """The loss, its gradient added to the parameters'."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return torch_item(loss)
-
-
-def _zero(trace: Trace) -> Tensor:
-    """0 where the data are, shape ``(1, 1)``."""
-    observed = next(site for _, site in sample_sites(trace) if site["is_observed"])
-    return torch.zeros_like(observed["log_prob_sum"].detach()).reshape(1, 1)
 
 
 class NotSimpleError(ValueError):
@@ -161,81 +137,88 @@ def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
             )
 
 
-class _Sums:
-    """The parts of the bound, each of shape ``(E..., K, B)``, where E are the enumerated values of each site.
+class _ElboSums(EnumerationSums):
+    """The parts of the bound, each of shape ``(E..., K, B)``, nats.
 
     Attributes:
         likelihood: log p(x|...), with the sites enumerated in the model summed out.
         ratio: log p - log q of the other latent sites.
         tempered: The same under the weights of ``scale_kl``.
-        extra: Of the sites marked ``auxiliary_loss``, with all their scales.
+        log_q: log q of the sites that the guide enumerates.
     """
 
-    def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int, plate: str | None = None) -> None:
-        check_kl_scales(model_trace, guide_trace)
-        self.nesting = nesting
-        self.data_plate: DataPlate = find_data_plate(model_trace, guide_trace, plate)
-        inside = {n: self._axis(n, s) for n, s in sample_sites(guide_trace) if "_enumerate_dim" in s["infer"]}
-        summed = {
-            n: self._axis(n, s)
-            for n, s in sample_sites(model_trace)
-            if "_enumerate_dim" in s["infer"] and n not in guide_trace
-        }
-        if len({*inside.values(), *summed.values()}) < len(inside) + len(summed):
-            raise NotSimpleError(
-                "enum: expected an axis for each enumerated site, got several on one (pyro.markov); the loss can "
-                "be had, by Pyro's contraction, but no bound for each datum."
-            )
-        self.axes = list(inside.values())
-        zero = _zero(model_trace)
-        self.extra: Any = zero
-        self.likelihood: Any = zero
-        self.ratio: Any = zero
-        self.tempered: Any = zero
-        self.log_q: Any = zero
-        self._add_model(model_trace, guide_trace, summed)
-        for name, site in sample_sites(guide_trace):
-            if is_auxiliary_loss(site):
-                self.extra = self.extra - self._training_term(name, site)
-                continue
-            plain, tempered = self._both(site)
-            self.ratio, self.tempered = self.ratio - plain, self.tempered - tempered
-            if name in inside:
-                self.log_q = self.log_q + plain
+    def __init__(self, pair: Pair, nesting: int, plate: str | None) -> None:
+        check_kl_scales(*pair)
+        data_plate = find_data_plate(*pair, plate)
+        super().__init__(pair, data_plate, _plain_sites(pair, data_plate), nesting)
+        sums = self.model_sums()
+        self._check_model(sums.joint_sites)
+        self.likelihood, self.ratio, self.tempered = sums.likelihood, sums.prior, sums.tempered
+        if sums.joint is not None:
+            self.likelihood = self.likelihood + log_sum_exp(sums.joint, self.of_model)
+        log_q = RunningSum()
+        for name, site in sample_sites(pair.guide):
+            if not is_auxiliary_loss(site):
+                plain, tempered = self.log_probs(name, site)
+                self.ratio, self.tempered = self.ratio - plain, self.tempered - tempered
+                if name in self.sites:
+                    log_q.add(plain)
+        self.log_q = log_q.value(self.ratio)
 
-    def _add_model(self, model_trace: Trace, guide_trace: Trace, summed: dict[str, int]) -> None:
-        joint: Any = None
-        for name, site in sample_sites(model_trace):
-            if is_auxiliary_loss(site):
-                self.extra = self.extra + self._training_term(name, site)
-                continue
-            plain, tempered = self._both(site)
-            if name in summed or any(plain.dim() >= -axis and plain.shape[axis] > 1 for axis in summed.values()):
+    def _check_model(self, joint_sites: list[str]) -> None:
+        for name, site in sample_sites(self.pair.model):
+            if name in joint_sites:
                 if site.get("kl_scales"):
                     raise ValueError(
                         f"enum: expected no weight of the KL where a site is enumerated in the model, got one at {name!r}; "
                         "drop beta, or enumerate in the guide."
                     )
-                joint = plain if joint is None else joint + plain
-            elif site["is_observed"]:
-                self.likelihood = self.likelihood + plain
-            elif name in guide_trace:
-                self.ratio, self.tempered = self.ratio + plain, self.tempered + tempered
-            else:
+            elif not site["is_observed"] and not is_auxiliary_loss(site) and name not in self.pair.guide:
                 raise ValueError(
                     f"latent site {name!r}: expected in the guide or enumerated in the model, got neither; add it to the "
                     f"guide, or {how_to_mark(name)}."
                 )
-        if joint is not None:
-            self.likelihood = self.likelihood + joint.logsumexp(list(summed.values()), keepdim=True)
 
-    def _axis(self, name: str, site: Site) -> int:
-        """Where in ``(E..., K, B)`` the values of an enumerated site are."""
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the values enumerated in the guide, under q: shape ``(K, B)``."""
+        values = mean_under(self.log_q.exp(), values, self.of_guide) if self.of_guide else values
+        return values.reshape(-1, values.shape[-1]).expand(-1, self.data_plate.size)
+
+    def training_terms(self) -> Tensor:
+        """Sites marked ``auxiliary_loss``, with all their scales, averaged as any other term: shape ``(K, B)``.
+
+        Raises:
+            NotSimpleError: If one lies outside the data plate.
+        """
+        extra = RunningSum()
+        for add, trace in ((extra.add, self.pair.model), (extra.subtract, self.pair.guide)):
+            for name, site in sample_sites(trace):
+                if is_auxiliary_loss(site):
+                    if self.data_plate.plate not in plates_of(site):
+                        raise NotSimpleError(
+                            f"enum: expected training terms in the data plate, got {name!r} outside; the loss can be had, by "
+                            "Pyro's contraction, but no bound for each datum."
+                        )
+                    add(self.per_datum(site["log_prob"]))
+        return self.mean(extra.value(self.zero()))
+
+
+def _plain_sites(pair: Pair, data_plate: DataPlate) -> list[str]:
+    """Names of the enumerated sites, each with an axis of its own.
+
+    Raises:
+        NotSimpleError: If one is in a plate within a datum, is enumerated in part, or shares its axis.
+    """
+    enumerated = {name: site for name, site in sample_sites(pair.guide) if "_enumerate_dim" in site["infer"]}
+    for name, site in sample_sites(pair.model):
+        if "_enumerate_dim" in site["infer"] and name not in pair.guide:
+            enumerated[name] = site
+    for name, site in enumerated.items():
         infer = site["infer"]
         within = [
             frame.name
             for frame in plates_of(site).values()
-            if frame.name != self.data_plate.plate and frame.dim is not None and frame.size > 1
+            if frame.name != data_plate.plate and frame.dim is not None and frame.size > 1
         ]
         if within:
             raise NotSimpleError(
@@ -247,54 +230,23 @@ class _Sums:
                 f"enum: expected sites enumerated in parallel, all values, got {name!r} otherwise; the loss can be had by "
                 "Pyro's own terms, but no bound for each datum."
             )
-        return int(infer["_enumerate_dim"]) + self.nesting - 2
+    if len({site["infer"]["_enumerate_dim"] for site in enumerated.values()}) < len(enumerated):
+        raise NotSimpleError(
+            "enum: expected an axis for each enumerated site, got several on one (pyro.markov); the loss can "
+            "be had, by Pyro's contraction, but no bound for each datum."
+        )
+    return list(enumerated)
 
-    def _training_term(self, name: str, site: Site) -> Tensor:
-        """A site marked ``auxiliary_loss``: its mean over draws and values counts, as that of any other term."""
-        if self.data_plate.plate not in plates_of(site):
+
+def _check_gradients(guide_trace: Trace) -> None:
+    """Refuse sites that need a score-function term.
+
+    Raises:
+        NotSimpleError: If a site that is not enumerated has no reparameterized draws.
+    """
+    for name, site in drawn_sites(guide_trace):
+        if not is_auxiliary_loss(site) and "_enumerate_dim" not in site["infer"] and not site["fn"].has_rsample:
             raise NotSimpleError(
-                f"enum: expected training terms in the data plate, got {name!r} outside; the loss can be had, by Pyro's "
-                "contraction, but no bound for each datum."
+                f"enum: expected site {name!r} to be enumerated or reparameterized, got neither; {how_to_mark(name)}, or "
+                "use elbo('trace')."
             )
-        return self._per_datum(site["log_prob"])
-
-    def _both(self, site: Site) -> tuple[Tensor, Tensor]:
-        """A site's log-probability in the shape ``(E..., K, B)``, without and with its weights of the KL."""
-        log_prob = counted_once(site) if "_enumerate_dim" in site["infer"] else site_log_prob(site)
-        plain = self._per_datum(log_prob)
-        betas = site.get("kl_scales", ())
-        for beta in betas:
-            log_prob = log_prob * beta
-        return plain, (self._per_datum(log_prob) if betas else plain)
-
-    def _per_datum(self, log_prob: Tensor) -> Tensor:
-        """Sum over everything inside one datum; a particle axis, the leftmost plate, is kept."""
-        padded = log_prob.reshape((1,) * (self.nesting - log_prob.dim()) + log_prob.shape)
-        lead = padded.shape[: padded.dim() - self.nesting]
-        plates = padded.reshape(*lead, *padded.shape[padded.dim() - self.nesting :])
-        particles = self.nesting > self.data_plate.nesting
-        if not particles:
-            plates = plates.unsqueeze(-self.nesting - 1)
-        data = plates.movedim(self.data_plate.dim, -1)
-        kept = len(lead) + 1
-        return data.reshape(*data.shape[:kept], -1, data.shape[-1]).sum(-2)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over the values enumerated in the guide, under q: shape ``(K, B)``."""
-        values = mean_under(self.log_q.exp(), values, self.axes) if self.axes else values
-        return values.reshape(-1, values.shape[-1]).expand(-1, self.data_plate.size)
-
-    def check_gradients(self, guide_trace: Trace) -> None:
-        """Refuse sites that need a score-function term.
-
-        Raises:
-            NotSimpleError: If a site that is not enumerated has no reparameterized draws.
-        """
-        for name, site in drawn_sites(guide_trace):
-            if is_auxiliary_loss(site):
-                continue
-            if "_enumerate_dim" not in site["infer"] and not site["fn"].has_rsample:
-                raise NotSimpleError(
-                    f"enum: expected site {name!r} to be enumerated or reparameterized, got neither; {how_to_mark(name)}, or "
-                    "use elbo('trace')."
-                )

@@ -17,8 +17,7 @@ from torch.utils import _pytree
 
 from pyro_vae.inference.capture.side_effects import BASELINE
 from pyro_vae.inference.objectives.bound import Bound, Terms
-from pyro_vae.inference.objectives.trace import TraceELBO
-from pyro_vae.inference.program.data_plate import check_match
+from pyro_vae.inference.program.checks import check_match
 from pyro_vae.inference.program.sites import Site, is_auxiliary_loss, sample_sites, site_log_prob
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.system.imports import capturing
@@ -30,13 +29,12 @@ class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
 
     A ``pyro.infer.TraceGraph_ELBO``, with its options and its baselines (``infer={"baseline": ...}``). For sites with
-    reparameterized draws it equals :class:`TraceELBO`; for others its gradient has the lower variance, unbiased too.
+    reparameterized draws it equals ``TraceELBO``; for others its gradient has the lower variance, unbiased too.
 
     References:
         Schulman et al., "Gradient Estimation Using Stochastic Computation Graphs", 2015.
     """
 
-    bound = TraceELBO.bound
     #: The draws on which each term depended when the program last ran with Pyro's provenance, which capture cannot see.
     _depends: dict[tuple[bool, str], frozenset[str]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from pyro import poutine
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.errors import check_count, check_number
 from pyro_vae.inference.objectives.particles import Particles
-from pyro_vae.inference.objectives.weighted import WeightedELBO, log_mean_exp
+from pyro_vae.inference.objectives.weighted import Options, WeightedELBO, log_mean_exp
 from pyro_vae.inference.program.parameters import frozen, parameters_used
 from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, with_values
 
@@ -47,11 +48,7 @@ class Renyi(WeightedELBO):
 
     Args:
         alpha: The order.
-        num_particles: K.
-        vectorize_particles: See :class:`WeightedELBO`.
-        max_plate_nesting: Likewise.
-        retain_graph: Likewise.
-        plate: Likewise.
+        **options: Of :class:`WeightedELBO`.
 
     References:
         Li, Turner, "Rényi Divergence Variational Inference", 2016, eq. 8-9 and theorem 2.
@@ -59,16 +56,8 @@ class Renyi(WeightedELBO):
 
     name = "renyi"
 
-    def __init__(
-        self,
-        alpha: float = 0.0,
-        num_particles: int = 5,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
-        plate: str | None = None,
-    ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+    def __init__(self, alpha: float = 0.0, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
         check_number("alpha", alpha, math.isfinite, "a finite number", "; 1 gives the ELBO, 0 the bound of iwae")
         self.alpha = alpha
 
@@ -128,11 +117,7 @@ class MIWAE(WeightedELBO):
 
     Args:
         num_groups: M.
-        num_particles: K, draws within a group.
-        vectorize_particles: See :class:`WeightedELBO`.
-        max_plate_nesting: Likewise.
-        retain_graph: Likewise.
-        plate: Likewise.
+        **options: Of :class:`WeightedELBO`; ``num_particles`` is K, the draws of a group.
 
     References:
         Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, eq. 15.
@@ -140,16 +125,8 @@ class MIWAE(WeightedELBO):
 
     name = "miwae"
 
-    def __init__(
-        self,
-        num_groups: int = 4,
-        num_particles: int = 5,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
-        plate: str | None = None,
-    ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+    def __init__(self, num_groups: int = 4, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
         check_count("num_groups", num_groups)
         self.num_groups = num_groups
 
@@ -174,11 +151,7 @@ class CIWAE(WeightedELBO):
 
     Args:
         elbo_weight: :math:`\lambda`, in [0, 1].
-        num_particles: K.
-        vectorize_particles: See :class:`WeightedELBO`.
-        max_plate_nesting: Likewise.
-        retain_graph: Likewise.
-        plate: Likewise.
+        **options: Of :class:`WeightedELBO`.
 
     References:
         Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, eq. 16.
@@ -186,16 +159,8 @@ class CIWAE(WeightedELBO):
 
     name = "ciwae"
 
-    def __init__(
-        self,
-        elbo_weight: float = 0.5,
-        num_particles: int = 5,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
-        plate: str | None = None,
-    ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+    def __init__(self, elbo_weight: float = 0.5, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
         check_number("elbo_weight", elbo_weight, lambda share: 0 <= share <= 1, "a share in [0, 1]")
         self.elbo_weight = elbo_weight
 

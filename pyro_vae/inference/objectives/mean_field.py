@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.objectives.bound import Bound, RunningSum, Terms, true_sum
+from pyro_vae.inference.objectives.bound import Bound, Terms
 from pyro_vae.inference.objectives.trace import is_reparameterized
-from pyro_vae.inference.program.data_plate import check_match, check_scales, find_data_plate, refuse_points
+from pyro_vae.inference.program.checks import check_match, check_scales, refuse_points
+from pyro_vae.inference.program.data_plate import find_data_plate
 from pyro_vae.inference.program.sites import (
     Site,
     base_name,
@@ -23,8 +24,9 @@ from pyro_vae.inference.program.sites import (
     sample_sites,
     site_log_prob,
 )
+from pyro_vae.inference.program.sums import RunningSum, true_sum
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
-from pyro_vae.inference.weights.log_weights import OuterScale
+from pyro_vae.inference.weights.draws import OuterScale
 
 
 class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
@@ -53,31 +55,9 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
             return pyro.infer.Trace_ELBO._get_trace(self, model, guide, args, kwargs)
         return super()._get_trace(model, guide, args, kwargs)
 
-    def bound(
-        self,
-        model: Program,
-        guide: Program,
-        *args: object,
-        plate: str | None = None,
-        outer_scale: OuterScale = "refuse",
-        **kwargs: object,
+    def _bound(
+        self, model: Program, guide: Program, args: Args, kwargs: Kwargs, plate: str | None, outer_scale: OuterScale
     ) -> Tensor:
-        """The ELBO of each datum, from ``num_particles`` draws.
-
-        Args:
-            model: A Pyro model whose data lie in one plate.
-            guide: Its guide.
-            *args: What both take.
-            plate: Name of the data plate, where several enclose every site; default: that of the constructor.
-            outer_scale: See ``log_weights``.
-            **kwargs: Likewise.
-
-        Returns:
-            Shape ``(B,)``, nats, higher is better; unbiased, no KL weight and no N/B in it.
-
-        Raises:
-            ValueError: If model and guide give no terms for each datum, see ``log_weights``.
-        """
         total: Any = 0.0
         particles = 0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -86,7 +66,7 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
             check_kl_scales(model_trace, guide_trace)
             if outer_scale == "refuse":
                 check_scales(model_trace, guide_trace)
-            data_plate = find_data_plate(model_trace, guide_trace, plate or self.plate)
+            data_plate = find_data_plate(model_trace, guide_trace, plate)
             value: Any = 0.0
             closed = with_closed_kl(model_trace, guide_trace)
             for name, site in sample_sites(model_trace):

@@ -19,6 +19,7 @@ from pyro_vae.inference.program.sites import (
     sample_sites,
     site_log_prob,
 )
+from pyro_vae.inference.program.sums import RunningSum
 from pyro_vae.inference.program.traces import Pair
 from pyro_vae.system.imports import capturing
 
@@ -52,7 +53,7 @@ def reduce(pair: Pair, data_plate: DataPlate) -> Particles:
         pair: The traces, with or without a particle axis.
         data_plate: Where the data lie.
     """
-    likelihood, ratio, tempered, log_q, score, extra = (_Sum() for _ in range(6))
+    likelihood, ratio, tempered, log_q, score, extra = (RunningSum() for _ in range(6))
     for _, site in sample_sites(pair.model):
         if is_auxiliary_loss(site):
             extra.add(site["log_prob_sum"] / _num_particles(site))
@@ -86,21 +87,7 @@ def _num_particles(site: Site) -> int:
     return math.prod(frame.size for frame in site["cond_indep_stack"] if frame.name in PARTICLE_PLATES)
 
 
-class _Sum:
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-
-    def add(self, term: Tensor) -> None:
-        self.total = term if self.total is None else self.total + term
-
-    def value(self, like: Tensor | None = None) -> Tensor:
-        if self.total is not None:
-            return self.total
-        assert like is not None  # the data_plate has an observed site
-        return torch.zeros_like(like.detach())
-
-
-def _add_latent(site: Site, data_plate: DataPlate, sign: float, ratio: _Sum, tempered: _Sum) -> None:
+def _add_latent(site: Site, data_plate: DataPlate, sign: float, ratio: RunningSum, tempered: RunningSum) -> None:
     log_prob = site_log_prob(site)
     plain = sign * data_plate.per_datum(log_prob)
     ratio.add(plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from pyro import poutine
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import check_number
 from pyro_vae.inference.objectives.particles import Gate, Particles, common_beta
-from pyro_vae.inference.objectives.weighted import WeightedELBO, log_mean_exp
+from pyro_vae.inference.objectives.weighted import Options, WeightedELBO, log_mean_exp
 from pyro_vae.inference.program.parameters import frozen, parameters_used
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, with_values
@@ -81,11 +81,7 @@ class DReG(_PathGradient):
 
     Args:
         alpha: The order of the bound.
-        num_particles: K.
-        vectorize_particles: See :class:`WeightedELBO`.
-        max_plate_nesting: Likewise.
-        retain_graph: Likewise.
-        plate: Likewise.
+        **options: Of :class:`WeightedELBO`.
 
     References:
         Tucker, Lawson, Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019, eq. 8.
@@ -93,16 +89,8 @@ class DReG(_PathGradient):
 
     name = "dreg"
 
-    def __init__(
-        self,
-        alpha: float = 0.0,
-        num_particles: int = 5,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
-        plate: str | None = None,
-    ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+    def __init__(self, alpha: float = 0.0, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
         check_number("alpha", alpha, math.isfinite, "a finite number", "; 0 gives the bound of iwae")
         self.alpha = alpha
         self._beta: Any = 1.0

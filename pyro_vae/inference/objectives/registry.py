@@ -49,10 +49,14 @@ def options_of(name: str) -> list[str]:
     Raises:
         ValueError: If the name is unknown.
     """
-    own = inspect.signature(lookup("objective", name, OBJECTIVES)).parameters
-    if "options" not in own:
-        return list(own)
-    return [*inspect.signature(pyro.infer.ELBO).parameters, *(o for o in own if o not in ("args", "options"))]
+    options: dict[str, None] = {}
+    for cls in lookup("objective", name, OBJECTIVES).__mro__:
+        if "__init__" in vars(cls):
+            own = inspect.signature(cls).parameters.values()
+            options |= dict.fromkeys(o.name for o in own if o.kind not in (o.VAR_POSITIONAL, o.VAR_KEYWORD))
+            if all(o.kind is not o.VAR_KEYWORD for o in own):
+                break
+    return list(options)
 
 
 def elbo(name: str, **options: Any) -> Any:

@@ -8,11 +8,10 @@ from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.inference.objectives.bound import Bound, RunningSum, Terms, true_sum
-from pyro_vae.inference.program.data_plate import check_match, refuse_points
+from pyro_vae.inference.objectives.bound import Bound, Terms
+from pyro_vae.inference.program.checks import check_match
 from pyro_vae.inference.program.sites import Site, drawn_sites, is_auxiliary_loss, sample_sites
-from pyro_vae.inference.program.traces import Program
-from pyro_vae.inference.weights.log_weights import OuterScale, ProposalDraws
+from pyro_vae.inference.program.sums import RunningSum, true_sum
 
 
 class TraceELBO(Bound, pyro.infer.Trace_ELBO):
@@ -34,36 +33,6 @@ class TraceELBO(Bound, pyro.infer.Trace_ELBO):
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, eq. 2; Ranganath, Gerrish, Blei, "Black Box
         Variational Inference", 2014.
     """
-
-    def bound(
-        self,
-        model: Program,
-        guide: Program,
-        *args: object,
-        plate: str | None = None,
-        outer_scale: OuterScale = "refuse",
-        **kwargs: object,
-    ) -> Tensor:
-        """The ELBO of each datum, from ``num_particles`` draws.
-
-        Args:
-            model: A Pyro model whose data lie in one plate.
-            guide: Its guide.
-            *args: What both take.
-            plate: Name of the data plate, where several enclose every site; default: that of the constructor.
-            outer_scale: See ``log_weights``.
-            **kwargs: Likewise.
-
-        Returns:
-            Shape ``(B,)``, nats, higher is better; unbiased, no KL weight and no N/B in it.
-
-        Raises:
-            ValueError: If model and guide give no weights for each datum, see ``log_weights``.
-        """
-        draws = ProposalDraws(model, guide, args, kwargs, plate or self.plate, outer_scale, self.vectorize_particles)
-        refuse_points(draws._first, draws.guide_trace)
-        terms = draws.first if self.num_particles == 1 else draws(self.num_particles)
-        return terms.log_w.mean(0)
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
         loss, distortion, rate = RunningSum(), RunningSum(), RunningSum()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import check_count, check_number
 from pyro_vae.inference.objectives.particles import Particles
-from pyro_vae.inference.objectives.weighted import WeightedELBO, log_mean_exp
+from pyro_vae.inference.objectives.weighted import Options, WeightedELBO, log_mean_exp
 from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, with_values
 
 
@@ -66,11 +65,7 @@ class TVO(RWS):
     Args:
         partitions: J, the number of intervals: 0, then J - 1 points spaced evenly in log t from ``first_point`` on, then 1.
         first_point: The first point after 0, in (0, 1).
-        num_particles: K.
-        vectorize_particles: See :class:`WeightedELBO`.
-        max_plate_nesting: Likewise.
-        retain_graph: Likewise.
-        plate: Likewise.
+        **options: Of :class:`WeightedELBO`; ``num_particles`` is 10 by default.
 
     References:
         Masrani, Le, Wood, "The Thermodynamic Variational Objective", 2019, eq. 6 and 11.
@@ -78,17 +73,9 @@ class TVO(RWS):
 
     name = "tvo"
 
-    def __init__(
-        self,
-        partitions: int = 4,
-        first_point: float = 0.025,
-        num_particles: int = 10,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
-        plate: str | None = None,
-    ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, retain_graph, plate)
+    def __init__(self, partitions: int = 4, first_point: float = 0.025, **options: Unpack[Options]) -> None:
+        options.setdefault("num_particles", 10)
+        super().__init__(**options)
         check_count("partitions", partitions)
         check_number("first_point", first_point, lambda point: 0 < point < 1, "a number between 0 and 1")
         self.partitions, self.first_point = partitions, first_point

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import pyro
 import torch
@@ -21,10 +21,12 @@ from pyro_vae.errors import check_count
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.objectives.bound import Bound, Terms
 from pyro_vae.inference.objectives.particles import Particles, check_sites, reduce
-from pyro_vae.inference.program.data_plate import DataPlate, check_match
+from pyro_vae.inference.program.checks import check_match
+from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, keep_subsample
-from pyro_vae.inference.weights.log_weights import OuterScale, ProposalDraws
+from pyro_vae.inference.weights.draws import OuterScale
+from pyro_vae.inference.weights.log_weights import ProposalDraws
 from pyro_vae.system.randomness import own_randomness
 
 T = TypeVar("T")
@@ -60,6 +62,16 @@ def log_mean_exp(log_w: Tensor, alpha: float = 0.0) -> Tensor:
     return largest + torch.where(near, mean, far) / (1 - alpha)
 
 
+class Options(TypedDict, total=False):
+    """Options of :class:`WeightedELBO`."""
+
+    num_particles: int
+    vectorize_particles: bool
+    max_plate_nesting: float
+    retain_graph: bool | None
+    plate: str | None
+
+
 class WeightedELBO(Bound, pyro.infer.ELBO):
     """What the importance-weighted objectives share; see each for its bound.
 
@@ -84,6 +96,7 @@ class WeightedELBO(Bound, pyro.infer.ELBO):
     def __init__(
         self,
         num_particles: int = 5,
+        *,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
@@ -106,33 +119,11 @@ class WeightedELBO(Bound, pyro.infer.ELBO):
         """The bound as a function of the log weights: shape ``(K, B)`` to ``(B,)``, nats; differentiable."""
         raise NotImplementedError
 
-    def bound(
-        self,
-        model: Program,
-        guide: Program,
-        *args: object,
-        plate: str | None = None,
-        outer_scale: OuterScale = "refuse",
-        **kwargs: object,
+    def _bound(
+        self, model: Program, guide: Program, args: Args, kwargs: Kwargs, plate: str | None, outer_scale: OuterScale
     ) -> Tensor:
-        """The bound on log p(x) of each datum, from one set of draws: never a surrogate, no beta and no N/B in it.
-
-        Args:
-            model: A Pyro model whose data lie in one plate.
-            guide: Its guide.
-            *args: What both take.
-            plate: Name of the data plate, where several enclose every site; default: that of the constructor.
-            outer_scale: See ``log_weights``.
-            **kwargs: Likewise.
-
-        Returns:
-            Shape ``(B,)``, nats, higher is better.
-
-        Raises:
-            ValueError: If model and guide give no weights for each datum, see ``log_weights``, or a site is not allowed.
-        """
-        draws = ProposalDraws(model, guide, args, kwargs, plate or self.plate, outer_scale, self.vectorize_particles)
-        check_sites(Pair(draws._first, draws.guide_trace), self.name, self.reparameterized)
+        draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, self.vectorize_particles)
+        check_sites(Pair(draws.model_trace, draws.guide_trace), self.name, self.reparameterized)
         return self.value(draws(self.num_draws).log_w)
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
@@ -167,7 +158,7 @@ class WeightedELBO(Bound, pyro.infer.ELBO):
             return
         with own_randomness(), torch.no_grad():
             draws = ProposalDraws(model, guide, args, kwargs, self.plate, "ignore", self.vectorize_particles)
-            pair = Pair(draws._first, draws.guide_trace)
+            pair = Pair(draws.model_trace, draws.guide_trace)
             check_sites(pair, self.name, self.reparameterized)
             self._check_beta(pair)
             if self.vectorize_particles and self.num_draws > 1:

@@ -10,7 +10,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae.inference.program.sites import plates_of
+from pyro_vae.inference.program.sites import is_subsample, plates_of
 from pyro_vae.registration import collecting
 
 
@@ -41,7 +41,7 @@ class UsedData(Used):
         self._plates: dict[str, Any] | None = None
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if type(msg["fn"]).__name__ != "_Subsample" and not msg["infer"].get("_deterministic", False):
+        if not is_subsample(msg) and not msg["infer"].get("_deterministic", False):
             plates = plates_of(msg)
             kept = plates if self._plates is None else {k: v for k, v in self._plates.items() if k in plates}
             self._plates = kept

@@ -12,21 +12,22 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent
 
+#: A node of a trace, or a message of Pyro's.
 Site = dict[str, Any]
-
-
+#: Name of the plate of K draws of log weights.
 PARTICLES = "_log_weights_particles"
-
-
 PARTICLE_PLATES = {PARTICLES, "num_particles_vectorized"}  # ours, and that of Pyro's objectives
 
 
+def is_subsample(site: Site) -> bool:
+    """Return True if a sample site chooses the rows of a plate."""
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """The sample sites of a trace that have a log-probability: no subsampling, no ``pyro.deterministic``."""
+    """Sample sites with a log-probability: no subsampling, no ``pyro.deterministic``."""
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
-            continue
-        if not site["infer"].get("_deterministic", False):
+        if site["type"] == "sample" and not is_subsample(site) and not site["infer"].get("_deterministic", False):
             yield name, site
 
 
@@ -73,11 +74,16 @@ def distribution_mask(fn: Any) -> Tensor | None:
     return None
 
 
-def base_name(distribution: Any) -> str:
-    """Name of a distribution without its wrappers."""
+def base_distribution(distribution: Any) -> Any:
+    """A distribution without its wrappers."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
-    return type(distribution).__name__
+    return distribution
+
+
+def base_name(distribution: object) -> str:
+    """Name of a distribution's class, without its wrappers."""
+    return type(base_distribution(distribution)).__name__
 
 
 def is_auxiliary_loss(site: Site) -> bool:

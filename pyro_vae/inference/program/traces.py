@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.inference.program.sites import Site, sample_sites
+from pyro_vae.inference.program.sites import Site, is_subsample, sample_sites
 
 #: A Pyro function: a model or a guide.
 Program = Callable[..., Any]
@@ -37,13 +37,19 @@ def with_values(trace: Trace, change: Callable[[str, Site], Tensor]) -> Trace:
     return copy
 
 
-def keep_subsample(pair: Pair, *programs: Program) -> tuple[Program, ...]:
-    """Programs that take the rows that a pair of traces has taken: all draws of a bound are of the same data."""
+def subsamples(pair: Pair) -> Trace:
+    """The sites at which a pair of traces has chosen the rows of its plates."""
     rows = Trace()
     for trace in pair:
         for name, site in trace.nodes.items():
-            if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample" and name not in rows:
+            if site["type"] == "sample" and is_subsample(site) and name not in rows:
                 rows.add_node(name, **site)
+    return rows
+
+
+def keep_subsample(pair: Pair, *programs: Program) -> tuple[Program, ...]:
+    """Replay programs over the rows of a pair, so that all draws of a bound see the same data."""
+    rows = subsamples(pair)
     return tuple(poutine.replay(program, trace=rows) for program in programs) if len(rows) else programs
 
 
@@ -55,13 +61,3 @@ def prior_guide(model: Callable[..., Any]) -> Callable[..., Any]:
             return model(*args, **kwargs)
 
     return guide
-
-
-def subsamples(pair: Pair) -> Trace:
-    """The sites at which a pair of traces has chosen its rows."""
-    rows = Trace()
-    for trace in pair:
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample" and name not in rows:
-                rows.add_node(name, **site)
-    return rows

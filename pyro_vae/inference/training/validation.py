@@ -14,12 +14,12 @@ from pyro_vae import parallel
 from pyro_vae.data import Data, Inputs, Split, Stored, binarize
 from pyro_vae.data.dataset import MEAN_ROWS
 from pyro_vae.data.stored import rows_of
-from pyro_vae.inference.program.data_plate import UnguidedSiteError
+from pyro_vae.inference.program.checks import UnguidedSiteError
 from pyro_vae.inference.program.traces import Args, Program
 from pyro_vae.inference.training.history import Row
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
-from pyro_vae.inference.weights.enumeration import EnumeratedTerms
-from pyro_vae.inference.weights.log_weights import ProposalDraws, WeightTerms
+from pyro_vae.inference.weights.log_weights import ProposalDraws
+from pyro_vae.inference.weights.terms import EnumeratedTerms, WeightTerms
 from pyro_vae.models.protocol import PyroModel, evaluation_inputs, has_bound, method_of, training_inputs
 from pyro_vae.system.randomness import own_randomness
 

@@ -15,7 +15,8 @@ from pyro_vae.inference.capture.graph import OTHER_NOISE, ROUNDING, NotCapturedE
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.noise import Noise, NoiseShape
 from pyro_vae.inference.program.sites import sample_sites
-from pyro_vae.inference.weights.log_weights import ProposalDraws, WeightTerms
+from pyro_vae.inference.weights.log_weights import ProposalDraws
+from pyro_vae.inference.weights.terms import WeightTerms
 
 #: Draws become eager after so many batches that no earlier graph fits.
 MISFITS = 3

@@ -6,26 +6,22 @@ r"""Log weights with discrete latent sites summed over instead of drawn.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
 
 import pyro
-import torch
-from pyro import poutine, validation_enabled
+from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.guide import GuideMessenger
 from pyro.util import check_site_shape
 
-from pyro_vae.handlers import check_kl_scales
-from pyro_vae.inference.program.data_plate import check_match, check_scales, find_data_plate, warn_one_by_one
 from pyro_vae.inference.program.sites import PARTICLES, Site, drawn_sites, plates_of, sample_sites, site_log_prob
-from pyro_vae.inference.program.traces import Pair, Program, subsamples
-from pyro_vae.inference.weights.enumeration import EnumeratedSums, EnumeratedTerms, enumerated_sites, support_size
-from pyro_vae.system.devices import explain_device_error
+from pyro_vae.inference.program.traces import Pair
+from pyro_vae.inference.weights.draws import Draws
+from pyro_vae.inference.weights.enumeration import EnumerationSums, support_size
+from pyro_vae.inference.weights.terms import EnumeratedTerms
 
 
-class EnumeratedDraws:
+class EnumeratedDraws(Draws[EnumeratedTerms]):
     r"""Draws from the guide for one batch of data, its marked discrete sites y summed over; see :class:`EnumeratedTerms`.
 
     .. math:: p(x_i) = E\Big[\tfrac1K \textstyle\sum_k \sum_y w_{kyi}\Big], \quad
@@ -39,14 +35,8 @@ class EnumeratedDraws:
     drawn, every draw gives the same: the sum is exact.
 
     Args:
-        model: A Pyro model.
-        guide: Its guide; sites that the model enumerates need not be in it.
-        args: Positional arguments of both.
-        kwargs: Keyword arguments of both.
-        plate: Name of the data plate, see :func:`find_data_plate`.
-        outer_scale: ``"refuse"`` a ``poutine.scale`` other than 1 on a site, or ``"ignore"`` it.
-        vectorize: Draw all K in one call, in an outer plate; else in K calls.
-        captured: Compiles all draws but the first call's; None: eager ones.
+        *args: See :class:`Draws`; sites that the model enumerates need not be in the guide.
+        **options: Likewise.
 
     Attributes:
         data_plate: Where the data lie.
@@ -60,51 +50,15 @@ class EnumeratedDraws:
             is enumerated in part (``num_samples``), or shares its axis with another (``pyro.markov``).
     """
 
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        plate: str | None = None,
-        outer_scale: Literal["refuse", "ignore"] = "refuse",
-        vectorize: bool = True,
-        captured: Any = None,
-    ) -> None:
-        if outer_scale not in ("refuse", "ignore"):
-            raise ValueError(f"outer_scale: expected 'refuse' or 'ignore', got {outer_scale!r}.")
-        if isinstance(poutine.unwrap(guide), GuideMessenger):
-            raise ValueError(
-                f"guide: expected a function with sample sites of its own, got the messenger {type(guide).__name__}, which "
-                "runs the model itself; use its counterpart among the autoguides, such as AutoNormal."
-            )
-        self.args, self.kwargs, self.vectorize, self.captured = args, kwargs, vectorize, captured
-        # Drawn once without enumeration, which needs to know how deep the plates are.
-        self.guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        drawn = poutine.trace(poutine.replay(model, trace=self.guide_trace)).get_trace(*args, **kwargs)
-        self.sites = enumerated_sites(drawn, self.guide_trace)
-        common = drawn.copy()
+    def _prepare(self) -> None:
         for name in self.sites:
-            if name not in self.guide_trace.nodes:
-                common.remove_node(name)
-        check_match(common, self.guide_trace)
-        check_kl_scales(common, self.guide_trace)
-        if outer_scale == "refuse":
-            check_scales(drawn, self.guide_trace)
-        self.data_plate = find_data_plate(drawn, self.guide_trace, plate)
-        for name in self.sites:
-            site = (self.guide_trace if name in self.guide_trace.nodes else drawn).nodes[name]
-            self._check_site(name, site, name in drawn.nodes)
-        # Every call sees the same data: the draws of subsampling sites stay as they are.
-        self.fixed = subsamples(Pair(drawn, self.guide_trace))
-        self.model, self.guide = poutine.replay(model, trace=self.fixed), poutine.replay(guide, trace=self.fixed)
-        self._compared = False
+            trace = self.guide_trace if name in self.guide_trace.nodes else self.model_trace
+            self._check_site(name, trace.nodes[name], name in self.model_trace.nodes)
         pair = self._traces(None)
         for trace in pair if is_validation_enabled() else ():
             for _, site in sample_sites(trace):
-                site_log_prob(site)
                 check_site_shape({**site, "log_prob": site_log_prob(site)}, self.data_plate.nesting)
-        self.first = self._sums(pair, 1).terms()
+        self.first = self._sums(pair, 1)
         self.num_values = math.prod(support_size(pair, name) for name in self.sites)
 
     def _check_site(self, name: str, site: Site, in_model: bool) -> None:
@@ -137,33 +91,16 @@ class EnumeratedDraws:
         Returns:
             The terms, each of shape ``(K, B)``, nats.
         """
-        with validation_enabled(False):  # the first traces were validated, and those checks know no particle axis
-            if self.vectorize:
-                try:
-                    return self._draw(num_samples)
-                except (RuntimeError, ValueError, IndexError) as error:
-                    if explain_device_error(error) is not None:  # the device's fault, and no better one by one
-                        raise
-                    warn_one_by_one(error)
-                    self.vectorize = False
-            terms = [self._draw(1) for _ in range(num_samples)]
-            return EnumeratedTerms(*(torch.cat(part) for part in zip(*terms, strict=True)))
-
-    def _draw(self, num_samples: int) -> EnumeratedTerms:
-        if self.captured is not None and self._compared and not torch.is_grad_enabled():
-            found = self.captured(self, num_samples)
-            if found is not None:
-                return found
-        return self.eagerly(num_samples)
+        return self._together(num_samples, lambda num, _: self._draw(num))
 
     def eagerly(self, num_samples: int) -> EnumeratedTerms:
         """Draw by running model and guide; see :meth:`__call__`."""
         if not self.vectorize:
-            return self._sums(self._traces(None), 1).terms()
+            return self._sums(self._traces(None), 1)
         pair = self._traces(num_samples)
-        terms = self._sums(pair, num_samples).terms()
+        terms = self._sums(pair, num_samples)
         if not self._compared:
-            self._compare(terms, pair.guide)
+            self._compare(terms, self._alone(pair.guide))
         return terms
 
     def _traces(self, num_samples: int | None, values: Trace | None = None) -> Pair:
@@ -179,19 +116,15 @@ class EnumeratedDraws:
         model = EnumMessenger()(poutine.replay(model, trace=guide_trace))
         return Pair(poutine.trace(model).get_trace(*self.args, **self.kwargs), guide_trace)
 
-    def _compare(self, terms: EnumeratedTerms, guide_trace: Trace) -> None:
-        """Refuse to trust an outer plate under which a draw has other weights than alone; see ``ProposalDraws``."""
+    def _alone(self, guide_trace: Trace) -> EnumeratedTerms:
+        """Terms of the first of K draws, with no outer plate."""
         axis = -1 - self.data_plate.nesting
         values = Trace()
         for name, site in drawn_sites(guide_trace):
             if name not in self.sites:
                 value = site["value"].select(axis - site["fn"].event_dim, 0)
                 values.add_node(name, **{**site, "value": value})
-        alone = self._sums(self._traces(None, values), 1).terms()
-        for ours, single in zip(terms, alone, strict=True):
-            if not torch.allclose(ours[:1], single, rtol=1e-3, atol=1e-3, equal_nan=True):
-                raise ValueError("a draw has other weights there than alone")
-        self._compared = True
+        return self._sums(self._traces(None, values), 1)
 
-    def _sums(self, pair: Pair, num_samples: int) -> EnumeratedSums:
-        return EnumeratedSums(pair, self.data_plate, self.sites, num_samples)
+    def _sums(self, pair: Pair, num_samples: int) -> EnumeratedTerms:
+        return EnumerationSums(pair, self.data_plate, self.sites).terms(num_samples)

@@ -238,7 +238,7 @@ def test_a_prior_that_depends_on_the_summed_site_is_a_mixture():
     draws = EnumeratedDraws(model, guide, (x,), {})
     pair = draws._traces(10)
     z = pair.guide.nodes["z"]["value"]
-    terms = draws._sums(pair, 10).terms()
+    terms = draws._sums(pair, 10)
     prior = torch.logsumexp(torch.tensor([0.4, 0.6]).double().log() + dist.Normal(locs, 0.5).log_prob(z[..., None]), -1)
     torch.testing.assert_close(terms.log_ratio, prior - dist.Normal(0.5 * x, 1.2).log_prob(z))
     torch.testing.assert_close(terms.log_likelihood, dist.Normal(z, 1.0).log_prob(x))

@@ -1,0 +1,146 @@
+"""Draws of a guide for one batch: all in an outer plate, else one by one."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import torch
+from pyro import poutine, validation_enabled
+from torch import Tensor
+
+from pyro_vae.handlers import check_kl_scales
+from pyro_vae.inference.program.checks import check_guide, check_match, check_scales
+from pyro_vae.inference.program.data_plate import find_data_plate
+from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, subsamples
+from pyro_vae.inference.weights.enumeration import enumerated_sites
+from pyro_vae.inference.weights.terms import EnumeratedTerms, WeightTerms
+from pyro_vae.system.devices import explain_device_error
+
+OuterScale = Literal["refuse", "ignore"]
+T = TypeVar("T", WeightTerms, EnumeratedTerms)
+
+
+class CompiledDraws(Protocol):
+    """Compiles the draws of a batch, such as ``CapturedDraws``."""
+
+    def __call__(self, draws: Any, num_samples: int, *noise: Any) -> Any:
+        """The terms of K draws; None where they must be drawn eagerly."""
+
+
+class Draws(ABC, Generic[T]):
+    """Draws of a guide for one batch of data; a call gives the terms of K of them.
+
+    The first trace finds the data plate and is checked. All calls see the same data: the rows of a plate that subsamples
+    stay as they are. K draws are made in one call of the program, in an outermost plate. A program that fails there, or
+    has other weights there, is drawn from one by one, with a warning.
+
+    Args:
+        model: A Pyro model.
+        guide: Its guide.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+        plate: Name of the data plate, see :func:`find_data_plate`.
+        outer_scale: ``"refuse"`` a ``poutine.scale`` other than 1 on a site, or ``"ignore"`` it.
+        vectorize: Draw all K in one call, in an outermost plate; else in K calls.
+        captured: Compiles all draws but the first call's, and shares its graphs with other batches; None: eager ones.
+
+    Attributes:
+        data_plate: The plate of the data.
+        model_trace: Trace of the model of the first draw.
+        guide_trace: Trace of the guide of the first draw.
+        sites: Names of the enumerated sites.
+        fixed: The subsampling sites, shared by all calls.
+
+    Raises:
+        ValueError: See ``log_weights``.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        args: Args,
+        kwargs: Kwargs,
+        plate: str | None = None,
+        outer_scale: OuterScale = "refuse",
+        vectorize: bool = True,
+        captured: CompiledDraws | None = None,
+    ) -> None:
+        if outer_scale not in ("refuse", "ignore"):
+            raise ValueError(f"outer_scale: expected 'refuse' or 'ignore', got {outer_scale!r}.")
+        check_guide(guide)
+        self.args, self.kwargs, self.vectorize, self.captured = args, kwargs, vectorize, captured
+        self.guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        self.model_trace = poutine.trace(poutine.replay(model, trace=self.guide_trace)).get_trace(*args, **kwargs)
+        self.sites = self._sites_to_sum(enumerated_sites(self.model_trace, self.guide_trace))
+        common = self.model_trace
+        if unguided := [name for name in self.sites if name not in self.guide_trace.nodes]:
+            common = self.model_trace.copy()
+            for name in unguided:
+                common.remove_node(name)
+        check_match(common, self.guide_trace)
+        check_kl_scales(common, self.guide_trace)
+        if outer_scale == "refuse":
+            check_scales(self.model_trace, self.guide_trace)
+        self.data_plate = find_data_plate(self.model_trace, self.guide_trace, plate)
+        self.fixed = subsamples(Pair(self.model_trace, self.guide_trace))
+        self.model = poutine.replay(model, trace=self.fixed)
+        self.guide = poutine.replay(guide, trace=self.fixed)
+        self._compared = False
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Whatever else a kind of draws does with the first trace."""
+
+    def _sites_to_sum(self, marked: list[str]) -> list[str]:
+        """The sites to be summed over, among those marked for enumeration."""
+        return marked
+
+    @abstractmethod
+    def eagerly(self, num_samples: int) -> T:
+        """Draw by running model and guide; see :meth:`__call__`."""
+
+    def _together(self, num_samples: int, draw: Callable[[int, int], T]) -> T:
+        """K draws, from ``draw(K, 0)`` or, where the program fails in an outer plate, from ``draw(1, k)`` for each k."""
+        with validation_enabled(False):  # the first trace was validated, and those checks know no particle axis
+            if self.vectorize:
+                try:
+                    return draw(num_samples, 0)
+                except (RuntimeError, ValueError, IndexError) as error:
+                    if explain_device_error(error) is not None:  # the device's fault, and no better one by one
+                        raise
+                    warnings.warn(
+                        f"log weights: this program does not run inside an outer plate ({error}); drawing one by one "
+                        "instead, which is slower. Let it use its last dimensions alone (z[..., 0], not z[:, 0]), or pass "
+                        "vectorize=False.",
+                        stacklevel=4,
+                    )
+                    self.vectorize = False
+            return _joined([draw(1, k) for k in range(num_samples)])
+
+    def _draw(self, num_samples: int, *noise: Any) -> T:
+        """K draws, compiled where that is asked for and has been compared with an eager call."""
+        if self.captured is not None and self._compared and not torch.is_grad_enabled():
+            found: T | None = self.captured(self, num_samples, *noise)
+            if found is not None:
+                return found
+        return self.eagerly(num_samples, *noise)
+
+    def _compare(self, together: T, alone: T) -> None:
+        """Refuse to trust an outer plate under which the first draw has other weights than alone.
+
+        A program that indexes from the left, ``z[:, 0]``, may run there without an error and mix up draws and data.
+        """
+        for ours, single in zip(together, alone, strict=True):
+            if not torch.allclose(ours[:1], single, rtol=1e-3, atol=1e-3, equal_nan=True):
+                raise ValueError("a draw has other weights there than alone")
+        self._compared = True
+
+
+def _joined(parts: Sequence[T]) -> T:
+    """Draws made one by one as one set."""
+    arrays: list[Tensor] = [torch.cat(part) for part in zip(*parts, strict=True)]
+    return type(parts[0])(*arrays)
