@@ -81,7 +81,7 @@ class CapturedDraws(GraphCache["_Draw"]):
                 )
                 agreed.add(key)
         except NotCapturedError as error:
-            self.give_up(str(error), stacklevel=4)
+            self.give_up(str(error), stacklevel=6)
             return None
         return self.graphs[key](inputs)
 
