@@ -73,7 +73,7 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
             if outer_scale == "refuse":
                 check_scales(model_trace, guide_trace)
             refuse_points(model_trace, guide_trace)
-            sums = _ElboSums(Pair(model_trace, guide_trace), int(self.max_plate_nesting), plate)
+            sums = ElboSums(Pair(model_trace, guide_trace), int(self.max_plate_nesting), plate)
             values.append(sums.mean(sums.likelihood + sums.ratio))
         return torch.cat(values).mean(0)
 
@@ -87,7 +87,7 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
         parts = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             try:
-                sums = _ElboSums(Pair(model_trace, guide_trace), int(self.max_plate_nesting), self.plate)
+                sums = ElboSums(Pair(model_trace, guide_trace), int(self.max_plate_nesting), self.plate)
                 extra = sums.training_terms()
                 _check_gradients(guide_trace)
             except NotSimpleError:
@@ -137,7 +137,7 @@ def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
             )
 
 
-class _ElboSums(EnumerationSums):
+class ElboSums(EnumerationSums):
     """The parts of the bound, each of shape ``(E..., K, B)``, nats.
 
     Attributes:

@@ -129,7 +129,7 @@ def test_a_fault_of_the_sum_over_labels_is_seen(monkeypatch, quick):
 
 def test_a_sum_that_forgets_what_a_label_counts_for_is_seen(monkeypatch, quick):
     """As if q(y|x), by which the terms are averaged, were a constant: no gradient, though the bound is right."""
-    right = enumerated_elbo._Sums.mean
+    right = enumerated_elbo.ElboSums.mean
 
     def fixed(self, value):
         before, self.log_q = self.log_q, self.log_q.detach()
@@ -137,7 +137,7 @@ def test_a_sum_that_forgets_what_a_label_counts_for_is_seen(monkeypatch, quick):
         self.log_q = before
         return found
 
-    monkeypatch.setattr(enumerated_elbo._Sums, "mean", fixed)
+    monkeypatch.setattr(enumerated_elbo.ElboSums, "mean", fixed)
     assert broken(enumerated(X, 100)) == {("enum, three labels", "gradient")}
 
 
