@@ -15,7 +15,6 @@ from torch.distributions import biject_to
 
 from pyro_vae.errors import check_count, check_counts
 from pyro_vae.evidence.annealing.annealed import Annealer
-from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.annealing.path import AnnealingPath
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.sampler import CHUNK_ROWS, Sampler
@@ -130,12 +129,10 @@ def _drawn(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -
 
 def _annealed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> tuple[Tensor, Tensor, Estimate]:
     """Where chains end, shape ``(C, B, Z)``, and their log weights, shape ``(C, B)``, float64."""
-    joint = AnnealingPath(partial.model, partial.guide, (x, visible), {}, "prior")
-    annealer = Annealer.tuned(joint, num, steps, 5, "sigmoid", "diagonal", None)
-    log_w, u, acceptance = annealer.run(joint.draw(num))
-    likelihood = joint.sums(u)["likelihood"].detach()
-    found = AnnealedEstimate.from_chains(log_w.to(likelihood.dtype), likelihood, acceptance, annealer.step_size, steps)
-    return biject_to(partial.vae.prior().support)(u), log_w, found
+    path = AnnealingPath(partial.model, partial.guide, (x, visible), {}, "prior")
+    annealer = Annealer.tuned(path, num, steps)
+    chains = annealer.run(path.draw(num))
+    return biject_to(partial.vae.prior().support)(chains.u), chains.log_w, annealer.lower_bound(chains)
 
 
 def _moments(vae: Any, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the weights of annealed chains say of log p(x), and whether it can be trusted."""
+"""An annealed estimate of log p(x) for each datum."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ from torch import Tensor
 
 from pyro_vae.evidence.estimates.estimate import Estimate
 
-#: Up to so many chains there is no tail to fit a Pareto shape to.
-FEW_CHAINS = 20
-#: With so few, the largest standard deviation of log w over chains, nats, at which their error is given.
-LARGEST_SPREAD = 1.0
+#: Most chains that are judged by their spread: they have no tail to fit a Pareto shape to.
+MAX_CHAINS_JUDGED_BY_SPREAD = 20
+#: Largest standard deviation of log w over these chains, nats, at which their error is given.
+MAX_SPREAD_NATS = 1.0
 
 
 @dataclass(frozen=True)
 class AnnealedEstimate(Estimate):
-    r"""Annealed log p(x) with what is needed to judge it; tensors of shape ``(B,)``, CPU.
+    r"""Annealed log p(x) with diagnostics.
 
-    A stochastic lower bound, as every :class:`Estimate`; K is the number of chains, and w the weight of a whole chain. ``elbo``
-    is the mean of log w, the bound of a single chain. ``distortion`` is -log p(x|z) where the chains end, near the
-    posterior's, and ``rate`` is -elbo - distortion, near KL(p(z|x) || p(z)).
+    .. math:: \widehat{\log p}(x) = \log \tfrac1C \textstyle\sum_c w_c
 
-    Up to 20 chains no tail can be fitted: ``pareto_k`` is infinite, and a datum is judged by the standard deviation of log w,
-    which is normal where the steps are many. Its error is given if that is at most 1 nat.
+    A stochastic lower bound, like every :class:`Estimate`; K is the number of chains C, and w is the weight of a whole chain.
+    ``elbo`` is the mean of log w, the bound from a single chain. ``distortion`` is -log p(x|z) at the end of the chains, near
+    that of the posterior, and ``rate`` is -elbo - distortion, near KL(p(z|x) || p(z)).
+
+    With at most 20 chains no tail can be fitted: ``pareto_k`` is infinite, and a datum is judged by the standard deviation of
+    log w, which is normal if there are many steps. Its error is given if that is at most 1 nat.
+
+    Attributes, unless stated otherwise, are tensors of shape ``(B,)`` on the CPU.
 
     Attributes:
-        acceptance: Mean probability with which a move was taken.
+        acceptance: Mean acceptance probability of the moves.
         step_size: Step size of the moves, in units of the metric's scales: the geometric mean over the path.
         spread: Standard deviation of log w over chains, nats; NaN for one chain.
-        num_steps: T, the steps from the start to the posterior.
+        num_steps: T, steps from start to posterior, an integer.
     """
 
     acceptance: Tensor = field(kw_only=True)
@@ -45,36 +49,36 @@ class AnnealedEstimate(Estimate):
     def from_chains(
         cls, log_w: Tensor, log_likelihood: Tensor, acceptance: Tensor, step_size: Tensor, num_steps: int
     ) -> Self:
-        """Reduce the chains' log weights.
+        """Reduce the log weights of the chains.
 
         Args:
             log_w: Log weights, shape ``(C, B)``, nats, in the dtype of the model.
-            log_likelihood: log p(x|z) where the chains end, likewise.
-            acceptance: Shape ``(B,)``.
-            step_size: Shape ``(B,)``.
+            log_likelihood: log p(x|z) at the end of the chains, likewise.
+            acceptance: Mean acceptance probability, shape ``(B,)``.
+            step_size: Step size of the moves, shape ``(B,)``.
             num_steps: T.
 
         Raises:
             ValueError: If a weight is NaN.
         """
         estimate = Estimate.from_weights(log_likelihood, log_w - log_likelihood, log_w)
-        known = {f.name: getattr(estimate, f.name) for f in dataclasses.fields(estimate)}
-        wide, spread = log_w.cpu().double(), torch.full_like(estimate.log_px, math.nan)
-        if len(log_w) > 1:
-            spread = wide.std(0)
-        found = cls(
-            **known,
+        fields = {f.name: getattr(estimate, f.name) for f in dataclasses.fields(estimate)}
+        num_chains, log_w = len(log_w), log_w.cpu().double()
+        spread = log_w.std(0) if num_chains > 1 else torch.full_like(estimate.log_px, math.nan)
+        annealed = cls(
+            **fields,
             acceptance=acceptance.cpu().double(),
             step_size=step_size.cpu().double(),
             spread=spread,
             num_steps=num_steps,
         )
-        if not 1 < len(log_w) <= FEW_CHAINS:
-            return found
-        error = (wide - found.log_px).exp().std(0) / math.sqrt(len(log_w))
-        jackknife, good = _jackknife(wide - found.log_px), found.reliable
+        if not 1 < num_chains <= MAX_CHAINS_JUDGED_BY_SPREAD:
+            return annealed
+        relative = log_w - annealed.log_px
+        error, jackknife = relative.exp().std(0) / math.sqrt(num_chains), _jackknife(relative)
+        good = annealed.reliable
         return dataclasses.replace(
-            found,
+            annealed,
             std_error=torch.where(good, error, math.nan),
             jackknife_error=torch.where(good, jackknife, math.nan),
             bias=torch.where(good, -error.square() / 2, math.nan),
@@ -82,25 +86,37 @@ class AnnealedEstimate(Estimate):
 
     @property
     def criterion(self) -> tuple[str, str]:
-        """By what ``reliable`` judges, and its limit, in words."""
-        if self.num_samples <= FEW_CHAINS:
-            return "the standard deviation of log w over chains", f"{LARGEST_SPREAD:g} nat"
+        """The quantity by which ``reliable`` judges, and its limit, in words."""
+        if self.num_samples <= MAX_CHAINS_JUDGED_BY_SPREAD:
+            return "the standard deviation of log w over chains", f"{MAX_SPREAD_NATS:g} nat"
         return super().criterion
 
     @property
     def threshold(self) -> float:
-        """The largest k at which so many chains can be trusted; infinity where they are judged by their spread."""
-        return math.inf if self.num_samples <= FEW_CHAINS else super().threshold
+        """Largest k at which the estimate can be trusted.
+
+        Infinite with at most 20 chains, which are judged by their spread.
+        """
+        return math.inf if self.num_samples <= MAX_CHAINS_JUDGED_BY_SPREAD else super().threshold
 
     @property
     def reliable(self) -> Tensor:
-        """Where k is at most the threshold or, up to 20 chains, ``spread`` at most 1 nat: shape ``(B,)``, bool."""
-        few = (self.draws > 1) & (self.draws <= FEW_CHAINS)
-        return torch.where(few, self.spread <= LARGEST_SPREAD, super().reliable)
+        """True where the estimate can be trusted, shape ``(B,)``, bool.
+
+        With at most 20 chains: ``spread`` is at most 1 nat. With more: k is at most the threshold.
+        """
+        few = (self.draws > 1) & (self.draws <= MAX_CHAINS_JUDGED_BY_SPREAD)
+        return torch.where(few, self.spread <= MAX_SPREAD_NATS, super().reliable)
 
 
 def _jackknife(log_w: Tensor) -> Tensor:
-    """Standard error of the log of the mean of w by leaving out one chain at a time; log w of shape ``(C, B)``."""
+    """Jackknife standard error of the log of the mean weight.
+
+    Leaves out one chain at a time.
+
+    Args:
+        log_w: Log weights, shape ``(C, B)``.
+    """
     w, num = log_w.exp(), len(log_w)
     rest = (w.sum(0) - w).clamp(min=0).log()
     return ((rest - rest.mean(0)).square().sum(0) * (num - 1) / num).sqrt()

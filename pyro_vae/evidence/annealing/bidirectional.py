@@ -1,93 +1,101 @@
-r"""Bounds on log p(x) from both sides, for data whose posterior can be drawn from exactly: data that the model made."""
+"""Bidirectional Monte Carlo: lower and upper bounds on log p(x)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
 from pyro_vae.errors import check_counts, clear_data_errors
-from pyro_vae.evidence.annealing.annealed import Annealer, Metric, Path
+from pyro_vae.evidence.annealing.annealed import Annealer, Metric, Schedule
 from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.annealing.compiled import CapturedPath
 from pyro_vae.evidence.annealing.hmc import move
 from pyro_vae.evidence.annealing.path import AnnealingPath, Start
 from pyro_vae.evidence.simulation import Simulated, simulate
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.system.randomness import own_randomness
 
 __all__ = ["Bracket", "BracketSummary", "Simulated", "UpperBound", "bidirectional", "simulate"]
 
-#: Moves at the posterior before the chains go backward, so that those of a datum part from their common draw.
-PARTING_MOVES = 10
+T = TypeVar("T")
+
+#: Moves at the posterior before chains go backward: they spread the chains of a datum from their common draw.
+SPREADING_MOVES = 10
 
 
 @dataclass(frozen=True)
 class UpperBound:
-    r"""Log p(x) from above by chains that go backward; tensors of shape ``(B,)``, CPU.
+    r"""Stochastic upper bound on log p(x) from chains that go backward.
 
     .. math:: \widehat{\log p}(x) = -\log \tfrac1C \textstyle\sum_c w_c^{-1}, \quad E[w^{-1}] = 1 / p(x)
 
-    A stochastic upper bound, whatever C: biased high by about Var(1/w) p(x)^2 / (2 C).
+    Biased high, whatever C is, by about Var(1/w) p(x)^2 / (2 C).
 
     Attributes:
-        inverse: The same chains as an estimate of -log p(x), of weights 1/w; what it says of errors, ESS, Pareto k
-            and acceptance holds here.
+        inverse: The same chains as an estimate of -log p(x), with weights 1/w. Its errors, ESS, Pareto k and acceptance are
+            those of the bound. Tensors of shape ``(B,)`` on the CPU.
     """
 
     inverse: AnnealedEstimate
 
     @property
     def log_px(self) -> Tensor:
-        """The bound, nats: at least log p(x) in expectation."""
+        """The bound, shape ``(B,)``, nats; at least log p(x) in expectation."""
         return -self.inverse.log_px
 
     @property
     def std_error(self) -> Tensor:
-        """Its Monte Carlo standard error, nats; NaN where it would say nothing.
+        """Monte Carlo standard error of the bound, shape ``(B,)``, nats.
 
-        Chains that began at one posterior draw are taken for independent, and few of them seldom show the draws that would
-        raise 1/w: it is often too small by a fifth or more. The scatter of the bound over data has no such fault.
+        NaN where it cannot be trusted. It treats chains that began at one posterior draw as independent, and few chains seldom
+        show the draws that would raise 1/w: it is often too small, by a fifth or more. The scatter of the bound over data does
+        not have this fault.
         """
         return self.inverse.std_error
 
     @property
     def bias(self) -> Tensor:
-        """Estimate of its bias, std_error^2 / 2, nats; NaN where ``std_error`` is."""
+        """Estimated bias, std_error^2 / 2, shape ``(B,)``, nats.
+
+        NaN where ``std_error`` is.
+        """
         return -self.inverse.bias
 
     @property
     def reliable(self) -> Tensor:
-        """Where the error can be believed: bool."""
+        """True where the error can be trusted, shape ``(B,)``, bool."""
         return self.inverse.reliable
 
     @property
     def acceptance(self) -> Tensor:
-        """Mean probability with which a move was taken."""
+        """Mean acceptance probability of the moves, shape ``(B,)``."""
         return self.inverse.acceptance
 
 
 @dataclass(frozen=True)
 class BracketSummary:
-    r"""A bracket's means over N data, nats per datum.
+    """Means of a bracket over N data, nats per datum.
 
     Attributes:
         lower: Mean of the lower bounds.
         upper: Mean of the upper bounds.
-        gap: Their difference: the mean log p(x) lies within, up to the errors.
-        gap_std_error: Standard error of the mean gap, from its scatter over data, in which all Monte Carlo is. None at N = 1.
-        lower_mc_error: Monte Carlo standard error of ``lower``; None if any datum's is not known.
-        upper_mc_error: That of ``upper``, likewise.
-        lower_bound: log p(x) averaged over these data is above this with probability 0.95: ``lower`` less log(20) / N.
-        upper_bound: It is below this with probability 0.95: ``upper`` and log(20) / N (Markov's inequality, both).
-        acceptance: Mean acceptance of the forward chains.
-        reverse_acceptance: Mean acceptance of the backward chains.
+        gap: ``upper`` - ``lower``: the mean log p(x) lies between the bounds, up to their errors.
+        gap_std_error: Standard error of ``gap`` from its scatter over data, which contains all Monte Carlo error. None at
+            N = 1.
+        lower_mc_error: Monte Carlo standard error of ``lower``; None if it is unknown for any datum.
+        upper_mc_error: Monte Carlo standard error of ``upper``, likewise.
+        lower_bound: ``lower`` - log(20) / N. The mean of log p(x) over these data is above it with probability 0.95.
+        upper_bound: ``upper`` + log(20) / N. The mean is below it with probability 0.95 (both by Markov's inequality).
+        acceptance: Mean acceptance probability of the forward chains.
+        reverse_acceptance: Mean acceptance probability of the backward chains.
         num_chains: C.
         num_steps: T.
         num_data: N.
@@ -110,13 +118,13 @@ class BracketSummary:
 
 @dataclass(frozen=True)
 class Bracket:
-    """Log p(x) of each datum between two stochastic bounds.
+    """Stochastic lower and upper bound on log p(x) of each datum.
 
     Attributes:
-        lower: From chains that go forward from the start.
-        upper: From chains that go backward from the posterior.
-        args: The positional arguments for which it holds: with simulated data, unless posterior draws were given.
-        kwargs: The keyword arguments, likewise.
+        lower: Lower bound, from chains that go forward from the start.
+        upper: Upper bound, from chains that go backward from the posterior.
+        args: Positional arguments that the bounds hold for: with simulated data, unless posterior draws were given.
+        kwargs: Keyword arguments, likewise.
     """
 
     lower: AnnealedEstimate
@@ -126,12 +134,20 @@ class Bracket:
 
     @property
     def gap(self) -> Tensor:
-        """Upper less lower bound, shape ``(B,)``, nats: at least 0 in expectation, though not at every draw."""
+        """Upper minus lower bound, shape ``(B,)``, nats.
+
+        At least 0 in expectation, though not at every draw.
+        """
         return self.upper.log_px - self.lower.log_px
 
     @classmethod
     def cat(cls, parts: Sequence[Bracket]) -> Bracket:
-        """The brackets of several batches as one; of arguments, tensors with a row for each datum are joined.
+        """Join the brackets of several batches.
+
+        Tensors among the arguments that have a row for each datum are joined; other arguments are those of the first batch.
+
+        Args:
+            parts: One bracket for each batch.
 
         Raises:
             ValueError: If there are none.
@@ -140,16 +156,16 @@ class Bracket:
             raise ValueError("cat: expected at least one bracket, got none; bracket some data first.")
         sizes = [len(part.gap) for part in parts]
 
-        def joined(*leaves: Any) -> Any:
-            rows = [len(x) if isinstance(x, Tensor) and x.dim() else None for x in leaves]
-            return torch.cat(leaves) if rows == sizes else leaves[0]
+        def join(*leaves: T) -> T | Tensor:
+            tensors: list[Tensor] = [x for x in leaves if isinstance(x, Tensor) and x.dim()]
+            return torch.cat(tensors) if list(map(len, tensors)) == sizes else leaves[0]
 
-        args, kwargs = _pytree.tree_map(joined, *[(part.args, part.kwargs) for part in parts])
+        args, kwargs = _pytree.tree_map(join, *[(part.args, part.kwargs) for part in parts])
         lower = AnnealedEstimate.cat([part.lower for part in parts])
         return cls(lower, UpperBound(AnnealedEstimate.cat([part.upper.inverse for part in parts])), args, kwargs)
 
     def summary(self) -> BracketSummary:
-        """Means over data, with their errors."""
+        """Average over data, with errors."""
         num, gap = len(self.gap), self.gap
         lower, upper = self.lower.summary(), self.upper.inverse.summary()
         return BracketSummary(
@@ -172,14 +188,14 @@ class Bracket:
 @clear_data_errors
 @torch.no_grad()
 def bidirectional(
-    model: Callable[..., Any],
-    guide: Callable[..., Any] | None,
+    model: Program,
+    guide: Program | None,
     *args: object,
     posterior_draws: Mapping[str, Tensor] | None = None,
     num_chains: int = 16,
     num_steps: int = 500,
     start: Start = "prior",
-    path: Path = "sigmoid",
+    path: Schedule = "sigmoid",
     num_leapfrog: int = 5,
     metric: Metric = "diagonal",
     compile: bool | CapturedPath = False,
@@ -188,35 +204,37 @@ def bidirectional(
     outer_scale: OuterScale = "refuse",
     **kwargs: object,
 ) -> Bracket:
-    r"""Bidirectional Monte Carlo: log p(x) between annealed importance sampling from below and its reverse from above.
+    r"""Bound log p(x) from both sides by bidirectional Monte Carlo.
 
     .. math:: E\, \log \tfrac1C \textstyle\sum_c w_c \;\le\; \log p(x) \;\le\;
         E\left[-\log \tfrac1C \textstyle\sum_c 1 / \tilde w_c\right]
 
-    :math:`\tilde w` is the weight of a chain that begins at an exact draw of the posterior and makes the path's moves in the
-    opposite order. Such a draw is known for data that the model made, z with x; with trained models the bracket
-    on them says how well annealing does on data like the model's own.
+    The lower bound is annealed importance sampling, the upper bound its reverse: :math:`\tilde w` is the weight of a chain
+    that begins at an exact draw from the posterior and makes the moves of the path in the opposite order. Such a draw is
+    known for data simulated from the model, z with x. With a trained model the bracket on simulated data shows how well
+    annealing does on data like the model's own.
 
-    All chains of a datum begin at its one posterior draw, and are then parted by ten moves there. The mean over data of the
-    upper bound is independent of how well that went; its per-datum error is not.
+    All chains of a datum begin at its one posterior draw and first make ten moves at the posterior, to spread. The mean over
+    data of the upper bound is valid however well they spread; its per-datum error is not.
 
     Args:
         model: See :func:`annealed_importance_sampling`.
-        guide: Likewise.
-        *args: What both take; without ``posterior_draws`` only the shapes of the data matter, see :func:`simulate`.
-        posterior_draws: z of each latent site drawn from p(z|x) of the data given, in the shape in which the model draws it,
-            or with a dimension for chains in front; None: data are simulated.
+        guide: See :func:`annealed_importance_sampling`.
+        *args: Positional arguments of both. Without ``posterior_draws`` only the shapes of the data matter, see
+            :func:`simulate`.
+        posterior_draws: z of each latent site, drawn from p(z|x) of the given data, in the shape in which the model draws it,
+            or with one more dimension for chains in front; None: simulate data.
         num_chains: C, in each direction.
         num_steps: T.
         start: See :func:`annealed_importance_sampling`.
-        path: Likewise.
-        num_leapfrog: Likewise.
-        metric: Likewise.
-        compile: Likewise.
-        seed: Likewise, of simulated data too.
+        path: See :func:`annealed_importance_sampling`.
+        num_leapfrog: See :func:`annealed_importance_sampling`.
+        metric: See :func:`annealed_importance_sampling`.
+        compile: See :func:`annealed_importance_sampling`.
+        seed: See :func:`annealed_importance_sampling`; it also seeds the simulated data.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
-        **kwargs: As ``args``.
+        **kwargs: Keyword arguments of both, like ``args``.
 
     Returns:
         The bracket of each datum.
@@ -229,31 +247,38 @@ def bidirectional(
         the Quantitative Analysis of Decoder-Based Generative Models", 2017, section 4.2.
     """
     check_counts(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
+    check_counts(0, seed=seed)
     with own_randomness(seed) if seed is not None else nullcontext():
         given = Simulated(args, kwargs, dict(posterior_draws or {}))
         if posterior_draws is None:
             given = simulate(model, *args, **kwargs)
-        joint = AnnealingPath(model, guide, given.args, given.kwargs, start, plate, outer_scale)
-        u = _of_chains(joint.pack(given.latents), num_chains)
+        densities = AnnealingPath(model, guide, given.args, given.kwargs, start, plate, outer_scale)
+        u = _expand_to_chains(densities.pack(given.latents), num_chains)
         captured = CapturedPath() if compile is True else compile or None
-        annealer = Annealer.tuned(joint, num_chains, num_steps, num_leapfrog, path, metric, captured)
-        return Bracket(annealer.estimate(num_chains), backward(annealer, u), given.args, given.kwargs)
+        annealer = Annealer.tuned(densities, num_chains, num_steps, num_leapfrog, path, metric, captured)
+        lower = annealer.lower_bound(annealer.run(densities.draw(num_chains)))
+        return Bracket(lower, backward(annealer, u), given.args, given.kwargs)
 
 
 def backward(annealer: Annealer, u: Tensor) -> UpperBound:
-    """The upper bound, from posterior draws ``u`` of shape ``(C, B, U)``."""
+    """Run chains backward for the upper bound.
+
+    Args:
+        annealer: Tuned chains.
+        u: Draws from the posterior, shape ``(C, B, U)``.
+    """
     tuning, state = annealer.tuning, annealer.evaluate(u)
-    for _ in range(PARTING_MOVES):
+    for _ in range(SPREADING_MOVES):
         state, _ = move(annealer.evaluate, state, 1.0, tuning.step_size(1.0), tuning.scale(1.0), annealer.num_leapfrog)
-    likelihood = annealer.joint.sums(state.u)["likelihood"].detach()
+    likelihood = annealer.path.log_likelihood(state.u)
     log_w, _, acceptance = annealer.run(state.u, forward=False)
-    inverse = -log_w.to(likelihood.dtype)
+    log_inverse = -log_w.to(likelihood.dtype)
     return UpperBound(
-        AnnealedEstimate.from_chains(inverse, -likelihood, acceptance, annealer.step_size, annealer.num_steps)
+        AnnealedEstimate.from_chains(log_inverse, -likelihood, acceptance, annealer.step_size, annealer.num_steps)
     )
 
 
-def _of_chains(u: Tensor, num_chains: int) -> Tensor:
+def _expand_to_chains(u: Tensor, num_chains: int) -> Tensor:
     if len(u) not in (1, num_chains):
         raise ValueError(
             f"posterior_draws: expected one for each datum or one for each of {num_chains} chains, got {len(u)}; pass "

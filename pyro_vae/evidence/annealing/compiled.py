@@ -1,4 +1,4 @@
-"""Compiled evaluations of an annealing path: densities and gradients from one captured graph."""
+"""Compiled densities and gradients of an annealing path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_vae.inference.weights.compiled import held_by, trust
 
 
 class CapturedPath(GraphCache[BatchGraph]):
-    """The compiled evaluations of one model and guide, for any number of batches.
+    """Compiled evaluations of one model and guide, over many batches.
 
     A graph takes the latents, the arguments of a batch and the parameters of its posterior. Each batch compares the graph
     with an eager evaluation and captures anew if they differ.
@@ -25,24 +25,26 @@ class CapturedPath(GraphCache[BatchGraph]):
     refusal = "annealing: gradients cannot be compiled and are made eagerly"
     difference = "they have other values than by Python"
 
-    def __call__(self, joint: AnnealingPath, u: Tensor) -> Evaluate:
-        """Return the compiled evaluation for one batch, or the eager one if it cannot be compiled.
+    def __call__(self, path: AnnealingPath, u: Tensor) -> Evaluate:
+        """Return the compiled evaluation for one batch.
+
+        It is the eager one if it cannot be compiled.
 
         Args:
-            joint: The densities of the batch.
+            path: The densities of the batch.
             u: Latents of the shape that later calls have, shape ``(C, B, U)``.
         """
-        eager = evaluation(joint.terms)
-        if self.reason is not None or not joint.vectorize:
+        eager = evaluation(path.terms)
+        if self.reason is not None or not path.vectorize:
             return eager
         try:
-            described, tensors = signature(joint.args, joint.kwargs)
-            held = list(held_by(joint))
-            key = described, describe(u), joint.start, tuple(map(describe, held))
+            described, tensors = signature(path.args, path.kwargs)
+            held = list(held_by(path))
+            key = described, describe(u), path.start, tuple(map(describe, held))
             expected = eager(u)[1:]
             graph = self.find(
                 key,
-                lambda: _captured(joint, u, tensors, held),
+                lambda: _captured(path, u, tensors, held),
                 lambda graph: agree(_of_batch(graph, tensors, held)(u)[1:], expected, ROUNDING["float32"]),
             )
         except NotCapturedError as error:
@@ -51,11 +53,11 @@ class CapturedPath(GraphCache[BatchGraph]):
         return _of_batch(graph, tensors, held)
 
 
-def _captured(joint: AnnealingPath, u: Tensor, tensors: list[Tensor], held: list[Tensor]) -> BatchGraph:
-    for _, site in sample_sites(joint.guide_trace):
+def _captured(path: AnnealingPath, u: Tensor, tensors: list[Tensor], held: list[Tensor]) -> BatchGraph:
+    for _, site in sample_sites(path.guide_trace):
         trust(site["fn"])
-    with unaltered(Watch(joint.model, joint.guide)):
-        return BatchGraph(_function(joint), [u, *tensors], held)
+    with unaltered(Watch(path.model, path.guide)):
+        return BatchGraph(_function(path), [u, *tensors], held)
 
 
 def _of_batch(graph: BatchGraph, tensors: list[Tensor], held: list[Tensor]) -> Evaluate:
@@ -67,11 +69,11 @@ def _of_batch(graph: BatchGraph, tensors: list[Tensor], held: list[Tensor]) -> E
     return evaluate
 
 
-def _function(joint: AnnealingPath) -> Callable[..., tuple[Tensor, ...]]:
-    evaluate = evaluation(joint.terms)
+def _function(path: AnnealingPath) -> Callable[..., tuple[Tensor, ...]]:
+    evaluate = evaluation(path.terms)
 
     def function(u: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        with with_tensors(joint, iter(given)):
+        with with_tensors(path, iter(given)):
             return evaluate(u)[1:]
 
     return function

@@ -1,12 +1,11 @@
-r"""Densities of what chains move along, with the discrete latents y that are marked for enumeration summed out.
+r"""Densities along the path with enumerated discrete latents y summed out.
 
 .. math:: p(z) = \textstyle\sum_y p(y, z), \quad p(x, z) = \sum_y p(x, y, z), \quad q(z|x) = \sum_y q(y, z|x)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from pyro import poutine
 from pyro.poutine import Trace
@@ -15,35 +14,44 @@ from torch import Tensor
 
 from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import sample_sites
-from pyro_vae.inference.program.traces import Pair
+from pyro_vae.inference.program.traces import Pair, Program
 from pyro_vae.inference.weights.enumeration import EnumerationSums
 
 
-def enumerated(program: Callable[..., Any], sites: Sequence[str], deep: int) -> Callable[..., Any]:
-    """A program that takes all values of these sites at once, along axes left of its ``deep`` plates."""
-    marked = poutine.infer_config(program, lambda site: {"enumerate": "parallel"} if site["name"] in sites else {})
-    return EnumMessenger(-1 - deep)(marked)
-
-
-def summed(trace: Trace, data_plate: DataPlate, sites: Sequence[str], num: int) -> tuple[Tensor, Tensor]:
-    """Log-probability of a trace's observed sites given its latent ones, and of these, ``sites`` summed out of both.
+def enumerate_sites(program: Program, sites: Sequence[str], num_plates: int) -> Program:
+    """Make a program that takes all values of some sites at once.
 
     Args:
-        trace: Of a program made by :func:`enumerated`.
-        data_plate: Where the data are.
-        sites: Those that were enumerated.
-        num: C, chains in the trace.
+        program: A model or a guide.
+        sites: Names of the sites.
+        num_plates: Number of dimensions that plates use; the enumerated axes lie to their left.
+    """
+    marked = poutine.infer_config(program, lambda site: {"enumerate": "parallel"} if site["name"] in sites else {})
+    return EnumMessenger(-1 - num_plates)(marked)
+
+
+def sum_out(trace: Trace, data_plate: DataPlate, sites: Sequence[str], num_chains: int) -> tuple[Tensor, Tensor]:
+    r"""Log-probabilities of observed and latent sites, with enumerated sites summed out.
+
+    .. math:: \log p(x|z) = \log p(x, z) - \log p(z)
+
+    Args:
+        trace: Trace of a program made by :func:`enumerate_sites`.
+        data_plate: The data plate.
+        sites: Names of the enumerated sites y.
+        num_chains: C, chains in the trace.
 
     Returns:
-        Two arrays of shape ``(C, B)``, nats: their sum is the log of the joint density, summed over y.
+        Log-probability of the observed sites given the latent ones, and of the latent ones, each of shape ``(C, B)``, nats.
+        Their sum is the log of the joint density, summed over y.
     """
-    found = EnumerationSums(Pair(trace, Trace()), data_plate, sites).model_terms()
-    likelihood, prior = (part.reshape(part.shape[-2:]).expand(num, data_plate.size) for part in found)
+    terms = EnumerationSums(Pair(trace, Trace()), data_plate, sites).model_terms()
+    likelihood, prior = (part.reshape(part.shape[-2:]).expand(num_chains, data_plate.size) for part in terms)
     return likelihood, prior
 
 
-def only(trace: Trace, names: Collection[str]) -> Trace:
-    """The sites of a trace that have these names; what a guide observes is no draw of it."""
+def keep_sites(trace: Trace, names: Collection[str]) -> Trace:
+    """Copy a trace with some of its sample sites only."""
     kept = trace.copy()
     for name, _ in sample_sites(trace):
         if name not in names:

@@ -1,4 +1,4 @@
-r"""Hamiltonian moves of many chains and data at once, along a path of densities :math:`f_\beta = e^{a + \beta b}`."""
+"""Hamiltonian moves along the path, for many chains and data at once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Step sizes are drawn anew at each move from this range times the tuned one: with a constant one the trajectories of
-#: a Gaussian may close, and what is long for one direction is short for another.
-JITTER = (0.3, 1.0)
+#: Range of a random factor on the step size of each move. With a constant step size the trajectories of a Gaussian may
+#: close, and a length that suits one direction is too short for another.
+STEP_SIZE_JITTER = (0.3, 1.0)
 
 
 class State(NamedTuple):
-    r"""Where the chains are, and what is known there.
+    """Positions of the chains, with densities and gradients there.
 
     Attributes:
         u: Unconstrained latents, shape ``(C, B, U)``.
@@ -31,27 +31,33 @@ class State(NamedTuple):
     slope_grad: Tensor
 
     def log_density(self, beta: float) -> Tensor:
-        r"""Log density :math:`a + \beta b`, shape ``(C, B)``."""
+        r"""Log density :math:`a + \beta b`, shape ``(C, B)``, nats."""
         return self.base + beta * self.slope
 
     def gradient(self, beta: float) -> Tensor:
-        """Its gradient, shape ``(C, B, U)``: kept in two parts, so that a new beta needs no new evaluation."""
+        """Gradient of the log density, shape ``(C, B, U)``.
+
+        Those of a and b are kept apart, so that a new beta needs no new evaluation.
+        """
         return self.base_grad + beta * self.slope_grad
 
 
-#: The path at unconstrained latents, shape ``(C, B, U)``: one evaluation, one gradient.
+#: Evaluates the path at unconstrained latents, shape ``(C, B, U)``, with one gradient.
 Evaluate = Callable[[Tensor], State]
 
 
-def widest(device: torch.device) -> torch.dtype:
-    """The dtype in which to sum over steps: float64, which MPS has not."""
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Dtype of sums over steps: float64, or float32 on MPS."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def evaluation(terms: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Evaluate:
-    """A function of u to (a, b), each of shape ``(C, B)``, with its gradients.
+    """Make a function of u that evaluates a, b and their gradients.
 
-    The gradient of a, a prior or a guide, is cheap beside that of b, in which the decoder is.
+    The gradient of a (a prior or a guide) is cheap beside that of b, which contains the decoder.
+
+    Args:
+        terms: u, shape ``(C, B, U)``, to a and b, each of shape ``(C, B)``.
     """
 
     def evaluate(u: Tensor) -> State:
@@ -65,7 +71,7 @@ def evaluation(terms: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Evaluate:
 
 
 def _gradient(terms: Tensor, u: Tensor) -> Tensor:
-    """0 where they do not depend on u."""
+    """Gradient of the sum of terms, 0 if independent of u."""
     if not terms.requires_grad:
         return torch.zeros_like(u)
     (grad,) = torch.autograd.grad(terms.sum(), u, retain_graph=True, allow_unused=True)
@@ -75,30 +81,30 @@ def _gradient(terms: Tensor, u: Tensor) -> Tensor:
 def move(
     evaluate: Evaluate, state: State, beta: float, step_size: Tensor, scale: Tensor, num_leapfrog: int
 ) -> tuple[State, Tensor]:
-    r"""One Hamiltonian move of every chain, which leaves :math:`f_\beta` as it is and is reversible.
+    r"""Make one reversible Hamiltonian move of every chain.
 
     .. math:: v \leftarrow v + \tfrac\epsilon2 s \nabla \log f_\beta(u), \quad u \leftarrow u + \epsilon s v, \quad
         v \leftarrow v + \tfrac\epsilon2 s \nabla \log f_\beta(u)
 
-    with v ~ N(0, I) and L such steps, taken with the probability :math:`\min(1, e^{-\Delta H})`. Each chain of each datum moves
-    by itself: a step size of its own, a decision of its own. Each step evaluates one gradient.
+    v ~ N(0, I). L such steps are accepted with the probability :math:`\min(1, e^{-\Delta H})`, which leaves :math:`f_\beta`
+    invariant. Each chain of each datum has its own step size and its own decision. Each step evaluates one gradient.
 
     Args:
         evaluate: The path.
-        state: Where the chains are.
-        beta: The place on the path.
+        state: Positions of the chains.
+        beta: Beta.
         step_size: Epsilon, shape ``(B,)``, positive.
-        scale: s, the scales of the unconstrained latents, shape that broadcasts to ``(B, U)``, positive.
+        scale: s, scales of the unconstrained latents, shape that broadcasts to ``(B, U)``, positive.
         num_leapfrog: L, at least 1.
 
     Returns:
-        Where they are next, and the probability with which each would move, shape ``(C, B)``; a trajectory that leaves
-        the finite numbers has probability 0.
+        The next positions, and the acceptance probabilities, shape ``(C, B)``. A trajectory that reaches infinity or NaN has
+        probability 0.
 
     References:
         Neal, "MCMC using Hamiltonian dynamics", 2011, sections 3 and 4.2.
     """
-    low, high = JITTER
+    low, high = STEP_SIZE_JITTER
     jitter = low + (high - low) * torch.rand_like(state.base)
     size = (step_size.to(state.u.dtype) * jitter)[..., None] * scale
     velocity = torch.randn_like(state.u)

@@ -1,4 +1,4 @@
-r"""The path of densities from a start to the posterior, as a function of unconstrained latents, for each chain and datum.
+r"""The annealing path: densities between a start and the posterior.
 
 .. math:: \log f_\beta(u) = a(u) + \beta\, b(u), \quad z = T(u)
 
@@ -9,16 +9,16 @@ prior      :math:`\log p(z) + \log|T'|`        :math:`\log p(x|z)`
 guide      :math:`\log q(z|x) + \log|T'|`      :math:`\log p(x, z) - \log q(z|x)`
 =========  ==================================  ==========================================
 
-:math:`f_0` is the start's normalized density, :math:`f_1 = p(x, z) |T'|`; those between are their geometric averages.
+:math:`f_0` is the normalized density of the start, :math:`f_1 = p(x, z) |T'|`. The densities between are their geometric
+averages. All are functions of unconstrained latents, for each chain and datum.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyro
 import torch
@@ -27,8 +27,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.evidence.annealing.enumerated import enumerated, only, summed
-from pyro_vae.evidence.annealing.unconstrained import Place, Unconstrain, part_of
+from pyro_vae.evidence.annealing.enumerated import enumerate_sites, keep_sites, sum_out
+from pyro_vae.evidence.annealing.unconstrained import FromUnconstrained, LatentBlock, LatentVector, ToUnconstrained
 from pyro_vae.inference.program.sites import (
     PARTICLES,
     base_name,
@@ -37,7 +37,7 @@ from pyro_vae.inference.program.sites import (
     sample_sites,
     site_log_prob,
 )
-from pyro_vae.inference.program.traces import prior_guide
+from pyro_vae.inference.program.traces import Args, Kwargs, Program, prior_guide
 from pyro_vae.inference.weights.compiled import trust
 from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
@@ -48,46 +48,54 @@ Start = Literal["prior", "guide"]
 
 
 class Terms(NamedTuple):
-    """The two parts of a path's log density, each of shape ``(C, B)``, nats: ``base + beta * slope``."""
+    r"""The two parts of the log density, :math:`a + \beta b`.
+
+    Attributes:
+        base: a, shape ``(C, B)``, nats.
+        slope: b, shape ``(C, B)``, nats.
+    """
 
     base: Tensor
     slope: Tensor
 
 
 class AnnealingPath:
-    """Densities of one batch of data on the path from a start to p(x, z), with the latents of a datum as one vector.
+    r"""Densities between a start and p(x, z), for one batch of data.
 
-    Latents are mapped to all real numbers by the bijection of their support, so every continuous one is taken; discrete ones
-    that guide or model mark for enumeration are summed out of each density (see ``summed``). Chains are an outermost plate;
-    a program that does not run in one is evaluated chain by chain, with a warning.
+    .. math:: \log f_\beta(u) = a(u) + \beta\, b(u), \quad z = T(u)
+
+    The latents of a datum are one vector u of real numbers, by the bijection of each site's support, so every continuous
+    latent is supported. Discrete latents that guide or model mark for enumeration are summed out of each density (see
+    ``sum_out``). Chains are an outermost plate. A program that does not run in one is evaluated chain by chain, with a warning.
 
     Args:
         model: A Pyro model whose latents are continuous, or marked for enumeration.
-        guide: Its guide; None where the start is the prior.
+        guide: Its guide; None is allowed if the path starts at the prior.
         args: Positional arguments of both.
         kwargs: Keyword arguments of both.
-        start: The density at which the path begins, ``"prior"`` or ``"guide"``.
+        start: The density at beta = 0, ``"prior"`` or ``"guide"``.
         plate: See :func:`log_weights`.
         outer_scale: See :func:`log_weights`.
 
     Attributes:
-        data_plate: Where the data are.
-        dim: U, the size of a datum's vector.
-        sites: Names of the latent sites that are summed out.
-        guide_trace: The guide's first trace.
+        data_plate: The data plate.
+        latents: Layout of a datum's vector.
+        summed_sites: Names of the latent sites that are summed out.
+        guide_trace: First trace of the guide.
         fixed: The subsamples that every call sees.
+        vectorize: True if all chains run in one call.
 
     Raises:
-        ValueError: See :func:`log_weights`; and if a latent site is discrete and not marked, the start is the guide and it has
-            no density, there are no data, or p(x, z) is another one at each call.
+        ValueError: See :func:`log_weights`. Also if a latent site is discrete and not marked, if the path starts at a guide
+            without a density, if there are no data, or if p(x, z) changes from call to call.
     """
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any] | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        model: Program,
+        guide: Program | None,
+        args: Args,
+        kwargs: Kwargs,
         start: Start = "prior",
         plate: str | None = None,
         outer_scale: OuterScale = "refuse",
@@ -97,168 +105,176 @@ class AnnealingPath:
         if guide is None and start == "guide":
             raise ValueError("start: expected 'prior' where there is no guide, got 'guide'; pass a guide.")
         try:
-            draws = _first_draws(model, guide or prior_guide(model), args, kwargs, plate, outer_scale)
-        except ZeroDivisionError:  # a plate of size 0, in Pyro's words
+            draws = _proposal(model, guide or prior_guide(model), args, kwargs, plate, outer_scale)
+        except ZeroDivisionError:  # Pyro's error for a plate of size 0
             raise ValueError("data: expected at least one datum, got none; pass some.") from None
         self.data_plate, self.model, self.guide, self.fixed = draws.data_plate, draws.model, draws.guide, draws.fixed
         self.guide_trace: Trace = draws.guide_trace
         self.args, self.kwargs, self.start, self.vectorize = args, kwargs, start, True
-        self.sites = list(draws.sites) if isinstance(draws, EnumeratedDraws) else []
+        self.summed_sites = list(draws.sites) if isinstance(draws, EnumeratedDraws) else []
         if start == "guide":
             _check_density(self.guide_trace)
             for _, site in sample_sites(self.guide_trace):
-                trust(site["fn"])  # where a path leaves the support its density is 0, no error
-        self._parts = self._find_parts()
-        self.dim = sum(part.size for part in self._parts)
+                trust(site["fn"])  # outside the support the density is 0, which is no error on the path
+        self.latents = self._find_latents()
         self._check_chains()
+
+    @property
+    def dim(self) -> int:
+        """U, the length of a datum's vector."""
+        return self.latents.size
 
     @torch.no_grad()
     def draw(self, num_chains: int, source: Start | None = None) -> Tensor:
-        """Independent draws of the prior or the guide.
+        """Draw independently from the prior or the guide.
 
         Args:
             num_chains: C.
-            source: From which; None: the path's start.
+            source: ``"prior"`` or ``"guide"``; None: the start of the path.
 
         Returns:
             Unconstrained latents, shape ``(C, B, U)``.
         """
         program = self.guide if (source or self.start) == "guide" else prior_guide(self.model)
         calls = [num_chains] if self.vectorize else [1] * num_chains
-        drawn = []
         with validation_enabled(False):
-            for num in calls:
-                trace = self._trace(program, num)
-                drawn.append(self._free({part.name: trace.nodes[part.name]["value"] for part in self._parts}, num))
-        return torch.cat(drawn)
+            return torch.cat([self._draw_in_one_call(program, num) for num in calls])
+
+    def _draw_in_one_call(self, program: Program, num_chains: int) -> Tensor:
+        trace = self._trace(program, num_chains)
+        return self._unconstrain({b.name: trace.nodes[b.name]["value"] for b in self.latents.blocks}, num_chains)
 
     @torch.no_grad()
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Latents as vectors.
+        """Convert latents to unconstrained vectors.
 
         Args:
             values: z of each latent site, in the shape in which the model draws it, or with one more dimension for chains
                 in front.
 
         Returns:
-            Unconstrained latents, shape ``(C, B, U)``; C is 1 where there is no dimension for it.
+            Unconstrained latents, shape ``(C, B, U)``; C is 1 for values without chains.
 
         Raises:
             ValueError: If a site is missing, or a value has another shape.
         """
-        stacked = {}
-        for part in self._parts:
-            if part.name not in values:
-                raise ValueError(f"posterior_draws: expected a value of latent site {part.name!r}, got none.")
-            value, shape = values[part.name], tuple(part.alone + part.event)
-            if tuple(value.shape) not in (shape, (len(value), *shape)):
-                raise ValueError(
-                    f"posterior_draws: expected {part.name!r} of shape {shape}, or with chains in front, got "
-                    f"{tuple(value.shape)}."
-                )
-            stacked[part.name] = value.to(part.dtype).reshape(-1, *part.batch, *part.event)
-        num = min(len(value) for value in stacked.values())
-        if num != max(len(value) for value in stacked.values()):
-            raise ValueError(
-                "posterior_draws: expected as many chains at every site, got several numbers; draw them together."
-            )
+        stacked = self.latents.stack(values)
         with validation_enabled(False):
             if self.vectorize:
-                return self._free(stacked, num)
-            alone = {p.name: stacked[p.name].reshape(-1, *p.alone, *p.event) for p in self._parts}
-            return torch.cat([self._free({k: v[c] for k, v in alone.items()}, 1) for c in range(num)])
+                return self._unconstrain(stacked, len(next(iter(stacked.values()))))
+            return torch.cat([self._unconstrain(chain, 1) for chain in self.latents.chains(stacked)])
 
     def terms(self, u: Tensor) -> Terms:
-        """The path's log density at ``u``, shape ``(C, B, U)``; differentiable."""
-        sums = self.sums(u)
-        if self.start == "prior":
-            return Terms(sums["prior"] + sums["jacobian"], sums["likelihood"])
-        return Terms(sums["guide"] + sums["jacobian"], sums["prior"] + sums["likelihood"] - sums["guide"])
+        """The two parts of the log density; differentiable.
 
-    def sums(self, u: Tensor) -> dict[str, Tensor]:
-        """Prior, likelihood, log|T'| and, where it is the start, guide at ``u``; each of shape ``(C, B)``, nats."""
-        pieces = zip(self._parts, u.split([part.size for part in self._parts], -1), strict=True)
-        latents = {part.name: part.unflatten(piece) for part, piece in pieces}
+        Args:
+            u: Unconstrained latents, shape ``(C, B, U)``.
+        """
+        logs = self.log_densities(u)
+        if self.start == "prior":
+            return Terms(logs["prior"] + logs["jacobian"], logs["likelihood"])
+        return Terms(logs["guide"] + logs["jacobian"], logs["prior"] + logs["likelihood"] - logs["guide"])
+
+    def log_likelihood(self, u: Tensor) -> Tensor:
+        """Log-likelihood log p(x|z), shape ``(C, B)``, nats, detached."""
+        return self.log_densities(u)["likelihood"].detach()
+
+    def log_densities(self, u: Tensor) -> dict[str, Tensor]:
+        """Evaluate the logs of all densities; differentiable.
+
+        Args:
+            u: Unconstrained latents, shape ``(C, B, U)``.
+
+        Returns:
+            ``prior``, ``likelihood``, ``jacobian`` (log|T'|) and, if the path starts there, ``guide``, each of shape
+            ``(C, B)``, nats.
+        """
+        latents = self.latents.split(u)
         with validation_enabled(False):
             if self.vectorize:
-                return self._sums(latents, len(u))
-            alone = {p.name: latents[p.name].reshape(-1, *p.alone, *p.free) for p in self._parts}
-            each = [self._sums({k: v[c] for k, v in alone.items()}, 1) for c in range(len(u))]
+                return self._log_densities_in_one_call(latents, len(u))
+            each = [self._log_densities_in_one_call(chain, 1) for chain in self.latents.chains(latents)]
         return {name: torch.cat([one[name] for one in each]) for name in each[0]}
 
-    def _sums(self, latents: dict[str, Tensor], num: int) -> dict[str, Tensor]:
-        with Place(latents) as place:
-            trace = self._trace(self._enumerated(self.model), num)
-        jacobians = [scale_and_mask(j, mask=trace.nodes[name]["mask"]) for name, j in place.jacobians.items()]
-        if self.sites:
-            likelihood, prior = summed(trace, self.data_plate, self.sites, num)
+    def _log_densities_in_one_call(self, latents: dict[str, Tensor], num_chains: int) -> dict[str, Tensor]:
+        with FromUnconstrained(latents) as placed:
+            trace = self._trace(self._enumerated(self.model), num_chains)
+        jacobians = [scale_and_mask(j, mask=trace.nodes[name]["mask"]) for name, j in placed.jacobians.items()]
+        if self.summed_sites:
+            likelihood, prior = sum_out(trace, self.data_plate, self.summed_sites, num_chains)
         else:
-            kept = [site for _, site in sample_sites(trace) if not is_auxiliary_loss(site)]
-            likelihood = self._per_datum([site_log_prob(s) for s in kept if s["is_observed"]], num)
-            prior = self._per_datum([site_log_prob(s) for s in kept if not s["is_observed"]], num)
-        found = {"prior": prior, "likelihood": likelihood, "jacobian": self._per_datum(jacobians, num)}
+            sites = [site for _, site in sample_sites(trace) if not is_auxiliary_loss(site)]
+            likelihood = self._per_datum([site_log_prob(s) for s in sites if s["is_observed"]], num_chains)
+            prior = self._per_datum([site_log_prob(s) for s in sites if not s["is_observed"]], num_chains)
+        logs = {"prior": prior, "likelihood": likelihood, "jacobian": self._per_datum(jacobians, num_chains)}
         if self.start == "guide":
-            found["guide"] = self._guide_log_prob(place.values, num)
-        return found
+            logs["guide"] = self._guide_log_prob(placed.values, num_chains)
+        return logs
 
-    def _per_datum(self, terms: list[Tensor], num: int) -> Tensor:
-        shape = (num, self.data_plate.size)
+    def _per_datum(self, terms: list[Tensor], num_chains: int) -> Tensor:
+        """Sum log-probabilities over all but chains and data."""
+        shape = (num_chains, self.data_plate.size)
         return sum(map(self.data_plate.per_datum, terms), start=terms[0].new_zeros(shape)).expand(shape)
 
-    def _guide_log_prob(self, values: dict[str, Tensor], num: int) -> Tensor:
+    def _guide_log_prob(self, values: dict[str, Tensor], num_chains: int) -> Tensor:
         sites = dict(drawn_sites(self.guide_trace))
-        if len(sites) == 1:  # no site depends on another's draw: the encoder runs once for all
+        if len(sites) == 1:  # no site depends on the draw of another: the encoder runs once
             ((name, site),) = sites.items()
-            kept = {k: v for k, v in site.items() if k != "unscaled_log_prob"}
-            return self._per_datum([site_log_prob({**kept, "value": values[name]})], num)
-        trace = self._trace(self._enumerated(poutine.condition(self.guide, data=values)), num)
-        if self.sites:
-            given, drawn = summed(only(trace, sites), self.data_plate, [n for n in self.sites if n in sites], num)
+            unscored = {k: v for k, v in site.items() if k != "unscaled_log_prob"}
+            return self._per_datum([site_log_prob({**unscored, "value": values[name]})], num_chains)
+        trace = self._trace(self._enumerated(poutine.condition(self.guide, data=values)), num_chains)
+        if self.summed_sites:
+            summed = [name for name in self.summed_sites if name in sites]
+            given, drawn = sum_out(keep_sites(trace, sites), self.data_plate, summed, num_chains)
             return given + drawn
-        return self._per_datum(
-            [site_log_prob(trace.nodes[name]) for name in sites], num
-        )  # conditioned, all are observed
+        # All sites are observed in a conditioned guide.
+        return self._per_datum([site_log_prob(trace.nodes[name]) for name in sites], num_chains)
 
-    def _enumerated(self, program: Callable[..., Any]) -> Callable[..., Any]:
-        return enumerated(program, self.sites, self.data_plate.nesting + self.vectorize) if self.sites else program
+    def _enumerated(self, program: Program) -> Program:
+        if not self.summed_sites:
+            return program
+        return enumerate_sites(program, self.summed_sites, self.data_plate.nesting + self.vectorize)
 
-    def _trace(self, program: Callable[..., Any], num: int) -> Trace:
+    def _trace(self, program: Program, num_chains: int) -> Trace:
         with ExitStack() as stack:
             if self.vectorize:
-                stack.enter_context(pyro.plate(PARTICLES, num, dim=-self.data_plate.nesting - 1))
+                stack.enter_context(pyro.plate(PARTICLES, num_chains, dim=-self.data_plate.nesting - 1))
             return poutine.trace(program).get_trace(*self.args, **self.kwargs)
 
-    def _free(self, values: dict[str, Tensor], num: int) -> Tensor:
-        """Values of one call as vectors, shape ``(C, B, U)``."""
-        with Unconstrain(values) as found:
-            self._trace(self.model, num)
-        shaped = [(p, found.free[p.name].reshape(num, *p.batch, *p.free)) for p in self._parts]
-        return torch.cat([part.flatten(u) for part, u in shaped], -1)
+    def _unconstrain(self, values: dict[str, Tensor], num_chains: int) -> Tensor:
+        """Convert the values of one call to vectors, shape ``(C, B, U)``."""
+        with ToUnconstrained(values) as found:
+            self._trace(self.model, num_chains)
+        return self.latents.join(found.free, num_chains)
 
-    def _find_parts(self) -> list[Any]:
-        values = {n: s["value"] for n, s in drawn_sites(self.guide_trace) if n not in self.sites}
-        with torch.no_grad(), validation_enabled(False), Unconstrain(values) as found:
+    def _find_latents(self) -> LatentVector:
+        values = {n: s["value"] for n, s in drawn_sites(self.guide_trace) if n not in self.summed_sites}
+        with torch.no_grad(), validation_enabled(False), ToUnconstrained(values) as found:
             poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
-        parts = [part_of(name, site, found.free[name], self.data_plate) for name, site in found.sites.items()]
-        if not parts:
-            if self.sites:
+        if not found.sites:
+            if self.summed_sites:
                 raise ValueError(
-                    f"model: expected a latent site for chains to move, got none but such as are summed over, {self.sites}; "
-                    "use importance_sampling, which gives the exact sum."
+                    f"model: expected a latent site for chains to move, got only sites that are summed over, "
+                    f"{self.summed_sites}; use importance_sampling, which gives the exact sum."
                 )
             raise ValueError("model: expected a latent site, got none; its log p(x) needs no estimate.")
-        return parts
+        blocks = (LatentBlock.of(n, site, found.free[n], self.data_plate) for n, site in found.sites.items())
+        return LatentVector(tuple(blocks))
 
     @torch.no_grad()
     def _check_chains(self) -> None:
-        """Go chain by chain where a chain has other densities in the plate than alone; refuse densities that are random."""
+        """Run chains one by one if the plate changes densities.
+
+        Raises:
+            ValueError: If densities change from call to call.
+        """
         try:
             u = self.draw(2)
             together, again = self.terms(u), self.terms(u)
         except (RuntimeError, ValueError, IndexError) as error:
-            if explain_device_error(error) is not None:  # the device's fault, and no better one by one
+            if explain_device_error(error) is not None:  # an error of the device, which chains one by one would have too
                 raise
-            return self._give_up(f"does not run inside an outer plate ({error})")
+            return self._go_chain_by_chain(f"does not run inside an outer plate ({error})")
         if not all(map(_close, together, again)):
             raise ValueError(
                 "model: expected the same log p(x, z) at each call, got another for the same z (dropout?); put its networks "
@@ -268,14 +284,14 @@ class AnnealingPath:
         alone = self.terms(u)
         self.vectorize = True
         if not all(map(_close, together, alone)):
-            self._give_up("has other densities inside an outer plate than alone")
+            self._go_chain_by_chain("has other densities inside an outer plate than alone")
         return None
 
-    def _give_up(self, reason: str) -> None:
+    def _go_chain_by_chain(self, reason: str) -> None:
         self.vectorize = False
         warnings.warn(
-            f"annealing: this program {reason}; going chain by chain instead, which is slower. Let it use its last dimensions "
-            "alone (z[..., 0], not z[:, 0]).",
+            f"annealing: this program {reason}; going chain by chain instead, which is slower. Index from the last dimension "
+            "(z[..., 0], not z[:, 0]).",
             stacklevel=5,
         )
 
@@ -284,16 +300,17 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
-def _first_draws(*given: Any) -> ProposalDraws | EnumeratedDraws:
-    once: Callable[..., ProposalDraws] = partial(ProposalDraws, refuse_enumerated=True)
+def _proposal(
+    model: Program, guide: Program, args: Args, kwargs: Kwargs, plate: str | None, outer_scale: OuterScale
+) -> ProposalDraws | EnumeratedDraws:
     try:
-        return once(*given)
+        return ProposalDraws(model, guide, args, kwargs, plate, outer_scale, refuse_enumerated=True)
     except EnumeratedSiteError:
-        return EnumeratedDraws(*given)
+        return EnumeratedDraws(model, guide, args, kwargs, plate, outer_scale)
 
 
 def _check_density(guide_trace: Trace) -> None:
-    """Refuse a guide whose density cannot be had at any z.
+    """Refuse a guide whose density cannot be evaluated at any z.
 
     Raises:
         ValueError: If a site is a Delta, or auxiliary.
@@ -301,6 +318,6 @@ def _check_density(guide_trace: Trace) -> None:
     for name, site in drawn_sites(guide_trace):
         if base_name(site["fn"]) == "Delta" or site["infer"].get("is_auxiliary", False):
             raise ValueError(
-                f"guide site {name!r}: expected a density over the model's latents, got one by way of an auxiliary site or a "
-                "Delta; pass start='prior'."
+                f"guide site {name!r}: expected a density over the model's latents, got an auxiliary site or a Delta; pass "
+                "start='prior'."
             )

@@ -1,4 +1,4 @@
-"""Step sizes of Hamiltonian moves, found by chains that are then discarded, and frozen."""
+"""Step sizes of Hamiltonian moves, tuned by a discarded pilot."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.annealing.hmc import Evaluate, move, widest
+from pyro_vae.evidence.annealing.hmc import Evaluate, move, sum_dtype
 
-#: The mean acceptance to which step sizes are tuned.
-TARGET = 0.9
-#: Places on the path at which they are tuned, with straight lines between their logarithms.
-KNOTS = 10
-#: Moves at each of them, at least and at most: one for each 50 steps of the path; at the first knot, three times as many.
-MOVES = (3, 6)
-#: Chains of the pilot, at most.
-PILOT_CHAINS = 8
-#: The largest step, in units of the metric's scales.
-LARGEST = 50.0
+#: Mean acceptance probability that the step sizes are tuned to.
+TARGET_ACCEPTANCE = 0.9
+#: Places on the path at which step sizes are tuned; their logarithms are interpolated linearly.
+NUM_KNOTS = 10
+#: Fewest and most moves at each place: one for each 50 steps of the path. The first place has three times as many.
+MOVES_PER_KNOT = (3, 6)
+#: Most chains of the pilot.
+MAX_PILOT_CHAINS = 8
+#: Largest step size, in units of the scales.
+MAX_STEP_SIZE = 50.0
 
 
 @dataclass(frozen=True)
 class Tuning:
-    r"""How to move at each place of the path.
+    r"""Step sizes and scales of moves along the path.
 
-    The metric's scales have the precision :math:`(1 - \beta) / v_0 + \beta / v_1`, as a path between two Gaussians has.
+    The scales have the precision :math:`(1 - \beta) / v_0 + \beta / v_1`, as on a path between two Gaussians.
 
     Attributes:
         log_steps: Logarithm of each datum's step size at equally spaced places, shape ``(J, B)``, float64.
@@ -40,13 +40,16 @@ class Tuning:
     end: Tensor
 
     def step_size(self, place: float) -> Tensor:
-        """Each datum's step size at a place from 0 to 1, shape ``(B,)``."""
+        """Step size of each datum at a place from 0 to 1.
+
+        Shape ``(B,)``.
+        """
         position = place * (len(self.log_steps) - 1)
         low = min(int(position), len(self.log_steps) - 2)
         return torch.lerp(self.log_steps[low], self.log_steps[low + 1], position - low).exp()
 
     def scale(self, beta: float) -> Tensor:
-        """The metric's scales, shape that broadcasts to ``(B, U)``."""
+        """Scales of the latents, shape that broadcasts to ``(B, U)``."""
         return ((1 - beta) / self.start + beta / self.end).rsqrt()
 
 
@@ -63,33 +66,34 @@ def tune(
 
     .. math:: \log \epsilon_{n+1} = \log \epsilon_n + 1.5\, n^{-0.6} (\bar\alpha_n - 0.9)
 
-    at each of ten places, the mean of the second half of which is kept; :math:`\bar\alpha` is the datum's mean acceptance over
-    chains. The chains serve nothing else, so that moves with these steps are as reversible as any.
+    at each of ten places, where :math:`\bar\alpha` is the datum's mean acceptance over chains. The step size of a place is the
+    geometric mean over the second half of its moves. The chains are then discarded, so that moves with these step sizes are
+    reversible like any others.
 
     Args:
         evaluate: The path.
-        u: Draws of the start, shape ``(C, B, U)``.
+        u: Draws from the start, shape ``(C, B, U)``.
         path: Place, from 0 to 1, to beta.
-        start: See :class:`Tuning`.
-        end: Likewise.
+        start: v_0, see :class:`Tuning`.
+        end: v_1, see :class:`Tuning`.
         num_leapfrog: L.
-        num_steps: T, to which the pilot's length is measured.
+        num_steps: T, which sets the length of the pilot.
 
     References:
         Robbins, Monro, "A Stochastic Approximation Method", 1951; Andrieu, Thoms, "A tutorial on adaptive MCMC", 2008.
     """
-    state, moves = evaluate(u), min(max(num_steps // 50, MOVES[0]), MOVES[1])
-    log_step = torch.full((u.shape[1],), math.log(0.5), dtype=widest(u.device), device=u.device)
-    found: list[Tensor] = []
-    for knot in range(KNOTS):
-        place = knot / (KNOTS - 1)
+    state, moves = evaluate(u), min(max(num_steps // 50, MOVES_PER_KNOT[0]), MOVES_PER_KNOT[1])
+    log_step = torch.full((u.shape[1],), math.log(0.5), dtype=sum_dtype(u.device), device=u.device)
+    log_steps: list[Tensor] = []
+    for knot in range(NUM_KNOTS):
+        place = knot / (NUM_KNOTS - 1)
         scale = Tuning(log_step[None], start, end).scale(path(place))
-        seen = []
+        history = []
         for n in range(1, moves * (1 if knot else 3) + 1):
             state, probability = move(evaluate, state, path(place), log_step.exp(), scale, num_leapfrog)
-            log_step = log_step + 1.5 * n**-0.6 * (probability.mean(0).to(log_step) - TARGET)
-            log_step = log_step.clamp(max=math.log(LARGEST))
-            seen.append(log_step)
-        log_step = torch.stack(seen[len(seen) // 2 :]).mean(0)
-        found.append(log_step)
-    return Tuning(torch.stack(found), start, end)
+            log_step = log_step + 1.5 * n**-0.6 * (probability.mean(0).to(log_step) - TARGET_ACCEPTANCE)
+            log_step = log_step.clamp(max=math.log(MAX_STEP_SIZE))
+            history.append(log_step)
+        log_step = torch.stack(history[len(history) // 2 :]).mean(0)
+        log_steps.append(log_step)
+    return Tuning(torch.stack(log_steps), start, end)

@@ -1,16 +1,20 @@
-r"""The latents of one datum as one unconstrained vector, :math:`z = T(u)`, with T the bijection of each site's support."""
+r"""Latents of one datum as one unconstrained vector.
+
+.. math:: z = T(u)
+
+T is the bijection from the real numbers to the support of each site.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
-from torch.distributions import biject_to
+from torch.distributions import Distribution, biject_to
 
 from pyro_vae.inference.program.checks import how_to_mark
 from pyro_vae.inference.program.data_plate import DataPlate
@@ -18,16 +22,16 @@ from pyro_vae.inference.program.sites import Site, base_name
 
 
 @dataclass(frozen=True)
-class Part:
-    """One latent site's place in the vector of a datum.
+class LatentBlock:
+    """Block of a datum's vector that belongs to one latent site.
 
     Attributes:
         name: The site.
-        alone: Its batch shape outside any plate of chains.
+        alone: Batch shape of the site outside any plate of chains.
         event: Event shape of its value.
         free: Event shape of its unconstrained value.
-        dtype: Of its value.
-        data_plate: Where the data are.
+        dtype: Dtype of its value.
+        data_plate: The data plate.
     """
 
     name: str
@@ -37,64 +41,158 @@ class Part:
     dtype: torch.dtype
     data_plate: DataPlate
 
+    @classmethod
+    def of(cls, name: str, site: Site, free: Tensor, data_plate: DataPlate) -> LatentBlock:
+        """Make the block of a latent site from a trace without chains.
+
+        Args:
+            name: The site.
+            site: Its node in the trace.
+            free: Its unconstrained value.
+            data_plate: The data plate.
+
+        Raises:
+            ValueError: If the site is not continuous.
+        """
+        fn = site["fn"]
+        check_continuous(name, fn)
+        return cls(name, fn.batch_shape, fn.event_shape, free.shape[len(fn.batch_shape) :], free.dtype, data_plate)
+
     @property
     def batch(self) -> Size:
-        """Its batch shape with as many dimensions as the program's plates use."""
+        """Batch shape, padded on the left to the program's plate dimensions."""
         return Size((1,) * (self.data_plate.nesting - len(self.alone)) + tuple(self.alone))
 
     @property
     def size(self) -> int:
-        """How many unconstrained numbers one datum has here."""
+        """Number of unconstrained numbers for one datum."""
         return self.batch.numel() * self.free.numel() // self.data_plate.size
 
     @property
-    def _axis(self) -> int:
-        """The data's dimension, behind that of the chains."""
+    def _data_axis(self) -> int:
+        """Axis of the data, after the axis of the chains."""
         return 1 + self.data_plate.nesting + self.data_plate.dim
 
-    def flatten(self, u: Tensor) -> Tensor:
-        """Shape ``(C, *batch, *free)`` to ``(C, B, size)``."""
-        return u.movedim(self._axis, 1).reshape(len(u), self.data_plate.size, self.size)
+    def flatten(self, free: Tensor) -> Tensor:
+        """Reshape ``(C, *batch, *free)`` to ``(C, B, size)``."""
+        return free.movedim(self._data_axis, 1).reshape(len(free), self.data_plate.size, self.size)
 
     def unflatten(self, u: Tensor) -> Tensor:
-        """The inverse of :meth:`flatten`."""
+        """Invert :meth:`flatten`."""
         inner = list(self.batch)
         del inner[self.data_plate.dim]
-        return u.to(self.dtype).reshape(len(u), self.data_plate.size, *inner, *self.free).movedim(1, self._axis)
+        shaped = u.to(self.dtype).reshape(len(u), self.data_plate.size, *inner, *self.free)
+        return shaped.movedim(1, self._data_axis)
 
 
-def part_of(name: str, site: Site, free: Tensor, data_plate: DataPlate) -> Part:
-    """The place of a latent site of a trace without chains, whose unconstrained value is ``free``.
+@dataclass(frozen=True)
+class LatentVector:
+    """Layout of a datum's vector: blocks of latent sites, side by side.
 
-    Raises:
-        ValueError: If the site is not continuous.
+    Attributes:
+        blocks: One for each site.
     """
-    fn = site["fn"]
-    check_continuous(name, fn)
-    return Part(name, fn.batch_shape, fn.event_shape, free.shape[len(fn.batch_shape) :], free.dtype, data_plate)
+
+    blocks: tuple[LatentBlock, ...]
+
+    @property
+    def size(self) -> int:
+        """U, the length of the vector."""
+        return sum(block.size for block in self.blocks)
+
+    def join(self, free: Mapping[str, Tensor], num_chains: int) -> Tensor:
+        """Join unconstrained values to vectors.
+
+        Args:
+            free: u of each site, in the shape of its batch and free event, with chains in front if there are several.
+            num_chains: C.
+
+        Returns:
+            Shape ``(C, B, U)``.
+        """
+        shaped = [(b, free[b.name].reshape(num_chains, *b.batch, *b.free)) for b in self.blocks]
+        return torch.cat([block.flatten(value) for block, value in shaped], -1)
+
+    def split(self, u: Tensor) -> dict[str, Tensor]:
+        """Split vectors into the sites' unconstrained values.
+
+        Args:
+            u: Vectors, shape ``(C, B, U)``.
+
+        Returns:
+            u of each site, shape ``(C, *batch, *free)``.
+        """
+        pieces = zip(self.blocks, u.split([block.size for block in self.blocks], -1), strict=True)
+        return {block.name: block.unflatten(piece) for block, piece in pieces}
+
+    def stack(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Check values of the latent sites and put chains in front.
+
+        Args:
+            values: z of each site, in the shape in which the model draws it, or with one more dimension for chains in front.
+
+        Returns:
+            z of each site, shape ``(C, *batch, *event)``; C is 1 for values without chains.
+
+        Raises:
+            ValueError: If a site is missing, or a value has another shape.
+        """
+        stacked = {}
+        for block in self.blocks:
+            if block.name not in values:
+                raise ValueError(f"posterior_draws: expected a value of latent site {block.name!r}, got none.")
+            value, shape = values[block.name], tuple(block.alone + block.event)
+            if tuple(value.shape) not in (shape, (len(value), *shape)):
+                raise ValueError(
+                    f"posterior_draws: expected {block.name!r} of shape {shape}, or with chains in front, got "
+                    f"{tuple(value.shape)}."
+                )
+            stacked[block.name] = value.to(block.dtype).reshape(-1, *block.batch, *block.event)
+        if len({len(value) for value in stacked.values()}) > 1:
+            raise ValueError(
+                "posterior_draws: expected as many chains at every site, got several numbers; draw them together."
+            )
+        return stacked
+
+    def chains(self, values: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Yield the values of one chain after another.
+
+        They have the shapes of a program without chains.
+
+        Args:
+            values: A value of each site, shape ``(C, *batch, *event)`` or ``(C, *batch, *free)``.
+        """
+        alone = {
+            block.name: value.reshape(-1, *block.alone, *value.shape[1 + len(block.batch) :])
+            for block in self.blocks
+            for value in [values[block.name]]
+        }
+        for chain in zip(*alone.values(), strict=True):
+            yield dict(zip(alone, chain, strict=True))
 
 
-def check_continuous(name: str, distribution: Any) -> None:
+def check_continuous(name: str, distribution: Distribution) -> None:
     """Refuse a latent site without a density over real numbers.
 
     Raises:
         ValueError: If it is discrete or a Delta.
     """
-    if base_name(distribution) == "Delta" or distribution.support.is_discrete:
+    support = distribution.support
+    if base_name(distribution) == "Delta" or (support is not None and support.is_discrete):
         raise ValueError(
-            f"latent site {name!r}: expected a continuous distribution, along whose gradient chains can move, got "
+            f"latent site {name!r}: expected a continuous distribution, whose gradient moves chains, got "
             f"{base_name(distribution)}; use importance_sampling, or {how_to_mark(name)} to sum over it."
         )
 
 
-class Place(Messenger):
-    """Puts unconstrained values into the latent sites.
+class FromUnconstrained(Messenger):
+    """Messenger that sets latent sites to z = T(u).
 
     Args:
-        latents: u of each site, in the shape of the site's batch and its free event.
+        latents: u of each site, in the shape of its batch and free event.
 
     Attributes:
-        values: z = T(u) of each site.
+        values: z of each site.
         jacobians: log|T'(u)| of each site, in the shape of its batch.
     """
 
@@ -104,31 +202,31 @@ class Place(Messenger):
         self.values: dict[str, Tensor] = {}
         self.jacobians: dict[str, Tensor] = {}
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         if (name := msg["name"]) not in self.latents:
             return
         u, transform = self.latents[name], biject_to(msg["fn"].support)
         msg["value"] = self.values[name] = transform(u)
         msg["done"] = True
-        batch = msg["value"].dim() - msg["fn"].event_dim  # fn has axes besides where others are enumerated
+        batch = msg["value"].dim() - msg["fn"].event_dim  # fn has more axes if other sites are enumerated
         if msg["value"].dim() - transform.codomain.event_dim > u.dim() - transform.domain.event_dim:
             raise ValueError(
-                f"latent site {name!r}: expected a support that is the same for all values of the sites that are summed over, "
-                "got one that depends on them; take their marks for enumeration off, and use importance_sampling."
+                f"latent site {name!r}: expected a support that is the same for all values of enumerated sites, got one that "
+                "depends on them; remove their enumeration marks and use importance_sampling."
             )
         jacobian = transform.log_abs_det_jacobian(u, msg["value"])
         self.jacobians[name] = sum_rightmost(jacobian, jacobian.dim() - batch)
 
 
-class Unconstrain(Messenger):
-    """Puts values into the latent sites and notes u = T^-1(z) of each.
+class ToUnconstrained(Messenger):
+    """Messenger that sets latent sites to z and records u = T^-1(z).
 
     Args:
         values: z of each site.
 
     Attributes:
-        free: u of each site, in the shape of the site's batch and its free event.
-        sites: What else is known of each site.
+        free: u of each site, in the shape of its batch and free event.
+        sites: Node of each site.
     """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -137,7 +235,7 @@ class Unconstrain(Messenger):
         self.free: dict[str, Tensor] = {}
         self.sites: dict[str, Site] = {}
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         if (name := msg["name"]) in self.values and not msg["is_observed"]:
             check_continuous(name, msg["fn"])
             msg["value"], msg["done"] = self.values[name], True

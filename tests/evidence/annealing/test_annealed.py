@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import VAE
-from pyro_vae.evidence.annealing.annealed import annealed_importance_sampling, beta_of
+from pyro_vae.evidence.annealing.annealed import annealed_importance_sampling, beta_schedule
 from pyro_vae.evidence.annealing.annealed_estimate import AnnealedEstimate
 from pyro_vae.evidence.importance.importance import importance_sampling
 from tests.oracles import LinearGaussian, all_binary, mixture, quadrature_log_px, within
@@ -186,14 +186,14 @@ def test_seed_fixes_the_draws_and_leaves_the_generator():
 
 def test_paths_go_from_0_to_1():
     for name in ("sigmoid", "geometric"):
-        betas = torch.tensor([beta_of(name)(k / 20) for k in range(21)], **DOUBLE)
+        betas = torch.tensor([beta_schedule(name)(k / 20) for k in range(21)], **DOUBLE)
         assert (float(betas[0]), float(betas[-1])) == (0.0, pytest.approx(1.0))
         assert bool((betas.diff() > 0).all())
     place = torch.linspace(0, 1, 21, **DOUBLE)
     sigmoid = torch.sigmoid(4 * (2 * place - 1))
     expected = (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
-    torch.testing.assert_close(torch.tensor([beta_of("sigmoid")(float(s)) for s in place], **DOUBLE), expected)
-    assert beta_of("geometric")(0.3) == 0.3
+    torch.testing.assert_close(torch.tensor([beta_schedule("sigmoid")(float(s)) for s in place], **DOUBLE), expected)
+    assert beta_schedule("geometric")(0.3) == 0.3
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.annealing.hmc import State, evaluation, move
-from pyro_vae.evidence.annealing.step_size import KNOTS, Tuning
+from pyro_vae.evidence.annealing.step_size import NUM_KNOTS, Tuning
 from tests.oracles import within
 
 DOUBLE = {"dtype": torch.float64}
@@ -72,7 +72,7 @@ def test_a_chain_that_leaves_the_numbers_stays_where_it_was():
 
 
 def test_tuning_lies_on_lines_between_knots():
-    logs = torch.arange(KNOTS, **DOUBLE)[:, None] * torch.tensor([1.0, 2.0], **DOUBLE)
+    logs = torch.arange(NUM_KNOTS, **DOUBLE)[:, None] * torch.tensor([1.0, 2.0], **DOUBLE)
     tuning = Tuning(logs, torch.tensor([1.0, 4.0]), torch.tensor([0.25, 4.0]))
     torch.testing.assert_close(tuning.step_size(0.5).log(), logs[-1] / 2)
     torch.testing.assert_close(tuning.step_size(1.0).log(), logs[-1])
