@@ -272,7 +272,7 @@ class AnnealingPath:
             u = self.draw(2)
             together, again = self.terms(u), self.terms(u)
         except (RuntimeError, ValueError, IndexError) as error:
-            if explain_device_error(error) is not None:  # an error of the device, which chains one by one would have too
+            if explain_device_error(error) is not None:  # the device fails for chains one by one too
                 raise
             return self._go_chain_by_chain(f"does not run inside an outer plate ({error})")
         if not all(map(_close, together, again)):
