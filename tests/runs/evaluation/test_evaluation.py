@@ -213,8 +213,8 @@ def test_checks(runs, capsys):
     (["--num-samples", 50, "--target-se", 0.1], "num_samples: expected without --target-se"),
     (["--num-samples", 50, "--estimator", "annealed"], "num_samples: expected without --estimator annealed"),
     (["--num-samples", 1], "num_samples: expected at least 2 importance samples"),
-    (["--estimator", "best"], "unknown estimator 'best': expected one of importance"),
-    (["--checks", "everything"], "unknown check 'everything': expected one of gaps"),
+    (["--estimator", "best"], "unknown estimator 'best': expected one of annealed, bidirectional"),
+    (["--checks", "everything"], "unknown check 'everything': expected one of aggregate, calibration"),
 ])  # fmt: skip
 def test_bad_input(runs, capsys, words, sentence):
     before = {p.name: p.read_bytes() for p in (runs / "one").iterdir()}
