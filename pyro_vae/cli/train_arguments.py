@@ -21,7 +21,7 @@ from pyro_vae.models.registry import MODELS, PARTS, model_settings
 from pyro_vae.networks.mlp import ACTIVATIONS
 from pyro_vae.runs import sweep
 from pyro_vae.runs.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
-from pyro_vae.runs.directory import RunDirectory, resuming
+from pyro_vae.runs.directory import Checkpoint, RunDirectory, resuming
 from pyro_vae.schedules import RAMPS
 
 #: Keys in which a resumed run may differ from the run as it began.
@@ -107,7 +107,7 @@ def _parser(default: Arguments, description: str | None) -> Parser:
     return Parser(default, "python -m pyro_vae.train", description, NAMES)
 
 
-def complete(given: dict[str, Any]) -> tuple[Config, Options, dict[str, Any] | None]:
+def complete(given: dict[str, Any]) -> tuple[Config, Options, Checkpoint | None]:
     """Complete the flags by the run to resume, the file, or the defaults of the model.
 
     Args:
@@ -141,7 +141,7 @@ def complete(given: dict[str, Any]) -> tuple[Config, Options, dict[str, Any] | N
     return config, args.run, checkpoint
 
 
-def parse(words: Sequence[str]) -> tuple[Config, Options, dict[str, Any] | None]:
+def parse(words: Sequence[str]) -> tuple[Config, Options, Checkpoint | None]:
     """:func:`read` and :func:`complete` a command line."""
     return complete(read(words))
 

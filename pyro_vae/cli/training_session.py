@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from pyro_vae.runs import pipeline
 from pyro_vae.runs.build import Plan
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.description import describe
-from pyro_vae.runs.directory import RunDirectory, resuming, run_name
+from pyro_vae.runs.directory import Checkpoint, RunDirectory, resuming, run_name
 from pyro_vae.runs.progress import Console
 from pyro_vae.system.signals import Interrupted, Signals, signal_of
 
@@ -42,7 +41,7 @@ class Session:
     console: Console
     signals: Signals
 
-    def run(self, config: Config, options: Options, checkpoint: dict[str, Any] | None = None) -> None:
+    def run(self, config: Config, options: Options, checkpoint: Checkpoint | None = None) -> None:
         """Train, evaluate and draw one run.
 
         Args:

@@ -1,4 +1,4 @@
-"""Data, model, objective and options of a run, each made once from its configuration."""
+"""The parts of a run, each made once from its configuration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pyro_vae.models.registry import (
     model_class,
 )
 from pyro_vae.runs.config import Config, ModelConfig
-from pyro_vae.runs.directory import RunDirectory
+from pyro_vae.runs.directory import Checkpoint, RunDirectory
 from pyro_vae.schedules import Schedule
 from pyro_vae.system.randomness import own_randomness
 
@@ -75,13 +75,16 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that the run will write: two checkpoints, each of last and best parameters and two moments."""
+        """Bytes that the run will write: mainly two checkpoints."""
+        # Each holds the last and the best parameters, and two moments of the optimizer.
         parameters = sum(v.numel() * v.element_size() for v in self.vae.state_dict().values())
         return 2 * 4 * parameters + SPARE_BYTES
 
 
 def make_plan(config: Config) -> Plan:
-    """Make the parts of a run on the CPU: first what needs no data, so that a wrong flag costs no download.
+    """Make the parts of a run, on the CPU.
+
+    Parts that need no data come first, so that a wrong flag costs no download.
 
     Raises:
         ValueError: If the configuration names something unknown, out of range or without effect.
@@ -185,7 +188,7 @@ def load_data(config: Config) -> Data:
 
 
 def with_num_classes(config: Config, data: Data) -> Config:
-    """Take the number of classes from the data, where the configuration has none.
+    """Return the configuration with the number of classes in the data.
 
     Raises:
         ValueError: If neither has it, or they disagree.
@@ -241,21 +244,23 @@ def make_vae(config: Config, data_shape: tuple[int, ...]) -> PyroModel:
 
 
 class SavedVae(NamedTuple):
-    """The model of a run with its best parameters, on the CPU, in eval mode.
+    """The trained model of a run.
 
     Attributes:
-        vae: The model.
+        vae: The model with its best parameters, on the CPU, in eval mode.
         config: The run's configuration.
         checkpoint: The run's checkpoint.
     """
 
     vae: PyroModel
     config: Config
-    checkpoint: dict[str, Any]
+    checkpoint: Checkpoint
 
 
 def saved_vae(directory: RunDirectory) -> SavedVae:
-    """Load the model of a run, or its last parameters where no epoch was the best yet.
+    """Load the trained model of a run.
+
+    Before the first validation it has its last parameters.
 
     Raises:
         ValueError: If there is no run, or its files cannot be read.

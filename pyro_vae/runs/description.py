@@ -21,7 +21,7 @@ from pyro_vae.runs.config import Config
 
 
 def describe(plan: Plan, device_words: str) -> str:
-    """Describe a run in three lines: the machine, the data, the model with its objective."""
+    """Describe the machine, the data and the model, a line each."""
     vae, config = plan.vae, plan.config
     count = sum(p.numel() for p in vae.parameters())
     order = epoch_order(vae, plan.data, plan.options)
@@ -56,7 +56,7 @@ def _model_phrase(plan: Plan) -> str:
 
 
 def _widths(plan: Plan) -> tuple[int, ...] | None:
-    """Return the widths of the encoder's hidden layers; None if no network has any.
+    """Return the widths of the encoder's hidden layers, if there are any.
 
     They may differ from ``--hidden``: m1m2 takes those of the run in ``below``.
     """
@@ -90,7 +90,7 @@ def _data_line(plan: Plan) -> str:
 
 
 def _stopped_line(plan: Plan) -> str:
-    """Say why a resumed run with epochs left does not go on; nothing if it does."""
+    """Say why a resumed run does not use its remaining epochs."""
     state = plan.resume
     if state is None or state["stop_reason"] is None or len(state["rows"]) >= plan.config.train.epochs:
         return ""

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, written whole and read again."""
+"""The folder of a run, and the files in it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import io
 import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -26,10 +26,34 @@ from pyro_vae.report.names import LABEL_PICTURES, PICTURES
 from pyro_vae.runs.config import Config
 from pyro_vae.system.files import LOCK, check_writable, dated_folder, leftovers, locked, run_folder, write_atomically
 
+#: Version of the format of ``checkpoint.pt``.
 SCHEMA = 2
 
+#: Contents of a JSON file: nested plain containers.
+Json = dict[str, Any]
 
-#: The keys of a checkpoint and what they hold.
+
+class Checkpoint(TypedDict):
+    """Contents of ``checkpoint.pt``.
+
+    Attributes:
+        schema: :data:`SCHEMA`.
+        pyro_vae: Version of the package that wrote it.
+        config: The configuration, from :meth:`Config.to_dict`.
+        data: The fingerprint of the data.
+        seconds: Training time in all sessions.
+        training: The state of the training, from :meth:`Training.state_dict`.
+    """
+
+    schema: int
+    pyro_vae: str
+    config: Json
+    data: dict[str, Any]
+    seconds: float
+    training: dict[str, Any]
+
+
+#: Types of the values that a checkpoint must have.
 KEYS: dict[str, tuple[type, ...]] = {
     "pyro_vae": (str,),
     "config": (dict,),
@@ -47,11 +71,11 @@ FILES = tuple(name for name in EVERY_FILE if name.removesuffix(".png") not in LA
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of one run.
+    """The files of a run.
 
     Attributes:
         path: The folder.
-        writes: Whether this process writes there; of several that train together only one does.
+        writes: True if this process writes to it; of several that train together one does.
     """
 
     path: Path
@@ -62,26 +86,28 @@ class RunDirectory:
     def claim(
         cls, path: str | Path | None, name: str, overwrite: bool = False, needed: int = 0
     ) -> Iterator[RunDirectory]:
-        """Make the folder of a new run, and keep other processes from it; it is removed again if nothing is put there.
+        """Make and lock the folder of a new run.
+
+        A folder that stays empty is removed at the end.
 
         Args:
-            path: Where, or None for ``runs/NAME-DATE-TIME``.
-            name: What the run is called there; other characters than letters and digits become hyphens.
-            overwrite: Whether the run files of an existing folder may be removed.
-            needed: How many bytes the run will write.
+            path: The folder; None: ``runs/NAME-DATE-TIME``.
+            name: The run's name there; characters other than letters and digits become hyphens.
+            overwrite: Remove the run files of an existing folder.
+            needed: Bytes that the run will write.
 
         Raises:
-            ValueError: If the folder holds something and ``overwrite`` is False, is in use, cannot be made or written, or
-                its disk is too full.
+            ValueError: If the folder has files and ``overwrite`` is False, it is in use, it cannot be made or written, or its
+                disk is too full.
         """
         with ExitStack() as stack:
             folder = stack.enter_context(dated_folder(Path("runs"), name) if path is None else run_folder(Path(path)))
             directory = cls(folder)
             stack.enter_context(locked(folder))
-            if directory._others() and not overwrite:
+            if directory._other_files() and not overwrite:
                 raise ValueError(
-                    f"run directory {folder}: expected a new or empty folder, got one with files in it; pass "
-                    f"{resuming(folder)} to go on, --overwrite to replace its run, or another --run-dir."
+                    f"run directory {folder}: expected a new or empty folder, got one with files; pass {resuming(folder)} to "
+                    "go on, --overwrite to replace the run, or another --run-dir."
                 )
             check_writable(folder, needed)
             for file in [*leftovers(folder, EVERY_FILE), *(folder / name for name in EVERY_FILE)]:
@@ -90,7 +116,7 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from the folder of a run, if it is there.
+        """Lock the folder of a run, if it exists.
 
         Raises:
             ValueError: If it is in use.
@@ -99,10 +125,10 @@ class RunDirectory:
             yield
 
     def reopen(self, needed: int = 0) -> None:
-        """See whether a run can go on in its folder, and remove what a kill may have left there.
+        """Check that a run can go on, and remove leftovers of a kill.
 
         Args:
-            needed: How many bytes the run will write.
+            needed: Bytes that the run will write.
 
         Raises:
             ValueError: If the folder cannot be written, or its disk is too full.
@@ -112,31 +138,35 @@ class RunDirectory:
         for file in leftovers(self.path, EVERY_FILE):
             file.unlink(missing_ok=True)
 
-    def _others(self) -> list[Path]:
-        """What the folder holds besides the lock and what a kill left behind."""
+    def _other_files(self) -> list[Path]:
+        """Files other than the lock and leftovers of a kill."""
         ours = {self.path / LOCK, *leftovers(self.path, EVERY_FILE)}
         return [path for path in self.path.iterdir() if path not in ours]
 
-    def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Write a JSON file; numbers that are not finite are refused."""
+    def write_json(self, name: str, values: Mapping[str, object]) -> None:
+        """Write a JSON file.
+
+        Raises:
+            ValueError: If a number is not finite.
+        """
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
-        # Surrogates: file names that this locale cannot read.
+        # Surrogates stand for bytes of file names that are not text.
         self._write(name, (text + "\n").encode("utf-8", "surrogateescape"))
 
     def _write(self, name: str, content: bytes) -> None:
         if self.writes:
             write_atomically(self.path / name, content)
 
-    def save(self, training: Training, config: Config, seconds: float, fingerprint: dict[str, Any]) -> None:
-        """Write ``checkpoint.pt`` and ``metrics.csv``; all processes of a job must ask for it.
+    def save(self, training: Training, config: Config, seconds: float, fingerprint: dict[str, object]) -> None:
+        """Write ``checkpoint.pt`` and ``metrics.csv``; a collective of all processes of a job.
 
         Args:
-            training: What a callback of ``fit`` gets.
-            config: What the run is.
-            seconds: How long it has been trained, in all its sessions.
-            fingerprint: What tells its data from others.
+            training: The training, as callbacks of ``fit`` get it.
+            config: The configuration.
+            seconds: Training time in all sessions.
+            fingerprint: The fingerprint of the data.
         """
-        checkpoint = {
+        checkpoint: Checkpoint = {
             "schema": SCHEMA,
             "pyro_vae": version("pyro-vae"),
             "config": config.to_dict(),
@@ -151,7 +181,7 @@ class RunDirectory:
         self.write_metrics(training.history.rows)
 
     def write_metrics(self, rows: list[Row]) -> None:
-        """Write ``metrics.csv``, as soon as there is a whole epoch to write."""
+        """Write ``metrics.csv``, once there is a whole epoch."""
         if rows:
             out = io.StringIO()
             writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
@@ -159,11 +189,11 @@ class RunDirectory:
             writer.writerows(rows)
             self._write("metrics.csv", out.getvalue().encode())
 
-    def read_checkpoint(self) -> dict[str, Any]:
-        """Read ``checkpoint.pt`` without running any code in it, onto the CPU.
+    def read_checkpoint(self) -> Checkpoint:
+        """Read ``checkpoint.pt`` onto the CPU, without running code in it.
 
         Raises:
-            ValueError: If there is none, or it cannot be read, or another version wrote it.
+            ValueError: If there is none, it cannot be read, or another version wrote it.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
@@ -171,30 +201,19 @@ class RunDirectory:
                 f"run {self.path}: expected a folder with checkpoint.pt, got none there; name a run's folder."
             )
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # bytes that are no checkpoint fail in any way, down to IndexError
             raise ValueError(
                 f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({first_line(error):.200}); take "
                 "another run, or train it again."
             ) from None
-        checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
-        if checkpoint.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{path}: expected a checkpoint of schema {SCHEMA} (pyro_vae {version('pyro-vae')}), got schema "
-                f"{checkpoint.get('schema')!r} (pyro_vae {checkpoint.get('pyro_vae', 'unknown')!s:.20}); take that version, or "
-                "train it again."
-            )
-        check_keys(checkpoint, KEYS, str(path))
-        data = checkpoint["data"]
-        shape, numbers = data.get("data_shape"), [value for key, value in data.items() if key != "data_shape"]
-        if not isinstance(shape, list) or not all(isinstance(number, int) for number in [*shape, *numbers]):
-            raise ValueError(f"{path}: expected the shape and numbers of its data, got something else; train it again.")
-        if not (math.isfinite(checkpoint["seconds"]) and checkpoint["seconds"] >= 0):
-            raise ValueError(f"{path}: expected the seconds of training, got {checkpoint['seconds']}; train it again.")
-        return checkpoint
+        return _checked(content if isinstance(content, dict) else {}, path)
 
-    def begun(self) -> tuple[dict[str, Any] | None, Config]:
-        """Checkpoint and configuration of a run to go on with; None and ``config.json`` if it had no checkpoint yet.
+    def begun(self) -> tuple[Checkpoint | None, Config]:
+        """Read the checkpoint and the configuration of a run to resume.
+
+        Returns:
+            The checkpoint, or None if there is none yet, and the configuration.
 
         Raises:
             ValueError: If there is neither, or they cannot be read.
@@ -204,26 +223,27 @@ class RunDirectory:
         checkpoint = self.read_checkpoint()
         return checkpoint, self.config_of(checkpoint["config"])
 
-    def config_of(self, values: Any) -> Config:
-        """A configuration from what a file of the run says, without a seed of labels that was said where none were chosen.
+    def config_of(self, values: Json) -> Config:
+        """Make a configuration from the values in a file of the run.
 
-        Such a seed did nothing, and is refused of a new run.
+        A label seed without a number of labels is dropped: it has no effect, and a new run refuses it.
 
         Raises:
-            ValueError: If something in it is wrong.
+            ValueError: If a key or a value is wrong.
         """
         try:
-            found = Config.from_dict(values)
-            chosen = found.data.labels is not None
-            return found if chosen else dataclasses.replace(found, data=dataclasses.replace(found.data, label_seed=0))
+            config = Config.from_dict(values)
+            if config.data.labels is not None:
+                return config
+            return dataclasses.replace(config, data=dataclasses.replace(config.data, label_seed=0))
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"run {self.path}: {first_line(error)}") from None
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of the run; empty if it is not there.
+    def read_json(self, name: str) -> Json:
+        """Read a JSON file of the run; an empty dict without one.
 
         Raises:
-            ValueError: If it is no JSON.
+            ValueError: If it is not JSON.
         """
         path = self.path / name
         try:
@@ -234,13 +254,32 @@ class RunDirectory:
             ) from None
 
 
+def _checked(content: dict[str, Any], path: Path) -> Checkpoint:
+    """Refuse a checkpoint of another version, or an incomplete one."""
+    if content.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{path}: expected a checkpoint of schema {SCHEMA} (pyro_vae {version('pyro-vae')}), got schema "
+            f"{content.get('schema')!r} (pyro_vae {content.get('pyro_vae', 'unknown')!s:.20}); take that version, or train it "
+            "again."
+        )
+    check_keys(content, KEYS, str(path))
+    data, seconds = content["data"], content["seconds"]
+    shape, numbers = data.get("data_shape"), [value for key, value in data.items() if key != "data_shape"]
+    if not isinstance(shape, list) or not all(isinstance(number, int) for number in [*shape, *numbers]):
+        raise ValueError(f"{path}: expected the shape and numbers of its data, got something else; train it again.")
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"{path}: expected the seconds of training, got {seconds}; train it again.")
+    checkpoint: Any = content
+    return checkpoint
+
+
 def resuming(folder: Path) -> str:
-    """The flag by which the run in a folder goes on, as a shell takes it."""
+    """Return the flag to resume a run, quoted for a shell."""
     return f"--resume {shlex.quote(str(folder))}"
 
 
 def run_name(config: Config) -> str:
-    """Name of a new run: data, model and objective."""
+    """Return the name of a new run: data, model and objective."""
     data, model = config.data.dataset, config.model.model.rpartition(":")[2]
     words = [data if data in NAMED else Path(data).stem, *([] if model == "vae" else [model]), config.train.elbo]
     return "-".join(words)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from pyro_vae.inference.training.training import Training, never
 from pyro_vae.models.user_code import place_of_method
 from pyro_vae.runs.build import Plan, make_plan
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.directory import RunDirectory
+from pyro_vae.runs.directory import Checkpoint, RunDirectory
 from pyro_vae.runs.evaluation import summary, tables
 from pyro_vae.runs.evaluation.estimators import Estimation
 from pyro_vae.runs.preflight.compatibility import check_compatibility, check_network_options
@@ -29,7 +28,7 @@ from pyro_vae.runs.run import check_data
 from pyro_vae.system.compiler import obstacle
 
 
-def prepare(config: Config, device: torch.device, checkpoint: dict[str, Any] | None = None) -> Plan:
+def prepare(config: Config, device: torch.device, checkpoint: Checkpoint | None = None) -> Plan:
     """Make and check all parts of a run, without writing anything.
 
     Args:
@@ -71,7 +70,9 @@ def _check_numbers(config: Config) -> None:
 
 
 def start_from_data(plan: Plan) -> None:
-    """Start p(x|z) at the mean of the training data: the hook before the first step, never called on resume.
+    """Start p(x|z) at the mean of the training data.
+
+    The hook before the first step, never called on resume.
 
     Raises:
         ValueError: If a user's class fails at it.
@@ -92,7 +93,7 @@ def start_from_data(plan: Plan) -> None:
         raise ValueError(sentence) from error
 
 
-def _continued(plan: Plan, checkpoint: dict[str, Any]) -> Plan:
+def _continued(plan: Plan, checkpoint: Checkpoint) -> Plan:
     """Return the plan with the training state of a checkpoint."""
     check_data(checkpoint["data"], plan.fingerprint, "resume")
     check_state(checkpoint["training"], plan.vae, "resume")
@@ -106,7 +107,7 @@ def _continued(plan: Plan, checkpoint: dict[str, Any]) -> Plan:
 
 
 def _with_compiling(plan: Plan) -> Plan:
-    """Decide whether steps are compiled, and store it: a resumed run goes on as it began."""
+    """Decide if steps are compiled; store it for a resumed run."""
     t = plan.config.train
     options = plan.options if plan.resume is None else dataclasses.replace(plan.options, compile=None)
     compiled, words = compiling_of(plan.vae, plan.data, plan.objective, options, plan.resume)
@@ -120,7 +121,7 @@ def _with_compiling(plan: Plan) -> Plan:
 def train(
     plan: Plan, directory: RunDirectory, console: Console, interrupt: Callable[[], bool] = never
 ) -> tuple[History, float]:
-    """Fit the model, with a checkpoint after each epoch and at an interruption.
+    """Fit the model, with a checkpoint at each epoch and interruption.
 
     Args:
         plan: The run.
@@ -157,7 +158,7 @@ def train(
 
 
 def load_libraries() -> None:
-    """Import the libraries of evaluation and pictures, which no earlier part of a run needs."""
+    """Import the libraries that only evaluation and pictures need."""
     from pyro_vae.report import draw_pictures  # noqa: F401
     from pyro_vae.system.imports import import_arviz
 
@@ -165,7 +166,7 @@ def load_libraries() -> None:
 
 
 def finish(plan: Plan, history: History, directory: RunDirectory, seconds: float, console: Console) -> None:
-    """Evaluate the trained model; write and print its summary, and draw its pictures."""
+    """Evaluate and draw the trained model; write and print its summary."""
     from pyro_vae.report import draw_pictures  # brings matplotlib
 
     config, vae, data = plan.config, plan.vae, plan.data

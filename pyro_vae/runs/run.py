@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyro_vae.data import Data
 from pyro_vae.inference.training.history import History
+from pyro_vae.models.protocol import PyroModel
 from pyro_vae.runs.build import load_data, saved_vae
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.directory import RunDirectory
+from pyro_vae.runs.directory import Json, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -19,22 +20,22 @@ class Run:
 
     Attributes:
         path: Its folder.
-        config: What it is.
+        config: Its configuration.
         vae: The model with the parameters of the best epoch, on the CPU, in eval mode.
-        history: A row an epoch.
-        seconds: How long it was trained.
-        fingerprint: What tells its data from others.
+        history: A row for each epoch.
+        seconds: Training time in all sessions.
+        fingerprint: Shape, sizes and checksums that identify the data.
     """
 
     path: Path
     config: Config
-    vae: Any
+    vae: PyroModel
     history: History
     seconds: float
-    fingerprint: dict[str, Any]
+    fingerprint: Mapping[str, object]
 
     def data(self) -> Data:
-        """The very data of the run: same split, same binarized test images.
+        """Load the data of the run: same split, same binarized test images.
 
         Raises:
             ValueError: If they cannot be found, or have changed since.
@@ -44,47 +45,50 @@ class Run:
         return data
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds; empty if the run has not been evaluated."""
+    def summary(self) -> Json:
+        """Contents of ``summary.json``; empty if the run has not been evaluated."""
         return RunDirectory(self.path).read_json("summary.json")
 
 
-def check_data(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:
-    """Refuse other data than those of a run.
+def check_data(expected: Mapping[str, object], found: Mapping[str, object], where: str) -> None:
+    """Refuse data other than those of a run.
 
     Args:
         expected: The fingerprint in the run's checkpoint.
-        found: That of the data at hand.
-        where: What the sentence begins with.
+        found: The fingerprint of the data at hand.
+        where: The beginning of the error.
 
     Raises:
-        ValueError: If they differ; it says in what.
+        ValueError: If they differ; it names the difference.
     """
     keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-    sums = {"checksum_": "pixels", "labels_": "labels"}
-    sizes = [f"{key} {found.get(key)} (there {expected.get(key)})" for key in keys if not key.startswith((*sums,))]
-    pixels = [
-        f"other {what} in the {key.removeprefix(prefix)} data"
+    if not keys:
+        return
+    checksums = {"checksum_": "pixels", "labels_": "labels"}
+    sizes = [f"{key} {found.get(key)} (there {expected.get(key)})" for key in keys if not key.startswith((*checksums,))]
+    values = [
+        f"other {noun} in the {key.removeprefix(prefix)} data"
         for key in keys
-        for prefix, what in sums.items()
+        for prefix, noun in checksums.items()
         if key.startswith(prefix)
     ]
-    if keys:
-        raise ValueError(
-            f"{where}: expected the data that it was trained on, got {', '.join(sizes or pixels)}; put these data back, or "
-            "start a new run."
-        )
+    raise ValueError(
+        f"{where}: expected the data that it was trained on, got {', '.join(sizes or values)}; restore these data, or start "
+        "a new run."
+    )
 
 
 def load(path: str | Path) -> Run:
-    """Load a run; one made on a GPU loads on a CPU, and no code in its files is run.
+    """Load a run onto the CPU, without running code in its files.
 
-    Classes of a user's, which its configuration names, are imported from where Python finds modules.
-
-    Of a run that was interrupted within its first epoch, or has no validation data, it gives the last parameters.
+    Classes of a user's, which its configuration names, are imported from where Python finds modules. A run without
+    validation data, or interrupted within its first epoch, has its last parameters.
 
     Args:
         path: The run's folder.
+
+    Returns:
+        The run.
 
     Raises:
         ValueError: If there is no run, or its files cannot be read.
@@ -92,6 +96,6 @@ def load(path: str | Path) -> Run:
     directory = RunDirectory(Path(path))
     vae, config, checkpoint = saved_vae(directory)
     training = checkpoint["training"]
-    done = "epochs" if len(training["rows"]) >= config.train.epochs else "interrupted"
-    history = History(training["rows"], training["stop_reason"] or done, training["step"], training["compiled"])
+    stopped_by = "epochs" if len(training["rows"]) >= config.train.epochs else "interrupted"
+    history = History(training["rows"], training["stop_reason"] or stopped_by, training["step"], training["compiled"])
     return Run(directory.path, config, vae, history, checkpoint["seconds"], checkpoint["data"])

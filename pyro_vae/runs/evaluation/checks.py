@@ -1,4 +1,4 @@
-"""Checks of a trained model by name: its gaps, its aggregate posterior, its calibration, its images."""
+"""Checks of a trained model by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ Wording = Callable[[str], str]
 
 
 def wording_for(vae: PyroModel, inputs: Inputs) -> Wording:
-    """Return the wording of a model: log p(x|y), q(z|x, y) and I(x, y; z) for one that needs labels.
+    """Return the wording of a model.
+
+    A model that needs labels has log p(x|y), q(z|x, y) and I(x, y; z).
 
     Args:
         vae: The model.
@@ -63,7 +65,7 @@ class Findings(NamedTuple):
 
 
 def _gaps(vae: PyroModel, inputs: Inputs, _seed: int, **options: Any) -> evidence.Gaps:
-    """Decompose log p(x) - ELBO into the gaps of the guide's family and of its encoder."""
+    """Decompose log p(x) - ELBO into approximation and amortization gap."""
     parts = Inputs(*inputs[:GAPS_DATA]).split(min(50, inputs.chunk))
     return evidence.Gaps.cat([evidence.gaps(vae.model, vae.guide, *part, **options) for part in parts])
 
@@ -80,7 +82,7 @@ def _describe_gaps(gaps: evidence.Gaps, wording: Wording) -> Findings:
 
 
 def _aggregate(vae: PyroModel, inputs: Inputs, _seed: int, **options: Any) -> evidence.AggregatePosterior:
-    """Decompose the rate into mutual information and the KL of the aggregate posterior."""
+    """Decompose the rate into I(x; z) and KL(q(z) || p(z))."""
     return evidence.aggregate_posterior(vae.model, vae.guide, *inputs[:], **options)
 
 
@@ -118,7 +120,7 @@ def _describe_calibration(result: evidence.Calibration, wording: Wording) -> Fin
 
 
 def _predictive(vae: Any, inputs: Inputs, seed: int, **options: Any) -> evidence.PredictiveChecks:
-    """Compare the images with images of the model, made from the same labels where it takes labels."""
+    """Compare the images with images of the model, of the same labels."""
     columns = inputs[:CHECKED_DATA]
     if len(columns) == 1 and method_of(vae, "sample") is not None:
         images = evidence.replicates(vae, columns[0])
@@ -150,7 +152,7 @@ class Check:
         least: Options of the cheapest run, to find out if a model suits the check.
         help: A phrase for ``--help``.
         needs_gradients: True if the run optimizes something.
-        routine: True if it is part of every evaluation of a whole test set, for models that suit it.
+        routine: True if it belongs to each evaluation of a whole test set.
     """
 
     run: Callable[..., Any]
@@ -193,7 +195,15 @@ CHECKS: dict[str, Check] = {
 
 
 def run_check(name: str, vae: PyroModel, inputs: Inputs, seed: int, **options: float) -> Any:
-    """Run a check of :data:`CHECKS`, with random numbers of its own; its row describes the result."""
+    """Run a check, with random numbers of its own.
+
+    Args:
+        name: A name from :data:`CHECKS`, whose row describes the result.
+        vae: The model.
+        inputs: Its inputs.
+        seed: Seed of the draws.
+        **options: Options of the check.
+    """
     check = CHECKS[name]
     with own_randomness(seed), nullcontext() if check.needs_gradients else torch.no_grad():
         return check.run(vae, inputs, seed, **options)

@@ -1,4 +1,4 @@
-"""Comparison of finished runs on the same test data: a table, figures, a picture."""
+"""Comparison of finished runs on the same test data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def check_comparable(subjects: Sequence[Subject]) -> None:
 def compare(
     subjects: Sequence[Subject], results: Sequence[Estimate | Bracket], request: Request, console: Console
 ) -> Path:
-    """Compare log p(x) of several runs by paired differences; write ``comparison.json`` and ``comparison.png``.
+    """Compare log p(x) of several runs by paired differences.
+
+    Writes ``comparison.json`` and ``comparison.png``.
 
     Args:
         subjects: The runs.

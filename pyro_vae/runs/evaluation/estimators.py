@@ -1,4 +1,4 @@
-"""Estimators of log p(x) by name, and the loop over the batches of a data set."""
+"""Estimators of log p(x) by name, for whole data sets."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Estimation:
         return f"{self.num_chains} chains of {self.num_steps:,} steps from the {self.start}"
 
     def least(self, estimator: str) -> Estimation:
-        """Return the cheapest estimation by an estimator, to find out if a model suits it."""
+        """Return the cheapest estimation by an estimator, for a try."""
         return dataclasses.replace(
             self,
             estimator=estimator,
@@ -195,12 +195,12 @@ class Estimator:
 
     @property
     def slow(self) -> bool:
-        """True if it needs minutes for each hundred data: then ``SLOW_DATA`` test data are the default."""
+        """True if ``SLOW_DATA`` test data are the default."""
         return self.kind in ("refined", "chains")
 
     @property
     def suits_every_model(self) -> bool:
-        """True if every model with a log p(x) has it: importance samples from the guide."""
+        """True if it needs draws from the guide alone."""
         return self.kind == "guide"
 
 
@@ -224,9 +224,9 @@ def estimate(
     seed: int,
     progress: bool = False,
 ) -> Estimate | Bracket:
-    """Estimate log p(x) of data in batches, which the processes of a job share.
+    """Estimate log p(x) of data in batches.
 
-    The result does not depend on the number of processes.
+    The processes of a job share the batches; the result does not depend on their number.
 
     Args:
         vae: The model.
@@ -282,7 +282,7 @@ def estimate_batch(vae: PyroModel, inputs: tuple[Tensor, ...], how: Estimation, 
 
 
 def _cache(vae: PyroModel, num_data: int, how: Estimation) -> CapturedDraws | CapturedPath | bool:
-    """Return a new cache of captured graphs; False if compiling is not asked for, or does not repay itself."""
+    """Return a new cache of captured graphs; False to compile nothing."""
     chains = how.row.kind == "chains"
     calls = 3 * 5 * how.num_chains * how.num_steps if chains else how.num_samples  # backward, and leapfrog steps
     flops = 2.0 * sum(p.numel() for p in vae.parameters()) * num_data * calls

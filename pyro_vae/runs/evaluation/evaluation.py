@@ -68,7 +68,7 @@ def evaluate(subject: Subject, request: Request, device: torch.device, console: 
 
 
 def _whole(subject: Subject, request: Request, how: Estimation, device: torch.device, progress: bool) -> Evaluated:
-    """Make the summary of a run again; other evidence and the checks stay."""
+    """Renew the summary of a run; keep other evidence and the checks."""
     run = subject.run
     evaluation = dataclasses.replace(run.config.evaluate, num_samples=how.num_samples)
     config = dataclasses.replace(run.config, evaluate=evaluation)
@@ -110,7 +110,7 @@ def _figures_of_part(
 
 
 def _figures_so_far(run: Run) -> dict[str, Any]:
-    """Return the figures in the run's summary; none if it cannot be read."""
+    """Return the figures in the summary, if it can be read."""
     try:
         return run.summary
     except ValueError:
@@ -120,7 +120,7 @@ def _figures_so_far(run: Run) -> dict[str, Any]:
 def _make_checks(
     subject: Subject, request: Request, figures: dict[str, Any], device: torch.device, console: Console
 ) -> None:
-    """Run the requested checks and, on the whole test set, the routine ones; write and print each when it is done."""
+    """Run the requested and the routine checks; write and print each."""
     run, directory = subject.run, RunDirectory(subject.run.path)
     routine = [name for name, check in CHECKS.items() if check.routine] if request.whole else []
     names, optional = (*dict.fromkeys((*routine, *request.checks)),), set(routine) - set(request.checks)
@@ -133,7 +133,7 @@ def _make_checks(
 
 
 def _write_values(result: Estimate | Bracket, folder: Path, name: str) -> list[str]:
-    """Write the values of each datum as NetCDF, and return the files' names."""
+    """Write the values of each datum as NetCDF; return the names."""
     parts: dict[str, Estimate] = {}
     if isinstance(result, Bracket):
         parts = {f"{name}-lower": result.lower, f"{name}-upper": result.upper.inverse}
@@ -154,7 +154,7 @@ def _write_values(result: Estimate | Bracket, folder: Path, name: str) -> list[s
 
 
 def _draw_estimate(subject: Subject, result: Estimate | Bracket) -> list[str]:
-    """Draw the pictures of an estimate of the whole test set, and return the files' names."""
+    """Draw an estimate of the whole test set; return the names."""
     from pyro_vae.report.pictures import draw_estimate  # brings matplotlib
 
     if subject.data.test is None or not isinstance(result, Estimate):

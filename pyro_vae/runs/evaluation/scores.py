@@ -1,4 +1,4 @@
-"""Figures of a model besides a bound: accuracy, exact log p(x), squared error."""
+"""Scores of a model: accuracy, exact log p(x), squared error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Figure = dict[str, float | int | None]
 
 @torch.no_grad()
 def scores(model: PyroModel, split: Split, seed: int = 0) -> dict[str, Figure]:
-    """Evaluate the figures besides a bound that a model has.
+    """Evaluate the scores that a model has.
 
     - ``accuracy``, of a model with ``classify``: the share of right labels among the data whose label is known.
     - ``exact_log_px``, of a model with ``log_px``: nats per datum.
@@ -64,7 +64,7 @@ def scores(model: PyroModel, split: Split, seed: int = 0) -> dict[str, Figure]:
 
 
 def _mean(values: Tensor, method: str = "") -> Figure:
-    """Return the figure of a mean; an unknown one, with a warning, if a value is not finite."""
+    """Return a mean with its error; None and a warning if not finite."""
     count = len(values)
     if bad := int((~values.isfinite()).sum()):
         warnings.warn(
@@ -78,7 +78,7 @@ def _mean(values: Tensor, method: str = "") -> Figure:
 
 
 def score_lines(test: Mapping[str, Any]) -> Iterator[str]:
-    """Yield these figures as lines for the terminal."""
+    """Yield the scores as lines for the terminal."""
     if (found := test.get("accuracy")) is not None:
         yield f"accuracy {found['value']:.2%}{_error(found, 100, ' %')} over {found['num_data']:,} labels"
     if (found := test.get("exact_log_px")) is not None:

@@ -1,4 +1,4 @@
-"""The subject of an evaluation: a run, the data it is evaluated on, and the request."""
+"""The subject of an evaluation: a run with its test data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Request:
 
     @property
     def whole(self) -> bool:
-        """True if it renews the main figures of a run: the usual estimator on the whole test set."""
+        """True for the default estimator on the whole test set."""
         return self.how.estimator == Estimation.estimator and self.num_data is None and self.dequantize == "none"
 
     @property
@@ -85,7 +85,7 @@ class Subject:
 
 
 def load_subject(run: Run, request: Request) -> Subject:
-    """Load the data of a run, and check that it can be evaluated as requested.
+    """Load the data of a run, and check the request.
 
     Raises:
         ValueError: If the run has no whole epoch or no test data, there are too few, they cannot be dequantized, its model
@@ -150,6 +150,6 @@ def _dequantized(x: Tensor | Stored) -> Tensor:
 
 
 def _checksum(x: Tensor | Stored) -> int:
-    """Return a checksum of the pixels; of stored ones, of about 100 evenly spaced data."""
+    """Return a checksum of the pixels, for stored ones of some."""
     some = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
     return checksum([some])

@@ -1,4 +1,4 @@
-"""Suitability: do an estimator and the checks suit a model? Each is tried on a few data."""
+"""Trials of estimators and checks: do they suit a model?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_TRIED = 20
 
 
 def check_suitable(vae: PyroModel, inputs: Inputs, how: Estimation, checks: Sequence[str], where: str) -> None:
-    """Refuse an estimator or checks that do not suit a model, before anything that takes time.
+    """Refuse an estimator or checks that do not suit a model.
 
     Args:
         vae: The model.
@@ -38,17 +38,20 @@ def check_suitable(vae: PyroModel, inputs: Inputs, how: Estimation, checks: Sequ
 
 
 def estimator_obstacle(vae: PyroModel, inputs: Inputs, how: Estimation, name: str) -> str | None:
-    """Return the reason why an estimator does not suit a model; None if it does."""
+    """Return the reason why an estimator does not suit, or None."""
     return _obstacle(vae, inputs, lambda few: estimate_batch(vae, few[:], how.least(name)))
 
 
 def check_obstacle(vae: PyroModel, inputs: Inputs, name: str) -> str | None:
-    """Return the reason why a check does not suit a model; None if it does."""
+    """Return the reason why a check does not suit, or None."""
     return _obstacle(vae, inputs, lambda few: run_check(name, vae, few, 0, **CHECKS[name].least))
 
 
 def _obstacle(vae: PyroModel, inputs: Inputs, attempt: Callable[[Inputs], object]) -> str | None:
-    """Try something on a few data, and return the error without its remedy, which is for callers from Python."""
+    """Try something on a few data; return its error without the remedy.
+
+    The remedy is for callers from Python.
+    """
     vae.eval()
     rows = torch.linspace(0, len(inputs) - 1, min(NUM_TRIED, len(inputs))).round().long()
     try:
@@ -65,7 +68,7 @@ def _obstacle(vae: PyroModel, inputs: Inputs, attempt: Callable[[Inputs], object
 def _check(
     argument: str, asked: Sequence[str], obstacle: Callable[[str], str | None], names: Iterable[str], where: str
 ) -> None:
-    """Refuse the asked names that have an obstacle, and name those of all names that have none."""
+    """Refuse asked names with an obstacle; list the names without one."""
     refused = {name: reason for name in asked if (reason := obstacle(name)) is not None}
     if not refused:
         return

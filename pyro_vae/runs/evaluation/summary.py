@@ -1,4 +1,4 @@
-"""The figures of a run on its test data, as ``summary.json`` holds them."""
+"""The figures of a run on its test data, for ``summary.json``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def evaluate(
     progress: bool,
     how: Estimation | None = None,
 ) -> tuple[dict[str, Any], Estimate | None]:
-    """Make the summary of a run, and the estimate of each test datum behind it.
+    """Make the summary of a run, and the estimate behind it.
 
     Args:
         config: The configuration.

@@ -1,1 +1,1 @@
-"""Checks of a run before it begins: nothing is written, and a wrong flag costs no training."""
+"""Checks of a run before it begins."""

@@ -18,10 +18,10 @@ from pyro_vae.system.randomness import own_randomness
 
 
 def check_compatibility(plan: Plan) -> None:
-    """Refuse a model that lacks a part of the protocol, or data that it cannot be trained on.
+    """Refuse model, data and options that do not fit.
 
     Raises:
-        ValueError: If model, data and options do not fit.
+        ValueError: If the model lacks a part of the protocol, or cannot be trained on the data or with an option.
     """
     config, vae, data = plan.config, plan.vae, plan.data
     check_model(vae, f"model {config.model.model}")
@@ -34,7 +34,7 @@ def check_compatibility(plan: Plan) -> None:
 
 
 def _check_labels_flag(config: Config, vae: PyroModel, data: Data) -> None:
-    """Refuse ``--labels`` for a model that takes no labels, or that needs all of them."""
+    """Refuse ``--labels`` for a model that takes none or needs all."""
     labels, name = config.data.labels, config.model.model
     if "y" not in takes(vae):
         raise ValueError(
@@ -48,7 +48,7 @@ def _check_labels_flag(config: Config, vae: PyroModel, data: Data) -> None:
 
 
 def _check_no_kl_weight(config: Config) -> None:
-    """Refuse a weight or a control of the KL for a model without a KL."""
+    """Refuse a weight or control of the KL without a KL."""
     t, defaults = config.train, TrainConfig()
     for name in ("beta", "anneal", *CONTROLS):
         if getattr(t, name) != getattr(defaults, name):
@@ -59,10 +59,11 @@ def _check_no_kl_weight(config: Config) -> None:
 
 
 def check_network_options(plan: Plan) -> None:
-    """Refuse an option of the networks that changes nothing, such as widths of a guide without layers.
+    """Refuse an option of the networks that changes nothing.
 
-    Each option is compared with its default by a second model: that of another configuration. A user's network may read
-    its arguments without a trace in its layers, and is not checked.
+    Widths change nothing in a guide without layers, for example. Each option is compared with its default by a second
+    model, that of another configuration. A user's network is not checked: it may read an argument without a trace in its
+    layers.
 
     Raises:
         ValueError: If an option changes nothing.

@@ -1,4 +1,4 @@
-"""Methods of a model besides ``model`` and ``guide``: do they return what figures and pictures need?"""
+"""Checks of the optional methods of a model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _check_decode(check: _Check, vae: PyroModel, batch: tuple[Tensor, ...], labe
 
 
 def _check_probabilities(name: str, vae: PyroModel, probabilities: Tensor) -> None:
-    """Refuse class probabilities below 0, or that do not sum to 1, such as logits."""
+    """Refuse probabilities below 0 or without a sum of 1."""
     rows = probabilities.double()
     wrong = (rows < 0).any(1) | ((rows.sum(1) - 1).abs() > 1e-3)
     if bool(wrong.any()):
@@ -78,7 +78,7 @@ def _check_probabilities(name: str, vae: PyroModel, probabilities: Tensor) -> No
 
 
 def _call_after_epoch(vae: PyroModel, hook: Callable[..., object], batch: tuple[Tensor, ...]) -> Tensor:
-    """Call the hook, restore the model's buffers, and return the data in place of a value."""
+    """Call the hook, restore the model, and return the data."""
     state = {key: value.clone() for key, value in vae.state_dict().items()}
     try:
         hook(*batch)
@@ -139,7 +139,7 @@ class _Check:
 
 
 def _shape(value: object, of: str) -> tuple[int, ...] | None:
-    """Return the shape of a tensor, or of a distribution's mean or draws; None for another kind."""
+    """Return the shape of a value, None for one of another kind."""
     if isinstance(value, Distribution) and of != "tensor":
         seen = mean_image(value) if of == "mean" else value.sample(torch.Size((2,)))
         return tuple(seen.shape)

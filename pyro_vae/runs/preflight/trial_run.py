@@ -1,4 +1,4 @@
-"""A trial run: one small step of training and evaluation, on two data."""
+"""A trial run: a step of training and evaluation on two data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pyro_vae.system.randomness import own_randomness
 
 @torch.no_grad()
 def run_trial(plan: Plan) -> None:
-    """Run objective, validation and methods of a model on two data, before anything is written.
+    """Run objective, validation and methods of a model on two data.
 
     Raises:
         ValueError: If the objective refuses the model, the program fails, or a method returns another shape than it should.
@@ -58,7 +58,7 @@ def run_trial(plan: Plan) -> None:
 
 
 def _two_data(plan: Plan) -> tuple[Tensor, ...]:
-    """Two training data as the model takes them, with and without a label where there are both."""
+    """Two training data, one with and one without a label if possible."""
     x, *others = training_inputs(plan.vae, plan.data.train)[_two_rows(plan.data.train)]
     return (binarize(x, "threshold") if plan.data.redraw else x, *others)
 
@@ -70,14 +70,14 @@ def _two_rows(split: Split) -> Tensor:
 
 
 def _filter_warnings() -> None:
-    """Silence Pyro's warnings about faults that are errors here, and raise that of ``enum`` without a site."""
+    """Silence Pyro's warnings about faults that are errors here."""
     warnings.filterwarnings("ignore", message=DRAWN_INSTEAD)
     warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
     warnings.filterwarnings("ignore", message="Found (vars in model|non-auxiliary vars|plate statements)")
 
 
 def _check_registered(name: str, vae: PyroModel, batch: tuple[Tensor, ...]) -> None:
-    """Refuse a model that registers no parameter with Pyro, or one that no module holds."""
+    """Refuse a model without registered parameters, or with foreign ones."""
     traces = (poutine.trace(part, param_only=True).get_trace(*batch).nodes for part in (vae.guide, vae.model))
     if any(p.requires_grad for p in vae.parameters()) and not any(traces):
         raise ValueError(unregistered_message(name))

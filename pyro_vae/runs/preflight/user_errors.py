@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pyro.poutine.messenger import Messenger
 
 from pyro_vae.errors import error_summary, first_line
+from pyro_vae.models.protocol import PyroModel
 from pyro_vae.models.registry import model_class, model_settings
 from pyro_vae.models.user_code import place_of_error, place_of_method, user_modules_of
 from pyro_vae.runs.config import Config
@@ -23,8 +24,8 @@ PREFLIGHT = Path(__file__).parent
 
 
 @contextlib.contextmanager
-def program_errors(name: str, vae: Any) -> Iterator[None]:
-    """Turn errors of a user's program, and Pyro's errors about it, into one sentence.
+def program_errors(name: str, vae: PyroModel) -> Iterator[None]:
+    """Turn errors in a user's program into one sentence each.
 
     Args:
         name: The model's name in the sentence.
@@ -59,7 +60,7 @@ def _raised_here(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def class_settings_errors(config: Config) -> Iterator[None]:
-    """Name the class in errors about values that its ``objective`` and ``defaults`` set.
+    """Name the class in errors about its ``objective`` and ``defaults``.
 
     Raises:
         ValueError: The error, with the class and the attribute in front.
@@ -81,7 +82,7 @@ def class_settings_errors(config: Config) -> Iterator[None]:
         raise
 
 
-def method_error(name: str, vae: Any, method: str, error: Exception) -> str | None:
+def method_error(name: str, vae: PyroModel, method: str, error: Exception) -> str | None:
     """Return the sentence for a failing method of a user's class.
 
     Args:
@@ -104,12 +105,14 @@ def method_error(name: str, vae: Any, method: str, error: Exception) -> str | No
 
 
 def in_brackets(where: str | None) -> str:
-    """Return a place in brackets, after a space; nothing if it is unknown."""
+    """Return a place in brackets; nothing if it is unknown."""
     return f" ({where})" if where else ""
 
 
 class SiteLines(Messenger):
-    """File and line of each site in a user's modules, by the site's name and batch shape.
+    """A messenger that notes file and line of a user's sites.
+
+    ``lines`` has them by the site's name and batch shape.
 
     Args:
         modules: Names of the modules.
@@ -221,7 +224,7 @@ PYRO_ERRORS: tuple[tuple[str, Callable[[PyroError], str]], ...] = (
 
 
 def sentence_for(text: str, name: str, sites: SiteLines, where: str | None) -> str | None:
-    """Return the sentence for an error of Pyro, without its table of shapes; None for another error."""
+    """Return the sentence for an error of Pyro; None for another error."""
     first, *below = text.strip().splitlines() or [""]
     for pattern, sentence in PYRO_ERRORS:
         if match := re.match(pattern, first):
