@@ -32,7 +32,7 @@ from pyro_vae.models.registry import (
     make,
     model_class,
 )
-from pyro_vae.runs.config import Config, ModelConfig
+from pyro_vae.runs.config import Config, DataConfig, ModelConfig, TrainConfig
 from pyro_vae.runs.directory import Checkpoint, RunDirectory
 from pyro_vae.schedules import Schedule
 from pyro_vae.system.randomness import own_randomness
@@ -145,11 +145,11 @@ def make_objective(config: Config) -> Any:
 def _check_companions(config: Config) -> None:
     """Refuse a flag that has no effect without another, or beside it."""
     t = config.train
-    if t.free_bits is None and t.free_bits_per != "unit":
+    if t.free_bits is None and t.free_bits_per != TrainConfig.free_bits_per:
         raise ValueError(f"free_bits_per: expected with --free-bits, got {t.free_bits_per!r} alone; drop it.")
-    if t.capacity is None and t.capacity_weight != 100.0:
+    if t.capacity is None and t.capacity_weight != TrainConfig.capacity_weight:
         raise ValueError(f"capacity_weight: expected with --capacity, got {t.capacity_weight:g} alone; drop it.")
-    if config.data.labels is None and config.data.label_seed != 0:
+    if config.data.labels is None and config.data.label_seed != DataConfig.label_seed:
         raise ValueError(f"label_seed: expected with --labels, got {config.data.label_seed} alone; drop it.")
     if t.total_correlation is not None and t.batch_size < 2:
         raise ValueError(
