@@ -12,6 +12,7 @@ from matplotlib.gridspec import SubplotSpec
 from torch import Tensor
 
 from pyro_vae.data import Split
+from pyro_vae.distributions import Prior
 from pyro_vae.models.protocol import Autoencodes
 from pyro_vae.report.figures.scatter import PALETTE, classes_of
 from pyro_vae.report.figures.tiles import decoded, inches, like_parameters, mosaic, pick, pixels
@@ -60,7 +61,10 @@ def planes(models: Mapping[str, Autoencodes], split: Split, source: str) -> Figu
             walks = (1 - t) * a[:, None] + t * b[:, None]
             _plane(figure.add_subplot(grid[0, column]), name, codes, walks, y)
             _mosaic(figure, grid[1, column], decoded(model, walks.flatten(0, 1)), "from cross to cross")
-            label = "samples, z ~ p(z) = N(0, I)" if hasattr(model, "prior") else "decoded z ~ N(0, I), no prior"
+            prior = getattr(model, "prior", None)
+            label = "samples, z ~ p(z) = N(0, I)" if prior is not None else "decoded z ~ N(0, I), no prior"
+            if isinstance(prior, Prior) and not prior.standard:
+                label = "decoded z ~ N(0, I), another prior"
             _mosaic(figure, grid[2, column], decoded(model, noise.to(codes)), label)
             fitted = codes.mean(0) + noise.to(codes) @ torch.linalg.cholesky(torch.cov(codes.T)).T
             _mosaic(figure, grid[3, column], decoded(model, fitted), "decoded z ~ normal fitted to the codes")

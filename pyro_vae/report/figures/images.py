@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.data import Inputs, Split
 from pyro_vae.data.labels import are_vectors
-from pyro_vae.distributions import StandardNormal
+from pyro_vae.distributions import Prior
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.protocol import (
     Autoencodes,
@@ -93,7 +93,7 @@ def _decoder_inputs(vae: PyroModel) -> int:
 
 def _samples_of_prior(vae: Decodes) -> Figure:
     figure, axes = tiles(decoded(vae, vae.prior().sample((64,))), range(8), range(8))
-    prior = "N(0, I)" if isinstance(vae.prior, StandardNormal) else "p(z)"
+    prior = "N(0, I)" if isinstance(vae.prior, Prior) and vae.prior.standard else "p(z)"
     axes.set_title(f"Samples: means of p(x|z), z ~ {prior}")
     return figure
 
@@ -166,22 +166,27 @@ def interpolations(vae: Autoencodes, split: Split, source: str) -> Figure:
 
 
 def plane(vae: Decodes) -> Figure:
-    """Decode a grid of the latent plane at quantiles of N(0, I)."""
+    """Decode a grid of the latent plane at quantiles of N(0, I), or of normals with the prior's means and scales."""
     side = 20
-    z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
+    quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
+    z1, z2, name = quantiles, quantiles, "the standard normal"
+    if isinstance(vae.prior, Prior) and not vae.prior.standard:
+        prior = vae.prior()
+        z1, z2 = prior.mean.cpu()[:, None] + prior.stddev.cpu()[:, None] * quantiles
+        name = "normals with the mean and scale of p(z)"
     # The first row is the top one, which has the largest z2.
-    images = decoded(vae, like_parameters(vae, torch.cartesian_prod(z.flip(0), z).flip(-1)), MAX_SIDE // 2)
+    images = decoded(vae, like_parameters(vae, torch.cartesian_prod(z2.flip(0), z1).flip(-1)), MAX_SIDE // 2)
     width, height = inches(images)
     figure = Figure(figsize=(side * width / 2, side * height / 2))
     axes = figure.add_axes((0, 0, 1, 1))
     extent = (-0.5, side - 0.5, -0.5, side - 0.5)
     axes.imshow(mosaic(images, side), cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
-    ticks, words = range(side), [f"{value:.2f}".replace("-", "−") for value in z.tolist()]
+    ticks, words = range(side), [[f"{value:.2f}".replace("-", "−") for value in z.tolist()] for z in (z1, z2)]
     edges = np.arange(side + 1) - 0.5
     axes.vlines(edges, *edges[[0, -1]], color=FRAME, linewidth=0.6)
     axes.hlines(edges, *edges[[0, -1]], color=FRAME, linewidth=0.6)
-    axes.set_xticks(ticks, words, rotation=90)
-    axes.set_yticks(ticks, words)
+    axes.set_xticks(ticks, words[0], rotation=90)
+    axes.set_yticks(ticks, words[1])
     axes.set(xlabel="$z_1$", ylabel="$z_2$")
-    axes.set_title("Means of p(x|z) over the latent plane, at quantiles of the standard normal")
+    axes.set_title(f"Means of p(x|z) over the latent plane, at quantiles of {name}")
     return figure
