@@ -28,7 +28,7 @@ class Arguments:
     names: tuple[str, ...] = field(default=(), metadata={"positional": True})
     """Names of data sets: {names}."""
     data_dir: str | None = None
-    """Folder of the files, or for them, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
+    """Folder of the files, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,7 @@
-"""What a run is: frozen dataclasses, from which the command line and ``config.json`` are both made."""
+"""Configuration of a run: frozen dataclasses behind the flags of the command line and ``config.json``.
+
+The string below a field is the help of its flag; ``{names}`` stands for the names in a registry.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -18,36 +21,38 @@ from pyro_vae.inference.training.options import TrainingOptions
 from pyro_vae.lookup import unknown
 from pyro_vae.models.registry import MODELS, PARTS, constructor_default, model_class
 
+S = TypeVar("S")
+
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data: what is modelled, and how it is split and binarized."""
+    """The data, their split and their binarization."""
 
     dataset: str = "digits"
-    """digits (which needs no files), mnist, fashion-mnist, kmnist, emnist-letters, omniglot, svhn, cifar10, celeba, shapes
-    (made here, with known factors), or the path of a .npy, .npz, .csv or .parquet file or of a folder of images."""
+    """Data set: {names}; or the path of a .npy, .npz, .csv or .parquet file, or of a folder of images."""
     array: str | None = None
-    """Which array of an .npz; default: the only one."""
+    """Name of the array in an .npz file; default: the only one."""
     image_size: tuple[int, ...] = ()
-    """Height and width of the images, or one number for both; default: as they are."""
+    """Height and width of the images, or one number for both; default: their own size."""
     skip_broken: bool = False
-    """Whether broken images of a folder are left out instead of refused."""
+    """Leave out broken images of a folder instead of refusing them."""
     num_workers: int = 0
-    """Processes that read ahead, where the data are too large for memory."""
+    """Number of processes that read ahead, for data too large for memory."""
     data_dir: str | None = None
-    """Folder with (or for) the files, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
+    """Folder of the files of data sets, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
     download: bool = True
-    """Whether missing files may be fetched."""
+    """Download missing files."""
     val_size: int | None = None
-    """How many training images to set aside for validation, 0 for none; default: as many as test images, at most a fifth."""
+    """Number of training images set aside for validation, 0 for none; default: as many as test images, at most a fifth."""
     binarize: str | None = None
-    """dynamic (redrawn for every batch), static (drawn once), threshold or none; default: dynamic for a Bernoulli."""
+    """Binarization of the pixels: {names}; dynamic draws anew for every batch, static draws once; default: dynamic for a
+    likelihood of binary pixels, else none."""
     data_seed: int = 0
-    """Seed of the validation split and of the binarization of fixed images, so that runs of many seeds share them."""
+    """Seed of the validation split and of the binarization of fixed images; runs with different --seed share them."""
     labels: int | None = None
-    """How many training labels the model is told, as many of each class, the others being unknown; default: all."""
+    """Number of training labels that are known, equally many of each class; the others are hidden; default: all."""
     label_seed: int = 0
-    """Seed of the choice of these."""
+    """Seed of the choice of known labels."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class ModelConfig:
     """The model p(z) p(x|z) and its guide q(z|x)."""
 
     model: str = "vae"
-    """{names}, or a class of your own, MODULE:CLASS."""
+    """Model: {names}; or a class of your own, MODULE:CLASS."""
     likelihood: str = ""
     """Likelihood p(x|z): {names}; default: the model's own; for most models, bernoulli."""
     prior: str = ""
@@ -65,7 +70,7 @@ class ModelConfig:
     latent_dim: int = 16
     """Size of the latent vector."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the encoder's hidden layers, the decoder's in reverse; none at all: a linear map."""
+    """Widths of the encoder's hidden layers; the decoder's are the reverse, and no width gives linear maps."""
     activation: str = "tanh"
     """Activation of the hidden layers: {names}."""
     network: str = ""
@@ -85,49 +90,48 @@ class ObjectiveConfig:
     """The objective and its options."""
 
     elbo: str = ""
-    """trace (every term sampled), mean-field (the KL in closed form), graph, enum, iwae, vimco, renyi, dreg, stl, miwae, ciwae,
-    piwae, rws or tvo; docs/objectives.md compares them; default: the model's own; for most models, trace."""
+    """Objective: {names}; docs/objectives.md compares them; default: the model's own; for most models, trace."""
     num_particles: int | None = None
-    """Draws of the guide for each datum and step, in each group; default: 1, for iwae and its kin 5, for tvo 10."""
+    """Draws of the guide for each datum in a step, per group; default: 5 for iwae and its variants, 10 for tvo, else 1."""
     vectorize_particles: bool = False
-    """Make these draws in one call; iwae and its kin always do."""
+    """Make these draws in one call, as iwae and its variants always do."""
     num_groups: int | None = None
-    """Groups of draws, for miwae and piwae; default: 4."""
+    """Number of groups of draws, for miwae and piwae; default: 4."""
     alpha: float | None = None
-    """Order of the bound, for renyi and dreg; default: 0, the bound of iwae."""
+    """Order of the Renyi bound, for renyi and dreg; default: 0, the bound of iwae."""
     elbo_weight: float | None = None
-    """Share of the ELBO in ciwae; default: 0.5."""
+    """Weight of the ELBO in ciwae, from 0 to 1; default: 0.5."""
     partitions: int | None = None
-    """Intervals of tvo; default: 4."""
+    """Number of intervals of tvo; default: 4."""
 
 
 @dataclass(frozen=True)
 class TrainConfig(TrainingOptions, ObjectiveConfig):
-    """Training: stochastic variational inference."""
+    """Training by stochastic variational inference."""
 
     epochs: int = 200
     batch_size: int = 64
     patience: int | None = None
-    """Stop if the validation ELBO has not risen for so many epochs; default: never."""
+    """Stop when the validation ELBO has not risen for this many epochs; default: never."""
     beta: float | str = 1.0
-    """Final weight of the KL: a number, or SITE=NUMBER,... for some sites."""
+    """Final weight of the KL: a number, or one for each of several sites, such as z1=0.5,z2=2."""
     anneal: str = "constant"
     """Schedule of beta: constant, linear:START:STEPS, cosine:START:STEPS, sigmoid:START:STEPS or
     cyclical:START:STEPS[:CYCLES]."""
     free_bits: float | None = None
-    """Floor under the rate of each unit, nats; with trace or mean-field."""
+    """Smallest rate of each unit, nats, with trace or mean-field."""
     free_bits_per: str = "unit"
-    """unit or site: each of them has that floor."""
+    """Apply --free-bits to each unit or to each site: unit or site."""
     min_rate: float | None = None
-    """Floor under the whole rate, nats."""
+    """Smallest total rate, nats."""
     capacity: str | None = None
-    """Hold the rate at a capacity: NATS, or NATS:STEPS to reach it."""
+    """Pull the rate to a capacity: NATS, or NATS:STEPS to raise it over so many steps."""
     capacity_weight: float = 100.0
-    """Weight of the distance to the capacity."""
+    """Weight of the distance between rate and capacity."""
     total_correlation: float | None = None
-    """Weight of the total correlation of the codes of each batch; with trace or mean-field."""
+    """Weight of the total correlation of the codes, with trace or mean-field."""
     target_rate: float | None = None
-    """Hold the rate at so many nats by a controller of beta."""
+    """Hold the rate at this many nats by a controller that moves beta."""
 
 
 @dataclass(frozen=True)
@@ -137,32 +141,11 @@ class EvaluateConfig:
     num_samples: int = 1000
     """Importance samples for each datum."""
     compile_draws: bool | None = None
-    """Whether to compile the draws; default: if they are many enough to repay it, and never after --no-compile."""
+    """Compile the draws; default: if they are many enough to repay it, and never with --no-compile."""
 
 
-def _mapping(what: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise ValueError(f"{what}: expected names with their values, got {given!r}; compare with a run's config.json.")
-    return given
-
-
-def _value(name: str, given: Any, hint: Any) -> Any:
-    """A value from JSON, checked against the type of its field: lists become tuples, whole numbers floats."""
-    plain = tuple(given) if isinstance(given, list) else given
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in allowed:
-        if kind is float and type(plain) is int:
-            return float(plain)
-        if typing.get_origin(kind) is tuple:
-            if isinstance(plain, tuple) and all(type(n) is typing.get_args(kind)[0] for n in plain):
-                return plain
-        elif type(plain) is kind:
-            return plain
-    words = " or ".join(_TYPES[kind] for kind in allowed)
-    raise ValueError(f"key {name}: expected {words}, got {given!r}; correct it.")
-
-
-_TYPES = {
+#: Types of JSON values in words, for errors.
+JSON_TYPES = {
     str: "text",
     int: "a whole number",
     float: "a number",
@@ -171,6 +154,38 @@ _TYPES = {
     tuple[int, ...]: "a list of whole numbers",
     tuple[str, ...]: "a list of texts",
 }
+
+
+def _json_object(name: str, value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected a JSON object, got {value!r}; compare with the config.json of a run.")
+    return value
+
+
+def _section(name: str, section: type[S], value: object) -> S:
+    """Make a section of a configuration from JSON."""
+    hints = typing.get_type_hints(section)
+    fields = _json_object(name, value)
+    for key in fields:
+        if key not in hints:
+            raise unknown(f"{name} key", key, hints)
+    return section(**{key: _field(f"{name}.{key}", value, hints[key]) for key, value in fields.items()})
+
+
+def _field(name: str, value: object, hint: object) -> object:
+    """Check a JSON value against the type of its field; a list becomes a tuple, a whole number a float."""
+    converted = tuple(value) if isinstance(value, list) else value
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if type(converted) is kind:
+            return converted
+        if kind is float and type(converted) is int:
+            return float(converted)
+        if isinstance(converted, tuple) and typing.get_origin(kind) is tuple:
+            if all(type(item) is typing.get_args(kind)[0] for item in converted):
+                return converted
+    expected = " or ".join(JSON_TYPES[kind] for kind in kinds)
+    raise ValueError(f"{name}: expected {expected}, got {value!r}; correct it.")
 
 
 def _with_own_parts(cls: type[nn.Module], config: ModelConfig) -> ModelConfig:
@@ -184,7 +199,7 @@ def _with_own_parts(cls: type[nn.Module], config: ModelConfig) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A run."""
+    """Configuration of a run: data, model, training and evaluation."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -192,7 +207,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        """Fill in what the model decides where nothing is said."""
+        """Fill in the model's own parts and objective, and the binarization that suits its likelihood."""
         # A user's class is imported only if it must be: a run can be described without it.
         if self.model.model in MODELS or not (self.model.likelihood and self.train.elbo):
             cls = model_class(self.model.model)
@@ -205,34 +220,30 @@ class Config:
             object.__setattr__(self, "data", dataclasses.replace(self.data, binarize=mode))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Nested plain containers, ready for JSON."""
+        """Nested dicts, lists and numbers, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of :meth:`to_dict`.
+    def from_dict(cls, values: object) -> Config:
+        """Make a configuration from the dict of :meth:`to_dict`; a missing key has its default.
 
         Raises:
-            ValueError: If a section or key is unknown, or a value is of another type than it should be.
+            ValueError: If a section or key is unknown, or a value has the wrong type.
         """
         sections = typing.get_type_hints(cls)
         made = {}
-        for name, given in _mapping("configuration", values).items():
+        for name, value in _json_object("configuration", values).items():
             if name not in sections:
-                raise unknown("section of the configuration", name, sections)
-            hints = typing.get_type_hints(sections[name])
-            for key in _mapping(f"configuration's section {name!r}", given):
-                if key not in hints:
-                    raise unknown(f"key of the configuration's section {name!r}", key, hints)
-            made[name] = sections[name](**{k: _value(f"{name}.{k}", v, hints[k]) for k, v in given.items()})
+                raise unknown("configuration section", name, sections)
+            made[name] = _section(name, sections[name], value)
         return cls(**made)
 
     @classmethod
     def read(cls, path: Path) -> Config:
-        """The configuration in a JSON file, such as the ``config.json`` of a run.
+        """Read a JSON file, such as the ``config.json`` of a run.
 
         Raises:
-            ValueError: If it cannot be read or something in it is wrong.
+            ValueError: If the file cannot be read or is no configuration.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -247,7 +258,7 @@ class Config:
             raise ValueError(f"configuration {path}: {error}") from None
 
     def differences(self, other: Config, free: frozenset[str] = frozenset()) -> list[str]:
-        """What differs, as ``"lr 0.001 (there 0.01)"``, leaving out the keys in ``free``."""
+        """List the keys that differ, as ``"lr 0.001 (there 0.01)"``, except those in ``free``."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
             f"{key} {value!r} (there {theirs[section][key]!r})"

@@ -175,7 +175,7 @@ def test_help_says_what_the_string_below_each_field_says(monkeypatch, capsys):
     shown = helped(monkeypatch, capsys)
     assert "--latent-dim N Size of the latent vector. (default: 16)" in shown
     assert "0 for none. (default: as many as test images" in shown
-    assert "--download, --no-download Whether missing files may be fetched. (default: yes)" in shown
+    assert "--download, --no-download Download missing files. (default: yes)" in shown
 
 
 def test_help_lists_the_names_of_the_registries(monkeypatch, capsys):

@@ -173,7 +173,7 @@ def own(tmp_path, monkeypatch):
         ("Support", 3, ".likelihood.support: expected one of 'binary', 'unit', 'real', got 'binry'", "correct", None),
         ("Objective", 3, ".objective: unknown objective 'enumm': expected one of", "did you mean 'enum'?", None),
         ("Beta", 3, ".defaults: beta: expected a number", "got 'four'", None),
-        ("Rate", 3, ".defaults: key train.lr: expected a number, got 'fast'", "correct it", None),
+        ("Rate", 3, ".defaults: train.lr: expected a number, got 'fast'", "correct it", None),
     ],
 )
 def test_a_mistake_is_said_with_its_place(own, capfd, recwarn, name, latent_dim, said, remedy, line):

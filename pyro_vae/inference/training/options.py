@@ -37,24 +37,24 @@ class TrainingOptions:
     batch_size: int = 128
     """Batch size."""
     labelled_per_batch: int | None = None
-    """Labelled data in each batch, if some labels are unknown; default: each datum once an epoch, evenly spread, but 1 for a
-    model that classifies if they are fewer than batches."""
+    """Labelled data in each batch, if some labels are unknown; default: each once an epoch, evenly spread; 1 for a model that
+    classifies, if there are fewer of them than batches."""
     optimizer: str = "adam"
-    """adam, adamw or sgd."""
+    """Optimizer: {names}."""
     lr: float = 1e-3
     """Learning rate."""
     lr_schedule: str = "constant"
-    """constant, cosine (to 0) or step (a tenth at half, again at three quarters)."""
+    """Learning-rate schedule: {names}; cosine falls to 0, step falls to a tenth at half of the steps and at three quarters."""
     clip_norm: float | None = None
-    """Largest norm of the whole gradient of the loss per datum; default: no clipping."""
+    """Largest norm of the gradient of the loss per datum; default: no clipping."""
     seed: int = 0
-    """Seed of the data order and of every draw; the command seeds the parameters, too."""
+    """Seed of the data order and of every draw; on the command line, of the initial parameters, too."""
     compile: bool | None = None
     """Compile the step; default: if the run is long enough to repay it and a compiler works."""
     check_every: int | None = None
-    """Compare a compiled step with an eager one every so many steps; default: when it is compiled."""
+    """Compare a compiled step with an eager one every this many steps; default: once, when it is compiled."""
     precision: str = "float32"
-    """float32, or bf16 for the products of the networks (all else, their sums included, stays float32)."""
+    """Precision of the products in the networks: {names}; their sums and all else stay float32."""
 
 
 @dataclass(frozen=True)
