@@ -39,7 +39,7 @@ from .refinement.gaps import Gaps as Gaps
 from .refinement.gaps import gaps as gaps
 from .refinement.refined import Refined as Refined
 from .refinement.refined import refine as refine
-from .refinement.refined import refined_importance_sampling as refined_importance_sampling
+from .refinement.refined_importance import refined_importance_sampling as refined_importance_sampling
 from .simulation import Simulated as Simulated
 from .simulation import simulate as simulate
 from .stacking import stacking_weights as stacking_weights

@@ -92,7 +92,7 @@ def test_all_refine_the_guide_as_refined_importance_sampling_does(monkeypatch):
         asked.append(options)
         return usual(*args, **options)
 
-    for module in ("inpainting", "refinement.refined"):
+    for module in ("inpainting", "refinement.refined_importance"):
         monkeypatch.setattr(f"pyro_vae.evidence.{module}.refine", refine)
     vae = linear()
     x = vae.sample(3)

@@ -1,4 +1,4 @@
-r"""Why an ELBO is below log p(x): the family of the guide, and the encoder's failure to reach its best member."""
+"""The inference gap of an ELBO: approximation gap plus amortization gap."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,30 +13,37 @@ from torch import Tensor
 from pyro_vae.errors import clear_data_errors
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.importance import importance_sampling
-from pyro_vae.evidence.refinement.refined import refine_for, refined_importance_sampling, split_options
+from pyro_vae.evidence.refinement.refined_importance import (
+    refine_with_options,
+    refined_importance_sampling,
+    split_options,
+)
 from pyro_vae.inference.program.traces import Program
 
 
 @dataclass(frozen=True)
 class Gaps:
-    r"""The inference gap of each datum in two parts; tensors of shape ``(B,)``, float64, CPU, nats.
+    r"""The two parts of each datum's inference gap.
 
     .. math:: \log p(x) - \mathcal L(q) = \underbrace{\log p(x) - \mathcal L(q^*)}_{\text{approximation}}
         + \underbrace{\mathcal L(q^*) - \mathcal L(q)}_{\text{amortization}}
 
-    where q is the guide and :math:`q^*` the best of its family for this datum. What was refined is at most as good as
-    :math:`q^*`: the amortization gap is estimated low and the approximation gap high, by what refinement left. The
-    estimate of log p(x) is a stochastic lower bound: the approximation gap, and the sum, low by its bias.
+    where q is the guide and :math:`q^*` the best member of its family for this datum. The approximation gap is the cost of
+    the family, the amortization gap the cost of one encoder for all data.
+
+    The refined guide is at most as good as :math:`q^*`. By what it misses, the amortization gap is estimated too low and the
+    approximation gap too high. The estimate of log p(x) is a stochastic lower bound. By its bias, the approximation gap and
+    the sum of both are estimated too low.
 
     Attributes:
-        log_px: log p(x), as given or importance-sampled from a refined proposal.
-        log_px_error: Its Monte Carlo standard error; NaN where it is not known.
-        elbo: ELBO of the guide.
-        elbo_error: Its Monte Carlo standard error.
-        elbo_refined: ELBO of the refined guide.
-        elbo_refined_error: Its Monte Carlo standard error.
-        kept: Where the refined parameters were better than the guide's, bool; elsewhere the amortization gap is 0 but
-            for noise.
+        log_px: log p(x), given or importance-sampled from a refined proposal, shape ``(B,)``, float64, CPU, nats.
+        log_px_error: Monte Carlo standard error of ``log_px``, likewise; NaN where it is not known.
+        elbo: ELBO of the guide, likewise.
+        elbo_error: Monte Carlo standard error of ``elbo``, likewise.
+        elbo_refined: ELBO of the refined guide, likewise.
+        elbo_refined_error: Monte Carlo standard error of ``elbo_refined``, likewise.
+        kept: True where the refined parameters were better than the guide's, shape ``(B,)``, bool. Elsewhere the amortization
+            gap is 0 except for noise.
     """
 
     log_px: Tensor
@@ -50,27 +56,27 @@ class Gaps:
 
     @property
     def inference(self) -> Tensor:
-        """log p(x) less the guide's ELBO: the sum of the two gaps, KL(q || posterior)."""  # noqa: D403
+        """``log_px - elbo``, the sum of both gaps: KL(q || posterior)."""
         return self.log_px - self.elbo
 
     @property
     def approximation(self) -> Tensor:
-        """log p(x) less the refined ELBO: what the family of the guide costs."""  # noqa: D403
+        """``log_px - elbo_refined``, the cost of the guide's family."""
         return self.log_px - self.elbo_refined
 
     @property
     def amortization(self) -> Tensor:
-        """The refined ELBO less the guide's: what one encoder for all data costs."""
+        """``elbo_refined - elbo``, the cost of one encoder for all data."""
         return self.elbo_refined - self.elbo
 
     @property
     def inference_error(self) -> Tensor:
-        """Monte Carlo standard error of ``inference``; NaN where that of log p(x) is not known."""
+        """Monte Carlo standard error of ``inference``; NaN if that of ``log_px`` is."""
         return torch.hypot(self.log_px_error, self.elbo_error)
 
     @property
     def approximation_error(self) -> Tensor:
-        """Monte Carlo standard error of ``approximation``; NaN where that of log p(x) is not known."""
+        """Monte Carlo standard error of ``approximation``; NaN if that of ``log_px`` is."""
         return torch.hypot(self.log_px_error, self.elbo_refined_error)
 
     @property
@@ -80,26 +86,43 @@ class Gaps:
 
     @classmethod
     def cat(cls, parts: Sequence[Gaps]) -> Gaps:
-        """Those of several batches as one.
+        """Join the gaps of several batches.
 
         Raises:
             ValueError: If there are none.
         """
         if not parts:
-            raise ValueError("cat: expected at least one part, got none; find the gaps of some data first.")
+            raise ValueError("cat: expected at least one part, got none; compute the gaps of some data first.")
         names = [f.name for f in dataclasses.fields(cls)]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def summary(self) -> GapsSummary:
-        """Means over data, each with the error of the data and of Monte Carlo."""
-        values: dict[str, Any] = {}
-        for name in ("inference", "approximation", "amortization"):
-            gap, error = getattr(self, name), getattr(self, f"{name}_error")
-            values[name] = float(gap.mean())
-            values[f"{name}_std_error"] = float(gap.std() / math.sqrt(len(gap))) if len(gap) > 1 else None
-            pooled = float(error.square().sum().sqrt() / len(error))
-            values[f"{name}_mc_error"] = None if math.isnan(pooled) else pooled
-        return GapsSummary(**values, num_kept=int(self.kept.sum()), num_data=len(self.kept))
+        """Means over data with standard errors, over data and Monte Carlo."""
+        inference, inference_std_error, inference_mc_error = _mean(self.inference, self.inference_error)
+        approximation, approximation_std_error, approximation_mc_error = _mean(
+            self.approximation, self.approximation_error
+        )
+        amortization, amortization_std_error, amortization_mc_error = _mean(self.amortization, self.amortization_error)
+        return GapsSummary(
+            inference=inference,
+            inference_std_error=inference_std_error,
+            inference_mc_error=inference_mc_error,
+            approximation=approximation,
+            approximation_std_error=approximation_std_error,
+            approximation_mc_error=approximation_mc_error,
+            amortization=amortization,
+            amortization_std_error=amortization_std_error,
+            amortization_mc_error=amortization_mc_error,
+            num_kept=int(self.kept.sum()),
+            num_data=len(self.kept),
+        )
+
+
+def _mean(gap: Tensor, error: Tensor) -> tuple[float, float | None, float | None]:
+    """Mean of a gap, standard error over data, and Monte Carlo error."""
+    over_data = float(gap.std() / math.sqrt(len(gap))) if len(gap) > 1 else None
+    monte_carlo = float(error.square().sum().sqrt() / len(error))
+    return float(gap.mean()), over_data, None if math.isnan(monte_carlo) else monte_carlo
 
 
 @dataclass(frozen=True)
@@ -108,15 +131,15 @@ class GapsSummary:
 
     Attributes:
         inference: Mean of log p(x) - ELBO.
-        inference_std_error: Its standard error over data. None at N = 1, here and below.
-        inference_mc_error: Its Monte Carlo standard error; None where that of log p(x) is not known for every datum.
+        inference_std_error: Its standard error over data. Here and below it is None at N = 1.
+        inference_mc_error: Its Monte Carlo standard error; None unless that of log p(x) is known for every datum.
         approximation: Mean of log p(x) - refined ELBO.
         approximation_std_error: Its standard error over data.
-        approximation_mc_error: Its Monte Carlo standard error, likewise.
+        approximation_mc_error: Its Monte Carlo standard error; None likewise.
         amortization: Mean of refined ELBO - ELBO.
         amortization_std_error: Its standard error over data.
         amortization_mc_error: Its Monte Carlo standard error.
-        num_kept: For how many data the refined parameters were better.
+        num_kept: Number of data for which the refined parameters were better.
         num_data: N.
     """
 
@@ -145,42 +168,42 @@ def gaps(
     log_px: Estimate | None = None,
     **kwargs: object,
 ) -> Gaps:
-    r"""Decompose log p(x) - ELBO of each datum into approximation and amortization gap; see :class:`Gaps`.
+    """Split each datum's inference gap into approximation and amortization gap.
 
-    The guide is refined for each datum (``refine``); its ELBO and that of the refined guide come from ``num_samples`` draws
-    each, which chose nothing. log p(x) is importance-sampled from a proposal beyond the family, where it can be had (see
-    ``refined_importance_sampling``).
+    See :class:`Gaps` for the formula and the direction of the biases. The guide is refined for each datum (``refine``). The
+    ELBOs of the guide and of the refined guide come from ``num_samples`` draws each, which chose nothing. log p(x) is
+    importance-sampled from a proposal beyond the guide's family (``refined_importance_sampling``).
 
     Args:
         model: A Pyro model whose data lie in one plate.
         guide: Its guide.
-        *args: What both take.
+        *args: Positional arguments of both.
         steps: See ``refine``.
-        lr: Likewise.
-        num_particles: Likewise.
-        num_samples: Draws for each datum, of each of the two guides; at least 2.
-        log_px: A better estimate of log p(x) for the same data, such as an annealed one, from draws of its own; None: one of
+        lr: See ``refine``.
+        num_particles: See ``refine``.
+        num_samples: Draws for each datum from each of the two guides; at least 2.
+        log_px: A better estimate of log p(x) for the same data, such as an annealed one, from its own draws; None: one from
             ``num_samples`` draws.
-        **kwargs: What both take, and the options of ``importance_sampling``.
+        **kwargs: Keyword arguments of both, and options of ``importance_sampling``.
 
     Returns:
         The gaps of each datum, with their errors.
 
     Raises:
-        ValueError: As ``refine`` and ``importance_sampling``; if ``num_samples`` is below 2 or ``log_px`` is of other data.
+        ValueError: As ``refine`` and ``importance_sampling``; if ``num_samples`` is below 2, or ``log_px`` is of other data.
 
     References:
         Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018, eq. 5.
     """
     if num_samples < 2:
-        raise ValueError(f"num_samples: expected at least 2, since one draw has no error, got {num_samples}.")
+        raise ValueError(f"num_samples: expected at least 2, since one draw has no standard error, got {num_samples}.")
     options, inputs = split_options(kwargs)
-    refined = refine_for(model, guide, args, options, inputs, steps=steps, lr=lr, num_particles=num_particles)
+    refined = refine_with_options(model, guide, args, options, inputs, steps=steps, lr=lr, num_particles=num_particles)
 
-    def estimated(estimate: Callable[..., Estimate], proposal: Program, which: int, **own: Any) -> Estimate:
-        # Of one seed they would have the same noise, and their errors would not add.
+    def estimated(estimate: Callable[..., Estimate], proposal: Program, which: int, **how: float) -> Estimate:
+        # With one seed they would have the same noise, and their errors would not add.
         seed = {"seed": 3 * options["seed"] + which} if options.get("seed") is not None else {}
-        return estimate(model, proposal, *args, num_samples=num_samples, **{**options, **seed}, **inputs, **own)
+        return estimate(model, proposal, *args, num_samples=num_samples, **{**options, **seed}, **inputs, **how)
 
     plain, best = estimated(importance_sampling, guide, 0), estimated(importance_sampling, refined, 1)
     exact = log_px
@@ -188,7 +211,8 @@ def gaps(
         exact = estimated(refined_importance_sampling, guide, 2, steps=steps, lr=lr)
     if exact.log_px.shape != plain.log_px.shape:
         raise ValueError(
-            f"log_px: expected an estimate of these {len(plain.log_px)} data, got one of {len(exact.log_px)}."
+            f"log_px: expected an estimate of these {len(plain.log_px)} data, got one of {len(exact.log_px)}; estimate "
+            "log p(x) of the same data."
         )
     return Gaps(
         log_px=exact.log_px,

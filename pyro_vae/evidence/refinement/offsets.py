@@ -1,9 +1,8 @@
-"""The steps of a refinement: offsets that begin at 0, their optimization, and the comparison that keeps them."""
+"""Offsets of a refinement: their zeros, their optimization, and their test."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +14,23 @@ from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.system.randomness import own_randomness
 
+#: Site name to the offsets of its parameters.
 Offsets = dict[str, list[Tensor]]
-#: Slopes below this, in nats for a unit of an offset, are left: Adam would make steps of rounding.
-_LEAST_SLOPE = 1e-3
+#: Adam's epsilon. Smaller gradients, in nats per unit of an offset, move nothing: Adam would make steps of rounding errors.
+_MIN_GRADIENT = 1e-3
 
 
 def zero_offsets_of(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
-    """Zeros for the parameters of every site that the guide draws or enumerates."""
-    found: Offsets = {}
+    """Zero offsets for every site that the guide draws or enumerates.
+
+    Args:
+        draws: Draws from the guide.
+        full_covariance: Give vectors of independent normals a covariance, see :func:`with_covariance`.
+
+    Raises:
+        ValueError: If a site is neither reparameterized nor enumerated, or no site has a parameter to move.
+    """
+    offsets: Offsets = {}
     for name, site in sample_sites(draws.guide_trace):
         if site["is_observed"] or is_auxiliary_loss(site):
             continue
@@ -31,21 +39,28 @@ def zero_offsets_of(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
                 f"refine: expected site {name!r} to be reparameterized or enumerated, got {base_name(site['fn'])}; "
                 f"{how_to_mark(name)}, or use importance_sampling."
             )
-        parts = zero_offsets(with_covariance(site["fn"]) if full_covariance else site["fn"])
-        if parts:
-            found[name] = parts
-    if not found:
+        zeros = zero_offsets(with_covariance(site["fn"]) if full_covariance else site["fn"])
+        if zeros:
+            offsets[name] = zeros
+    if not offsets:
         raise ValueError(
             "refine: expected a guide with parameters to move, got none: no site, or a Delta at each; use a guide with a "
             "scale, such as AutoNormal."
         )
-    return found
+    return offsets
 
 
-def under(offsets: Offsets, guide: Program, full_covariance: bool, path_only: bool = False) -> Program:
-    """The guide with its parameters moved by these very offsets, which may change; see :class:`Shift`."""
+def with_offsets(guide: Program, offsets: Offsets, full_covariance: bool, path_only: bool = False) -> Program:
+    """A guide whose parameters are moved by offsets.
 
-    def moved(*args: object, **kwargs: object) -> Any:
+    Args:
+        guide: The guide.
+        offsets: The offsets; later changes of them, in place, act too.
+        full_covariance: See :class:`Shift`.
+        path_only: See :class:`Shift`.
+    """
+
+    def moved(*args: object, **kwargs: object) -> object:
         with Shift(offsets, full_covariance, path_only):
             return guide(*args, **kwargs)
 
@@ -60,15 +75,24 @@ def optimize(
     lr: float,
     num_particles: int,
 ) -> None:
-    """Move the offsets, in place, to where the ELBO of each datum is largest."""
+    """Move the offsets, in place, to the largest ELBO of each datum.
+
+    Args:
+        draws: Makes draws from a guide.
+        guide: The guide with these offsets.
+        offsets: The offsets.
+        steps: Steps of Adam.
+        lr: First step size, which falls linearly to 0.
+        num_particles: Draws for each datum in a step.
+    """
     parts = [part.requires_grad_() for site in offsets.values() for part in site]
-    optimizer = torch.optim.Adam(parts, lr, eps=_LEAST_SLOPE)
+    optimizer = torch.optim.Adam(parts, lr, eps=_MIN_GRADIENT)
     with torch.enable_grad():
-        live = draws(guide) if steps else None
+        guide_draws = draws(guide) if steps else None
         for step in range(steps):
-            assert live is not None
+            assert guide_draws is not None
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-            terms = live(num_particles)
+            terms = guide_draws(num_particles)
             loss = -(terms.log_likelihood + terms.log_ratio).mean(0).sum()
             grads = torch.autograd.grad(loss, parts, allow_unused=True, materialize_grads=True)
             for part, grad in zip(parts, grads, strict=True):
@@ -79,21 +103,45 @@ def optimize(
         part.requires_grad_(False)
 
 
-def paired(start: EnumeratedDraws, moved: EnumeratedDraws, num_draws: int, chunk_rows: int) -> tuple[Tensor, Tensor]:
-    """ELBO draws of both guides from the same noise, each of shape ``(K, B)``, nats, float64, on the CPU."""
+def paired_elbos(
+    start: EnumeratedDraws, moved: EnumeratedDraws, num_draws: int, chunk_rows: int
+) -> tuple[Tensor, Tensor]:
+    """ELBO draws of two guides from the same noise.
+
+    Args:
+        start: Draws from the guide.
+        moved: Draws from the guide with offsets.
+        num_draws: K, draws for each datum.
+        chunk_rows: Draws x data in one call of the model.
+
+    Returns:
+        One tensor for each guide, shape ``(K, B)``, nats, float64, CPU.
+    """
     seed = int(torch.randint(2**62, ()))
-    found = []
+    elbos = []
     for draws in (start, moved):
         chunk = max(1, chunk_rows // max(1, draws.data_plate.size * draws.num_values))
         sizes = [min(chunk, num_draws - done) for done in range(0, num_draws, chunk)]
         with own_randomness(seed):
             terms = [draws(size) for size in sizes]
-        found.append(torch.cat([(t.log_likelihood + t.log_ratio).cpu().double() for t in terms]))
-    return found[0], found[1]
+        elbos.append(torch.cat([(t.log_likelihood + t.log_ratio).cpu().double() for t in terms]))
+    return elbos[0], elbos[1]
 
 
-def better(first: Tensor, second: Tensor) -> Tensor:
-    """Where the second is larger by more than two standard errors of the mean difference: shape ``(B,)``, bool."""
+def clearly_larger(first: Tensor, second: Tensor) -> Tensor:
+    r"""Test if the second of two paired samples has the larger mean.
+
+    .. math:: \bar d > 2 s_d / \sqrt K, \quad d_k = \text{second}_k - \text{first}_k
+
+    A datum also passes if the mean goes from minus infinity to a finite value.
+
+    Args:
+        first: Shape ``(K, B)``.
+        second: Likewise.
+
+    Returns:
+        Shape ``(B,)``, bool.
+    """
     gain = second - first
     rescued = (first.mean(0) == -torch.inf) & second.mean(0).isfinite()
     return rescued | (gain.mean(0) > 2 * gain.std(0) / len(gain) ** 0.5)

@@ -1,50 +1,59 @@
-r"""A guide's distributions with their parameters moved, datum by datum, in unconstrained coordinates."""
+"""A guide's distributions with parameters moved for each datum."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to, transform_to
+from torch.distributions import Transform, biject_to, transform_to
+from torch.distributions.constraints import Constraint
 
-# Of several names for one parameter, the one that is moved.
-_ONE_OF = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
+from pyro_vae.inference.program.sites import Site
+
+#: From the unconstrained value of a parameter and its unit to its new unconstrained value.
+Change = Callable[[Tensor, Tensor | float], Tensor]
+
+# Names of the same parameter; the first that a distribution has is moved.
+_SYNONYMS = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
 
 
-def zero_offsets(fn: Any) -> list[Tensor]:
-    """One zero for each unconstrained coordinate of a distribution's parameters: none for a Delta.
+def zero_offsets(fn: TorchDistributionMixin) -> list[Tensor]:
+    """Zero offsets for the unconstrained parameters of a distribution.
+
+    Returns:
+        A tensor for each parameter, of the parameter's unconstrained shape; none for a Delta.
 
     Raises:
         ValueError: See :func:`shifted`.
     """
-    found: list[Tensor] = []
+    zeros: list[Tensor] = []
 
-    def note(value: Tensor, unit: Any) -> Tensor:
-        found.append(torch.zeros_like(value))
+    def record(value: Tensor, unit: Tensor | float) -> Tensor:
+        zeros.append(torch.zeros_like(value))
         return value
 
-    _rebuilt(fn, note)
-    return found
+    _rebuild(fn, record)
+    return zeros
 
 
-def shifted(fn: Any, offsets: Iterable[Tensor]) -> Any:
-    r"""The distribution of the same family whose parameters are moved by offsets.
+def shifted(fn: TorchDistributionMixin, offsets: Iterable[Tensor]) -> TorchDistributionMixin:
+    r"""The distribution of the same family with its parameters moved by offsets.
 
     .. math:: \theta' = T\big(T^{-1}(\theta) + u\,\delta\big)
 
-    T is ``biject_to`` of the parameter's constraint: a scale is moved in its logarithm, logits as they are. u is 1, but for
-    a location the distribution's own scale, and so for what lies below the diagonal of a Cholesky factor.
-    ``Independent`` and ``TransformedDistribution`` are gone into; of the latter the transforms stay.
+    T is ``biject_to`` of the parameter's constraint: a scale is moved in its logarithm, logits as they are. The unit u is
+    the distribution's own scale for a location and for entries below the diagonal of a Cholesky factor, otherwise 1.
+    Parameters inside ``Independent`` and ``TransformedDistribution`` are moved; the transforms of the latter stay.
 
     Args:
         fn: The distribution, batch shape ``(..., B, ...)``.
-        offsets: As :func:`zero_offsets` gives; each broadcasts to the left, over draws and enumerated values.
+        offsets: Offsets as :func:`zero_offsets` gives them; each broadcasts to the left, over draws and enumerated values.
 
     Returns:
         The distribution, of the same shape.
@@ -52,70 +61,81 @@ def shifted(fn: Any, offsets: Iterable[Tensor]) -> Any:
     Raises:
         ValueError: If a parameter has no unconstrained coordinates or bounds the support, or an offset is of other data.
     """
-    given = iter(offsets)
+    remaining = iter(offsets)
 
-    def move(value: Tensor, unit: Any) -> Tensor:
-        offset = next(given)
+    def move(value: Tensor, unit: Tensor | float) -> Tensor:
+        offset = next(remaining)
         if value.shape[value.dim() - offset.dim() :] != offset.shape:
             raise ValueError(
-                f"refined guide: expected the data that it was refined for, {tuple(offset.shape)} a parameter, got "
-                f"{tuple(value.shape)}; refine it anew for these."
+                f"refined guide: expected the data that it was refined for, with a parameter of shape {tuple(offset.shape)}, "
+                f"got {tuple(value.shape)}; refine it again for these data."
             )
         return value + unit * offset
 
-    return _rebuilt(fn, move)
+    return _rebuild(fn, move)
 
 
-def _rebuilt(fn: Any, change: Callable[[Tensor, Any], Tensor]) -> Any:
+def _rebuild(fn: TorchDistributionMixin, change: Change) -> TorchDistributionMixin:
+    """The distribution of the same family with changed parameters."""
     name = type(fn).__name__
     if name == "Delta":
         return fn
     if name == "Independent":
-        return dist.Independent(_rebuilt(fn.base_dist, change), fn.reinterpreted_batch_ndims)
+        return dist.Independent(_rebuild(fn.base_dist, change), fn.reinterpreted_batch_ndims)
     if name == "TransformedDistribution":
-        return dist.TransformedDistribution(_rebuilt(fn.base_dist, change), fn.transforms)
+        return dist.TransformedDistribution(_rebuild(fn.base_dist, change), fn.transforms)
     if fn.has_rsample and isinstance(inspect.getattr_static(type(fn), "support"), property):
-        raise _refusal(fn)  # a support that moves with the parameters, such as Uniform's
-    given = inspect.signature(type(fn).__init__).parameters
-    names = [n for n in given if n in fn.arg_constraints]
-    for alternatives in _ONE_OF:
-        held = [n for n in alternatives if n in names]
-        names = [n for n in names if n not in held[1:]]
-    made = {n: _moved(fn, n, change) for n in names}
-    others = [
-        n
-        for n, p in given.items()
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and n != "self" and n not in fn.arg_constraints
+        raise _immovable(fn)  # a support that moves with the parameters, such as Uniform's
+    moved, kept = _constructor_arguments(fn)
+    if not moved or any(not hasattr(fn, argument) for argument in kept):
+        raise _immovable(fn)
+    return type(fn)(**{p: _changed(fn, p, change) for p in moved}, **{p: getattr(fn, p) for p in kept})
+
+
+def _constructor_arguments(fn: TorchDistributionMixin) -> tuple[list[str], list[str]]:
+    """Names of the parameters to move, and of the other required arguments."""
+    arguments = inspect.signature(type(fn).__init__).parameters
+    moved = [name for name in arguments if name in fn.arg_constraints]
+    for synonyms in _SYNONYMS:
+        present = [name for name in synonyms if name in moved]
+        moved = [name for name in moved if name not in present[1:]]
+    kept = [
+        name
+        for name, p in arguments.items()
+        if p.default is p.empty
+        and p.kind is p.POSITIONAL_OR_KEYWORD
+        and name != "self"
+        and name not in fn.arg_constraints
     ]
-    if not made or any(not hasattr(fn, n) for n in others):
-        raise _refusal(fn)
-    return type(fn)(**made, **{n: getattr(fn, n) for n in others})
+    return moved, kept
 
 
-def _moved(fn: Any, name: str, change: Callable[[Tensor, Any], Tensor]) -> Any:
-    value = getattr(fn, name)
-    constraint = fn.arg_constraints[name]
-    if constraint.is_discrete:  # a count of trials
+def _changed(fn: TorchDistributionMixin, name: str, change: Change) -> Tensor:
+    """The changed value of one parameter."""
+    value: Tensor = getattr(fn, name)
+    constraint: Constraint = fn.arg_constraints[name]
+    if constraint.is_discrete:  # a number of trials
         return value
     try:
-        transform = _transform(constraint)
+        transform = _to_constrained(constraint)
     except NotImplementedError as error:
-        raise _refusal(fn) from error
-    return transform(change(transform.inv(value), _unit(fn, name, value)))
+        raise _immovable(fn) from error
+    return transform(change(transform.inv(value), _unit_of(fn, name, value)))
 
 
-def _transform(constraint: Any) -> Any:
-    """From the unconstrained coordinates; a Cholesky factor has a transform, but none that torch calls a bijection."""
+def _to_constrained(constraint: Constraint) -> Transform:
+    """The transform from unconstrained coordinates."""
     try:
         return biject_to(constraint)
-    except NotImplementedError:
+    except NotImplementedError:  # torch calls that of a Cholesky factor no bijection
         return transform_to(constraint)
 
 
-def _unit(fn: Any, name: str, value: Tensor) -> Any:
-    """What a parameter is measured in: a location in its scale before it is moved, and so a row of a Cholesky factor.
+def _unit_of(fn: TorchDistributionMixin, name: str, value: Tensor) -> Tensor | float:
+    """The unit of a parameter's offset: its distribution's scale, or 1.
 
-    The Z numbers of such a row are each 1 / sqrt(Z) of it, since all move at once.
+    It is the scale for a location. In a row of a Cholesky factor it is the scale divided by sqrt(Z), since the Z numbers of a
+    row all move at once.
     """
     if name == "scale_tril":
         rows = value.detach().diagonal(dim1=-2, dim2=-1)[..., None].expand_as(value) / value.shape[-1] ** 0.5
@@ -127,29 +147,37 @@ def _unit(fn: Any, name: str, value: Tensor) -> Any:
     return 1.0
 
 
-def _refusal(fn: Any) -> ValueError:
+def _immovable(fn: TorchDistributionMixin) -> ValueError:
     return ValueError(
         f"refine: expected guide distributions whose parameters can be moved freely, such as Normal, got "
         f"{type(fn).__name__}; use importance_sampling."
     )
 
 
-def with_covariance(fn: Any) -> Any:
-    """A vector of independent normals as a multivariate normal, equal until its covariance is moved; others as they are."""
-    inner: Any = getattr(fn, "base_dist", None)
-    if type(fn).__name__ != "Independent" or fn.reinterpreted_batch_ndims != 1 or type(inner).__name__ != "Normal":
+def with_covariance(fn: TorchDistributionMixin) -> TorchDistributionMixin:
+    """An equal multivariate normal for a vector of independent normals.
+
+    Its covariance can then be moved. Other distributions are returned as they are.
+    """
+    if type(fn).__name__ != "Independent" or fn.reinterpreted_batch_ndims != 1:
+        return fn
+    inner = fn.base_dist
+    if type(inner).__name__ != "Normal":
         return fn
     return dist.MultivariateNormal(inner.loc, scale_tril=inner.scale.diag_embed())
 
 
 class Shift(Messenger):
-    """Moves the parameters of the named sample sites by per-datum offsets.
+    """Effect handler that moves the parameters of sample sites by offsets.
 
     Args:
-        offsets: Those of each site.
-        full_covariance: Whether vectors of independent normals are given a covariance, see :func:`with_covariance`.
-        path_only: Whether the log-probability of a reparameterized site follows its draw alone, not its offsets: the
-            gradient's score term, zero in the mean, is left out (Roeder, Wu, Duvenaud, "Sticking the Landing", 2017).
+        offsets: Site name to the offsets of its parameters.
+        full_covariance: Give vectors of independent normals a covariance, see :func:`with_covariance`.
+        path_only: Let the log-probability of a reparameterized site depend on the offsets through its draw alone. This leaves
+            out the gradient's score term, which is zero in the mean.
+
+    References:
+        Roeder, Wu, Duvenaud, "Sticking the Landing", 2017, for ``path_only``.
     """
 
     def __init__(
@@ -158,7 +186,7 @@ class Shift(Messenger):
         super().__init__()
         self.offsets, self.full_covariance, self.path_only = offsets, full_covariance, path_only
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] not in self.offsets or msg["is_observed"]:
             return
         fn, offsets = msg["fn"], self.offsets[msg["name"]]
@@ -172,22 +200,22 @@ class Shift(Messenger):
 class _PathOnly(TorchDistribution):
     """Draws from one distribution, scored by another with the same values."""
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012
     has_rsample = True
 
-    def __init__(self, drawn: Any, scored: Any) -> None:
+    def __init__(self, drawn: TorchDistributionMixin, scored: TorchDistributionMixin) -> None:
         self.drawn, self.scored = drawn, scored
         super().__init__(drawn.batch_shape, drawn.event_shape, validate_args=False)
 
     @property
-    def support(self) -> Any:
+    def support(self) -> Constraint:
         return self.drawn.support
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return self.drawn.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.scored.log_prob(value)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _PathOnly:
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> _PathOnly:
         return _PathOnly(self.drawn.expand(batch_shape), self.scored.expand(batch_shape))

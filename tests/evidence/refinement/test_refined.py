@@ -14,7 +14,8 @@ from torch.distributions import kl_divergence
 
 from pyro_vae import VAE
 from pyro_vae.evidence import importance_sampling
-from pyro_vae.evidence.refinement.refined import refine, refined_importance_sampling
+from pyro_vae.evidence.refinement.refined import refine
+from pyro_vae.evidence.refinement.refined_importance import refined_importance_sampling
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from tests.inference.weights.test_enumerated_draws import M2
 from tests.oracles import LinearGaussian, within
