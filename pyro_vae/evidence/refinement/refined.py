@@ -31,8 +31,9 @@ from pyro_vae.system.randomness import own_randomness
 class Refined:
     """A guide with its own parameters for each datum.
 
-    It is called as the guide is, and serves only the data that it was refined for. Both ELBOs come from draws that chose nothing, with the same noise: each
-    is unbiased, and so is their difference. Tensors have shape ``(B,)``, float64, on the CPU.
+    It is called as the guide is, and serves only the data that it was refined for. Both ELBOs come from draws that chose
+    nothing, with the same noise: each is unbiased, and so is their difference. Tensors have shape ``(B,)``, float64, on the
+    CPU.
 
     Attributes:
         guide: The guide it was made from.
