@@ -22,8 +22,8 @@ from pyro_vae.evidence.refinement.offsets import (
 )
 from pyro_vae.evidence.refinement.shifted_guide import Shift
 from pyro_vae.inference.program.traces import Program
+from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
-from pyro_vae.inference.weights.log_weights import OuterScale
 from pyro_vae.system.randomness import own_randomness
 
 
