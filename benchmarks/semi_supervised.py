@@ -34,9 +34,7 @@ from torch.nn import functional
 import pyro_vae as pv
 from pyro_vae.data import Data, load
 from pyro_vae.data.dataset import Split
-from pyro_vae.models.semi_supervised.auxiliary import ADGM, SDGM
-from pyro_vae.models.semi_supervised.m1m2 import M1M2
-from pyro_vae.models.semi_supervised.m2 import M2
+from pyro_vae.models.semi_supervised import ADGM, M1M2, M2, SDGM
 
 MODELS = {"m2": M2, "m1m2": M1M2, "m1m2-joint": M1M2, "adgm": ADGM, "sdgm": SDGM}
 #: Warped copies of each labelled image, and of each other one, that m1m2-joint is given.

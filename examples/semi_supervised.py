@@ -20,10 +20,7 @@ import pyro_vae as pv
 from pyro_vae.data import Data, Split
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.conditional import Conditional
-from pyro_vae.models.semi_supervised.auxiliary import ADGM, SDGM
-from pyro_vae.models.semi_supervised.m1 import M1
-from pyro_vae.models.semi_supervised.m1m2 import M1M2
-from pyro_vae.models.semi_supervised.m2 import M2
+from pyro_vae.models.semi_supervised import ADGM, M1, M1M2, M2, SDGM
 from pyro_vae.report.figures.images import analogies, samples
 from pyro_vae.report.figures.tiles import tiles
 from pyro_vae.report.pictures import write_figure

@@ -17,10 +17,7 @@ from pyro_vae.models.denoising import DenoisingVAE
 from pyro_vae.models.inpainting import InpaintingVAE
 from pyro_vae.models.linear import LinearVAE
 from pyro_vae.models.presets import TCVAE, BetaVAE
-from pyro_vae.models.semi_supervised.auxiliary import ADGM, SDGM
-from pyro_vae.models.semi_supervised.m1 import M1
-from pyro_vae.models.semi_supervised.m1m2 import M1M2
-from pyro_vae.models.semi_supervised.m2 import M2
+from pyro_vae.models.semi_supervised import ADGM, M1, M1M2, M2, SDGM
 from pyro_vae.models.user_code import import_class, place_of_error
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks import NETWORKS

@@ -18,7 +18,7 @@ from pyro_vae.inference import NonFiniteLossError, early_stopping
 from pyro_vae.inference.training.history import History
 from pyro_vae.inference.training.options import LR_SCHEDULES
 from pyro_vae.inference.training.validation import evaluate_terms
-from pyro_vae.models.semi_supervised.m2 import M2
+from pyro_vae.models.semi_supervised import M2
 
 
 @pytest.fixture

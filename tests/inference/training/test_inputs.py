@@ -18,7 +18,7 @@ from pyro_vae.data.batches import Mixed, Shuffled, Spread
 from pyro_vae.inference.training.batching import epoch_order
 from pyro_vae.inference.training.options import FitOptions
 from pyro_vae.inference.training.validation import evaluate_terms
-from pyro_vae.models.semi_supervised.m1 import M1
+from pyro_vae.models.semi_supervised import M1
 
 
 class Classes(nn.Module):

@@ -17,10 +17,8 @@ from torch import nn
 from pyro_vae import elbo, evidence, fit, load, train
 from pyro_vae.distributions.relaxed import LogRelaxedCategorical
 from pyro_vae.models.conditional import Conditional
-from pyro_vae.models.semi_supervised.auxiliary import ADGM, SDGM
-from pyro_vae.models.semi_supervised.m1 import M1
-from pyro_vae.models.semi_supervised.m1m2 import LOWER, M1M2
-from pyro_vae.models.semi_supervised.m2 import M2
+from pyro_vae.models.semi_supervised import ADGM, M1, M1M2, M2, SDGM
+from pyro_vae.models.semi_supervised.m1m2 import LOWER
 from pyro_vae.networks.mlp import Joined
 from pyro_vae.testing import check_elbo_bounds
 from tests.children import ROOT

@@ -13,7 +13,7 @@ from pyro_vae.data import Data, Split
 from pyro_vae.inference import History
 from pyro_vae.models import Model
 from pyro_vae.models.conditional import Conditional
-from pyro_vae.models.semi_supervised.m2 import M2
+from pyro_vae.models.semi_supervised import M2
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
 from pyro_vae.runs.evaluation.summary import evaluate
