@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -36,7 +36,7 @@ class Fixed(Messenger):
         super().__init__()
         self.values, self.unobserved = values, unobserved
 
-    def _pyro_sample(self, msg: Site) -> None:
+    def _pyro_sample(self, msg: MutableMapping[str, Any]) -> None:
         if msg["infer"].get("_deterministic") or msg["infer"].get("auxiliary_loss") or is_factor(msg):
             return
         if msg["is_observed"] and self.unobserved:

@@ -36,6 +36,7 @@ from pyro_vae.inference.program.sites import (
     is_auxiliary_loss,
     sample_sites,
     site_log_prob,
+    with_value,
 )
 from pyro_vae.inference.program.traces import Args, Kwargs, Program, prior_guide
 from pyro_vae.inference.weights.compiled import trust
@@ -220,8 +221,7 @@ class AnnealingPath:
         sites = dict(drawn_sites(self.guide_trace))
         if len(sites) == 1:  # no site depends on the draw of another: the encoder runs once
             ((name, site),) = sites.items()
-            unscored = {k: v for k, v in site.items() if k != "unscaled_log_prob"}
-            return self._per_datum([site_log_prob({**unscored, "value": values[name]})], num_chains)
+            return self._per_datum([site_log_prob(with_value(site, values[name]))], num_chains)
         trace = self._trace(self._enumerated(poutine.condition(self.guide, data=values)), num_chains)
         if self.summed_sites:
             summed = [name for name in self.summed_sites if name in sites]

@@ -240,4 +240,4 @@ class ToUnconstrained(Messenger):
             check_continuous(name, msg["fn"])
             msg["value"], msg["done"] = self.values[name], True
             self.free[name] = biject_to(msg["fn"].support).inv(self.values[name])
-            self.sites[name] = dict(msg)
+            self.sites[name] = msg.copy()

@@ -1,14 +1,13 @@
-"""Checks of a model and its guide: latent sites on both sides, scales, densities."""
+"""Checks that a model and its guide fit together."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions import ImproperUniform
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
+from torch import Tensor
 
 from pyro_vae.inference.program.sites import base_distribution, base_name, drawn_sites, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.program.traces import Program
@@ -19,7 +18,7 @@ class UnguidedSiteError(ValueError):
 
 
 def how_to_mark(name: str) -> str:
-    """Text that tells how to mark a site for enumeration.
+    """Instruction to mark a site for enumeration, as part of a sentence.
 
     Pyro drops ``infer=`` on the latent site that it makes of ``obs_mask``, so that one needs ``config_enumerate``.
     """
@@ -36,8 +35,8 @@ def check_guide(guide: Program) -> None:
     """
     if isinstance(poutine.unwrap(guide), GuideMessenger):
         raise ValueError(
-            f"guide: expected a function with sample sites of its own, got the messenger {type(guide).__name__}, which "
-            "runs the model itself; use its counterpart among the autoguides, such as AutoNormal."
+            f"guide: expected a function with its own sample sites, got the messenger {type(guide).__name__}, which runs the "
+            "model itself; use the corresponding autoguide, such as AutoNormal."
         )
 
 
@@ -54,11 +53,11 @@ def check_match(model_trace: Trace, guide_trace: Trace) -> None:
         if ours[name]["infer"].get("enumerate") == "parallel":
             raise UnguidedSiteError(
                 f"latent site {name!r}: expected in model and guide, got in the model only, marked for enumeration; add it to "
-                "the guide, or take what sums over it: elbo enum, importance_sampling, annealed_importance_sampling."
+                "the guide, or sum it out: elbo enum, importance_sampling, annealed_importance_sampling."
             )
         raise UnguidedSiteError(
-            f"latent site {name!r}: expected in model and guide, got in the model only; add it to the guide, or, where it is "
-            f"discrete, {how_to_mark(name)} and take elbo enum or importance_sampling, which sum over it."
+            f"latent site {name!r}: expected in model and guide, got in the model only; add it to the guide or, if "
+            f"discrete, {how_to_mark(name)} and use elbo enum or importance_sampling."
         )
     for name in set(theirs) - set(ours):
         if not theirs[name]["infer"].get("is_auxiliary", False):
@@ -69,7 +68,7 @@ def check_match(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def check_scales(*traces: Trace) -> None:
-    """Refuse a scale that is neither a plate's N/B nor a factor of ``scale_kl``.
+    """Refuse scales other than a plate's N/B and ``scale_kl``.
 
     Training terms (``auxiliary_loss``) may have any scale: they enter no weight.
 
@@ -80,29 +79,29 @@ def check_scales(*traces: Trace) -> None:
         for name, site in sample_sites(trace):
             if is_auxiliary_loss(site):
                 continue
-            known: Any = 1.0
+            known: float | Tensor = 1.0
             for frame in site["cond_indep_stack"]:
                 known = known * frame.full_size / frame.size
             for beta in site.get("kl_scales", ()):
                 known = known * beta
-            got, known = (torch.as_tensor(scale).cpu().double() for scale in (site["scale"], known))
-            if not bool(torch.isclose(got, known, rtol=1e-5).all()):
+            found, expected = (torch.as_tensor(scale).cpu().double() for scale in (site["scale"], known))
+            if not bool(torch.isclose(found, expected, rtol=1e-5).all()):
                 raise ValueError(
-                    f"site {name!r}: expected a scale of 1 beside the plates' N/B and scale_kl, got a poutine.scale; "
-                    "log weights have no meaning for it: take it off, or pass outer_scale='ignore'."
+                    f"site {name!r}: expected no scale but the plates' N/B and scale_kl, got a poutine.scale, which log "
+                    "weights cannot hold; remove it, or pass outer_scale='ignore'."
                 )
 
 
 def refuse_points(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse a bound where the guide draws a point and the prior has no integral, as in an autoencoder.
+    """Refuse a bound of a program that draws points (an autoencoder).
 
     Raises:
-        ValueError: If a Delta of the guide meets an improper prior.
+        ValueError: If a Delta of the guide meets an improper prior, under which there is no log p(x).
     """
     for name, site in drawn_sites(guide_trace):
         if base_name(site["fn"]) == "Delta" and name in model_trace.nodes:
             if isinstance(base_distribution(model_trace.nodes[name]["fn"]), ImproperUniform):
                 raise ValueError(
-                    f"guide site {name!r}: expected a distribution with a density, got a Delta over an improper prior, as an "
-                    "autoencoder has it, which bounds no log p(x); ask for its squared_error, or take a VAE."
+                    f"guide site {name!r}: expected a density, got a Delta over an improper prior, as in an autoencoder, which "
+                    "has no bound; use its squared_error, or a VAE."
                 )

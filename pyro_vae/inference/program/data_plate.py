@@ -13,13 +13,13 @@ from pyro_vae.inference.program.sites import is_auxiliary_loss, plates_of, sampl
 
 @dataclass(frozen=True)
 class DataPlate:
-    """Where the data lie in the batch shape of a program's sites.
+    """Place of the data in the batch shape of a program's sites.
 
     Attributes:
         plate: Name of the data plate.
         dim: Its dimension, negative.
-        size: B, how many data are in it.
-        nesting: How many batch dimensions the program's plates use; the particle axis lies to their left.
+        size: B, the number of data in it.
+        nesting: Number of batch dimensions that the program's plates use; the particle axis lies left of them.
     """
 
     plate: str
@@ -28,7 +28,7 @@ class DataPlate:
     nesting: int
 
     def at(self, trace: Trace) -> DataPlate:
-        """The same data_plate with as many data as there are in this trace."""
+        """The same plate with the number of data in this trace."""
         for _, site in sample_sites(trace):
             if self.plate in (plates := plates_of(site)):
                 return dataclasses.replace(self, size=plates[self.plate].size)
@@ -41,7 +41,7 @@ class DataPlate:
             log_prob: Shape that broadcasts to ``(K, ..., B, ...)`` with ``nesting`` dimensions after K.
 
         Returns:
-            Shape ``(K, B)``; K is 1 where there is no particle axis.
+            Shape ``(K, B)``, nats; K is 1 if there is no particle axis.
         """
         padded = log_prob.reshape((1,) * (self.nesting + 1 - log_prob.dim()) + log_prob.shape)
         kept = padded.movedim(self.dim, 1)
@@ -49,15 +49,15 @@ class DataPlate:
 
 
 def find_data_plate(model_trace: Trace, guide_trace: Trace, plate: str | None = None) -> DataPlate:
-    """Find the data plate of a model and guide, from one trace of each.
+    """Find the data plate of a model and its guide.
 
     Args:
         model_trace: Trace of the model, replayed against the guide.
         guide_trace: Trace of the guide.
-        plate: Its name, where several plates enclose every site.
+        plate: Its name, if several plates enclose every site.
 
     Raises:
-        ValueError: If no plate encloses every observed site, a latent site lies outside, or several would do.
+        ValueError: If no plate encloses every observed site, a latent site lies outside, or several plates fit.
     """
     sites = [(n, s) for n, s in sample_sites(model_trace) if not is_auxiliary_loss(s)]
     observed = [(n, s) for n, s in sites if s["is_observed"]]
@@ -79,15 +79,15 @@ def find_data_plate(model_trace: Trace, guide_trace: Trace, plate: str | None = 
     for name, site in latent:
         if not set(chosen or candidates) & set(plates_of(site)):
             raise ValueError(
-                f"latent site {name!r}: expected inside the data plate {sorted(chosen or candidates)}, got outside; "
-                "log weights are for each datum, so move it into the plate or make it a parameter."
+                f"latent site {name!r}: expected inside the data plate {sorted(chosen or candidates)}, got outside, where "
+                "it belongs to no datum; move it into the plate, or make it a parameter."
             )
     if len(chosen) != 1:
         raise ValueError(f"data plate: expected one, got {sorted(chosen or candidates)}; name it by plate=...")
     frame = plates_of(observed[0][1])[chosen[0]]
     if frame.dim is None:
         raise ValueError(
-            f"data plate {frame.name!r}: expected a vectorized plate, got a loop over it; write `with pyro.plate(...)`."
+            f"data plate {frame.name!r}: expected a vectorized plate, got a loop; write `with pyro.plate(...)`."
         )
     return DataPlate(frame.name, frame.dim, frame.size, _nesting(model_trace, guide_trace))
 

@@ -1,9 +1,6 @@
-"""Whether a guide's sites are independent given the data, so that the encoder need run only once."""
+"""Independence of a guide's sites given the data."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from pyro import poutine
@@ -11,22 +8,26 @@ from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import detach_provenance, get_provenance
 from torch import Tensor
 
-from pyro_vae.inference.program.sites import drawn_sites
+from pyro_vae.inference.program.sites import Site, drawn_sites
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.system.randomness import own_randomness
 
 
 @torch.no_grad()
-def independent(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    r"""Whether every site's distribution is the same whatever is drawn at the others, :math:`q(z|x) = \prod_s q(z_s|x)`.
+def independent(guide: Program, args: Args, kwargs: Kwargs) -> bool:
+    r"""Return True if a guide's sites are independent given the data.
 
-    It is asked twice: which draws a site's log-probability was computed from, as Pyro's provenance tells, and whether
-    other draws leave the log-probabilities of the same values as they are, to the last bit. A guide that cannot be
-    asked, or that has randomness outside its sites (dropout), counts as dependent. The generators are left as they were.
+    .. math:: q(z|x) = \textstyle\prod_s q(z_s|x)
+
+    Then the encoder need run only once. Two tests decide: Pyro's provenance shows no draw among what a site's
+    log-probability was computed from, and other draws leave the log-probabilities of the same values as they are, to the
+    last bit. A guide that cannot be tested, or with randomness outside its sites (dropout), counts as dependent. The random
+    generators are left as they were.
 
     Args:
         guide: A guide.
-        args: What it takes.
-        kwargs: Likewise.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
     """
     try:
         with own_randomness():
@@ -45,5 +46,5 @@ def independent(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         return False
 
 
-def _log_prob(site: dict[str, Any], value: Tensor) -> Tensor:
+def _log_prob(site: Site, value: Tensor) -> Tensor:
     return site["fn"].log_prob(value, *site["args"], **site["kwargs"])

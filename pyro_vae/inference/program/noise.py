@@ -1,16 +1,19 @@
-r"""Draws from noise that is given: :math:`z = f(\epsilon; x)` with :math:`\epsilon \sim N(0, I)` from elsewhere.
+r"""Draws as functions of given standard normal noise.
 
-Where a site's distribution is made of normals its draw is a function of standard normal numbers. Putting them in from
-outside makes a draw depend on whose it is and which one, and not on what else is drawn in the same call.
+.. math:: z = f(\epsilon; x), \quad \epsilon \sim N(0, I)
+
+A draw from a distribution made of normals is a function of standard normal numbers. If these come from outside, a draw
+depends on its datum and its number alone, not on the other draws of the same call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import (
@@ -24,10 +27,11 @@ from torch.distributions import (
 from torch.distributions.multivariate_normal import _batch_mv
 
 from pyro_vae.inference.program.data_plate import DataPlate
+from pyro_vae.inference.program.sites import Site
 
 
 class Noise(Protocol):
-    """Standard normal numbers for each draw and datum."""
+    """Source of standard normal numbers for each draw and datum."""
 
     def __call__(self, name: str, start: int, num: int, like: NoiseShape) -> Tensor:
         """The numbers of one site.
@@ -35,8 +39,8 @@ class Noise(Protocol):
         Args:
             name: The site.
             start: Number of the first draw.
-            num: How many draws, K.
-            like: How many numbers a draw takes, in which dtype and where.
+            num: K, the number of draws.
+            like: Number, dtype and device of the numbers of a draw.
 
         Returns:
             Shape ``(K, B, like.width)``.
@@ -44,12 +48,12 @@ class Noise(Protocol):
 
 
 class NoiseShape(NamedTuple):
-    """What noise a site takes for one draw of one datum.
+    """Noise that a site takes for one draw of one datum.
 
     Attributes:
-        width: How many numbers.
+        width: Number of standard normal numbers.
         dtype: Their dtype.
-        device: Where they are needed.
+        device: Their device.
     """
 
     width: int
@@ -57,18 +61,18 @@ class NoiseShape(NamedTuple):
     device: torch.device
 
 
-#: Distributions that draw as torch's class does, and not by a method of their own.
+#: Distributions made of normals, as long as a subclass has no draws of its own.
 _NORMALS = (Normal, MultivariateNormal, LowRankMultivariateNormal)
 
 
-def noise_like(distribution: Any) -> Tensor | None:
-    """An empty tensor in the shape, dtype and device of the noise that :func:`from_noise` takes for one draw.
+def noise_like(distribution: TorchDistributionMixin) -> Tensor | None:
+    """An empty tensor with the shape of one draw's noise.
 
     Args:
         distribution: Batch shape ``(...)``.
 
     Returns:
-        Shape ``(..., n)`` or longer, starting with the batch shape; None where the distribution is not made of normals.
+        Shape ``(..., n)`` or longer, starting with the batch shape; None if the distribution is not made of normals.
     """
     if isinstance(distribution, Independent | MaskedDistribution):
         return noise_like(distribution.base_dist)
@@ -78,7 +82,7 @@ def noise_like(distribution: Any) -> Tensor | None:
         return noise_like(distribution.base_dist) if _draws_as(distribution, TransformedDistribution) else None
     if not any(isinstance(distribution, kind) and _draws_as(distribution, kind) for kind in _NORMALS):
         return None
-    shape = distribution.batch_shape + distribution.event_shape
+    shape: tuple[int, ...] = distribution.batch_shape + distribution.event_shape
     if isinstance(distribution, LowRankMultivariateNormal):
         shape = (*distribution.batch_shape, distribution.cov_factor.shape[-1] + distribution.event_shape[0])
     return distribution.loc.new_empty(()).expand(shape)
@@ -89,8 +93,12 @@ def _draws_as(distribution: Distribution, kind: type[Distribution]) -> bool:
     return ours.rsample is kind.rsample and ours.sample is kind.sample
 
 
-def from_noise(distribution: Any, noise: Tensor) -> Tensor:
-    r"""A draw as a function of standard normal numbers, as ``rsample`` makes it: :math:`\mu + L \epsilon` and its transforms.
+def from_noise(distribution: TorchDistributionMixin, noise: Tensor) -> Tensor:
+    r"""A draw as a function of standard normal numbers, as in ``rsample``.
+
+    .. math:: z = \mu + L \epsilon
+
+    and its transforms.
 
     Args:
         distribution: Normal, MultivariateNormal, LowRankMultivariateNormal or Delta; Independent, masked or transformed.
@@ -123,29 +131,29 @@ def from_noise(distribution: Any, noise: Tensor) -> Tensor:
 
 
 class SiteNoise:
-    """Values for the sites of a guide from noise of each draw and datum.
+    """Draws of a guide's sites from given noise.
 
     Args:
-        noise: Where the numbers come from.
-        data_plate: Where the data lie.
+        noise: Source of the numbers.
+        data_plate: The plate of the data.
         start: Number of the first draw.
         num: K.
 
     Attributes:
-        shapes: What the sites have taken, by name.
+        shapes: Noise that the sites have taken, by name.
     """
 
     def __init__(self, noise: Noise, data_plate: DataPlate, start: int, num: int) -> None:
         self.noise, self.data_plate, self.start, self.num = noise, data_plate, start, num
         self.shapes: dict[str, NoiseShape] = {}
 
-    def __call__(self, name: str, distribution: Any, particles: bool) -> Tensor | None:
-        """The draws of one site; None where it is not made of normals.
+    def __call__(self, name: str, distribution: Distribution, particles: bool) -> Tensor | None:
+        """The draws of one site, or None if it is not normal.
 
         Args:
             name: The site.
             distribution: Its batch has the data plate's dimension, at least.
-            particles: Whether its batch has the particle axis already; else it is put before the batch.
+            particles: Its batch has the particle axis already; else the axis is put before the batch.
         """
         empty = noise_like(distribution)
         batch = len(distribution.batch_shape)
@@ -166,17 +174,19 @@ class SiteNoise:
 
 
 class NoiseMessenger(Messenger):
-    """Gives the latent sites of a guide their values from noise; others draw as they do.
+    """Gives the latent sites of a guide their values from noise.
+
+    Sites not made of normals draw as usual.
 
     Args:
-        draw: A :class:`SiteNoise`, or another that takes a name, a distribution and whether it has a particle axis.
+        draw: A :class:`SiteNoise`, or a function of a name, a distribution and a flag for its particle axis.
     """
 
-    def __init__(self, draw: Callable[[str, Any, bool], Tensor | None]) -> None:
+    def __init__(self, draw: Callable[[str, Distribution, bool], Tensor | None]) -> None:
         super().__init__()
         self.draw = draw
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         if msg["done"] or msg["is_observed"] or msg["infer"].get("_deterministic", False):
             return
         if not isinstance(msg["fn"], Distribution) or msg["args"] or msg["kwargs"]:

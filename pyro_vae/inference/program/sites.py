@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions import Independent
 
-#: A node of a trace, or a message of Pyro's.
-Site = dict[str, Any]
-#: Name of the plate of K draws of log weights.
+#: Name of the plate over the K draws of log weights.
 PARTICLES = "_log_weights_particles"
-PARTICLE_PLATES = {PARTICLES, "num_particles_vectorized"}  # ours, and that of Pyro's objectives
+#: That name, and the one that Pyro's objectives use.
+PARTICLE_PLATES = {PARTICLES, "num_particles_vectorized"}
+
+
+class Site(TypedDict, total=False):
+    """A sample site: a trace's node or a message between handlers."""
+
+    name: str
+    type: str
+    fn: TorchDistributionMixin
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    value: Tensor
+    is_observed: bool
+    infer: dict[str, Any]
+    scale: float | Tensor
+    mask: bool | Tensor | None
+    cond_indep_stack: tuple[CondIndepStackFrame, ...]
+    kl_scales: tuple[float | Tensor, ...]
+    done: bool
+    log_prob: Tensor
+    log_prob_sum: Tensor
+    unscaled_log_prob: Tensor
+    score_parts: ScoreParts
 
 
 def is_subsample(site: Site) -> bool:
@@ -25,25 +49,42 @@ def is_subsample(site: Site) -> bool:
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """Sample sites with a log-probability: no subsampling, no ``pyro.deterministic``."""
+    """Yield sites with a log-probability: no subsampling, no ``pyro.deterministic``."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not is_subsample(site) and not site["infer"].get("_deterministic", False):
             yield name, site
 
 
 def drawn_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """The sample sites of a trace that are not observed; of a guide's, those whose log q enters a bound.
+    """Yield sample sites that are not observed.
 
-    q is the distribution of what is drawn. What a guide observes (a label that is known, say) is given to it, as x is, and
-    log p - log q averages to a bound without it.
+    In a guide these are the sites whose log q enters a bound.
+
+    q is the distribution of what is drawn. A value that the guide observes, such as a known label, is given to it, as x is.
+    The mean of log p - log q is a bound without it.
     """
     for name, site in sample_sites(trace):
         if not site["is_observed"]:
             yield name, site
 
 
+def with_value(site: Site, value: Tensor) -> Site:
+    """Copy a site with another value, without its log-probabilities."""
+    copy = site.copy()
+    copy["value"] = value
+    copy.pop("log_prob", None)
+    copy.pop("log_prob_sum", None)
+    copy.pop("unscaled_log_prob", None)
+    copy.pop("score_parts", None)
+    return copy
+
+
 def site_log_prob(site: Site) -> Tensor:
-    """Log-probability of a site's value, masked, without any scale; shape of the site's batch."""
+    """Log-probability of a site's value, masked and without scales.
+
+    Returns:
+        In the batch shape of the site, nats.
+    """
     log_prob = site.get("unscaled_log_prob")
     if log_prob is None:
         log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
@@ -51,17 +92,20 @@ def site_log_prob(site: Site) -> Tensor:
 
 
 def mask_of(site: Site) -> Tensor | None:
-    """Where a site counts at all, by its own mask and those of its distribution; booleans that broadcast to its batch.
+    """The mask of a site, True where the site counts.
 
-    ``None`` where there is no mask. An event counts if any part of it does (``dist.mask(m).to_event(1)``).
+    An event counts if any part of it does (``dist.mask(m).to_event(1)``).
+
+    Returns:
+        Booleans that broadcast to the site's batch shape; None if there is no mask.
     """
     mask = None if site["mask"] is None else torch.as_tensor(site["mask"]).bool()
     inner = distribution_mask(site["fn"])
     return inner if mask is None else mask if inner is None else mask & inner.to(mask.device)
 
 
-def distribution_mask(fn: Any) -> Tensor | None:
-    """The part of :func:`mask_of` that the distribution itself says (``dist.Categorical(p).mask(m)``)."""
+def distribution_mask(fn: TorchDistributionMixin) -> Tensor | None:
+    """The mask of a distribution, as of ``dist.Categorical(p).mask(m)``; see :func:`mask_of`."""
     if isinstance(fn, MaskedDistribution):
         mask, inner = torch.as_tensor(fn._mask).bool(), distribution_mask(fn.base_dist)
         return mask if inner is None else mask & inner.to(mask.device)
@@ -74,23 +118,23 @@ def distribution_mask(fn: Any) -> Tensor | None:
     return None
 
 
-def base_distribution(distribution: Any) -> Any:
+def base_distribution(distribution: TorchDistributionMixin) -> TorchDistributionMixin:
     """A distribution without its wrappers."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return distribution
 
 
-def base_name(distribution: object) -> str:
-    """Name of a distribution's class, without its wrappers."""
+def base_name(distribution: TorchDistributionMixin) -> str:
+    """Class name of a distribution without its wrappers."""
     return type(base_distribution(distribution)).__name__
 
 
 def is_auxiliary_loss(site: Site) -> bool:
-    """Whether a site is a training term only, which enters no bound and no evidence."""
+    """Return True for a training term, which enters no bound."""
     return bool(site["infer"].get("auxiliary_loss", False))
 
 
-def plates_of(site: Site) -> dict[str, Any]:
-    """The plates around a site by name, without particle axes."""
+def plates_of(site: Site) -> dict[str, CondIndepStackFrame]:
+    """Plates around a site by name, without the plates of particles."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.name not in PARTICLE_PLATES}

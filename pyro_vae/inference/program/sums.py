@@ -29,7 +29,7 @@ class RunningSum:
         self.total = -term if self.total is None else self.total - term
 
     def value(self, like: Tensor | None = None) -> Tensor:
-        """The sum; without any term zeros like ``like``, detached, or a 0-dim zero."""
+        """The sum; without any term, zeros like ``like``, or a 0-dim zero."""
         if self.total is not None:
             return self.total
         return torch.zeros(()) if like is None else torch.zeros_like(like.detach())

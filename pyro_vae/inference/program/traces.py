@@ -1,4 +1,4 @@
-"""Pairs of traces: a model and a guide over the same draws, and their replay."""
+"""Traces of a model and its guide, and their replay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.inference.program.sites import Site, is_subsample, sample_sites
+from pyro_vae.inference.program.sites import Site, drawn_sites, is_subsample, with_value
 
 #: A Pyro function: a model or a guide.
 Program = Callable[..., Any]
@@ -19,26 +19,32 @@ Kwargs = dict[str, object]
 
 
 class Pair(NamedTuple):
-    """A model trace and a guide trace over the same draws, both scored."""
+    """Traces of a model and a guide over the same draws."""
 
     model: Trace
     guide: Trace
 
 
 def with_values(trace: Trace, change: Callable[[str, Site], Tensor]) -> Trace:
-    """A copy of a trace, to be replayed, in which ``change(name, site)`` is the value of each latent site."""
+    """Copy a trace with other values at its latent sites.
+
+    Args:
+        trace: Of a guide.
+        change: Takes the name and the site; returns the new value.
+    """
     copy = trace.copy()
-    for name, site in sample_sites(trace):
-        if not site["is_observed"]:
-            node = {**site, "value": change(name, site)}
-            for key in ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts"):
-                node.pop(key, None)
-            copy.nodes[name] = node
+    for name, site in drawn_sites(trace):
+        copy.nodes[name] = with_value(site, change(name, site))
     return copy
 
 
+def detached(_name: str, site: Site) -> Tensor:
+    """The value of a site, for :func:`with_values`, with no gradient through it."""
+    return site["value"].detach()
+
+
 def subsamples(pair: Pair) -> Trace:
-    """The sites at which a pair of traces has chosen the rows of its plates."""
+    """The sites that chose the rows of subsampled plates."""
     rows = Trace()
     for trace in pair:
         for name, site in trace.nodes.items():
@@ -48,15 +54,18 @@ def subsamples(pair: Pair) -> Trace:
 
 
 def keep_subsample(pair: Pair, *programs: Program) -> tuple[Program, ...]:
-    """Replay programs over the rows of a pair, so that all draws of a bound see the same data."""
+    """Replay programs over the rows that a pair of traces chose.
+
+    Then all draws of a bound see the same data.
+    """
     rows = subsamples(pair)
     return tuple(poutine.replay(program, trace=rows) for program in programs) if len(rows) else programs
 
 
-def prior_guide(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The guide that samples the model's latent sites from their prior, q(z) = p(z)."""
+def prior_guide(model: Program) -> Program:
+    """The guide q(z) = p(z), which samples from the prior."""
 
-    def guide(*args: object, **kwargs: object) -> Any:
+    def guide(*args: object, **kwargs: object) -> object:
         with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"]):
             return model(*args, **kwargs)
 

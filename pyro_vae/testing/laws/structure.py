@@ -16,7 +16,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 from pyro_vae.inference.program.data_plate import find_data_plate
-from pyro_vae.inference.program.sites import Site, plates_of, sample_sites
+from pyro_vae.inference.program.sites import Site, is_subsample, plates_of, sample_sites
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.testing.findings import Ledger
 from pyro_vae.testing.subject import Call, Subject, latent_sites, observed_sites
@@ -63,7 +63,7 @@ def _with_data_plate(subject: Subject, plate: str | None, ledger: Ledger) -> Sub
         causes = "a missing `with pyro.plate('data', len(x)):`, a missing .to_event, or one that takes in the batch"
         ledger.breaks(LAW, "the plates", str(error).strip(), causes)
         return None
-    index = {n: s["value"] for t in traces for n, s in t.nodes.items() if s["type"] == "sample" and _is_subsample(s)}
+    index = {n: s["value"] for t in traces for n, s in t.nodes.items() if s["type"] == "sample" and is_subsample(s)}
     for trace in traces:
         for name, site in sample_sites(trace):
             if not bool(torch.isfinite(site["log_prob"]).all()):
@@ -76,10 +76,6 @@ def _with_data_plate(subject: Subject, plate: str | None, ledger: Ledger) -> Sub
     )
     rows = _row_arguments(subject.call, data_plate.plate, data_plate.size, observed_sites(subject.model_trace)[0][1])
     return replace(subject, data_plate=data_plate, index=index, rows=rows)
-
-
-def _is_subsample(site: Site) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
 
 
 def _row_arguments(call: Call, plate: str, size: int, site: Site) -> tuple[int | str, ...]:
