@@ -1,6 +1,6 @@
-"""The marginal likelihood log p(x): estimates, their errors, and whether they can be trusted.
+"""Estimates of the marginal likelihood log p(x), with errors and diagnostics.
 
-The public names are loaded when they are first used.
+Public names are loaded on first use.
 """
 
 import lazy_loader

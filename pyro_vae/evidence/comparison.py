@@ -1,23 +1,23 @@
-"""Which model gives the same data the larger probability: paired differences of log p(x), and stacking weights."""
+"""Paired comparison of models by log p(x) of the same data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from pyro_vae.evidence.arviz_export import elpd_data
+from pyro_vae.evidence.arviz_export import ArvizContainer, elpd_data
 from pyro_vae.evidence.stacking import stacking_weights
 from pyro_vae.lookup import unknown
 
 
 class Pointwise(Protocol):
-    """What is compared: an ``Estimate``, or anything else with these of shape ``(N,)``."""
+    """An estimate to compare, such as an ``Estimate``; tensors of shape ``(N,)``."""
 
     @property
     def log_px(self) -> Tensor:
@@ -25,31 +25,33 @@ class Pointwise(Protocol):
 
     @property
     def std_error(self) -> Tensor:
-        """Its Monte Carlo standard error, nats; NaN where it is not known."""
+        """Monte Carlo standard error of ``log_px``, nats; NaN where unknown."""
 
     @property
     def reliable(self) -> Tensor:
-        """Whether the estimate can be trusted, bool."""
+        """True where the estimate can be trusted, bool."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    r"""One model against the reference, over the same N data; nats per datum, positive where this model is better.
+    r"""One model against the reference, on the same N data.
+
+    Nats per datum; positive where this model is better.
 
     Attributes:
         name: The model.
         log_px: Its mean log p(x).
-        difference: Mean of log p(x) less that of the reference.
-        std_error: Standard error of ``difference`` for the population of the data, :math:`sd(d_i) / \sqrt N`: what is common to
-            both models cancels. It contains the Monte Carlo error, which scatters the :math:`d_i`.
+        difference: Mean of log p(x) minus that of the reference.
+        std_error: Standard error of ``difference`` for the population of the data, :math:`sd(d_i) / \sqrt N`. What both models
+            have in common cancels. It includes the Monte Carlo error, which adds to the scatter of the :math:`d_i`.
         lower: Lower end of the confidence interval of the population's difference.
-        upper: Its upper end.
-        mc_error: The Monte Carlo part alone, for draws that are independent between the two estimates, and at most
-            :math:`\sqrt2` times as large for any others; None if it is not known for some datum of either.
-        bias: Estimate of the bias of ``difference``, half the difference of squared errors; None likewise.
+        upper: Upper end of that interval.
+        mc_error: Monte Carlo standard error of ``difference`` if the draws of the two estimates are independent; otherwise it
+            is at most :math:`\sqrt2` times as large. None if it is unknown for a datum of either model.
+        bias: Estimated bias of ``difference``, half the mean difference of squared errors; None if ``mc_error`` is.
         better: Share of the data to which this model gives the larger probability; ties count half.
-        unreliable: For how many data the estimate of this model or of the reference cannot be trusted.
-        weight: Its stacking weight.
+        unreliable: Number of data whose estimate, of this model or of the reference, cannot be trusted.
+        weight: Stacking weight of the model.
     """
 
     name: str
@@ -67,17 +69,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models on the same data, the best first.
+    """Models compared on the same data, the best first.
 
     Attributes:
         rows: One for each model, by falling mean log p(x).
         reference: The model that the others are compared with.
-        level: The chance that all intervals hold at once.
+        level: Probability with which all intervals hold at once.
         num_data: N.
-        log_px: Pointwise values in the order of ``rows``, shape ``(M, N)``, nats, float64.
-        std_error: Their Monte Carlo standard errors, likewise; NaN where unknown.
-        reliable: Whether each can be trusted, likewise, bool.
-        evidence: What is compared, in words: ``log p(x|y)`` of models that are given labels.
+        log_px: Pointwise log p(x) in the order of ``rows``, shape ``(M, N)``, nats, float64.
+        std_error: Monte Carlo standard errors of ``log_px``, likewise; NaN where unknown.
+        reliable: True where an estimate can be trusted, likewise, bool.
+        evidence: The compared quantity in words, such as ``log p(x|y)`` for models that are given labels.
     """
 
     rows: tuple[Difference, ...]
@@ -97,12 +99,18 @@ class Comparison:
 
     @property
     def stacked(self) -> float:
-        """Mean log score of the mixture with the stacking weights, nats; at least that of the best model."""
+        """Mean log score of the stacked mixture, nats.
+
+        At least that of the best model.
+        """
         weights = torch.tensor([row.weight for row in self.rows], dtype=torch.float64)
         return float((self.log_px + weights.log()[:, None]).logsumexp(0).mean())
 
     def table(self) -> str:
-        """The comparison as text: a row a model, then a sentence for each estimate that cannot be trusted."""
+        """Write the comparison as text.
+
+        One line for each model, then a sentence for each model with estimates that cannot be trusted.
+        """
         width = max(12, *(len(row.name) for row in self.rows))
         head = (
             f"{self.num_data:,} data; difference to {self.reference} in nats per datum, higher is better; all "
@@ -123,15 +131,15 @@ class Comparison:
             if count
         ]
 
-    def to_arviz(self) -> dict[str, Any]:
-        """The pointwise values as they are, in the ``ELPDData`` that ``arviz.compare`` takes.
+    def to_arviz(self) -> dict[str, ArvizContainer]:
+        """Convert to the ``ELPDData`` that ``arviz.compare`` takes.
 
-        ArviZ calls its container's values leave-one-out ones; these are log p(x) of data left out as a whole. No
-        Pareto-smoothed leave-one-out is run, for importance draws are no posterior draws. ``arviz.compare`` takes
-        exp(log p(x)), which underflows below -745 nats: our weights don't.
+        ArviZ names its values leave-one-out; these are log p(x) of data that were left out as a whole. No Pareto-smoothed
+        leave-one-out is run, because importance draws are not posterior draws. ``arviz.compare`` takes exp(log p(x)), which
+        underflows below -745 nats; the weights here do not.
 
         Returns:
-            Name to ``ELPDData``; sums over data, nats, with the standard error of the sum.
+            Name to ``ELPDData``: sums over data, nats, with the standard error of the sum.
         """
         rows = zip(self.rows, self.log_px, ~self.reliable, strict=True)
         return {row.name: elpd_data(values.numpy(), int(bad.sum())) for row, values, bad in rows}
@@ -150,20 +158,21 @@ def compare(
     .. math:: d_i = \log p_m(x_i) - \log p_r(x_i), \quad
         \bar d \pm t_{N-1}(1 - \tfrac{1 - c}{2 J}) \, \mathrm{sd}(d_i) / \sqrt N
 
-    How hard a datum is cancels in the difference, so that its error is far smaller than that of either mean. The J intervals
-    hold together with probability c (Bonferroni): J counts the other models where a reference is named, and all pairs
-    where it is not, so that picking the best by the same data is allowed for. The intervals are for E[d] over the
-    population that the data come from; the bias of the estimates stands beside them, not in them: an estimate of log p(x)
-    is a lower bound, and a model whose proposal is bad looks worse than it is.
+    The difficulty of a datum cancels in the difference, so its error is far smaller than that of either mean. The J intervals
+    hold together with probability c (Bonferroni). J counts the other models if a reference is named, and all pairs otherwise,
+    which allows for picking the best model by the same data.
+
+    The intervals are for E[d] over the population of the data. They do not contain the bias of the estimates, which is given
+    beside them: an estimate of log p(x) is a lower bound, and a model with a bad proposal looks worse than it is.
 
     Args:
-        estimates: Name to estimate, at least two, of the same data in the same order; the names of a list are ``"1"``, ``"2"``
-            and so on.
+        estimates: Name to estimate, or a list, at least two, of the same data in the same order. The names of a list are
+            ``"1"``, ``"2"`` and so on.
         reference: The model to compare with; None: the one with the largest mean.
         level: c, between 0 and 1.
-        data_keys: Name to a fingerprint of the data and their binarization, anything that can be compared; refused where
-            two differ. None: only the numbers of data are compared.
-        evidence: What the estimates are of, in words.
+        data_keys: Name to a fingerprint of the data and their binarization, of any type that has ``==``. Different fingerprints
+            are refused. None: only the numbers of data are compared.
+        evidence: The estimated quantity in words.
 
     Returns:
         Differences, intervals and stacking weights.
@@ -177,28 +186,38 @@ def compare(
     """
     if not isinstance(estimates, Mapping):
         estimates = {str(number): estimate for number, estimate in enumerate(estimates, 1)}
-    names = _checked(estimates, reference, level, data_keys)
-    log_px = {name: estimates[name].log_px.detach().cpu().double() for name in names}
-    names.sort(key=lambda name: -float(log_px[name].mean()))
-    base = names[0] if reference is None else reference
-    count = len(names)
-    intervals = count * (count - 1) // 2 if reference is None else count - 1
-    values = torch.stack([log_px[name] for name in names])
+    _check(estimates, reference, level, data_keys)
+    means = {name: float(estimate.log_px.detach().cpu().double().mean()) for name, estimate in estimates.items()}
+    names = sorted(estimates, key=lambda name: -means[name])
+    if reference is None:
+        reference, num_intervals = names[0], len(names) * (len(names) - 1) // 2
+    else:
+        num_intervals = len(names) - 1
+    log_px = torch.stack([estimates[name].log_px.detach().cpu().double() for name in names])
     errors = torch.stack([estimates[name].std_error.detach().cpu().double() for name in names])
     reliable = torch.stack([estimates[name].reliable.detach().cpu() for name in names])
-    quantile = float(stats.t.ppf(1 - (1 - level) / (2 * intervals), values.shape[1] - 1))
-    weights, at = stacking_weights(values).tolist(), names.index(base)
+    quantile = float(stats.t.ppf(1 - (1 - level) / (2 * num_intervals), log_px.shape[1] - 1))
+    weights, at = stacking_weights(log_px).tolist(), names.index(reference)
     rows = []
     for k, name in enumerate(names):
-        errors_of_both = torch.zeros_like(errors[[k, at]]) if k == at else errors[[k, at]]  # no error against itself
-        rows.append(_difference(name, values[[k, at]], errors_of_both, reliable[[k, at]], quantile, weights[k]))
-    return Comparison(tuple(rows), base, level, values.shape[1], values, errors, reliable, evidence)
+        pair_errors = torch.zeros_like(errors[[k, at]]) if k == at else errors[[k, at]]  # no error against itself
+        rows.append(_difference(name, log_px[[k, at]], pair_errors, reliable[[k, at]], quantile, weights[k]))
+    return Comparison(tuple(rows), reference, level, log_px.shape[1], log_px, errors, reliable, evidence)
 
 
 def _difference(
     name: str, log_px: Tensor, errors: Tensor, reliable: Tensor, quantile: float, weight: float
 ) -> Difference:
-    """One row; the tensors have shape ``(2, N)``: this model, then the reference."""
+    """Compare one model with the reference.
+
+    Args:
+        name: The model.
+        log_px: Log p(x) of this model and of the reference, shape ``(2, N)``.
+        errors: Their Monte Carlo standard errors, likewise.
+        reliable: True where they can be trusted, likewise.
+        quantile: Half the width of the interval in standard errors.
+        weight: Stacking weight of the model.
+    """
     d = log_px[0] - log_px[1]
     num, mean = len(d), float(d.mean())
     error = float(d.std()) / math.sqrt(num)
@@ -218,10 +237,10 @@ def _difference(
     )
 
 
-def _checked(
+def _check(
     estimates: Mapping[str, Pointwise], reference: str | None, level: float, data_keys: Mapping[str, object] | None
-) -> list[str]:
-    """The names, if they can be compared."""
+) -> None:
+    """Refuse estimates that cannot be compared."""
     names = list(estimates)
     if len(names) < 2:
         raise ValueError(f"estimates: expected at least two to compare, got {len(names)}.")
@@ -229,34 +248,36 @@ def _checked(
         raise unknown("reference", reference, names)
     if not 0 < level < 1:
         raise ValueError(f"level: expected between 0 and 1, got {level}.")
-    for name in names:
-        if data_keys is not None and name not in data_keys:
-            raise ValueError(f"data_keys: expected one for each estimate, got none for {name!r}; name its data too.")
-    first = names[0]
-    for name in names[1:]:
-        ours, theirs = len(estimates[name].log_px), len(estimates[first].log_px)
-        if ours != theirs:
+    first = len(estimates[names[0]].log_px)
+    for name, estimate in estimates.items():
+        if len(estimate.log_px) != first:
             raise ValueError(
-                f"estimates: expected of the same data, got {theirs:,} of {first!r} and {ours:,} of {name!r}; evaluate "
-                "both on one test set."
+                f"estimates: expected of the same data, got {first:,} of {names[0]!r} and {len(estimate.log_px):,} of "
+                f"{name!r}; evaluate both on one test set."
             )
-        if data_keys is not None and data_keys[name] != data_keys[first]:
-            raise ValueError(
-                f"estimates: expected of one test set with one binarization, got {data_keys[first]} of {first!r} and "
-                f"{data_keys[name]} of {name!r}; evaluate both on the same."
-            )
-    if len(estimates[first].log_px) < 2:
-        raise ValueError(
-            f"estimates: expected at least two data for an error of the difference, got {len(estimates[first].log_px)}."
-        )
-    for name in names:
-        bad = int((~estimates[name].log_px.isfinite()).sum())
-        if bad:
+    if data_keys is not None:
+        _check_same_keys(names, data_keys)
+    if first < 2:
+        raise ValueError(f"estimates: expected at least two data for an error of the difference, got {first}.")
+    for name, estimate in estimates.items():
+        if bad := int((~estimate.log_px.isfinite()).sum()):
             raise ValueError(
                 f"log p(x) of {name!r}: expected finite values, got {bad:,} that are not; a mean over them has no meaning: "
                 "compare on the other data."
             )
-    return names
+
+
+def _check_same_keys(names: list[str], data_keys: Mapping[str, object]) -> None:
+    """Refuse estimates of different data, by their fingerprints."""
+    first = names[0]
+    for name in names:
+        if name not in data_keys:
+            raise ValueError(f"data_keys: expected one for each estimate, got none for {name!r}; name its data too.")
+        if data_keys[name] != data_keys[first]:
+            raise ValueError(
+                f"estimates: expected of one test set with one binarization, got {data_keys[first]} of {first!r} and "
+                f"{data_keys[name]} of {name!r}; evaluate both on the same."
+            )
 
 
 def _line(row: Difference, is_reference: bool, width: int) -> str:

@@ -1,4 +1,9 @@
-r"""What may stand where pixels are hidden: draws of :math:`p(x_H|x_V)`, and the log-likelihood of what does stand there."""
+r"""Inpainting: hidden pixels given visible ones.
+
+.. math:: p(x_H|x_V) = \textstyle\int p(x_H|z)\, p(z|x_V)\, dz
+
+Draws from this distribution, and its log-likelihood of the true hidden pixels.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from pyro import poutine
@@ -18,31 +23,29 @@ from pyro_vae.evidence.annealing.annealed import Annealer
 from pyro_vae.evidence.annealing.path import AnnealingPath
 from pyro_vae.evidence.estimates.estimate import Estimate
 from pyro_vae.evidence.importance.sampler import CHUNK_ROWS, Sampler
-from pyro_vae.evidence.refinement.refined import refine
+from pyro_vae.evidence.refinement.refined import Refined, refine
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.inpainting import Partial, check_visible, seen
+from pyro_vae.models.protocol import Autoencodes, PyroModel
 from pyro_vae.system.randomness import own_randomness
 
 Method = Literal["importance", "hmc"]
 
-#: How the guide is refined, as ``evidence.refined_importance_sampling`` does it.
-REFINEMENT: dict[str, Any] = {"num_particles": 8, "full_covariance": True}
-
-#: Draws of the proposal, and chains, where none are asked for.
-NUM_SAMPLES: dict[Method, int] = {"importance": 2000, "hmc": 32}
+#: Default number of draws, or of chains.
+DEFAULT_NUM_SAMPLES: dict[Method, int] = {"importance": 2000, "hmc": 32}
 
 
 @dataclass(frozen=True)
 class Filling:
-    r"""Several fillings of each datum, and their mean and spread.
+    """Several fillings of each datum, with their mean and spread.
 
     Attributes:
-        images: Fillings, shape ``(S, B, *data_shape)``: what is visible as it was given, what is hidden by
-            :math:`E[x_H|z]` at a draw z of :math:`p(z|x_V)`.
-        mean: :math:`E[x_H|x_V]` where hidden, from all draws, shape ``(B, *data_shape)``.
+        images: Fillings, shape ``(S, B, *data_shape)``: visible pixels as given, hidden pixels by :math:`E[x_H|z]` at a draw z
+            from :math:`p(z|x_V)`.
+        mean: :math:`E[x_H|x_V]` where hidden, from all draws, shape ``(B, *data_shape)``; the data where visible.
         spread: Standard deviation of :math:`E[x|z]` over :math:`p(z|x_V)`, 0 where visible, likewise.
         z: Latent vectors of the fillings, shape ``(S, B, Z)``.
-        estimate: Log p(x_V) of each datum; its ESS and Pareto k say how far the fillings can be trusted.
+        estimate: Log p(x_V) of each datum. Its ESS and Pareto k tell how far the fillings can be trusted.
     """
 
     images: Tensor
@@ -54,7 +57,7 @@ class Filling:
 
 @torch.no_grad()
 def inpaint(
-    vae: Any,
+    vae: Autoencodes,
     x: Tensor,
     visible: Tensor,
     num_fillings: int = 8,
@@ -63,25 +66,25 @@ def inpaint(
     num_steps: int = 200,
     seed: int | None = None,
 ) -> Filling:
-    r"""Fill hidden pixels by draws from a trained model's posterior of what is visible.
+    r"""Fill hidden pixels by draws from the posterior given visible pixels.
 
     .. math:: z_k \sim q(z|x_V), \quad w_k = p(z_k)\, p(x_V|z_k) / q(z_k|x_V), \quad
         x_H \sim \textstyle\sum_k \tilde w_k\, \delta_{E[x_H|z_k]}
 
-    ``"importance"`` draws from the guide, refined for these data, and resamples by the weights. ``"hmc"`` lets chains go from
-    the prior to the posterior by annealing, with Hamiltonian moves, and resamples where they end by their weights: slower, and
-    good where the posterior has several modes that no one normal covers. Exact in the limit of many draws, or steps.
+    ``"importance"`` draws from the guide, refined for these data, and resamples by the weights. ``"hmc"`` anneals chains from
+    the prior to the posterior by Hamiltonian moves, and resamples their ends by their weights: slower, but good where the
+    posterior has several modes that no single normal covers. Exact in the limit of many draws, or many steps.
 
     Args:
         vae: A model with ``prior``, ``encode`` and ``decode``, such as :class:`pyro_vae.VAE`, whose pixels are independent
-            given z; or a :class:`pyro_vae.models.inpainting.InpaintingVAE`, whose encoder has been trained for it.
-        x: Data, shape ``(B, *data_shape)``; what is hidden may be anything.
-        visible: Which pixels are seen, shape ``data_shape`` or ``(B, *data_shape)``.
+            given z; or a :class:`pyro_vae.models.inpainting.InpaintingVAE`, whose encoder is trained on hidden pixels.
+        x: Data, shape ``(B, *data_shape)``; hidden pixels may have any value.
+        visible: True where a pixel is visible, shape ``data_shape`` or ``(B, *data_shape)``.
         num_fillings: S, for each datum.
         method: ``"importance"`` or ``"hmc"``.
         num_samples: K, draws or chains for each datum; None: 2,000 draws or 32 chains.
         num_steps: Steps of the refinement, or of the annealing.
-        seed: Of all draws, the generators being left as they were; None: they come from the global generators.
+        seed: Seed of all draws, which leaves torch's generators as they were; None: draw from the generators.
 
     Returns:
         The fillings.
@@ -95,13 +98,13 @@ def inpaint(
     """
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {list(get_args(Method))}, got {method!r}.")
-    num = NUM_SAMPLES[method] if num_samples is None else num_samples
+    num = DEFAULT_NUM_SAMPLES[method] if num_samples is None else num_samples
     check_counts(num_fillings=num_fillings, num_samples=num, num_steps=num_steps)
     visible = check_visible(visible, x, vae.data_shape)
-    with own_randomness(seed) if seed is not None else nullcontext(), _evaluating(vae):
-        draw = _drawn if method == "importance" else _annealed
+    with own_randomness(seed) if seed is not None else nullcontext(), _eval_mode(vae):
+        draw = _importance_samples if method == "importance" else _chain_ends
         z, log_w, estimate = draw(Partial(vae), x, visible, num, num_steps)
-        mean, spread = _moments(vae, z, log_w.softmax(0))
+        mean, spread = _mean_and_spread(vae, z, log_w.softmax(0))
         rows = torch.multinomial(log_w.softmax(0).T, num_fillings, replacement=True).T
         chosen = z.gather(0, rows[..., None].expand(*rows.shape, z.shape[-1]).to(z.device))
         images = torch.stack([mean_image(vae.decode(each)) for each in chosen])
@@ -114,9 +117,30 @@ def inpaint(
     )
 
 
-def _drawn(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> tuple[Tensor, Tensor, Estimate]:
-    """Draws of the refined guide, shape ``(K, B, Z)``, and their log weights, shape ``(K, B)``, float64."""
-    refined = refine(partial.model, partial.guide, x, visible, steps=steps, **REFINEMENT)
+def _refined(partial: Partial, x: Tensor, visible: Tensor, steps: int, seed: int | None = None) -> Refined:
+    """Refine the guide as ``refined_importance_sampling`` does."""
+    return refine(
+        partial.model, partial.guide, x, visible, steps=steps, num_particles=8, full_covariance=True, seed=seed
+    )
+
+
+class _WeightedDraws(NamedTuple):
+    """Weighted draws from p(z|x_V).
+
+    Attributes:
+        z: Shape ``(K, B, Z)``.
+        log_w: Log weights, shape ``(K, B)``, float64, nats.
+        estimate: Log p(x_V) of each datum.
+    """
+
+    z: Tensor
+    log_w: Tensor
+    estimate: Estimate
+
+
+def _importance_samples(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> _WeightedDraws:
+    """Draw from the refined guide."""
+    refined = _refined(partial, x, visible, steps)
     q = poutine.trace(refined).get_trace(x, visible).nodes["z"]["fn"]
     parts = []
     for size in _chunks(num, len(x)):
@@ -124,19 +148,29 @@ def _drawn(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -
         likelihood = seen(partial.vae.decode(z), visible).log_prob(torch.where(visible, x, 0.0))
         parts.append((z, likelihood, partial.vae.prior().log_prob(z) - q.log_prob(z)))
     z, likelihood, ratio = (torch.cat(part) for part in zip(*parts, strict=True))
-    return z, (likelihood + ratio).double(), Estimate.from_weights(likelihood, ratio)
+    return _WeightedDraws(z, (likelihood + ratio).double(), Estimate.from_weights(likelihood, ratio))
 
 
-def _annealed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> tuple[Tensor, Tensor, Estimate]:
-    """Where chains end, shape ``(C, B, Z)``, and their log weights, shape ``(C, B)``, float64."""
+def _chain_ends(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> _WeightedDraws:
+    """Anneal chains and take their ends."""
     path = AnnealingPath(partial.model, partial.guide, (x, visible), {}, "prior")
     annealer = Annealer.tuned(path, num, steps)
     chains = annealer.run(path.draw(num))
-    return biject_to(partial.vae.prior().support)(chains.u), chains.log_w, annealer.lower_bound(chains)
+    z = biject_to(partial.vae.prior().support)(chains.u)
+    return _WeightedDraws(z, chains.log_w, annealer.lower_bound(chains))
 
 
-def _moments(vae: Any, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean and standard deviation over draws of E[x|z], each of shape ``(B, *data_shape)``."""
+def _mean_and_spread(vae: Autoencodes, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean and standard deviation of E[x|z].
+
+    Args:
+        vae: The model.
+        z: Draws, shape ``(K, B, Z)``.
+        weights: Their weights, shape ``(K, B)``, with sum 1 over draws.
+
+    Returns:
+        Each of shape ``(B, *data_shape)``.
+    """
     reference = mean_image(vae.decode(z[0]))  # differences to it lose less in their squares
     total, squares = torch.zeros_like(reference), torch.zeros_like(reference)
     for part, share in zip(_split(z), _split(weights), strict=True):
@@ -149,16 +183,18 @@ def _moments(vae: Any, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class HiddenLikelihood:
-    r"""The log-likelihood of hidden pixels, :math:`\log p(x_H|x_V) = \log p(x) - \log p(x_V)`; shape ``(B,)``, float64, CPU.
+    r"""Log-likelihood of hidden pixels given visible ones.
 
-    A difference of two stochastic lower bounds: biased by the difference of their biases, either way. Both come from the same
-    noise, so that most of their errors is in common and leaves the difference.
+    .. math:: \log p(x_H|x_V) = \log p(x) - \log p(x_V)
+
+    A difference of two stochastic lower bounds. Its bias is the difference of their biases and may have either sign. Both
+    bounds use the same noise, so that most of their errors cancels in the difference.
 
     Attributes:
-        log_px: :math:`\log p(x_H|x_V)`, nats, higher is better.
-        std_error: Its Monte Carlo standard error, nats, by the delta method over pairs of weights from the same noise,
-            sd(w / mean(w) - v / mean(v)) / sqrt(K): as a rule less than that of either estimate. NaN where either cannot be
-            trusted, and 0, as is log_px, where nothing is hidden.
+        log_px: :math:`\log p(x_H|x_V)`, nats, higher is better, shape ``(B,)``, float64, CPU.
+        std_error: Monte Carlo standard error of ``log_px``, nats, likewise. By the delta method over pairs of weights from the
+            same noise, sd(w / mean(w) - v / mean(v)) / sqrt(K): as a rule below the error of either estimate. NaN where
+            either estimate cannot be trusted. Where nothing is hidden, ``std_error`` and ``log_px`` are 0.
         whole: The estimate of log p(x).
         visible: The estimate of log p(x_V).
     """
@@ -170,33 +206,36 @@ class HiddenLikelihood:
 
     @property
     def reliable(self) -> Tensor:
-        """Where both estimates can be trusted: shape ``(B,)``, bool."""
+        """True where both estimates can be trusted, shape ``(B,)``, bool."""
         return self.whole.reliable & self.visible.reliable
 
     def mean(self) -> tuple[float, float]:
-        """Mean over data, nats, and its Monte Carlo standard error: NaN where that of any datum is."""
+        """Mean over data, nats, and its Monte Carlo standard error.
+
+        The error is NaN if that of any datum is.
+        """
         return float(self.log_px.mean()), float(self.std_error.square().sum().sqrt() / len(self.std_error))
 
 
 @torch.no_grad()
 def hidden_log_px(
-    vae: Any, x: Tensor, visible: Tensor, num_samples: int = 2000, num_steps: int = 200, seed: int | None = None
+    vae: Autoencodes, x: Tensor, visible: Tensor, num_samples: int = 2000, num_steps: int = 200, seed: int | None = None
 ) -> HiddenLikelihood:
-    r"""Estimate the log-likelihood that a model gives to the hidden pixels, given the visible ones.
+    r"""Estimate the log-likelihood of hidden pixels given visible ones.
 
     .. math:: \log p(x_H|x_V) = \log p(x) - \log p(x_V)
 
-    Both by importance sampling from guides refined for them, see :func:`pyro_vae.evidence.refined_importance_sampling`, with
-    the same noise: draw k of one and of the other lie close together, and the error is that of their difference. A guide that
-    is not made of normals draws independently for the two.
+    Both terms are importance sampled from guides refined for them, see
+    :func:`pyro_vae.evidence.refined_importance_sampling`, with the same noise: draw k of one is close to draw k of the other,
+    and the error is that of their difference. A guide that is not made of normals draws independently for the two.
 
     Args:
         vae: See :func:`inpaint`.
         x: Data, shape ``(B, *data_shape)``, with the true values of the hidden pixels.
-        visible: Which pixels are seen, shape ``data_shape`` or ``(B, *data_shape)``.
+        visible: True where a pixel is visible, shape ``data_shape`` or ``(B, *data_shape)``.
         num_samples: K, draws for each datum and estimate, at least 2.
         num_steps: Steps of the refinements.
-        seed: Of all draws; None: they come from the global generators.
+        seed: Seed of all draws; None: draw from torch's generators.
 
     Returns:
         The log-likelihood of each datum's hidden pixels, with its error.
@@ -206,11 +245,12 @@ def hidden_log_px(
     """
     check_count("num_samples", num_samples, least=2)
     visible = check_visible(visible, x, vae.data_shape)
-    with own_randomness(seed) if seed is not None else nullcontext(), _evaluating(vae):
+    with own_randomness(seed) if seed is not None else nullcontext(), _eval_mode(vae):
         partial = Partial(vae)
         streams = int(torch.randint(2**63 - 1, ())) if seed is None else seed
         (whole, w), (part, v) = (
-            _weighed(partial, x, mask, num_samples, num_steps, streams) for mask in (torch.ones_like(visible), visible)
+            _relative_weights(partial, x, mask, num_samples, num_steps, streams)
+            for mask in (torch.ones_like(visible), visible)
         )
     error = (w - v).std(0) / math.sqrt(num_samples)
     error = torch.where(whole.std_error.isnan() | part.std_error.isnan(), math.nan, error)
@@ -218,12 +258,17 @@ def hidden_log_px(
     return HiddenLikelihood((whole.log_px - part.log_px) * hides, torch.where(hides, error, 0.0), whole, part)
 
 
-def _weighed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int, seed: int) -> tuple[Estimate, Tensor]:
-    """Log p(x_V) by draws of the refined guide, and their weights over their mean, shape ``(K, B)``, float64, CPU.
+def _relative_weights(
+    partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int, seed: int
+) -> tuple[Estimate, Tensor]:
+    """Importance sampling of log p(x_V) from the refined guide.
 
-    Where the guide is made of normals, draw k of datum i has the same noise whatever is visible.
+    If the guide is made of normals, draw k of datum i has the same noise for any mask.
+
+    Returns:
+        The estimate, and the weights over their mean, shape ``(K, B)``, float64, CPU.
     """
-    refined = refine(partial.model, partial.guide, x, visible, steps=steps, seed=seed, **REFINEMENT)
+    refined = _refined(partial, x, visible, steps, seed)
     sampler = Sampler(partial.model, refined, seed)
     chunks = sampler.weights(sampler.proposal((x, visible), {}), num)
     likelihood, ratio = (torch.cat(part) for part in zip(*chunks, strict=True))
@@ -232,8 +277,8 @@ def _weighed(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int,
 
 
 @contextmanager
-def _evaluating(vae: Any) -> Iterator[None]:
-    """Inside, the model is in ``eval()`` mode."""
+def _eval_mode(vae: PyroModel) -> Iterator[None]:
+    """Context in which the model is in ``eval()`` mode."""
     was_training = vae.training
     vae.eval()
     try:
@@ -243,7 +288,12 @@ def _evaluating(vae: Any) -> Iterator[None]:
 
 
 def _chunks(num: int, size: int) -> list[int]:
-    """How many draws at once: the rows of a call stay in the cache."""
+    """Cut draws into calls whose rows stay in the cache.
+
+    Args:
+        num: Number of draws.
+        size: Number of data.
+    """
     each = max(1, CHUNK_ROWS // size)
     return [min(each, num - start) for start in range(0, num, each)]
 

@@ -1,12 +1,12 @@
-"""Stacking: the mixture of several models that gives the data the largest probability."""
+"""Stacking weights: the mixture of models with the largest log score."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: Nats by which the mean log score of the weights may stay below the best one.
-TOLERANCE = 1e-8
+#: Largest loss of the mean log score against the best weights, nats.
+TOLERANCE_NATS = 1e-8
 
 
 def stacking_weights(log_px: Tensor) -> Tensor:
@@ -14,16 +14,16 @@ def stacking_weights(log_px: Tensor) -> Tensor:
 
     .. math:: \max_w f(w) = \tfrac1N \textstyle\sum_i \log \sum_m w_m\, p_m(x_i), \quad w_m \ge 0, \ \sum_m w_m = 1
 
-    Concave, and solved by Newton steps inside the simplex with a logarithmic barrier :math:`\mu \sum_m \log w_m`, whose
-    optimum is within :math:`\mu M` of the best. Only ratios of probabilities enter, so nothing underflows. The weights
-    are chosen on these data and have no error bar: between models that give the data the same probability they are not
-    unique, and the barrier shares them out evenly.
+    A concave problem, solved by Newton steps inside the simplex with a logarithmic barrier :math:`\mu \sum_m \log w_m`, whose
+    optimum is within :math:`\mu M` of the best. Only ratios of probabilities enter, so nothing underflows. The weights are
+    chosen on these data and have no error bar. They are not unique between models that give the data the same probability; the
+    barrier then makes them equal.
 
     Args:
         log_px: Pointwise log p(x) of data that no model was fitted to, shape ``(M, N)``, nats, finite.
 
     Returns:
-        Shape ``(M,)``, float64, positive, of sum 1; the mean log score is within ``1e-8`` nats of the best.
+        Shape ``(M,)``, float64, positive, with sum 1. Their mean log score is within ``1e-8`` nats of the best.
 
     References:
         Yao, Vehtari, Simpson, Gelman, "Using Stacking to Average Bayesian Predictive Distributions", 2018, eq. 4; Boyd,
@@ -34,18 +34,18 @@ def stacking_weights(log_px: Tensor) -> Tensor:
     p = (log_px - log_px.max(0).values).exp().T
     w = torch.full((models,), 1 / models, dtype=torch.float64)
     barrier = 0.1
-    while barrier * models > TOLERANCE / 10:
+    while barrier * models > TOLERANCE_NATS / 10:
         barrier /= 10
         for _ in range(100):
             direction, decrement = _newton(p, w, barrier)
-            if decrement < 1e-15:  # f falls short by half of it, and its slope by about the root
+            if decrement < 1e-15:  # f is below its maximum by half of this, its slope is about the root
                 break
             w = _line_search(p, w, barrier, direction, decrement)
     return w / w.sum()
 
 
 def _newton(p: Tensor, w: Tensor, barrier: float) -> tuple[Tensor, float]:
-    """Newton's direction within the simplex, and the slope of the objective along it."""
+    """Newton direction within the simplex, and its directional derivative."""
     share = p / (p @ w)[:, None]
     gradient = share.mean(0) + barrier / w
     # In units of w, where the barrier's part of the curvature is a multiple of the identity.
@@ -70,15 +70,15 @@ def _line_search(p: Tensor, w: Tensor, barrier: float, direction: Tensor, decrem
 
 
 def stacking_gap(log_px: Tensor, weights: Tensor) -> float:
-    r"""How far the mean log score of these weights can be below the best.
+    r"""Upper bound on the score that some stacking weights lose.
 
     .. math:: \max_w f(w) - f(v) \le \max_m \tfrac1N \textstyle\sum_i p_m(x_i) / p_v(x_i) - 1
 
-    A certificate by concavity (Frank and Wolfe's gap), whatever made the weights v.
+    A certificate by concavity (the Frank-Wolfe gap), for any weights v.
 
     Args:
         log_px: Pointwise log p(x), shape ``(M, N)``, nats.
-        weights: Shape ``(M,)``, of sum 1.
+        weights: v, shape ``(M,)``, with sum 1.
 
     Returns:
         Nats, at least 0 up to rounding.
