@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pyro.infer import ELBO
 
 from pyro_vae import data as data_module
 from pyro_vae import parallel, schedules
@@ -19,7 +20,7 @@ from pyro_vae.inference.kl.betas import Betas
 from pyro_vae.inference.kl.registry import CONTROLS, controlled
 from pyro_vae.inference.kl.total_correlation import TotalCorrelation
 from pyro_vae.inference.objectives.registry import OBJECTIVES, default_objective, elbo, options_of
-from pyro_vae.inference.training.checkpoint import check_state
+from pyro_vae.inference.training.checkpoint import State, check_state
 from pyro_vae.inference.training.fit import Callback, early_stopping
 from pyro_vae.inference.training.options import FitOptions
 from pyro_vae.models.protocol import PyroModel, classifies
@@ -63,13 +64,13 @@ class Plan:
     config: Config
     data: Data
     vae: PyroModel
-    objective: Any
+    objective: ELBO
     options: FitOptions
     beta: Schedule | Mapping[str, Schedule]
     callbacks: tuple[Callback, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     fingerprint: dict[str, object] = field(default_factory=dict)
-    resume: dict[str, Any] | None = None
+    resume: State | None = None
     seconds: float = 0.0
     compiling: str = ""
 
@@ -117,7 +118,7 @@ def with_objective(config: Config, name: str) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, elbo=name))
 
 
-def make_objective(config: Config) -> Any:
+def make_objective(config: Config) -> ELBO:
     """Make the objective of a configuration, with the controls of its KL.
 
     Raises:
@@ -126,7 +127,7 @@ def make_objective(config: Config) -> Any:
     """
     t = config.train
     # Our models have the data plate alone; Pyro need not run them to find its depth.
-    options: dict[str, Any] = {"max_plate_nesting": 1} if config.model.model in MODELS else {}
+    options: dict[str, object] = {"max_plate_nesting": 1} if config.model.model in MODELS else {}
     if t.vectorize_particles:
         options["vectorize_particles"] = True
     for name in ("num_particles", "num_groups", "alpha", "elbo_weight", "partitions"):

@@ -19,7 +19,7 @@ import torch
 
 from pyro_vae.data.named.registry import NAMED
 from pyro_vae.errors import first_line
-from pyro_vae.inference.training.checkpoint import check_keys
+from pyro_vae.inference.training.checkpoint import State, check_keys
 from pyro_vae.inference.training.history import Row
 from pyro_vae.inference.training.training import Training
 from pyro_vae.report.names import LABEL_PICTURES, PICTURES
@@ -48,9 +48,9 @@ class Checkpoint(TypedDict):
     schema: int
     pyro_vae: str
     config: Json
-    data: dict[str, Any]
+    data: Json
     seconds: float
-    training: dict[str, Any]
+    training: State
 
 
 #: Types of the values that a checkpoint must have.
@@ -254,7 +254,7 @@ class RunDirectory:
             ) from None
 
 
-def _checked(content: dict[str, Any], path: Path) -> Checkpoint:
+def _checked(content: Json, path: Path) -> Checkpoint:
     """Refuse a checkpoint of another version, or an incomplete one."""
     if content.get("schema") != SCHEMA:
         raise ValueError(

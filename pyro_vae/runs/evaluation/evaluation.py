@@ -7,14 +7,14 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_vae import parallel
 from pyro_vae.evidence import Bracket, Estimate
-from pyro_vae.runs.directory import RunDirectory
+from pyro_vae.runs.directory import Json, RunDirectory
 from pyro_vae.runs.evaluation import summary, tables
 from pyro_vae.runs.evaluation.checks import CHECKS, run_checks
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
@@ -28,7 +28,7 @@ class Evaluated(NamedTuple):
     """An estimate, the figures of the run with it, and its table."""
 
     estimate: Estimate | Bracket
-    figures: dict[str, Any]
+    figures: Json
     table: str
 
 
@@ -67,7 +67,7 @@ def evaluate(subject: Subject, request: Request, device: torch.device, console: 
     return result.estimate
 
 
-def _whole(subject: Subject, request: Request, how: Estimation, device: torch.device, progress: bool) -> Evaluated:
+def _whole(subject: Subject, _request: Request, how: Estimation, device: torch.device, progress: bool) -> Evaluated:
     """Renew the summary of a run; keep other evidence and the checks."""
     run = subject.run
     evaluation = dataclasses.replace(run.config.evaluate, num_samples=how.num_samples)
@@ -95,9 +95,7 @@ def _part(subject: Subject, request: Request, how: Estimation, device: torch.dev
     return Evaluated(result, figures, table)
 
 
-def _figures_of_part(
-    result: Estimate, subject: Subject, request: Request, how: Estimation
-) -> tuple[dict[str, Any], str]:
+def _figures_of_part(result: Estimate, subject: Subject, request: Request, how: Estimation) -> tuple[Json, str]:
     """Return the figures of an estimate, and their table."""
     levels = 256 if request.dequantize == "uniform" else None
     dims = None if subject.density and levels is None else subject.inputs.parts[0][:1].numel()
@@ -109,7 +107,7 @@ def _figures_of_part(
     return figures, tables.estimate_table(figures, title, subject.density, how.cost, subject.name)
 
 
-def _figures_so_far(run: Run) -> dict[str, Any]:
+def _figures_so_far(run: Run) -> Json:
     """Return the figures in the summary, if it can be read."""
     try:
         return run.summary
@@ -117,9 +115,7 @@ def _figures_so_far(run: Run) -> dict[str, Any]:
         return {}
 
 
-def _make_checks(
-    subject: Subject, request: Request, figures: dict[str, Any], device: torch.device, console: Console
-) -> None:
+def _make_checks(subject: Subject, request: Request, figures: Json, device: torch.device, console: Console) -> None:
     """Run the requested and the routine checks; write and print each."""
     run, directory = subject.run, RunDirectory(subject.run.path)
     routine = [name for name, check in CHECKS.items() if check.routine] if request.whole else []

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from pyro_vae.models.protocol import (
     knows_log_px,
     reconstructs,
 )
+from pyro_vae.runs.directory import Json
 from pyro_vae.system.randomness import own_randomness
 
 Figure = dict[str, float | int | None]
@@ -77,7 +77,7 @@ def _mean(values: Tensor, method: str = "") -> Figure:
     return {"value": float(values.mean()), "std_error": error, "num_data": count}
 
 
-def score_lines(test: Mapping[str, Any]) -> Iterator[str]:
+def score_lines(test: Json) -> Iterator[str]:
     """Yield the scores as lines for the terminal."""
     if (found := test.get("accuracy")) is not None:
         yield f"accuracy {found['value']:.2%}{_error(found, 100, ' %')} over {found['num_data']:,} labels"

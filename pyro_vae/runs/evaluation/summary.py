@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from pyro_vae.models.protocol import (
     method_of,
 )
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.directory import Json
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
 from pyro_vae.runs.evaluation.scores import scores
 
@@ -42,7 +42,7 @@ def evaluate(
     train_seconds: float,
     progress: bool,
     how: Estimation | None = None,
-) -> tuple[dict[str, Any], Estimate | None]:
+) -> tuple[Json, Estimate | None]:
     """Make the summary of a run, and the estimate behind it.
 
     Args:
@@ -117,7 +117,7 @@ def latent_figures(vae: PyroModel, data: Inputs | Tensor | Stored | tuple[Tensor
     return {"active_units": active, "kl_per_unit": None if kl is None or not bool(kl.isfinite().all()) else kl.tolist()}
 
 
-def estimate_figures(means: Summary, dims: int | None = None, levels: int | None = None) -> dict[str, Any]:
+def estimate_figures(means: Summary, dims: int | None = None, levels: int | None = None) -> Json:
     """Return the means of an estimate as plain containers.
 
     Args:

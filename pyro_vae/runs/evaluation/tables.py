@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pyro_vae.evidence import BracketSummary
+from pyro_vae.runs.directory import Json
 from pyro_vae.runs.evaluation.scores import score_lines
 
 
-def summary_table(summary: dict[str, Any]) -> str:
+def summary_table(summary: Json) -> str:
     """Return a table of the test figures in a summary."""
     test = summary["test"]
     if "log_px" in test:
@@ -19,9 +19,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     )
 
 
-def estimate_table(
-    figures: dict[str, Any], title: str, density: bool, cost: str | None = None, name: str = "log p(x)"
-) -> str:
+def estimate_table(figures: Json, title: str, density: bool, cost: str | None = None, name: str = "log p(x)") -> str:
     """Return a table of the figures of an estimate.
 
     Args:
@@ -68,14 +66,14 @@ def bracket_table(means: BracketSummary, cost: str | None) -> str:
     return "\n".join(rows)
 
 
-def _samples(px: dict[str, Any], num_data: int) -> str:
+def _samples(px: Json, num_data: int) -> str:
     mean = px["draws"] / num_data
     if mean == px["num_samples"]:
         return f"{px['num_samples']:,} importance samples"
     return f"{mean:,.0f} importance samples on average, at most {px['num_samples']:,},"
 
 
-def _other_figures(figures: dict[str, Any], name: str) -> Iterator[str]:
+def _other_figures(figures: Json, name: str) -> Iterator[str]:
     yield f"gap {_number(figures['gap'], 3)} = {name} - ELBO"
     yield f"rate {_number(figures['rate'], 3)}"
     yield f"distortion {figures['distortion']:.3f}"
@@ -85,12 +83,12 @@ def _other_figures(figures: dict[str, Any], name: str) -> Iterator[str]:
         yield f"{figures['bits_per_dim']:.4f} bits per pixel value"
 
 
-def _smoothed_line(px: dict[str, Any], name: str) -> str:
+def _smoothed_line(px: Json, name: str) -> str:
     change = px["smoothed"] - px["value"]
     return f"by Pareto-smoothed weights {name} is {px['smoothed']:.3f} ({change:+.3f}); that is no bound"
 
 
-def _verdict(num_data: int, px: dict[str, Any], name: str) -> str:
+def _verdict(num_data: int, px: Json, name: str) -> str:
     """Say for how many images the Monte Carlo error can be trusted."""
     bad, (criterion, limit) = px["pareto_k_bad"], px["judged_by"]
     if not bad:
@@ -111,7 +109,7 @@ def _number(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def _row(name: str, figure: dict[str, Any]) -> str:
+def _row(name: str, figure: Json) -> str:
     return f"{name:<12}{figure['value']:10.3f} {_error(figure['std_error']):>14} {_error(figure['mc_error']):>21}"
 
 

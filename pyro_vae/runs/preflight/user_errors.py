@@ -9,11 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyro.poutine.messenger import Messenger
 
 from pyro_vae.errors import error_summary, first_line
+from pyro_vae.inference.program.sites import Site
 from pyro_vae.models.protocol import PyroModel
 from pyro_vae.models.registry import model_class, model_settings
 from pyro_vae.models.user_code import place_of_error, place_of_method, user_modules_of
@@ -123,7 +124,7 @@ class SiteLines(Messenger):
         self.files = {getattr(sys.modules.get(name), "__file__", None) for name in modules}
         self.lines: dict[tuple[str, tuple[int, ...]], str] = {}
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         frame = inspect.currentframe()
         while frame is not None and frame.f_code.co_filename not in self.files:
             frame = frame.f_back
