@@ -16,7 +16,6 @@ import pyro_vae as pv
 from pyro_vae import evaluate, report, train
 from pyro_vae.inference.svi.svi import SVI
 from pyro_vae.inference.training.checkpoint import KEYS
-from pyro_vae.inference.training.training import Training
 from pyro_vae.runs.build import load_data
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.directory import FILES, RunDirectory
@@ -384,10 +383,10 @@ def test_an_interruption_within_an_epoch_goes_on_from_the_last_whole_one(tmp_pat
 def test_the_best_epoch_before_an_interruption_is_not_forgotten(tmp_path, monkeypatch):
     values = [-3.0, -2.0, -4.0, -5.0]
 
-    def validate(self, split):
-        return {"validation_elbo": values[len(self.history)], "validation_elbo_std_error": 0.1}
+    def validate(model, split, objective, beta, seed, poll):
+        return {"validation_elbo": values[len(poll.__self__.history)], "validation_elbo_std_error": 0.1}
 
-    monkeypatch.setattr(Training, "_validate", validate)
+    monkeypatch.setattr("pyro_vae.inference.training.training.validate", validate)
     assert run(tmp_path / "whole", "--epochs", "4") == 0
     with monkeypatch.context() as patch:
         interrupt_save(patch, call=3)
@@ -523,11 +522,11 @@ def test_patience_stops_when_the_validation_elbo_stands_still(tmp_path):
 def test_patience_counts_the_epochs_since_the_best(tmp_path, monkeypatch, patience, epochs, best, stopped_by):
     values, states = [-5.0, -4.0, -4.5, -3.0, -3.5, -3.0, -3.1, -2.0], []
 
-    def validate(self, split):
-        states.append({k: v.clone() for k, v in self.model.state_dict().items()})
-        return {"validation_elbo": values[len(self.history)], "validation_elbo_std_error": 0.1}
+    def validate(model, split, objective, beta, seed, poll):
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        return {"validation_elbo": values[len(poll.__self__.history)], "validation_elbo_std_error": 0.1}
 
-    monkeypatch.setattr(Training, "_validate", validate)
+    monkeypatch.setattr("pyro_vae.inference.training.training.validate", validate)
     words = [] if patience is None else ["--patience", str(patience)]
     assert run(tmp_path / "run", "--epochs", "8", *words) == 0
     assert len(metrics(tmp_path / "run")) == epochs
