@@ -1,4 +1,4 @@
-"""Data: where they come from, how they are split and binarized, and how batches are drawn."""
+"""Data sets, user's files, binarization, splits and batches."""
 
 from pyro_vae.data.batches import Batches
 from pyro_vae.data.binarization import BINARIZE, binarize

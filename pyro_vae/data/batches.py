@@ -1,4 +1,4 @@
-"""Batches of data, and the order in which rows are drawn."""
+"""Batches of data, and the order of their rows."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from pyro_vae.data.dataset import Inputs
 from pyro_vae.data.stored import Stored
 from pyro_vae.parallel import World
 
-#: How long a worker lives on after a SIGTERM, in seconds.
+#: Seconds that a worker lives on after a SIGTERM.
 WORKER_GRACE = 20
 
 
 class Batches:
-    """Epochs of shuffled batches: the same ones, bit for bit, from memory, from the disk and from workers.
+    """Epochs of shuffled batches.
+
+    They are the same, bit for bit, from memory, from the disk and from workers.
 
     Args:
         data: A tensor or :class:`Stored`, shape ``(N, *data_shape)``, whose batches are tensors; or :class:`Inputs`, whose
             batches are tuples.
-        batch_size: B; the last batch of an epoch is smaller where it must be.
-        redraw: Whether to binarize each batch afresh, of several columns the first.
-        num_workers: Processes that read ahead where the data are stored; a tensor needs none. They outlive an epoch.
-        context: How the workers start (``"fork"``, ``"spawn"``, ``"forkserver"``); None: the platform's way.
-        world: Which of several processes this is: each reads its rows of every batch, and has one at least.
-        order: Draws the order of an epoch; None: every datum once.
+        batch_size: B; the last batch of an epoch may be smaller.
+        redraw: Whether to binarize each batch anew; of several inputs, the first.
+        num_workers: Processes that read stored data ahead; a tensor needs none. They outlive an epoch.
+        context: Start method of the workers (``"fork"``, ``"spawn"``, ``"forkserver"``); None for the platform's.
+        world: Rank and size of the job: each process reads its rows of every batch, at least one.
+        order: Draws the order of an epoch; None for every datum once.
     """
 
     def __init__(
@@ -45,12 +47,12 @@ class Batches:
         world: World | None = None,
         order: Order | None = None,
     ) -> None:
-        self.columns, self.batch_size, self.redraw = Inputs.of(data), batch_size, redraw
+        self.inputs, self.batch_size, self.redraw = Inputs.of(data), batch_size, redraw
         self.world = world or World()
-        self.order = order or Shuffled(len(self.columns))
+        self.order = order or Shuffled(len(self.inputs))
         self._alone = not isinstance(data, Inputs)
         self._order = _Order()
-        x = self.columns.parts[0]
+        x = self.inputs.parts[0]
         self._loader: DataLoader[Tensor] | None = None
         if isinstance(x, Stored) and num_workers > 0:
             self._loader = DataLoader(
@@ -65,41 +67,41 @@ class Batches:
             )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Return the number of batches of an epoch."""
         return math.ceil(self.order.total / self.batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Any]:
-        """One epoch in a new order.
+        """Yield the batches of one epoch in a new order.
 
         Args:
-            generator: Source of the order and of the binarization, on the device of the data.
+            generator: Random numbers of the order and of the binarization, on the device of the data.
 
         Yields:
-            Shape ``(B, *data_shape)``, or a tuple of the columns, each of shape ``(B, ...)``.
+            Shape ``(B, *data_shape)``, or a tuple of the inputs, each of shape ``(B, ...)``.
         """
         yield from self.rest(self.order(generator), 0, generator)
 
     def rest(self, order: Tensor, done: int, generator: torch.Generator) -> Iterator[Any]:
-        """What is left of an epoch of which ``done`` batches were given before.
+        """Yield the rest of an epoch after its first ``done`` batches.
 
         Args:
-            order: The rows of the epoch in their order, as ``self.order`` has drawn them.
-            done: How many batches to leave out.
-            generator: Source of the binarization.
+            order: The rows of the epoch, as ``self.order`` has drawn them.
+            done: Number of batches to leave out.
+            generator: Random numbers of the binarization.
 
         Yields:
             See :meth:`epoch`.
         """
         left = order[done * self.batch_size :]
-        left = left if isinstance(self.columns.parts[0], Tensor) else left.cpu()  # whoever reads is there
-        batches = left.split(self.batch_size) if len(left) else ()  # nothing splits into one empty batch
+        left = left if isinstance(self.inputs.parts[0], Tensor) else left.cpu()  # stored data are read by the CPU
+        batches = left.split(self.batch_size) if len(left) else ()  # else one empty batch
         read = self._read(tuple(self.world.share(rows) for rows in batches))
         for (x, *others), rows in zip(read, batches, strict=True):
             x = self._redrawn(x, len(rows), generator) if self.redraw else x
             yield x if self._alone else (x, *others)
 
     def _redrawn(self, x: Tensor, total: int, generator: torch.Generator) -> Tensor:
-        """A batch of ``total`` data, or this process's rows of it, binarized with the same noise for all processes."""
+        """Binarize this process's rows of a batch of ``total`` data with its share of one noise."""
         if self.world.size == 1:
             return binarize(x, "dynamic", generator)
         noise = torch.rand((total, *x.shape[1:]), generator=generator, device=x.device, dtype=x.dtype)
@@ -107,26 +109,29 @@ class Batches:
 
     def _read(self, batches: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
         if self._loader is None:
-            yield from (self.columns[rows] for rows in batches)
+            yield from (self.inputs[rows] for rows in batches)
             return
-        others = self.columns.parts[1:]
+        others = self.inputs.parts[1:]
         self._order.batches = batches
         for x, rows in zip(self._loader, batches, strict=True):
-            device = self.columns.device
+            device = self.inputs.device
             yield x.to(device, non_blocking=True), *(other[rows.to(device)] for other in others)
 
 
-def _outlive_signals(worker: int) -> None:
-    """Let the parent decide when its workers end: a signal to all processes of a job must not end its epoch by an error."""
+def _outlive_signals(_worker: int) -> None:
+    """Let the parent end its workers.
+
+    Otherwise a signal to all processes of a job would end the epoch by an error.
+    """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE))
+        signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(WORKER_GRACE))
 
 
 class _Order(Sampler[Tensor]):
-    """The batches of the epoch to come, as rows."""
+    """The rows of each batch of the next epoch."""
 
     def __init__(self) -> None:
         self.batches: tuple[Tensor, ...] = ()
@@ -139,31 +144,34 @@ class _Order(Sampler[Tensor]):
 
 
 class _Rows(Dataset[Tensor]):
-    """Stored data as a DataLoader takes them."""
+    """Stored data as a dataset for a DataLoader."""
 
     def __init__(self, x: Stored) -> None:
         self.x = x
 
-    def __getitem__(self, rows: Any) -> Tensor:
+    def __getitem__(self, rows: Tensor) -> Tensor:
         return self.x[rows]
 
 
 class Order(Protocol):
-    """Draws the order of an epoch: rows of the data, shape ``(total,)``, always as many, from one state the same."""
+    """The order of an epoch: rows of the data, drawn anew for each epoch.
+
+    Their number is always the same, and the order is a function of the generator's state.
+    """
 
     @property
     def total(self) -> int:
-        """Rows an epoch."""
+        """Number of rows of an epoch."""
         ...
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        """A new order, shape ``(total,)``, int64, on the generator's device."""
+        """Draw an order, shape ``(total,)``, int64, on the generator's device."""
         ...
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Every datum once.
+    """Every datum once, in random order.
 
     Attributes:
         total: N.
@@ -177,13 +185,13 @@ class Shuffled:
 
 
 class Spread:
-    """Every datum once, the labelled ones at equal distances: whole batches differ by one labelled datum at most.
+    """Every datum once, in random order, with the labelled data at equal distances.
 
-    A plain shuffle leaves it to chance which batch has a label, and most have none where labels are few. If there are as
-    many as batches, each batch has one: a last one that is shorter than their distance has one among its rows.
+    The numbers of labelled data of two whole batches differ by at most one. With a plain shuffle most batches would have no
+    label where labels are few. If there are at least as many labels as batches, each batch has one, even a short last one.
 
     Args:
-        labelled: Which data have a label, shape ``(N,)``, bool.
+        labelled: True for data with a label, shape ``(N,)``, bool.
         batch_size: B.
     """
 
@@ -207,24 +215,25 @@ class Spread:
 
 
 class Mixed:
-    r"""Every unlabelled datum once, and in every whole batch as many labelled ones, which come again and again.
+    r"""Every unlabelled datum once, and a fixed number of labelled data in every whole batch.
 
-    A labelled datum then weighs as much more than an unlabelled one as it comes more often: in the objective, and in means
-    over an epoch.
+    Labelled data are repeated as often as needed. A datum that comes twice as often has twice the weight, in the objective
+    and in means over an epoch.
 
     Args:
-        labelled: Which data have a label, shape ``(N,)``, bool.
+        labelled: True for data with a label, shape ``(N,)``, bool.
         batch_size: B.
-        per_batch: Labelled data of a batch, from 1 to B - 1.
+        per_batch: Number of labelled data of a batch, from 1 to B - 1.
 
     Raises:
-        ValueError: If ``per_batch`` is not.
+        ValueError: If ``per_batch`` is out of this range.
     """
 
     def __init__(self, labelled: Tensor, batch_size: int, per_batch: int) -> None:
         if not 1 <= per_batch < batch_size:
             raise ValueError(
-                f"labelled_per_batch: expected between 1 and {batch_size - 1}, one less than the batch, got {per_batch}."
+                f"labelled_per_batch: expected between 1 and {batch_size - 1}, one less than the batch, got {per_batch}; "
+                "choose a number in this range."
             )
         self._labelled, self._others = labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]
         self._batch_size, self.per_batch = batch_size, per_batch
@@ -245,7 +254,7 @@ def _shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _merged(places: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
-    """``known`` at its places, ``unknown`` at the others."""
+    """Put ``known`` at its places and ``unknown`` at the others."""
     order = known.new_empty(len(known) + len(unknown))
     at = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     at[places.to(order.device)] = True
@@ -254,23 +263,23 @@ def _merged(places: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
 
 
 def order_of(y: Tensor | None, size: int, batch_size: int, per_batch: int | None = None) -> Order:
-    """The order that suits the labels that a model is given.
+    """Choose the order of an epoch by the labels that a model is given.
 
     Args:
-        y: Labels, shape ``(N,)``, -1 where unknown; None, or of another shape: there are none.
+        y: Labels, shape ``(N,)``, -1 where unknown; None or another shape for no labels.
         size: N.
         batch_size: B.
-        per_batch: Labelled data of every batch; None: each once an epoch, spread evenly.
+        per_batch: Number of labelled data of every batch; None for each once an epoch, spread evenly.
 
     Raises:
-        ValueError: If ``per_batch`` is asked for where not both kinds are there, or is no such number.
+        ValueError: If ``per_batch`` is out of its range, or given without both labelled and unlabelled data.
     """
     labelled = None if y is None or y.dim() != 1 or y.is_floating_point() else y >= 0
     if labelled is None or bool(labelled.all()) or not bool(labelled.any()):
         if per_batch is not None:
             raise ValueError(
-                f"labelled_per_batch: expected with data of which some have labels and some have none, got {per_batch}; "
-                "leave it out, or hide labels (--labels)."
+                f"labelled_per_batch: expected only with some data labelled and some not, got {per_batch}; leave it out, or "
+                "hide labels (--labels)."
             )
         return Shuffled(size)
     return Spread(labelled, batch_size) if per_batch is None else Mixed(labelled, batch_size, per_batch)

@@ -1,4 +1,4 @@
-"""Grey pixels to 0 and 1."""
+"""Binarization: grey pixels to 0 and 1."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 from pyro_vae.lookup import unknown
 
-#: How grey pixels become 0 or 1: "dynamic" (redrawn for every batch), "static" (drawn once), "threshold", "none".
+#: Modes of binarization: "dynamic" (redrawn for every batch), "static" (drawn once), "threshold", "none".
 BINARIZE = ("dynamic", "static", "threshold", "none")
 
 
 def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> Tensor:
-    """Grey pixels to 0 and 1.
+    """Binarize grey pixels.
 
     Args:
         x: Pixels in [0, 1], any shape.
-        mode: ``"dynamic"`` and ``"static"`` both draw each pixel as a Bernoulli of its grey value (they differ in how
-            often they are called), ``"threshold"`` gives ``x > 0.5``, ``"none"`` gives ``x``.
-        generator: Source of the draws.
+        mode: ``"dynamic"`` and ``"static"`` draw each pixel from a Bernoulli whose probability is its grey value (they
+            differ in how often they are called), ``"threshold"`` gives ``x > 0.5``, ``"none"`` gives ``x``.
+        generator: Random numbers of the draws.
 
     Returns:
         Same shape and dtype.

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,56 +15,60 @@ from pyro_vae.data.labels import num_classes
 from pyro_vae.data.stored import Stored, rows_of
 from pyro_vae.system.checksum import checksum
 
-#: Data over which a mean is taken where they are not in memory.
+#: Number of data that a mean is taken over where they are not in memory.
 MEAN_ROWS = 10_000
 
 
 class Split(NamedTuple):
-    """Images with their labels.
+    """Data with their labels, if they have any.
 
     Attributes:
-        x: Pixels in [0, 1], shape ``(N, *data_shape)``, float32: a tensor, or :class:`Stored` where they are too large.
-        y: Labels, shape ``(N,)``, int64, -1 where unknown; or vectors of which x depends, shape ``(N, C)``; or None.
+        x: Pixels in [0, 1] or other numbers, shape ``(N, *data_shape)``, float32; :class:`Stored` if too large for memory.
+        y: Labels, shape ``(N,)``, int64, -1 where unknown; or vectors that x depends on, shape ``(N, C)``; or None.
     """
 
     x: Tensor | Stored
     y: Tensor | None = None
 
-    def columns(self, names: Sequence[str]) -> Inputs:
-        """What a model takes of these data.
+    def inputs(self, names: Sequence[str]) -> Inputs:
+        """Return the inputs of a model.
+
+        Args:
+            names: ``("x",)`` or ``("x", "y")``.
 
         Raises:
-            ValueError: If there is no such column.
+            ValueError: If there are no labels and ``y`` is named.
         """
         for name in names:
             if getattr(self, name, None) is None:
                 raise ValueError(
-                    f"data: expected labels, since the model takes {' and '.join(names)}, got data without."
+                    f"data: expected labels, since the model takes {' and '.join(names)}, got data without; take "
+                    "data with labels."
                 )
         return Inputs(*(getattr(self, name) for name in names))
 
     def without_labels(self) -> Split:
-        """The same images, of which no label is known."""
+        """Return the same data with every label unknown."""
         return self._replace(y=None if self.y is None else torch.full_like(self.y, -1))
 
     def take(self, index: Tensor) -> Split:
-        """The images at ``index``."""
+        """Return the data at ``index``."""
         x = self.x.take(index) if isinstance(self.x, Stored) else self.x[index]
         return Split(x, None if self.y is None else self.y[index])
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run is trained, selected and tested on.
+    """A data set with its splits.
 
     Attributes:
         name: Name of the data set, or the path of a file or folder.
-        train: Training images; grey where they are binarized afresh for every batch.
-        validation: Images by which the best epoch is chosen, binarized, or None.
-        test: Test images, binarized.
-        redraw: Whether training batches are binarized when they are drawn.
+        train: Training data; grey where each batch is binarized anew.
+        validation: Data that choose the best epoch, binarized, or None.
+        test: Test data, binarized, or None.
+        redraw: Whether each training batch is binarized when it is drawn.
         binarize: The mode of binarization.
-        words: What was found in a file or folder.
+        words: Description of a file or folder for the terminal.
     """
 
     name: str
@@ -82,33 +86,38 @@ class Data:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits that there are, by name."""
+        """The splits by name, without those that are None."""
         return {k: s for k in ("train", "validation", "test") if (s := getattr(self, k)) is not None}
 
     @property
     def num_classes(self) -> int | None:
-        """One more than the largest label of any split; of vectors, how many numbers they have; None without either."""
+        """Number of classes, or length of the vectors in place of labels; None without either."""
         return num_classes([split.y for split in self.splits.values()])
 
     @property
     def noun(self) -> str:
-        """What the data are called: images where they have a channel, a height and a width, else data."""
+        """``"images"`` if a datum has a channel, a height and a width, else ``"data"``."""
         return "images" if len(self.data_shape) == 3 else "data"
 
     @property
     def sizes(self) -> str:
-        """The sizes of the splits in words."""
+        """The sizes of the splits as text."""
         return ", ".join(f"{len(s.x):,} {name}" for name, s in self.splits.items())
 
     def to(self, device: torch.device) -> Data:
-        """The same data with their pixels on a device; stored ones go there when they are read."""
-        moved: dict[str, Any] = {k: s._replace(x=s.x.to(device)) for k, s in self.splits.items()}
-        return dataclasses.replace(self, **moved)
+        """Return the same data with x on a device; stored data go there when they are read."""
+        moved = {name: split._replace(x=split.x.to(device)) for name, split in self.splits.items()}
+        return dataclasses.replace(
+            self, train=moved["train"], validation=moved.get("validation"), test=moved.get("test")
+        )
 
     def moments(self) -> tuple[Tensor, float]:
-        """Mean of the training data, shape ``data_shape``, and their standard deviation about it over all pixels.
+        """Compute mean and standard deviation of the training data.
 
-        Taken over some evenly spaced data, at most 10,000 and 1 GiB, where they are stored.
+        Of stored data it takes evenly spaced ones, at most 10,000 and 1 GiB.
+
+        Returns:
+            The mean, shape ``data_shape``, and the standard deviation about it over all pixels.
         """
         x = self.train.x
         some = x if isinstance(x, Tensor) else x.take(_spaced(len(x), min(MEAN_ROWS, 32 * rows_of(x.shape))))
@@ -117,12 +126,12 @@ class Data:
         squares = sum(float((part - mean).square().sum()) for part in parts())
         return mean, math.sqrt(squares / math.prod(some.shape))
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells these data from others: shape, sizes, and checksums of pixels and labels.
+    def fingerprint(self) -> dict[str, object]:
+        """Return shape, sizes, and checksums of x and y, which tell these data from others.
 
-        Of splits that are not in memory 100 evenly spaced data are looked at.
+        Of splits that are not in memory, the checksum is that of 100 evenly spaced data.
         """
-        found: dict[str, Any] = {"data_shape": list(self.data_shape)}
+        found: dict[str, object] = {"data_shape": list(self.data_shape)}
         for name, split in self.splits.items():
             x = split.x if isinstance(split.x, Tensor) else split.x[_spaced(len(split.x), 100)]
             found[f"num_{name}"] = len(split.x)
@@ -133,49 +142,47 @@ class Data:
 
 
 def _spaced(total: int, count: int) -> Tensor:
-    """At most ``count`` indices below ``total``, evenly spaced."""
+    """Return at most ``count`` evenly spaced indices below ``total``."""
     return torch.linspace(0, total - 1, min(total, count), dtype=torch.float64).round().long()
 
 
 class Inputs:
-    """Inputs of as many data each: what a model takes of a batch is a tuple with some rows of every one.
+    """The inputs of a model for N data, such as x and y.
 
-    ``len``, ``columns[rows]`` and ``columns.split(n)`` act as on a tensor, but give tuples of tensors, all on the device of
-    the first column.
+    ``len``, ``inputs[rows]`` and ``inputs.split(n)`` act as on a tensor, but give tuples with some rows of each input, all
+    on the device of the first.
 
     Args:
-        *columns: Each of shape ``(N, ...)``: tensors, of which the first may be :class:`Stored`.
+        *inputs: Tensors, each of shape ``(N, ...)``; the first may be :class:`Stored`.
 
     Raises:
-        ValueError: If there is none, or one has another number of data than the first.
+        ValueError: If there is none, or their numbers of data differ.
     """
 
-    def __init__(self, *columns: Tensor | Stored) -> None:
-        if not columns:
-            raise ValueError("columns: expected at least one, got none.")
-        first = columns[0]
-        if any(len(other) != len(first) for other in columns):
-            raise ValueError(
-                f"columns: expected as many data in each, got {', '.join(str(len(column)) for column in columns)}; pass those "
-                "of the same data."
-            )
-        self.parts = (first, *(other.to(first.device) for other in columns[1:]))
+    def __init__(self, *inputs: Tensor | Stored) -> None:
+        if not inputs:
+            raise ValueError("inputs: expected at least one, got none; pass a tensor.")
+        first = inputs[0]
+        if any(len(other) != len(first) for other in inputs):
+            sizes = ", ".join(str(len(part)) for part in inputs)
+            raise ValueError(f"inputs: expected as many data in each, got {sizes}; pass those of the same data.")
+        self.parts = (first, *(other.to(first.device) for other in inputs[1:]))
 
     @classmethod
     def of(cls, given: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...]) -> Inputs:
-        """Inputs as they are, or one column, or several."""
+        """Make inputs of one tensor or a tuple; return inputs as they are."""
         if isinstance(given, Inputs):
             return given
         return cls(*given) if isinstance(given, tuple) else cls(given)
 
     @property
     def device(self) -> torch.device:
-        """Where rows are."""
+        """Device of the rows."""
         return self.parts[0].device
 
     @property
     def chunk(self) -> int:
-        """How many data make one chunk of a pass over all of them, by their memory."""
+        """Number of data of one chunk in a pass over all, by their memory."""
         return min(rows_of(part.shape) for part in self.parts)
 
     def __len__(self) -> int:
@@ -185,12 +192,12 @@ class Inputs:
         return tuple(_rows(part, rows) for part in self.parts)
 
     def split(self, size: int) -> Iterator[tuple[Tensor, ...]]:
-        """Batches of ``size`` in order, the last one smaller where it must be."""
+        """Yield batches of ``size`` in order; the last may be smaller."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
     def to(self, device: torch.device) -> Inputs:
-        """The same columns, whose rows are on ``device``."""
+        """Return the same inputs with their rows on ``device``."""
         return Inputs(*(part.to(device) for part in self.parts))
 
 

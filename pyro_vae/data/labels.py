@@ -1,41 +1,42 @@
-"""Labels of any kind as whole numbers, the same ones in every split; vectors in their place; and which a model may see."""
+"""Labels: encoding as whole numbers, checks, and hiding."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-#: How many labels are named in words.
+from pyro_vae.data.stored import Array
+
+#: Number of labels that the description names.
 NAMED_LABELS = 12
 
-#: The label of data whose label is not known.
+#: The label of data without a known label.
 UNKNOWN = -1
 
-#: What labels are stored as; others index in other ways, or know no -1.
+#: Types of labels; other types index in other ways, or have no -1.
 WHOLE_NUMBERS = (torch.int64, torch.int32)
 
 
-def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple[list[Tensor], str]:
+def encode_labels(arrays: Sequence[Array], name: str = "labels") -> tuple[list[Tensor], str]:
     """Number the labels of all splits together, from 0.
 
-    Whole numbers from 0 to 999 stay as they are, be they stored as integers or not, and so does -1, which stands for a label
-    that is not known, as a text too; other whole numbers are numbered in their order, texts in theirs, in which ``class-2``
-    stands before ``class-10``. Vectors stay what they are: floats of shape ``(N, C)``, not one-hot, and where C is 1 not all
-    whole, as floats of shape ``(N,)`` are that are not.
+    Whole numbers from 0 to 999 stay as they are, stored as integers or as floats. So does -1, an unknown label, also as
+    text. Other numbers are numbered in their order, and texts in natural order: ``class-2`` comes before ``class-10``.
+
+    Floats of shape ``(N, C)`` are vectors, which stay as they are, unless they are one-hot. Of shape ``(N, 1)`` or ``(N,)``
+    they are vectors if some are not whole.
 
     Args:
-        arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``, or vectors, those of one number of either shape.
-        name: What they are called in messages.
+        arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``, or vectors.
+        name: Name of the labels in errors.
 
     Returns:
-        Shape ``(N,)``, int64, or, of vectors, ``(N, C)``, float32, for each split; and in words, how many there are and which
-        is which.
+        For each split, labels of shape ``(N,)``, int64, or vectors of shape ``(N, C)``, float32; and a description: their
+        number, and the number of each name.
 
     Raises:
         ValueError: If they have another shape, some are missing or not finite, or whole numbers are below -1.
@@ -49,11 +50,11 @@ def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple
         known = whole[whole != UNKNOWN] if whole.dtype.kind != "b" else whole
         if known.size and known.max() < 1000:
             return [torch.from_numpy(part.astype(np.int64)) for part in flat], _count(len(np.unique(known)))
-    of_numbers = whole.dtype.kind in "iuf"
-    named = whole.tolist() if of_numbers else [str(v) for v in whole]
-    values = sorted({v for v in named if not _stands_for_unknown(v)}, key=None if of_numbers else _natural)
+    numbers = whole.dtype.kind in "iuf"
+    named = whole.tolist() if numbers else [str(v) for v in whole]
+    values = sorted({v for v in named if not _is_unknown(v)}, key=None if numbers else _natural_key)
     number = {value: k for k, value in enumerate(values)}
-    as_key = (lambda v: v) if of_numbers else str
+    as_key = (lambda v: v) if numbers else str
     found = [torch.tensor([number.get(as_key(v), UNKNOWN) for v in part.tolist()], dtype=torch.int64) for part in flat]
     shown = ", ".join(
         [f"{k} = {v}" for k, v in enumerate(values[:NAMED_LABELS])] + ["..."] * (len(values) > NAMED_LABELS)
@@ -61,26 +62,33 @@ def encode_labels(arrays: Sequence[NDArray[Any]], name: str = "labels") -> tuple
     return found, _count(len(values)) + (f": {shown}" if shown else "")
 
 
-def num_classes(columns: Iterable[Tensor | None]) -> int | None:
-    """One more than the largest of all labels; of vectors, how many numbers they have; None where there are neither."""
-    columns = list(columns)
-    if sizes := [y.shape[1] for y in columns if are_vectors(y) and y is not None]:
+def num_classes(labels: Iterable[Tensor | None]) -> int | None:
+    """Return the number of classes.
+
+    Args:
+        labels: Labels or vectors of each split, or None.
+
+    Returns:
+        One more than the largest label; the length of vectors; None without labels.
+    """
+    labels = list(labels)
+    if sizes := [y.shape[1] for y in labels if are_vectors(y) and y is not None]:
         return max(sizes)
-    largest = [int(y.max()) for y in columns if y is not None and y.dim() == 1 and y.numel()]
+    largest = [int(y.max()) for y in labels if y is not None and y.dim() == 1 and y.numel()]
     return 1 + max(largest) if largest and max(largest) >= 0 else None
 
 
 def are_vectors(y: Tensor | None) -> bool:
-    """Whether these are vectors in the place of labels, shape ``(N, C)``."""
+    """Return True for vectors in place of labels, floats of shape ``(N, C)``."""
     return y is not None and y.dim() == 2 and y.is_floating_point()
 
 
 def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
-    """Hide all but some labels, of which each class has as many, to within one.
+    """Hide all but some labels; the numbers kept of two classes differ by at most one.
 
     Args:
         y: Labels, shape ``(N,)``, int64, -1 where unknown.
-        count: How many to keep.
+        count: Number of labels to keep.
         seed: Seed of the choice.
 
     Returns:
@@ -91,9 +99,9 @@ def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
             classes.
     """
     if are_vectors(y):
-        raise ValueError(f"labels: expected labels of which to keep {count:,}, got vectors in their place; drop it.")
+        raise ValueError(f"labels: expected labels to keep {count:,} of, got vectors in their place; drop it.")
     if y is None or not bool((y >= 0).any()):
-        raise ValueError(f"labels: expected data with labels of which to keep {count:,}, got data without; drop it.")
+        raise ValueError(f"labels: expected data with labels to keep {count:,} of, got data without; drop it.")
     generator = torch.Generator().manual_seed(seed)
     classes = y[y >= 0].unique()
     if not len(classes) <= count <= int((y >= 0).sum()):
@@ -106,26 +114,26 @@ def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
     kept = torch.full_like(y, UNKNOWN)
     for label in classes.tolist():
         rows = (y == label).nonzero()[:, 0]
-        wanted = share + (label in extra)
-        if len(rows) < wanted:
+        keep = share + (label in extra)
+        if len(rows) < keep:
             raise ValueError(
                 f"labels: expected at most {len(rows):,} of class {label}, as many as there are, got {count:,} for "
-                f"{len(classes)} classes, {wanted:,} of this one; keep fewer."
+                f"{len(classes)} classes, {keep:,} of this one; keep fewer."
             )
-        kept[rows[torch.randperm(len(rows), generator=generator)[:wanted]]] = label
+        kept[rows[torch.randperm(len(rows), generator=generator)[:keep]]] = label
     return kept
 
 
 def check_labels(y: Tensor, classes: int | None, complete: bool) -> None:
-    """Refuse labels that a model has no class for, or no use of.
+    """Check that a model can use these labels.
 
     Args:
-        y: Labels, int64, shape ``(N,)``; or, where the model needs one of each datum, vectors, floats of shape ``(N, C)``.
-        classes: C, how many classes the model has; None: any, and what else it may take as y is let through.
-        complete: Whether it needs a label of each datum.
+        y: Labels, int64, shape ``(N,)``; or, if ``complete``, vectors, floats of shape ``(N, C)``.
+        classes: Number of classes C of the model; None for any, then other kinds of y are not checked.
+        complete: Whether the model needs the label of each datum.
 
     Raises:
-        ValueError: If they are of another kind, a label is below -1 or no class, or one is missing that is needed.
+        ValueError: If y is of another kind, a label is below -1 or no class, or a needed label is missing.
     """
     if y.is_floating_point() and complete and y.dim() == 2 and y.shape[1] == classes:
         return
@@ -134,10 +142,10 @@ def check_labels(y: Tensor, classes: int | None, complete: bool) -> None:
             return
         vectors = f", or vectors, floats of shape (N, {classes})" if complete else ""
         got = f"{'vectors, ' * are_vectors(y)}{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}"
-        mend = "convert them (y.long(), y[:, 0], y.argmax(1))"
+        remedy = "convert them (y.long(), y[:, 0], y.argmax(1))"
         if are_vectors(y) and not complete:
-            mend += ", or take a model of vectors, conditional"
-        raise ValueError(f"labels: expected whole numbers, int64 of shape (N,){vectors}, got {got}; {mend}.")
+            remedy += ", or take a model of vectors, conditional"
+        raise ValueError(f"labels: expected whole numbers, int64 of shape (N,){vectors}, got {got}; {remedy}.")
     bad = (y < UNKNOWN) if classes is None else (y < UNKNOWN) | (y >= classes)
     if bool(bad.any()):
         row, most = int(bad.long().argmax()), "" if classes is None else f" to {classes - 1}"
@@ -157,7 +165,7 @@ def _count(number: int) -> str:
     return f"{number} label{'s' * (number != 1)}"
 
 
-def _are_vectors(values: NDArray[Any]) -> bool:
+def _are_vectors(values: Array) -> bool:
     if values.ndim not in (1, 2) or values.dtype.kind != "f":
         return False
     values = values.reshape(len(values), -1)
@@ -166,8 +174,8 @@ def _are_vectors(values: NDArray[Any]) -> bool:
     return values.shape[1] > 1 or not bool(np.all((values == np.floor(values)) | np.isnan(values)))
 
 
-def _vectors(parts: list[NDArray[Any]], name: str) -> tuple[list[Tensor], str]:
-    """Vectors of every split as they are, and in words how many numbers they have."""
+def _vectors(parts: list[Array], name: str) -> tuple[list[Tensor], str]:
+    """Return the vectors of every split, and their description."""
     size = max((part.shape[-1] for part in parts if part.ndim == 2), default=1)
     parts = [part[:, None] if part.ndim == 1 and size == 1 else part for part in parts]
     for part in parts:
@@ -186,7 +194,7 @@ def _vectors(parts: list[NDArray[Any]], name: str) -> tuple[list[Tensor], str]:
     return found, f"vectors of {size} number{'s' * (size != 1)} in the place of labels"
 
 
-def _flat(values: NDArray[Any], name: str) -> NDArray[Any]:
+def _flat(values: Array, name: str) -> Array:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
@@ -201,20 +209,20 @@ def _flat(values: NDArray[Any], name: str) -> NDArray[Any]:
     return values
 
 
-def _is_missing(value: Any) -> bool:
-    """Whether nothing is there: no value, NaN, or a text of blanks."""
+def _is_missing(value: object) -> bool:
+    """Return True for None, NaN and blank text."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _whole_numbers(parts: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """The same, as integers where all are whole numbers of floating point."""
+def _whole_numbers(parts: list[Array]) -> list[Array]:
+    """Convert floats to integers if all of them are whole."""
     if not any(part.dtype.kind == "f" for part in parts) or any(part.dtype.kind not in "iubf" for part in parts):
         return parts
     whole = all(bool(np.all((part == np.floor(part)) & (np.abs(part) < 2**53))) for part in parts)
     return [part.astype(np.int64) for part in parts] if whole else parts
 
 
-def _check_sign(parts: list[NDArray[Any]], name: str) -> None:
+def _check_sign(parts: list[Array], name: str) -> None:
     for part in parts:
         if part.dtype.kind == "i" and (part < UNKNOWN).any():
             row = int((part < UNKNOWN).argmax())
@@ -224,10 +232,10 @@ def _check_sign(parts: list[NDArray[Any]], name: str) -> None:
             )
 
 
-def _stands_for_unknown(value: Any) -> bool:
+def _is_unknown(value: object) -> bool:
     return value.strip() in ("-1", "-1.0") if isinstance(value, str) else value == UNKNOWN
 
 
-def _natural(text: str) -> list[tuple[int, int, str]]:
-    """The order in which a person sorts names with numbers in them."""
+def _natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Return a sort key for the natural order: numbers within names by their value."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]

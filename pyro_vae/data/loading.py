@@ -1,4 +1,4 @@
-"""What a run is trained, selected and tested on: a named set or a path, split and binarized."""
+"""``load``: find a data set, split it and binarize it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from pyro_vae.data.named.registry import NAMED
 from pyro_vae.data.source import Part, Parts, Request
 from pyro_vae.lookup import unknown
 
-#: A set up to this size, as float32, is held in memory; of a larger one only the splits up to a quarter of it, and the
-#: others are read a batch at a time.
+#: A set up to this size, as float32, is held in memory. Of a larger one, only splits up to a quarter of this size are, and
+#: the others are read a batch at a time.
 IN_MEMORY_BYTES = 2**30
 
-#: Pixels of the longer side of an image, at most.
+#: Largest side of an image, pixels.
 MAX_SIDE = 8192
 
 
 def data_folders(data_dir: str | Path | None = None) -> tuple[Path, ...]:
-    """Where named data sets are looked for, and, into the first of these, fetched.
+    """Return the folders of named data sets; missing files are downloaded into the first.
 
-    ``data_dir`` alone where it is given; else ``PYRO_VAE_DATA``, if set, and a cache folder of the user's.
+    Args:
+        data_dir: The only folder; None for ``PYRO_VAE_DATA``, if set, and a cache folder of the user's.
     """
     if data_dir is not None:
         return (Path(data_dir).expanduser(),)
@@ -52,31 +53,33 @@ def load(
     label_seed: int = 0,
     progress: bool = False,
 ) -> Data:
-    """Load a data set or a user's own file or folder, split it and binarize it.
+    """Load a data set, or a file or folder of your own; split and binarize it.
 
-    A set's own splits are kept. Without a test split one in ten is set aside, by seed (``digits``: always the same
-    ones). Validation data come from the training data, by seed. Under ``"dynamic"`` and ``"static"`` validation and
-    test images are drawn once, by seed, so that two evaluations agree. A set above 1 GiB as float32 is not held in
-    memory but read a batch at a time, save splits up to a quarter of that.
+    A set's own splits are kept. Without a test split, one datum in ten is set aside, by seed (``digits``: always the same
+    ones). Validation data come from the training data, by seed. Under ``"dynamic"`` and ``"static"``, validation and test
+    images are drawn once, by seed, so that two evaluations agree. A set above 1 GiB as float32 is not held in memory, except
+    for splits up to a quarter of that, but read a batch at a time.
 
     Args:
         name: A name from ``NAMED``, or a path: a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file, or a folder of images.
-        data_dir: Folder with (or for) the files of named sets, in torchvision's layout; None: :func:`data_folders`.
-        download: Whether missing files may be fetched.
-        array: Which array of an ``.npz``; None: the only one.
-        image_size: Height and width, or one number for both, to which images are brought; None: as they are.
-        skip_broken: Whether broken images of a folder are left out instead of refused.
-        val_size: How many training data to set aside for validation; None: as many as there are test data,
-            but at most a fifth.
+        data_dir: Folder of the files of named sets, in torchvision's layout; None for :func:`data_folders`.
+        download: Whether to download missing files.
+        array: Name of the array in an ``.npz``; None for the only one.
+        image_size: Height and width of images, or one number for both; None to leave them as they are.
+        skip_broken: Whether to leave out broken images of a folder; otherwise they are an error.
+        val_size: Number of training data set aside for validation; None for as many as there are test data, at most a
+            fifth.
         mode: A mode of binarization, see :func:`binarize`.
         seed: Seed of the split and of the binarization.
-        labels: How many training labels to keep, as many of each class; the others become -1, unknown. None: all.
-        label_seed: Seed of the choice of these.
-        progress: Whether to show a bar where all of a large file is checked.
+        labels: Number of training labels to keep, equally many of each class; the others become -1, unknown. None for all.
+        label_seed: Seed of the choice of these labels.
+        progress: Whether to show a bar while a large file is checked.
+
+    Returns:
+        The data with their splits.
 
     Raises:
-        ValueError: If the name or mode is unknown, files are missing or not as they should be, or ``val_size`` leaves no
-            training data.
+        ValueError: If the name or mode is unknown, files are missing or unusable, or ``val_size`` leaves no training data.
     """
     if mode not in BINARIZE:
         raise unknown("binarization", mode, BINARIZE)
@@ -85,8 +88,8 @@ def load(
     parts = _find(str(name), request)
     if mode in ("dynamic", "static") and not parts.unit:
         raise ValueError(
-            f"binarize {mode}: expected values in [0, 1], which are probabilities, got others ({parts.words}); take --binarize "
-            "none with --likelihood normal, or rescale them."
+            f"binarize {mode}: expected values in [0, 1], got others ({parts.words}); take --binarize none with --likelihood "
+            "normal, or rescale them."
         )
     generator = torch.Generator().manual_seed(seed)
     parts = _with_test(parts, generator)
@@ -121,7 +124,7 @@ def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | Non
 
 
 def _find(name: str, request: Request) -> Parts:
-    """The parts of a named set, or of the file or folder at a path."""
+    """Return the splits of a named set, or of the file or folder at a path."""
     if not name.strip():
         raise ValueError(f"data set: expected a name ({', '.join(NAMED)}) or a path, got nothing; name one.")
     if request.skip_broken and not Path(name).expanduser().is_dir():
@@ -138,7 +141,7 @@ def _find(name: str, request: Request) -> Parts:
 
 
 def _sized(parts: Parts, size: tuple[int, int] | None) -> Parts:
-    """The same images, brought to a size where one is asked for."""
+    """Return the same images, brought to a size unless it is None."""
     if size is None:
         return parts
     sized = {
@@ -150,7 +153,7 @@ def _sized(parts: Parts, size: tuple[int, int] | None) -> Parts:
 
 
 def _with_test(parts: Parts, generator: torch.Generator) -> Parts:
-    """One in ten set aside for the test where the source has no test data."""
+    """Set one datum in ten aside as test data if the source has none."""
     if parts.test is not None:
         return parts
     order = torch.randperm(len(parts.train.x), generator=generator)
@@ -158,23 +161,23 @@ def _with_test(parts: Parts, generator: torch.Generator) -> Parts:
     return dataclasses.replace(parts, train=parts.train.take(order[size:]), test=parts.train.take(order[:size]))
 
 
-def _val_size(asked: int | None, parts: Parts, name: str) -> int:
+def _val_size(val_size: int | None, parts: Parts, name: str) -> int:
     assert parts.test is not None
     if parts.validation is not None:
-        if asked not in (None, 0, len(parts.validation.x)):
+        if val_size not in (None, 0, len(parts.validation.x)):
             raise ValueError(
                 f"val_size: expected 0 or nothing, since {name} brings {len(parts.validation.x)} validation data of its own, "
-                f"got {asked}."
+                f"got {val_size}."
             )
-        return len(parts.validation.x) if asked is None else asked
-    size = min(len(parts.test.x), len(parts.train.x) // 5) if asked is None else asked
+        return len(parts.validation.x) if val_size is None else val_size
+    size = min(len(parts.test.x), len(parts.train.x) // 5) if val_size is None else val_size
     if not 0 <= size < len(parts.train.x):
         raise ValueError(f"val_size: expected between 0 and {len(parts.train.x) - 1} for {name}, got {size}.")
     return size
 
 
 def _finished(part: Part, mode: str, seed: int, generator: torch.Generator, limit: int) -> Split:
-    """A split in memory if it is small enough, binarized once."""
+    """Binarize a split once, in memory if it is small enough."""
     mode = "static" if mode == "dynamic" else mode
     if part.x.nbytes > limit:
         return Split(dataclasses.replace(part.x, mode=mode, seed=seed), part.y)

@@ -1,4 +1,4 @@
-"""Data that stay where they are stored, uint8 in memory or on the disk, and are read a batch at a time."""
+"""Data as they are stored, in memory or on the disk, read a batch at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,33 +16,53 @@ from torch import Tensor
 
 from pyro_vae.data.binarization import binarize
 
-#: Data of one read where all of them are passed over, in bytes as float32.
+#: Size of one read in a pass over all data, in bytes as float32.
 CHUNK_BYTES = 2**25
+
+#: An array, and a type of values, of any kind.
+Array = NDArray[Any]
+DType = np.dtype[Any]
 
 
 class Reader(Protocol):
-    """Rows of an array wherever it is. It is pickled to the workers of a DataLoader, so it holds a path, not the data."""
+    """An array, wherever it is stored, that reads some of its rows.
+
+    It is pickled to the workers of a DataLoader, so one of a file holds a path, not the data.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole, ``(N, *data_shape)``."""
+        """Shape of the array, ``(N, *data_shape)``."""
         ...
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """These rows as float32, shape ``(len(rows), *data_shape)``, in the units of the model (pixels in [0, 1])."""
+        """Read rows in the units of the model (pixels in [0, 1]).
+
+        Args:
+            rows: Row numbers, shape ``(B,)``.
+
+        Returns:
+            Shape ``(B, *data_shape)``, float32.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """How stored values become float32: divided by ``divisor``, with the axes put in the order of ``axes``."""
+    """The conversion of stored values to float32.
+
+    Attributes:
+        divisor: Number that values are divided by.
+        axes: New order of the axes, or None.
+        data_shape: New shape of a datum, or None.
+    """
 
     divisor: float = 1.0
     axes: tuple[int, ...] | None = None
     data_shape: tuple[int, ...] | None = None
 
-    def __call__(self, values: NDArray[Any]) -> Tensor:
-        """Values of shape ``(B, ...)`` as stored to the model's, shape ``(B, *data_shape)``."""
+    def __call__(self, values: Array) -> Tensor:
+        """Convert values as stored, shape ``(B, ...)``, to shape ``(B, *data_shape)``."""
         if self.axes is not None:
             values = values.transpose(self.axes)
         x = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
@@ -51,21 +71,21 @@ class Scaled:
         return x / self.divisor if self.divisor != 1 else x
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that an array of shape ``stored`` gets."""
+        """Return the shape after the conversion of an array of shape ``stored``."""
         if self.data_shape is not None:
             return (stored[0], *self.data_shape)
         return stored if self.axes is None else tuple(stored[axis] for axis in self.axes)
 
 
 class MemoryReader:
-    """An array in memory, such as uint8, which takes a quarter of float32.
+    """An array in memory; as uint8 it takes a quarter of float32.
 
     Args:
         values: Shape ``(N, ...)``.
-        scaled: How a row becomes a datum.
+        scaled: The conversion to float32.
     """
 
-    def __init__(self, values: NDArray[Any], scaled: Scaled | None = None) -> None:
+    def __init__(self, values: Array, scaled: Scaled | None = None) -> None:
         self.values, self.scaled = values, scaled or Scaled()
         self.shape = self.scaled.shape(values.shape)
 
@@ -76,23 +96,23 @@ class MemoryReader:
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """An array in a ``.npy`` file, mapped into memory anew for each read.
+    """An array in a ``.npy`` file, mapped into memory for each read.
 
-    The pages that a mapping has touched count as memory of the process for as long as it lasts; a mapping for each
-    batch keeps them to those of one batch.
+    The pages that a mapping has touched count as memory of the process as long as it lasts. A new mapping for each batch
+    limits them to those of one batch.
 
     Attributes:
         path: The file.
-        offset: Where the values begin, in bytes.
-        dtype: Their type.
-        stored: Their shape, ``(N, ...)``.
-        fortran: Whether the first axis moves fastest.
-        scaled: How a row becomes a datum.
+        offset: Position of the first value, in bytes.
+        dtype: Type of the values.
+        stored: Shape of the array, ``(N, ...)``.
+        fortran: Whether the first axis varies fastest.
+        scaled: The conversion to float32.
     """
 
     path: Path
     offset: int
-    dtype: np.dtype[Any]
+    dtype: DType
     stored: tuple[int, ...]
     fortran: bool = False
     scaled: Scaled = Scaled()
@@ -102,12 +122,12 @@ class ArrayFile:
         """See :class:`Reader`."""
         return self.scaled.shape(self.stored)
 
-    def values(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-        """These rows as they are stored."""
-        order: Any = "F" if self.fortran else "C"
+    def values(self, rows: NDArray[np.int64] | slice) -> Array:
+        """Read rows as they are stored."""
+        order: Literal["C", "F"] = "F" if self.fortran else "C"
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.stored, order)
-        found = mapped[rows]
-        return np.array(found) if isinstance(found, np.memmap) else found  # a slice is still a view of the mapping
+        values = mapped[rows]
+        return np.array(values) if isinstance(values, np.memmap) else values  # a slice is still a view of the mapping
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
         """See :class:`Reader`."""
@@ -116,18 +136,18 @@ class ArrayFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """Data read when they are asked for, with the part of a tensor's interface that this package uses.
+    """Data that are read when they are needed, with some of the interface of a tensor.
 
     ``len``, ``shape``, ``device``, ``x[rows]``, ``x.split(n)`` and ``x.to(device)`` act as on a tensor; rows come as
     float32.
 
     Attributes:
-        reader: Where they are.
-        index: Which of its rows, shape ``(N,)``, int64; None: all.
+        reader: Reads the rows.
+        index: Rows of the reader, shape ``(N,)``, int64; None for all.
         image_size: Height and width to which images are brought, or None.
-        mode: How they are binarized, always the same for one row: ``"static"``, ``"threshold"`` or ``"none"``.
+        mode: Binarization, always the same for one row: ``"static"``, ``"threshold"`` or ``"none"``.
         seed: Seed of static binarization.
-        device: Where rows go.
+        device: Device of the rows.
     """
 
     reader: Reader
@@ -148,7 +168,7 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Size as float32."""
+        """Size in bytes as float32."""
         return 4 * math.prod(self.shape)
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
@@ -166,20 +186,20 @@ class Stored:
         return x.to(self.device, non_blocking=True)
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Batches of ``size`` in order, the last one smaller where it must be."""
+        """Yield batches of ``size`` in order; the last may be smaller."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
     def take(self, index: Tensor) -> Stored:
-        """The data at ``index``, which stay where they are."""
+        """Return the data at ``index``, without reading them."""
         return dataclasses.replace(self, index=index if self.index is None else self.index[index])
 
     def to(self, device: torch.device) -> Stored:
-        """The same data, whose rows go to ``device``."""
+        """Return the same data with their rows on ``device``."""
         return dataclasses.replace(self, device=device)
 
     def in_memory(self) -> Tensor:
-        """All of them as one tensor, read in chunks, so that nothing else of their size is ever needed."""
+        """Read all data into one tensor, in chunks, without another copy of their size."""
         whole = torch.empty(self.shape, device=self.device)
         start = 0
         for part in self.split(rows_of(self.shape)):
@@ -189,12 +209,12 @@ class Stored:
 
 
 def rows_of(shape: Sequence[int]) -> int:
-    """How many data of an array of shape ``(N, ...)`` make one chunk."""
+    """Return the number of data of one chunk of an array of shape ``(N, ...)``."""
     return max(1, CHUNK_BYTES // (4 * math.prod(shape[1:])))
 
 
 def fit_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring images to a size: scaled, with antialiasing, until they just cover it, then cropped around the centre.
+    """Scale images, with antialiasing, until they just cover a size; crop them around the centre.
 
     Args:
         x: Images, shape ``(..., C, H, W)``.

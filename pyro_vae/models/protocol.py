@@ -181,7 +181,7 @@ def loss_name(model: Any) -> str:
 
 def training_inputs(model: Any, split: Split) -> Inputs:
     """What a model is trained on."""
-    return split.columns(takes(model))
+    return split.inputs(takes(model))
 
 
 def evaluation_inputs(model: Any, split: Split) -> Inputs:

@@ -432,7 +432,7 @@ BAD = [
     ("--dataset BAD/loop.npy", "loop.npy", "check"),
     ("--dataset BAD/grey.npy --image-size 100000000", "got 100000000", "8,192"),
     # A table or a folder that is none.
-    ("--dataset BAD/comment.csv", "one of 1 above rows of more", "take comments out"),
+    ("--dataset BAD/comment.csv", "one of 1 above longer rows", "remove comments"),
     ("--dataset BAD/onlylabel.csv", "beside 'label', got none", "add them"),
     ("--dataset BAD/deep-images", "32 bits, mode F", "save it with 8 or 16"),
     ("--dataset=", "got nothing", "digits"),

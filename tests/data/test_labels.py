@@ -32,7 +32,7 @@ def test_rows_of_all_columns_stay_together():
     parts = list(columns.split(6))
     assert [len(part[0]) for part in parts] == [6, 6, 6, 2]
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), y, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"columns: expected as many data in each, got 20, 19"):
+    with pytest.raises(ValueError, match=r"inputs: expected as many data in each, got 20, 19"):
         Inputs(x, y[1:])
 
 
@@ -120,7 +120,7 @@ def test_the_order_suits_the_labels():
     assert isinstance(order_of(torch.rand(9, 2), 9, 3), Shuffled)
     assert isinstance(order_of(ragged(9, 2), 9, 3), Spread)
     assert isinstance(order_of(ragged(9, 2), 9, 3, 1), Mixed)
-    with pytest.raises(ValueError, match="labelled_per_batch: expected with data of which some have labels"):
+    with pytest.raises(ValueError, match="labelled_per_batch: expected only with some data labelled and some not"):
         order_of(torch.arange(9), 9, 3, 1)
     for wrong in (0, 3):
         with pytest.raises(ValueError, match=f"labelled_per_batch: expected between 1 and 2, .*, got {wrong}"):
@@ -142,7 +142,7 @@ def test_kept_labels_are_balanced_true_and_chosen_by_seed(count):
 @pytest.mark.parametrize(
     ("y", "count", "sentence"),
     [
-        (None, 5, "labels: expected data with labels of which to keep 5, got data without"),
+        (None, 5, "labels: expected data with labels to keep 5 of, got data without"),
         (torch.arange(50) % 10, 9, "labels: expected between 10, one of each class, and 50, all there are, got 9"),
         (torch.arange(50) % 10, 51, "got 51"),
         (
@@ -195,7 +195,7 @@ def test_labels_without_a_class_are_refused(y, classes, complete, sentence):
 
 def test_a_split_gives_the_columns_that_are_there():
     split = Split(torch.rand(3, 2), torch.tensor([0, 1, -1]))
-    assert [len(split.columns(names).parts) for names in (("x",), ("x", "y"))] == [1, 2]
-    assert split.without_labels().columns(("x", "y"))[:][1].tolist() == [-1, -1, -1]
+    assert [len(split.inputs(names).parts) for names in (("x",), ("x", "y"))] == [1, 2]
+    assert split.without_labels().inputs(("x", "y"))[:][1].tolist() == [-1, -1, -1]
     with pytest.raises(ValueError, match="data: expected labels, since the model takes x and y, got data without"):
-        Split(torch.rand(3, 2)).columns(("x", "y"))
+        Split(torch.rand(3, 2)).inputs(("x", "y"))

@@ -111,7 +111,7 @@ def test_columns_that_do_not_fit_are_refused_by_fit():
         fit(Labelled(), x, progress=False)
     with pytest.raises(ValueError, match="data: expected x, which VAE takes, got 2 columns; pass a tensor"):
         fit(VAE((2,), 1), (x, torch.zeros(4).long()), progress=False)
-    with pytest.raises(ValueError, match="columns: expected as many data in each, got 4, 3"):
+    with pytest.raises(ValueError, match="inputs: expected as many data in each, got 4, 3"):
         fit(Labelled(), (x, torch.zeros(3).long()), progress=False)
     with pytest.raises(ValueError, match="from 0 to 2, and -1 where unknown, got 7 in row 1"):
         fit(Labelled(), (x, torch.tensor([0, 7, 1, 2])), progress=False)

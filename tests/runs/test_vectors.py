@@ -111,7 +111,7 @@ def test_what_vectors_are_is_said(capsys):
         (
             bars(60)[1],
             "--labels 20",
-            "labels: expected labels of which to keep 20, got vectors in their place; drop it.",
+            "labels: expected labels to keep 20 of, got vectors in their place; drop it.",
         ),
         (
             bars(60)[1],

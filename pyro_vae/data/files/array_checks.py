@@ -1,49 +1,48 @@
-"""What a user's array holds: shape, type and range, checked before anything is trained on it."""
+"""Checks of a user's array: type, shape and range of values."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.data.source import Part, Request
-from pyro_vae.data.stored import CHUNK_BYTES, Reader, Scaled, Stored
+from pyro_vae.data.stored import CHUNK_BYTES, Array, DType, Reader, Scaled, Stored
 
-#: Above this many values a bar is shown while all of them are looked at.
+#: Above this number of values a bar is shown while they are checked.
 LONG = 2**28
 
 
 class Values(Protocol):
-    """An array in memory or in a file, and how it becomes a reader."""
+    """An array in memory or in a file, before it becomes a reader."""
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> DType:
         """Type of the values."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape, rows first."""
+        """Shape, ``(N, ...)``."""
         ...
 
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows from ``start`` to ``stop`` as they are."""
+    def rows(self, start: int, stop: int) -> Array:
+        """Read rows ``start`` to ``stop`` as they are stored."""
         ...
 
     def reader(self, scaled: Scaled) -> Reader:
-        """A reader of these values."""
+        """Make a reader of these values."""
         ...
 
 
 @dataclass(frozen=True)
 class Range:
-    """What was found in an array.
+    """The range of the values of an array.
 
     Attributes:
         lowest: Smallest value.
@@ -58,12 +57,12 @@ class Range:
 
 @dataclass(frozen=True)
 class Checked:
-    """An array as data.
+    """An array that has passed all checks.
 
     Attributes:
         part: The data.
-        words: What they are and what is done to them.
-        unit: Whether the values the model gets are in [0, 1].
+        words: Their description for the terminal.
+        unit: Whether the model's values are in [0, 1].
     """
 
     part: Part
@@ -79,27 +78,27 @@ def check(
     whole: bool = True,
     key: str = "without labels",
 ) -> Checked:
-    """Make data of an array, or say why it is none.
+    """Check an array and make data of it.
 
     Args:
-        name: What it is called in messages.
+        name: Name of the array in errors.
         values: The array.
         labels: Its labels, or None.
-        request: What is asked.
-        whole: Whether the splits are still to be taken from it.
-        key: What the labels are, in words.
+        request: The user's request.
+        whole: Whether the array still has to be split.
+        key: Description of the labels.
 
     Raises:
-        ValueError: If its type, shape, length, values or labels are not as they should be.
+        ValueError: If its type, shape, length, values or labels cannot be used.
     """
     _check_dtype(name, values.dtype)
     _check_shape(name, values.shape, 3 if whole else 1)
     if labels is not None and len(labels) != values.shape[0]:
         raise ValueError(f"{name}: expected a label for each of {values.shape[0]:,} data, got {len(labels):,} labels.")
-    found = _look(name, values, request.progress)
+    found = _range(name, values, request.progress)
     table = len(values.shape) == 2
-    divisor, note = _scale(name, found, values.dtype, table)
-    axes, data_shape = _layout(name, values.shape, request.image_size)
+    divisor, note = _divisor(name, found, values.dtype, table)
+    axes, data_shape = _axes(name, values.shape, request.image_size)
     scaled = Scaled(divisor, axes, data_shape)
     size = request.image_size if not table else None
     part = Part(Stored(values.reader(scaled), image_size=size), labels)
@@ -110,7 +109,7 @@ def check(
     return Checked(part, words, 0 <= found.lowest and found.highest <= divisor)
 
 
-def _check_dtype(name: str, dtype: np.dtype[Any]) -> None:
+def _check_dtype(name: str, dtype: DType) -> None:
     if dtype.kind not in "biuf":
         kinds = {"c": "complex numbers", "O": "Python objects", "U": "text", "S": "text"}
         raise ValueError(
@@ -122,8 +121,8 @@ def _check_dtype(name: str, dtype: np.dtype[Any]) -> None:
 def _check_shape(name: str, shape: tuple[int, ...], least: int) -> None:
     if not 2 <= len(shape) <= 4:
         raise ValueError(
-            f"{name}: expected one datum a row: N x D numbers, N x H x W grey images, or N x H x W x 3 or N x 3 x H x W "
-            f"coloured ones, got an array with {len(shape)} dimension{'s' * (len(shape) != 1)} {shape}; reshape it."
+            f"{name}: expected numbers (N, D), grey images (N, H, W), or coloured ones (N, H, W, 3) or (N, 3, H, W), got "
+            f"{len(shape)} dimension{'s' * (len(shape) != 1)} {shape}; reshape the array."
         )
     if shape[0] < least or 0 in shape:
         aim = " (to train, validate and test with)" if least > 1 else ""
@@ -132,8 +131,8 @@ def _check_shape(name: str, shape: tuple[int, ...], least: int) -> None:
         )
 
 
-def _look(name: str, values: Values, progress: bool) -> Range:
-    """Pass over all values once, in chunks."""
+def _range(name: str, values: Values, progress: bool) -> Range:
+    """Check that all values are finite, and find their range, in one pass over chunks."""
     lowest, highest, whole = math.inf, -math.inf, True
     for start, chunk in _chunks(values, progress):
         if values.dtype.kind == "f" and not np.isfinite(chunk).all():
@@ -152,7 +151,7 @@ def _look(name: str, values: Values, progress: bool) -> Range:
     return Range(lowest, highest, whole)
 
 
-def _chunks(values: Values, progress: bool) -> Iterator[tuple[int, NDArray[Any]]]:
+def _chunks(values: Values, progress: bool) -> Iterator[tuple[int, Array]]:
     row = max(1, math.prod(values.shape[1:]) * values.dtype.itemsize)
     size = max(1, CHUNK_BYTES // row)
     hidden: bool | None = None if progress and math.prod(values.shape) > LONG else True
@@ -160,8 +159,8 @@ def _chunks(values: Values, progress: bool) -> Iterator[tuple[int, NDArray[Any]]
         yield start, values.rows(start, min(start + size, values.shape[0]))
 
 
-def _scale(name: str, found: Range, dtype: np.dtype[Any], table: bool) -> tuple[float, str]:
-    """What to divide by, and how to say it."""
+def _divisor(name: str, found: Range, dtype: DType, table: bool) -> tuple[float, str]:
+    """Choose the divisor of the values, and describe it."""
     low, high = found.lowest, found.highest
     if 0 <= low and high <= 1:
         return 1.0, "as they are"
@@ -175,16 +174,16 @@ def _scale(name: str, found: Range, dtype: np.dtype[Any], table: bool) -> tuple[
     )
 
 
-def _layout(
+def _axes(
     name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """The order of the axes, and the shape of a datum where it is not what that order gives."""
+    """Return the order of the axes and the shape of a datum; None for no change."""
     if len(shape) == 4:
         if shape[1] in (1, 3):
             return None, None
         if shape[3] not in (1, 3):
             raise ValueError(
-                f"{name}: expected images of 1 or 3 channels, N x H x W x C or N x C x H x W, got shape {shape}; drop other "
+                f"{name}: expected images of 1 or 3 channels, (N, H, W, C) or (N, C, H, W), got shape {shape}; drop other "
                 "channels, such as transparency, by x[..., :3]."
             )
         return (0, 3, 1, 2), None
@@ -196,7 +195,7 @@ def _layout(
     if rest or channels not in (1, 3):
         height, width = image_size
         raise ValueError(
-            f"image_size: expected the size of the images that rows of {shape[1]:,} numbers are, got {height} x {width}, "
-            f"which has {height * width:,} pixels; leave it out, or give the right one."
+            f"image_size: expected the size of images with {shape[1]:,} numbers, got {height} x {width}, which has "
+            f"{height * width:,} pixels; leave it out, or give the right one."
         )
     return None, (channels, *image_size)

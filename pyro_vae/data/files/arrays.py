@@ -1,4 +1,4 @@
-"""NumPy's files: ``.npy``, read a batch at a time where it is large, and ``.npz``."""
+"""NumPy's files ``.npy``, read a batch at a time if large, and ``.npz``."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.lib.npyio import NpzFile
 
 from pyro_vae.data.files.array_checks import Checked, check
 from pyro_vae.data.labels import encode_labels
 from pyro_vae.data.source import Parts, Request
-from pyro_vae.data.stored import ArrayFile, MemoryReader, Reader, Scaled
+from pyro_vae.data.stored import Array, ArrayFile, DType, MemoryReader, Reader, Scaled
+from pyro_vae.errors import first_line
 from pyro_vae.lookup import unknown
 
-#: Names of arrays that are splits, in lower case, and the names their labels go by.
+T = TypeVar("T")
+
+#: Names of the arrays of each split and of their labels, in lower case.
 SPLITS = {
     "train": ("train", "x_train", "train_x", "train_images", "images_train", "train_data"),
     "validation": ("validation", "val", "valid", "x_val", "val_x", "x_valid", "x_validation", "val_images"),
@@ -31,7 +34,7 @@ LABELS = {
     "": ("labels", "label", "y", "targets", "target", "classes"),
 }
 
-#: What NumPy and zipfile raise for bytes that are not a whole file of theirs.
+#: Errors of NumPy and zipfile for a broken file.
 BROKEN = (ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -39,24 +42,24 @@ BROKEN = (ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.
 class InMemory:
     """An array in memory."""
 
-    array: NDArray[Any]
+    array: Array
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> DType:
         """Type of the values."""
         return self.array.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape, rows first."""
+        """Shape, ``(N, ...)``."""
         return self.array.shape
 
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows as they are."""
+    def rows(self, start: int, stop: int) -> Array:
+        """Read rows ``start`` to ``stop`` as they are stored."""
         return self.array[start:stop]
 
     def reader(self, scaled: Scaled) -> Reader:
-        """A reader of these values."""
+        """Make a reader of these values."""
         return MemoryReader(self.array, scaled)
 
 
@@ -67,35 +70,35 @@ class InFile:
     file: ArrayFile
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> DType:
         """Type of the values."""
         return self.file.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape, rows first."""
+        """Shape, ``(N, ...)``."""
         return self.file.stored
 
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows as they are."""
+    def rows(self, start: int, stop: int) -> Array:
+        """Read rows ``start`` to ``stop`` as they are stored."""
         return self.file.values(slice(start, stop))
 
     def reader(self, scaled: Scaled) -> Reader:
-        """A reader of these values."""
+        """Make a reader of these values."""
         f = self.file
         return ArrayFile(f.path, f.offset, f.dtype, f.stored, f.fortran, scaled)
 
 
 def open_npy(path: Path, request: Request) -> Parts:
-    """The array of a ``.npy`` file, which is not loaded.
+    """Open the array of a ``.npy`` file without loading it.
 
     Raises:
-        ValueError: If it is no such file, or its array is not as data should be.
+        ValueError: If it is no such file, or its array cannot be used.
     """
     refuse_array(path, request)
     mapped = _attempt(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     if not isinstance(mapped, np.memmap):
-        raise _unreadable(path, "another kind of file under this name")
+        raise _unreadable(path, ValueError("another kind of file under this name"))
     order = mapped.flags.f_contiguous and not mapped.flags.c_contiguous
     file = ArrayFile(path.resolve(), mapped.offset, mapped.dtype, mapped.shape, order)
     del mapped
@@ -111,21 +114,16 @@ def refuse_array(path: Path, request: Request) -> None:
         )
 
 
-def _unreadable(path: Path, reason: object) -> ValueError:
-    text = str(reason)
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    text, reason = str(error), first_line(error).rstrip(".")
     with path.open("rb") as file:
         start = file.read(6)
+    numpy_or_zip = start[1:] == b"NUMPY" or start[:2] == b"PK"
+    cut_off = not text or isinstance(error, EOFError) or "mmap length" in text or "reading array" in text
     if "allow_pickle" in text or "Object arrays" in text:
-        text = "Python objects" if start[1:] == b"NUMPY" or start[:2] == b"PK" else "no array (text, or another format)"
-    elif (
-        not text
-        or isinstance(reason, EOFError)
-        or "mmap length" in text
-        or "reading array" in text
-        or start[:2] == b"PK"
-    ):
-        text = "an empty file" if path.stat().st_size == 0 else "a file that ends too early"
-    reason = text.splitlines()[0].rstrip(".")
+        reason = "Python objects" if numpy_or_zip else "no array (text, or another format)"
+    elif cut_off or start[:2] == b"PK":
+        reason = "an empty file" if path.stat().st_size == 0 else "a file that ends too early"
     return ValueError(
         f"data set {path}: expected a NumPy {path.suffix} file of numbers, got {reason}; save the array again "
         "by numpy.save or numpy.savez."
@@ -133,19 +131,21 @@ def _unreadable(path: Path, reason: object) -> ValueError:
 
 
 def open_npz(path: Path, request: Request) -> Parts:
-    """The array of an ``.npz`` file that ``request.array`` names, or the only one, or its train and test arrays.
+    """Open the arrays of an ``.npz`` file.
+
+    It takes the array that ``request.array`` names, else the arrays ``train`` and ``test``, else the only array.
 
     Raises:
-        ValueError: If it is no such file, the choice is not clear, or the array is not as data should be.
+        ValueError: If it is no such file, the choice is ambiguous, or an array cannot be used.
     """
     with path.open("rb") as stream:  # np.load would leave it open where the file is broken
         archive = _attempt(path, lambda: np.load(stream, allow_pickle=False))
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise _unreadable(path, "another kind of file under this name")
+        if not isinstance(archive, NpzFile):
+            raise _unreadable(path, ValueError("another kind of file under this name"))
         names = {name.lower(): name for name in archive.files}
-        wanted = _choose(path, archive, names, request)
-        several = len(wanted) > 1
-        raw = {split: _labels(path, archive, names, split if several else "") for split in wanted}
+        chosen = _choose(path, archive, names, request)
+        several = len(chosen) > 1
+        raw = {split: _labels(path, archive, names, split if several else "") for split in chosen}
         known = {split: values for split, values in raw.items() if values is not None}
         encoded, key = encode_labels(list(known.values()), f"{path.name}, labels") if known else ([], "")
         labels = dict(zip(known, encoded, strict=True))
@@ -158,7 +158,7 @@ def open_npz(path: Path, request: Request) -> Parts:
                 whole=not several,
                 key=key if split in labels else "without labels",
             )
-            for split, name in wanted.items()
+            for split, name in chosen.items()
         }
     _check_alike(path, checked)
     words = "\n".join(c.words for c in checked.values())
@@ -166,21 +166,21 @@ def open_npz(path: Path, request: Request) -> Parts:
     return Parts(**splits, words=words, unit=all(c.unit for c in checked.values()))
 
 
-def _attempt(path: Path, read: Callable[[], Any]) -> Any:
+def _attempt(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
     except BROKEN as error:
         raise _unreadable(path, error) from None
 
 
-def _load(path: Path, archive: Any, name: str) -> InMemory:
+def _load(path: Path, archive: NpzFile, name: str) -> InMemory:
     return InMemory(_attempt(path, lambda: archive[name]))
 
 
-def _choose(path: Path, archive: Any, names: dict[str, str], request: Request) -> dict[str, str]:
-    """Split to the name of its array; all under "train" where the file has no splits."""
+def _choose(path: Path, archive: NpzFile, names: dict[str, str], request: Request) -> dict[str, str]:
+    """Return the name of each split's array; without splits, that of ``train``."""
     if not names:
-        raise ValueError(f"data set {path}: expected an .npz with an array in it, got one without any.")
+        raise ValueError(f"data set {path}: expected an .npz with an array in it, got one without any; save it again.")
     if request.array is not None:
         if request.array not in archive.files:
             raise unknown(f"array of {path.name}", request.array, archive.files)
@@ -202,7 +202,7 @@ def _choose(path: Path, archive: Any, names: dict[str, str], request: Request) -
     return {"train": others[0]}
 
 
-def _labels(path: Path, archive: Any, names: dict[str, str], split: str) -> NDArray[Any] | None:
+def _labels(path: Path, archive: NpzFile, names: dict[str, str], split: str) -> Array | None:
     for known in LABELS[split]:
         if known in names:
             return _load(path, archive, names[known]).array
@@ -210,7 +210,7 @@ def _labels(path: Path, archive: Any, names: dict[str, str], split: str) -> NDAr
 
 
 def _check_alike(path: Path, checked: dict[str, Checked]) -> None:
-    """Refuse splits that differ in the shape of a datum or in their scale."""
+    """Check that all splits have data of one shape and one scale."""
     shapes = {split: tuple(c.part.x.shape[1:]) for split, c in checked.items()}
     divisors = {split: getattr(c.part.x.reader, "scaled").divisor for split, c in checked.items()}  # noqa: B009
     for what, found in (("data of one shape", shapes), ("pixels of one range", divisors)):

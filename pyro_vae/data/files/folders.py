@@ -1,4 +1,4 @@
-"""A folder of images, of any formats that Pillow reads."""
+"""Folders of images, in any format that Pillow reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,17 +22,19 @@ from pyro_vae.data.source import Part, Parts, Request
 from pyro_vae.data.stored import MemoryReader, Scaled, Stored
 from pyro_vae.errors import first_line
 
+T = TypeVar("T")
+
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 SPLITS |= {"test": "test", "testing": "test"}
 
-#: Images up to this size in all, as bytes, are kept in memory when they have been decoded once, for checking.
+#: Images up to this total size, as float32, are kept in memory once they have been decoded for checking.
 KEEP_BYTES = 2**30
 
-#: Above this many images a bar is shown while they are checked.
+#: Above this number of images a bar is shown while they are checked.
 LONG = 2000
 
-#: Modes of Pillow without colour.
+#: Pillow's modes without colour.
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -42,8 +44,8 @@ class ImageFiles:
 
     Attributes:
         root: The folder.
-        names: Their paths below it, shape ``(N,)``.
-        data_shape: ``(C, H, W)`` to which each is brought.
+        names: Paths below it, shape ``(N,)``.
+        data_shape: Shape ``(C, H, W)`` of every image, after scaling.
     """
 
     root: Path
@@ -63,25 +65,31 @@ class ImageFiles:
         return torch.from_numpy(pixels).float() / 255
 
     def decode(self, row: int) -> NDArray[np.uint8]:
-        """One image, shape ``(C, H, W)``.
+        """Read one image, shape ``(C, H, W)``.
 
         Raises:
-            ValueError: If it cannot be read.
+            ValueError: If it is broken.
         """
         path = self.root / str(self.names[row])
         try:
             return decode(path, self.data_shape)
         except Exception as error:  # a broken file fails in any way: OSError, SyntaxError, struct.error, ...
-            raise ValueError(_sentence([(path, _reason(error))], len(self.names))) from None
+            raise _broken_images([(path, _reason(error))], len(self.names)) from None
 
 
 def decode(path: Path, data_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Read an image, turned upright, scaled with antialiasing until it just covers the size, cropped around the centre."""
+    """Read an image.
+
+    It is turned upright, scaled with antialiasing until it just covers the size, and cropped around the centre.
+
+    Returns:
+        Shape ``data_shape``.
+    """
     channels, height, width = data_shape
     with Image.open(path) as file:
         image: Image.Image = file
         _check_mode(image)
-        if image.mode.startswith("I"):  # 16 bits; a PNG of them may come as 32
+        if image.mode.startswith("I"):  # 16 bits; Pillow may read a PNG of these as 32
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         if image.size != (width, height):
@@ -90,51 +98,52 @@ def decode(path: Path, data_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def _check_mode(image: Image.Image) -> None:
-    """Refuse pixels of 32 bits, which Pillow would cut off at 255.
+    """Refuse pixels of 32 bits, which Pillow would clip at 255.
 
     Raises:
-        ValueError: If the image has such.
+        ValueError: If the image has them.
     """
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         raise ValueError(f"its pixels have 32 bits, mode {image.mode}; save it with 8 or 16, or all images as one .npy")
 
 
 def open_folder(path: Path, request: Request) -> Parts:
-    """The images in a folder and the folders below it.
+    """Open the images in a folder and the folders below it.
 
-    Folders ``train``, ``test`` and, if it is there, ``val`` are the splits. Where all images lie in folders of two or
-    more names, these are the labels.
+    Folders ``train``, ``test`` and, if it exists, ``val`` are the splits. If all images lie in subfolders, and these have two
+    or more names, the names are the labels.
 
     Raises:
-        ValueError: If there are no images, one is broken, or they differ in size and no ``image_size`` is asked.
+        ValueError: If there are no images, one is broken, or their sizes differ and there is no ``image_size``.
     """
     if request.array is not None:
         raise ValueError(f"array: expected only with an .npz, got {request.array!r} for the folder {path}; drop it.")
-    names = list(_find(path))
+    names = list(_image_files(path))
     if not names:
         raise ValueError(
             f"data set {path}: expected a folder with images ({', '.join(SUFFIXES)}), got one without any; check the path."
         )
-    found = _Found(path.resolve(), names, request)
-    data_shape = found.data_shape()
-    reader = found.reader(data_shape)
-    splits = _splits(found.names)
-    labels, key = _labels(found.names, len(splits) > 1)
-    parts: dict[str, Any] = {
+    images = _Images(path.resolve(), names, request)
+    data_shape = images.data_shape()
+    reader = images.reader(data_shape)
+    splits = _splits(images.names)
+    labels, key = _labels(images.names, len(splits) > 1)
+    parts = {
         split: Part(Stored(reader).take(rows), None if labels is None else labels[rows])
         for split, rows in splits.items()
     }
-    if len(splits) == 1 and len(found.names) < 3:
+    if len(splits) == 1 and len(images.names) < 3:
         raise ValueError(
-            f"data set {path}: expected at least 3 images, to train, validate and test with, got {len(found.names)}; add some."
+            f"data set {path}: expected at least 3 images, to train, validate and test with, got {len(images.names)}; add some."
         )
     size = " x ".join(map(str, data_shape))
-    left_out = f"; left out {len(names) - len(found.names):,} broken ones" if len(found.names) < len(names) else ""
-    return Parts(**parts, words=f"{path.name}: {len(found.names):,} images as {size}, divided by 255; {key}{left_out}")
+    left_out = f"; left out {len(names) - len(images.names):,} broken ones" if len(images.names) < len(names) else ""
+    words = f"{path.name}: {len(images.names):,} images as {size}, divided by 255; {key}{left_out}"
+    return Parts(parts["train"], parts.get("validation"), parts.get("test"), words=words)
 
 
-def _find(folder: Path) -> Iterator[str]:
-    """Paths of image files below a folder, sorted, hidden ones left out."""
+def _image_files(folder: Path) -> Iterator[str]:
+    """Yield the paths of image files below a folder, sorted, without hidden ones."""
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in seen:  # a link to a folder above
@@ -147,20 +156,20 @@ def _find(folder: Path) -> Iterator[str]:
                 yield (Path(root) / name).relative_to(folder).as_posix()
 
 
-class _Found:
-    """Images of a folder while they are looked at: those that turn out to be broken are refused, or left out.
+class _Images:
+    """The images of a folder while they are checked; broken ones are refused or left out.
 
     Attributes:
-        names: The good ones so far.
+        names: The images that are not broken, as far as checked.
     """
 
     def __init__(self, root: Path, names: list[str], request: Request) -> None:
         self.root, self.names, self.request = root, names, request
 
-    def _map(self, look: Callable[[int], Any], description: str) -> list[Any]:
-        """Look at each image, in threads; drop those that are broken. What ``look`` gave for the others."""
+    def _map(self, look: Callable[[int], T], description: str) -> list[T]:
+        """Return ``look(row)`` of each image, computed in threads; drop the broken ones."""
         hidden = None if self.request.progress and len(self.names) > LONG else True
-        results: list[Any] = []
+        results: list[T | _Broken] = []
         rows = iter(range(len(self.names)))
         with (
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
@@ -171,13 +180,13 @@ class _Found:
                 bar.update(len(some))
         broken = [(self.root / n, r.reason) for n, r in zip(self.names, results, strict=True) if isinstance(r, _Broken)]
         if broken and (not self.request.skip_broken or len(broken) == len(self.names)):
-            raise ValueError(_sentence(broken, len(self.names)))
-        good = [row for row, result in enumerate(results) if not isinstance(result, _Broken)]
-        self.names = [self.names[row] for row in good]
-        return [results[row] for row in good]
+            raise _broken_images(broken, len(self.names))
+        good = [(name, r) for name, r in zip(self.names, results, strict=True) if not isinstance(r, _Broken)]
+        self.names = [name for name, _ in good]
+        return [result for _, result in good]
 
     def data_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)``: three channels if any image has colour, the size asked for or that of all."""
+        """Find the shape ``(C, H, W)`` of all images; C is 3 if any has colour."""
         headers = self._map(lambda row: _header(self.root / self.names[row]), "reading headers")
         channels = 1 if all(mode in GREY for mode, _ in headers) else 3
         if self.request.image_size is not None:
@@ -189,12 +198,12 @@ class _Found:
             (one, first), (other, second) = list(sizes.items())[:2]
             raise ValueError(
                 f"data set {self.root}: expected images of one size, got {one[0]} x {one[1]} ({first}) and {other[0]} x "
-                f"{other[1]} ({second}), height x width; bring them to one by --image-size, such as --image-size 64."
+                f"{other[1]} ({second}), height x width; scale them by --image-size 64, say."
             )
         return (channels, *next(iter(sizes)))
 
     def reader(self, data_shape: tuple[int, int, int]) -> MemoryReader | ImageFiles:
-        """Decode every image once: kept in memory if they are small enough, else only looked at."""
+        """Decode every image once, and keep the pixels if they are small enough."""
         files = ImageFiles(self.root, np.array(self.names), data_shape)
         keep = 4 * np.prod(files.shape, dtype=np.int64) <= KEEP_BYTES
         pixels = np.empty(files.shape if keep else (0,), np.uint8)
@@ -216,7 +225,7 @@ class _Broken:
     reason: str
 
 
-def _attempt(look: Callable[[int], Any], row: int) -> Any:
+def _attempt(look: Callable[[int], T], row: int) -> T | _Broken:
     try:
         return look(row)
     except Exception as error:  # a broken file fails in any way: OSError, SyntaxError, struct.error, ...
@@ -228,15 +237,17 @@ def _reason(error: Exception) -> str:
     return "not an image" if "cannot identify image file" in text else text
 
 
-def _sentence(broken: list[tuple[Path, str]], total: int) -> str:
+def _broken_images(broken: list[tuple[Path, str]], total: int) -> ValueError:
     path, reason = broken[0]
     others = f" (and {len(broken) - 1:,} more of {total:,})" if len(broken) > 1 else ""
-    mend = "mend or remove it, or leave such images out by --skip-broken" if len(broken) < total else "check the folder"
-    return f"image {path}{others}: expected an image that can be read, got a broken one ({reason}); {mend}."
+    remedy = "repair or remove it, or pass --skip-broken" if len(broken) < total else "check the folder"
+    return ValueError(
+        f"image {path}{others}: expected an image that can be read, got a broken one ({reason}); {remedy}."
+    )
 
 
 def _header(path: Path) -> tuple[str, tuple[int, int]]:
-    """Mode of an image, and its height and width when it is turned upright; no pixel is decoded."""
+    """Read the mode of an image, and its height and width when turned upright."""
     with Image.open(path) as image:
         _check_mode(image)
         width, height = image.size
@@ -245,7 +256,7 @@ def _header(path: Path) -> tuple[str, tuple[int, int]]:
 
 
 def _splits(names: Sequence[str]) -> dict[str, Tensor]:
-    """Rows of each split: those of folders of these names where train and test are there, else all as train."""
+    """Return the rows of each split; all as train unless folders train and test exist."""
     tops = [SPLITS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names]
     if not {"train", "test"} <= set(tops) or "" in tops:
         return {"train": torch.arange(len(names))}
@@ -253,7 +264,10 @@ def _splits(names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _labels(names: Sequence[str], below_split: bool) -> tuple[Tensor | None, str]:
-    """The folder of each image as a label, with its key in words; None where some lie in none or all in the same."""
+    """Return the folder of each image as a label, and the description of the labels.
+
+    There are none if some image lies in no folder, or all lie in the same.
+    """
     folders = [name.split("/")[int(below_split) : -1] for name in names]
     if not all(folders) or len({folder[0] for folder in folders}) < 2:
         return None, "without labels"

@@ -1,4 +1,4 @@
-"""A user's own data by path: which reader opens it."""
+"""A user's own data by path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_vae.data.files.folders import open_folder
 from pyro_vae.data.files.tables import open_table
 from pyro_vae.data.source import Parts, Request
 
-#: Files by suffix: (path, what is asked) -> what there is.
+#: Functions that open a file, by its suffix.
 FILES: dict[str, Callable[[Path, Request], Parts]] = {
     ".npy": open_npy,
     ".npz": open_npz,
@@ -22,17 +22,17 @@ KINDS = "a .npy, .npz, .csv or .parquet file, or a folder of images"
 
 
 def is_path(name: str) -> bool:
-    """Whether a data set is meant as a path: it has a separator or a known suffix, or it is there."""
+    """Return True if a name has a path separator or a known suffix, or exists as a path."""
     if not name.strip():
         return False
     return "/" in name or "\\" in name or Path(name).suffix in FILES or Path(name).expanduser().exists()
 
 
 def open_path(path: Path, request: Request) -> Parts:
-    """The parts of a file or folder.
+    """Open a file or folder.
 
     Raises:
-        ValueError: If it is not there, cannot be read, or does not hold data as they should be.
+        ValueError: If it is missing, cannot be read, or holds no data that can be used.
     """
     try:
         if path.is_dir():
@@ -42,7 +42,7 @@ def open_path(path: Path, request: Request) -> Parts:
         if path.suffix.lower() not in FILES:
             raise ValueError(f"data set {path}: expected {KINDS}, got a file of another kind; save it as one of these.")
         return FILES[path.suffix.lower()](path, request)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise ValueError(
             f"data set {path}: expected data that can be read, got {error}; check its permissions."
         ) from None

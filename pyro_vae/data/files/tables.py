@@ -1,10 +1,10 @@
-"""Tables of numbers, one datum a row: ``.csv`` and ``.parquet``."""
+"""Tables ``.csv`` and ``.parquet``: numbers, one datum a row."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,12 +14,15 @@ from pyro_vae.data.labels import encode_labels
 from pyro_vae.data.source import Parts, Request
 from pyro_vae.errors import first_line
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def open_table(path: Path, request: Request) -> Parts:
-    """The numbers of a table; a column named ``label``, ``labels``, ``y``, ``target`` or the like holds the labels.
+    """Open a table; a column named ``label``, ``y``, ``target`` or the like holds the labels.
 
     Raises:
-        ValueError: If it is no table, or holds anything but numbers.
+        ValueError: If it is no table, or a column holds anything but numbers.
     """
     refuse_array(path, request)
     frame = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
@@ -33,7 +36,7 @@ def open_table(path: Path, request: Request) -> Parts:
     labels, key = None, "without labels"
     if named:
         plain = isinstance(frame[named[0]].dtype, np.dtype) and frame[named[0]].dtype.kind == "f"
-        if not plain and frame[named[0]].isna().any():  # of numbers encode_labels says what is to be done
+        if not plain and frame[named[0]].isna().any():  # encode_labels refuses missing numbers itself
             raise ValueError(
                 f"data set {path}: expected a label in every row, got rows without one; write -1 where it is unknown, or drop "
                 "these data."
@@ -54,8 +57,8 @@ def open_table(path: Path, request: Request) -> Parts:
     return Parts(checked.part, words=checked.words + dropped, unit=checked.unit)
 
 
-def _drop_row_numbers(frame: Any) -> str:
-    """Leave out the column of row numbers that pandas writes by default, and say so."""
+def _drop_row_numbers(frame: pd.DataFrame) -> str:
+    """Drop the column of row numbers that pandas writes by default, and report it."""
     first = frame.columns[0] if len(frame.columns) > 1 else None
     if str(first).startswith("Unnamed: 0") and np.array_equal(frame[first].to_numpy(), np.arange(len(frame))):
         del frame[first]
@@ -63,7 +66,7 @@ def _drop_row_numbers(frame: Any) -> str:
     return ""
 
 
-def _read_csv(path: Path) -> Any:
+def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
@@ -71,7 +74,7 @@ def _read_csv(path: Path) -> Any:
             first = next((line.rstrip("\r\n") for line in file if line.strip()), "")
         separator = max(",;\t", key=first.count)
         cells = first.split(separator)
-        numbered = cells == [str(k) for k in range(len(cells))]  # as pandas writes columns that have no names
+        numbered = cells == [str(k) for k in range(len(cells))]  # pandas writes these for columns without names
         header = 0 if numbered or not all(map(_is_number, cells)) else None
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # else columns beyond the header would be dropped
@@ -80,14 +83,14 @@ def _read_csv(path: Path) -> Any:
             )
     except pd.errors.ParserWarning:
         raise ValueError(
-            f"data set {path}: expected a header with a name for each column, got one of {len(cells)} above rows of more; take "
-            "comments out, or complete it."
+            f"data set {path}: expected a header with a name for each column, got one of {len(cells)} above longer rows; "
+            "remove comments, or complete it."
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
         reason = "an empty file" if isinstance(error, pd.errors.EmptyDataError) else first_line(error)
         raise ValueError(
-            f"data set {path}: expected a table of numbers in UTF-8, separated by commas, semicolons or tabs, with as many in "
-            f"each row, got {reason}."
+            f"data set {path}: expected a table in UTF-8, separated by commas, semicolons or tabs, with rows of one length, "
+            f"got {reason}; write it again."
         ) from None
 
 
@@ -101,17 +104,17 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read_parquet(path: Path) -> Any:
+def _read_parquet(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
         return pd.read_parquet(path)
     except ImportError:
         raise ValueError(
-            "data set: expected the package pyarrow, with which .parquet files are read, got none; install it by "
-            "pip install 'pyro-vae[parquet]', or save the table as .csv."
+            "data set: expected the package pyarrow to read .parquet files, got none; run pip install 'pyro-vae[parquet]', "
+            "or save the table as .csv."
         ) from None
-    except Exception as error:  # pyarrow has errors of its own for every way in which a file can be none
+    except Exception as error:  # pyarrow has its own error for each way in which a file can be broken
         if isinstance(error, OSError) and not path.stat().st_size == 0 and error.errno is not None:
             raise
         reason = "an empty file" if path.stat().st_size == 0 else first_line(error)

@@ -1,1 +1,1 @@
-"""Data sets with a name."""
+"""Data sets by name."""

@@ -23,13 +23,13 @@ PHOTOGRAPHS, ZIPPED = "celeba/img_align_celeba", "celeba/img_align_celeba.zip"
 PARTITION = "celeba/list_eval_partition.txt"
 ARCHIVES = (ZIPPED, PARTITION)
 
-#: Width and height of the files.
+#: Width and height of the photographs.
 WHOLE = (178, 218)
 
 #: Side of the square around their centre that is kept.
 CROP = 148
 
-#: Height and width where no other size is asked.
+#: Default height and width.
 SIZE = (64, 64)
 
 
@@ -38,8 +38,8 @@ class Faces:
     """Squares around the centres of photographs.
 
     Attributes:
-        folder: Where the files are.
-        names: Their names, shape ``(N,)``.
+        folder: Folder of the photographs.
+        names: Their file names, shape ``(N,)``.
     """
 
     folder: Path
@@ -71,12 +71,12 @@ def _decode(path: Path) -> NDArray[np.uint8]:
             return np.asarray(image.convert("RGB").crop((left, top, left + CROP, top + CROP)))
     except Exception as error:  # a broken file fails in any way: OSError, SyntaxError, struct.error, ...
         raise ValueError(
-            f"celeba: expected a photograph that can be read in {path}, got none ({error}); extract img_align_celeba.zip anew."
+            f"celeba: expected a photograph that can be read in {path}, got none ({error}); extract img_align_celeba.zip again."
         ) from None
 
 
-def _read(folder: Path, request: Request) -> Parts:
-    """The splits of ``list_eval_partition.txt``, whose lines are ``000001.jpg 0``."""
+def _read(folder: Path, _request: Request) -> Parts:
+    """Read the splits of ``list_eval_partition.txt``, whose lines are ``000001.jpg 0``."""
     images, words = folder / PHOTOGRAPHS, (folder / PARTITION).read_text().split()
     names, numbers = np.array(words[::2], dtype=bytes), np.array(words[1::2])
     if len(names) != len(numbers) or set(numbers) != {"0", "1", "2"}:
@@ -91,7 +91,10 @@ def _read(folder: Path, request: Request) -> Parts:
 
 
 def _fetch(folder: Path) -> None:
-    """Fetch what is read here; torchvision's own class wants four more lists from a server that limits downloads."""
+    """Download the photographs and their splits.
+
+    Torchvision's own class downloads four more lists from a server that limits downloads.
+    """
     from torchvision.datasets import CelebA
     from torchvision.datasets.utils import check_integrity, download_file_from_google_drive, extract_archive
 
@@ -105,7 +108,7 @@ def _fetch(folder: Path) -> None:
 def _reach_google_drive() -> None:
     if importlib.util.find_spec("gdown") is None:
         raise ModuleNotFoundError("that needs gdown: pip install 'pyro-vae[celeba]'")
-    try:  # gdown itself would wait for an answer for ever
+    try:  # gdown itself would wait for ever
         urllib.request.urlopen("https://drive.google.com", timeout=TIMEOUT).close()
     except urllib.error.HTTPError as answer:
         answer.close()

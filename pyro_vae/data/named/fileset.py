@@ -1,4 +1,4 @@
-"""A data set in files: looked for in folders and, where it is in none of them, fetched into the first."""
+"""A data set in files, which are found in a folder or downloaded."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pathlib import Path
 from pyro_vae.data.source import Parts, Request
 from pyro_vae.system.files import lock_file, new_folder
 
-#: Seconds after which a silent network is given up.
+#: Seconds after which a silent network times out.
 TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """A named set in files, in torchvision's layout; called as a source, it gives the splits.
+    """A named set in files, in torchvision's layout; calling it returns the splits.
 
     Attributes:
-        name: Its name.
-        files: What ``read`` needs, files or folders, below a data folder.
-        read: Folder and request to the splits; whatever it raises means that the files are damaged.
-        fetch: Fetches the set into an empty folder.
-        archives: What ``fetch`` takes instead of the network where it is there, once its checksum is right.
+        name: Name of the set.
+        files: Files or folders below a data folder that ``read`` needs.
+        read: Reads the splits from a folder; any error means that the files are damaged.
+        fetch: Downloads the set into an empty folder.
+        archives: Files that ``fetch`` uses instead of the network, where they exist and their checksum is right.
     """
 
     name: str
@@ -42,10 +42,13 @@ class FileSet:
         return self.find(request)[1]
 
     def find(self, request: Request) -> tuple[Path, Parts]:
-        """The folder in which the files are, and the splits.
+        """Find the set, or download it.
+
+        Returns:
+            The folder with the files, and the splits.
 
         Raises:
-            ValueError: If the files are in no folder and cannot be fetched, or are damaged.
+            ValueError: If the files are missing and cannot be downloaded, or are damaged.
         """
         found = self._look(request)
         if found is not None:
@@ -60,11 +63,11 @@ class FileSet:
             raise self._missing(request, f" and could not fetch them ({_reason(error)})") from None
 
     def place(self, folder: Path) -> Path:
-        """Where below a data folder the files are."""
+        """Return the folder of the files below a data folder."""
         return (folder / self.files[0]).parent
 
     def _look(self, request: Request) -> tuple[Path, Parts] | None:
-        """The first folder with files that can be read, None if there are none; damaged ones are refused."""
+        """Return the first folder with files that can be read, and the splits; None without files."""
         damaged = None
         for folder in request.folders:
             if not all(os.path.exists(folder / file) for file in self.files):
@@ -76,8 +79,8 @@ class FileSet:
             except Exception as error:  # idx, pickle, mat, zip, png: each fails in its own way
                 damaged = damaged or _Damaged(
                     f"{self.name}: expected its files in {self.place(folder)}, got some that cannot be read "
-                    f"({_reason(error)}); remove them and fetch them anew by {self._command(folder)}, name another folder by "
-                    "--data-dir, or take --dataset digits, which needs no files."
+                    f"({_reason(error)}); remove them and run {self._command(folder)}, pass another --data-dir, or take "
+                    "--dataset digits, which needs no files."
                 )
         if damaged is not None:
             raise damaged
@@ -87,9 +90,9 @@ class FileSet:
         places = " or ".join(str(self.place(folder)) for folder in request.folders)
         allow = "" if request.download else "allow --download, "
         return ValueError(
-            f"{self.name}: expected its files in {places}, did not find them{why}; give the folder that holds "
-            f"{self.files[0].split('/')[0]} by --data-dir, {allow}fetch them by {self._command(request.folders[0])} where "
-            "there is a network, or take --dataset digits, which needs no files."
+            f"{self.name}: expected its files in {places}, did not find them{why}; pass the folder of "
+            f"{self.files[0].split('/')[0]} by --data-dir, {allow}run {self._command(request.folders[0])} with a network, or "
+            "take --dataset digits, which needs no files."
         )
 
     def _command(self, folder: Path) -> str:
@@ -112,16 +115,16 @@ class FileSet:
             return folder, self.read(folder, request)
 
     def _fetch(self, stage: Path, request: Request) -> None:
-        """Fetch the set into a folder beside its place, and read it there: it is put in its place whole or not at all."""
+        """Download the set into a temporary folder, and check there that it can be read."""
         for file in self.files:
             if os.path.isdir(request.folders[0] / file):
                 raise FileExistsError(f"{request.folders[0] / file} is there without what belongs to it: move it away")
         for archive in self.archives:
-            there = [folder / archive for folder in request.folders if os.path.isfile(folder / archive)]
-            if there:
+            found = [folder / archive for folder in request.folders if os.path.isfile(folder / archive)]
+            if found:
                 (stage / archive).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(there[0], stage / archive)
-        with _impatient():
+                shutil.copyfile(found[0], stage / archive)
+        with _network_timeout():
             self.fetch(stage)
         self.read(stage, request)
 
@@ -131,14 +134,14 @@ class _Damaged(ValueError):
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error's message as one line of at most 200 characters."""
     text = " ".join(str(error).split()).split(" You can use download=True")[0]
     return (text[:197] + "..." if len(text) > 200 else text).rstrip(".") or type(error).__name__
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Give up a network that is silent for long, unless the caller has set a limit: torchvision has none."""
+def _network_timeout() -> Iterator[None]:
+    """Set a timeout of the network unless the caller has one; torchvision has none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT if before is None else before)
     try:

@@ -16,18 +16,18 @@ from pyro_vae.data.named.torchvision_sets import part_of
 from pyro_vae.data.source import Parts, Request
 from pyro_vae.data.stored import fit_to
 
-#: The archives, and how many characters each holds.
+#: The archives, and the number of characters in each.
 HALVES = {"images_background": 964, "images_evaluation": 659}
 
-#: How many people drew each character.
+#: Number of people who drew each character.
 DRAWINGS = 20
 
-#: Height and width where no other size is asked; the files have 105 x 105.
+#: Default height and width; the files have 105 x 105.
 SIZE = (28, 28)
 
 
 def _read(folder: Path, request: Request) -> Parts:
-    """The background set is for training, the evaluation set for testing: other alphabets, other labels."""
+    """Read the background set for training and the evaluation set, of other alphabets, for testing."""
     first, splits = 0, []
     for half, characters in HALVES.items():
         archive = folder / "omniglot-py" / f"{half}.zip"
@@ -38,9 +38,12 @@ def _read(folder: Path, request: Request) -> Parts:
 
 
 def _drawings(archive: Path, count: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All images of an archive, with ink as 255, and the number of the character on each, in the order of their paths.
+    """Read the images of an archive, with ink as 255, and the character on each.
 
-    The archive is read as it is: 32,460 small files less on the disk, of which none can be missing.
+    They come in the order of their paths. The archive is not extracted, which would make 32,460 small files.
+
+    Returns:
+        Images, shape ``(N, 1, *size)``, and numbers of the characters from 0, shape ``(N,)``.
     """
     with zipfile.ZipFile(archive) as zipped:
         names = sorted(n for n in zipped.namelist() if n.startswith(f"{archive.stem}/") and n.endswith(".png"))

@@ -1,8 +1,8 @@
-r"""Images of one shape each, made from known factors: what scores of disentanglement are measured on.
+r"""Images of shapes made from known factors, for scores of disentanglement.
 
-Every image is made by five independent factors: the shape, its scale, its rotation, and its place, x and y. None of the
-shapes looks the same after a part of a turn, they have one area and turn about their centres of mass, and rotation covers
-half a turn: an image determines all its factors, and four of them are intervals, which one latent unit each can hold.
+Five independent factors make an image: the shape, its scale, its rotation, and its position, x and y. An image determines
+all its factors: no shape is symmetric under rotation, all have the same area and turn about their centres of mass, and
+rotation covers half a turn. Four factors are intervals, so one latent unit can hold each of them.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from pyro_vae.data.stored import Stored
 from pyro_vae.errors import check_count
 from pyro_vae.lookup import lookup
 
-#: The factors, in the order of their columns, and how many values each takes, evenly spaced and equally likely.
+#: The factors, in the order of their columns, and their numbers of values, evenly spaced and equally likely.
 FACTORS = {"shape": 3, "scale": 6, "rotation": 16, "x": 16, "y": 16}
 
-#: How many images differ.
+#: Number of different images.
 COMBINATIONS = math.prod(FACTORS.values())
 
-#: Square root of the area of a shape, from the smallest to the largest, in sides of the image (the shorter one).
+#: Smallest and largest square root of the area of a shape, as a share of the image's shorter side.
 SCALES = (0.13, 0.26)
 
-#: Places of the centre of mass, in widths (x, from the left) and heights (y, from the top) of the image.
+#: Range of the centre of mass, as a share of the width (x, from the left) and of the height (y, from the top).
 PLACES = (0.3, 0.7)
 
-#: Height and width where no other size is asked.
+#: Default height and width.
 SIZE = (32, 32)
 
 #: The splits of the named set, in the order in which they take their images.
 SPLITS = {"train": 20_000, "validation": 2_000, "test": 4_000}
 
-#: The sequence from which the named set comes.
+#: Seed of the named set.
 SEED = 0
 
-#: From points (u, v) of a plane, v upwards, to the distance from the edge: negative inside, exact next to the edge but at
-#: its corners. The areas are 1 and the centres of mass 0.
+#: Signed distance of points (u, v), v upwards, from the edge of a shape: negative inside, and exact near the edge except at
+#: corners. The area is 1 and the centre of mass 0.
 Edge = Callable[[Tensor, Tensor], Tensor]
 
 
 def draw_factors(num: int, seed: int = 0) -> Tensor:
-    """Combinations of the values of all factors, in an order that the seed decides.
+    """Draw combinations of the values of all factors.
 
-    No combination comes twice before all have come once, so that images of disjoint rows differ.
+    No combination is repeated before all have come once, so images of different rows differ.
 
     Args:
-        num: How many, any number.
-        seed: Seed of the order.
+        num: Number of combinations.
+        seed: Seed of their order.
 
     Returns:
-        Which value of each factor, from 0, shape ``(num, 5)``, int64; columns as in ``FACTORS``.
+        Index of the value of each factor, from 0, shape ``(num, 5)``, int64; columns as in ``FACTORS``.
 
     Raises:
         ValueError: If ``num`` is below 1.
@@ -73,10 +73,10 @@ def draw_factors(num: int, seed: int = 0) -> Tensor:
 
 
 def render(factors: Tensor, size: Sequence[int] = SIZE) -> Tensor:
-    r"""The images that belong to factors.
+    r"""Draw the images of some factors.
 
-    A pixel is the share of it that the shape covers, by the distance d of its centre from the edge, in pixels:
-    :math:`\min(1, \max(0, \tfrac12 - d))`.
+    A pixel is the share of its area that the shape covers, :math:`\min(1, \max(0, \tfrac12 - d))`, where d is the distance
+    of its centre from the edge, in pixels.
 
     Args:
         factors: As from :func:`draw_factors`, shape ``(N, 5)``, int64.
@@ -86,7 +86,7 @@ def render(factors: Tensor, size: Sequence[int] = SIZE) -> Tensor:
         Shape ``(N, 1, *size)``, float32, in [0, 1].
 
     Raises:
-        ValueError: If the factors have another shape or a value that is not there, or the size is below 8 x 8.
+        ValueError: If the factors have another shape or are out of range, or the size is below 8 x 8.
     """
     _check(factors, size)
     height, width = size
@@ -96,7 +96,7 @@ def render(factors: Tensor, size: Sequence[int] = SIZE) -> Tensor:
     across = torch.arange(width) + 0.5 - (x * width)[:, None, None]
     down = torch.arange(height)[:, None] + 0.5 - (y * height)[:, None, None]
     cos, sin = rotation.cos()[:, None, None], rotation.sin()[:, None, None]
-    # Turned back: v points up, and a positive rotation is counterclockwise.
+    # Rotated back: v points up, and a positive rotation is counterclockwise.
     u, v = (across * cos - down * sin) / side[:, None, None], (-across * sin - down * cos) / side[:, None, None]
     distance = torch.empty_like(u)
     for k, edge in enumerate(EDGES.values()):
@@ -105,7 +105,7 @@ def render(factors: Tensor, size: Sequence[int] = SIZE) -> Tensor:
 
 
 def factors(split: str = "test") -> Tensor:
-    """The factors of the named set ``shapes``, in the order of ``pv.data.load("shapes")``.
+    """Return the factors of the set ``shapes``, in the order of ``pv.data.load("shapes")``.
 
     Args:
         split: ``"train"``, ``"validation"`` or ``"test"``.
@@ -122,7 +122,7 @@ def factors(split: str = "test") -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A reader (see :class:`pyro_vae.data.stored.Reader`) that draws the rows it is asked for.
+    """A reader that draws its rows, see :class:`pyro_vae.data.stored.Reader`.
 
     Attributes:
         factors: Shape ``(N, 5)``, int64.
@@ -143,7 +143,7 @@ class Drawn:
 
 
 def shapes(request: Request) -> Parts:
-    """The set ``shapes``: its splits have no image in common, and labels are shapes."""
+    """Make the set ``shapes``; splits have no image in common, labels are the shapes."""
     size = SIZE if request.image_size is None else request.image_size
     _check(factors("test")[:1], size)
     train, validation, test = (Part(Stored(Drawn(v, size)), v[:, 0].clone()) for v in map(factors, SPLITS))
@@ -151,9 +151,9 @@ def shapes(request: Request) -> Parts:
 
 
 def _number(values: Tensor, name: str) -> Tensor:
-    """Values of a factor as the number that it stands for, shape ``(N,)``, float32."""
+    """Convert the values of a factor to numbers, shape ``(N,)``, float32."""
     ends = {"scale": SCALES, "rotation": (0.0, math.pi), "x": PLACES, "y": PLACES}[name]
-    # The ends of half a turn are two rotations: only a whole turn would come back.
+    # Both ends of half a turn are included; they are two different rotations.
     return ends[0] + (ends[1] - ends[0]) * values.float() / (FACTORS[name] - 1)
 
 
@@ -168,13 +168,13 @@ def _check(factors: Tensor, size: Sequence[int]) -> None:
             raise ValueError(f"factors: expected {name} from 0 to {count - 1}, got {column.min()} to {column.max()}.")
     if len(size) != 2 or min(size) < 8:
         raise ValueError(
-            f"size: expected a height and a width of at least 8 pixels, in which shapes can be told apart, got "
-            f"{' x '.join(map(str, size))}; ask for more."
+            f"size: expected a height and a width of at least 8 pixels, got {' x '.join(map(str, size))}; take a larger one, "
+            "in which the shapes can be told apart."
         )
 
 
 def _triangle(u: Tensor, v: Tensor) -> Tensor:
-    """Isosceles, its tip upwards."""
+    """An isosceles triangle, its tip upwards."""
     height = 1.6
     half, slope = 1 / height, math.hypot(height, 1 / height)
     base = -height / 3
@@ -182,17 +182,17 @@ def _triangle(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _half_disc(u: Tensor, v: Tensor) -> Tensor:
-    """Flat below."""
+    """Half a disc, its flat side below."""
     radius = math.sqrt(2 / math.pi)
     low = -4 * radius / (3 * math.pi)
     return torch.maximum(low - v, torch.hypot(u, v - low) - radius)
 
 
 def _corner(u: Tensor, v: Tensor) -> Tensor:
-    """An L of two arms of one length, a third of it wide."""
+    """An L of two arms of equal length, a third as wide."""
     width = 1 / math.sqrt(5)
     arm = 3 * width
-    # Its centre of mass, from the outer corner, along either arm: that of both bars.
+    # Distance of its centre of mass from the outer corner, along either arm.
     centre = (arm * arm / 2 + (arm - width) * width / 2) * width
     right, up = u + centre, v + centre
     lying, standing = _box(right, up, arm, width), _box(right, up, width, arm)

@@ -1,4 +1,4 @@
-"""Data sets that torchvision fetches and reads, as uint8 in memory."""
+"""Data sets of torchvision, held in memory as uint8."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pyro_vae.data.stored import MemoryReader, Scaled, Stored
 
 
 def part_of(values: NDArray[np.uint8], labels: ArrayLike) -> Part:
-    """A split of images.
+    """Make a split of images and labels.
 
     Args:
-        values: Shape ``(N, C, H, W)``.
-        labels: Shape ``(N,)``.
+        values: Images, shape ``(N, C, H, W)``.
+        labels: Labels, shape ``(N,)``.
 
     Raises:
-        ValueError: If there are none, or not as many of one as of the other.
+        ValueError: If there are none, or their numbers differ.
     """
     y = torch.from_numpy(np.asarray(labels, np.int64))
     if len(values) != len(y) or len(y) == 0:
@@ -32,7 +32,7 @@ def part_of(values: NDArray[np.uint8], labels: ArrayLike) -> Part:
 
 
 def mnist_like(name: str, kind: str) -> FileSet:
-    """A set in files as those of MNIST; ``kind`` is torchvision's class."""
+    """Make a set in files like MNIST's; ``kind`` is the name of torchvision's class."""
     stems = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     files = tuple(f"{kind}/raw/{stem}-ubyte" for stem in stems)
 
@@ -41,7 +41,7 @@ def mnist_like(name: str, kind: str) -> FileSet:
 
         return getattr(datasets, kind)(folder, **options)
 
-    def read(folder: Path, request: Request) -> Parts:
+    def read(folder: Path, _request: Request) -> Parts:
         train, test = (opened(folder, train=train) for train in (True, False))
         return Parts(
             part_of(train.data[:, None].numpy(), train.targets), test=part_of(test.data[:, None].numpy(), test.targets)
@@ -59,14 +59,14 @@ def _emnist(folder: Path, train: bool, download: bool = False) -> Any:
     return EMNIST(folder, split="letters", train=train, download=download)
 
 
-def _read_emnist(folder: Path, request: Request) -> Parts:
-    """The files hold each image with rows and columns exchanged, and a as 1."""
+def _read_emnist(folder: Path, _request: Request) -> Parts:
+    """Read the letters; the files hold each image transposed, and count labels from 1."""
     train, test = (_emnist(folder, train) for train in (True, False))
     upright = [found.data[:, None].swapaxes(2, 3).numpy() for found in (train, test)]
     return Parts(part_of(upright[0], train.targets - 1), test=part_of(upright[1], test.targets - 1))
 
 
-def _read_svhn(folder: Path, request: Request) -> Parts:
+def _read_svhn(folder: Path, _request: Request) -> Parts:
     from torchvision.datasets import SVHN
 
     train, test = (SVHN(folder, split=split) for split in ("train", "test"))
@@ -84,13 +84,13 @@ def _cifar10(folder: Path, train: bool, download: bool = False) -> Any:
     from torchvision.datasets import CIFAR10
 
     with warnings.catch_warnings():
-        # Python 2 pickled the types of these arrays in a way of which NumPy 2.4.0 warns.
+        # NumPy 2.4.0 warns of the way in which Python 2 pickled the types of these arrays.
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
         return CIFAR10(folder, train=train, download=download)
 
 
-def _read_cifar10(folder: Path, request: Request) -> Parts:
-    """Torchvision puts the channels last; the files, and a model, have them first."""
+def _read_cifar10(folder: Path, _request: Request) -> Parts:
+    """Read the images; torchvision puts the channels last, a model has them first."""
     train, test = (_cifar10(folder, train) for train in (True, False))
     first = [found.data.transpose(0, 3, 1, 2) for found in (train, test)]
     return Parts(part_of(first[0], train.targets), test=part_of(first[1], test.targets))

@@ -238,7 +238,7 @@ class Training:
         exchange.begin(size)
         if self.whole is not None and "y" in takes(self.model):
             rows = progress.order[progress.seen : progress.seen + size]
-            self.whole.set_labels(self.batches.columns.parts[1][rows.to(self.device)])
+            self.whole.set_labels(self.batches.inputs.parts[1][rows.to(self.device)])
 
     def _mean_elbo(self, progress: EpochProgress) -> float:
         """Return the mean ELBO of the current epoch; this is the first wait for the device since the last call."""

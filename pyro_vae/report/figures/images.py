@@ -112,7 +112,7 @@ def _samples_of_labels(vae: Decodes, classes: int) -> Figure:
 def _samples_of_vectors(vae: Decodes, split: Split, source: str) -> Figure:
     """Draw images, and beside each means of p(x|z, y) at its y."""
     height, width = min(8, len(split.x)), 8
-    x, y = like_parameters(vae, split.columns(("x", "y"))[pick_rows(split, height)])
+    x, y = like_parameters(vae, split.inputs(("x", "y"))[pick_rows(split, height)])
     z = vae.prior().sample((height * width,))
     made = shrunk(mean_image(vae.decode(z, y.repeat_interleave(width, 0)))).unflatten(0, (height, width))
     figure, axes, _ = tiles_beside(x, made)
@@ -131,7 +131,7 @@ def analogies(vae: PyroModel, split: Split, source: str) -> Figure:
         raise ValueError(f"analogies: expected {source} data with some known labels, got none; leave the picture out.")
     if (make := method_of(vae, "analogies")) is None:
         raise ValueError(f"analogies: expected a model with analogies(x, y), got {type(vae).__name__} without.")
-    x, y = like_parameters(vae, split.columns(("x", "y"))[pick_rows(split, 8, labelled=True)])
+    x, y = like_parameters(vae, split.inputs(("x", "y"))[pick_rows(split, 8, labelled=True)])
     made = make(x, y)[:, :MAX_COLUMNS]
     figure, axes, middles = tiles_beside(x, shrunk(made.flatten(0, 1)).unflatten(0, made.shape[:2]))
     axes.set_xticks(middles, ["$x$", *(str(k) for k in range(made.shape[1]))])

@@ -159,7 +159,7 @@ def test_rows_of_a_table_become_images(tmp_path):
     data = plain(tmp_path / "a.csv", image_size=(6, 5))
     assert data.data_shape == (1, 6, 5)
     assert torch.equal(whole(data), ordered(torch.tensor(BYTES[:, None] / np.float32(255))))
-    with pytest.raises(ValueError, match="rows of 30 numbers are, got 7 x 5"):
+    with pytest.raises(ValueError, match="images with 30 numbers, got 7 x 5"):
         plain(tmp_path / "a.csv", image_size=(7, 5))
 
 

@@ -184,7 +184,7 @@ def test_without_files_and_network_one_sentence_says_where_and_what_to_do(name, 
     assert "--download" not in sentence
     assert "\n" not in sentence
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="allow --download, fetch them by"):
+    with pytest.raises(ValueError, match="allow --download, run python"):
         load(name, download=False)
 
 
@@ -242,9 +242,7 @@ def test_damaged_files_are_named_and_left_as_they_are(name, damage, server, tmp_
     ) as caught:
         load(name, data_dir=tmp_path)
     assert "\n" not in str(caught.value)
-    assert f"remove them and fetch them anew by python -m pyro_vae.data {name} --data-dir {tmp_path}," in str(
-        caught.value
-    )
+    assert f"remove them and run python -m pyro_vae.data {name} --data-dir {tmp_path}," in str(caught.value)
     assert damaged.read_bytes() == content
     assert server.asked == []
 
