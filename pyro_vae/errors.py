@@ -35,7 +35,7 @@ def check_count(name: str, value: object, least: int = 1, remark: str = "") -> N
 
 
 def check_counts(least: int = 1, /, **counts: object) -> None:
-    """Check that each argument is a whole number of at least ``least``, or None; see :func:`check_count`."""
+    """Check that each argument is None or passes :func:`check_count`."""
     for name, value in counts.items():
         if value is not None:
             check_count(name, value, least)
@@ -74,7 +74,7 @@ def check_nats(name: str, value: object) -> None:
 
 
 def check_data(*inputs: object) -> None:
-    """Check that the data are not empty: the first tensor among ``inputs`` that has rows.
+    """Check that the first tensor with rows is not empty.
 
     Raises:
         ValueError: If it has no row.
@@ -85,7 +85,10 @@ def check_data(*inputs: object) -> None:
 
 
 def clear_data_errors(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function to refuse empty data, and to drop Pyro's table of shapes from errors."""
+    """Decorate a function to refuse empty data and shorten Pyro's errors.
+
+    Errors lose Pyro's table of shapes.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -102,12 +105,15 @@ def clear_data_errors(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; the name of its type if the message is empty."""
+    """Return the first line of an error's message.
+
+    An empty message gives the name of the error's type.
+    """
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 
 def error_summary(error: BaseException) -> str:
-    """Return the type of an error and the first line of its message, without the full stop."""
+    """Return type and first line of an error, without the full stop."""
     name, line = type(error).__name__, first_line(error).rstrip(".")
     return name if line == name else f"{name}: {line}"

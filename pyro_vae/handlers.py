@@ -7,20 +7,25 @@ In :math:`\mathcal L_\beta = E_q[\log p(x|z)] - \beta\, KL(q(z|x) \| p(z))` the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from types import TracebackType
+from typing import ParamSpec, TypeVar, overload
 
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vae.system.imports import capturing
 
 Beta = float | Tensor
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
-def _is_latent(msg: Mapping[str, Any]) -> bool:
-    """Whether a message is a latent sample site that enters the bound."""
+def _is_latent(msg: Message) -> bool:
+    """Return True for a latent sample site that enters the bound."""
     return (
         msg["type"] == "sample"
         and not msg["is_observed"]
@@ -30,11 +35,14 @@ def _is_latent(msg: Mapping[str, Any]) -> bool:
 
 
 def owner_of(auxiliary: str) -> str:
-    """The latent site whose value Pyro's autoguides make from an auxiliary one: ``z`` of ``z_unconstrained``."""
+    """Return the latent site of an autoguide's auxiliary site.
+
+    Pyro's autoguides compute the value of ``z`` from ``z_unconstrained``.
+    """
     return auxiliary.removesuffix("_unconstrained")
 
 
-def _check_beta(beta: Any) -> Beta:
+def _check_beta(beta: object) -> Beta:
     if isinstance(beta, bool) or not isinstance(beta, int | float | Tensor):
         raise TypeError(f"beta: expected a number or a tensor, got {type(beta).__name__} {beta!r}.")
     value = beta if isinstance(beta, Tensor) else torch.tensor(float(beta))
@@ -46,10 +54,9 @@ def _check_beta(beta: Any) -> Beta:
 class ScaleKL(Messenger):
     """The handler behind :func:`scale_kl`.
 
-    Each latent site it touches (and the auxiliary one of an autoguide from which a named site's value is made) has its
-    log-probability multiplied by beta, and carries the product of all such factors
-    as ``infer["kl_scale"]`` and, one by one, as ``kl_scales`` of the trace's node (which, unlike ``infer``, survives
-    ``poutine.replay``).
+    It multiplies the log-probability of latent sites by beta, and of an autoguide's auxiliary site with the latent site
+    that is computed from it. Each site carries the product of all such factors as ``infer["kl_scale"]``. The trace's node
+    also carries them one by one, as ``kl_scales``, which unlike ``infer`` survives ``poutine.replay``.
     """
 
     def __init__(self, beta: Beta, sites: Collection[str] | None = None) -> None:
@@ -61,7 +68,7 @@ class ScaleKL(Messenger):
 
     @property
     def beta(self) -> Beta:
-        """The weight; a new one may be set between calls."""
+        """The weight; it may be set between calls."""
         return self._beta
 
     @beta.setter
@@ -72,7 +79,10 @@ class ScaleKL(Messenger):
 
     @property
     def _factor(self) -> Beta:
-        """What multiplies: for capture a number becomes a tensor, which a graph reads anew at every step."""
+        """The factor of the log-probability; in a capture, a tensor.
+
+        The graph reads it at every step.
+        """
         if isinstance(self._beta, Tensor) or not capturing():
             return self._beta
         return self._live
@@ -82,7 +92,9 @@ class ScaleKL(Messenger):
         super().__enter__()
         return self
 
-    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         missing = (self.sites or frozenset()) - self._seen
         if exc_type is None and missing:
@@ -91,7 +103,7 @@ class ScaleKL(Messenger):
                 f"{sorted(self._seen)}; name one of these in sites."
             )
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Message) -> None:
         if not _is_latent(msg):
             return
         self._seen.add(msg["name"])
@@ -101,46 +113,55 @@ class ScaleKL(Messenger):
         beta = self._factor
         msg["scale"] = msg["scale"] * beta
         msg["kl_scales"] = (*msg.get("kl_scales", ()), beta)
-        # A dict of its own: the user's may be shared between calls.
+        # A new dict: the user's may be shared between calls.
         msg["infer"] = {**msg["infer"], "kl_scale": msg["infer"].get("kl_scale", 1.0) * beta}
 
 
+@overload
+def scale_kl(fn: Callable[P, T], beta: Beta = 1.0, sites: Collection[str] | None = None) -> Callable[P, T]: ...
+
+
+@overload
+def scale_kl(fn: None = None, beta: Beta = 1.0, sites: Collection[str] | None = None) -> ScaleKL: ...
+
+
 def scale_kl(
-    fn: Callable[..., Any] | None = None, beta: Beta = 1.0, sites: Collection[str] | None = None
-) -> Callable[..., Any]:
+    fn: Callable[P, T] | None = None, beta: Beta = 1.0, sites: Collection[str] | None = None
+) -> Callable[P, T] | ScaleKL:
     r"""Multiply the log-probability of the latent sites of ``fn`` by :math:`\beta`.
 
     One side of :math:`\beta\, KL(q \| p)`: the model's side is :math:`\beta \log p(z)`, the guide's
-    :math:`\beta \log q(z|x)`. Unless both sides carry the same weight the objective is no beta-ELBO, and the
-    objectives of this package refuse it; :func:`scale_kl_pair` does both. Observed sites, subsampling sites and sites
-    marked ``infer={"auxiliary_loss": True}`` are left alone. Unlike ``poutine.scale`` it takes 0.
+    :math:`\beta \log q(z|x)`. Unless both sides have the same weight, the objective is no beta-ELBO, and the objectives of
+    this package refuse it; :func:`scale_kl_pair` weights both. Observed sites, subsampling sites and sites marked
+    ``infer={"auxiliary_loss": True}`` are left alone. Unlike ``poutine.scale``, it takes 0.
 
     Args:
         fn: A model or a guide.
-        beta: The weight, at least 0: a number, a 0-dim tensor (changed in place it stays live), or a tensor that
-            broadcasts to the plates of the site, such as shape ``(B,)``, one weight for each datum.
-        sites: Names of the sites to weight; all latent sites if None.
+        beta: The weight, at least 0: a number, a 0-dim tensor (a change in place takes effect), or a tensor that broadcasts
+            to the plates of the site, such as shape ``(B,)``, one weight for each datum.
+        sites: Names of the sites to weight; None for all latent sites.
 
     Returns:
-        The same function with the weight applied, or, without ``fn``, the handler, a context manager.
+        The same function with the weight applied; without ``fn``, the handler, a context manager.
 
     Raises:
-        ValueError: If ``beta`` is negative, infinite or NaN; when called, if ``sites`` names a site that is not there.
+        ValueError: If ``beta`` is negative, infinite or NaN; when called, if a site of ``sites`` is missing.
     """
     handler = ScaleKL(beta, sites)
     return handler if fn is None else handler(fn)
 
 
 def scale_kl_pair(
-    model: Callable[..., Any], guide: Callable[..., Any], beta: Beta | Mapping[str, Beta]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    r"""The pair whose ELBO is :math:`E_q[\log p(x|z)] - \sum_s \beta_s\, KL_s`, for any model and guide.
+    model: Callable[P, S], guide: Callable[P, T], beta: Beta | Mapping[str, Beta]
+) -> tuple[Callable[P, S], Callable[P, T]]:
+    r"""Weight the KL of any model and guide.
+
+    The ELBO of the pair is :math:`E_q[\log p(x|z)] - \sum_s \beta_s\, KL_s`.
 
     Args:
         model: A Pyro model.
         guide: Its guide.
-        beta: The weight of the KL, as in :func:`scale_kl`, or one for each site, ``{site: beta}``; sites that are not
-            named keep weight 1.
+        beta: The weight of the KL, as in :func:`scale_kl`, or one for each site, ``{site: beta}``; other sites keep weight 1.
 
     Returns:
         ``(model, guide)`` with the weight on both sides.
@@ -159,7 +180,7 @@ def scale_kl_pair(
 
 
 def _same(ours: tuple[Beta, ...], theirs: tuple[Beta, ...]) -> bool:
-    """Whether two lists of weights have the same product, up to rounding."""
+    """Return True if the products of two lists of weights agree."""
     if len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True)):
         return True
     one, other = (_product(betas) for betas in (ours, theirs))
@@ -183,11 +204,11 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
         guide_trace: Trace of the guide.
 
     Raises:
-        ValueError: If a latent site carries other weights of :func:`scale_kl` in the model than in the guide, or an
-            auxiliary site of the guide others than the sites made from it.
+        ValueError: If the weights of a latent site differ between model and guide, or those of an auxiliary site from those
+            of the sites computed from it.
     """
     if capturing():
-        return  # captured is what has just been run and checked
+        return  # the pair has just been run and checked
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample" or site["is_observed"] or name not in guide_trace.nodes:
             continue
@@ -201,16 +222,16 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def _check_auxiliary(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse an auxiliary site of the guide without the weight of the sites that are made from it."""
+    """Check that an auxiliary site has the weight of its latent sites."""
     latent = [n for n, s in guide_trace.nodes.items() if n in model_trace.nodes and _is_latent(s)]
     for name, site in guide_trace.nodes.items():
         if name in model_trace.nodes or site["type"] != "sample" or not site["infer"].get("is_auxiliary", False):
             continue
-        for made in [owner_of(name)] if owner_of(name) in latent else latent:
-            if not _same(site.get("kl_scales", ()), guide_trace.nodes[made].get("kl_scales", ())):
+        for owner in [owner_of(name)] if owner_of(name) in latent else latent:
+            if not _same(site.get("kl_scales", ()), guide_trace.nodes[owner].get("kl_scales", ())):
                 raise ValueError(
-                    f"auxiliary site {name!r}: expected the KL weight of site {made!r}, got another; give all sites one "
-                    f"weight, or name the auxiliary site {made}_unconstrained."
+                    f"auxiliary site {name!r}: expected the KL weight of site {owner!r}, got another; give all sites one "
+                    f"weight, or name the auxiliary site {owner}_unconstrained."
                 )
 
 

@@ -1,4 +1,4 @@
-"""Read the specs ``NAME:ARG:ARG`` of flags and options, and find objects by their names."""
+"""Objects by name, and specs ``NAME:ARG:ARG`` of flags and options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ T = TypeVar("T")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """Make the error for an unknown name: it lists the known names and the nearest.
+    """Make the error for an unknown name.
+
+    It lists the known names and the nearest.
 
     Args:
         kind: The kind of thing that has a name, such as ``"objective"``.
@@ -91,7 +93,9 @@ def parse_numbers(
 
 
 def parse_part(kind: str, text: str, table: Mapping[str, type[T]]) -> tuple[type[T], list[float]]:
-    """Read ``NAME:ARG:ARG`` for a class that declares ``arguments``: their names, each with an example value of its type.
+    """Read ``NAME:ARG:ARG`` for a class that declares its arguments.
+
+    ``arguments`` maps their names to example values, whose types are theirs.
 
     Args:
         kind: The kind of part, such as ``"prior"``.

@@ -1,4 +1,4 @@
-"""``pyro.module`` for networks that train step after step, without a message for each parameter at every step."""
+"""``pyro.module`` without a message for each parameter at every step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class Recorder:
-    """The parameters that one SVI has seen in registered modules, and which of them the step under way uses.
+    """The parameters of registered modules that one SVI has seen.
 
     Attributes:
-        known: Module (by id) to its parameters, from an earlier step in which all of them came as ``param`` messages.
-        used: The parameters of the step under way, by id.
+        known: Parameters of a module, by its id, from an earlier step in which all of them came as ``param`` messages.
+        used: Parameters of the current step, by id.
     """
 
     def __init__(self) -> None:
@@ -23,13 +23,13 @@ class Recorder:
         self._registered: list[nn.Module] = []
 
     def begin(self) -> dict[int, Tensor]:
-        """Begin a step: nothing is used yet."""
+        """Begin a step; return the dict of its parameters."""
         self.used, self._registered = {}, []
         return self.used
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Listen to :func:`register` during one step."""
+        """Record the calls of :func:`register` in one step."""
         _recorders.append(self)
         try:
             yield
@@ -37,12 +37,15 @@ class Recorder:
             _recorders.pop()
         for module in self._registered:
             own = [p for p in module.parameters() if p.requires_grad]
-            # Parameters that a handler replaced, such as poutine.lift, came as no messages: never known.
+            # Parameters that a handler such as poutine.lift replaced send no messages, so the module is never known.
             if own and all(id(p) in self.used for p in own):
                 self.known[id(module)] = module, own
 
     def takes(self, module: nn.Module) -> bool:
-        """Use the known parameters of ``module``, if they are known and still its own."""
+        """Use the known parameters of ``module``; return False without any.
+
+        They must still be its own.
+        """
         _, params = self.known.get(id(module), (None, []))
         current = iter(module.parameters())
         if not params or any(next(current, None) is not p for p in params) or next(current, None) is not None:
@@ -51,7 +54,7 @@ class Recorder:
         return True
 
     def note(self, module: nn.Module) -> None:
-        """Remember that ``module`` went through ``pyro.module`` in this step."""
+        """Note that ``module`` went through ``pyro.module`` in this step."""
         self._registered.append(module)
 
 
@@ -61,7 +64,7 @@ _collectors: list[list[Tensor]] = []
 
 @contextmanager
 def collecting() -> Iterator[list[Tensor]]:
-    """Collect the parameters of every module that is registered meanwhile, messages or not."""
+    """Collect the parameters of every module that is registered inside."""
     params: list[Tensor] = []
     _collectors.append(params)
     try:
@@ -71,17 +74,17 @@ def collecting() -> Iterator[list[Tensor]]:
 
 
 def register(name: str, module: nn.Module) -> None:
-    """``pyro.module``, refusing a store that holds other tensors under its name.
+    """Call ``pyro.module``, unless the store holds another tensor.
 
-    Inside a step of :class:`pyro_vae.SVI` that has seen the module's parameters before, the SVI is told of the module at
-    once, and no message is sent for each parameter.
+    Inside a step of an :class:`pyro_vae.SVI` that has seen the module's parameters before, all of them are recorded at once,
+    without a message for each.
 
     Args:
-        name: Its name in the parameter store.
+        name: Name of the module in the parameter store.
         module: A network.
 
     Raises:
-        RuntimeError: If the store holds another tensor under one of its names: the network would never train.
+        RuntimeError: If the store holds another tensor under one of its names, so that the network would never train.
     """
     for collected in _collectors:
         collected.extend(module.parameters())
@@ -96,6 +99,6 @@ def register(name: str, module: nn.Module) -> None:
     store, full = pyro.get_param_store(), f"{name}$$${key}"
     if parameter.requires_grad and full in store and store[full] is not parameter:
         raise RuntimeError(
-            f"parameter store: expected this model's own tensor under {full}, got another, so that the model would never "
-            "train; call pyro.clear_param_store() first."
+            f"parameter store: expected this model's own tensor under {full}, got another, so the model would never train; "
+            "call pyro.clear_param_store() first."
         )

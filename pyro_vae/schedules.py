@@ -1,4 +1,6 @@
-r"""Schedules for :math:`\beta`, the weight of the KL: functions of the optimization step, counted from 0.
+r"""Schedules for :math:`\beta`, the weight of the KL.
+
+They are functions of the optimization step, counted from 0.
 
 A schedule is a frozen value: calling it with a step gives a float, and from step ``steps`` on this stays at the end value.
 """
@@ -84,7 +86,9 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cyclical:
-    r"""Cyclical annealing: ``cycles`` ramps from ``start`` to ``end`` within ``steps`` steps, then ``end``.
+    r"""Cyclical annealing: ramps from ``start`` to ``end``, then ``end``.
+
+    There are ``cycles`` ramps within ``steps`` steps.
 
     .. math:: \beta_t = s + (e - s) \min(1, \tau / R),
         \quad \tau = \frac{t \bmod T/M}{T/M} \quad (t < T)
@@ -127,7 +131,7 @@ class Cyclical:
 
 @dataclass(frozen=True)
 class Cosine:
-    r"""Annealing along half a cosine wave from ``start`` to ``end``, slow at both ends.
+    r"""Annealing along half a cosine wave, slow at both ends.
 
     .. math:: \beta_t = s + (e - s)\, (1 - \cos(\pi u)) / 2, \quad u = \min(1, t / T)
 
@@ -154,7 +158,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    r"""Annealing along a logistic curve, stretched so that it goes from ``start`` to ``end``.
+    r"""Annealing along a logistic curve, stretched from ``start`` to ``end``.
 
     .. math:: \beta_t = s + (e - s)\, \frac{\sigma(k (2u - 1)) - \sigma(-k)}{\sigma(k) - \sigma(-k)},
         \quad u = \min(1, t / T), \quad k = 6
@@ -226,7 +230,9 @@ def parse(text: str, end: float) -> Schedule:
 
 
 def parse_all(text: str, beta: float | str) -> Schedule | dict[str, Schedule]:
-    r"""Read ``--anneal`` and ``--beta``, where beta may be a number for each of some sites, ``z1=0.5,z2=2``.
+    r"""Read ``--anneal`` and ``--beta``.
+
+    Beta may be a number for each of some sites, ``z1=0.5,z2=2``.
 
     Args:
         text: See :func:`parse`; each site gets a schedule of its own, to its own final :math:`\beta`.

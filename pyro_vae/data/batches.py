@@ -101,7 +101,10 @@ class Batches:
             yield x if self._alone else (x, *others)
 
     def _redrawn(self, x: Tensor, total: int, generator: torch.Generator) -> Tensor:
-        """Binarize this process's rows of a batch of ``total`` data with its share of one noise."""
+        """Binarize this process's rows of a batch of ``total`` data.
+
+        All processes draw the noise of the whole batch, and take their share of it.
+        """
         if self.world.size == 1:
             return binarize(x, "dynamic", generator)
         noise = torch.rand((total, *x.shape[1:]), generator=generator, device=x.device, dtype=x.dtype)
@@ -154,7 +157,7 @@ class _Rows(Dataset[Tensor]):
 
 
 class Order(Protocol):
-    """The order of an epoch: rows of the data, drawn anew for each epoch.
+    """The order of the rows of an epoch, drawn anew each time.
 
     Their number is always the same, and the order is a function of the generator's state.
     """
@@ -185,7 +188,7 @@ class Shuffled:
 
 
 class Spread:
-    """Every datum once, in random order, with the labelled data at equal distances.
+    """Every datum once, shuffled, with labelled data at equal distances.
 
     The numbers of labelled data of two whole batches differ by at most one. With a plain shuffle most batches would have no
     label where labels are few. If there are at least as many labels as batches, each batch has one, even a short last one.
@@ -215,7 +218,9 @@ class Spread:
 
 
 class Mixed:
-    r"""Every unlabelled datum once, and a fixed number of labelled data in every whole batch.
+    r"""Every unlabelled datum once, shuffled, with labelled data in every batch.
+
+    Every whole batch has the same number of labelled data.
 
     Labelled data are repeated as often as needed. A datum that comes twice as often has twice the weight, in the objective
     and in means over an epoch.
@@ -263,7 +268,7 @@ def _merged(places: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
 
 
 def order_of(y: Tensor | None, size: int, batch_size: int, per_batch: int | None = None) -> Order:
-    """Choose the order of an epoch by the labels that a model is given.
+    """Choose the order of an epoch by the labels.
 
     Args:
         y: Labels, shape ``(N,)``, -1 where unknown; None or another shape for no labels.

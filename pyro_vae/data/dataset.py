@@ -91,12 +91,12 @@ class Data:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or length of the vectors in place of labels; None without either."""
+        """Number of classes, or length of vectors; None without labels."""
         return num_classes([split.y for split in self.splits.values()])
 
     @property
     def noun(self) -> str:
-        """``"images"`` if a datum has a channel, a height and a width, else ``"data"``."""
+        """``"images"`` if data have the shape ``(C, H, W)``, else ``"data"``."""
         return "images" if len(self.data_shape) == 3 else "data"
 
     @property
@@ -105,7 +105,10 @@ class Data:
         return ", ".join(f"{len(s.x):,} {name}" for name, s in self.splits.items())
 
     def to(self, device: torch.device) -> Data:
-        """Return the same data with x on a device; stored data go there when they are read."""
+        """Return the same data with x on a device.
+
+        Stored data go there when they are read.
+        """
         moved = {name: split._replace(x=split.x.to(device)) for name, split in self.splits.items()}
         return dataclasses.replace(
             self, train=moved["train"], validation=moved.get("validation"), test=moved.get("test")
@@ -127,7 +130,9 @@ class Data:
         return mean, math.sqrt(squares / math.prod(some.shape))
 
     def fingerprint(self) -> dict[str, object]:
-        """Return shape, sizes, and checksums of x and y, which tell these data from others.
+        """Return shape, sizes, and checksums of x and y.
+
+        They tell these data from others.
 
         Of splits that are not in memory, the checksum is that of 100 evenly spaced data.
         """
@@ -147,7 +152,7 @@ def _spaced(total: int, count: int) -> Tensor:
 
 
 class Inputs:
-    """The inputs of a model for N data, such as x and y.
+    """The inputs of a model, such as x and y.
 
     ``len``, ``inputs[rows]`` and ``inputs.split(n)`` act as on a tensor, but give tuples with some rows of each input, all
     on the device of the first.
@@ -170,7 +175,7 @@ class Inputs:
 
     @classmethod
     def of(cls, given: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...]) -> Inputs:
-        """Make inputs of one tensor or a tuple; return inputs as they are."""
+        """Make inputs of a tensor, a tuple, or inputs."""
         if isinstance(given, Inputs):
             return given
         return cls(*given) if isinstance(given, tuple) else cls(given)
@@ -182,7 +187,7 @@ class Inputs:
 
     @property
     def chunk(self) -> int:
-        """Number of data of one chunk in a pass over all, by their memory."""
+        """Number of data in one chunk of a pass over all."""
         return min(rows_of(part.shape) for part in self.parts)
 
     def __len__(self) -> int:

@@ -79,12 +79,14 @@ def num_classes(labels: Iterable[Tensor | None]) -> int | None:
 
 
 def are_vectors(y: Tensor | None) -> bool:
-    """Return True for vectors in place of labels, floats of shape ``(N, C)``."""
+    """Return True for vectors, floats of shape ``(N, C)``."""
     return y is not None and y.dim() == 2 and y.is_floating_point()
 
 
 def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
-    """Hide all but some labels; the numbers kept of two classes differ by at most one.
+    """Hide all but some labels, and keep equally many of each class.
+
+    Their numbers differ by at most one.
 
     Args:
         y: Labels, shape ``(N,)``, int64, -1 where unknown.
@@ -237,5 +239,5 @@ def _is_unknown(value: object) -> bool:
 
 
 def _natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Return a sort key for the natural order: numbers within names by their value."""
+    """Return a sort key that compares numbers within names by value."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]

@@ -27,7 +27,9 @@ MAX_SIDE = 8192
 
 
 def data_folders(data_dir: str | Path | None = None) -> tuple[Path, ...]:
-    """Return the folders of named data sets; missing files are downloaded into the first.
+    """Return the folders of named data sets.
+
+    Missing files are downloaded into the first.
 
     Args:
         data_dir: The only folder; None for ``PYRO_VAE_DATA``, if set, and a cache folder of the user's.
@@ -53,7 +55,7 @@ def load(
     label_seed: int = 0,
     progress: bool = False,
 ) -> Data:
-    """Load a data set, or a file or folder of your own; split and binarize it.
+    """Load, split and binarize a data set, file or folder.
 
     A set's own splits are kept. Without a test split, one datum in ten is set aside, by seed (``digits``: always the same
     ones). Validation data come from the training data, by seed. Under ``"dynamic"`` and ``"static"``, validation and test
@@ -124,7 +126,7 @@ def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | Non
 
 
 def _find(name: str, request: Request) -> Parts:
-    """Return the splits of a named set, or of the file or folder at a path."""
+    """Return the splits of a named set, file or folder."""
     if not name.strip():
         raise ValueError(f"data set: expected a name ({', '.join(NAMED)}) or a path, got nothing; name one.")
     if request.skip_broken and not Path(name).expanduser().is_dir():
@@ -153,7 +155,7 @@ def _sized(parts: Parts, size: tuple[int, int] | None) -> Parts:
 
 
 def _with_test(parts: Parts, generator: torch.Generator) -> Parts:
-    """Set one datum in ten aside as test data if the source has none."""
+    """Set one datum in ten aside for the test, if needed."""
     if parts.test is not None:
         return parts
     order = torch.randperm(len(parts.train.x), generator=generator)

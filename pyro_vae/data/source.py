@@ -1,4 +1,4 @@
-"""A source of data: the request it takes, and the splits it returns."""
+"""Sources of data: a request in, the splits out."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """The splits of a source; those that are None are taken from ``train``.
+    """The splits of a source.
+
+    A split that is None is taken from ``train``.
 
     Attributes:
         train: Training data, or all data.

@@ -1,4 +1,4 @@
-"""Data as they are stored, in memory or on the disk, read a batch at a time."""
+"""Data on the disk or in memory, read batch by batch."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class ArrayFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """Data that are read when they are needed, with some of the interface of a tensor.
+    """Data that are read when needed, with part of a tensor's interface.
 
     ``len``, ``shape``, ``device``, ``x[rows]``, ``x.split(n)`` and ``x.to(device)`` act as on a tensor; rows come as
     float32.
@@ -199,7 +199,10 @@ class Stored:
         return dataclasses.replace(self, device=device)
 
     def in_memory(self) -> Tensor:
-        """Read all data into one tensor, in chunks, without another copy of their size."""
+        """Read all data into one tensor, in chunks.
+
+        It needs no second copy of their size.
+        """
         whole = torch.empty(self.shape, device=self.device)
         start = 0
         for part in self.split(rows_of(self.shape)):
@@ -209,12 +212,18 @@ class Stored:
 
 
 def rows_of(shape: Sequence[int]) -> int:
-    """Return the number of data of one chunk of an array of shape ``(N, ...)``."""
+    """Return the number of data in one chunk.
+
+    Args:
+        shape: Shape of all data, ``(N, ...)``.
+    """
     return max(1, CHUNK_BYTES // (4 * math.prod(shape[1:])))
 
 
 def fit_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale images, with antialiasing, until they just cover a size; crop them around the centre.
+    """Scale images until they just cover a size, and crop them.
+
+    Scaling is antialiased, and the crop is around the centre.
 
     Args:
         x: Images, shape ``(..., C, H, W)``.

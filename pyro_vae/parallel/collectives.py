@@ -1,4 +1,7 @@
-"""Collectives: every rank of a job calls them in the same order, to share objects, tensors and errors."""
+"""Collectives: objects, tensors and errors shared by all ranks.
+
+Every rank calls them in the same order.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _SHARED = "_pyro_vae_shared"
 
 
 class JobError(ConnectionError):
-    """The processes of a job no longer act as one: one is gone, or has other parameters."""
+    """A process of the job is gone, or has other parameters."""
 
 
 # Objects and errors. A rank that fails sends a Failure in place of its next object, and then all ranks raise it.
@@ -44,7 +47,10 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Describe an error: the package's own exactly, any other by a built-in type and its text."""
+        """Describe an error.
+
+        One of the package is rebuilt exactly, any other as a built-in type with its text.
+        """
         plain = next((kind for kind in _PLAIN if isinstance(error, kind)), RuntimeError)
         if type(error).__module__.startswith("pyro_vae.") and plain is RuntimeError:
             make, args, *_ = cast("tuple[Callable[..., Exception], tuple[object, ...]]", error.__reduce__())
@@ -100,7 +106,10 @@ def _job_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_errors() -> Iterator[None]:
-    """Inside, an error of one rank is raised by all; without an error all ranks leave together."""
+    """Raise an error of one rank on all ranks.
+
+    Without an error, all ranks leave the block together.
+    """
     if world().size == 1:
         yield
         return
@@ -116,7 +125,10 @@ def shared_errors() -> Iterator[None]:
 
 
 def share_error(error: Exception) -> None:
-    """Send an error to the other ranks, which raise it at their next :func:`all_gather`."""
+    """Send an error to the other ranks.
+
+    They raise it at their next :func:`all_gather`.
+    """
     error.__dict__[_SHARED] = True
     _all_gather(Failure.of(error))
 
@@ -127,7 +139,7 @@ def is_shared(error: Exception) -> bool:
 
 
 def set_device(device: torch.device) -> None:
-    """Set this process's device, and check that all ranks use one kind; a collective.
+    """Set this process's device; all ranks must use one kind.
 
     Raises:
         ValueError: If the kinds differ.
@@ -145,13 +157,13 @@ def set_device(device: torch.device) -> None:
 
 
 def first_given(value: T | None) -> T | None:
-    """Return the value of the first rank whose value is not None; None if all are None."""
+    """Return the first value that is not None, over all ranks."""
     return next((other for other in all_gather(value) if other is not None), None)
 
 
 @contextlib.contextmanager
 def local_main_first() -> Iterator[None]:
-    """Let local rank 0 of each machine run the block first, and the others after it.
+    """Let local rank 0 of each machine run the block first.
 
     For example, it downloads the files that the others then find.
     """
@@ -165,7 +177,7 @@ def local_main_first() -> Iterator[None]:
 
 
 class Sliceable(Protocol[Batch]):
-    """Data that can be cut into batches: a tensor, or the inputs of a model."""
+    """Data that can be cut into batches."""
 
     def __len__(self) -> int: ...
 
@@ -173,7 +185,9 @@ class Sliceable(Protocol[Batch]):
 
 
 def local_batches(x: Sliceable[Batch], size: int, seed: int) -> Iterator[Batch | None]:
-    """Yield this rank's batches of an evaluation, in order: batch i goes to rank i modulo the number of ranks.
+    """Yield this rank's batches of an evaluation, in order.
+
+    Batch i goes to rank i modulo the number of ranks.
 
     In a job each batch has its own stream of random numbers, so the figures do not depend on the number of ranks. The
     first batch has the stream with which a single process begins.
@@ -197,7 +211,9 @@ def local_batches(x: Sliceable[Batch], size: int, seed: int) -> Iterator[Batch |
 
 
 def local_indices(count: int) -> Iterator[int | None]:
-    """Yield this rank's share of ``range(count)``: i goes to rank i modulo the number of ranks.
+    """Yield this rank's share of ``range(count)``.
+
+    Index i goes to rank i modulo the number of ranks.
 
     Yields:
         Indices; None where this rank has one fewer than others, so that every rank gets equally many.
@@ -207,7 +223,7 @@ def local_indices(count: int) -> Iterator[int | None]:
 
 
 def merge_batches(parts: Sequence[T]) -> list[T]:
-    """Gather the results for the batches of all ranks, in the order of the data; a collective.
+    """Gather the results of all ranks, in the order of the data.
 
     Args:
         parts: This rank's results, one for each batch that :func:`local_batches` or :func:`local_indices` gave it.

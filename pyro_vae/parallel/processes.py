@@ -1,4 +1,4 @@
-"""A process in a job of ``torchrun``: its rank, process group, output, device and stream of random numbers."""
+"""A process in a job of ``torchrun``: rank, output, device, random numbers."""
 
 from __future__ import annotations
 
@@ -39,11 +39,17 @@ class World:
         return self.rank == 0
 
     def rows(self, total: int) -> int:
-        """Return the number of this rank's rows of a batch of ``total``; ranks differ by at most one."""
+        """Return the number of this rank's rows of a batch of ``total``.
+
+        Ranks differ by at most one row.
+        """
         return (self.rank + 1) * total // self.size - self.rank * total // self.size
 
     def share(self, batch: Tensor) -> Tensor:
-        """Return this rank's rows of a batch; if it has none, the first row, which then gets weight 0."""
+        """Return this rank's rows of a batch.
+
+        Without any, it returns the first row, which then gets weight 0.
+        """
         start = self.rank * len(batch) // self.size
         return batch[start : start + self.rows(len(batch))] if self.rows(len(batch)) else batch[:1]
 
@@ -55,12 +61,18 @@ _world = World()
 
 
 def world() -> World:
-    """Return rank and job size of this process; inside :func:`process_group`, those of the launcher."""
+    """Return rank and job size of this process.
+
+    Inside :func:`process_group` they are those of the launcher, else 0 and 1.
+    """
     return _world
 
 
 def launcher_world() -> World:
-    """Return the rank and job size that the launcher has set, before the process group exists."""
+    """Return the rank and job size that the launcher has set.
+
+    They are known before the process group exists.
+    """
     if not all(os.environ.get(name) for name in VARIABLES) or not dist.is_available():
         return World()
     return World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
@@ -68,7 +80,9 @@ def launcher_world() -> World:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[World]:
-    """Join the job of the launcher: inside, ``pyro_vae.fit`` shares its batches among all processes.
+    """Join the job of the launcher.
+
+    Inside, ``pyro_vae.fit`` shares its batches among all processes.
 
     Without a launcher, or with one process, it does nothing. It uses an existing process group and leaves it open.
 
@@ -96,7 +110,9 @@ def process_group() -> Iterator[World]:
 
 @contextlib.contextmanager
 def only_main_prints() -> Iterator[None]:
-    """Inside, only rank 0 of a job prints; afterwards, each process ignores SIGTERM and SIGINT.
+    """Let only rank 0 of a job print inside; ignore signals afterwards.
+
+    Afterwards each process ignores SIGTERM and SIGINT.
 
     ``torchrun`` sends these signals as soon as one process has left with an error. By then all processes have agreed to
     leave, and end by themselves.
@@ -119,7 +135,9 @@ def only_main_prints() -> Iterator[None]:
 
 
 def device_name(text: str) -> str:
-    """Resolve ``--device`` for this process of a job: the CUDA device of its local rank, or the CPU.
+    """Resolve ``--device`` for this process of a job.
+
+    It is the CUDA device of the local rank, or the CPU.
 
     Raises:
         ValueError: If it is ``cuda:N``, which all processes would share, or ``mps``, which has no collectives.
@@ -141,7 +159,9 @@ def device_name(text: str) -> str:
 
 
 def stream_seed(seed: int, number: int | None = None) -> int:
-    """Return the seed of one of many streams of random numbers; that of stream 0 is ``seed`` itself.
+    """Return the seed of one of many streams of random numbers.
+
+    That of stream 0 is ``seed`` itself.
 
     Args:
         seed: The seed of the run.

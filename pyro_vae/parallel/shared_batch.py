@@ -12,7 +12,7 @@ _active: WholeBatch | None = None
 
 
 class WholeBatch:
-    """The batch of all processes: its size, its number of labels, and means over it.
+    """Size, number of labels and means of the batch of all processes.
 
     The counts are tensors that are changed in place, so that a captured graph sees each step's.
 
@@ -36,13 +36,19 @@ class WholeBatch:
             _active = before
 
     def set_labels(self, y: Tensor) -> None:
-        """Set the labels of the next step's whole batch, shape ``(B,)``, -1 where unknown."""
+        """Set the labels of the next whole batch.
+
+        Args:
+            y: Shape ``(B,)``, int64, -1 where unknown.
+        """
         self.size.fill_(len(y))
         self.labelled.copy_((y >= 0).sum())
 
 
 def batch_counts(known: Tensor) -> tuple[int | Tensor, Tensor]:
-    """Return the size of the batch and its number of labels, over all processes of a shared step.
+    """Return the size of the batch and its number of labels.
+
+    In a shared step they are those of all processes together.
 
     Args:
         known: True for each of this process's data that has a label, shape ``(B,)``, bool.
@@ -54,7 +60,9 @@ def batch_counts(known: Tensor) -> tuple[int | Tensor, Tensor]:
 
 
 def batch_mean(local: Tensor, scale: Tensor) -> Tensor:
-    """Return the mean over the batch of all ranks, given this rank's; outside a shared step, ``local`` itself.
+    """Return the mean over the batch of all ranks, given this rank's.
+
+    Outside a shared step it is ``local`` itself.
 
     Within a shared step it is a collective. Its gradient is that of ``local``: multiplied by a rank's weight and size, and
     summed over ranks, it is the gradient of the whole mean.

@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """Return the CRC-32 of the bytes of all tensors, one after the other; shapes and types don't enter.
+    """Return the CRC-32 of the bytes of all tensors in turn.
+
+    Shapes and types don't enter.
 
     Args:
         tensors: Tensors on any device.

@@ -1,4 +1,7 @@
-"""Decide whether to compile: this machine must be able to, and a run must be long enough to repay it."""
+"""The decision to compile a run.
+
+The machine must be able to, and the run long enough to repay it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _SOURCE = '#include <Python.h>\nextern "C" int pyro_vae_probe() { return PY_MAJO
 
 @functools.cache
 def obstacle() -> str | None:
-    """Return the reason why this machine cannot compile a step; None if it can.
+    """Return why this machine cannot compile a step; None if it can.
 
     It compiles and loads one function, which takes a C++ compiler, Python's header and a temporary folder from which code
     may be executed.
@@ -63,7 +66,7 @@ def _last_line(text: str) -> str:
 
 
 def worth_compiling(flops: float, device: torch.device) -> bool:
-    """Return True if an evaluation can be compiled here and is long enough to repay it.
+    """Return True if compiling an evaluation is possible and repaid.
 
     Args:
         flops: Floating-point operations of the whole evaluation.

@@ -65,7 +65,7 @@ def _description(device: torch.device) -> str:
 
 
 def _missing(device: torch.device) -> str | None:
-    """Return the reason why a device is missing; None if it is there."""
+    """Return why a device is missing; None if it is there."""
     if device.type == "mps":
         if torch.backends.mps.is_available():
             return None
@@ -95,7 +95,7 @@ def _why_no_cuda(caught: list[Warning]) -> str:
 
 
 def _broken(device: torch.device) -> str | None:
-    """Return the reason why a device that is there does not work; None if it does."""
+    """Return why a device does not work; None if it does."""
     try:
         with warnings.catch_warnings(record=True):  # for example that this GPU is too old for this torch
             warnings.simplefilter("always")
@@ -106,7 +106,7 @@ def _broken(device: torch.device) -> str | None:
 
 
 def explain_device_error(error: BaseException) -> str | None:
-    """Explain an error of the device and its remedy in one sentence; None for any other error.
+    """Explain an error of the device, and its remedy.
 
     Args:
         error: An error of training or evaluation.

@@ -23,7 +23,10 @@ NAME_LENGTH = 80
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole."""
+    """Replace a file by a whole new one.
+
+    At every moment either the old or the new one is there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -39,7 +42,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where folders can be opened and synced (not on Windows)."""
+    """Make a rename survive a power cut.
+
+    Windows cannot open and sync folders.
+    """
     if hasattr(os, "O_DIRECTORY"):
         with suppress(OSError):  # the file is in its place; some file systems cannot do more
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -50,13 +56,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
-    """List the temporary files that a killed :func:`write_atomically` of these names left in a folder."""
+    """List the temporary files of a killed :func:`write_atomically`."""
     return [path for name in names for path in folder.glob(f".{name}.*.tmp")]
 
 
 @contextmanager
 def lock_file(path: Path, timeout: float = -1) -> Iterator[bool]:
-    """Hold a lock file, which other processes wait for; it is free when the process ends, in whatever way.
+    """Hold a lock file, which other processes wait for.
+
+    It is free when the process ends, in whatever way.
 
     Args:
         path: The lock file, removed at the end.
@@ -82,7 +90,7 @@ def lock_file(path: Path, timeout: float = -1) -> Iterator[bool]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock the folder of a run against other processes, where the file system has locks.
+    """Lock the folder of a run, where the file system has locks.
 
     Raises:
         ValueError: If another process has locked it.
@@ -102,7 +110,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
-    """Make a folder and its parents; at the end, remove those of them that are still empty.
+    """Make a folder and its parents; remove empty ones at the end.
 
     Args:
         folder: The folder.
@@ -141,7 +149,9 @@ def run_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def dated_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Make a new folder ``NAME-DATE-TIME``, of ASCII letters, digits and hyphens; see :func:`new_folder`.
+    """Make a new folder ``NAME-DATE-TIME``, see :func:`new_folder`.
+
+    Its name has ASCII letters, digits and hyphens only.
 
     Raises:
         ValueError: If it cannot be made.

@@ -1,4 +1,4 @@
-"""Imports that need care: packages that write to the user's home, or that take a while."""
+"""Imports of packages that write to the home, or take a while."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 @contextmanager
 def quiet_font_cache() -> Iterator[None]:
-    """Inside, matplotlib does not warn that it keeps its font cache in a temporary folder.
+    """Silence matplotlib's warning about a temporary font cache.
 
     It does so where the home cannot be written. That does no harm, and it removes the folder at the end.
     """
@@ -32,7 +32,9 @@ def _not_about_caches(record: logging.LogRecord) -> bool:
 
 
 def import_arviz() -> ModuleType:
-    """Import ArviZ without its announcement of version 1.0, and where the home cannot be written.
+    """Import ArviZ, even where the home cannot be written.
+
+    Its announcement of version 1.0 is silenced.
 
     ArviZ 0.23 writes the day of that announcement to the user's cache folder, and cannot be imported where that fails.
     """
@@ -47,6 +49,9 @@ def import_arviz() -> ModuleType:
 
 
 def capturing() -> bool:
-    """Return True while ``make_fx`` records operations; this does not import it, which takes a while."""
+    """Return True while ``make_fx`` records operations.
+
+    It does not import ``make_fx``, which takes a while.
+    """
     tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return tracer is not None and tracer.get_proxy_mode() is not None

@@ -30,7 +30,10 @@ def own_randomness(seed: int | None = None) -> Iterator[None]:
 
 
 def device_state(device: torch.device) -> Tensor | None:
-    """Return the state of a device's own generator; None on the CPU, whose generator is torch's."""
+    """Return the state of a device's own generator, or None.
+
+    The CPU has none: its generator is torch's.
+    """
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)
     return torch.mps.get_rng_state() if device.type == "mps" and torch.backends.mps.is_available() else None

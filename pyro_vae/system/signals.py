@@ -1,4 +1,4 @@
-"""Signals: end the process at once, or at the next moment at which nothing is lost."""
+"""Signals that end the process, at once or when nothing is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """The signals that came; calling it returns True if one came while they were deferred.
+    """The signals that came; calling it returns True after a deferred one.
 
     Attributes:
         caught: The first signal that came within :meth:`deferred`, or None.
@@ -42,7 +42,10 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, the first signal is only noted; a Ctrl-C after it raises :class:`Interrupted`."""
+        """Only note the first signal inside.
+
+        A Ctrl-C after it raises :class:`Interrupted`.
+        """
         self._deferred = True
         try:
             yield
@@ -83,7 +86,9 @@ def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
 
 
 def exit_on_signal(command: str) -> None:
-    """Let a signal end the process with one line and its exit code, until other handlers are set.
+    """Let a signal end the process with a line and exit code.
+
+    This holds until other handlers are set.
 
     For the seconds in which torch is imported; this module needs none of it.
 

@@ -1,4 +1,4 @@
-"""The number of CPU threads that torch uses: those this process may use, not all of the machine."""
+"""The number of CPU threads that torch uses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def usable_threads() -> int:
-    """Return torch's own number of threads, limited to the CPUs that this process may use.
+    """Return torch's number of threads, limited to this process's CPUs.
 
     These are the CPUs to which it is bound and the quota of its control group (cgroup), which torch does not know. A number
     in ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` is left as torch took it.

@@ -19,7 +19,7 @@ LONG = 2**28
 
 
 class Values(Protocol):
-    """An array in memory or in a file, before it becomes a reader."""
+    """An array in memory or in a file."""
 
     @property
     def dtype(self) -> DType:
@@ -132,7 +132,7 @@ def _check_shape(name: str, shape: tuple[int, ...], least: int) -> None:
 
 
 def _range(name: str, values: Values, progress: bool) -> Range:
-    """Check that all values are finite, and find their range, in one pass over chunks."""
+    """Check that all values are finite, and find their range."""
     lowest, highest, whole = math.inf, -math.inf, True
     for start, chunk in _chunks(values, progress):
         if values.dtype.kind == "f" and not np.isfinite(chunk).all():
@@ -177,7 +177,7 @@ def _divisor(name: str, found: Range, dtype: DType, table: bool) -> tuple[float,
 def _axes(
     name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Return the order of the axes and the shape of a datum; None for no change."""
+    """Return the new order of axes and shape of a datum."""
     if len(shape) == 4:
         if shape[1] in (1, 3):
             return None, None

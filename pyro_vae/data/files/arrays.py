@@ -1,4 +1,4 @@
-"""NumPy's files ``.npy``, read a batch at a time if large, and ``.npz``."""
+"""NumPy's files ``.npy`` and ``.npz``."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def open_folder(path: Path, request: Request) -> Parts:
 
 
 def _image_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of image files below a folder, sorted, without hidden ones."""
+    """Yield the paths of image files below a folder, sorted."""
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in seen:  # a link to a folder above
@@ -157,7 +157,7 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 
 class _Images:
-    """The images of a folder while they are checked; broken ones are refused or left out.
+    """The images of a folder, while broken ones are refused or dropped.
 
     Attributes:
         names: The images that are not broken, as far as checked.
@@ -186,7 +186,10 @@ class _Images:
         return [result for _, result in good]
 
     def data_shape(self) -> tuple[int, int, int]:
-        """Find the shape ``(C, H, W)`` of all images; C is 3 if any has colour."""
+        """Find the shape ``(C, H, W)`` of all images.
+
+        C is 3 if any of them has colour.
+        """
         headers = self._map(lambda row: _header(self.root / self.names[row]), "reading headers")
         channels = 1 if all(mode in GREY for mode, _ in headers) else 3
         if self.request.image_size is not None:
@@ -203,7 +206,7 @@ class _Images:
         return (channels, *next(iter(sizes)))
 
     def reader(self, data_shape: tuple[int, int, int]) -> MemoryReader | ImageFiles:
-        """Decode every image once, and keep the pixels if they are small enough."""
+        """Decode every image once, and keep the pixels if they are few."""
         files = ImageFiles(self.root, np.array(self.names), data_shape)
         keep = 4 * np.prod(files.shape, dtype=np.int64) <= KEEP_BYTES
         pixels = np.empty(files.shape if keep else (0,), np.uint8)
@@ -247,7 +250,7 @@ def _broken_images(broken: list[tuple[Path, str]], total: int) -> ValueError:
 
 
 def _header(path: Path) -> tuple[str, tuple[int, int]]:
-    """Read the mode of an image, and its height and width when turned upright."""
+    """Read the mode, and the height and width when turned upright."""
     with Image.open(path) as image:
         _check_mode(image)
         width, height = image.size
@@ -256,7 +259,10 @@ def _header(path: Path) -> tuple[str, tuple[int, int]]:
 
 
 def _splits(names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the rows of each split; all as train unless folders train and test exist."""
+    """Return the rows of each split.
+
+    Without folders train and test, all rows are training data.
+    """
     tops = [SPLITS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names]
     if not {"train", "test"} <= set(tops) or "" in tops:
         return {"train": torch.arange(len(names))}
@@ -264,7 +270,7 @@ def _splits(names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _labels(names: Sequence[str], below_split: bool) -> tuple[Tensor | None, str]:
-    """Return the folder of each image as a label, and the description of the labels.
+    """Return the folder of each image as a label, and a description.
 
     There are none if some image lies in no folder, or all lie in the same.
     """

@@ -22,7 +22,10 @@ KINDS = "a .npy, .npz, .csv or .parquet file, or a folder of images"
 
 
 def is_path(name: str) -> bool:
-    """Return True if a name has a path separator or a known suffix, or exists as a path."""
+    """Return True if a name is meant as a path.
+
+    It has a path separator or a known suffix, or exists as a path.
+    """
     if not name.strip():
         return False
     return "/" in name or "\\" in name or Path(name).suffix in FILES or Path(name).expanduser().exists()

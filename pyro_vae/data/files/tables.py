@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def open_table(path: Path, request: Request) -> Parts:
-    """Open a table; a column named ``label``, ``y``, ``target`` or the like holds the labels.
+    """Open a table.
+
+    A column named ``label``, ``y``, ``target`` or the like holds the labels.
 
     Raises:
         ValueError: If it is no table, or a column holds anything but numbers.
@@ -58,7 +60,11 @@ def open_table(path: Path, request: Request) -> Parts:
 
 
 def _drop_row_numbers(frame: pd.DataFrame) -> str:
-    """Drop the column of row numbers that pandas writes by default, and report it."""
+    """Drop the column of row numbers that pandas writes by default.
+
+    Returns:
+        A note for the description.
+    """
     first = frame.columns[0] if len(frame.columns) > 1 else None
     if str(first).startswith("Unnamed: 0") and np.array_equal(frame[first].to_numpy(), np.arange(len(frame))):
         del frame[first]

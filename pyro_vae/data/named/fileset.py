@@ -1,4 +1,4 @@
-"""A data set in files, which are found in a folder or downloaded."""
+"""Data sets in files, found in a folder or downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class FileSet:
-    """A named set in files, in torchvision's layout; calling it returns the splits.
+    """A named set in files; calling it returns the splits.
+
+    Its folders are laid out as torchvision's.
 
     Attributes:
         name: Name of the set.
@@ -67,7 +69,14 @@ class FileSet:
         return (folder / self.files[0]).parent
 
     def _look(self, request: Request) -> tuple[Path, Parts] | None:
-        """Return the first folder with files that can be read, and the splits; None without files."""
+        """Find the first folder with files that can be read.
+
+        Returns:
+            The folder and the splits; None without files.
+
+        Raises:
+            ValueError: If files are there, but cannot be read.
+        """
         damaged = None
         for folder in request.folders:
             if not all(os.path.exists(folder / file) for file in self.files):
@@ -115,7 +124,7 @@ class FileSet:
             return folder, self.read(folder, request)
 
     def _fetch(self, stage: Path, request: Request) -> None:
-        """Download the set into a temporary folder, and check there that it can be read."""
+        """Download the set into a temporary folder, and check it there."""
         for file in self.files:
             if os.path.isdir(request.folders[0] / file):
                 raise FileExistsError(f"{request.folders[0] / file} is there without what belongs to it: move it away")
@@ -141,7 +150,10 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Set a timeout of the network unless the caller has one; torchvision has none."""
+    """Set a timeout of the network; torchvision has none.
+
+    A timeout that the caller has set stays.
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT if before is None else before)
     try:

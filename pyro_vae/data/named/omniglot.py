@@ -27,7 +27,10 @@ SIZE = (28, 28)
 
 
 def _read(folder: Path, request: Request) -> Parts:
-    """Read the background set for training and the evaluation set, of other alphabets, for testing."""
+    """Read the background set for training, the evaluation set for testing.
+
+    They have other alphabets, and so other labels.
+    """
     first, splits = 0, []
     for half, characters in HALVES.items():
         archive = folder / "omniglot-py" / f"{half}.zip"
@@ -38,7 +41,9 @@ def _read(folder: Path, request: Request) -> Parts:
 
 
 def _drawings(archive: Path, count: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read the images of an archive, with ink as 255, and the character on each.
+    """Read the images of an archive, and the character on each.
+
+    Ink is 255.
 
     They come in the order of their paths. The archive is not extracted, which would make 32,460 small files.
 

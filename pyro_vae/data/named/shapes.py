@@ -143,7 +143,10 @@ class Drawn:
 
 
 def shapes(request: Request) -> Parts:
-    """Make the set ``shapes``; splits have no image in common, labels are the shapes."""
+    """Make the set ``shapes``, whose labels are the shapes.
+
+    No two splits share an image.
+    """
     size = SIZE if request.image_size is None else request.image_size
     _check(factors("test")[:1], size)
     train, validation, test = (Part(Stored(Drawn(v, size)), v[:, 0].clone()) for v in map(factors, SPLITS))

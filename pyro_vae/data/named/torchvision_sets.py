@@ -32,7 +32,7 @@ def part_of(values: NDArray[np.uint8], labels: ArrayLike) -> Part:
 
 
 def mnist_like(name: str, kind: str) -> FileSet:
-    """Make a set in files like MNIST's; ``kind`` is the name of torchvision's class."""
+    """Make a set with files like MNIST's, of torchvision's class ``kind``."""
     stems = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     files = tuple(f"{kind}/raw/{stem}-ubyte" for stem in stems)
 
@@ -60,7 +60,10 @@ def _emnist(folder: Path, train: bool, download: bool = False) -> Any:
 
 
 def _read_emnist(folder: Path, _request: Request) -> Parts:
-    """Read the letters; the files hold each image transposed, and count labels from 1."""
+    """Read the letters.
+
+    The files hold each image transposed, and count labels from 1.
+    """
     train, test = (_emnist(folder, train) for train in (True, False))
     upright = [found.data[:, None].swapaxes(2, 3).numpy() for found in (train, test)]
     return Parts(part_of(upright[0], train.targets - 1), test=part_of(upright[1], test.targets - 1))
@@ -90,7 +93,10 @@ def _cifar10(folder: Path, train: bool, download: bool = False) -> Any:
 
 
 def _read_cifar10(folder: Path, _request: Request) -> Parts:
-    """Read the images; torchvision puts the channels last, a model has them first."""
+    """Read the images.
+
+    Torchvision puts the channels last, a model has them first.
+    """
     train, test = (_cifar10(folder, train) for train in (True, False))
     first = [found.data.transpose(0, 3, 1, 2) for found in (train, test)]
     return Parts(part_of(first[0], train.targets), test=part_of(first[1], test.targets))
