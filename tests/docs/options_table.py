@@ -8,6 +8,7 @@ import inspect
 import itertools
 from collections.abc import Iterator
 
+from pyro_vae.cli.train_arguments import NAMES
 from pyro_vae.inference.training.options import FitOptions
 from pyro_vae.runs.config import DataConfig, TrainConfig
 
@@ -29,8 +30,8 @@ def rows() -> Iterator[str]:
     yield "| option of `fit` | flag | default of `fit` | default of the command | |"
     yield "|---|---|---|---|---|"
     for f in dataclasses.fields(FitOptions):
-        flag = f"--{f.name.replace('_', '-')}"
-        yield f"| `{f.name}` | `{flag}` | {shown(f.default)} | {shown(command[f.name])} | {texts[f.name]} |"
+        flag, text = f"--{f.name.replace('_', '-')}", texts[f.name].replace("{names}", ", ".join(NAMES.get(f.name, ())))
+        yield f"| `{f.name}` | `{flag}` | {shown(f.default)} | {shown(command[f.name])} | {text} |"
 
 
 def shown(default: object) -> str:

@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.utils import _pytree
 
-from pyro_vae.inference.capture.graph import Graph, NotCapturedError
+from pyro_vae.inference.capture.graph import Function, Graph, NotCapturedError
 
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
@@ -19,7 +19,10 @@ G = TypeVar("G")
 
 
 class GraphCache(Generic[G]):
-    """Graphs by signature: compared with an eager call, forgotten when wrong, given up with a reason.
+    """The graphs of a program, by signature.
+
+    A graph is compared with an eager call, and forgotten when it is wrong. A program that cannot be captured is given up,
+    with a reason.
 
     Attributes:
         captures: Number of graphs made so far.
@@ -43,7 +46,7 @@ class GraphCache(Generic[G]):
         self._misfits = 0
 
     def find(self, key: Hashable, make: Callable[[], G], agrees: Callable[[G], bool]) -> G:
-        """Return the graph for a signature, made anew if the kept one disagrees with an eager call.
+        """Return the graph for a signature; capture one if none agrees.
 
         Args:
             key: The signature.
@@ -111,7 +114,7 @@ class Batch(Protocol):
 
 @contextmanager
 def with_tensors(batch: Batch, tensors: Iterator[Tensor]) -> Iterator[None]:
-    """Within the block, the tensors among a batch's arguments are the next of ``tensors``."""
+    """Within the block, replace the tensors among a batch's arguments."""
     kept = batch.args, batch.kwargs
     try:
         batch.args, batch.kwargs = refilled(*kept, tensors)
@@ -130,15 +133,13 @@ class BatchGraph:
             those of its own batch in their place.
     """
 
-    def __init__(
-        self, function: Callable[..., tuple[Tensor | None, ...]], tensors: list[Tensor], held: list[Tensor]
-    ) -> None:
+    def __init__(self, function: Function, tensors: list[Tensor], held: list[Tensor]) -> None:
         self._graph = Graph(function, tensors)
         places = {id(t): k for k, t in enumerate(held)}
         self._places = [places.get(id(t)) for t in self._graph.held]
 
     def inputs(self, held: list[Tensor]) -> list[Tensor]:
-        """Return what the graph holds, with a batch's own tensors in their places."""
+        """Return the tensors that the graph holds, those of a batch replaced."""
         return [t if k is None else held[k] for t, k in zip(self._graph.held, self._places, strict=True)]
 
     def __call__(self, tensors: list[Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:

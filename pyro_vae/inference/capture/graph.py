@@ -1,9 +1,9 @@
-"""Capture: the loss of a Pyro program and its gradients as one graph of tensors, compiled by Inductor.
+"""Capture: a Pyro program as one graph of tensors, compiled by Inductor.
 
-A program is run once under ``make_fx``, which writes down every operation on tensors that model, guide, objective and
-the backward pass make; Pyro's handlers and traces, being Python, leave nothing behind. Every tensor that the graph finds
-outside its arguments (parameters, buffers, a beta) becomes an input, read anew at every call: changed in place, it stays
-live. Random numbers are torch's own (``fallback_random``), so that a captured step draws what an eager one would.
+A program runs once under ``make_fx``, which records every operation on tensors in model, guide, objective and backward
+pass. Pyro's handlers and traces are Python and leave nothing behind. Every tensor from outside the arguments (a parameter,
+a buffer, a beta) becomes an input of the graph, read anew at every call: changed in place, it stays live. Random numbers
+are torch's own (``fallback_random``), so a captured step draws what an eager one would.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import enum
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyro
@@ -26,24 +26,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.errors import error_summary, first_line
 
-#: Relative difference of loss and gradients up to which a captured step is taken for the eager one.
+#: Largest relative difference of loss and gradients between a captured step and an eager one.
 ROUNDING = {"float32": 1e-3, "bf16": 3e-2}
-#: Seed of the noise in which programs are captured: another than that of the comparison, so that a draw held as a constant
-#: shows.
+#: Seed of the noise at capture. The comparison has another, so that a draw held as a constant shows.
 OTHER_NOISE = 20_170_313
-#: Arguments besides tensors; they are constants of the graph.
+#: Types of arguments that become constants of the graph.
 CONSTANTS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, enum.Enum)
-_OPTIONS: dict[str, Any] = {"fallback_random": True}
-#: On the CPU, turning images channels-last and back costs more than the convolutions gain by it.
-_CPU_OPTIONS: dict[str, Any] = _OPTIONS | {"layout_optimization": False}
+_OPTIONS = {"fallback_random": True}
+#: On the CPU, turning images channels-last and back costs more than convolutions gain.
+_CPU_OPTIONS = _OPTIONS | {"layout_optimization": False}
 
 
 class NotCapturedError(RuntimeError):
-    """A program that cannot be captured; its text says why."""
+    """A program cannot be captured; the text says why."""
 
 
-def signature(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Any, list[Tensor]]:
-    """What a captured graph is good for, hashable, and the tensors among the arguments.
+def signature(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Hashable, list[Tensor]]:
+    """Return the signature of arguments, and the tensors among them.
+
+    A graph is valid for one signature: the shapes and types of tensors, and the values of all other arguments.
 
     Raises:
         NotCapturedError: If an argument is neither a tensor nor of a type that cannot change.
@@ -52,38 +53,40 @@ def signature(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Any,
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     for leaf in leaves:
         if not isinstance(leaf, (Tensor, *CONSTANTS)):
-            raise NotCapturedError(
-                f"an argument holds a {type(leaf).__name__}, of which it cannot be seen when it changes"
-            )
+            raise NotCapturedError(f"an argument holds a {type(leaf).__name__}, and nothing shows when that changes")
     described = [describe(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves]
     return (tuple(described), spec, torch.get_num_threads(), _autocast()), tensors
 
 
-def _autocast() -> tuple[Any, ...]:
+def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
     kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds)
 
 
-def describe(x: Tensor) -> tuple[Any, ...]:
-    """What a graph takes for granted of a tensor."""
+def describe(x: Tensor) -> Hashable:
+    """Describe a tensor as far as a graph depends on it."""
     return tuple(x.shape), x.stride(), x.dtype, x.device, x.requires_grad
+
+
+#: A function of tensors.
+Function: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
 
 class Graph:
     """A function of tensors, captured and compiled.
 
     Args:
-        function: Takes the tensors of one signature, gives a tuple of tensors (or None); runs Pyro programs.
-        tensors: Arguments with which to capture it; run for real, so what it alters is altered.
+        function: Runs Pyro programs: from the tensors of one signature to a tuple of tensors.
+        tensors: Arguments to capture it with. The function runs for real and alters what it alters.
 
     Attributes:
-        held: What the function reads besides its arguments, in the graph's order.
+        held: The tensors that the function reads besides its arguments, in the graph's order.
 
     Raises:
-        NotCapturedError: If it cannot be captured or compiled.
+        NotCapturedError: If the function cannot be captured or compiled.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor | None, ...]], tensors: list[Tensor]) -> None:
+    def __init__(self, function: Function, tensors: list[Tensor]) -> None:
         try:
             with _quiet():
                 graph = _captured(function, tensors)
@@ -96,12 +99,12 @@ class Graph:
         except Exception as error:
             raise NotCapturedError(reason_of(error)) from error
 
-    def __call__(self, tensors: list[Tensor], held: list[Tensor] | None = None) -> tuple[Any, ...]:
-        """Run it; no autograd graph is made.
+    def __call__(self, tensors: list[Tensor], held: list[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """Run the graph without autograd.
 
         Args:
-            tensors: Arguments of the shapes with which it was captured.
-            held: What stands in the place of the tensors that it holds; None: these.
+            tensors: Arguments of the signature that it was captured with.
+            held: Replaces the tensors that it holds; None: these.
         """
         with torch.no_grad():
             return self._compiled(*(self.held if held is None else held), *tensors)
@@ -109,7 +112,7 @@ class Graph:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's compiler says to its developers, such as that it has found no CUDA."""
+    """Silence what torch's compiler tells its developers, such as a missing CUDA."""
     log = logging.getLogger("torch.utils.cpp_extension")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -121,10 +124,10 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _captured(function: Callable[..., Any], tensors: list[Tensor]) -> torch.fx.GraphModule:
+def _captured(function: Function, tensors: list[Tensor]) -> torch.fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def checked(*given: Tensor) -> Any:
+    def checked(*given: Tensor) -> tuple[Tensor, ...]:
         with _NoNumbers(), _NoArrays():
             return function(*given)
 
@@ -135,7 +138,10 @@ def _captured(function: Callable[..., Any], tensors: list[Tensor]) -> torch.fx.G
 
 
 class _NoNumbers(TorchDispatchMode):
-    """Refuses what takes a number, or a size, from the values of a tensor: a graph would hold it for good."""
+    """Refuses numbers and sizes taken from the values of a tensor.
+
+    A graph would hold them for good.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _takes_values(func, args):
@@ -144,14 +150,14 @@ class _NoNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _takes_values(func: Any, args: Any) -> bool:
-    if func is torch.ops.aten.index.Tensor:  # by places its size is known, by a mask it is not
+def _takes_values(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
+    if func is torch.ops.aten.index.Tensor:  # the size is known for an index, not for a mask
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
 
 
 class _NoArrays(TorchFunctionMode):
-    """Refuses lists and arrays made of tensors."""
+    """Refuses lists and arrays made from tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
@@ -162,7 +168,7 @@ class _NoArrays(TorchFunctionMode):
 _NAMES = {"_local_scalar_dense": ".item(), float(), int(), bool() or if"}
 
 
-def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Function:
     import torch._inductor as inductor
 
     on_cpu = all(x.device.type == "cpu" for x in inputs)
@@ -171,7 +177,7 @@ def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[...
 
 
 def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
-    """Make the tensors that a graph holds its first inputs."""
+    """Turn tensors that a graph holds into its first inputs; return them."""
     held: dict[str, Tensor] = {}
     places: dict[str, torch.fx.Node] = {}
     first = next(node for node in graph.graph.nodes)
@@ -198,13 +204,13 @@ def reason_of(error: BaseException) -> str:
 
 
 def agree(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None], rounding: float, size: float = 0.0) -> bool:
-    """Whether two lists of tensors differ by no more than rounding, each by its norm.
+    """Return True if two lists of tensors differ by rounding alone.
 
     Args:
         ours: Some tensors.
         theirs: Others of the same shapes.
-        rounding: Relative difference that is allowed.
-        size: Of the sums that they are differences of, whose own rounding is allowed too.
+        rounding: Largest relative difference, in the norm of each tensor.
+        size: Size of the sums whose differences the tensors are; the rounding of these is allowed, too.
     """
     for a, b in zip(ours, theirs, strict=True):
         if a is None or b is None:

@@ -1,4 +1,4 @@
-"""What a program uses besides its arguments, watched while it is captured: modules, parameters, and what a run may alter."""
+"""Modules and parameters that a program uses, and state that it alters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import is_
-from typing import Any
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pyro
@@ -16,21 +16,34 @@ from torch import Tensor, nn
 
 from pyro_vae.system.randomness import own_randomness
 
-#: How Pyro names the running mean of a score-function term in the parameter store.
+V = TypeVar("V")
+
+#: Prefix of the running mean of a score-function term in the parameter store.
 BASELINE = "__baseline_avg_downstream_cost_"
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective with a state of its own."""
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Take the state that :meth:`state_dict` returned."""
+
+
 class Watch:
-    """What a program uses and a graph holds: modules, and parameters of the store; and whether they are what they were.
+    """The modules and parameters that a program uses, and its graph holds.
 
     Args:
-        roots: Model and guide; a module that one of them is, or is a method of, is watched, and all within it.
+        roots: Model and guide. If one is a module, or a method of one, that module is watched with all within it.
     """
 
-    def __init__(self, *roots: Any) -> None:
+    def __init__(self, *roots: object) -> None:
         self._modules: dict[int, nn.Module] = {}
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._seen: list[tuple[nn.Module, bool, tuple[Any, ...]]] = []
+        self._seen: list[tuple[nn.Module, bool, tuple[object, ...]]] = []
         self._store: list[tuple[str, Tensor]] = []
         for root in roots:
             inner = poutine.unwrap(root)
@@ -40,7 +53,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the modules that are called meanwhile; afterwards all buffers are as they were before."""
+        """Within the block, watch modules as they are called; restore buffers afterwards."""
         self._buffers = [pair for module in self._modules.values() for pair in _copies(module)]
         hook = nn.modules.module.register_module_forward_pre_hook(lambda module, _: self.add(module))
         try:
@@ -55,7 +68,7 @@ class Watch:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Those that are watched."""
+        """The watched modules."""
         return list(self._modules.values())
 
     def add(self, module: nn.Module) -> None:
@@ -68,13 +81,16 @@ class Watch:
                 self._buffers += _copies(inner)
 
     def remember(self, params: list[Tensor]) -> None:
-        """Take what the modules hold now, and the store of ``params``, as what it must be."""
+        """Remember what the modules, and the store for ``params``, hold now."""
         used = {id(p) for p in params}
         self._seen = [(m, m.training, _members(m)) for m in self._modules.values()]
         self._store = [(name, p) for name, p in pyro.get_param_store()._params.items() if id(p) in used]
 
     def unchanged(self) -> bool:
-        """Whether parameters, buffers, submodules and ``training`` are the same objects as when remembered."""
+        """Return True if modules and store hold what was remembered.
+
+        That is, the same objects as parameters, buffers and submodules, and the same ``training``.
+        """
         for module, training, members in self._seen:
             now = _members(module)
             if module.training is not training or len(now) != len(members) or not all(map(is_, now, members)):
@@ -83,7 +99,7 @@ class Watch:
         return all(params.get(name) is p for name, p in self._store)
 
 
-def _members(module: nn.Module) -> tuple[Any, ...]:
+def _members(module: nn.Module) -> tuple[object, ...]:
     hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
     return (*module._parameters.values(), *module._buffers.values(), *module._modules.values(), *hooks)
 
@@ -93,14 +109,16 @@ def _copies(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 
 @contextmanager
-def unaltered(watch: Watch, state: Any = None) -> Iterator[None]:
-    """Leave generators, buffers, Pyro's running baselines and an objective's state as they were before.
+def unaltered(watch: Watch, objective: object = None) -> Iterator[None]:
+    """Restore all state that the block alters.
+
+    That is generators, buffers, Pyro's running baselines and the state of an objective.
 
     Args:
-        watch: Watches the modules meanwhile.
-        state: An objective that may have ``state_dict`` and ``load_state_dict``.
+        watch: Watches the modules within the block.
+        objective: An objective that may have ``state_dict`` and ``load_state_dict``.
     """
-    kept = _copied(state.state_dict()) if hasattr(state, "state_dict") else None
+    kept = _copied(objective.state_dict()) if isinstance(objective, Stateful) else {}
     store = pyro.get_param_store()._params
     baselines = {name: p.detach().clone() for name, p in store.items() if name.startswith(BASELINE)}
     others = random.getstate(), np.random.get_state()
@@ -110,24 +128,27 @@ def unaltered(watch: Watch, state: Any = None) -> Iterator[None]:
     finally:
         random.setstate(others[0])
         np.random.set_state(others[1])
-        if kept is not None:
-            state.load_state_dict(kept)
+        if isinstance(objective, Stateful):
+            objective.load_state_dict(kept)
         with torch.no_grad():
             for name, p in store.items():
                 if name.startswith(BASELINE):
                     p.copy_(baselines[name]) if name in baselines else p.zero_()
 
 
-def altered_by(watch: Watch, state: Any = None) -> list[Tensor]:
-    """What an evaluation may alter in place: buffers of the modules, running baselines, and an objective's state."""
-    objective = state.state_dict().values() if hasattr(state, "state_dict") else ()
+def altered_by(watch: Watch, objective: object = None) -> list[Tensor]:
+    """Return the tensors that an evaluation may alter in place.
+
+    These are buffers of the modules, running baselines, and the state of an objective.
+    """
+    state = objective.state_dict().values() if isinstance(objective, Stateful) else ()
     store = pyro.get_param_store()._params
     return [
         *(b for module in watch.modules for b in module._buffers.values() if b is not None),
         *(p for name, p in store.items() if name.startswith(BASELINE)),
-        *(t for t in objective if isinstance(t, Tensor)),
+        *(t for t in state if isinstance(t, Tensor)),
     ]
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
+def _copied(state: dict[str, V]) -> dict[str, V | Tensor]:
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}

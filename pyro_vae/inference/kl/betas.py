@@ -1,4 +1,4 @@
-"""The weights of the KL during training: one for all sites, or one for each of some, each on a schedule of its own."""
+"""Weights of the KL during training, each on a schedule."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Weights = float | Schedule | Mapping[str, float | Schedule]
 
 
 class Betas:
-    """Live weights: 0-dim tensors, changed in place before each step.
+    """Live weights of the KL: 0-dim tensors, set before each step.
 
     Args:
-        given: A number or schedule for all sites, or one for each named site; sites that are not named keep weight 1.
-        device: Where the tensors are.
+        given: A number or schedule for all sites, or one for each named site; other sites keep weight 1.
+        device: The device of the tensors.
 
     Raises:
         ValueError: If a weight is negative or not finite, or the mapping is empty.
@@ -36,18 +36,18 @@ class Betas:
         self.values = {name: torch.tensor(float(s(0)), device=device) for name, s in self.schedules.items()}
 
     def apply(self, model: Program, guide: Program) -> tuple[Program, Program]:
-        """The pair under these weights; as it is where the weight of all is 1 for good."""
+        """Return model and guide under these weights."""
         if "" not in self.values:
             return scale_kl_pair(model, guide, self.values)
         return (model, guide) if self.is_one else scale_kl_pair(model, guide, self.values[""])
 
     @property
     def is_one(self) -> bool:
-        """Whether the weight of all sites is 1 for good."""
+        """True if the weight of all sites is 1 throughout."""
         return all(isinstance(schedule, Constant) and schedule.value == 1.0 for schedule in self.schedules.values())
 
     def set(self, step: int) -> None:
-        """Take the weights of a step.
+        """Set the weights to those of a step.
 
         Raises:
             ValueError: If a schedule gives a negative number or one that is not finite.
@@ -63,17 +63,20 @@ class Betas:
 
     @property
     def columns(self) -> dict[str, float]:
-        """What a row of the history says: ``beta``, that of sites not named, and ``beta_SITE`` of each named one."""
+        """Columns of the history: ``beta``, and ``beta_SITE`` for each named site.
+
+        ``beta`` is the weight of all other sites.
+        """
         named = {f"beta_{name}": float(value) for name, value in self.values.items() if name}
         return {"beta": float(self.values[""]) if "" in self.values else 1.0, **named}
 
     @property
     def final(self) -> float | None:
-        """The weight that all sites have in the end; None where sites have weights of their own, or it is not known."""
+        """Final weight of all sites; None if it differs or is unknown."""
         schedule = self.schedules.get("")
         return getattr(schedule, "end", getattr(schedule, "value", None))
 
     @property
     def steps(self) -> int:
-        """After how many steps all have settled."""
+        """Number of steps until all weights are final."""
         return max(getattr(schedule, "steps", 0) for schedule in self.schedules.values())

@@ -1,12 +1,14 @@
-"""A loss with a function of the rates in the place of the KL, around an objective whose bound stays the true one."""
+"""Base class of the controls of the KL."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from pyro.infer.util import torch_item
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.handlers import check_kl_scales
@@ -23,24 +25,29 @@ from pyro_vae.parallel.shared_batch import batch_mean
 
 
 class KLControl(pyro.infer.ELBO):
-    """What the wrappers share.
+    r"""An objective with a function of the rate for the KL.
+
+    .. math:: \text{distortion} + \beta\, f(R)
+
+    ``bound``, rate and distortion stay the true ones. A subclass gives f as :meth:`penalty`.
 
     Args:
-        objective: ``elbo("trace")`` or ``elbo("mean-field")``, which decides how the KL is evaluated, and whose ``plate``
-            names the data plate where several enclose every site.
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``. It decides how the KL is evaluated; its ``plate`` names the
+            data plate if several enclose every site.
 
     Raises:
         TypeError: If it is another objective.
     """
 
     name: ClassVar[str] = ""
-    #: Whether the latent vector is taken apart into units, sites, or not at all.
+    #: What has a rate of its own: each ``"unit"``, each ``"site"``, or ``"all"`` latent variables together.
     per: str = "all"
+    #: True if a weight of the KL multiplies f.
     takes_beta: ClassVar[bool] = False
-    #: The loss is no sum over the data, since it has a function of their mean in it.
+    #: True if the loss depends on a mean over the batch, and is no sum over data.
     across_batch: ClassVar[bool] = True
 
-    def __init__(self, objective: Any) -> None:
+    def __init__(self, objective: ELBO) -> None:
         if type(objective) not in (TraceELBO, TraceMeanFieldELBO):
             raise TypeError(
                 f"{self.name}: expected elbo('trace') or elbo('mean-field'), which have a KL for each site, got "
@@ -55,7 +62,7 @@ class KLControl(pyro.infer.ELBO):
         self.objective, self.plate = objective, objective.plate
 
     def penalty(self, rates: Tensor) -> Tensor:
-        """What stands in the place of the rate, for one datum.
+        """Return f, the penalty of one datum.
 
         Args:
             rates: Rates averaged over the batch, nats: shape ``(units,)``, ``(sites,)`` or ``(1,)``.
@@ -66,29 +73,31 @@ class KLControl(pyro.infer.ELBO):
         raise NotImplementedError
 
     def selection(self, distortion: float, rate: float, beta: float) -> float:
-        """What a model is chosen by on validation data, in the end of all schedules, higher is better.
+        """Return the figure that chooses the best epoch, higher is better.
+
+        It is minus the loss of the validation data at the end of all schedules.
 
         Args:
-            distortion: Of the validation data, nats per datum.
-            rate: Likewise.
-            beta: The weight of the KL in the end.
+            distortion: Distortion of the validation data, nats per datum.
+            rate: Their rate, nats per datum.
+            beta: The final weight of the KL.
         """
         return -distortion - beta * self._final_penalty(rate)
 
     def _final_penalty(self, rate: float) -> float:
-        """What stands in the place of the rate when a model is chosen; here the rate itself."""
+        """Return f for :meth:`selection`; the rate itself, unless overridden."""
         return rate
 
     def bound(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
-        """The ELBO of each datum, shape ``(B,)``: that of the wrapped objective."""
+        """Return the ELBO of each datum, shape ``(B,)``, nats."""
         return self.objective.bound(model, guide, *args, **kwargs)
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """The loss with the true rate and distortion; see :class:`Terms`.
+        """Return the loss with the true rate and distortion; see :class:`Terms`.
 
         Raises:
-            ValueError: If a site has no reparameterized draws, units are asked for of a posterior that has none, or a weight of
-                the KL is set where none is taken.
+            ValueError: If a site has no reparameterized draws, a rate for each unit is asked for and the posterior has no
+                independent units, or a weight of the KL is set beside a control that takes none.
         """
         pairs = [Pair(*traces) for traces in self.objective._get_traces(model, guide, args, kwargs)]
         for pair in pairs:
@@ -105,24 +114,27 @@ class KLControl(pyro.infer.ELBO):
         return Terms(loss, distortion.detach(), rate.detach())
 
     def _sums(self, pair: Pair, data_plate: DataPlate) -> tuple[Tensor, ...]:
-        """Sums over the batch: distortion and rates times the outer scale, that scale, distortion and rate without, extra."""
+        """Return sums over the batch.
+
+        These are distortion and rates times the outer scale, that scale, distortion and rate without it, and extra terms.
+        """
         distortion, rates = self._distortion(pair, data_plate), self._rates(pair, data_plate)
         scale = distortion.new_ones(data_plate.size) * data_scale(pair, data_plate)
         scaled = (scale * distortion).sum(), (scale[:, None] * rates).sum(0), scale.sum()
         return *scaled, distortion.sum(), rates.sum(), extra_terms(pair)
 
-    def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Any:
+    def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
         return self.objective._get_trace(model, guide, args, kwargs)
 
-    def _beta(self, pair: Pair, data_plate: DataPlate) -> Any:
+    def _beta(self, pair: Pair, data_plate: DataPlate) -> float | Tensor:
         if not self.takes_beta and any(site.get("kl_scales") for _, site in sample_sites(pair.guide)):
             raise ValueError(
-                f"{self.name}: expected no weight of the KL beside it, since it sets the KL's part itself, got one; drop beta."
+                f"{self.name}: expected no weight of the KL beside it, since it sets that itself, got one; drop beta."
             )
         beta = common_beta(pair, data_plate, self.name)
         if isinstance(beta, Tensor) and beta.dim():
             raise ValueError(
-                f"{self.name}: expected one weight of the KL for the whole batch, got one of shape {tuple(beta.shape)}."
+                f"{self.name}: expected one weight of the KL for the whole batch, got shape {tuple(beta.shape)}; pass a number."
             )
         return beta
 
@@ -134,16 +146,16 @@ class KLControl(pyro.infer.ELBO):
         return rates_of(pair, data_plate, self.per, analytic, self.name)
 
     def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """What is minimized, nats, summed over the batch: no bound."""
+        """Return the loss, nats, summed over the batch; it is no bound."""
         with torch.no_grad():
             return torch_item(self.terms(model, guide, *args, **kwargs).loss)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
-        """What is minimized, as a 0-dim tensor."""
+        """Return the loss as a 0-dim tensor."""
         return self.terms(model, guide, *args, **kwargs).loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """What is minimized, its gradient added to the parameters'."""
+        """Return the loss, and add its gradient to that of the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)

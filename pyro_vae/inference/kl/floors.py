@@ -1,9 +1,8 @@
-"""Floors under the KL: below them a model has nothing to gain from saying less."""
+"""Floors under the KL, which keep a model from ignoring its latents."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.errors import check_nats
@@ -11,12 +10,12 @@ from pyro_vae.inference.kl.control import KLControl
 
 
 class FreeBits(KLControl):
-    r"""A floor under the rate of each unit, or of each site: below it there is nothing to gain.
+    r"""A floor under the rate of each unit, or of each site.
 
     .. math:: \text{distortion} + \beta \textstyle\sum_j \max(\lambda, R_j)
 
-    Keeps units from being switched off early in training. Per unit only where posterior and prior have independent
-    units. A common beta multiplies the floored rate.
+    Below the floor a lower rate gains nothing, which keeps units from being switched off early in training. Per unit only
+    if posterior and prior have independent units. A common beta multiplies the floored rate.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``.
@@ -30,7 +29,7 @@ class FreeBits(KLControl):
     name = "free bits"
     takes_beta = True
 
-    def __init__(self, objective: Any, nats: float, per: str = "unit") -> None:
+    def __init__(self, objective: ELBO, nats: float, per: str = "unit") -> None:
         super().__init__(objective)
         check_nats("free_bits", nats)
         if per not in ("unit", "site"):
@@ -60,7 +59,7 @@ class MinimumRate(KLControl):
     name = "minimum rate"
     takes_beta = True
 
-    def __init__(self, objective: Any, nats: float) -> None:
+    def __init__(self, objective: ELBO, nats: float) -> None:
         super().__init__(objective)
         check_nats("min_rate", nats)
         self.nats = nats

@@ -1,4 +1,4 @@
-"""The distortion and the rates of each datum, of one draw of model and guide: what wrappers over the KL are functions of."""
+"""Distortion and rates of each datum."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import Independent
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.handlers import owner_of
@@ -17,7 +18,7 @@ from pyro_vae.inference.program.traces import Pair
 
 
 def distortion_of(pair: Pair, data_plate: DataPlate) -> Tensor:
-    """Distortion of each datum, shape ``(B,)``, nats; mean over draws."""
+    """Return the distortion of each datum, shape ``(B,)``, nats; mean over draws."""
     total: Any = 0.0
     for _, site in sample_sites(pair.model):
         if site["is_observed"] and not is_auxiliary_loss(site):
@@ -26,26 +27,26 @@ def distortion_of(pair: Pair, data_plate: DataPlate) -> Tensor:
 
 
 def rates_of(pair: Pair, data_plate: DataPlate, per: str, analytic: bool, name: str) -> Tensor:
-    """Rates of each datum, nats; mean over draws.
+    """Return the rates of each datum, nats; mean over draws.
 
     Args:
         pair: Traces of model and guide.
         data_plate: Their data plate.
         per: What has a rate of its own: ``"unit"``, ``"site"``, or ``"all"`` latent variables together (R = 1).
-        analytic: Whether to take the KL in closed form where there is one that is right.
-        name: Of who asks, for errors.
+        analytic: Take the KL in closed form where one is known and right.
+        name: Name of the caller, for errors.
 
     Returns:
         Shape ``(B, R)``.
 
     Raises:
-        ValueError: If a site has no reparameterized draws, or a rate is asked for that is not known.
+        ValueError: If a site has no reparameterized draws, or a rate that is asked for is not known.
     """
     for site_name, site in sample_sites(pair.guide):
         if not site["fn"].has_rsample and not is_auxiliary_loss(site):
             raise ValueError(
                 f"{name}: expected reparameterized draws at site {site_name!r}, got {type(site['fn']).__name__}; "
-                "a bent KL has no score-function term here."
+                "no score-function term is known for a function of the rate."
             )
     auxiliary = auxiliary_sites(*pair)
     closed = with_closed_kl(*pair) if analytic else set()
@@ -68,14 +69,14 @@ def rates_of(pair: Pair, data_plate: DataPlate, per: str, analytic: bool, name: 
 
 
 def latent_sites(pair: Pair) -> Iterator[tuple[str, Site, Site]]:
-    """Name, site of the model and site of the guide of each latent variable."""
+    """Yield name, model site and guide site of each latent variable."""
     for name, site in sample_sites(pair.model):
         if not site["is_observed"] and not is_auxiliary_loss(site):
             yield name, site, pair.guide.nodes[name]
 
 
 def extra_terms(pair: Pair) -> Tensor:
-    """Sum of the sites that are training terms only, with their scales, 0-dim, nats."""
+    """Return the sum of the auxiliary losses with their scales, 0-dim, nats."""
     total = torch.zeros(())
     for sign, trace in ((1.0, pair.model), (-1.0, pair.guide)):
         for _, site in sample_sites(trace):
@@ -85,20 +86,23 @@ def extra_terms(pair: Pair) -> Tensor:
 
 
 def _owner(key: str, rates: Mapping[str, Tensor], per: str, name: str) -> str:
-    """The site in whose rate the density of an auxiliary site of the guide belongs."""
+    """Return the site whose rate includes an auxiliary site of the guide."""
     owner = owner_of(key)
     if owner in rates:
         return owner
     if per == "all" or len(rates) == 1:
         return next(iter(rates))
     raise ValueError(
-        f"{name}: expected auxiliary sites of the guide named SITE_unconstrained, as Pyro's autoguides name them, got "
-        f"{key!r}, of which it is not known in which site's rate it belongs; use a floor under the whole rate."
+        f"{name}: expected auxiliary sites of the guide named SITE_unconstrained, as in Pyro's autoguides, got {key!r}, which "
+        "could belong to any site; use a floor under the whole rate."
     )
 
 
 def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, data_plate: DataPlate) -> Tensor:
-    """KL of each unit of a site for each datum, shape ``(B, units)``; mean over draws, sum over plates inside a datum."""
+    """Return the KL of each unit of a site, shape ``(B, units)``.
+
+    It is a mean over draws, and a sum over plates inside a datum.
+    """
     q, p = (_units(name, s["fn"]) for s in (guide_site, site))
     kl = closed_kl(q, p) if closed else None
     if kl is None:
@@ -112,8 +116,8 @@ def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, data_plate: 
     return data.reshape(*data.shape[:2], -1, flat.shape[-1]).sum(2).mean(0).expand(data_plate.size, -1)
 
 
-def _units(name: str, distribution: Any) -> Any:
-    """The units of a site as scalar distributions.
+def _units(name: str, distribution: TorchDistributionMixin) -> TorchDistributionMixin:
+    """Return the units of a site as scalar distributions.
 
     Raises:
         ValueError: If they depend on each other.

@@ -56,7 +56,7 @@ FLAGS = (*CONTROLS, *(control.option for control in CONTROLS.values() if control
 
 
 def controlled(objective: ELBO, *, num_data: int | None = None, **values: float | str | None) -> ELBO:
-    """Wrap an objective in the control that flags ask for; return it as it is if they ask for none.
+    """Wrap an objective in the control that flags ask for, if any.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``; any, if no control is asked for.

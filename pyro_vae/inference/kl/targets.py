@@ -1,11 +1,11 @@
-"""A KL held at a number of nats: by its distance to a capacity that grows, or by a controller of beta."""
+"""A rate held by a capacity, or by a controller of beta."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.errors import check_count, check_nats
@@ -29,7 +29,7 @@ class Capacity(KLControl):
 
     name = "capacity"
 
-    def __init__(self, objective: Any, nats: float, steps: int = 1, weight: float = 100.0) -> None:
+    def __init__(self, objective: ELBO, nats: float, steps: int = 1, weight: float = 100.0) -> None:
         super().__init__(objective)
         check_nats("capacity", nats)
         check_nats("capacity_weight", weight)
@@ -50,15 +50,15 @@ class Capacity(KLControl):
 
     @property
     def columns(self) -> dict[str, float]:
-        """What a row of the history says besides: the capacity of the last step."""
+        """Columns of the history: the capacity of the last step."""
         return {"capacity": self.nats * min(1.0, max(0.0, float(self.taken) - 1) / self.steps)}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What must be kept to go on exactly."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is needed to continue exactly."""
         return {"taken": self.taken}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state of :meth:`state_dict`."""
         self.taken.fill_(float(state["taken"]))
 
 
@@ -68,7 +68,7 @@ class TargetRate(KLControl):
     .. math:: \text{distortion} + \beta_t R, \quad
         \beta_t = \frac{K_p}{1 + e^{e_t}} - K_i \textstyle\sum_{s \le t} e_s + \beta_{min}, \quad e_t = R^* - R_t
 
-    clipped to [beta_min, beta_max]; the sum stands still while it is clipped. No gradient passes through beta.
+    clipped to [beta_min, beta_max]; while it is clipped, the sum stands still. No gradient passes through beta.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``.
@@ -86,7 +86,7 @@ class TargetRate(KLControl):
 
     def __init__(
         self,
-        objective: Any,
+        objective: ELBO,
         nats: float,
         proportional: float = 0.01,
         integral: float = 0.001,
@@ -111,28 +111,28 @@ class TargetRate(KLControl):
         return self.beta * rate
 
     def _final_penalty(self, rate: float) -> float:
-        # An exact penalty: no weight that the controller takes is larger.
+        # An exact penalty: no weight of the controller is larger.
         return self.beta_max * abs(rate - self.nats)
 
     def _control(self, rate: Tensor) -> None:
         error = self.nats - rate
         total = self.total - self.integral * error
-        wanted = self.proportional * torch.sigmoid(-error) + total + self.beta_min
-        inside = (wanted >= self.beta_min) & (wanted <= self.beta_max)
+        beta = self.proportional * torch.sigmoid(-error) + total + self.beta_min
+        inside = (beta >= self.beta_min) & (beta <= self.beta_max)
         # In place: a captured step holds these very tensors.
         self.total.copy_(torch.where(inside, total, self.total))
-        self.beta.copy_(wanted.clamp(self.beta_min, self.beta_max))
+        self.beta.copy_(beta.clamp(self.beta_min, self.beta_max))
 
     @property
     def columns(self) -> dict[str, float]:
-        """What a row of the history says: the weight of the last step."""
+        """Columns of the history: the weight of the last step."""
         return {"beta": float(self.beta)}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What must be kept to go on exactly."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is needed to continue exactly."""
         return {"total": self.total, "beta": self.beta}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state of :meth:`state_dict`."""
         self.total.copy_(state["total"])
         self.beta.copy_(state["beta"])

@@ -1,19 +1,19 @@
-r"""The rate taken apart in three while a model is trained, and each part weighted by itself.
+r"""Total correlation: the rate in three parts, each with a weight.
 
 .. math:: \underbrace{E_n\, KL(q(z|x_n) \| p(z))}_{\text{rate}} = I(x; z)
     + \underbrace{KL\big(q(z) \| \textstyle\prod_j q(z_j)\big)}_{\text{total correlation}}
     + \underbrace{KL\big(\textstyle\prod_j q(z_j) \| p(z)\big)}_{\text{of the units}}
 
 :math:`q(z) = \tfrac1N \sum_n q(z|x_n)` needs all data; in a step it is estimated from the codes of the batch, see
-:func:`batch_weights`. What a trained model comes to, told exactly, is ``evidence.aggregate_posterior``'s to say.
+:func:`batch_weights`. ``evidence.aggregate_posterior`` evaluates a trained model exactly.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
@@ -32,22 +32,22 @@ from pyro_vae.lookup import lookup
 
 
 def batch_weights(estimator: str, batch_size: int, num_data: int) -> Tensor:
-    r"""What each code of a batch of B of N data counts for in an estimate of q(z).
+    r"""Return the weights of a batch's codes in estimates of q(z).
 
     .. math:: \hat q(z_i) = \textstyle\sum_j W_{ij}\, q(z_i | x_j), \qquad z_i \sim q(z | x_i)
 
-    - ``"weighted"``: :math:`W_{ij} = 1 / (N B)`. They sum to 1/N: an estimate of q(z) up to a factor, which no gradient
-      sees, and :class:`TotalCorrelation` leaves out. The draw's own code is as heavy as any other, so that what is taken for
-      I(x; z) cannot exceed log B.
+    - ``"weighted"``: :math:`W_{ij} = 1 / (N B)`. They sum to 1/N: an estimate of q(z) up to a factor, which has no
+      gradient, and which :class:`TotalCorrelation` leaves out. The draw's own code is as heavy as any other, so the estimate
+      of I(x; z) cannot exceed log B.
     - ``"stratified"``: with M = B - 1, own code 1/N, the next one in the batch (N - M) / (N M), each other one 1/M.
       :math:`E\, \hat q(z_i) = q(z_i)` over batches of distinct data that hold datum i.
     - ``"even"``: own code 1/N, each other one (N - 1) / (N M). This is the mean of ``"stratified"`` over the order of the
       batch: the same expectation, less variance, less bias of the logarithm, and at B = N q(z) itself.
 
-    The logarithm of an estimate without bias is biased low. A batch of one has weight 1 (``"weighted"``: 1/N).
+    The logarithm of an unbiased estimate is biased low. A batch of one has weight 1 (``"weighted"``: 1/N).
 
     Args:
-        estimator: A name from the above.
+        estimator: One of the names above.
         batch_size: B.
         num_data: N, at least B.
 
@@ -92,7 +92,7 @@ def _even(size: int, total: int) -> Tensor:
     return weights.fill_diagonal_(1 / total)
 
 
-#: An estimate of the total correlation below this, in nats, is no noise.
+#: An estimate of the total correlation below this, nats, is more than noise.
 BELOW = -0.1
 
 #: Estimators of q(z) by name: B and N to the weights, shape ``(B, B)``.
@@ -106,13 +106,13 @@ class TotalCorrelation(KLControl):
         + \gamma\, KL\big(\textstyle\prod_j q(z_j) \| p(z)\big)
 
     Written as the wrapped loss plus (weight - 1) times each part, so that equal weights of 1 are the ELBO exactly, its KL in
-    closed form over ``mean-field``. Pressing on the total correlation alone asks units for independence and leaves what
-    they say of the data untouched. The parts are estimated from the codes of the batch, with
+    closed form over ``mean-field``. A weight on the total correlation alone asks for independent units and leaves their
+    information about the data untouched. The parts are estimated from the codes of the batch, with
     the gradient of all of them; their sum is the rate, draw by draw, whatever the batch. At weights other than 1 the loss
     is no bound; ``bound``, rate and distortion stay the true ones.
 
     A common beta of ``scale_kl_pair`` multiplies all three. The best epoch is that of the largest ELBO (under that beta):
-    the total correlation of validation data is not known, since it is one of a set, not of a datum.
+    the total correlation of validation data is not known, since it belongs to a set, not to a datum.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``. Its draws are scored under the codes of all data of the
@@ -120,18 +120,18 @@ class TotalCorrelation(KLControl):
         weight: :math:`\beta`, of the total correlation.
         information_weight: :math:`\alpha`, of I(x; z).
         unit_weight: :math:`\gamma`, of the units' KL.
-        estimator: How codes of the batch stand for all, see :func:`batch_weights`. ``"even"`` and ``"stratified"`` are for
-            batches that hold the neighbours of a code, with log B well above I(x; z): where a batch has none, they take the
-            joint density for far too small, more so than the units', and the penalty falls below 0: a reward for units that
-            depend on each other (``fit`` warns of it). The error of ``"weighted"`` has the other sign, and presses on
-            I(x; z) too.
-        num_data: N, the size of the training data; None: the full size of the data plate, which is B for one that is the
+        estimator: Weights of the codes of a batch, see :func:`batch_weights`. ``"even"`` and ``"stratified"`` are for
+            batches that hold neighbours of each code, with log B well above I(x; z). Without neighbours they estimate the
+            joint density far too small, more so than the units'. The penalty then falls below 0 and rewards units that
+            depend on each other (``fit`` warns of it). The error of ``"weighted"`` has the other sign, and lowers I(x; z),
+            too.
+        num_data: N, the size of the training data; None: the full size of the data plate, which is B if the plate is the
             batch. Then ``"even"`` is the mean of the batch, as ``"weighted"`` is at any N.
 
     Raises:
-        TypeError: If it is another objective, or a number is none.
-        ValueError: If a weight is negative, or the estimator unknown. When called: if there is not one latent site, in the
-            data plate alone, with marginals in closed form; or N is below B.
+        TypeError: If it is another objective, or a weight is no number.
+        ValueError: If a weight is negative, or the estimator unknown. When called: unless there is one latent site, in the
+            data plate alone, with marginals in closed form; or if N is below B.
 
     References:
         Chen, Li, Grosse, Duvenaud, "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, eq. 2 and 4.
@@ -139,11 +139,11 @@ class TotalCorrelation(KLControl):
 
     name = "total correlation"
     takes_beta = True
-    across_batch = False  # a sum over data: of several processes each takes the codes of its own share
+    across_batch = False  # a sum over data: each of several processes compares the codes of its own share
 
     def __init__(
         self,
-        objective: Any,
+        objective: ELBO,
         weight: float = 6.0,
         information_weight: float = 1.0,
         unit_weight: float = 1.0,
@@ -161,10 +161,10 @@ class TotalCorrelation(KLControl):
         self.estimator, self.num_data = estimator, num_data
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """The loss with the true rate and distortion; see :class:`Terms`.
+        """Return the loss with the true rate and distortion; see :class:`Terms`.
 
         Raises:
-            ValueError: If the latent site is not as the class says.
+            ValueError: See the class.
         """
         pairs = [Pair(*traces) for traces in self.objective._get_traces(model, guide, args, kwargs)]
         for pair in pairs:
@@ -175,12 +175,15 @@ class TotalCorrelation(KLControl):
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
 
     def epoch_warning(self, objective: float, elbo: float, batch_size: int) -> str | None:
-        """What is wrong with an epoch in which the estimate of the total correlation was below 0; None where it was not.
+        """Return a warning if the estimated total correlation is below 0.
 
         Args:
-            objective: The mean of what was maximized, nats per datum.
-            elbo: The mean ELBO, - distortion - rate.
+            objective: Mean objective of the epoch, nats per datum.
+            elbo: Mean ELBO, - distortion - rate.
             batch_size: B.
+
+        Returns:
+            A sentence, or None.
         """
         if self.weight <= 1 or (self.information_weight, self.unit_weight) != (1, 1):
             return None
@@ -205,7 +208,10 @@ class TotalCorrelation(KLControl):
         return Terms(weighted.sum() - extra_terms(pair), distortion.sum().detach(), rate.sum().detach())
 
     def _parts(self, pair: Pair, data_plate: DataPlate) -> tuple[Tensor, Tensor, Tensor]:
-        """Each datum's draw of I(x; z), the total correlation and the units' KL, shape ``(B,)``, nats; mean over draws."""
+        """Return I(x; z), total correlation and the units' KL, nats.
+
+        Each has shape ``(B,)`` and is a mean over draws.
+        """
         site, guide_site = self._only_site(pair, data_plate)
         joint, units = _scores(guide_site, data_plate)
         weights = batch_weights(self.estimator, data_plate.size, self._total(guide_site, data_plate))
@@ -220,7 +226,7 @@ class TotalCorrelation(KLControl):
         return plates_of(site)[data_plate.plate].full_size if self.num_data is None else self.num_data
 
     def _only_site(self, pair: Pair, data_plate: DataPlate) -> tuple[Site, Site]:
-        """The latent site in the model and in the guide."""
+        """Return the latent site in the model and in the guide."""
         found = [*latent_sites(pair)]
         if len(found) != 1 or auxiliary_sites(*pair):
             names = sorted({n for n, _, _ in found} | {n for n, _ in auxiliary_sites(*pair)})
@@ -246,7 +252,10 @@ class TotalCorrelation(KLControl):
 
 
 def _marginals(fn: Distribution) -> Distribution | None:
-    """The units as scalar distributions, batch shape ``(..., B, Z)``; None where they have no closed form."""
+    """Return the units as scalar distributions; None without a closed form.
+
+    Their batch shape is ``(..., B, Z)``.
+    """
     if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(fn.loc, fn.variance.sqrt(), validate_args=False)
     if not (isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1 and len(fn.event_shape) == 1):
@@ -255,9 +264,13 @@ def _marginals(fn: Distribution) -> Distribution | None:
 
 
 def _scores(site: Site, data_plate: DataPlate) -> tuple[Tensor, Tensor]:
-    """Each draw under the code of each datum: log q(z_i|x_j), shape ``(B, K, B)``, and by unit, ``(B, K, B, Z)``."""
+    """Score each draw under the code of each datum.
+
+    Returns:
+        log q(z_i|x_j), shape ``(B, K, B)``, and by unit, shape ``(B, K, B, Z)``, nats.
+    """
     fn, units, size = site["fn"], _marginals(site["fn"]), data_plate.size
-    assert units is not None  # as has been checked
+    assert units is not None  # _only_site has checked
     axis = data_plate.dim - 1
     z = site["value"].movedim(axis, 0).unsqueeze(axis)
     by_unit = units.log_prob(z).reshape(size, -1, size, z.shape[-1])

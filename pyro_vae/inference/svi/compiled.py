@@ -45,7 +45,10 @@ class Entry:
         self._made_for = list(map(_brief, self.graph.held))
 
     def unchanged(self) -> bool:
-        """Return True if it holds the same objects, of the same shape, type and ``requires_grad``."""
+        """Return True if the tensors and modules that it holds are unchanged.
+
+        That is, the same objects, of the same shape, type and ``requires_grad``.
+        """
         return self.watch.unchanged() and list(map(_brief, self.graph.held)) == self._made_for
 
     def __call__(self, tensors: list[Tensor], broken: Tensor | None = None) -> Evaluated:
@@ -108,7 +111,9 @@ class CapturedSteps(GraphCache[Entry]):
         )
 
     def entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
-        """Return the captured step and the tensors among its arguments; None if it must be eager.
+        """Return the captured step, and the tensors among the arguments.
+
+        None if the step must be eager.
 
         Raises:
             Exception: What an eager evaluation raises.
@@ -127,7 +132,10 @@ class CapturedSteps(GraphCache[Entry]):
         return None if entry is None else (entry, tensors)
 
     def compared(self, args: Args, kwargs: Kwargs, step: int) -> tuple[Entry, list[Tensor]] | None:
-        """Return what :meth:`entry` does, captured anew with a warning if it differs from an eager step."""
+        """Compare with an eager step, then return what :meth:`entry` does.
+
+        If they differ, warn and capture anew.
+        """
         found = self.entry(args, kwargs)
         if found is None or not self.differs(*found, args, kwargs):
             return found
@@ -140,15 +148,15 @@ class CapturedSteps(GraphCache[Entry]):
         return self.entry(args, kwargs)
 
     def differs(self, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
-        """Return True if an eager step with the same noise has another loss or gradient; alter nothing.
+        """Return True if an eager step has another loss or gradient.
 
-        Rounding may put a unit on the other side of a kink (ReLU's, say) and so change a gradient by more than rounding.
-        Steps therefore differ only if they do so under each of three noises.
+        Both have the same noise; nothing is altered. Rounding may put a unit on the other side of a kink (ReLU's, say) and
+        so change a gradient by more than rounding. Steps therefore differ only if they do so under each of three noises.
         """
         return all(self._differ_at(seed, entry, tensors, args, kwargs) for seed in (None, 1, 2))
 
     def _differ_at(self, seed: int | None, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
-        """Compare as :meth:`differs` under one noise; None is that of the next step."""
+        """Compare under one noise; None is that of the next step."""
         with own_randomness(seed):
             eager = self._eager(args, kwargs, entry.watch)
             with unaltered(entry.watch, self.objective):

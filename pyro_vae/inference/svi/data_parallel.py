@@ -1,8 +1,10 @@
-r"""One step of several processes, each with its rows of a batch: the loss of the whole and its gradient.
+r"""One step of several processes, each with its rows of a batch.
+
+The loss of the batch is
 
 .. math:: L = \textstyle\sum_r w_r L_r
 
-with :math:`w_r = 1` where the data plate is the batch (the loss is a sum over it), and :math:`w_r = b_r / B` where it
+with :math:`w_r = 1` if the data plate is the batch (the loss is a sum over it), and :math:`w_r = b_r / B` if it
 declares a full size N (each :math:`L_r` is scaled by :math:`N / b_r`).
 """
 
@@ -33,12 +35,18 @@ from pyro_vae.system.checksum import checksum
 T = TypeVar("T")
 
 
-#: On a GPU, every so many steps the host reads whether a rank has broken down or was asked to stop; on a CPU at each.
+#: On a GPU the host checks every so many steps if a rank has failed or was asked to stop; on a CPU at each step.
 POLL_STEPS = 10
 
 
 class Shared(NamedTuple):
-    """A step of the whole batch: loss, distortion and rate, 0-dim, nats; 1 where it is broken, else 0; gradients."""
+    """A step of the whole batch.
+
+    Attributes:
+        terms: Loss, distortion and rate, 0-dim, nats.
+        broken: 1 if the loss is not finite, else 0; 0-dim.
+        grads: A gradient, or None, for each parameter.
+    """
 
     terms: tuple[Tensor, Tensor, Tensor]
     broken: Tensor
@@ -46,22 +54,22 @@ class Shared(NamedTuple):
 
 
 class Exchange:
-    """What the ranks exchange in a step: one sum over all, of gradients, loss, and whether one has broken or must stop.
+    """Adds up the loss, gradients and flags of all ranks.
 
     Args:
-        module: What is trained; its parameters and buffers are those of rank 0 from here on.
-        interrupt: Asked at each step whether this rank was asked to stop.
+        module: The model; from here on its parameters and buffers are those of rank 0.
+        interrupt: Returns True if this rank was asked to stop; called at each step.
 
     Attributes:
-        stop: Whether a rank was asked to stop.
-        due: Whether at this step every rank looks at what has come.
-        expecting: Whether the step under way gathers a mean before it has a gradient, and has not done so yet.
-        failure: What broke this rank's step, if anything but a number that is not finite.
-        plates: Gives the plates around all sites that the evaluation under way has met.
-        full_size: The size that the program declares for its data; None where it is that of the batch.
+        stop: True if a rank was asked to stop.
+        due: True if every rank synchronizes after this step.
+        expecting: True if the current step is still to gather a mean, before it has a gradient.
+        failure: The error in this rank's step, unless that is a non-finite number.
+        plates: Returns the plates around all sites that the current evaluation has met.
+        full_size: The size that the program declares for its data; None if it is that of the batch.
 
     Raises:
-        ValueError: If the ranks have other parameters.
+        ValueError: If the ranks have different parameters.
     """
 
     HEAD = 5  # loss, distortion, rate, broken, stop; then the gradients
@@ -91,22 +99,22 @@ class Exchange:
         broadcast(state.values())
 
     def begin(self, total: int) -> None:
-        """The next step has a batch of ``total`` data, over all ranks."""
+        """Begin a step with a batch of ``total`` data, over all ranks."""
         self.total, self.rows = total, world().rows(total)
 
     def see(self, params: Iterable[Tensor] = ()) -> None:
-        """Take from the plates around all sites of the program for what its loss stands.
+        """Read the size of the data from the plates around all sites.
 
         Args:
-            params: The parameters that it uses.
+            params: The parameters that the program uses.
 
         Raises:
-            ValueError: If none of the plates, or several at odds, holds the batch; or a parameter is none of the module's.
+            ValueError: If no plate, or several of different sizes, hold the batch; or a parameter is not the module's.
         """
         if any(p.requires_grad and id(p) not in self._places for p in params):
             raise ValueError(
-                "parameter: expected those of the model's modules, got one of pyro.param alone, which ranks do not share; make "
-                "it an nn.Parameter or a PyroParam of the model."
+                "parameter: expected those of the model's modules, got one of pyro.param alone, which ranks do not share; "
+                "make it an nn.Parameter or a PyroParam of the model."
             )
         local = max(self.rows, 1)
         found = {
@@ -117,20 +125,20 @@ class Exchange:
         if len(found) != 1:
             raise ValueError(
                 f"data plate: expected one pyro.plate of the {local} data of a rank around all sites, got "
-                f"{'several' if found else 'none'}; several processes can only share data that lie in such a plate."
+                f"{'several' if found else 'none'}; several processes can only share data in such a plate."
             )
         self.full_size = found.pop()
 
     @property
     def weight(self) -> float:
-        """w: the factor of this rank's loss in that of the batch."""
+        """Factor w of this rank's loss in that of the batch."""
         if self.rows == 0:
             return 0.0
         return 1.0 if self.full_size is None else self.rows / self.total
 
     @property
     def num_data(self) -> int:
-        """For how many data the loss of the batch stands."""
+        """Number of data that the loss of the batch stands for."""
         return self.total if self.full_size is None else self.full_size
 
     def __call__(
@@ -140,7 +148,7 @@ class Exchange:
         params: Sequence[Tensor] = (),
         grads: Sequence[Tensor | None] = (),
     ) -> Shared:
-        """Sum over all ranks; a rank that has failed gives nothing.
+        """Sum over all ranks; a rank that has failed passes nothing.
 
         Raises:
             JobError: If a rank is gone.
@@ -181,11 +189,13 @@ class Exchange:
         flat[3] = broken
 
     def attempt(self, evaluate: Callable[[], T], *known: type[Exception]) -> T | None:
-        """Evaluate this rank's part; None where that failed, which the others hear of by the exchange that follows.
+        """Evaluate this rank's part; return None if that fails.
+
+        The next exchange tells the other ranks.
 
         Args:
             evaluate: The part.
-            *known: Errors that need no more words than that the loss is not finite.
+            *known: Errors that mean a non-finite loss.
         """
         try:
             return evaluate()
@@ -201,10 +211,12 @@ class Exchange:
             return None
 
     def blame(self, find: Callable[[], str | None]) -> str | None:
-        """After a step that was broken: which site is to blame, on the first rank that finds one; a collective.
+        """After a broken step, return the first rank's non-finite site.
+
+        This is a collective.
 
         Raises:
-            Exception: The failure of a rank, where that is what broke it.
+            Exception: The failure of a rank, if that broke the step.
         """
         with shared_errors():
             if self.failure is not None:
@@ -222,10 +234,12 @@ class Exchange:
         return _Replaced.apply(local, whole.to(local))
 
     def compare(self, epoch: int) -> None:
-        """See that all ranks have the same parameters, and give them rank 0's buffers; a collective.
+        """Check that all ranks have equal parameters; share rank 0's buffers.
+
+        This is a collective.
 
         Raises:
-            JobError: If they have not.
+            JobError: If they have different parameters.
         """
         broadcast(self.module.buffers())
         sums = all_gather(checksum(self.module.parameters()))
@@ -233,17 +247,17 @@ class Exchange:
         if others:
             raise JobError(
                 f"epoch {epoch}: expected the same parameters on every rank, got others on rank {', '.join(others)} than on "
-                "rank 0: processors that round differently, or a program that uses other parameters on some ranks."
+                "rank 0; use processors that round alike, and the same parameters on all."
             )
 
 
 class _Replaced(torch.autograd.Function):
-    """The second value, with the first one's gradient."""
+    """Returns its second argument, with the gradient of the first."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor, whole: Tensor) -> Tensor:
+    def forward(_ctx: object, _local: Tensor, whole: Tensor) -> Tensor:
         return whole.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(_ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None

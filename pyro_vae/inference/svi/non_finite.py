@@ -1,9 +1,8 @@
-"""Losses that are not finite: the error, the site to blame, and steps of which it is not known yet."""
+"""Non-finite losses: the error, the site to blame, steps not checked yet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.sites import sample_sites
-from pyro_vae.inference.program.traces import Args, Kwargs
+from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.system.randomness import device_state, set_device_state
 
-#: Steps whose arguments are held until someone asks whether their losses were finite: so many of them or their bytes.
+#: Most steps, and most bytes of their arguments, that are held until their losses are checked.
 HELD_STEPS, HELD_BYTES = 100, 64 << 20
 
 
@@ -23,11 +22,12 @@ class NonFiniteLossError(ArithmeticError):
     """The loss is not finite, and the step was not taken.
 
     Attributes:
-        step: Which step, counted from 0.
+        loss: The loss, several, or the words for a gradient.
+        step: Number of the step, counted from 0.
         site: Name of the first site whose log-probability is not finite, or None.
     """
 
-    def __init__(self, loss: Any, step: int, site: str | None) -> None:
+    def __init__(self, loss: object, step: int, site: str | None) -> None:
         self.loss, self.step, self.site = loss, step, site
         where = f"site {site!r} has a log-probability that is not finite" if site else "no single site is to blame"
         super().__init__(
@@ -35,14 +35,14 @@ class NonFiniteLossError(ArithmeticError):
             "or clip_norm."
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[object, int, str | None]]:
         return type(self), (self.loss, self.step, self.site)
 
 
-def nonfinite_site(model: Callable[..., Any], guide: Callable[..., Any], args: Args, kwargs: Kwargs) -> str | None:
-    """Name of the first site, guide first, whose log-probability is not finite; nothing is altered.
+def nonfinite_site(model: Program, guide: Program, args: Args, kwargs: Kwargs) -> str | None:
+    """Return the first site, guide first, with a non-finite log-probability; alter nothing.
 
-    Sites are drawn in the order in which the objectives draw, so the same generator state gives the same values.
+    Sites are drawn in the order of the objectives, so the same generator state gives the same values.
     """
     with torch.no_grad(), unaltered(Watch(model, guide)), poutine.block(), pyro.validation_enabled(False):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -63,27 +63,27 @@ class Noise(NamedTuple):
 
     @classmethod
     def of(cls, device: torch.device | None) -> Noise:
-        """As they are now."""
+        """Return the current states."""
         return cls(torch.get_rng_state(), None if device is None else device_state(device))
 
     def restore(self, device: torch.device) -> None:
-        """Make them so."""
+        """Set the generators to these states."""
         torch.set_rng_state(self.host)
         set_device_state(device, self.device)
 
 
 class Pending(NamedTuple):
-    """A step taken of which it is not known yet whether its loss was finite."""
+    """A step whose loss is not checked yet."""
 
-    args: Any
-    kwargs: Any
+    args: Args
+    kwargs: Kwargs
     noise: Noise
     broken: Tensor
     loss: Tensor
 
 
 class PendingSteps:
-    """Steps taken whose losses stay on the device until someone asks."""
+    """Steps whose losses stay on the device until they are checked."""
 
     def __init__(self) -> None:
         self._steps: list[Pending] = []
@@ -99,11 +99,15 @@ class PendingSteps:
 
     @property
     def many(self) -> bool:
-        """Whether it is time to ask, so that what is held does not grow."""
+        """True if so many wait that it is time to check."""
         return len(self._steps) >= HELD_STEPS or self._held_bytes > HELD_BYTES
 
     def first_broken(self) -> tuple[int, Pending] | None:
-        """Wait, and hold nothing any more: how many steps the last good one is back, and the step after it."""
+        """Wait for all losses, and drop the steps.
+
+        Returns:
+            The first step with a non-finite loss, after the number of steps from it on; None if all are finite.
+        """
         steps, self._steps, self._held_bytes = self._steps, [], 0
         if not steps or not bool(torch.stack([s.broken for s in steps]).any()):
             return None

@@ -1,10 +1,9 @@
-"""One fused torch optimizer behind Pyro's one for each parameter."""
+"""One fused torch optimizer in place of Pyro's one for each parameter."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import pyro
 import torch
@@ -15,11 +14,11 @@ FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 class FusedOptim:
-    """One fused torch optimizer over all parameters, in place of a ``PyroOptim``'s one for each.
+    """One fused torch optimizer over all parameters.
 
-    The ``PyroOptim`` stays in charge: its per-parameter optimizers hold the very state that the fused one updates, so
-    its ``get_state``, ``set_state``, ``save`` and ``load`` act as ever, and so does a learning rate changed there. Other
-    hyperparameters are read when a parameter is first seen.
+    The ``PyroOptim`` stays in charge: its optimizers of single parameters hold the very state that the fused one updates.
+    So its ``get_state``, ``set_state``, ``save`` and ``load`` work as ever, and so does a learning rate changed there.
+    Other hyperparameters are read when a parameter is first seen.
 
     Args:
         source: A ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments.
@@ -27,14 +26,14 @@ class FusedOptim:
 
     def __init__(self, source: PyroOptim) -> None:
         self.source = source
-        #: A 0-dim tensor; while it is 1 on the device no step is taken, of which the host need not know.
+        #: A 0-dim tensor on the device. While it is 1 no step is taken, and the host need not know.
         self.found_inf: Tensor | None = None
         self._fused: torch.optim.Optimizer | None = None
-        self._rates: list[Any] = []
+        self._rates: list[float] = []
 
     @staticmethod
     def accepts(source: PyroOptim) -> bool:
-        """Whether this ``PyroOptim`` can be fused without changing what it does."""
+        """Return True if this ``PyroOptim`` can be fused with the same results."""
         options = source.pt_optim_args
         plain = isinstance(options, dict) and not {"foreach", "fused", "capturable", "differentiable"} & set(options)
         if isinstance(options, dict) and options.get("dampening") and source.pt_optim_constructor is torch.optim.SGD:
@@ -45,7 +44,7 @@ class FusedOptim:
         )
 
     def __call__(self, params: Iterable[Tensor]) -> None:
-        """Step all ``params`` that have a gradient; those not seen before are added."""
+        """Step all ``params`` that have a gradient; add new ones."""
         for p in params:
             if p not in self.source.optim_objs:
                 waiting = self.source._state_waiting_to_be_consumed
@@ -58,8 +57,8 @@ class FusedOptim:
             self._fused.found_inf = self.found_inf  # type: ignore[attr-defined]
             self._fused.step()
 
-    def add(self, p: Tensor, state: dict[str, Any] | None = None) -> None:
-        """Take in a parameter, with the state that its optimizer had before, if any."""
+    def add(self, p: Tensor, state: dict[str, object] | None = None) -> None:
+        """Add a parameter, with an earlier state of its optimizer."""
         source = self.source
         single = source.pt_optim_constructor([p], **{"fused": True, **source.pt_optim_args})
         if state is not None:
@@ -68,9 +67,12 @@ class FusedOptim:
         self._rates = []
 
     def _fuse(self) -> None:
-        """One optimizer for all, a group for each learning rate, holding the very state of the single ones."""
+        """Make one optimizer that holds the very state of the single ones.
+
+        It has a group for each learning rate.
+        """
         singles = self.source.optim_objs
-        groups: dict[Any, list[Tensor]] = {}
+        groups: dict[float, list[Tensor]] = {}
         for p, single in singles.items():
             groups.setdefault(float(single.param_groups[0]["lr"]), []).append(p)
         self._fused = self.source.pt_optim_constructor(
@@ -79,19 +81,19 @@ class FusedOptim:
         for p, single in singles.items():
             state = single.state[p]
             if single.param_groups[0].get("momentum") and state.get("momentum_buffer") is None:
-                # From zeros the first step is the same, and parameters may begin at different steps.
+                # The first step from zeros is the same, and parameters may begin at different steps.
                 state["momentum_buffer"] = torch.zeros_like(p)
             self._fused.state[p] = state
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every parameter seen so far, and of those to come."""
+        """Set the learning rate of all parameters, those to come included."""
         self.source.pt_optim_args = {**self.source.pt_optim_args, "lr": lr}
         for single in self.source.optim_objs.values():
             single.param_groups[0]["lr"] = lr
 
 
-def as_pyro_optim(optim: Any) -> PyroOptim:
-    """A ``PyroOptim``, from one or from ``functools.partial(torch.optim.Adam, lr=...)``.
+def as_pyro_optim(optim: object) -> PyroOptim:
+    """Make a ``PyroOptim`` of one, or of ``functools.partial(torch.optim.Adam, lr=...)``.
 
     Raises:
         TypeError: If it is neither.

@@ -1,17 +1,17 @@
-"""Networks in bfloat16, everything else in float32."""
+"""Networks in bfloat16, all else in float32."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-#: What networks are made of; distributions call none of these.
+#: The products that networks are made of; distributions call none of these.
 PRODUCTS = {
     F.linear, F.bilinear, F.scaled_dot_product_attention, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
     F.conv_transpose2d, F.conv_transpose3d,
@@ -19,14 +19,14 @@ PRODUCTS = {
 
 
 class BFloat16Products(TorchFunctionMode):
-    """Linear maps, convolutions and attention take bfloat16 and give float32.
+    """Linear maps, convolutions and attention in bfloat16, with float32 results.
 
     The products and their gradients are rounded to 8 bits of mantissa, summed in float32 by the hardware; activations,
     parameters, log-probabilities, the KL and all sums stay float32. float64 is left alone.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call ``func``, in bfloat16 if it is one of the products."""
+        """Call ``func``; in bfloat16 if it is one of the products."""
         kwargs = kwargs or {}
         if func not in PRODUCTS or not any(_single(a) for a in (*args, *kwargs.values())):
             return func(*args, **kwargs)
@@ -34,13 +34,13 @@ class BFloat16Products(TorchFunctionMode):
         return func(*args, **{k: _rounded(v) for k, v in kwargs.items()}).float()
 
 
-def _single(x: Any) -> bool:
+def _single(x: object) -> TypeGuard[Tensor]:
     return isinstance(x, Tensor) and x.dtype == torch.float32
 
 
-def _rounded(x: Any) -> Any:
+def _rounded(x: object) -> object:
     return x.to(torch.bfloat16) if _single(x) else x
 
 
-#: By name, what surrounds an evaluation of the loss.
-PRECISIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"float32": nullcontext, "bf16": BFloat16Products}
+#: Context managers around an evaluation of the loss, by name.
+PRECISIONS: dict[str, Callable[[], AbstractContextManager[object]]] = {"float32": nullcontext, "bf16": BFloat16Products}

@@ -1,4 +1,4 @@
-"""One evaluation of a loss by tensors: its gradients, clipping, and a flag for non-finite values."""
+"""One evaluation of a loss by tensors: gradients, clipping, finite flag."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Evaluation:
         self._networks = lookup("precision", precision, PRECISIONS)
 
     def share(self, exchange: Exchange) -> None:
-        """Make each later evaluation one of several processes', each with its share of the batch."""
+        """From now on, evaluate one process's share of each batch."""
         self.exchange, self._used = exchange, UsedData
 
     def __call__(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Evaluated:
@@ -87,7 +87,7 @@ class Evaluation:
         return self(model, guide, args, kwargs)
 
     def backward(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """Evaluate the terms of the objective; add the gradients of its loss to ``grad``."""
+        """Evaluate the objective; add the gradients of its loss to ``grad``."""
         terms = self.objective.terms(model, guide, *args, **kwargs)
         if terms.loss.requires_grad:
             terms.loss.backward()
@@ -95,7 +95,7 @@ class Evaluation:
 
     @contextmanager
     def recording(self) -> Iterator[tuple[dict[int, Tensor], Used]]:
-        """Record the parameters that an evaluation uses, and run networks in their precision."""
+        """Record the parameters of an evaluation; run networks in their precision."""
         # Pyro's own objectives look for param sites before they go backward; ours do not need them.
         listening = self._modules.recording() if hasattr(self.objective, "terms") else nullcontext()
         used = self._modules.begin()
@@ -122,7 +122,11 @@ class Evaluation:
 
 
 def clipped(grads: list[Tensor | None], most: float) -> tuple[Tensor, list[Tensor | None]]:
-    """Scale a gradient down to a norm of at most ``most``; return first if its norm is finite, 0-dim bool."""
+    """Scale a gradient down to a norm of at most ``most``.
+
+    Returns:
+        True if its norm is finite, 0-dim, and the scaled gradient.
+    """
     norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
     share = (most / (norm + 1e-6)).clamp(max=1.0)
     return torch.isfinite(norm), [g if g is None else g * share for g in grads]

@@ -100,7 +100,7 @@ class SVI(pyro.infer.SVI):
                 self._captured.give_up_objective()
 
     def share(self, exchange: Exchange) -> None:
-        """Make each later step one of several processes', each with its share of the batch."""
+        """From now on, take each step together with other processes."""
         self.exchange = exchange
         self._evaluation.share(exchange)
         if self._captured is not None and self._across_batch:
@@ -108,7 +108,7 @@ class SVI(pyro.infer.SVI):
 
     @property
     def compiled(self) -> bool:
-        """True if steps are compiled: asked for, and not given up so far."""
+        """True if steps are compiled, and not given up so far."""
         return self._captured is not None and self._captured.reason is None
 
     def step(self, *args: object, **kwargs: object) -> Loss:
@@ -131,7 +131,7 @@ class SVI(pyro.infer.SVI):
         return terms.loss.item()
 
     def step_terms(self, *args: object, **kwargs: object) -> Terms:
-        """Take one gradient step; return the detached :class:`Terms` of an objective of this package.
+        """Take one gradient step; return the detached :class:`Terms`.
 
         A compiled step does not wait for the device: :meth:`synchronize` finds out if its loss was finite.
 
@@ -143,11 +143,11 @@ class SVI(pyro.infer.SVI):
         return self._eager_step(args, kwargs, self._evaluation.backward)[1] if terms is None else terms
 
     def evaluate_terms(self, args: Args, kwargs: Kwargs) -> Evaluated:
-        """Evaluate loss and gradients without a step, and without a wait for the device."""
+        """Evaluate loss and gradients by tensors; take no step."""
         return self._evaluation(self.model, self.guide, args, kwargs)
 
     def synchronize(self) -> None:
-        """Wait for the compiled steps taken so far, and check that their losses were finite.
+        """Wait for the compiled steps; check that their losses are finite.
 
         After one that was not, no parameter has moved; an eager replay of that step names the site.
 
@@ -172,7 +172,7 @@ class SVI(pyro.infer.SVI):
         return self.exchange.blame(lambda: nonfinite_site(self.model, self.guide, step.args, step.kwargs))
 
     def _tensor_step(self, args: Args, kwargs: Kwargs) -> Terms | None:
-        """Take a step that leaves its loss on the device; return None if it must be eager."""
+        """Take a step without a wait; None if it must be eager."""
         if self.exchange is not None:
             return self._shared_step(args, kwargs, self.exchange)
         host = torch.get_rng_state()
@@ -207,7 +207,7 @@ class SVI(pyro.infer.SVI):
         return evaluated.terms
 
     def _entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
-        """Return the compiled step and the tensors among its arguments; None if it must be eager."""
+        """Return the compiled step and its tensors, or None."""
         # Handlers around a step, gradients left by the caller and ``no_grad`` are the eager step's to see.
         if self._captured is None or self._captured.reason is not None or _PYRO_STACK or not torch.is_grad_enabled():
             return None
@@ -221,7 +221,7 @@ class SVI(pyro.infer.SVI):
         return None if found is None or any(p.grad is not None for p in found[0].params) else found
 
     def _take(self, evaluated: Evaluated) -> None:
-        """Step the optimizer; on the device it stands still from the first non-finite loss on."""
+        """Step the optimizer; on the device it stops at a non-finite loss."""
         self.steps_taken += 1
         if self.fused is not None:
             self._broken = self.fused.found_inf = evaluated.broken
@@ -243,7 +243,7 @@ class SVI(pyro.infer.SVI):
             self._refuse_non_finite(self.evaluate_loss(*args, **kwargs), args, kwargs, random_state)
 
     def _eager_step(self, args: Args, kwargs: Kwargs, evaluate: Callable[..., T]) -> tuple[Loss, T]:
-        """Take a step that waits for its loss; return the loss, and what ``evaluate`` gives."""
+        """Take a step and wait; return the loss and what ``evaluate`` returns."""
         random_state = torch.get_rng_state()
         with self._evaluation.recording() as (used, seen):
             evaluated = self._evaluated(evaluate, args, kwargs, random_state)
@@ -265,7 +265,7 @@ class SVI(pyro.infer.SVI):
         return value, evaluated
 
     def _evaluated(self, evaluate: Callable[..., T], args: Args, kwargs: Kwargs, random_state: Tensor) -> T:
-        """Evaluate; name step and site if validation by Pyro or torch refuses a non-finite number."""
+        """Evaluate; name step and site if validation refuses a number."""
         try:
             return evaluate(self.model, self.guide, *args, **kwargs)
         except ValueError as error:
@@ -308,7 +308,7 @@ def _check_terms(objective: object) -> None:
 
 
 def _numbers(evaluated: object) -> Loss:
-    """Return the loss as Python numbers; ``evaluated`` is a loss, several, or terms."""
+    """Return the loss, or the losses, of an evaluation as Python numbers."""
     if isinstance(evaluated, Terms):
         return evaluated.loss.item()
     return type(evaluated)(map(_item, evaluated)) if isinstance(evaluated, tuple) else _item(evaluated)

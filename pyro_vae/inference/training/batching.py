@@ -16,7 +16,7 @@ from pyro_vae.models.protocol import PyroModel, classifies, takes
 
 
 def check_batches(model: PyroModel, data: Data, objective: ELBO, options: FitOptions) -> None:
-    """Refuse batches of one datum if the loss depends on the others of a batch.
+    """Refuse batches of one datum if the loss compares data.
 
     A total correlation compares the codes of a batch: for one code it is 0, and its rate has no parts. The term of a
     classifier has its weight if every batch has a label, which is not so in batches of one.
@@ -51,7 +51,7 @@ def check_batches(model: PyroModel, data: Data, objective: ELBO, options: FitOpt
 
 
 def _smallest(total: int, size: int) -> int:
-    """Return the size of the smallest batch of an epoch, the last one."""
+    """Return the size of the last and smallest batch of an epoch."""
     return (total - 1) % size + 1
 
 

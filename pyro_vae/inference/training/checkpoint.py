@@ -1,4 +1,4 @@
-"""Training states: their keys, their checks, and the parts that a training saves and restores."""
+"""Training states: their keys, their checks, their parts."""
 
 from __future__ import annotations
 
@@ -120,7 +120,10 @@ def _check_rows(rows: list[State], where: str) -> None:
 
 
 def _check_optimizer(optimizer: State, parameters: dict[str, nn.Parameter], where: str) -> None:
-    """Refuse moments of another shape than their parameter; fused kernels would not notice."""
+    """Refuse moments of another shape than their parameter's.
+
+    Fused kernels would not notice.
+    """
     for name, one in optimizer.items():
         whole = name in parameters and isinstance(one, dict) and isinstance(one.get("state"), dict)
         if whole and isinstance(one.get("param_groups"), list):
@@ -165,7 +168,7 @@ def check_epoch(state: State, batch_size: int, total: int) -> None:
 
 
 def optimizer_state(model: PyroModel, optimizer: FusedOptim) -> State:
-    """Return the state of the optimizer for each parameter of a model, by name."""
+    """Return the state of the optimizer for each parameter, by name."""
     singles = optimizer.source.optim_objs
     return {name: singles[p].state_dict() for name, p in model.named_parameters() if p in singles}
 
@@ -183,12 +186,13 @@ def random_state(device: torch.device) -> State:
     return {**ranks[0], **({"ranks": ranks} if len(ranks) > 1 else {})}
 
 
-def restore_random_state(state: State, device: torch.device, seed: int) -> bool:
+def restore_random_state(state: State, device: torch.device, order: torch.Generator, seed: int) -> bool:
     """Give the generators the states of :func:`random_state`, where that is possible.
 
     Args:
         state: A training state.
         device: The device of the training.
+        order: Generator of the data order; only seeded, and only on another device.
         seed: Seed of the generators if the run continues on another device or by another number of processes.
 
     Returns:
@@ -201,6 +205,8 @@ def restore_random_state(state: State, device: torch.device, seed: int) -> bool:
         set_device_state(device, ranks[world.rank]["random_device"])
     else:
         torch.manual_seed(parallel.stream_seed(seed))
+    if not same:
+        order.manual_seed(seed)
     return same
 
 

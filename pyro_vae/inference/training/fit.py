@@ -142,7 +142,7 @@ def _check_beta(model: PyroModel, beta: Weights | None) -> None:
 
 
 def _objective(model: PyroModel, elbo: str | ELBO | None, num_data: int) -> ELBO:
-    """Return the objective; one that is named has the controls of the model's defaults."""
+    """Make the objective; a name gets the controls of the model's defaults."""
     objective = elbo or default_objective(model)
     if not isinstance(objective, str):
         return objective
@@ -158,7 +158,10 @@ def _default_beta(model: PyroModel, objective: ELBO) -> Weights:
 
 @contextlib.contextmanager
 def _something_to_sum() -> Iterator[None]:
-    """Refuse ``enum`` of a model with nothing to sum over; Pyro warns and takes the sampled ELBO."""
+    """Refuse ``enum`` for a model with nothing to sum over.
+
+    Pyro warns, and takes the sampled ELBO.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=DRAWN_INSTEAD)
         warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
@@ -203,7 +206,7 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
 def compiling_of(
     model: PyroModel, data: Data, objective: ELBO, options: FitOptions, resume: State | None = None
 ) -> tuple[bool, str]:
-    """Decide if the steps of a run are compiled; return that, and a phrase that says why.
+    """Decide if steps are compiled; return that and the reason in words.
 
     See :func:`pyro_vae.system.compiler.should_compile`.
     """

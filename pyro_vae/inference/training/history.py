@@ -1,4 +1,4 @@
-"""The history of a training, the progress of its current epoch, and the line printed for each epoch."""
+"""History of a training, progress of an epoch, and their text."""
 
 from __future__ import annotations
 
@@ -72,8 +72,14 @@ class EpochProgress:
     seen: int = 0
     seconds: float = 0.0
 
+    def means(self, has_bound: bool) -> Row:
+        """Return means over the data seen, as columns of the history, nats."""
+        loss, distortion, rate = (self.totals / self.seen).tolist()
+        elbo = {"train_elbo": -distortion - rate} if has_bound else {}
+        return {"objective": -loss, **elbo, "train_rate": rate, "train_distortion": distortion}
+
     def elbo(self) -> float:
-        """Return the mean training ELBO so far, nats per datum; this waits for the device."""
+        """Return the mean training ELBO, nats per datum; wait for the device."""
         return -float(self.totals[1] + self.totals[2]) / self.seen
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +127,7 @@ def epoch_line(row: Row, epochs: int) -> str:
 
 
 def mean_text(model: PyroModel, objective: float) -> str:
-    """Return the text for the mean objective of the current epoch so far."""
+    """Return the text for the mean objective of the current epoch."""
     return f"ELBO {objective:.2f}" if has_bound(model) else f"loss {-objective:.2f}"
 
 

@@ -22,7 +22,7 @@ OPTIMIZERS = {"adam": pyro.optim.Adam, "adamw": pyro.optim.AdamW, "sgd": pyro.op
 
 #: Learning-rate schedules by name: share of training done, in [0, 1), to the factor on ``lr``.
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
+    "constant": lambda _done: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "step": lambda done: 0.1 ** (int(done >= 0.5) + int(done >= 0.75)),
 }
@@ -30,31 +30,37 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options that ``fit`` and the command share; the string below each is its help."""
+    """Options that ``fit`` and the command share, each with its help."""
 
     epochs: int = 100
     """Passes over the training data, in total."""
     batch_size: int = 128
     """Batch size."""
     labelled_per_batch: int | None = None
-    """Labelled data in each batch, if some labels are unknown; default: each once an epoch, evenly spread; 1 for a model that
-    classifies, if there are fewer of them than batches."""
+    """Labelled data in each batch, if some labels are unknown;
+    default: each once an epoch, evenly spread; 1 for a model that classifies, if there are fewer of them than batches."""
     optimizer: str = "adam"
     """Optimizer: {names}."""
     lr: float = 1e-3
     """Learning rate."""
     lr_schedule: str = "constant"
-    """Learning-rate schedule: {names}; cosine falls to 0, step falls to a tenth at half of the steps and at three quarters."""
+    """Learning-rate schedule: {names};
+    cosine falls to 0, step falls to a tenth at half of the steps and at three quarters."""
     clip_norm: float | None = None
-    """Largest norm of the gradient of the loss per datum; default: no clipping."""
+    """Largest norm of the gradient of the loss per datum;
+    default: no clipping."""
     seed: int = 0
-    """Seed of the data order and of every draw; on the command line, of the initial parameters, too."""
+    """Seed of the data order and of every draw;
+    on the command line, of the initial parameters, too."""
     compile: bool | None = None
-    """Compile the step; default: if the run is long enough to repay it and a compiler works."""
+    """Compile the step;
+    default: if the run is long enough to repay it and a compiler works."""
     check_every: int | None = None
-    """Compare a compiled step with an eager one every this many steps; default: once, when it is compiled."""
+    """Compare a compiled step with an eager one every this many steps;
+    default: once, when it is compiled."""
     precision: str = "float32"
-    """Precision of the products in the networks: {names}; their sums and all else stay float32."""
+    """Precision of the products in the networks: {names};
+    their sums and all else stay float32."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,10 @@ class FitOptions(TrainingOptions):
         lookup("precision", self.precision, PRECISIONS)
         lookup("learning-rate schedule", self.lr_schedule, LR_SCHEDULES)
 
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        return self.lr * LR_SCHEDULES[self.lr_schedule](step / (self.epochs * steps_per_epoch))
+
 
 class FitKeywords(TypedDict, total=False):
     """The fields of :class:`FitOptions` as keywords, for type checkers."""
@@ -104,7 +114,7 @@ class FitKeywords(TypedDict, total=False):
 
 
 def with_options(function: F) -> F:
-    """Show the fields of :class:`FitOptions` in place of ``**options`` in a function's signature."""
+    """Show the fields of :class:`FitOptions` in a signature, for its ``**options``."""
     *own, _ = inspect.signature(function).parameters.values()
     fields = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)

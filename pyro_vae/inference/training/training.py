@@ -1,4 +1,4 @@
-"""``Training``: the epochs of one run, and the state that a checkpoint saves."""
+"""``Training``: the epochs of one run, and its state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pyro_vae.inference.training.checkpoint import (
     restore_random_state,
 )
 from pyro_vae.inference.training.history import EpochProgress, History, Row
-from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
+from pyro_vae.inference.training.options import OPTIMIZERS, FitOptions
 from pyro_vae.inference.training.unregistered import check_saved, check_trained
 from pyro_vae.inference.training.validation import after_epoch, validate
 from pyro_vae.models.protocol import PyroModel, has_bound, takes, training_inputs
@@ -42,7 +42,7 @@ Advance = Callable[[Callable[[], float]], None]
 
 
 class Paused(Exception):
-    """Training was asked to stop within an epoch; the part that is done is kept."""
+    """Training was asked to stop within an epoch."""
 
 
 def never() -> bool:
@@ -51,7 +51,7 @@ def never() -> bool:
 
 
 class Training:
-    """One training run: a model, its data, and all that must be saved to continue exactly.
+    """One training run, with all that must be saved to continue exactly.
 
     Callbacks receive this object after each epoch, and when training is interrupted within one.
 
@@ -64,16 +64,11 @@ class Training:
         interrupt: Asked after every step if training stops there.
 
     Attributes:
-        model: The model, in training.
-        data: Its data.
-        options: Numbers and names.
         history: The rows so far.
         best: State of the model at the best epoch, or None without validation data.
         progress: The part of an interrupted epoch that is done, or None between epochs.
         stop_reason: Why a callback stops training after this epoch, or None.
         svi: Takes the steps.
-        order: Generator of the data order.
-        batches: The batches of an epoch.
         steps_per_epoch: Number of batches in an epoch.
     """
 
@@ -121,7 +116,7 @@ class Training:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Within the block, each step is one of all processes of the job, if there are several."""
+        """Within the block, share each step with the other processes."""
         if parallel.world().size == 1:
             yield
             return
@@ -132,7 +127,7 @@ class Training:
             yield
 
     def interrupted(self) -> bool:
-        """Return True if any process of the job was asked to stop; a collective."""
+        """Return True if any process was asked to stop; a collective."""
         return any(parallel.all_gather(self.interrupt()))
 
     @property
@@ -147,7 +142,7 @@ class Training:
         return self.svi.fused
 
     def run_epoch(self, advance: Advance) -> Row | None:
-        """Train one epoch, or the rest of one, then evaluate on the validation data.
+        """Train one epoch, or the rest of one; then validate.
 
         Args:
             advance: See ``Advance``.
@@ -165,33 +160,17 @@ class Training:
                 after_epoch(self.model, self.data, self.options.seed)
             if self.data.validation is not None:
                 with parallel.shared_errors():
-                    row |= validate(
-                        self.model,
-                        self.data.validation,
-                        self.svi.objective,
-                        self.betas.final,
-                        self.options.seed,
-                        self._poll,
-                    )
+                    weighting = self.svi.objective, self.betas.final
+                    row |= validate(self.model, self.data.validation, *weighting, self.options.seed, self._poll)
         except Paused:
             return None
         self.progress = None
-        self._warn_about_epoch(row)
+        if not self._warned:
+            self._warned = _warn_about_epoch(self, row)
         self.history.rows.append(row)
         if self.data.validation is not None and self.history.best_epoch == len(self.history):
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         return row
-
-    def _warn_about_epoch(self, row: Row) -> None:
-        """Warn, once in a training, if the objective finds an epoch implausible."""
-        warning_for = getattr(self.svi.objective, "epoch_warning", None)
-        if warning_for is None or self._warned or self.betas.final not in (None, 1.0):
-            return
-        elbo = -row["train_distortion"] - row["train_rate"]
-        text = warning_for(row["objective"], elbo, self.options.batch_size)
-        if text is not None:
-            self._warned = True
-            warnings.warn(text, stacklevel=4)
 
     def begin_epoch(self) -> EpochProgress:
         """Draw the order of a new epoch."""
@@ -200,7 +179,7 @@ class Training:
         return EpochProgress(start, self.batches.order(self.order), torch.zeros(3, device=self.device, dtype=dtype))
 
     def _finish_epoch(self, progress: EpochProgress, advance: Advance) -> None:
-        """Take the remaining steps of an epoch, and check the result before anyone saves it."""
+        """Take the remaining steps of an epoch, and check their result."""
         started, batch, validated = time.perf_counter() - progress.seconds, None, True
         checked = bool(self.history.rows)
         with ExitStack() as unchecked:
@@ -241,42 +220,34 @@ class Training:
             self.whole.set_labels(self.batches.inputs.parts[1][rows.to(self.device)])
 
     def _mean_elbo(self, progress: EpochProgress) -> float:
-        """Return the mean ELBO of the current epoch; this is the first wait for the device since the last call."""
+        """Wait for the device; return the mean ELBO of the current epoch."""
         if self.svi.exchange is None:  # several processes synchronize at the same step
             self.svi.synchronize()
         return progress.elbo()
 
     def _row(self, progress: EpochProgress) -> Row:
-        loss, distortion, rate = (progress.totals / progress.seen).tolist()
         return {
             "epoch": len(self.history) + 1,
             "step": self.step,
-            "objective": -loss,
-            **({"train_elbo": -distortion - rate} if has_bound(self.model) else {}),
-            "train_rate": rate,
-            "train_distortion": distortion,
+            **progress.means(has_bound(self.model)),
             **self.betas.columns,
             **getattr(self.svi.objective, "columns", {}),
-            "lr": self._lr(self.step - 1),
+            "lr": self.options.lr_at(self.step - 1, self.steps_per_epoch),
             "images_per_second": progress.seen / progress.seconds,
             "seconds": progress.seconds,
         }
 
-    def _lr(self, step: int) -> float:
-        share = step / (self.options.epochs * self.steps_per_epoch)
-        return self.options.lr * LR_SCHEDULES[self.options.lr_schedule](share)
-
     def _set_rates(self) -> None:
         self.betas.set(self.step)
         if self.options.lr_schedule != "constant":
-            self.optimizer.set_lr(self._lr(self.step))
+            self.optimizer.set_lr(self.options.lr_at(self.step, self.steps_per_epoch))
 
     def _poll(self) -> None:
         if self.interrupted():
             raise Paused
 
     def state_dict(self) -> State:
-        """Return all that is needed to continue exactly: plain containers, numbers and tensors."""
+        """Return plain containers, numbers and tensors to continue from exactly."""
         objective = self.svi.objective
         return {
             "model": self.model.state_dict(),
@@ -319,10 +290,7 @@ class Training:
         if self.step > 0:
             self.betas.set(self.step - 1)
         self.history.rows = list(state["rows"])
-        seed = self.options.seed + self.step
-        same = restore_random_state(state, self.device, seed)
-        if not same:
-            self.order.manual_seed(seed)
+        same = restore_random_state(state, self.device, self.order, self.options.seed + self.step)
         if state["epoch"] is not None:
             check_epoch(state["epoch"], self.options.batch_size, self.batches.order.total)
             if same:
@@ -331,3 +299,15 @@ class Training:
             self.progress.load_state_dict(state["epoch"])
         if same:
             self.order.set_state(state["order"].cpu())
+
+
+def _warn_about_epoch(training: Training, row: Row) -> bool:
+    """Warn if the objective finds an epoch implausible; return that."""
+    warning_for = getattr(training.svi.objective, "epoch_warning", None)
+    if warning_for is None or training.betas.final not in (None, 1.0):
+        return False
+    elbo = -row["train_distortion"] - row["train_rate"]
+    text = warning_for(row["objective"], elbo, training.options.batch_size)
+    if text is not None:
+        warnings.warn(text, stacklevel=4)
+    return text is not None

@@ -20,7 +20,7 @@ from pyro_vae.models.protocol import PyroModel
 
 
 def check_trained(model: PyroModel, svi: SVI, optimizer: FusedOptim, batch: tuple[Tensor, ...]) -> None:
-    """After a step, refuse a model with parameters that no step would move.
+    """After a step, refuse parameters that no step would move.
 
     Args:
         model: The model.
@@ -39,7 +39,9 @@ def check_trained(model: PyroModel, svi: SVI, optimizer: FusedOptim, batch: tupl
 
 
 def check_saved(model: PyroModel, optimizer: FusedOptim) -> None:
-    """Refuse trained tensors that are not the model's: they would be lost with the parameter store.
+    """Refuse trained tensors that are not the model's.
+
+    They would be lost with the parameter store.
 
     Raises:
         ValueError: If there are any.

@@ -56,14 +56,16 @@ def validate(
 
 
 def _selection(objective: ELBO, beta: float, distortion: float, rate: float) -> Row:
-    """Return the objective at its final weights, if that and not the ELBO chooses the best epoch."""
+    """Return the objective, if that chooses the best epoch, not the ELBO."""
     if hasattr(objective, "selection"):
         return {"validation_objective": objective.selection(distortion, rate, beta)}
     return {} if beta == 1 else {"validation_objective": -distortion - beta * rate}
 
 
 def first_draw(model: Program, guide: Program, batch: Args) -> WeightTerms | EnumeratedTerms:
-    """Return the terms of one draw for each datum; sites enumerated in the model alone are summed out.
+    """Return the terms of one draw for each datum.
+
+    Sites enumerated in the model alone are summed out.
 
     Raises:
         ValueError: If model and guide have none, see ``log_weights``.
@@ -81,7 +83,9 @@ def evaluate_terms(
     seed: int,
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw log p(x|z) and log p(z) - log q(z|x) once for each datum, the same at every call.
+    """Draw log p(x|z) and log p(z) - log q(z|x) for each datum.
+
+    The draws are the same at every call.
 
     A site that is enumerated in the model alone is summed out of both exactly; then those of the guide are summed under q.
     In a model without such a site, those of the guide are drawn.
@@ -114,9 +118,10 @@ def evaluate_terms(
 
 @torch.no_grad()
 def after_epoch(model: PyroModel, data: Data, seed: int) -> None:
-    """Call the ``after_epoch`` method of a model, if it has one, with evenly spaced training data.
+    """Call the ``after_epoch`` method of a model, if it has one.
 
-    The model is in evaluation mode. Buffers that the method fills are saved, chosen and loaded with the parameters.
+    It gets evenly spaced training data; the model is in evaluation mode. Buffers that the method fills
+    are saved, chosen and loaded with the parameters.
 
     Args:
         model: The model.

@@ -37,7 +37,7 @@ class _Inputs(NamedTuple):
 
 
 class CapturedDraws(GraphCache["_Draw"]):
-    """The compiled draws of one model and guide, for any number of batches.
+    """The compiled draws of one model and guide, for all batches.
 
     A graph takes the arguments of a batch and the parameters of its posterior, so the encoder runs once a batch. Each batch
     compares the graph with an eager call and captures anew if they differ. A program whose graphs differ for ``MISFITS``
@@ -56,7 +56,7 @@ class CapturedDraws(GraphCache["_Draw"]):
     def __call__(
         self, draws: ProposalDraws, num_samples: int, noise: Noise | None = None, start: int = 0
     ) -> WeightTerms | None:
-        """Draw from a compiled graph; return None if the draws must be made eagerly.
+        """Draw by a compiled graph; return None if that must be eager.
 
         Args:
             draws: The proposal for one batch.
@@ -97,7 +97,7 @@ class _Given:
 
 
 def _numbers(draws: ProposalDraws, num_samples: int, noise: Noise, start: int) -> dict[str, Tensor]:
-    """Return noise for the sites that took some in the eager call before."""
+    """Return noise for the sites that took some in an eager call."""
     return {name: noise(name, start, num_samples, like) for name, like in draws.noise_shapes.items()}
 
 
@@ -120,7 +120,10 @@ class _Draw:
             return draws.eagerly(num_samples, *((_Given(inputs.noise),) if inputs.noise else ()))
 
     def agrees(self, draws: ProposalDraws, num_samples: int, inputs: _Inputs) -> bool:
-        """Return True if an eager call with the same noise has the same log weights; alter nothing."""
+        """Return True if an eager call has the same log weights.
+
+        Both have the same noise; nothing is altered.
+        """
         eager = self._eager(draws, num_samples, inputs)
         with unaltered(self._watch):
             ours = self(inputs)
@@ -142,7 +145,10 @@ def _function(draws: ProposalDraws, num_samples: int, sites: list[str]) -> Calla
 
 
 def trust(value: object) -> None:
-    """Switch off the checks of a distribution, which cannot be captured; the first trace has made them."""
+    """Switch off the checks of a distribution.
+
+    They cannot be captured, and the first trace has made them.
+    """
     if isinstance(value, Distribution) and value.__dict__.get("_validate_args", True):
         value._validate_args = False
         for inner in vars(value).values():
@@ -150,7 +156,7 @@ def trust(value: object) -> None:
 
 
 def held_by(batch: Batch) -> Iterator[Tensor]:
-    """Yield a batch's own tensors: the parameters of its posterior and the rows of a subsample."""
+    """Yield a batch's own tensors: posterior parameters, rows of a subsample."""
     seen: set[int] = set()
     for _, site in sample_sites(batch.guide_trace):
         yield from _tensors(site["fn"], seen)
@@ -159,7 +165,7 @@ def held_by(batch: Batch) -> Iterator[Tensor]:
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
-    """Yield each tensor of a distribution once, in an order set by its structure alone."""
+    """Yield each tensor of a distribution once, in an order of structure."""
     if isinstance(value, Tensor):
         yield value
         return
