@@ -106,7 +106,7 @@ class Subject:
 
     @property
     def unit_kl(self) -> Tensor:
-        """KL of each latent unit, shape ``(Z,)``, nats, for pictures that need it."""
+        """KL of each latent unit, shape ``(Z,)``, nats."""
         assert self.codes.unit_kl is not None
         return self.codes.unit_kl
 

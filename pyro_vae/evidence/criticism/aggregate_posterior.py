@@ -1,14 +1,15 @@
-r"""What the codes of a data set say together: the aggregate posterior :math:`q(z) = \tfrac1N \sum_n q(z|x_n)`."""
+"""The aggregate posterior of a data set and its rate's parts."""
 
 from __future__ import annotations
 
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Normal
 
@@ -20,37 +21,40 @@ from pyro_vae.inference.program.sites import base_name, is_auxiliary_loss, sampl
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.system.randomness import own_randomness
 
-#: Numbers in the largest array, draws x data x units: 64 MB in float32.
+#: Numbers in the largest array, draws x data x units; 64 MiB in float32.
 MAX_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
 class AggregatePosterior:
-    r"""The rate of N data taken apart; means over them, nats, each with its Monte Carlo standard error.
+    r"""The parts of the mean rate of N data, nats per datum.
 
     .. math:: \underbrace{E_n\, KL(q(z|x_n) \| p(z))}_{\text{rate}} = I(x; z) + KL(q(z) \| p(z)), \qquad
         KL(q(z) \| p(z)) = \underbrace{KL\big(q(z) \| \textstyle\prod_j q(z_j)\big)}_{\text{total correlation}}
         + \textstyle\sum_j KL(q(z_j) \| p(z_j))
 
-    the second for a prior of independent units. Both hold draw by draw, for the estimates too. q(z) is the mixture of
-    these N codes, summed in full: nothing is biased for these data. I grows with N, in the mean, and the rate does not: for
-    the population I is at least this and KL(q(z) || p(z)) at most this, by far where I is near its ceiling log N; the total
-    correlation is then mostly that of N islands. The errors count the scatter between data as well: they are rather too large.
+    where :math:`q(z) = \tfrac1N \sum_n q(z|x_n)`; the second equation needs a prior with independent units. Both equations
+    hold for each draw, and so for the estimates. q(z) is summed over all N codes, so that nothing is biased for these data.
+
+    For the population, ``mutual_information`` is too low and ``marginal_kl`` too high: I(x; z) grows with N in the mean, the
+    rate does not. The bias is large where I is near its ceiling log N; the total correlation is then mostly that of N
+    separate codes. The errors are Monte Carlo standard errors. They also count the scatter between data, and so are somewhat
+    too large.
 
     Attributes:
         mutual_information: :math:`I(x; z) = E_{q(z|x_n)}[\log q(z|x_n) - \log q(z)]`, between 0 and ``ceiling``.
         mutual_information_error: Its standard error.
-        ceiling: log N, which I(x; z) of N data cannot exceed: near it, it says that no two codes overlap, and no more.
+        ceiling: log N, the largest I(x; z) of N data. Near it, no two codes overlap, and I(x; z) shows no more than that.
         marginal_kl: :math:`KL(q(z) \| p(z))`.
         marginal_kl_error: Its standard error.
-        rate: Their sum.
+        rate: ``mutual_information + marginal_kl``.
         rate_error: Its standard error.
-        total_correlation: :math:`KL(q(z) \| \prod_j q(z_j))`; None where q(z|x) has no marginals in closed form.
+        total_correlation: :math:`KL(q(z) \| \prod_j q(z_j))`; None if q(z|x) has no marginals in closed form.
         total_correlation_error: Its standard error, or None.
-        dimension_wise_kl: :math:`\sum_j KL(q(z_j) \| p(z_j))`; None there, or where the prior's units depend on each other.
+        dimension_wise_kl: :math:`\sum_j KL(q(z_j) \| p(z_j))`; None likewise, or if the prior's units are dependent.
         dimension_wise_kl_error: Its standard error, or None.
-        kl_per_unit: :math:`KL(q(z_j) \| p(z_j))`, shape ``(Z,)``, float64, CPU; None where their sum is.
-        num_samples: Draws from q(z).
+        kl_per_unit: :math:`KL(q(z_j) \| p(z_j))`, shape ``(Z,)``, float64, CPU; None if ``dimension_wise_kl`` is.
+        num_samples: Number of draws from q(z).
         num_data: N.
 
     References:
@@ -75,14 +79,14 @@ class AggregatePosterior:
 
     @property
     def sentence(self) -> str:
-        """I(x; z) with its ceiling, in one plain sentence."""
-        said = (
+        """I(x; z) and its ceiling in one sentence."""
+        text = (
             f"I(x; z) = {self.mutual_information:.2f} nats (error {self.mutual_information_error:.2f}), of at most "
             f"log {self.num_data} = {self.ceiling:.2f}"
         )
         if self.num_data > 1 and self.ceiling - self.mutual_information < 0.1:
-            return f"{said}: the codes of these data do not overlap, and more data would show more."
-        return f"{said}."
+            return f"{text}: the codes of these data do not overlap, and more data would show more."
+        return f"{text}."
 
 
 @clear_data_errors
@@ -96,134 +100,194 @@ def aggregate_posterior(
     max_elements: int = MAX_ELEMENTS,
     **kwargs: object,
 ) -> AggregatePosterior:
-    r"""Take the rate of a data set apart, from draws of its aggregate posterior; see :class:`AggregatePosterior`.
+    r"""Split the rate of a data set by its aggregate posterior.
 
-    Every draw is scored under the code of every datum: num_samples x N densities, exact for these data. Give all of
-    them at once: the values belong to the set, and those of batches have no mean that does.
+    .. math:: E_n\, KL(q(z|x_n) \| p(z)) = I(x; z) + KL(q(z) \| p(z))
+
+    See :class:`AggregatePosterior` for the parts and their biases. Every draw is scored under the code of every datum:
+    ``num_samples`` x N densities, exact for these data. Pass all data at once: the parts belong to the whole set, and are no
+    means over batches.
 
     Args:
         model: A Pyro model with one latent site, in the data plate, whose prior is the same for all data.
         guide: Its guide.
-        *args: What both take, with all N data.
-        num_samples: Draws from q(z), at least 2: of each datum the same number, up to one.
-        seed: Seed of the draws; None: from torch's generator.
-        plate: Name of the data plate, where several enclose every site.
+        *args: Positional arguments of both, with all N data.
+        num_samples: Draws from q(z), at least 2; the numbers of draws from any two data differ by at most one.
+        seed: Seed of the draws; None: draws come from torch's generator.
+        plate: Name of the data plate, if several plates enclose every site.
         max_elements: Numbers in the largest array, which bounds memory.
-        **kwargs: Likewise.
+        **kwargs: Keyword arguments of both.
 
     Returns:
-        I(x; z), KL(q(z) || p(z)) and, where units have marginals, the total correlation and dimension-wise KL.
+        I(x; z), KL(q(z) || p(z)) and, if units have marginals, the total correlation and dimension-wise KL.
 
     Raises:
-        ValueError: If there is not one latent site, it is a Delta or lies in a further plate, the prior depends on the
-            data, or the program has no data plate.
+        ValueError: If the guide has no latent site or several, the site is a Delta or lies in another plate, the prior
+            depends on the data, or the program has no data plate.
     """
     with torch.no_grad(), nullcontext() if seed is None else own_randomness(seed):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         check_match(model_trace, guide_trace)
-        size = find_data_plate(model_trace, guide_trace, plate).size
-        sites = [(n, s) for n, s in sample_sites(guide_trace) if not (s["is_observed"] or is_auxiliary_loss(s))]
-        if len(sites) != 1:
-            raise ValueError(
-                f"aggregate_posterior: expected one latent site, got {len(sites)}: {', '.join(sorted(n for n, _ in sites))}; "
-                "join them into one vector."
-            )
-        ((name, site),) = sites
-        if site["fn"].batch_shape != (size,):
-            raise ValueError(
-                f"latent site {name!r}: expected in the data plate alone, batch shape ({size},), got "
-                f"{tuple(site['fn'].batch_shape)}; make what is in further plates its event by to_event."
-            )
-        return aggregate(site["fn"], model_trace.nodes[name]["fn"], num_samples, max_elements)
+        name = _latent_site(guide_trace, find_data_plate(model_trace, guide_trace, plate).size)
+        return aggregate(guide_trace.nodes[name]["fn"], model_trace.nodes[name]["fn"], num_samples, max_elements)
+
+
+def _latent_site(guide_trace: Trace, size: int) -> str:
+    """Name of the only latent site; refuse others and further plates."""
+    names = [n for n, site in sample_sites(guide_trace) if not (site["is_observed"] or is_auxiliary_loss(site))]
+    if len(names) != 1:
+        raise ValueError(
+            f"aggregate_posterior: expected one latent site, got {len(names)}: {', '.join(sorted(names))}; join them into "
+            "one vector."
+        )
+    shape = guide_trace.nodes[names[0]]["fn"].batch_shape
+    if shape != (size,):
+        raise ValueError(
+            f"latent site {names[0]!r}: expected in the data plate alone, batch shape ({size},), got {tuple(shape)}; make "
+            "the other dimensions its event by to_event."
+        )
+    return names[0]
 
 
 @torch.no_grad()
-def aggregate(q: Any, p: Any, num_samples: int = 2000, max_elements: int = MAX_ELEMENTS) -> AggregatePosterior:
-    """The same for the codes themselves, where they are at hand.
+def aggregate(
+    q: TorchDistributionMixin,
+    p: TorchDistributionMixin,
+    num_samples: int = 2000,
+    max_elements: int = MAX_ELEMENTS,
+) -> AggregatePosterior:
+    """Split the rate of given codes; see :class:`AggregatePosterior`.
 
     Args:
         q: The N codes q(z|x_n), batch shape ``(N,)``, event shape ``(Z,)`` or ``()``.
-        p: The prior, the same for all data, event shape likewise, batch shape ``()`` or ``(N,)``.
+        p: The prior, the same for all data, with the event shape of q and batch shape ``()`` or ``(N,)``.
         num_samples: Draws from q(z), at least 2, from torch's generator.
         max_elements: Numbers in the largest array.
+
+    Returns:
+        I(x; z), KL(q(z) || p(z)) and, if units have marginals, the total correlation and dimension-wise KL.
 
     Raises:
         ValueError: If q is a Delta or has another shape, p depends on the data, or a number is too small.
     """
     check_count("num_samples", num_samples, least=2)
     check_count("max_elements", max_elements)
-    if len(q.batch_shape) != 1 or len(q.event_shape) > 1 or base_name(q) == "Delta":
-        raise ValueError(
-            f"q: expected codes with a density, batch shape (N,) and one vector each, got {base_name(q)} with batch shape "
-            f"{tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}."
-        )
+    _check_codes(q)
     (num,) = q.batch_shape
     rounds = -(-num_samples // num)
     z = q.sample((rounds,))  # (S, N, ...)
     _check_prior(p, z, num)
     rows = torch.cat([torch.arange((rounds - 1) * num), (rounds - 1) * num + torch.randperm(num)])[:num_samples]
     rows = rows.to(z.device)
-    given, prior = (fn.log_prob(z).expand(rounds, num).flatten()[rows].cpu().double() for fn in (q, p))
-    prior_units = _per_unit(p, z)
-    together, units = _mixture(q, z.flatten(0, 1)[rows], max_elements)
-    terms = {"mutual_information": given - together, "marginal_kl": together - prior, "rate": given - prior}
-    per_unit = None
-    if units is not None:
-        terms["total_correlation"] = together - units.sum(-1)
-        if prior_units is not None:
-            per_unit = units - prior_units.expand(rounds, num, -1).flatten(0, 1)[rows].cpu().double()
-            terms["dimension_wise_kl"] = per_unit.sum(-1)
-    values: dict[str, float | None] = {}
-    for name in ("mutual_information", "marginal_kl", "rate", "total_correlation", "dimension_wise_kl"):
-        term = terms.get(name)
-        values[name] = None if term is None else float(term.mean())
-        values[f"{name}_error"] = None if term is None else float(term.std()) / math.sqrt(num_samples)
-    whole: dict[str, Any] = values
-    found = None if per_unit is None else per_unit.mean(0)
-    return AggregatePosterior(**whole, ceiling=math.log(num), kl_per_unit=found, num_samples=num_samples, num_data=num)
+    log_q, log_p = (fn.log_prob(z).expand(rounds, num).flatten()[rows].cpu().double() for fn in (q, p))
+    log_p_units = _log_prob_of_units(p, z)
+    if log_p_units is not None:
+        log_p_units = log_p_units.expand(rounds, num, -1).flatten(0, 1)[rows].cpu().double()
+    log_mixture, log_mixture_units = _log_mixture(q, z.flatten(0, 1)[rows], max_elements)
+    return _split_rate(log_q, log_p, log_p_units, log_mixture, log_mixture_units, num)
 
 
-def _check_prior(p: Any, z: Tensor, num: int) -> None:
-    """Refuse a prior that is another for another datum: p(z) is then no one distribution."""
+def _mean(term: Tensor) -> tuple[float, float]:
+    """Mean over draws and its standard error."""
+    return float(term.mean()), float(term.std()) / math.sqrt(len(term))
+
+
+def _split_rate(
+    log_q: Tensor,
+    log_p: Tensor,
+    log_p_units: Tensor | None,
+    log_mixture: Tensor,
+    log_mixture_units: Tensor | None,
+    num_data: int,
+) -> AggregatePosterior:
+    """The parts of the rate from log densities at M draws."""
+    information, marginal, rate = _mean(log_q - log_mixture), _mean(log_mixture - log_p), _mean(log_q - log_p)
+    correlation: tuple[float, float] | tuple[None, None] = (None, None)
+    dimension_wise, kl_per_unit = correlation, None
+    if log_mixture_units is not None:
+        correlation = _mean(log_mixture - log_mixture_units.sum(-1))
+        if log_p_units is not None:
+            per_unit = log_mixture_units - log_p_units
+            dimension_wise, kl_per_unit = _mean(per_unit.sum(-1)), per_unit.mean(0)
+    return AggregatePosterior(
+        mutual_information=information[0],
+        mutual_information_error=information[1],
+        ceiling=math.log(num_data),
+        marginal_kl=marginal[0],
+        marginal_kl_error=marginal[1],
+        rate=rate[0],
+        rate_error=rate[1],
+        total_correlation=correlation[0],
+        total_correlation_error=correlation[1],
+        dimension_wise_kl=dimension_wise[0],
+        dimension_wise_kl_error=dimension_wise[1],
+        kl_per_unit=kl_per_unit,
+        num_samples=len(log_q),
+        num_data=num_data,
+    )
+
+
+def _check_codes(q: TorchDistributionMixin) -> None:
+    """Refuse codes without a density or with another shape."""
+    if len(q.batch_shape) != 1 or len(q.event_shape) > 1 or base_name(q) == "Delta":
+        raise ValueError(
+            f"q: expected codes with a density, batch shape (N,) and one vector each, got {base_name(q)} with batch shape "
+            f"{tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}."
+        )
+
+
+def _check_prior(p: TorchDistributionMixin, z: Tensor, num: int) -> None:
+    """Refuse a prior that differs between data, which is no single p(z)."""
     event = z.shape[2:]
     for place in (0, num - 1):
         scores = p.log_prob(z[0, place].expand(num, *event))
         if not torch.allclose(scores, scores[:1].expand_as(scores), rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ValueError(
-                "aggregate_posterior: expected a prior that is the same for all data, got one that depends on them; take the "
-                "data of one condition alone."
+                "aggregate_posterior: expected a prior that is the same for all data, got one that depends on them; use the "
+                "data of one condition only."
             )
 
 
-def _units(fn: Distribution) -> Distribution | None:
-    """The marginals of the units as a batch of scalar distributions; None where they have no closed form."""
+def _marginals(fn: Distribution) -> Distribution | None:
+    """Marginals of the units as scalar distributions; None without closed form."""
     if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(fn.loc, fn.variance.sqrt(), validate_args=False)
     return units_of(fn)
 
 
-def _per_unit(p: Any, z: Tensor) -> Tensor | None:
-    """log p of each unit, shape ``(..., Z)``; None where the units depend on each other."""  # noqa: D403
+def _log_prob_of_units(p: TorchDistributionMixin, z: Tensor) -> Tensor | None:
+    """Log density of each unit, shape ``(..., Z)``; None for dependent units."""
     if not p.event_shape:
         return p.log_prob(z)[..., None]
     units = units_of(p)
     return None if units is None else units.log_prob(z)
 
 
-def _mixture(q: Any, z: Tensor, max_elements: int) -> tuple[Tensor, Tensor | None]:
-    """log q(z), shape ``(M,)``, and log q(z_j), shape ``(M, Z)`` or None, at M draws; float64, CPU."""  # noqa: D403
+def _log_mixture(q: TorchDistributionMixin, z: Tensor, max_elements: int) -> tuple[Tensor, Tensor | None]:
+    r"""Log density of the aggregate posterior and of its units.
+
+    .. math:: \log q(z) = \log \tfrac1N \textstyle\sum_n q(z|x_n)
+
+    Args:
+        q: The N codes.
+        z: M draws, shape ``(M, Z)`` or ``(M,)``.
+        max_elements: Numbers in the largest array.
+
+    Returns:
+        log q(z), shape ``(M,)``, and log q(z_j), shape ``(M, Z)`` or None; float64, CPU.
+    """
     (num,), scalar = q.batch_shape, not q.event_shape
-    units = None if scalar else _units(q)
+    units = None if scalar else _marginals(q)
     independent = units is not None and units_of(q) is not None
-    together, apart = [], []
+    joints, marginals = [], []
     for part in z.split(max(1, max_elements // (num * max(1, z[0].numel())))):
         each = units.log_prob(part[:, None]) if units is not None else None  # (M, N, Z)
         joint = each.sum(-1) if independent and each is not None else q.log_prob(part[:, None])  # (M, N)
-        together.append(_log_mean_exp(joint))
+        joints.append(_log_mean_exp(joint))
         if scalar or each is not None:
-            apart.append(_log_mean_exp(joint[..., None] if each is None else each))
-    return torch.cat(together), torch.cat(apart) if apart else None
+            marginals.append(_log_mean_exp(joint[..., None] if each is None else each))
+    return torch.cat(joints), torch.cat(marginals) if marginals else None
 
 
 def _log_mean_exp(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: is q(z|x) the posterior, for data that the model itself makes?"""
+"""Simulation-based calibration of a guide on data from its model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from pyro_vae.evidence.arviz_export import draws_group
 from pyro_vae.evidence.criticism.ranks import LOG_JOINT, LOG_Q, Ranking
 from pyro_vae.evidence.criticism.uniformity import Band, simultaneous_band, uniformity_p
 from pyro_vae.evidence.simulation import Simulated, simulate
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.system.randomness import own_randomness
 
 
 class Coverage(NamedTuple):
-    """How often a credible set of q holds the latent that the datum was made from.
+    """The share of simulations with the truth in a credible set.
 
     Attributes:
-        name: The unit whose central interval it is, or ``log q(z|x)`` for the set of highest density of all of z.
-        nominal: The probability that q gives to the set.
-        actual: The share of the simulations in which the latent lies in it.
+        name: The unit of a central interval, or ``log q(z|x)`` for the highest-density set of the whole z.
+        nominal: Probability of the set under q.
+        actual: Share of the simulations whose latent lies in the set.
         std_error: Binomial standard error of ``actual``.
     """
 
@@ -38,14 +39,15 @@ class Coverage(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    r"""Ranks of the true latents among draws from the guide; uniform where q is the exact posterior.
+    """Ranks of the true latents among draws from the guide.
+
+    They are uniform on 0 to L if q is the exact posterior.
 
     Attributes:
-        ranks: Of S simulations in each of Q quantities: how many of the draws lie below the truth, shape ``(S, Q)``, int64,
-            0 to L.
-        names: The quantities: each unit of each latent site, then log p(x, z), then log q(z|x) where the guide can say it.
+        ranks: Number of draws below the truth for S simulations and Q quantities, shape ``(S, Q)``, int64, 0 to L.
+        names: The quantities: each unit of each latent site, log p(x, z), and log q(z|x) if the guide can score any z.
         num_draws: L.
-        level: The chance that a guide which is exact passes.
+        level: Probability that an exact guide passes.
     """
 
     ranks: Tensor
@@ -55,48 +57,59 @@ class Calibration:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """The names of the latent units."""
+        """Names of the latent units."""
         return tuple(name for name in self.names if name not in (LOG_JOINT, LOG_Q))
 
     @property
     def pit(self) -> Tensor:
-        """Probability integral transforms, (rank + 1/2) / (L + 1): shape ``(S, Q)``, float64."""
+        """Probability integral transforms, shape ``(S, Q)``, float64.
+
+        Each is (rank + 1/2) / (L + 1).
+        """
         return (self.ranks.double() + 0.5) / (self.num_draws + 1)
 
     @cached_property
     def p_values(self) -> dict[str, float]:
-        """For each quantity the exact p-value of its ranks being uniform, see :func:`uniformity_p`."""
+        """Exact p-value of uniform ranks for each quantity, see :func:`uniformity_p`."""
         counts = (torch.bincount(column, minlength=self.num_draws + 1).numpy() for column in self.ranks.T)
         return {name: uniformity_p(c, self.num_draws) for name, c in zip(self.names, counts, strict=True)}
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """The quantities that are not uniform, the worst first: of an exact guide none, with probability ``level`` (Holm)."""
+        """Quantities whose ranks are not uniform, the worst first.
+
+        By Holm's method, an exact guide has none with probability at least ``level``.
+        """
         order = sorted(self.names, key=lambda name: self.p_values[name])
         passed = (k for k, name in enumerate(order) if self.p_values[name] > (1 - self.level) / (len(self.names) - k))
         return tuple(order[: next(passed, len(order))])
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against the guide being the posterior."""
+        """True if no quantity fails."""
         return not self.failures
 
     @cached_property
     def band(self) -> Band:
-        """The band that no quantity's distribution function leaves, with probability ``level`` or more (Bonferroni)."""
+        """Simultaneous band of all distribution functions of an exact guide.
+
+        By Bonferroni's method, none leaves it with probability at least ``level``.
+        """
         return simultaneous_band(len(self.ranks), self.num_draws, 1 - (1 - self.level) / len(self.names))
 
     def coverage(self, nominal: float = 0.9) -> list[Coverage]:
-        """Coverage of each unit's central interval, and of the highest-density set of z where log q(z|x) is known.
+        """Coverage of central intervals of units and of highest-density sets of z.
+
+        The latter needs log q(z|x).
 
         Args:
-            nominal: The probability of the sets; the nearest that L draws can give is taken, and returned.
+            nominal: Probability of the sets, rounded to the nearest that L draws allow, which is returned.
 
         Raises:
-            ValueError: If it is not between 0 and 1.
+            ValueError: If ``nominal`` is not between 0 and 1.
         """
         if not 0 < nominal < 1:
-            raise ValueError(f"nominal: expected a probability between 0 and 1, got {nominal}.")
+            raise ValueError(f"nominal: expected a probability between 0 and 1, got {nominal}; pass one such as 0.9.")
         found = []
         for name, column in zip(self.names, self.ranks.T, strict=True):
             if name != LOG_JOINT:
@@ -108,17 +121,17 @@ class Calibration:
         return found
 
     def credible(self, name: str, ranks: Tensor) -> tuple[Tensor, int]:
-        r"""Which is the smallest of the nested credible sets that holds the truth: 0 is the innermost.
+        r"""Find the smallest of n nested credible sets that holds the truth.
 
-        For a unit the n = (L + 1) / 2 central intervals between draws of opposite rank, for log q(z|x) the n = L + 1 sets
-        of highest density: set j has probability :math:`(j + 1) / n` under an exact q.
+        A unit has the n = (L + 1) / 2 central intervals between draws of opposite rank, log q(z|x) the n = L + 1 sets of
+        highest density. Set j, with 0 the innermost, has probability :math:`(j + 1) / n` under q.
 
         Args:
             name: The quantity.
             ranks: Its ranks, shape ``(S,)``.
 
         Returns:
-            The sets, shape ``(S,)``, int64, 0 to n - 1; and n.
+            Index of the set, shape ``(S,)``, int64, 0 to n - 1; and n.
         """
         if name == LOG_Q:
             return self.num_draws - ranks, self.num_draws + 1
@@ -126,7 +139,10 @@ class Calibration:
         return half - 1 - torch.minimum(ranks, self.num_draws - ranks), half
 
     def fault(self, name: str) -> str:
-        """What is wrong with a quantity, in words: the larger of its shift and its excess spread, each in standard errors."""
+        """Describe the fault of a quantity, such as ``q is too narrow``.
+
+        For a unit it is the larger of its shift and its excess spread, each in standard errors.
+        """
         pit = self.pit[:, self.names.index(name)]
         shift = (float(pit.mean()) - 0.5) * math.sqrt(12 * len(pit))
         spread = (float((pit - 0.5).abs().mean()) - 0.25) * math.sqrt(48 * len(pit))
@@ -139,7 +155,7 @@ class Calibration:
         return f"q is too {'narrow' if spread > 0 else 'wide'}"
 
     def verdict(self) -> str:
-        """The result in plain sentences."""
+        """The result in sentences."""
         size = f"{len(self.ranks):,} simulations, {self.num_draws} draws each, {len(self.names)} quantities"
         if self.passed:
             return f"{size}: nothing speaks against q(z|x) being the posterior (smallest p {min(self.p_values.values()):.2g})"
@@ -149,11 +165,13 @@ class Calibration:
         return "\n".join(lines + ([f"and {more} more"] if more else []))
 
     def to_arviz(self) -> Any:
-        """The transforms as ArviZ's container, in the group ``prior_sbc`` that ``plot_ecdf_pit`` of ArviZ 1.x reads.
+        """Convert the transforms ``pit`` to ArviZ's container.
+
+        They are in the group ``prior_sbc``, which ``plot_ecdf_pit`` of ArviZ 1.x reads.
 
         Returns:
-            An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x), with dimensions ``chain`` of 1 and
-            ``draw`` of S simulations; a variable each quantity, saved by its name.
+            An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x). It has dimensions ``chain`` of size 1
+            and ``draw`` of size S, and a variable for each quantity, under its name.
         """
         return draws_group("prior_sbc", dict(zip(self.names, self.pit.T.numpy(), strict=True)))
 
@@ -161,8 +179,8 @@ class Calibration:
 @clear_data_errors
 @torch.no_grad()
 def calibrate(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Program,
+    guide: Program,
     *args: object,
     num_simulations: int = 1000,
     num_draws: int = 99,
@@ -179,32 +197,32 @@ def calibrate(
     .. math:: z \sim p(z), \quad x \sim p(x|z), \quad z_1, \dots, z_L \sim q(z|x)
 
     If q(z|x) = p(z|x), then z and the draws are exchangeable, and the rank of f(x, z) among the :math:`f(x, z_l)` is uniform
-    on 0 to L for any f. Here f is each unit of z, log p(x, z), and log q(z|x): the units alone are blind to a guide that
-    forgets x (q = p(z) passes them), which log p(x, z) is not. Ties are broken at random.
+    on 0 to L for any f. Here f is each unit of z, log p(x, z), and log q(z|x). The units alone cannot detect a guide that
+    forgets x: q = p(z) passes them, but fails log p(x, z). Ties are broken at random.
 
-    It judges the guide on the model's own data, averaged over them: not on real ones, and errors that cancel over x in
-    all these f stay unseen.
+    The check judges the guide on average over the model's own data, not on real data. Errors that cancel over x in all these
+    f are not detected.
 
     Args:
         model: A Pyro model whose data lie in one plate.
         guide: Its guide.
-        *args: What both take; of the data only shapes matter, and each call simulates as many.
-        num_simulations: S. The band narrows as one over its root.
+        *args: Positional arguments of both. Only the shapes of the data matter; each call simulates as many.
+        num_simulations: S; the band narrows in proportion to 1 / sqrt(S).
         num_draws: L, odd.
-        level: The chance that an exact guide passes.
-        seed: Seed of all draws, the caller's generator being left as it was; None: draws come from that.
+        level: Probability that an exact guide passes.
+        seed: Seed of all draws, which leaves the caller's generator unchanged; None: draws come from that generator.
         plate: See ``log_weights``.
-        chunk_rows: Draws x data of one call of the model, which bounds memory; at least one draw is made a call.
+        chunk_rows: Draws x data in one call of the model, which bounds memory; a call makes at least one draw.
         vectorize: See ``log_weights``.
-        simulator: Called as ``simulator(model, *args, **kwargs)``; for models from which :func:`simulate` cannot draw.
-        **kwargs: Likewise.
+        simulator: Called as ``simulator(model, *args, **kwargs)``, for models from which :func:`simulate` cannot draw.
+        **kwargs: Keyword arguments of both.
 
     Returns:
-        The ranks, and what they say.
+        The ranks, with p-values and coverage.
 
     Raises:
-        ValueError: If the model cannot be simulated from, model and guide do not match, ``num_draws`` is even, or a number is
-            too small.
+        ValueError: If the model cannot be simulated from, model and guide do not match, ``num_draws`` is even, or a number
+            is too small.
 
     References:
         Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
@@ -212,14 +230,14 @@ def calibrate(
         Choice of Test Quantities Shapes Sensitivity", 2023, for log p(x, z); Hermans et al., "A Crisis in
         Simulation-Based Inference?", 2022, for log q(z|x) as coverage.
     """
-    _check(num_simulations, num_draws, level, chunk_rows)
+    _check_numbers(num_simulations, num_draws, level, chunk_rows)
     ranks: list[Tensor] = []
     names: tuple[str, ...] = ()
     with own_randomness(seed) if seed is not None else nullcontext():
         while sum(map(len, ranks)) < num_simulations:
             try:
                 simulated = simulator(model, *args, **kwargs)
-            except ZeroDivisionError:  # Pyro's word for an empty plate
+            except ZeroDivisionError:  # raised by Pyro for an empty plate
                 raise ValueError("data: expected at least one datum, got none; pass some of the right shape.") from None
             ranking = Ranking(model, guide, simulated, plate, vectorize)
             vectorize = ranking.vectorize
@@ -228,9 +246,11 @@ def calibrate(
     return Calibration(torch.cat(ranks)[:num_simulations], names, num_draws, level)
 
 
-def _check(num_simulations: int, num_draws: int, level: float, chunk_rows: int) -> None:
+def _check_numbers(num_simulations: int, num_draws: int, level: float, chunk_rows: int) -> None:
     check_counts(num_simulations=num_simulations, num_draws=num_draws, chunk_rows=chunk_rows)
     if num_draws % 2 == 0:
-        raise ValueError(f"num_draws: expected an odd number, whose ranks pair off into intervals, got {num_draws}.")
+        raise ValueError(
+            f"num_draws: expected an odd number, whose ranks pair to intervals, got {num_draws}; pass {num_draws + 1}."
+        )
     if not 0 < level < 1:
-        raise ValueError(f"level: expected between 0 and 1, got {level}.")
+        raise ValueError(f"level: expected between 0 and 1, got {level}; pass a probability such as 0.95.")

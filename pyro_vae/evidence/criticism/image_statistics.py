@@ -1,4 +1,4 @@
-"""Numbers that say what an image is like: its ink, how many pieces it has, how rough it is."""
+"""Statistics of images: ink, connected components, power spectrum."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class ImageStatistics(NamedTuple):
     """Statistics of N images.
 
     Attributes:
-        ink: Mean pixel, shape ``(N,)``, float64.
-        components: Number of connected components of the pixels above the threshold, likewise.
-        spectrum: Mean power at each whole spatial frequency from 1 to the Nyquist one, shape ``(N, F)``.
+        ink: Mean pixel value, shape ``(N,)``, float64.
+        components: Number of connected components of the pixels above the threshold, shape ``(N,)``, float64.
+        spectrum: Mean power at each whole spatial frequency from 1 to the Nyquist frequency, shape ``(N, F)``, float64; see
+            :func:`radial_spectrum`.
     """
 
     ink: Tensor
@@ -26,20 +27,23 @@ class ImageStatistics(NamedTuple):
 
 
 def image_statistics(images: Tensor, threshold: float = 0.5) -> ImageStatistics:
-    """The statistics of each image; colours are averaged over.
+    """Compute the statistics of each image; channels are averaged.
 
     Args:
         images: Shape ``(N, H, W)`` or ``(N, C, H, W)``.
-        threshold: A pixel above it is ink, for the components.
+        threshold: Pixels above it are ink, for the components.
 
     Raises:
-        ValueError: If the shape is another one, or a pixel is not finite.
+        ValueError: If the shape is another one or a pixel is not finite.
     """
     if images.dim() not in (3, 4) or 0 in images.shape:
-        raise ValueError(f"images: expected shape (N, H, W) or (N, C, H, W), got {tuple(images.shape)}.")
+        raise ValueError(
+            f"images: expected shape (N, H, W) or (N, C, H, W), got {tuple(images.shape)}; pass at least one image."
+        )
     images = images.detach().cpu().double()
     if not bool(images.isfinite().all()):
-        raise ValueError(f"images: expected finite pixels, got {int((~images.isfinite()).sum()):,} that are not.")
+        bad = int((~images.isfinite()).sum())
+        raise ValueError(f"images: expected finite pixels, got {bad:,} that are not; leave such images out.")
     channels = images[:, None] if images.dim() == 3 else images
     grey = channels.mean(1)
     return ImageStatistics(
@@ -50,12 +54,12 @@ def image_statistics(images: Tensor, threshold: float = 0.5) -> ImageStatistics:
 
 
 def components(ink: NDArray[np.bool_]) -> Tensor:
-    """Number of connected components of each image, pixels that touch by a corner being connected.
+    """Number of connected components of each image.
 
-    All images are labelled in one call, with no connection from one to the next.
+    Pixels that share a corner are connected. All images are labelled in one call, without connections between images.
 
     Args:
-        ink: Which pixels are ink, shape ``(N, H, W)``.
+        ink: True where a pixel is ink, shape ``(N, H, W)``, bool.
 
     Returns:
         Shape ``(N,)``, float64.
@@ -69,16 +73,18 @@ def components(ink: NDArray[np.bool_]) -> Tensor:
 
 
 def radial_spectrum(images: Tensor) -> Tensor:
-    r"""Mean power of the frequencies about as far from zero: :math:`P(f) = \mathrm{mean}_{|k| \approx f} |\hat x_k|^2 / (H W)`.
+    r"""Mean power at each spatial frequency, over all directions.
 
-    Frequencies are in cycles over the longer side, rounded to whole ones; the mean of the image (frequency 0) is left
-    out. Of white noise of variance s^2 every value has expectation s^2.
+    .. math:: P(f) = \operatorname{mean}_{|k| \approx f} |\hat x_k|^2 / (H W)
+
+    Frequencies are in cycles over the longer side, rounded to whole numbers. Frequency 0, the mean of the image, is left out.
+    For white noise of variance s^2, every value has expectation s^2.
 
     Args:
         images: Shape ``(..., H, W)``.
 
     Returns:
-        Shape ``(..., F)``, F half the longer side, at least 1.
+        Shape ``(..., F)``, where F is half the longer side, at least 1.
     """
     height, width = images.shape[-2:]
     side = max(height, width)

@@ -1,10 +1,10 @@
-"""Draws from the guide beside the latents that the data were made from, and how each is scored."""
+"""Ranks of true latents of simulated data among a guide's draws."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -21,18 +21,19 @@ from pyro_vae.inference.program.sites import (
     sample_sites,
     site_log_prob,
 )
+from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.log_weights import ProposalDraws
 
 LOG_JOINT, LOG_Q = "log p(x, z)", "log q(z|x)"
 
 
 class Scored(NamedTuple):
-    """Latents and their log densities; K of them for each datum.
+    """K latents for each datum, with their log densities.
 
     Attributes:
-        units: The latents of each site, one column a number, shape ``(K, B, U)``.
+        units: Site name to its latents, shape ``(K, B, U)`` with U numbers for a datum.
         log_joint: log p(x, z), shape ``(K, B)``, nats.
-        log_q: log q(z|x), likewise; None where the guide cannot say it of latents that it did not draw.
+        log_q: log q(z|x), shape ``(K, B)``, nats; None if the guide cannot score latents that it did not draw.
     """
 
     units: dict[str, Tensor]
@@ -40,7 +41,10 @@ class Scored(NamedTuple):
     log_q: Tensor | None
 
     def quantities(self) -> dict[str, Tensor]:
-        """What is ranked, by name: each unit of each site, log p(x, z), and log q(z|x) where it is known; each ``(K, B)``."""
+        """Values of the ranked quantities by name, each ``(K, B)``.
+
+        The quantities are each unit of each site, log p(x, z), and log q(z|x) if it is known.
+        """
         found = {}
         for site, units in self.units.items():
             for j, unit in enumerate(units.unbind(-1)):
@@ -50,20 +54,20 @@ class Scored(NamedTuple):
 
 
 class Ranking:
-    """Scores draws from the guide, and the true latents, for one batch of simulated data.
+    """Ranks the true latents of one simulated batch among a guide's draws.
 
     Args:
         model: A Pyro model whose data lie in one plate.
         guide: Its guide.
-        simulated: Data from the model, with their latents.
+        simulated: Data from the model with their true latents.
         plate: See ``log_weights``.
         vectorize: See ``log_weights``.
     """
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
+        model: Program,
+        guide: Program,
         simulated: Simulated,
         plate: str | None = None,
         vectorize: bool = True,
@@ -71,24 +75,24 @@ class Ranking:
         self.model, self.guide, self.simulated = model, guide, simulated
         checked = ProposalDraws(model, guide, simulated.args, simulated.kwargs, plate, vectorize=vectorize)
         if vectorize:
-            checked(2)  # finds out whether the program runs in an outer plate, and says so where it does not
+            checked(2)  # tries an outer plate, and warns if the program does not run in one
         self.data_plate, self.vectorize = checked.data_plate, checked.vectorize
         sites = [site for _, site in sample_sites(checked.guide_trace)]
-        #: Whether log q(z|x) can be had of any z: not where a site hands on the draw of another one.
+        #: True if the guide can score any z; not if a site passes on the draw of another one.
         self.has_log_q = not any(site["infer"].get("is_auxiliary", False) for site in sites)
-        at_truth = poutine.trace(poutine.replay(model, trace=_replayable(simulated.latents)))
+        at_truth = poutine.trace(poutine.replay(model, trace=_trace_of(simulated.latents)))
         found = dict(sample_sites(at_truth.get_trace(*simulated.args, **simulated.kwargs)))
         self.event_dims = {name: found[name]["fn"].event_dim for name in simulated.latents}
 
     def ranks(self, num: int, chunk_rows: int) -> tuple[tuple[str, ...], Tensor]:
-        """The rank of the truth among draws from the guide, ties broken at random.
+        """Rank the truth among draws from the guide; break ties at random.
 
         Args:
-            num: L, how many draws.
-            chunk_rows: Draws x data of one call of the model; at least one draw is made a call.
+            num: L, the number of draws.
+            chunk_rows: Draws x data in one call of the model; a call makes at least one draw.
 
         Returns:
-            The names of the quantities, and ranks of shape ``(B, Q)``, int64, 0 to L.
+            Names of the Q quantities, and their ranks, shape ``(B, Q)``, int64, 0 to L.
 
         Raises:
             ValueError: If a log density is NaN.
@@ -101,7 +105,7 @@ class Ranking:
         size = max(1, chunk_rows // max(1, self.data_plate.size))
         for done in range(0, num, size):
             for name, drawn in self.draws(min(size, num - done)).quantities().items():
-                less, equal = _compare(drawn, truth[name], name)
+                less, equal = _below_and_tied(drawn, truth[name], name)
                 below[name] += less.sum(0)
                 tied[name] += equal.sum(0)
         counts = torch.stack(list(below.values()), 1).cpu()
@@ -109,14 +113,14 @@ class Ranking:
         return tuple(truth), counts + (torch.rand(ties.shape, dtype=torch.float64) * (ties + 1)).long()
 
     def truth(self) -> Scored:
-        """The latents that the data were made from: K = 1."""
+        """Score the true latents of the data, K = 1."""
         latents = self.simulated.latents
         if self.vectorize:
             latents = {name: self._padded(value, self.event_dims[name]) for name, value in latents.items()}
         return self._score(1, latents)
 
     def draws(self, num: int) -> Scored:
-        """``num`` draws from the guide for each datum."""
+        """Score ``num`` draws from the guide for each datum."""
         if self.vectorize:
             return self._score(num)
         parts = [self._score(1) for _ in range(num)]
@@ -128,18 +132,18 @@ class Ranking:
         )
 
     def _score(self, num: int, latents: Mapping[str, Tensor] | None = None) -> Scored:
-        guide = self.guide if latents is None else poutine.replay(self.guide, trace=_replayable(latents))
+        guide = self.guide if latents is None else poutine.replay(self.guide, trace=_trace_of(latents))
         args, kwargs = self.simulated.args, self.simulated.kwargs
-        with validation_enabled(False), self._particles(num):  # those checks know no particle axis
+        with validation_enabled(False), self._particles(num):  # its checks know no particle axis
             q = poutine.trace(guide).get_trace(*args, **kwargs)
             values = latents or {name: q.nodes[name]["value"] for name in self.simulated.latents}
-            p = poutine.trace(poutine.replay(self.model, trace=_replayable(values))).get_trace(*args, **kwargs)
+            p = poutine.trace(poutine.replay(self.model, trace=_trace_of(values))).get_trace(*args, **kwargs)
         units = {name: self._units(value, self.event_dims[name]) for name, value in values.items()}
         return Scored(
             units, self._log_prob(sample_sites(p)), self._log_prob(drawn_sites(q)) if self.has_log_q else None
         )
 
-    def _particles(self, num: int) -> AbstractContextManager[Any]:
+    def _particles(self, num: int) -> AbstractContextManager[object]:
         return pyro.plate(PARTICLES, num, dim=-self.data_plate.nesting - 1) if self.vectorize else nullcontext()
 
     def _log_prob(self, sites: Iterable[tuple[str, Site]]) -> Tensor:
@@ -147,17 +151,24 @@ class Ranking:
         return torch.stack(terms).sum(0)
 
     def _units(self, value: Tensor, event_dim: int) -> Tensor:
-        """A site's value as ``(K, B, U)``: all numbers of one datum in a row."""
+        """A site's value as ``(K, B, U)``, U numbers for each datum."""
         kept = self._padded(value, event_dim).movedim(self.data_plate.dim - event_dim, 1)
         return kept.reshape(*kept.shape[:2], -1)
 
     def _padded(self, value: Tensor, event_dim: int) -> Tensor:
+        """A site's value with all dimensions, the particle axis first."""
         missing = self.data_plate.nesting + 1 + event_dim - value.dim()
         return value.reshape((1,) * missing + value.shape)
 
 
-def _compare(drawn: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Which draws lie below the truth, and which are equal to it: log densities up to rounding."""
+def _below_and_tied(drawn: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Masks of draws below the truth and of draws equal to it.
+
+    Log densities count as equal up to rounding.
+
+    Raises:
+        ValueError: If a number is NaN.
+    """
     if bool(drawn.isnan().any()) or bool(truth.isnan().any()):
         raise ValueError(f"{name}: expected numbers, got NaN for a simulated datum; calibrate a model without NaN.")
     equal = drawn == truth
@@ -167,7 +178,8 @@ def _compare(drawn: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return (drawn < truth) & ~equal, equal
 
 
-def _replayable(values: Mapping[str, Tensor]) -> Trace:
+def _trace_of(values: Mapping[str, Tensor]) -> Trace:
+    """A trace of given values, to be replayed."""
     trace = Trace()
     for name, value in values.items():
         trace.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})

@@ -1,4 +1,4 @@
-"""Are ranks uniform? A band around their distribution function that holds at all points at once, and an exact p-value."""
+"""Tests that ranks are uniform: a simultaneous band and an exact p-value."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Band:
-    r"""A simultaneous band for the distribution function of S uniform ranks in 0 to L.
+    r"""Simultaneous band for the distribution function of S uniform ranks.
 
     Attributes:
-        grid: Where it is given, :math:`j / (L + 1)` for j of 1 to L, which is :math:`P(\text{rank} < j)`; shape ``(L,)``.
-        lower: Lower end of the share of ranks below j, likewise.
-        upper: Upper end, likewise.
-        level: The probability that S uniform ranks stay inside at every point: exact, and at least the one asked for.
+        grid: The points :math:`j / (L + 1) = P(\text{rank} < j)` for j from 1 to L, shape ``(L,)``.
+        lower: Lower end of the share of ranks below j, shape ``(L,)``.
+        upper: Upper end of the share of ranks below j, shape ``(L,)``.
+        level: Probability that S uniform ranks stay inside at every point. It is exact, and at least the level asked for.
     """
 
     grid: Array
@@ -30,25 +30,27 @@ class Band:
     level: float
 
     def share_below(self, values: Array) -> Array:
-        """The share of values below each point of the grid, shape ``(L,)``.
+        """Share of values below each point of the grid, shape ``(L,)``.
 
         Args:
-            values: Ranks as numbers in (0, 1), (rank + 1/2) / (L + 1), shape ``(S,)``.
+            values: Transformed ranks, (rank + 1/2) / (L + 1), shape ``(S,)``, in (0, 1).
         """
         return (values[:, None] < self.grid).mean(0)
 
 
 def simultaneous_band(num: int, num_draws: int, level: float = 0.95) -> Band:
-    r"""The band of equal pointwise tails that S uniform ranks do not leave with a given probability.
+    r"""Compute the band with equal pointwise tails for S uniform ranks.
 
-    At each point the count of ranks below it is binomial. All points get one tail probability, the largest at which
-    the band as a whole holds with the level asked for. That is computed, not simulated: counts of uniform values are
-    a Poisson process given its total, and what stays inside is carried from point to point.
+    .. math:: P\big(\text{lower}_j \le \tfrac1S \#\{s: r_s < j\} \le \text{upper}_j \ \text{for all } j\big) \ge \text{level}
+
+    The number of ranks below a point is binomial. All points get the same tail probability, the largest at which the whole
+    band holds with at least ``level``. This is computed, not simulated: the counts are a Poisson process conditioned on its
+    total, and the probability of staying inside is carried from point to point.
 
     Args:
-        num: S, how many ranks.
-        num_draws: L, of the draws among which each is ranked.
-        level: Between 0 and 1.
+        num: S, the number of ranks.
+        num_draws: L, the number of draws among which each truth is ranked.
+        level: Probability in (0, 1).
 
     References:
         Säilynoja, Bürkner, Vehtari, "Graphical Test for Discrete Uniformity and Its Applications in Goodness-of-Fit
@@ -67,15 +69,15 @@ def simultaneous_band(num: int, num_draws: int, level: float = 0.95) -> Band:
 
 
 def uniformity_p(counts: Counts, num_draws: int) -> float:
-    """p-value of the hypothesis that ranks are uniform on 0 to L, by the band that they just leave.
+    """Exact p-value of uniform ranks on 0 to L.
 
-    The statistic is the smallest binomial tail probability over the points of the grid; its distribution is exact, as
-    in :func:`simultaneous_band`: at most a share a of uniform ranks have a p-value of a or less. Rounding leaves an error of
-    about 1e-13, so that a smaller p-value is that of any.
+    The statistic is the smallest binomial tail probability over the points of the grid: the tail of the band that the ranks
+    just leave. Its distribution is exact, as in :func:`simultaneous_band`: uniform ranks have a p-value of at most a with
+    probability at most a. Rounding errors are about 1e-13; smaller p-values cannot be told apart.
 
     Args:
-        counts: How many ranks have each value, shape ``(L + 1,)``.
-        num_draws: L.
+        counts: Number of ranks with each value, shape ``(L + 1,)``.
+        num_draws: L, the number of draws among which each truth is ranked.
     """
     num = int(counts.sum())
     below, above = _tails(num, num_draws)
@@ -87,20 +89,23 @@ def uniformity_p(counts: Counts, num_draws: int) -> float:
 
 @lru_cache(maxsize=4)
 def _tails(num: int, num_draws: int) -> tuple[Array, Array]:
-    """P(count <= c) and P(count >= c) at each point of the grid for each c, shape ``(L, S + 1)``."""
+    """Binomial tails at each point, shape ``(L, S + 1)``.
+
+    P(count <= c) and P(count >= c) for each count c.
+    """
     grid = np.arange(1, num_draws + 1)[:, None] / (num_draws + 1)
     values = np.arange(num + 1)
     return stats.binom.cdf(values, num, grid), stats.binom.sf(values - 1, num, grid)
 
 
 def _limits(num: int, num_draws: int, tail: float) -> tuple[Counts, Counts]:
-    """The least and the largest count at each point whose two tails are both above ``tail``."""
+    """Smallest and largest count at each point with both tails above ``tail``."""
     below, above = _tails(num, num_draws)
     return (below <= tail).sum(1), (above > tail).sum(1) - 1
 
 
 def _probability_inside(num: int, num_draws: int, tail: float) -> float:
-    """The probability that uniform ranks stay within the limits at every point."""
+    """Probability that uniform ranks stay within the limits at every point."""
     lower, upper = _limits(num, num_draws, tail)
     if bool((lower > upper).any()):
         return 0.0
@@ -109,5 +114,5 @@ def _probability_inside(num: int, num_draws: int, tail: float) -> float:
     for least, most in zip(lower.tolist(), upper.tolist(), strict=True):
         moved = np.convolve(inside, step[: most - first + 1])[: most - first + 1]
         inside, first = moved[least - first :], least
-    rest = num - first - np.arange(len(inside))  # what the last cell must take, so that the total is S
+    rest = num - first - np.arange(len(inside))  # ranks left for the last cell, so that the total is S
     return min(1.0, float(inside @ step[rest]) / float(stats.poisson.pmf(num, num)))

@@ -166,7 +166,10 @@ def interpolations(vae: Autoencodes, split: Split, source: str) -> Figure:
 
 
 def plane(vae: Decodes) -> Figure:
-    """Decode a grid of the latent plane at quantiles of N(0, I), or of normals with the prior's means and scales."""
+    """Decode a grid of the latent plane at quantiles of normals.
+
+    The normals are N(0, I), or have the means and scales of another prior.
+    """
     side = 20
     quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
     z1, z2, name = quantiles, quantiles, "the standard normal"
