@@ -62,8 +62,8 @@ def _evaluate(argv: Sequence[str], _signals: Signals, held: ExitStack) -> int:
                 raise ValueError(f"compile: expected a machine that can compile, got one where {reason}; leave it out.")
             comparison.shortest_names(args.runs)
             runs = [load(path) for path in args.runs]
-            heading = f"{terminal.versions()}, device {device_text}{parallel.world()}"
-            console.line(f"{heading}, {torch.get_num_threads()} threads")
+            device_text += f"{parallel.world()}, {torch.get_num_threads()} threads"
+            console.line(f"{terminal.versions()}, device {device_text}")
             for run in runs if parallel.world().is_main else ():
                 held.enter_context(RunDirectory(run.path).held())
                 check_writable(run.path, 0)

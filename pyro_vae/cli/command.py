@@ -30,7 +30,10 @@ class Exit(Exception):
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """Inside, an error of the input or of the device ends the command with one sentence and exit code 2."""
+    """End the command with one sentence and code 2 on wrong input.
+
+    An error of the device counts as one of the input.
+    """
     try:
         yield
     except BrokenPipeError:
@@ -70,7 +73,7 @@ def run(name: str, body: Body, words: Sequence[str] | None, stopped: str) -> int
 
 @contextmanager
 def warning_lines(name: str) -> Iterator[None]:
-    """Inside, a warning is one line without its place in the source."""
+    """Print a warning as one line, without its place in the source."""
 
     def one_line(message: Warning | str, *_place: object, **_line: object) -> str:
         return f"{name}: warning: {message}\n"

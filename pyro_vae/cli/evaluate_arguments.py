@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pyro_vae.lookup import lookup
 from pyro_vae.runs.evaluation.checks import CHECKS
@@ -32,31 +31,36 @@ class Arguments:
     estimator: str = "importance"
     """Estimator of log p(x): {names}."""
     num_samples: int | None = None
-    """Importance samples for each image; default: as many as the run was evaluated with."""
+    """Importance samples for each image;
+    default: as many as the run was evaluated with."""
     target_se: float | None = None
-    """Standard error to reach for each image, nats; a pilot chooses the number of samples."""
+    """Standard error to reach for each image, nats;
+    a pilot chooses the number of samples."""
     max_samples: int = 100_000
     """Largest number of samples for one image with --target-se."""
     num_data: int | None = None
-    """Evaluate only this many test images, the first ones; default: all, or 100 for {names}."""
+    """Evaluate only this many test images, the first ones;
+    default: all, or 100 for {names}."""
     num_chains: int = 16
     """Chains for each image; for {names}."""
     num_steps: int = 500
     """Steps of a chain; for {names}."""
-    start: Literal["prior", "guide"] = "guide"
-    """Distribution from which chains start; for {names}."""
-    path: Literal["sigmoid", "geometric"] = "sigmoid"
-    """Spacing of the steps of a chain; for {names}."""
+    start: str = "guide"
+    """Distribution from which chains start, prior or guide; for {names}."""
+    path: str = "sigmoid"
+    """Spacing of the steps of a chain, sigmoid or geometric; for {names}."""
     refine_steps: int = 200
     """Steps of Adam on the guide of each image; for {names}."""
-    dequantize: Literal["none", "uniform"] = "none"
-    """Add uniform noise to 8-bit pixels, so that a density has bits per dimension."""
+    dequantize: str = "none"
+    """Noise on 8-bit pixels, none or uniform;
+    with noise, a density has bits per dimension."""
     checks: tuple[str, ...] = ()
     """Checks to make: {names}."""
     compare: bool = True
     """Compare several runs."""
     compile: bool | None = None
-    """Compile what is evaluated many times; default: if the evaluation is long enough to repay it."""
+    """Compile what is evaluated many times;
+    default: if the evaluation is long enough to repay it."""
     device: str = "auto"
     """Device: auto (a GPU if one works), cpu, cuda, cuda:N or mps."""
     threads: int | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -19,8 +20,6 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, TypeVar
-
-from pyro_vae.lookup import unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -78,10 +77,12 @@ class Parser(argparse.ArgumentParser):
                 group = self.add_argument_group(f"{field.metadata.get('group', name)} options", inspect.getdoc(value))
                 yield from self._add_fields(group.add_argument, value, names)
                 continue
-            text = helps.get(name, "").replace("{names}", ", ".join(names.get(name, ()))).replace("%", "%%")
-            options = {"help": _with_default(text, value), "default": argparse.SUPPRESS} | _reading(hints[name])
-            if field.metadata.get("positional"):
-                add(name, **options | {"help": text})
+            text = helps.get(name, "").replace("{names}", ", ".join(names.get(name, ())))
+            positional = field.metadata.get("positional", False)
+            text = (text if positional else _with_default(text, value)).replace("%", "%%")
+            options = {"help": text, "default": argparse.SUPPRESS} | _reading(hints[name])
+            if positional:
+                add(name, **options)
                 yield f"{options['metavar']} ..."
             else:
                 self.flags += add(f"--{name.replace('_', '-')}", dest=name, **options).option_strings
@@ -115,7 +116,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def fill(default: T, values: Mapping[str, Any]) -> T:
-    """Replace the fields of a dataclass, and of the dataclasses in it, by the values of the same name."""
+    """Replace fields of nested dataclasses by the values of the same name."""
     changes = {}
     for field in dataclasses.fields(default):
         value = getattr(default, field.name)
@@ -135,7 +136,7 @@ def parse(
     description: str | None,
     names: Mapping[str, Iterable[str]] = types.MappingProxyType({}),
 ) -> T:
-    """Read a command line, or print the help it asks for and exit.
+    """Read a command line; with ``--help``, print the help and exit.
 
     Args:
         default: A dataclass of values, or of dataclasses, each a group of flags; the value of flags that are not given.
@@ -156,7 +157,10 @@ def parse(
 
 
 def _help_texts(cls: type) -> dict[str, str]:
-    """The strings below the fields of a dataclass and its bases; none where the source is missing."""
+    """The strings below the fields of a dataclass and its bases.
+
+    Empty if the source is not installed.
+    """
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         try:
@@ -171,7 +175,10 @@ def _help_texts(cls: type) -> dict[str, str]:
 
 
 def _with_default(text: str, value: object) -> str:
-    """Add the default to a help text; the text may say what None, "" or () means: "Folder; default: a new one."."""
+    """Add the default to a help text.
+
+    The text says what None, an empty word or no value means: ``"Folder; default: a new one."``.
+    """
     sentence, _, meaning = text.removesuffix(".").partition("; default: ")
     if isinstance(value, bool):
         shown = "yes" if value else "no"
@@ -179,42 +186,24 @@ def _with_default(text: str, value: object) -> str:
         shown = meaning or "none"
     else:
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"{sentence}. (default: {shown.replace('%', '%%')})"
+    return f"{sentence}. (default: {shown})"
 
 
-def _reading(hint: Any) -> dict[str, Any]:
-    """The options of ``add_argument`` by which a value of this type is read."""
+def _reading(hint: object) -> dict[str, Any]:
+    """The options of ``add_argument`` for values of a type."""
     if typing.get_origin(hint) is tuple:
         return {"nargs": "*"} | _reading(typing.get_args(hint)[0])
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    optional, kinds = type(None) in kinds, tuple(kind for kind in kinds if kind is not type(None))
-    if kinds == (bool,):
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds, optional = [kind for kind in options if kind is not type(None)], type(None) in options
+    if kinds == [bool]:
         return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(hint) is typing.Literal:
-        names = typing.get_args(hint)
-        return {"type": _name_reader(names), "metavar": f"{{{','.join(names)}}}"}
-    return {"type": _value_reader(kinds, optional), "metavar": "|".join(METAVARS[kind] for kind in kinds)}
 
-
-def _name_reader(names: Sequence[str]) -> Callable[[str], str]:
-    def read(word: str) -> str:
-        if word not in names:
-            raise argparse.ArgumentTypeError(str(unknown("name", word, names)))
-        return word
-
-    return read
-
-
-def _value_reader(kinds: Sequence[type], optional: bool) -> Callable[[str], object]:
     def read(word: str) -> object:
         if optional and word == "None":
             return None
         for kind in kinds:
-            try:
+            with contextlib.suppress(ValueError):
                 return kind(word)
-            except ValueError:
-                continue
-        expected = " or ".join(NOUNS[kind] for kind in kinds)
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {word!r}")
+        raise argparse.ArgumentTypeError(f"expected {' or '.join(NOUNS[kind] for kind in kinds)}, got {word!r}")
 
-    return read
+    return {"type": read, "metavar": "|".join(METAVARS[kind] for kind in kinds)}

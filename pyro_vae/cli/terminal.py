@@ -90,7 +90,7 @@ BROKEN_PIPE = 141
 
 
 def _drop_output() -> None:
-    """Discard the output that is still buffered, so that Python does not fail again when it ends."""
+    """Discard buffered output, with which Python would fail again at exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

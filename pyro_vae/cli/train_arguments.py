@@ -1,4 +1,7 @@
-"""The flags of ``python -m pyro_vae.train``, on top of a model's defaults, a file or the run to resume."""
+"""The flags of ``python -m pyro_vae.train`` and the defaults beneath them.
+
+The defaults are those of the model, a file (``--config``) or a run (``--resume``).
+"""
 
 from __future__ import annotations
 
@@ -54,10 +57,11 @@ class Options:
     run_dir: Path | None = None
     """Folder for the run's files; default: a new one under runs/."""
     config: Path | None = None
-    """JSON file with settings, such as the config.json of a run; other flags override it."""
+    """JSON file with settings, such as the config.json of a run;
+    other flags override it."""
     beta_sweep: tuple[float, ...] = ()
-    """Train once for each of these KL weights and draw the rate-distortion curve; the same command again resumes an
-    interrupted sweep."""
+    """Train once for each KL weight and draw the rate-distortion curve;
+    the same command again resumes an interrupted sweep."""
     resume: Path | None = None
     """Folder of a run to resume; --epochs is the total."""
     overwrite: bool = False
@@ -108,7 +112,7 @@ def _parser(default: Arguments, description: str | None) -> Parser:
 
 
 def complete(given: dict[str, Any]) -> tuple[Config, Options, Checkpoint | None]:
-    """Complete the flags by the run to resume, the file, or the defaults of the model.
+    """Complete the flags by the defaults beneath them.
 
     Args:
         given: The flags, see :func:`read`.
@@ -189,7 +193,7 @@ def _model_defaults(given: dict[str, Any]) -> Arguments:
 
 
 def _located(data: DataConfig) -> DataConfig:
-    """The same data with absolute paths, so that a run can be resumed and evaluated from another folder."""
+    """Make paths absolute, for a run that is resumed from another folder."""
     path = data.dataset not in NAMED and is_path(data.dataset)
     return dataclasses.replace(
         data,

@@ -1,4 +1,4 @@
-"""A training run of the command: claims the folder, trains, and reports how the run ended."""
+"""The runs of one ``train`` command: folder, training and the final message."""
 
 from __future__ import annotations
 

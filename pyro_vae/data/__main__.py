@@ -1,4 +1,4 @@
-"""Fetch named data sets, for use without a network, and print where they are.
+"""Fetch named data sets for use without a network.
 
 Examples:
   python -m pyro_vae.data mnist fashion-mnist
@@ -28,7 +28,8 @@ class Arguments:
     names: tuple[str, ...] = field(default=(), metadata={"positional": True})
     """Names of data sets: {names}."""
     data_dir: str | None = None
-    """Folder of the files, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
+    """Folder of the files, in torchvision's layout;
+    default: PYRO_VAE_DATA, else a cache folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

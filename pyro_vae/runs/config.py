@@ -1,4 +1,4 @@
-"""Configuration of a run: frozen dataclasses behind the flags of the command line and ``config.json``.
+"""Configuration of a run, behind the flags and ``config.json``.
 
 The string below a field is the help of its flag; ``{names}`` stands for the names in a registry.
 """
@@ -29,28 +29,35 @@ class DataConfig:
     """The data, their split and their binarization."""
 
     dataset: str = "digits"
-    """Data set: {names}; or the path of a .npy, .npz, .csv or .parquet file, or of a folder of images."""
+    """Data set: {names};
+    or the path of a .npy, .npz, .csv or .parquet file, or of a folder of images."""
     array: str | None = None
     """Name of the array in an .npz file; default: the only one."""
     image_size: tuple[int, ...] = ()
-    """Height and width of the images, or one number for both; default: their own size."""
+    """Height and width of the images, or one number for both;
+    default: their own size."""
     skip_broken: bool = False
     """Leave out broken images of a folder instead of refusing them."""
     num_workers: int = 0
     """Number of processes that read ahead, for data too large for memory."""
     data_dir: str | None = None
-    """Folder of the files of data sets, in torchvision's layout; default: PYRO_VAE_DATA, else a cache folder."""
+    """Folder of the files of data sets, in torchvision's layout;
+    default: PYRO_VAE_DATA, else a cache folder."""
     download: bool = True
     """Download missing files."""
     val_size: int | None = None
-    """Number of training images set aside for validation, 0 for none; default: as many as test images, at most a fifth."""
+    """Number of training images set aside for validation, 0 for none;
+    default: as many as test images, at most a fifth."""
     binarize: str | None = None
-    """Binarization of the pixels: {names}; dynamic draws anew for every batch, static draws once; default: dynamic for a
-    likelihood of binary pixels, else none."""
+    """Binarization of the pixels: {names};
+    dynamic draws anew for every batch, static draws once;
+    default: dynamic for a likelihood of binary pixels, else none."""
     data_seed: int = 0
-    """Seed of the validation split and of the binarization of fixed images; runs with different --seed share them."""
+    """Seed of the validation split and of the binarization of fixed images;
+    runs with different --seed share them."""
     labels: int | None = None
-    """Number of training labels that are known, equally many of each class; the others are hidden; default: all."""
+    """Number of training labels that are known, equally many of each class;
+    default: all."""
     label_seed: int = 0
     """Seed of the choice of known labels."""
 
@@ -64,23 +71,28 @@ class ModelConfig:
     likelihood: str = ""
     """Likelihood p(x|z): {names}; default: the model's own; for most models, bernoulli."""
     prior: str = ""
-    """Prior p(z): {names}; default: the model's own; for most models, normal, which is N(0, I)."""
+    """Prior p(z): {names};
+    default: the model's own; for most models, normal, which is N(0, I)."""
     posterior: str = ""
     """Posterior q(z|x): {names}; default: the model's own; for most models, normal."""
     latent_dim: int = 16
     """Size of the latent vector."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the encoder's hidden layers; the decoder's are the reverse, and no width gives linear maps."""
+    """Widths of the encoder's hidden layers;
+    the decoder's are the reverse, and no width gives linear maps."""
     activation: str = "tanh"
     """Activation of the hidden layers: {names}."""
     network: str = ""
-    """Kind of all networks: {names}; default: the model's own; for most models, mlp."""
+    """Kind of all networks: {names};
+    default: the model's own; for most models, mlp."""
     encoder: str | None = None
-    """Encoder of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is (docs/extending.md); default: one of --network."""
+    """Encoder of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is (docs/extending.md);
+    default: one of --network."""
     decoder: str | None = None
     """Decoder of your own, MODULE:CLASS; default: one of --network."""
     num_classes: int | None = None
-    """Number of classes, for a model that takes labels; default: counted from the labels."""
+    """Number of classes, for a model that takes labels;
+    default: counted from the labels."""
     model_options: tuple[str, ...] = ()
     """Other arguments of the model's constructor, NAME=VALUE, such as noise=masking:0.3 with denoising."""
 
@@ -90,15 +102,18 @@ class ObjectiveConfig:
     """The objective and its options."""
 
     elbo: str = ""
-    """Objective: {names}; docs/objectives.md compares them; default: the model's own; for most models, trace."""
+    """Objective: {names}; docs/objectives.md compares them;
+    default: the model's own; for most models, trace."""
     num_particles: int | None = None
-    """Draws of the guide for each datum in a step, per group; default: 5 for iwae and its variants, 10 for tvo, else 1."""
+    """Draws of the guide for each datum in a step, per group;
+    default: 5 for iwae and its variants, 10 for tvo, else 1."""
     vectorize_particles: bool = False
-    """Make these draws in one call, as iwae and its variants always do."""
+    """Make these draws in one call; iwae and its variants always do."""
     num_groups: int | None = None
     """Number of groups of draws, for miwae and piwae; default: 4."""
     alpha: float | None = None
-    """Order of the Renyi bound, for renyi and dreg; default: 0, the bound of iwae."""
+    """Order of the Renyi bound, for renyi and dreg;
+    default: 0, the bound of iwae."""
     elbo_weight: float | None = None
     """Weight of the ELBO in ciwae, from 0 to 1; default: 0.5."""
     partitions: int | None = None
@@ -112,9 +127,10 @@ class TrainConfig(TrainingOptions, ObjectiveConfig):
     epochs: int = 200
     batch_size: int = 64
     patience: int | None = None
-    """Stop when the validation ELBO has not risen for this many epochs; default: never."""
+    """Stop when the validation ELBO has not risen for this many epochs;
+    default: never."""
     beta: float | str = 1.0
-    """Final weight of the KL: a number, or one for each of several sites, such as z1=0.5,z2=2."""
+    """Final weight of the KL: a number, or one per site, z1=0.5,z2=2."""
     anneal: str = "constant"
     """Schedule of beta: constant, linear:START:STEPS, cosine:START:STEPS, sigmoid:START:STEPS or
     cyclical:START:STEPS[:CYCLES]."""
@@ -125,13 +141,14 @@ class TrainConfig(TrainingOptions, ObjectiveConfig):
     min_rate: float | None = None
     """Smallest total rate, nats."""
     capacity: str | None = None
-    """Pull the rate to a capacity: NATS, or NATS:STEPS to raise it over so many steps."""
+    """Capacity that the rate is pulled to: NATS,
+    or NATS:STEPS to raise it over so many steps."""
     capacity_weight: float = 100.0
     """Weight of the distance between rate and capacity."""
     total_correlation: float | None = None
     """Weight of the total correlation of the codes, with trace or mean-field."""
     target_rate: float | None = None
-    """Hold the rate at this many nats by a controller that moves beta."""
+    """Hold the rate at this many nats by moving beta."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +158,8 @@ class EvaluateConfig:
     num_samples: int = 1000
     """Importance samples for each datum."""
     compile_draws: bool | None = None
-    """Compile the draws; default: if they are many enough to repay it, and never with --no-compile."""
+    """Compile the draws;
+    default: if they are many enough to repay it, and never with --no-compile."""
 
 
 #: Types of JSON values in words, for errors.
@@ -173,7 +191,10 @@ def _section(name: str, section: type[S], value: object) -> S:
 
 
 def _field(name: str, value: object, hint: object) -> object:
-    """Check a JSON value against the type of its field; a list becomes a tuple, a whole number a float."""
+    """Check the type of a JSON value.
+
+    A list becomes a tuple, and a whole number a float, if the field needs it.
+    """
     converted = tuple(value) if isinstance(value, list) else value
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for kind in kinds:
@@ -189,7 +210,7 @@ def _field(name: str, value: object, hint: object) -> object:
 
 
 def _with_own_parts(cls: type[nn.Module], config: ModelConfig) -> ModelConfig:
-    """Fill in the names of the model's own parts, unless a flag or an option of the model names another."""
+    """Fill in the model's own parts that no flag or option names."""
     options = {option.partition("=")[0] for option in config.model_options}
     unnamed = [kind for kind in PARTS if not getattr(config, kind) and kind not in options]
     own = {kind: constructor_default(cls, kind) for kind in unnamed}
@@ -207,7 +228,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        """Fill in the model's own parts and objective, and the binarization that suits its likelihood."""
+        """Fill in the parts, objective and binarization that the model implies."""
         # A user's class is imported only if it must be: a run can be described without it.
         if self.model.model in MODELS or not (self.model.likelihood and self.train.elbo):
             cls = model_class(self.model.model)
@@ -225,7 +246,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: object) -> Config:
-        """Make a configuration from the dict of :meth:`to_dict`; a missing key has its default.
+        """Make a configuration from the dict of :meth:`to_dict`.
+
+        A missing section or key has its default.
 
         Raises:
             ValueError: If a section or key is unknown, or a value has the wrong type.
@@ -258,7 +281,12 @@ class Config:
             raise ValueError(f"configuration {path}: {error}") from None
 
     def differences(self, other: Config, free: frozenset[str] = frozenset()) -> list[str]:
-        """List the keys that differ, as ``"lr 0.001 (there 0.01)"``, except those in ``free``."""
+        """List the differences, such as ``"lr 0.001 (there 0.01)"``.
+
+        Args:
+            other: The other configuration.
+            free: Keys to leave out.
+        """
         mine, theirs = self.to_dict(), other.to_dict()
         return [
             f"{key} {value!r} (there {theirs[section][key]!r})"

@@ -1,4 +1,4 @@
-"""Rate-distortion curve of one architecture: a run for each KL weight, one table and one plot."""
+"""Rate-distortion curve: a run per KL weight, a table and a plot."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     console: Console,
     train: Callable[[Config, Path], None],
 ) -> None:
-    """Train a run for each weight, each in a folder of its own, then write the table and the plot.
+    """Train a run per weight, then write the table and the plot.
 
     Args:
         betas: The weights.
@@ -133,7 +133,10 @@ def finished(folder: Path, config: Config) -> bool:
 
 
 def row_of(beta: float, summary: dict[str, Any], run: str) -> dict[str, Any]:
-    """Row of the table: the figures of a run's summary, at beta = 1, nats per datum."""
+    """Row of the table, from the summary of a run.
+
+    Rate, distortion and bounds are those of beta = 1, nats per datum.
+    """
     test = summary["test"]
     return {
         "beta": beta,

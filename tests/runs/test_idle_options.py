@@ -172,7 +172,7 @@ def test_batches_of_one_are_refused_where_some_labels_are_hidden(name):
     vae = MODELS[name]((1, 8, 8), 2, (8,), num_classes=2)
     options = {"batch_size": 1, "epochs": 1, "compile": False, "progress": False}
     some = ten([0, 1, -1, 0, -1, -1, 1, -1, 0, 1])
-    with pytest.raises(ValueError, match="batch_size: expected at least 2 with .* some have no label"):
+    with pytest.raises(ValueError, match="batch_size: expected at least 2 with .* partly labelled data"):
         pv.fit(vae, some, **options)
     assert pv.fit(vae, ten([0, 1] * 5), **options).steps == 10
 
@@ -208,7 +208,7 @@ def test_fit_refuses_it_too_and_takes_what_is_frozen_or_not_used(compiled):
     import faulty
 
     options = {"epochs": 2, "batch_size": 5, "compile": compiled, "progress": False}
-    with pytest.raises(ValueError, match="model ModelAlone: expected all .* got encoder not, so that it would stay"):
+    with pytest.raises(ValueError, match="model ModelAlone: expected all .* got encoder not; register it"):
         pv.fit(faulty.ModelAlone((1, 8, 8)), *ten(), **options)
     with pytest.raises(ValueError, match="model GuideAlone: expected all .* got decoder not"):
         pv.fit(faulty.GuideAlone((1, 8, 8)), *ten(), **options)
