@@ -33,7 +33,7 @@ from pyro_vae.inference.program.sites import Site
 class Noise(Protocol):
     """Source of standard normal numbers for each draw and datum."""
 
-    def __call__(self, name: str, start: int, num: int, like: NoiseShape) -> Tensor:
+    def __call__(self, name: str, start: int, num: int, like: NoiseShape, /) -> Tensor:
         """The numbers of one site.
 
         Args:

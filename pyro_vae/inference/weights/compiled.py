@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from pyro_vae.inference.capture.graph import OTHER_NOISE, ROUNDING, NotCapturedE
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.program.noise import Noise, NoiseShape
 from pyro_vae.inference.program.sites import sample_sites
-from pyro_vae.inference.weights.log_weights import ProposalDraws
-from pyro_vae.inference.weights.terms import WeightTerms
+from pyro_vae.inference.weights.draws import Draws, T
 
 #: Draws become eager after so many batches that no earlier graph fits.
 MISFITS = 3
@@ -36,8 +35,63 @@ class _Inputs(NamedTuple):
     noise: dict[str, Tensor]
 
 
-class CapturedDraws(GraphCache["_Draw"]):
-    """The compiled draws of one model and guide, for all batches.
+class _Given:
+    """Noise at hand, as a :class:`pyro_vae.inference.program.noise.Noise`."""
+
+    def __init__(self, numbers: dict[str, Tensor]) -> None:
+        self.numbers = numbers
+
+    def __call__(self, name: str, _start: int, _num: int, _like: NoiseShape) -> Tensor:
+        return self.numbers[name]
+
+
+def _numbers(draws: Draws[T], num_samples: int, noise: Noise, start: int) -> dict[str, Tensor]:
+    """Return noise for the sites that took some in the eager call."""
+    return {name: noise(name, start, num_samples, like) for name, like in draws.noise_shapes.items()}
+
+
+class _Draw(Generic[T]):
+    """K draws for batches of one signature."""
+
+    def __init__(self, draws: Draws[T], num_samples: int, inputs: _Inputs) -> None:
+        self._watch: Watch = Watch(draws.model, draws.guide)
+        self._make: Callable[..., T] = type(self._eager(draws, num_samples, inputs))
+        with unaltered(self._watch):
+            torch.manual_seed(OTHER_NOISE)
+            other: list[Tensor] = [torch.randn_like(numbers) for numbers in inputs.noise.values()]
+            function = _function(draws, num_samples, list(inputs.noise))
+            self._graph = BatchGraph(function, [*inputs.tensors, *other], inputs.held)
+
+    def _eager(self, draws: Draws[T], num_samples: int, inputs: _Inputs) -> T:
+        for _, site in sample_sites(draws.guide_trace):
+            trust(site["fn"])
+        with unaltered(self._watch):
+            return draws.eagerly(num_samples, _Given(inputs.noise) if inputs.noise else None)
+
+    def agrees(self, draws: Draws[T], num_samples: int, inputs: _Inputs) -> bool:
+        """Return True if an eager call with the same noise agrees."""
+        eager = self._eager(draws, num_samples, inputs)
+        with unaltered(self._watch):
+            ours = self(inputs)
+        return agree(ours, eager, ROUNDING["float32"])
+
+    def __call__(self, inputs: _Inputs) -> T:
+        held = self._graph.inputs(inputs.held)
+        return self._make(*self._graph([*inputs.tensors, *inputs.noise.values()], held))
+
+
+def _function(draws: Draws[T], num_samples: int, sites: list[str]) -> Callable[..., tuple[Tensor, ...]]:
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        inputs = iter(given)
+        with with_tensors(draws, inputs):
+            numbers = dict(zip(sites, inputs, strict=True))
+            return tuple(draws.eagerly(num_samples, _Given(numbers) if numbers else None))
+
+    return function
+
+
+class CapturedDraws(GraphCache[_Draw[Any]]):
+    """Compiled draws of one model and guide, for any batches.
 
     A graph takes the arguments of a batch and the parameters of its posterior, so the encoder runs once a batch. Each batch
     compares the graph with an eager call and captures anew if they differ. A program whose graphs differ for ``MISFITS``
@@ -51,17 +105,15 @@ class CapturedDraws(GraphCache["_Draw"]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._agreed: weakref.WeakKeyDictionary[ProposalDraws, set[Hashable]] = weakref.WeakKeyDictionary()
+        self._agreed: weakref.WeakKeyDictionary[object, set[Hashable]] = weakref.WeakKeyDictionary()
 
-    def __call__(
-        self, draws: ProposalDraws, num_samples: int, noise: Noise | None = None, start: int = 0
-    ) -> WeightTerms | None:
-        """Draw by a compiled graph; return None if that must be eager.
+    def __call__(self, draws: Draws[T], num_samples: int, noise: Noise | None = None, start: int = 0) -> T | None:
+        """Draw from a compiled graph; return None to draw eagerly.
 
         Args:
             draws: The proposal for one batch.
             num_samples: K.
-            noise: Source of the noise of sites made of normals, an input of the graph; see :class:`ProposalDraws`.
+            noise: Source of the noise of sites made of normals, an input of the graph; see ``ProposalDraws``.
             start: Number of the first draw.
         """
         if self.reason is not None:
@@ -83,71 +135,14 @@ class CapturedDraws(GraphCache["_Draw"]):
         except NotCapturedError as error:
             self.give_up(str(error), stacklevel=6)
             return None
-        return self.graphs[key](inputs)
-
-
-class _Given:
-    """Noise at hand, as a :class:`pyro_vae.inference.program.noise.Noise`."""
-
-    def __init__(self, numbers: dict[str, Tensor]) -> None:
-        self.numbers = numbers
-
-    def __call__(self, name: str, start: int, num: int, like: NoiseShape) -> Tensor:
-        return self.numbers[name]
-
-
-def _numbers(draws: ProposalDraws, num_samples: int, noise: Noise, start: int) -> dict[str, Tensor]:
-    """Return noise for the sites that took some in an eager call."""
-    return {name: noise(name, start, num_samples, like) for name, like in draws.noise_shapes.items()}
-
-
-class _Draw:
-    """K draws for batches of one signature."""
-
-    def __init__(self, draws: ProposalDraws, num_samples: int, inputs: _Inputs) -> None:
-        self._watch = watch = Watch(draws.model, draws.guide)
-        self._make = type(self._eager(draws, num_samples, inputs))
-        with unaltered(watch):
-            torch.manual_seed(OTHER_NOISE)
-            other = [torch.randn_like(numbers) for numbers in inputs.noise.values()]
-            function = _function(draws, num_samples, list(inputs.noise))
-            self._graph = BatchGraph(function, [*inputs.tensors, *other], inputs.held)
-
-    def _eager(self, draws: ProposalDraws, num_samples: int, inputs: _Inputs) -> WeightTerms:
-        for _, site in sample_sites(draws.guide_trace):
-            trust(site["fn"])
-        with unaltered(self._watch):
-            return draws.eagerly(num_samples, *((_Given(inputs.noise),) if inputs.noise else ()))
-
-    def agrees(self, draws: ProposalDraws, num_samples: int, inputs: _Inputs) -> bool:
-        """Return True if an eager call has the same log weights.
-
-        Both have the same noise; nothing is altered.
-        """
-        eager = self._eager(draws, num_samples, inputs)
-        with unaltered(self._watch):
-            ours = self(inputs)
-        return agree(ours, eager, ROUNDING["float32"])
-
-    def __call__(self, inputs: _Inputs) -> WeightTerms:
-        held = self._graph.inputs(inputs.held)
-        return self._make(*self._graph([*inputs.tensors, *inputs.noise.values()], held))
-
-
-def _function(draws: ProposalDraws, num_samples: int, sites: list[str]) -> Callable[..., tuple[Tensor, ...]]:
-    def function(*given: Tensor) -> tuple[Tensor, ...]:
-        inputs = iter(given)
-        with with_tensors(draws, inputs):
-            numbers = dict(zip(sites, inputs, strict=True))
-            return tuple(draws.eagerly(num_samples, *((_Given(numbers),) if numbers else ())))
-
-    return function
+        terms: T = self.graphs[key](inputs)
+        return terms
 
 
 def trust(value: object) -> None:
-    """Switch off the checks of a distribution.
+    """Switch off the checks of a distribution, which cannot be captured.
 
-    They cannot be captured, and the first trace has made them.
+    The first trace has made them.
     """
     if isinstance(value, Distribution) and value.__dict__.get("_validate_args", True):
         value._validate_args = False
@@ -156,7 +151,7 @@ def trust(value: object) -> None:
 
 
 def held_by(batch: Batch) -> Iterator[Tensor]:
-    """Yield a batch's own tensors: posterior parameters, rows of a subsample."""
+    """Yield the parameters of a batch's posterior and its subsampled rows."""
     seen: set[int] = set()
     for _, site in sample_sites(batch.guide_trace):
         yield from _tensors(site["fn"], seen)
@@ -165,7 +160,10 @@ def held_by(batch: Batch) -> Iterator[Tensor]:
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
-    """Yield each tensor of a distribution once, in an order of structure."""
+    """Yield each tensor of a distribution once.
+
+    The order depends on the structure of the distribution alone.
+    """
     if isinstance(value, Tensor):
         yield value
         return

@@ -1,11 +1,11 @@
-"""Draws of a guide for one batch: all in an outer plate, else one by one."""
+"""Draws of a guide, in an outer plate or one by one."""
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from pyro import poutine, validation_enabled
@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae.handlers import check_kl_scales
 from pyro_vae.inference.program.checks import check_guide, check_match, check_scales
 from pyro_vae.inference.program.data_plate import find_data_plate
+from pyro_vae.inference.program.noise import Noise, NoiseShape
 from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, subsamples
 from pyro_vae.inference.weights.enumeration import enumerated_sites
 from pyro_vae.inference.weights.terms import EnumeratedTerms, WeightTerms
@@ -24,18 +25,18 @@ T = TypeVar("T", WeightTerms, EnumeratedTerms)
 
 
 class CompiledDraws(Protocol):
-    """Compiles the draws of a batch, such as ``CapturedDraws``."""
+    """Draws by compiled graphs, shared between batches, such as ``CapturedDraws``."""
 
-    def __call__(self, draws: Any, num_samples: int, *noise: Any) -> Any:
-        """The terms of K draws; None where they must be drawn eagerly."""
+    def __call__(self, draws: Draws[T], num_samples: int, noise: Noise | None = None, start: int = 0) -> T | None:
+        """Terms of K draws; None if they must be drawn eagerly."""
 
 
 class Draws(ABC, Generic[T]):
-    """Draws of a guide for one batch of data; a call gives the terms of K of them.
+    """Draws of a guide for one batch, called with their number K.
 
-    The first trace finds the data plate and is checked. All calls see the same data: the rows of a plate that subsamples
-    stay as they are. K draws are made in one call of the program, in an outermost plate. A program that fails there, or
-    has other weights there, is drawn from one by one, with a warning.
+    The first trace finds the data plate and is checked. All calls see the same data: a plate that subsamples keeps its
+    rows. One call of the program makes all K draws, in an outermost plate. A program that fails there, or has other weights
+    there, is drawn from one by one, with a warning.
 
     Args:
         model: A Pyro model.
@@ -45,7 +46,7 @@ class Draws(ABC, Generic[T]):
         plate: Name of the data plate, see :func:`find_data_plate`.
         outer_scale: ``"refuse"`` a ``poutine.scale`` other than 1 on a site, or ``"ignore"`` it.
         vectorize: Draw all K in one call, in an outermost plate; else in K calls.
-        captured: Compiles all draws but the first call's, and shares its graphs with other batches; None: eager ones.
+        captured: Compiles the draws of all calls but the first; None: eager draws.
 
     Attributes:
         data_plate: The plate of the data.
@@ -53,6 +54,7 @@ class Draws(ABC, Generic[T]):
         guide_trace: Trace of the guide of the first draw.
         sites: Names of the enumerated sites.
         fixed: The subsampling sites, shared by all calls.
+        noise_shapes: Noise that sites have taken, by name.
 
     Raises:
         ValueError: See ``log_weights``.
@@ -89,22 +91,26 @@ class Draws(ABC, Generic[T]):
         self.fixed = subsamples(Pair(self.model_trace, self.guide_trace))
         self.model = poutine.replay(model, trace=self.fixed)
         self.guide = poutine.replay(guide, trace=self.fixed)
+        self.noise_shapes: dict[str, NoiseShape] = {}
         self._compared = False
         self._prepare()
 
     def _prepare(self) -> None:
-        """Whatever else a kind of draws does with the first trace."""
+        """Read the first trace further."""
 
     def _sites_to_sum(self, marked: list[str]) -> list[str]:
-        """The sites to be summed over, among those marked for enumeration."""
+        """Choose the sites to sum over among those marked for enumeration."""
         return marked
 
     @abstractmethod
-    def eagerly(self, num_samples: int) -> T:
+    def eagerly(self, num_samples: int, noise: Noise | None = None, start: int = 0, /) -> T:
         """Draw by running model and guide; see :meth:`__call__`."""
 
     def _together(self, num_samples: int, draw: Callable[[int, int], T]) -> T:
-        """K draws, from ``draw(K, 0)`` or, where the program fails in an outer plate, from ``draw(1, k)`` for each k."""
+        """Terms of K draws: ``draw(K, 0)``, or ``draw(1, k)`` for each k.
+
+        The second way is for programs that fail in an outer plate.
+        """
         with validation_enabled(False):  # the first trace was validated, and those checks know no particle axis
             if self.vectorize:
                 try:
@@ -114,23 +120,22 @@ class Draws(ABC, Generic[T]):
                         raise
                     warnings.warn(
                         f"log weights: this program does not run inside an outer plate ({error}); drawing one by one "
-                        "instead, which is slower. Let it use its last dimensions alone (z[..., 0], not z[:, 0]), or pass "
-                        "vectorize=False.",
+                        "instead, which is slower. Index from the right, as z[..., 0], or pass vectorize=False.",
                         stacklevel=4,
                     )
                     self.vectorize = False
             return _joined([draw(1, k) for k in range(num_samples)])
 
-    def _draw(self, num_samples: int, *noise: Any) -> T:
-        """K draws, compiled where that is asked for and has been compared with an eager call."""
+    def _draw(self, num_samples: int, noise: Noise | None = None, start: int = 0) -> T:
+        """Terms of K draws, compiled after the first call, if at all."""
         if self.captured is not None and self._compared and not torch.is_grad_enabled():
-            found: T | None = self.captured(self, num_samples, *noise)
+            found = self.captured(self, num_samples, noise, start)
             if found is not None:
                 return found
-        return self.eagerly(num_samples, *noise)
+        return self.eagerly(num_samples, noise, start)
 
     def _compare(self, together: T, alone: T) -> None:
-        """Refuse to trust an outer plate under which the first draw has other weights than alone.
+        """Refuse an outer plate that changes the weights of a draw.
 
         A program that indexes from the left, ``z[:, 0]``, may run there without an error and mix up draws and data.
         """
@@ -141,6 +146,6 @@ class Draws(ABC, Generic[T]):
 
 
 def _joined(parts: Sequence[T]) -> T:
-    """Draws made one by one as one set."""
+    """Concatenate the terms of single draws."""
     arrays: list[Tensor] = [torch.cat(part) for part in zip(*parts, strict=True)]
     return type(parts[0])(*arrays)

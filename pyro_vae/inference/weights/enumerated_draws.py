@@ -1,4 +1,4 @@
-r"""Log weights with discrete latent sites summed over instead of drawn.
+r"""Log weights with discrete latent sites summed out.
 
 .. math:: p(x) = E_{q(z|x,y)}\Big[\textstyle\sum_y \frac{p(x, y, z_y)}{q(z_y|x, y)}\Big]
 """
@@ -14,7 +14,16 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.util import check_site_shape
 
-from pyro_vae.inference.program.sites import PARTICLES, Site, drawn_sites, plates_of, sample_sites, site_log_prob
+from pyro_vae.inference.program.noise import Noise
+from pyro_vae.inference.program.sites import (
+    PARTICLES,
+    Site,
+    drawn_sites,
+    plates_of,
+    sample_sites,
+    site_log_prob,
+    with_value,
+)
 from pyro_vae.inference.program.traces import Pair
 from pyro_vae.inference.weights.draws import Draws
 from pyro_vae.inference.weights.enumeration import EnumerationSums, support_size
@@ -22,32 +31,24 @@ from pyro_vae.inference.weights.terms import EnumeratedTerms
 
 
 class EnumeratedDraws(Draws[EnumeratedTerms]):
-    r"""Draws from the guide for one batch of data, its marked discrete sites y summed over; see :class:`EnumeratedTerms`.
+    r"""Draws of the guide, with the marked discrete sites y summed out.
 
     .. math:: p(x_i) = E\Big[\tfrac1K \textstyle\sum_k \sum_y w_{kyi}\Big], \quad
         w_{kyi} = \frac{p(x_i, y, z_{kyi})}{q(z_{kyi}|x_i, y)}, \quad z_{kyi} \sim q(z|x_i, y)
 
-    Called as ``ProposalDraws`` is. K counts the draws of z for each combination of values of y. A site enumerated in the
-    guide is summed under q in the ELBO, and without q in log w; one enumerated in the model alone is summed out of p(x|z)
-    and p(z) first. Where a mask leaves an enumerated site out, as ``obs_mask`` does for a datum whose label is known, it
-    counts once, whatever its number of values. Sites marked ``"sequential"`` are drawn. What a guide observes, as it does
-    with ``obs_mask``, is no draw and enters nothing. Without discrete sites that are
-    drawn, every draw gives the same: the sum is exact.
-
-    Args:
-        *args: See :class:`Draws`; sites that the model enumerates need not be in the guide.
-        **options: Likewise.
+    K counts the draws of z for each combination of values of y. A site enumerated in the guide is averaged under q in the
+    ELBO and summed without q in log w. A site enumerated in the model alone is first summed out of p(x|z) and p(z); it need
+    not be in the guide. An enumerated site that a mask leaves out, as ``obs_mask`` does for a known label, counts once,
+    whatever its number of values. Sites marked ``"sequential"`` are drawn. A site that the guide observes is no draw and
+    enters nothing. If no site is drawn, all draws give the same terms: the sum is exact.
 
     Attributes:
-        data_plate: Where the data lie.
-        sites: Names of the enumerated sites.
-        fixed: The draws of subsampling sites, which all calls share.
         num_values: Number of combinations of their values: a draw makes that many rows for each datum.
-        first: The terms of one draw, K = 1, at no further cost.
+        first: Terms of one draw, K = 1, at no further cost; see :class:`EnumeratedTerms`.
 
     Raises:
-        ValueError: What ``log_weights`` refuses; if an enumerated site is in a plate within a datum, is in the guide alone,
-            is enumerated in part (``num_samples``), or shares its axis with another (``pyro.markov``).
+        ValueError: For the reasons of ``log_weights``, or if an enumerated site is in a plate within a datum, is in the
+            guide alone, is enumerated in part (``num_samples``), or shares its axis with another (``pyro.markov``).
     """
 
     def _prepare(self) -> None:
@@ -69,21 +70,21 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
         ]
         if within:
             raise ValueError(
-                f"enumerated site {name!r}: expected in the data plate alone, got in {within[0]!r} too; make the elements of "
-                "one datum one site with all their combinations, or take the mark off to sample it."
+                f"enumerated site {name!r}: expected in the data plate alone, got in {within[0]!r} too; make one site of all "
+                "combinations of a datum's elements, or remove the mark to sample it."
             )
         if site["infer"].get("num_samples") is not None:
             raise ValueError(
-                f"enumerated site {name!r}: expected all its values, got num_samples; take num_samples off to sum over it, "
+                f"enumerated site {name!r}: expected all its values, got num_samples; remove num_samples to sum over it, "
                 "or the mark to sample it."
             )
         if not in_model:
             raise ValueError(
-                f"enumerated site {name!r}: expected in the model, got in the guide alone; take the mark off to sample it."
+                f"enumerated site {name!r}: expected in the model, got in the guide alone; remove the mark to sample it."
             )
 
     def __call__(self, num_samples: int) -> EnumeratedTerms:
-        """Draw.
+        """Draw K times.
 
         Args:
             num_samples: K.
@@ -93,8 +94,8 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
         """
         return self._together(num_samples, lambda num, _: self._draw(num))
 
-    def eagerly(self, num_samples: int) -> EnumeratedTerms:
-        """Draw by running model and guide; see :meth:`__call__`."""
+    def eagerly(self, num_samples: int, _noise: Noise | None = None, _start: int = 0, /) -> EnumeratedTerms:
+        """Draw by running model and guide; torch's generator draws all sites."""
         if not self.vectorize:
             return self._sums(self._traces(None), 1)
         pair = self._traces(num_samples)
@@ -104,15 +105,15 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
         return terms
 
     def _traces(self, num_samples: int | None, values: Trace | None = None) -> Pair:
-        """Model and guide, enumerated, with K draws in an outer plate, or one without it (None)."""
+        """Enumerated traces of K draws, or of one without a plate (None)."""
         model, guide = self.model, self.guide if values is None else poutine.replay(self.guide, trace=values)
-        deep = self.data_plate.nesting
+        nesting = self.data_plate.nesting
         if num_samples is not None:
-            deep += 1
-            particles = pyro.plate(PARTICLES, num_samples, dim=-deep)
+            nesting += 1
+            particles = pyro.plate(PARTICLES, num_samples, dim=-nesting)
             model, guide = particles(model), particles(guide)
-        guide_trace = poutine.trace(EnumMessenger(-1 - deep)(guide)).get_trace(*self.args, **self.kwargs)
-        # The second messenger goes on where the first stopped: the model's axes lie to the left of the guide's.
+        guide_trace = poutine.trace(EnumMessenger(-1 - nesting)(guide)).get_trace(*self.args, **self.kwargs)
+        # The second messenger continues where the first stopped: the model's axes lie left of the guide's.
         model = EnumMessenger()(poutine.replay(model, trace=guide_trace))
         return Pair(poutine.trace(model).get_trace(*self.args, **self.kwargs), guide_trace)
 
@@ -122,8 +123,7 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
         values = Trace()
         for name, site in drawn_sites(guide_trace):
             if name not in self.sites:
-                value = site["value"].select(axis - site["fn"].event_dim, 0)
-                values.add_node(name, **{**site, "value": value})
+                values.add_node(name, **with_value(site, site["value"].select(axis - site["fn"].event_dim, 0)))
         return self._sums(self._traces(None, values), 1)
 
     def _sums(self, pair: Pair, num_samples: int) -> EnumeratedTerms:

@@ -1,4 +1,4 @@
-r"""Sums over enumerated sites: likelihood, ratio and log weight of each datum.
+r"""Sums over enumerated sites, for each draw and datum.
 
 Arrays have the shape ``(E..., K, B)``, where E... are the values of each enumerated site, K the draws and B the data.
 """
@@ -29,9 +29,9 @@ from pyro_vae.inference.weights.terms import EnumeratedTerms
 
 
 def enumerated_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:
-    """Names of the latent sites to be summed over, marked ``infer={"enumerate": "parallel"}``.
+    """Names of the latent sites that are marked for enumeration.
 
-    A site of the guide counts if the guide marks it; one of the model alone, if the model does.
+    The mark is ``infer={"enumerate": "parallel"}``: the guide's for a site that the guide draws, else the model's.
     """
     ours = [(n, s) for n, s in sample_sites(model_trace) if n not in guide_trace.nodes]
     return [name for name, site in (*sample_sites(guide_trace), *ours) if _is_enumerated(site)]
@@ -48,9 +48,9 @@ def support_size(pair: Pair, name: str) -> int:
 
 
 def counted_once(site: Site) -> Tensor:
-    """Log-probability of an enumerated site, masked; where it is left out, its values count once.
+    """Log-probability of an enumerated site; masked out, its values count once.
 
-    There each value has the same share, minus the log of their number, and not 0, by which they would count one by one. The
+    There each value gets an equal share, minus the log of their number. A log-probability of 0 would count each value. The
     mask is the site's (``poutine.mask``, ``obs_mask``) or its distribution's (``dist.Categorical(p).mask(m)``).
     """
     log_prob = site_log_prob(site)
@@ -62,14 +62,14 @@ def counted_once(site: Site) -> Tensor:
 
 
 class ModelSums(NamedTuple):
-    """Log-probabilities of a model's sites, summed by kind, each of shape ``(E..., K, B)``, nats.
+    """Log-probabilities of a model's sites, by kind; ``(E..., K, B)``, nats.
 
     Attributes:
         likelihood: Observed sites.
         prior: Latent sites.
         tempered: The same, times the weights of ``scale_kl``.
-        joint: All sites that depend on a site enumerated in the model; None where there is none.
-        latent: The latent ones among these.
+        joint: All sites that depend on a site enumerated in the model; None if there is none.
+        latent: The latent sites among these; None likewise.
         joint_sites: Their names.
     """
 
@@ -82,7 +82,7 @@ class ModelSums(NamedTuple):
 
 
 class EnumerationSums:
-    """Log-probabilities of one pair of traces, for each value of the enumerated sites, draw and datum.
+    """Log-probabilities of a pair of traces, in the shape ``(E..., K, B)``.
 
     Args:
         pair: Traces of model and guide, enumerated.
@@ -108,8 +108,8 @@ class EnumerationSums:
         dims = {name: self._dim(name) for name in sites}
         if len(set(dims.values())) != len(dims):
             raise ValueError(
-                f"enumerated sites {sorted(dims)}: expected an axis for each, got shared ones; take pyro.markov out of the "
-                "program, or the marks off to sample them."
+                f"enumerated sites {sorted(dims)}: expected an axis for each, got shared ones; remove pyro.markov, or the "
+                "marks to sample them."
             )
         self.lead = max((-dim for dim in dims.values()), default=nesting) - nesting
         # From the place in a program's batch shape to that in (E..., K, B).
@@ -123,10 +123,13 @@ class EnumerationSums:
         return int(trace.nodes[name]["infer"]["_enumerate_dim"])
 
     def terms(self, num_samples: int) -> EnumeratedTerms:
-        """Likelihood and ratio averaged over y under q, and the log weight summed over y.
+        """Sum or average over y.
 
         Args:
             num_samples: K.
+
+        Returns:
+            Likelihood and ratio averaged under q, and the log weight summed over y, each of shape ``(K, B)``, nats.
         """
         likelihood, prior = self.model_terms()
         guide_z, guide_y = RunningSum(), RunningSum()
@@ -145,12 +148,15 @@ class EnumerationSums:
         return EnumeratedTerms(*(part.reshape(part.shape[-2:]).expand(shape) for part in kept))
 
     def model_terms(self) -> tuple[Tensor, Tensor]:
-        """Log p(x|y, z) and log p(y, z), the model's own enumerated sites summed out of both."""
+        """Log p(x|y, z) and log p(y, z).
+
+        The sites enumerated in the model alone are summed out of both.
+        """
         sums = self.model_sums()
         if sums.joint is None or sums.latent is None:
             return sums.likelihood, sums.prior
         whole, marginal = log_sum_exp(sums.joint, self.of_model), log_sum_exp(sums.latent, self.of_model)
-        # Where p(z) is 0 so is the joint: the prior says it, and the likelihood is not asked.
+        # Where p(z) is 0 so is the joint: the prior alone holds that 0.
         likelihood = sums.likelihood + torch.where(marginal == -math.inf, 0.0, whole - marginal)
         return likelihood, sums.prior + marginal
 
@@ -178,7 +184,11 @@ class EnumerationSums:
         )
 
     def log_probs(self, name: str, site: Site) -> tuple[Tensor, Tensor]:
-        """A site's log-probability, without and with its weights of ``scale_kl``, shape ``(E..., K, B)``."""
+        """A site's log-probability without and with its ``scale_kl``.
+
+        Returns:
+            Two arrays of shape ``(E..., K, B)``, nats.
+        """
         log_prob = counted_once(site) if name in self.sites else site_log_prob(site)
         plain = self.per_datum(log_prob)
         betas = site.get("kl_scales", ())
@@ -187,7 +197,14 @@ class EnumerationSums:
         return plain, (self.per_datum(log_prob) if betas else plain)
 
     def per_datum(self, log_prob: Tensor) -> Tensor:
-        """Sum over everything inside one datum: from a program's batch shape to ``(E..., K, B)``."""
+        """Sum over everything inside one datum.
+
+        Args:
+            log_prob: In the batch shape of the program, nats.
+
+        Returns:
+            Shape ``(E..., K, B)``, nats.
+        """
         padded = log_prob.reshape((1,) * (self.lead + self.nesting - log_prob.dim()) + log_prob.shape)
         if self.nesting == self.data_plate.nesting:
             padded = padded.unsqueeze(self.lead)
@@ -195,7 +212,7 @@ class EnumerationSums:
         return data.reshape(*data.shape[: self.lead + 1], -1, data.shape[-1]).sum(-2)
 
     def zero(self) -> Tensor:
-        """0 where the data are, with as many dimensions as the other arrays."""
+        """Zero with the data's device, shape ``(1..., 1, 1)``."""
         observed = next(site for _, site in sample_sites(self.pair.model) if site["is_observed"])
         zero = site_log_prob(observed).detach().new_zeros(())
         return zero.reshape((1,) * (self.lead + 2))
@@ -207,7 +224,7 @@ def log_sum_exp(values: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def mean_under(q: Tensor, values: Tensor, axes: Sequence[int]) -> Tensor:
-    """The mean of values under q along these axes, kept.
+    """Mean of values under q along these axes, kept.
 
     Values of probability 0 enter neither the mean nor its gradient.
     """

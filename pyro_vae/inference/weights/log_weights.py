@@ -1,4 +1,4 @@
-r"""The array everything else is a reduction of: log importance weights, one for each draw and datum.
+r"""Log importance weights: the array that objectives and estimators reduce.
 
 .. math:: \log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} | x_i), \quad z_{ki} \sim q(z | x_i)
 """
@@ -20,15 +20,22 @@ from torch import Tensor
 from pyro_vae.errors import check_count
 from pyro_vae.inference.program.checks import refuse_points
 from pyro_vae.inference.program.independence import independent
-from pyro_vae.inference.program.noise import Noise, NoiseMessenger, NoiseShape, SiteNoise
-from pyro_vae.inference.program.sites import PARTICLES, drawn_sites, is_auxiliary_loss, sample_sites, site_log_prob
+from pyro_vae.inference.program.noise import Noise, NoiseMessenger, SiteNoise
+from pyro_vae.inference.program.sites import (
+    PARTICLES,
+    drawn_sites,
+    is_auxiliary_loss,
+    sample_sites,
+    site_log_prob,
+    with_value,
+)
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.weights.draws import CompiledDraws, Draws, OuterScale
 from pyro_vae.inference.weights.terms import WeightTerms
 
 
 class EnumeratedSiteError(ValueError):
-    """A latent site is marked for enumeration, where draws of it were asked for."""
+    """A latent site that should be sampled is marked for enumeration."""
 
 
 def log_weights(
@@ -41,27 +48,28 @@ def log_weights(
     vectorize: bool = True,
     **kwargs: object,
 ) -> Tensor:
-    r"""Log importance weights of any Pyro model and guide, for each draw and datum.
+    r"""Log importance weights of a Pyro model and guide, per datum.
 
     .. math:: \log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} | x_i), \quad z_{ki} \sim q(z | x_i)
 
-    Masks are applied. A plate's N/B and the factors of ``scale_kl`` do not enter. Sites marked
-    ``infer={"auxiliary_loss": True}`` are left out, and what the guide observes, which is no draw of q. Differentiable,
-    with reparameterized draws where the guide has them.
+    Their reductions over k are the ELBO, the importance-weighted bound and the estimate of log p(x). Masks are applied. A
+    plate's N/B and the factors of ``scale_kl`` do not enter. Sites marked ``infer={"auxiliary_loss": True}`` are left out,
+    and so are sites that the guide observes, since they are no draw of q. The result is differentiable, with
+    reparameterized draws if the guide has them.
 
-    The *data plate* is the one plate that encloses every observed and latent site; log w is summed over everything
-    inside one of its elements. Sites marked for enumeration are sampled.
+    The *data plate* is the one plate that encloses every observed and latent site. log w is summed over everything inside
+    one of its elements. Sites marked for enumeration are sampled.
 
     Args:
         model: A Pyro model.
         guide: Its guide, over the same latent sites.
-        *args: What model and guide take, as in ``SVI.step``.
+        *args: Positional arguments of both, as in ``SVI.step``.
         num_samples: K, at least 1.
-        plate: Name of the data plate, where several enclose every site.
+        plate: Name of the data plate, if several enclose every site.
         outer_scale: ``"refuse"`` a ``poutine.scale`` other than 1 on a site, or ``"ignore"`` it.
         vectorize: Draw all K in one call, in an outermost plate; else in K calls. A program that fails inside such a
             plate is drawn from one by one, with a warning.
-        **kwargs: Likewise.
+        **kwargs: Keyword arguments of both.
 
     Returns:
         Shape ``(K, B)``, nats.
@@ -78,14 +86,14 @@ def log_weights(
 
 
 class ProposalDraws(Draws[WeightTerms]):
-    """Draws of the guide, and of each the two parts of log w.
+    """Draws of the guide, with the two parts of log w.
 
-    Where the guide draws at one site, its distribution is kept, so that the encoder runs once however many draws follow.
-    With several sites the guide runs once a call, since a later site may depend on the draw of an earlier one, unless
-    :meth:`encode_once` finds that none does.
+    If the guide draws at one site, its distribution is kept, so the encoder runs once for any number of draws. With
+    several sites a later one may depend on the draw of an earlier one, so the guide runs once a call, unless
+    :meth:`encode_once` finds the sites independent.
 
     Args:
-        model: See :class:`Draws`, as for all but the last.
+        model: See :class:`Draws`, for all but the last argument.
         guide: Likewise.
         args: Likewise.
         kwargs: Likewise.
@@ -93,11 +101,10 @@ class ProposalDraws(Draws[WeightTerms]):
         outer_scale: Likewise.
         vectorize: Likewise.
         captured: Likewise.
-        refuse_enumerated: Refuse a latent site that is marked for enumeration, instead of sampling it.
+        refuse_enumerated: Refuse a latent site that is marked for enumeration; else sample it.
 
     Attributes:
         num_sites: Number of sites that the guide draws.
-        noise_shapes: Noise that sites have taken, by name.
 
     Raises:
         ValueError: See :func:`log_weights`.
@@ -127,7 +134,6 @@ class ProposalDraws(Draws[WeightTerms]):
                 check_site_shape(site, math.inf)
         self.num_sites = len(dict(drawn_sites(self.guide_trace)))
         self._encoded = self.num_sites == 1
-        self.noise_shapes: dict[str, NoiseShape] = {}
 
     def _sites_to_sum(self, marked: list[str]) -> list[str]:
         if marked and self._refuse_enumerated:
@@ -135,12 +141,12 @@ class ProposalDraws(Draws[WeightTerms]):
         return []
 
     def __call__(self, num_samples: int, noise: Noise | None = None, start: int = 0) -> WeightTerms:
-        """Draw.
+        """Draw K times.
 
         Args:
             num_samples: K.
-            noise: Source of the noise of sites made of normals; None, and for other sites: torch's generator.
-            start: Number of the first draw, by which ``noise`` knows it.
+            noise: Source of the noise of sites made of normals. Without it, and at other sites, torch's generator draws.
+            start: Number of the first draw, for ``noise``.
 
         Returns:
             Log likelihood and log ratio, each of shape ``(K, B)``, nats.
@@ -148,15 +154,15 @@ class ProposalDraws(Draws[WeightTerms]):
         return self._together(num_samples, lambda num, k: self._draw(num, noise, start + k))
 
     def encode_once(self) -> None:
-        """Keep the distributions of all the guide's sites, if none depends on the draw of another."""
+        """Keep the distributions of all the guide's sites, if they are independent."""
         self._encoded = self._encoded or independent(self.guide, self.args, self.kwargs)
 
     @property
     def first(self) -> WeightTerms:
-        """The draw of the first trace, K = 1: at no further cost."""
+        """Terms of the first trace, K = 1, at no further cost."""
         return self._reduce(self.model_trace, self.guide_trace, 1)
 
-    def eagerly(self, num_samples: int, noise: Noise | None = None, start: int = 0) -> WeightTerms:
+    def eagerly(self, num_samples: int, noise: Noise | None = None, start: int = 0, /) -> WeightTerms:
         """Draw by running model and guide; see :meth:`__call__`."""
         given = None if noise is None else SiteNoise(noise, self.data_plate, start, num_samples)
         guide_trace = self._guide_trace(num_samples, given)
@@ -176,9 +182,8 @@ class ProposalDraws(Draws[WeightTerms]):
         """Terms of the first of K draws, with no outer plate."""
         values = Trace()
         for name, site in drawn_sites(guide_trace):
-            node = dict(self.guide_trace.nodes[name])
-            node.pop("unscaled_log_prob")
-            values.add_node(name, **{**node, "value": site["value"][0].reshape(node["value"].shape)})
+            node = self.guide_trace.nodes[name]
+            values.add_node(name, **with_value(node, site["value"][0].reshape(node["value"].shape)))
         if len(values) > 1:  # a later site may depend on an earlier one
             values = poutine.trace(poutine.replay(self.guide, trace=values)).get_trace(*self.args, **self.kwargs)
         return self._reduce(self._replayed(values), values, 1)
@@ -187,7 +192,7 @@ class ProposalDraws(Draws[WeightTerms]):
         return pyro.plate(PARTICLES, num_samples, dim=-self.data_plate.nesting - 1) if self.vectorize else nullcontext()
 
     def _guide_trace(self, num_samples: int, noise: SiteNoise | None = None) -> Trace:
-        """A trace of the guide with a leading particle axis."""
+        """Trace of the guide with a leading particle axis."""
         if not self.vectorize or not self._encoded:
             given: AbstractContextManager[object] = nullcontext() if noise is None else NoiseMessenger(noise)
             with given, self._particles(num_samples):
@@ -198,8 +203,7 @@ class ProposalDraws(Draws[WeightTerms]):
             value = None if noise is None else noise(name, site["fn"], False)
             if value is None:
                 value = site["fn"](torch.Size((num_samples,) + (1,) * missing))
-            trace.nodes[name] = {**site, "value": value}
-            trace.nodes[name].pop("unscaled_log_prob", None)
+            trace.nodes[name] = with_value(site, value)
         return trace
 
     def _reduce(self, model_trace: Trace, guide_trace: Trace, num_samples: int) -> WeightTerms:

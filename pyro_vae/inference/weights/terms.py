@@ -1,4 +1,4 @@
-"""The terms of log w: one array for each part, shape ``(K, B)``."""
+"""Terms of log w for each draw and datum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class WeightTerms(NamedTuple):
-    r"""The two parts of log w, each of shape ``(K, B)``, nats.
+    r"""The two parts of log w, shape ``(K, B)``, nats.
 
     .. math:: \log w = \log p(x|z) + [\log p(z) - \log q(z|x)]
 
@@ -27,7 +27,7 @@ class WeightTerms(NamedTuple):
 
 
 class EnumeratedTerms(NamedTuple):
-    r"""Terms of log w with the enumerated sites y summed out, each of shape ``(K, B)``, nats.
+    r"""Terms of log w, enumerated sites y summed out; ``(K, B)``, nats.
 
     The first two are those of :class:`WeightTerms`, averaged over y under q; their sum averages to the ELBO. By Jensen's
     inequality that sum is at most ``log_w``.
