@@ -50,7 +50,7 @@ class Constant:
     def __post_init__(self) -> None:
         _check("beta", self.value)
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, _step: int) -> float:
         return self.value
 
 
@@ -248,7 +248,7 @@ def parse_all(text: str, beta: float | str) -> Schedule | dict[str, Schedule]:
         site, _, number = part.partition("=")
         value = _beta(number, str(beta))
         if not site or site in schedules:
-            raise ValueError(f"beta: expected each site once, with its name, got {beta!r}.")
+            raise ValueError(f"beta: expected each site once, with its name, got {beta!r}; write z1=0.5,z2=2, say.")
         schedules[site] = parse(text, value)
     return schedules
 

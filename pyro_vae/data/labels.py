@@ -200,7 +200,7 @@ def _flat(values: Array, name: str) -> Array:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
-        hint = "; of one-hot rows save labels.argmax(1), of vectors floats" if values.ndim == 2 else ""
+        hint = "; of one-hot rows save labels.argmax(1), of vectors floats" if values.ndim == 2 else "; reshape them"
         raise ValueError(f"{name}: expected one for each datum, shape (N,), got shape {values.shape}{hint}.")
     missing = np.array([_is_missing(value) for value in values.tolist()], dtype=bool)
     if missing.any():

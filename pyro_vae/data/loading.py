@@ -119,8 +119,8 @@ def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | Non
         return None
     if len(image_size) > 2 or min(image_size) < 1 or max(image_size) > MAX_SIDE:
         raise ValueError(
-            f"image_size: expected one or two whole numbers from 1 to {MAX_SIDE:,}, such as 64 or 28 20 (height, width), got "
-            f"{' '.join(map(str, image_size))}."
+            f"image_size: expected one or two whole numbers from 1 to {MAX_SIDE:,} (height, width), got "
+            f"{' '.join(map(str, image_size))}; pass 64 or 28 20, say."
         )
     return image_size[0], image_size[-1]
 
@@ -169,12 +169,14 @@ def _val_size(val_size: int | None, parts: Parts, name: str) -> int:
         if val_size not in (None, 0, len(parts.validation.x)):
             raise ValueError(
                 f"val_size: expected 0 or nothing, since {name} brings {len(parts.validation.x)} validation data of its own, "
-                f"got {val_size}."
+                f"got {val_size}; leave it out."
             )
         return len(parts.validation.x) if val_size is None else val_size
     size = min(len(parts.test.x), len(parts.train.x) // 5) if val_size is None else val_size
     if not 0 <= size < len(parts.train.x):
-        raise ValueError(f"val_size: expected between 0 and {len(parts.train.x) - 1} for {name}, got {size}.")
+        raise ValueError(
+            f"val_size: expected between 0 and {len(parts.train.x) - 1} for {name}, got {size}; leave data to train on."
+        )
     return size
 
 

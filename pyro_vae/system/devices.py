@@ -110,6 +110,9 @@ def explain_device_error(error: BaseException) -> str | None:
 
     Args:
         error: An error of training or evaluation.
+
+    Returns:
+        One sentence; None for an error that the device did not cause.
     """
     if not isinstance(error, (RuntimeError, TypeError, MemoryError)):
         return None

@@ -143,7 +143,7 @@ def run_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
         except OSError as error:
             if not exist_ok and isinstance(error, FileExistsError):
                 raise
-            raise ValueError(f"run directory {folder}: expected a folder that can be written, got {error}.") from None
+            raise _unwritable(folder, error) from None
         yield folder
 
 
@@ -185,7 +185,7 @@ def check_writable(folder: Path, needed: int) -> None:
         probe.write_bytes(bytes(4096))
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise ValueError(f"run directory {folder}: expected a folder that can be written, got {error}.") from None
+        raise _unwritable(folder, error) from None
     finally:
         _remove(probe)
     if free < needed:
@@ -193,6 +193,12 @@ def check_writable(folder: Path, needed: int) -> None:
             f"run directory {folder}: expected {needed / 1e6:,.0f} MB of free disk for checkpoints and pictures, got "
             f"{free / 1e6:,.0f} MB; free some, or take another --run-dir."
         )
+
+
+def _unwritable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"run directory {folder}: expected a folder that can be written, got {error}; take another --run-dir."
+    )
 
 
 def _remove(path: Path) -> None:

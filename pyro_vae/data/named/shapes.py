@@ -168,7 +168,9 @@ def _check(factors: Tensor, size: Sequence[int]) -> None:
         )
     for (name, count), column in zip(FACTORS.items(), factors.unbind(1), strict=True):
         if len(column) and not 0 <= int(column.min()) <= int(column.max()) < count:
-            raise ValueError(f"factors: expected {name} from 0 to {count - 1}, got {column.min()} to {column.max()}.")
+            raise ValueError(
+                f"factors: expected {name} from 0 to {count - 1}, got {column.min()} to {column.max()}; see draw_factors."
+            )
     if len(size) != 2 or min(size) < 8:
         raise ValueError(
             f"size: expected a height and a width of at least 8 pixels, got {' x '.join(map(str, size))}; take a larger one, "
