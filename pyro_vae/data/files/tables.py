@@ -95,8 +95,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
         reason = "an empty file" if isinstance(error, pd.errors.EmptyDataError) else first_line(error)
         raise ValueError(
-            f"data set {path}: expected a table of numbers in UTF-8, separated by commas, semicolons or tabs, with rows of one length, "
-            f"got {reason}; write it again."
+            f"data set {path}: expected a table of numbers in UTF-8, separated by commas, semicolons or tabs, with rows of one "
+            f"length, got {reason}; write it again."
         ) from None
 
 
