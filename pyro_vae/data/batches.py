@@ -50,14 +50,14 @@ class Batches:
         self.inputs, self.batch_size, self.redraw = Inputs.of(data), batch_size, redraw
         self.world = world or World()
         self.order = order or Shuffled(len(self.inputs))
-        self._alone = not isinstance(data, Inputs)
-        self._order = _Order()
+        self._single = not isinstance(data, Inputs)
+        self._sampler = _BatchSampler()
         x = self.inputs.parts[0]
         self._loader: DataLoader[Tensor] | None = None
         if isinstance(x, Stored) and num_workers > 0:
             self._loader = DataLoader(
                 _Rows(x.to(torch.device("cpu"))),
-                sampler=self._order,
+                sampler=self._sampler,
                 batch_size=None,  # the sampler gives whole batches
                 num_workers=num_workers,
                 persistent_workers=True,
@@ -98,7 +98,7 @@ class Batches:
         read = self._read(tuple(self.world.share(rows) for rows in batches))
         for (x, *others), rows in zip(read, batches, strict=True):
             x = self._redrawn(x, len(rows), generator) if self.redraw else x
-            yield x if self._alone else (x, *others)
+            yield x if self._single else (x, *others)
 
     def _redrawn(self, x: Tensor, total: int, generator: torch.Generator) -> Tensor:
         """Binarize this process's rows of a batch of ``total`` data.
@@ -115,7 +115,7 @@ class Batches:
             yield from (self.inputs[rows] for rows in batches)
             return
         others = self.inputs.parts[1:]
-        self._order.batches = batches
+        self._sampler.batches = batches
         for x, rows in zip(self._loader, batches, strict=True):
             device = self.inputs.device
             yield x.to(device, non_blocking=True), *(other[rows.to(device)] for other in others)
@@ -133,7 +133,7 @@ def _outlive_signals(_worker: int) -> None:
         signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(WORKER_GRACE))
 
 
-class _Order(Sampler[Tensor]):
+class _BatchSampler(Sampler[Tensor]):
     """The rows of each batch of the next epoch."""
 
     def __init__(self) -> None:

@@ -68,7 +68,7 @@ class Data:
         test: Test data, binarized, or None.
         redraw: Whether each training batch is binarized when it is drawn.
         binarize: The mode of binarization.
-        words: Description of a file or folder for the terminal.
+        description: Description of a file or folder for the terminal.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Data:
     test: Split | None = None
     redraw: bool = False
     binarize: str = "none"
-    words: str = ""
+    description: str = ""
 
     @property
     def data_shape(self) -> tuple[int, ...]:
@@ -130,20 +130,18 @@ class Data:
         return mean, math.sqrt(squares / math.prod(some.shape))
 
     def fingerprint(self) -> dict[str, object]:
-        """Return shape, sizes, and checksums of x and y.
-
-        They tell these data from others.
+        """Return shape, sizes, and checksums of x and y, to recognize the data.
 
         Of splits that are not in memory, the checksum is that of 100 evenly spaced data.
         """
-        found: dict[str, object] = {"data_shape": list(self.data_shape)}
+        fingerprint: dict[str, object] = {"data_shape": list(self.data_shape)}
         for name, split in self.splits.items():
             x = split.x if isinstance(split.x, Tensor) else split.x[_spaced(len(split.x), 100)]
-            found[f"num_{name}"] = len(split.x)
-            found[f"checksum_{name}"] = checksum([x])
+            fingerprint[f"num_{name}"] = len(split.x)
+            fingerprint[f"checksum_{name}"] = checksum([x])
             if split.y is not None:
-                found[f"labels_{name}"] = checksum([split.y])
-        return found
+                fingerprint[f"labels_{name}"] = checksum([split.y])
+        return fingerprint
 
 
 def _spaced(total: int, count: int) -> Tensor:
@@ -174,11 +172,11 @@ class Inputs:
         self.parts = (first, *(other.to(first.device) for other in inputs[1:]))
 
     @classmethod
-    def of(cls, given: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...]) -> Inputs:
+    def of(cls, data: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...]) -> Inputs:
         """Make inputs of a tensor, a tuple, or inputs."""
-        if isinstance(given, Inputs):
-            return given
-        return cls(*given) if isinstance(given, tuple) else cls(given)
+        if isinstance(data, Inputs):
+            return data
+        return cls(*data) if isinstance(data, tuple) else cls(data)
 
     @property
     def device(self) -> torch.device:

@@ -41,7 +41,7 @@ def encode_labels(arrays: Sequence[Array], name: str = "labels") -> tuple[list[T
     Raises:
         ValueError: If they have another shape, some are missing or not finite, or whole numbers are below -1.
     """
-    if any(_are_vectors(np.asarray(array)) for array in arrays):
+    if any(_holds_vectors(np.asarray(array)) for array in arrays):
         return _vectors([np.asarray(array) for array in arrays], name)
     flat = _whole_numbers([_flat(np.asarray(array), name) for array in arrays])
     whole = np.concatenate(flat)
@@ -55,11 +55,13 @@ def encode_labels(arrays: Sequence[Array], name: str = "labels") -> tuple[list[T
     values = sorted({v for v in named if not _is_unknown(v)}, key=None if numbers else _natural_key)
     number = {value: k for k, value in enumerate(values)}
     as_key = (lambda v: v) if numbers else str
-    found = [torch.tensor([number.get(as_key(v), UNKNOWN) for v in part.tolist()], dtype=torch.int64) for part in flat]
+    encoded = [
+        torch.tensor([number.get(as_key(v), UNKNOWN) for v in part.tolist()], dtype=torch.int64) for part in flat
+    ]
     shown = ", ".join(
         [f"{k} = {v}" for k, v in enumerate(values[:NAMED_LABELS])] + ["..."] * (len(values) > NAMED_LABELS)
     )
-    return found, _count(len(values)) + (f": {shown}" if shown else "")
+    return encoded, _count(len(values)) + (f": {shown}" if shown else "")
 
 
 def num_classes(labels: Iterable[Tensor | None]) -> int | None:
@@ -167,7 +169,7 @@ def _count(number: int) -> str:
     return f"{number} label{'s' * (number != 1)}"
 
 
-def _are_vectors(values: Array) -> bool:
+def _holds_vectors(values: Array) -> bool:
     if values.ndim not in (1, 2) or values.dtype.kind != "f":
         return False
     values = values.reshape(len(values), -1)
@@ -186,14 +188,14 @@ def _vectors(parts: list[Array], name: str) -> tuple[list[Tensor], str]:
                 f"{name}: expected vectors of {size} numbers in every split, got {part.dtype} of shape {part.shape}; save all "
                 "alike."
             )
-    found = [torch.from_numpy(part.astype(np.float32)) for part in parts]
-    for vectors in found:
+    encoded = [torch.from_numpy(part.astype(np.float32)) for part in parts]
+    for vectors in encoded:
         if not bool(vectors.isfinite().all()):
             row = int((~vectors.isfinite()).any(1).long().argmax())
             raise ValueError(
                 f"{name}: expected finite numbers, got others in row {row}; drop these data, or fill them in."
             )
-    return found, f"vectors of {size} number{'s' * (size != 1)} in the place of labels"
+    return encoded, f"vectors of {size} number{'s' * (size != 1)} in the place of labels"
 
 
 def _flat(values: Array, name: str) -> Array:

@@ -90,8 +90,8 @@ def load(
     parts = _find(str(name), request)
     if mode in ("dynamic", "static") and not parts.unit:
         raise ValueError(
-            f"binarize {mode}: expected values in [0, 1], got others ({parts.words}); take --binarize none with --likelihood "
-            "normal, or rescale them."
+            f"binarize {mode}: expected values in [0, 1], got others ({parts.description}); take --binarize none with "
+            "--likelihood normal, or rescale them."
         )
     generator = torch.Generator().manual_seed(seed)
     parts = _with_test(parts, generator)
@@ -111,7 +111,7 @@ def load(
     train_split = fixed(train) if mode != "dynamic" else _finished(train, "none", seed, generator, limit)
     if labels is not None:
         train_split = train_split._replace(y=keep_labels(train_split.y, labels, label_seed))
-    return Data(str(name), train_split, validation_split, test, mode == "dynamic", mode, parts.words)
+    return Data(str(name), train_split, validation_split, test, mode == "dynamic", mode, parts.description)
 
 
 def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | None:

@@ -59,14 +59,14 @@ class Parts:
         train: Training data, or all data.
         validation: Validation data, where the source has its own.
         test: Test data, where the source has its own.
-        words: Description of the data for the terminal; "" where the name says it all.
+        description: Description of the data for the terminal; "" where the name says it all.
         unit: Whether all values are in [0, 1].
     """
 
     train: Part
     validation: Part | None = None
     test: Part | None = None
-    words: str = ""
+    description: str = ""
     unit: bool = True
 
 

@@ -81,7 +81,7 @@ def _objective_phrase(config: Config) -> str:
 def _data_line(plan: Plan) -> str:
     data, config = plan.data, plan.config.data
     sizes = " x ".join(map(str, data.data_shape))
-    notes = f"{data.words}\n" if data.words else ""
+    notes = f"{data.description}\n" if data.description else ""
     labels = f", {int((y >= 0).sum()):,} labels" if config.labels and (y := data.train.y) is not None else ""
     stored = "" if isinstance(data.train.x, Tensor) else ", read a batch at a time"
     if not stored and config.num_workers:

@@ -61,12 +61,12 @@ class Checked:
 
     Attributes:
         part: The data.
-        words: Their description for the terminal.
+        description: Their description for the terminal.
         unit: Whether the model's values are in [0, 1].
     """
 
     part: Part
-    words: str
+    description: str
     unit: bool
 
 
@@ -95,18 +95,18 @@ def check(
     _check_shape(name, values.shape, 3 if whole else 1)
     if labels is not None and len(labels) != values.shape[0]:
         raise ValueError(f"{name}: expected a label for each of {values.shape[0]:,} data, got {len(labels):,} labels.")
-    found = _range(name, values, request.progress)
+    limits = _range(name, values, request.progress)
     table = len(values.shape) == 2
-    divisor, note = _divisor(name, found, values.dtype, table)
+    divisor, note = _divisor(name, limits, values.dtype, table)
     axes, data_shape = _axes(name, values.shape, request.image_size)
     scaled = Scaled(divisor, axes, data_shape)
     size = request.image_size if not table else None
     part = Part(Stored(values.reader(scaled), image_size=size), labels)
-    words = (
-        f"{name}: {' x '.join(f'{n:,}' for n in values.shape)} {values.dtype}, {found.lowest:g} to {found.highest:g}, "
+    description = (
+        f"{name}: {' x '.join(f'{n:,}' for n in values.shape)} {values.dtype}, {limits.lowest:g} to {limits.highest:g}, "
         f"{note}; {key}"
     )
-    return Checked(part, words, 0 <= found.lowest and found.highest <= divisor)
+    return Checked(part, description, 0 <= limits.lowest and limits.highest <= divisor)
 
 
 def _check_dtype(name: str, dtype: DType) -> None:
@@ -159,12 +159,12 @@ def _chunks(values: Values, progress: bool) -> Iterator[tuple[int, Array]]:
         yield start, values.rows(start, min(start + size, values.shape[0]))
 
 
-def _divisor(name: str, found: Range, dtype: DType, table: bool) -> tuple[float, str]:
+def _divisor(name: str, limits: Range, dtype: DType, table: bool) -> tuple[float, str]:
     """Choose the divisor of the values, and describe it."""
-    low, high = found.lowest, found.highest
+    low, high = limits.lowest, limits.highest
     if 0 <= low and high <= 1:
         return 1.0, "as they are"
-    if 0 <= low and high <= 255 and (found.whole or (high > 2 and not table)):
+    if 0 <= low and high <= 255 and (limits.whole or (high > 2 and not table)):
         return 255.0, "divided by 255"
     if table:
         return 1.0, "as they are"

@@ -103,7 +103,7 @@ def open_npy(path: Path, request: Request) -> Parts:
     file = ArrayFile(path.resolve(), mapped.offset, mapped.dtype, mapped.shape, order)
     del mapped
     checked = check(path.name, InFile(file), None, request)
-    return Parts(checked.part, words=checked.words, unit=checked.unit)
+    return Parts(checked.part, description=checked.description, unit=checked.unit)
 
 
 def refuse_array(path: Path, request: Request) -> None:
@@ -161,9 +161,9 @@ def open_npz(path: Path, request: Request) -> Parts:
             for split, name in chosen.items()
         }
     _check_alike(path, checked)
-    words = "\n".join(c.words for c in checked.values())
+    description = "\n".join(c.description for c in checked.values())
     splits = {split: c.part for split, c in checked.items()}
-    return Parts(**splits, words=words, unit=all(c.unit for c in checked.values()))
+    return Parts(**splits, description=description, unit=all(c.unit for c in checked.values()))
 
 
 def _attempt(path: Path, read: Callable[[], T]) -> T:
@@ -185,9 +185,9 @@ def _choose(path: Path, archive: NpzFile, names: dict[str, str], request: Reques
         if request.array not in archive.files:
             raise unknown(f"array of {path.name}", request.array, archive.files)
         return {"train": request.array}
-    found = {split: names[n] for split, known in SPLITS.items() for n in known if n in names}
-    if "train" in found and "test" in found:
-        return found
+    arrays = {split: names[n] for split, known in SPLITS.items() for n in known if n in names}
+    if "train" in arrays and "test" in arrays:
+        return arrays
     known_labels = {n for group in LABELS.values() for n in group}
     others = [name for name in archive.files if name.lower() not in known_labels]
     if not others:
@@ -213,7 +213,7 @@ def _check_alike(path: Path, checked: dict[str, Checked]) -> None:
     """Check that all splits have data of one shape and one scale."""
     shapes = {split: tuple(c.part.x.shape[1:]) for split, c in checked.items()}
     divisors = {split: getattr(c.part.x.reader, "scaled").divisor for split, c in checked.items()}  # noqa: B009
-    for what, found in (("data of one shape", shapes), ("pixels of one range", divisors)):
-        if len(set(found.values())) > 1:
-            listed = ", ".join(f"{split} {value}" for split, value in found.items())
+    for what, by_split in (("data of one shape", shapes), ("pixels of one range", divisors)):
+        if len(set(by_split.values())) > 1:
+            listed = ", ".join(f"{split} {value}" for split, value in by_split.items())
             raise ValueError(f"data set {path}: expected {what} in its arrays, got {listed}; save them alike.")

@@ -138,8 +138,8 @@ def open_folder(path: Path, request: Request) -> Parts:
         )
     size = " x ".join(map(str, data_shape))
     left_out = f"; left out {len(names) - len(images.names):,} broken ones" if len(images.names) < len(names) else ""
-    words = f"{path.name}: {len(images.names):,} images as {size}, divided by 255; {key}{left_out}"
-    return Parts(parts["train"], parts.get("validation"), parts.get("test"), words=words)
+    description = f"{path.name}: {len(images.names):,} images as {size}, divided by 255; {key}{left_out}"
+    return Parts(parts["train"], parts.get("validation"), parts.get("test"), description=description)
 
 
 def _image_files(folder: Path) -> Iterator[str]:

@@ -56,7 +56,7 @@ def open_table(path: Path, request: Request) -> Parts:
     alike = len({str(dtype) for dtype in frame.dtypes}) == 1 and isinstance(frame.dtypes.iloc[0], np.dtype)
     values = frame.to_numpy() if alike else frame.to_numpy(dtype=np.float64, na_value=np.nan)
     checked = check(path.name, InMemory(values), labels, request, key=key)
-    return Parts(checked.part, words=checked.words + dropped, unit=checked.unit)
+    return Parts(checked.part, description=checked.description + dropped, unit=checked.unit)
 
 
 def _drop_row_numbers(frame: pd.DataFrame) -> str:

@@ -77,8 +77,8 @@ def _decode(path: Path) -> NDArray[np.uint8]:
 
 def _read(folder: Path, _request: Request) -> Parts:
     """Read the splits of ``list_eval_partition.txt``, whose lines are ``000001.jpg 0``."""
-    images, words = folder / PHOTOGRAPHS, (folder / PARTITION).read_text().split()
-    names, numbers = np.array(words[::2], dtype=bytes), np.array(words[1::2])
+    images, entries = folder / PHOTOGRAPHS, (folder / PARTITION).read_text().split()
+    names, numbers = np.array(entries[::2], dtype=bytes), np.array(entries[1::2])
     if len(names) != len(numbers) or set(numbers) != {"0", "1", "2"}:
         raise ValueError(f"not a file name and 0, 1 or 2 on each line of {Path(PARTITION).name}")
     missing = set(names.tolist()) - {os.fsencode(name) for name in os.listdir(images)}

@@ -65,7 +65,7 @@ def _read_emnist(folder: Path, _request: Request) -> Parts:
     The files hold each image transposed, and count labels from 1.
     """
     train, test = (_emnist(folder, train) for train in (True, False))
-    upright = [found.data[:, None].swapaxes(2, 3).numpy() for found in (train, test)]
+    upright = [half.data[:, None].swapaxes(2, 3).numpy() for half in (train, test)]
     return Parts(part_of(upright[0], train.targets - 1), test=part_of(upright[1], test.targets - 1))
 
 
@@ -98,8 +98,8 @@ def _read_cifar10(folder: Path, _request: Request) -> Parts:
     Torchvision puts the channels last, a model has them first.
     """
     train, test = (_cifar10(folder, train) for train in (True, False))
-    first = [found.data.transpose(0, 3, 1, 2) for found in (train, test)]
-    return Parts(part_of(first[0], train.targets), test=part_of(first[1], test.targets))
+    images = [half.data.transpose(0, 3, 1, 2) for half in (train, test)]
+    return Parts(part_of(images[0], train.targets), test=part_of(images[1], test.targets))
 
 
 MNIST = mnist_like("mnist", "MNIST")

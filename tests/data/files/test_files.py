@@ -72,7 +72,7 @@ def test_an_array_becomes_data(tmp_path, array, expected, kind):
     assert data.data_shape == expected.shape[1:]
     assert [len(split.x) for split in data.splits.values()] == [24, 3, 3]
     assert torch.equal(whole(data), ordered(torch.tensor(expected.astype(np.float32))))
-    assert f"{array.dtype}" in data.words
+    assert f"{array.dtype}" in data.description
 
 
 def test_the_split_is_by_seed_and_nothing_is_lost(tmp_path):
@@ -148,7 +148,7 @@ def test_a_column_of_labels_and_one_of_row_numbers(tmp_path, suffix):
     frame.to_csv(path) if suffix == "csv" else frame.to_parquet(path)
     data = plain(path)
     assert data.data_shape == (4,)
-    assert ("left out the first column" in data.words) == (suffix == "csv")
+    assert ("left out the first column" in data.description) == (suffix == "csv")
     for split in data.splits.values():
         for x, y in zip(split.x, split.y, strict=True):
             assert int(y) == int(np.argmin(np.abs(TABLE - x.numpy()).sum(1))) % 2
@@ -261,7 +261,7 @@ def test_a_broken_image_is_named_or_left_out(folder, content):
     with pytest.raises(ValueError, match=r"007\.png.*--skip-broken"):
         plain(folder)
     data = plain(folder, skip_broken=True)
-    assert "left out 1 broken" in data.words
+    assert "left out 1 broken" in data.description
     kept = np.delete(BYTES, 7, 0)
     assert torch.equal(whole(data), ordered(torch.tensor(kept[:, None] / np.float32(255))))
 
@@ -338,7 +338,7 @@ def test_labels_are_the_same_in_every_split(tmp_path):
     data = plain(tmp_path / "a.npz", val_size=0)
     assert data.train.y.tolist() == [0, 1, 2, 3] * 5
     assert data.test.y.tolist() == [1, 3] * 5
-    assert "4 labels: 0 = a, 1 = b, 2 = c, 3 = d" in data.words
+    assert "4 labels: 0 = a, 1 = b, 2 = c, 3 = d" in data.description
     for k, pixels in enumerate(BYTES):
         split, label = ("train", "abc"[k % 3]) if k < 20 else ("test", "bc"[k % 2])
         picture(tmp_path / "f" / split / label / f"{k:02}.png", pixels)
