@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -27,7 +27,7 @@ from pyro_vae.evidence.refinement.refined import Refined, refine
 from pyro_vae.models.base import mean_image
 from pyro_vae.models.inpainting import Partial, check_visible, seen
 from pyro_vae.models.protocol import Autoencodes, PyroModel
-from pyro_vae.system.randomness import own_randomness
+from pyro_vae.system.randomness import seeded
 
 Method = Literal["importance", "hmc"]
 
@@ -101,7 +101,7 @@ def inpaint(
     num = DEFAULT_NUM_SAMPLES[method] if num_samples is None else num_samples
     check_counts(num_fillings=num_fillings, num_samples=num, num_steps=num_steps)
     visible = check_visible(visible, x, vae.data_shape)
-    with own_randomness(seed) if seed is not None else nullcontext(), _eval_mode(vae):
+    with seeded(seed), _eval_mode(vae):
         draw = _importance_samples if method == "importance" else _chain_ends
         z, log_w, estimate = draw(Partial(vae), x, visible, num, num_steps)
         mean, spread = _mean_and_spread(vae, z, log_w.softmax(0))
@@ -245,7 +245,7 @@ def hidden_log_px(
     """
     check_count("num_samples", num_samples, least=2)
     visible = check_visible(visible, x, vae.data_shape)
-    with own_randomness(seed) if seed is not None else nullcontext(), _eval_mode(vae):
+    with seeded(seed), _eval_mode(vae):
         partial = Partial(vae)
         streams = int(torch.randint(2**63 - 1, ())) if seed is None else seed
         (whole, w), (part, v) = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ def own_randomness(seed: int | None = None) -> Iterator[None]:
     finally:
         if apple is not None:
             torch.mps.set_rng_state(apple)
+
+
+def seeded(seed: int | None) -> AbstractContextManager[None]:
+    """Seed torch's generators inside, and restore them afterwards; with None, change nothing."""
+    return nullcontext() if seed is None else own_randomness(seed)
 
 
 def device_state(device: torch.device) -> Tensor | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -19,7 +18,7 @@ from pyro_vae.evidence.annealing.path import AnnealingPath, Start
 from pyro_vae.evidence.annealing.step_size import MAX_PILOT_CHAINS, Tuning, tune
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.draws import OuterScale
-from pyro_vae.system.randomness import own_randomness
+from pyro_vae.system.randomness import seeded
 
 Schedule = Literal["sigmoid", "geometric"]
 
@@ -233,7 +232,7 @@ def annealed_importance_sampling(
     """
     check_counts(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
     check_counts(0, seed=seed)
-    with own_randomness(seed) if seed is not None else nullcontext():
+    with seeded(seed):
         densities = AnnealingPath(model, guide, args, kwargs, start, plate, outer_scale)
         captured = CapturedPath() if compile is True else compile or None
         annealer = Annealer.tuned(densities, num_chains, num_steps, num_leapfrog, path, metric, captured)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +20,7 @@ from pyro_vae.evidence.annealing.path import AnnealingPath, Start
 from pyro_vae.evidence.simulation import Simulated, simulate
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.draws import OuterScale
-from pyro_vae.system.randomness import own_randomness
+from pyro_vae.system.randomness import seeded
 
 __all__ = ["Bracket", "BracketSummary", "Simulated", "UpperBound", "bidirectional", "simulate"]
 
@@ -248,7 +247,7 @@ def bidirectional(
     """
     check_counts(num_chains=num_chains, num_steps=num_steps, num_leapfrog=num_leapfrog)
     check_counts(0, seed=seed)
-    with own_randomness(seed) if seed is not None else nullcontext():
+    with seeded(seed):
         given = Simulated(args, kwargs, dict(posterior_draws or {}))
         if posterior_draws is None:
             given = simulate(model, *args, **kwargs)

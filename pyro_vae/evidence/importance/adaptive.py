@@ -56,7 +56,7 @@ def adaptive(
         ValueError: If model and guide cannot be run on some rows of their arguments.
     """
     num_pilot = min(PILOT_SAMPLES, max_samples)
-    with sampler.seeded(data_ids, PILOT):
+    with sampler.seeded_for(data_ids, PILOT):
         pilot = sampler.estimate(proposal, num_pilot, data_ids, PILOT)
     size = proposal.data_plate.size
     ids = torch.arange(size) if data_ids is None else data_ids
@@ -64,7 +64,7 @@ def adaptive(
     parts, order = [], []
     for num in num_samples.unique().tolist():
         rows = (num_samples == num).nonzero().flatten()
-        with sampler.seeded(ids[rows]):
+        with sampler.seeded_for(ids[rows]):
             part = proposal if len(rows) == size else _proposal_for(rows, sampler, proposal, args, kwargs)
             parts.append(sampler.estimate(part, num, ids[rows]))
         order.append(rows)

@@ -89,7 +89,7 @@ def importance_sampling(
     captured = CapturedDraws() if compile is True else compile or None
     sampler = Sampler(model, guide, seed, chunk_rows, plate, outer_scale, vectorize, captured)
     ids = None if data_ids is None else _checked_ids(data_ids)
-    with sampler.seeded(ids):
+    with sampler.seeded_for(ids):
         proposal = sampler.proposal(args, kwargs)
         if ids is not None and len(ids) != proposal.data_plate.size:
             raise ValueError(f"data_ids: expected one for each of {proposal.data_plate.size} data, got {len(ids)}.")

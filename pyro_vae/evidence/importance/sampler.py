@@ -80,7 +80,7 @@ class Sampler:
         _refuse_delta(proposal)
         return proposal
 
-    def seeded(self, data_ids: Tensor | None, purpose: int = ESTIMATE) -> AbstractContextManager[None]:
+    def seeded_for(self, data_ids: Tensor | None, purpose: int = ESTIMATE) -> AbstractContextManager[None]:
         """Context in which torch's generator is seeded for these data.
 
         Sites that do not draw from the noise streams draw from it. The caller's state is restored. Without a seed nothing
