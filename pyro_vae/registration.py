@@ -41,7 +41,7 @@ class Recorder:
             if own and all(id(p) in self.used for p in own):
                 self.known[id(module)] = module, own
 
-    def takes(self, module: nn.Module) -> bool:
+    def use_known(self, module: nn.Module) -> bool:
         """Use the known parameters of ``module``; return False without any.
 
         They must still be its own.
@@ -88,7 +88,7 @@ def register(name: str, module: nn.Module) -> None:
     """
     for collected in _collectors:
         collected.extend(module.parameters())
-    if _recorders and _recorders[-1].takes(module):
+    if _recorders and _recorders[-1].use_known(module):
         return
     key, parameter = next(iter(module.named_parameters()), (None, None))
     if parameter is None:

@@ -130,7 +130,7 @@ class Data:
         return mean, math.sqrt(squares / math.prod(some.shape))
 
     def fingerprint(self) -> dict[str, object]:
-        """Return shape, sizes, and checksums of x and y, to recognize the data.
+        """Return shape, sizes and checksums, to recognize the data.
 
         Of splits that are not in memory, the checksum is that of 100 evenly spaced data.
         """
