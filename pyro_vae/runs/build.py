@@ -50,7 +50,7 @@ class Plan:
         config: The configuration, with every default resolved.
         data: The data.
         vae: The model.
-        objective: The objective, which ``fit`` trains; whatever runs it earlier runs a copy.
+        objective: The objective, as ``fit`` starts with it; the trial runs a copy.
         options: Numbers and names of the training.
         beta: Weight of the KL, a schedule for all sites or for each.
         callbacks: Callbacks of the training.
@@ -58,7 +58,7 @@ class Plan:
         fingerprint: Shape, sizes and checksums that identify the data.
         resume: The training state to continue from; None for a new run.
         seconds: Training time of earlier sessions.
-        compiling: A phrase: are the steps compiled, and why.
+        compiling: A phrase that says if steps are compiled, and why.
     """
 
     config: Config
@@ -108,7 +108,7 @@ def make_plan(config: Config) -> Plan:
     if objective is None:  # options of the model decide which one
         config = with_objective(config, default_objective(vae))
         objective = make_objective(config)
-    if isinstance(objective, TotalCorrelation):
+    if isinstance(objective, TotalCorrelation):  # its N is known only now
         objective.num_data = len(data.train.x)
     return Plan(config, data, vae, objective, options, beta, stopping)
 

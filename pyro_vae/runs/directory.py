@@ -125,7 +125,7 @@ class RunDirectory:
             yield
 
     def reopen(self, needed: int = 0) -> None:
-        """Check that a run can go on, and remove leftovers of a kill.
+        """Check that a run can go on; remove leftovers of a kill.
 
         Args:
             needed: Bytes that the run will write.

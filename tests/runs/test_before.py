@@ -18,7 +18,7 @@ QUIET = ["--device", "cpu", "--threads", "1", "--quiet"]
 
 @pytest.fixture(params=["vae", "m2"])
 def resumed(request, tmp_path, monkeypatch):
-    """The folder of a run that has gone on for three epochs, and that of the same run as it went on then."""
+    """Folders of a run resumed to three epochs, and of the same run as it was resumed then."""
     monkeypatch.setattr(report, "draw_pictures", lambda *args: [])
     folder = tmp_path / "run"
     shutil.copytree(BEFORE / request.param, folder)
@@ -27,7 +27,7 @@ def resumed(request, tmp_path, monkeypatch):
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """Every number in ``summary.json`` of the test set, by its path."""
+    """Every number under ``test`` in ``summary.json``, by its path."""
 
     def walk(prefix, value):
         if isinstance(value, dict):
@@ -41,7 +41,7 @@ def figures(folder: Path) -> dict[str, float]:
 
 
 def test_a_run_goes_on_bit_for_bit_and_evaluates_to_the_same_figures(resumed):
-    """Bit for bit on a processor and torch that round alike, which the fourth epoch shows; to 1e-4 on others."""
+    """Bit for bit if this processor and torch round alike, which the fourth epoch shows; else to 1e-4."""
     folder, then = resumed
     now, before = (torch.load(f / "checkpoint.pt", weights_only=True)["training"] for f in (folder, then))
     exact = now["rows"][3]["train_elbo"] == before["rows"][3]["train_elbo"]

@@ -1,4 +1,4 @@
-"""Options that would do nothing, and classes of a user's that leave Python or half of their parameters as they are."""
+"""Options without effect are refused, and user classes that exit Python or train only half of their parameters."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class GuideAlone(Own):
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """A user's folder with a module in it, from which the command is started."""
+    """The command runs in a user's folder with a module."""
     (tmp_path / "faulty.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -74,7 +74,7 @@ def no_pictures(monkeypatch):
 
 
 def refused(capsys, *words: str) -> str:
-    """What the command says that refuses these words and writes nothing."""
+    """The error of the command, which refuses these words and writes nothing."""
     capsys.readouterr()
     assert train.main([*SMALL, *words]) == 2
     out, error = capsys.readouterr()
@@ -168,7 +168,7 @@ def test_the_command_says_so_of_its_last_batch(capsys):
 
 @pytest.mark.parametrize("name", ["m1", "m2", "m1m2", "auxiliary", "sdgm"])
 def test_batches_of_one_are_refused_where_some_labels_are_hidden(name):
-    """The term of alpha would be there in the batches with a label alone, and so count less than is said."""
+    """Only batches with a label would have the term of alpha, which would then count less than its weight."""
     vae = MODELS[name]((1, 8, 8), 2, (8,), num_classes=2)
     options = {"batch_size": 1, "epochs": 1, "compile": False, "progress": False}
     some = ten([0, 1, -1, 0, -1, -1, 1, -1, 0, 1])
@@ -242,7 +242,7 @@ def test_looking_for_them_leaves_training_as_it_is(name, monkeypatch):
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("words", [[], pytest.param(["--model", "m2"], marks=pytest.mark.slow)])
 def test_a_run_of_before_such_a_seed_was_refused_goes_on(no_pictures, words, finished):
-    """Its configuration has a seed of labels and no number of them; without a checkpoint it begins again."""
+    """Its configuration has a label seed without a number of labels; without a checkpoint it starts again."""
     assert train.main([*SMALL, *words]) == 0
     file = Path("run/checkpoint.pt")
     checkpoint = torch.load(file, weights_only=True)

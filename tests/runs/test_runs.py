@@ -33,7 +33,7 @@ def names(folder: Path) -> list[str]:
 
 
 def claimed(path: Path | None, name: str = "digits", **options) -> RunDirectory:
-    """The folder of a run that has put a file there and let go of it again."""
+    """The folder of a run that wrote a file and released it."""
     with RunDirectory.claim(path, name, **options) as directory:
         (directory.path / "config.json").write_text("{}")
     return directory
@@ -41,7 +41,7 @@ def claimed(path: Path | None, name: str = "digits", **options) -> RunDirectory:
 
 @pytest.fixture
 def made(tmp_path):
-    """A run directory as three epochs of training leave it, with the state of the training that wrote it."""
+    """A run directory after three epochs of training, with the training's state."""
     states = []
     directory = claimed(tmp_path / "run")
     data = load_data(SMALL)
@@ -198,7 +198,7 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 
 def refused(folder: Path, content: bytes) -> str:
-    """Put this into a checkpoint; the one sentence with which both readers refuse it."""
+    """Write this as a checkpoint; return the sentence with which both readers refuse it."""
     (folder / "checkpoint.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"checkpoint\.pt: expected a checkpoint of") as caught:
         RunDirectory(folder).read_checkpoint()
@@ -248,7 +248,7 @@ def nested(values, where=()):
 
 
 def replaced(values, where, value):
-    """A copy with another value at one place, or without what is there."""
+    """A copy with another value at one place, or without its value."""
     if not where:
         return value
     copy = values.copy()

@@ -1,4 +1,4 @@
-"""Classes of a user's that are wrong somewhere: a sentence that names the class and the place, before anything is written."""
+"""Faulty user classes: a sentence names the class and the place, before anything is written."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Analogies(Own):
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """A user's folder with a module in it, from which the command is started."""
+    """The command runs in a user's folder with a module."""
     (tmp_path / "faulty.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -159,7 +159,7 @@ def own(tmp_path, monkeypatch):
 
 
 def refused(capsys, *words: str) -> str:
-    """What the command says that refuses these words and writes nothing."""
+    """The error of the command, which refuses these words and writes nothing."""
     assert train.main([*SMALL, *words]) == 2
     out, error = capsys.readouterr()
     assert out == ""
@@ -296,7 +296,7 @@ def test_a_figure_that_is_not_finite_after_training_is_left_out_and_the_others_a
 
 @pytest.mark.parametrize("elbo", ["trace", "graph", "mean-field"])
 def test_a_label_that_is_drawn_as_asked_is_no_matter_for_a_warning(capfd, recwarn, monkeypatch, elbo):
-    """Pyro's speaks of its own classes; ``mean-field`` refuses such a site."""
+    """Pyro's warning names its own classes; ``mean-field`` refuses such a site."""
     monkeypatch.setattr(report, "draw_pictures", lambda *args: [])
     code = train.main([*SMALL, "--model", "m2", "--labels", "20", "--elbo", elbo, "--no-compile", "--hidden", "4"])
     assert code == (2 if elbo == "mean-field" else 0)

@@ -1,4 +1,4 @@
-"""The commonest mistakes in a class of one's own: the error names the class, the site, the remedy, file and line."""
+"""Common mistakes in a user's class: the error names the class, the site, the remedy, file and line."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Rate(Good):
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """A user's folder with a module in it, from which the command is started."""
+    """The command runs in a user's folder with a module."""
     (tmp_path / "faulty_programs.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -148,7 +148,7 @@ def own(tmp_path, monkeypatch):
             "NoPlate",
             3,
             ": expected log p of shape () at site 'z', as its plates say, got (2,)",
-            'put it in the plate of the batch, pyro.plate("data"',
+            'put it in pyro.plate("data", len(x), dim=-1), or add .to_event(1)',
             "# no plate",
         ),
         (

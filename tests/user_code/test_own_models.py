@@ -1,4 +1,4 @@
-"""Every model by name, and a user's classes by their paths: trained, resumed, loaded, evaluated and drawn by the commands."""
+"""The commands train, resume, load, evaluate and draw every model by name, and a user's classes by path."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """A user's folder with a module in it, from which the command is started."""
+    """The command runs in a user's folder with a module."""
     (tmp_path / "own_package").mkdir()
     (tmp_path / "own_package" / "parts.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
@@ -188,7 +188,7 @@ def test_a_users_class_is_drawn():
 
 
 def test_two_runs_of_a_class_under_one_name_keep_their_own_parameters(no_pictures, capsys):
-    """The class registers all its instances under one name, as a user's may."""
+    """A user's class may register all its instances under one name."""
     words = [*LESS, "--model", "own_package.parts:Own", "--epochs", "1"]
     for seed in ("0", "1"):
         assert train.main([*words, "--run-dir", f"run{seed}", "--seed", seed]) == 0
@@ -225,7 +225,7 @@ def test_the_options_of_a_model_decide_its_objective(no_pictures):
 
 
 def test_plates_within_a_datum_do_not_collide_with_what_is_summed_over(no_pictures):
-    """Nothing is taken for granted of how deep the plates of a user's program are nested."""
+    """A user's program may nest plates to any depth."""
     x = """logits = (logits.squeeze(-3) if logits.dim() > 2 else logits).transpose(-1, -2)
             k = pyro.sample("k", dist.Bernoulli(torch.full((len(x),), 0.5)))
             with pyro.plate("pixels", 64, dim=-2):

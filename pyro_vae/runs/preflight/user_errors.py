@@ -164,8 +164,8 @@ def _shapes_disagree(error: PyroError) -> str:
     site, *shapes = error.match.groups()
     sizes = " in the model and ".join(re.sub(r"torch.Size\(\[(.*)\]\)", r"(\1)", shape) for shape in shapes)
     return (
-        f"model {error.model}: expected one shape of site {site!r}, got {sizes} in the guide; draw it in both within the "
-        'plate of the batch, pyro.plate("data", len(x), dim=-1).'
+        f"model {error.model}: expected one shape of site {site!r}, got {sizes} in the guide; draw it in both within "
+        'pyro.plate("data", len(x), dim=-1).'
     )
 
 
@@ -195,8 +195,7 @@ def _log_prob_shape(error: PyroError) -> str:
     where = error.sites.lines.get((site, actual))
     return (
         f"model {error.model}: expected log p of shape {expected} at site {site!r}, as its plates say, got {actual}; put it "
-        'in the plate of the batch, pyro.plate("data", len(x), dim=-1), or add .to_event(1) to its '
-        f"distribution{in_brackets(where)}."
+        f'in pyro.plate("data", len(x), dim=-1), or add .to_event(1) to its distribution{in_brackets(where)}.'
     )
 
 

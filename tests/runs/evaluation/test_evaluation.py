@@ -54,7 +54,7 @@ DRAWN = [*SMALL, "--num-samples", 200]
 
 @pytest.mark.parametrize("estimator", [name for name, row in estimators.ESTIMATORS.items() if not row.simulates])
 def test_each_estimator_of_a_part_of_the_test_set(runs, capsys, estimator):
-    """They agree on log p(x); the figures that the run is known by stay as they are."""
+    """They agree on log p(x); the main figures of the run do not change."""
     before = summary(runs / "one")
     assert (
         call(runs / "one", "--estimator", estimator, *(SMALL if estimator == "annealed" else DRAWN), "--device", "cpu")
@@ -137,7 +137,7 @@ def test_two_runs_are_compared(runs, capsys):
 
 
 def test_two_models_have_draws_of_their_own(runs):
-    """The same parameters have the same draws, wherever they are; others have others."""
+    """Equal parameters give equal draws; other parameters give other draws."""
     how = estimators.Estimation(num_samples=20)
     x = images(runs / "one", 12)
     vae = pv.load(runs / "one").vae
@@ -176,7 +176,7 @@ def test_a_density_has_bits_of_dequantized_pixels_alone(runs, capsys):
 
 
 def test_eight_bit_pixels_have_bits(tmp_path, capsys, monkeypatch):
-    """Of uniform noise no model knows more than log2(256) bits; one that knows the range knows no less than 8."""
+    """Uniform noise over 40 levels has at least log2(40) bits, and the model must spend more than that."""
     import numpy as np
 
     monkeypatch.setattr(report, "draw_pictures", lambda *args: [])

@@ -1,4 +1,4 @@
-"""Which checks and estimators suit which model: refused before anything is estimated, by a sentence of the command's."""
+"""Checks and estimators that do not suit a model are refused in a sentence, before anything is estimated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REFUSED |= {
 
 
 def columns_of(model):
-    """Six images, with labels where the model is given them."""
+    """Six images, with labels for a model that takes them."""
     torch.manual_seed(0)
     x, known = torch.rand(6, 1, 4, 4).round(), torch.arange(6) % 3
     labels = torch.full((6,), -1) if classifies(model) else known
@@ -102,7 +102,7 @@ def test_what_does_not_suit_is_refused_before_anything_is_estimated(m2, monkeypa
 
 
 def discrete(x):
-    """A latent that no one has marked to be summed over."""
+    """A discrete latent site that is not marked for enumeration."""
     with pyro.plate("data", len(x)):
         y = pyro.sample("y", dist.Bernoulli(torch.full((len(x),), 0.5)))
         pyro.sample(
