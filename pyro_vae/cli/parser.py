@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
+#: Values of flags, by field.
+Values = dict[str, Any]
+
 #: How help and errors name the types of values.
 METAVARS = {int: "N", float: "X", str: "WORD", Path: "PATH"}
 NOUNS = {int: "a whole number", float: "a number", str: "a word", Path: "a path"}
@@ -91,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         """Raise what argparse has to say, in one sentence."""
         raise ValueError(message if message.endswith(("?", ".")) else f"{message}; see --help.")
 
-    def read(self, words: Sequence[str]) -> dict[str, Any]:
+    def read(self, words: Sequence[str]) -> Values:
         """Read the words of a command line.
 
         Returns:
@@ -115,7 +118,7 @@ class Parser(argparse.ArgumentParser):
         return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
 
 
-def fill(default: T, values: Mapping[str, Any]) -> T:
+def fill(default: T, values: Values) -> T:
     """Replace fields of nested dataclasses by the values of the same name."""
     changes = {}
     for field in dataclasses.fields(default):
@@ -189,7 +192,7 @@ def _with_default(text: str, value: object) -> str:
     return f"{sentence}. (default: {shown})"
 
 
-def _reading(hint: object) -> dict[str, Any]:
+def _reading(hint: object) -> dict[str, object]:
     """The options of ``add_argument`` for values of a type."""
     if typing.get_origin(hint) is tuple:
         return {"nargs": "*"} | _reading(typing.get_args(hint)[0])

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pyro_vae.cli.parser import Parser, fill
+from pyro_vae.cli.parser import Parser, Values, fill
 from pyro_vae.data.binarization import BINARIZE
 from pyro_vae.data.files.open import is_path
 from pyro_vae.data.named.registry import NAMED
@@ -87,7 +86,7 @@ class Arguments:
     run: Options = field(default_factory=Options)
 
 
-def read(words: Sequence[str], description: str | None = None) -> dict[str, Any]:
+def read(words: Sequence[str], description: str | None = None) -> Values:
     """Read the flags, or print the help they ask for and exit.
 
     Args:
@@ -111,7 +110,7 @@ def _parser(default: Arguments, description: str | None) -> Parser:
     return Parser(default, "python -m pyro_vae.train", description, NAMES)
 
 
-def complete(given: dict[str, Any]) -> tuple[Config, Options, Checkpoint | None]:
+def complete(given: Values) -> tuple[Config, Options, Checkpoint | None]:
     """Complete the flags by the defaults beneath them.
 
     Args:
@@ -170,7 +169,7 @@ def _arguments(config: Config) -> Arguments:
     return Arguments(config.data, config.model, config.train, config.evaluate)
 
 
-def _model_defaults(given: dict[str, Any]) -> Arguments:
+def _model_defaults(given: Values) -> Arguments:
     """The defaults of the flags with the model that is given."""
     model = given.get("model", ModelConfig.model)
     defaults = model_settings(model)

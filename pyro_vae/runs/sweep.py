@@ -8,7 +8,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from pyro_vae import parallel
 from pyro_vae.models.registry import model_class
 from pyro_vae.runs import pipeline
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.directory import RunDirectory, run_name
+from pyro_vae.runs.directory import Json, RunDirectory, run_name
 from pyro_vae.runs.progress import Console
 from pyro_vae.system.files import dated_folder, run_folder, write_atomically
 
@@ -132,7 +131,7 @@ def finished(folder: Path, config: Config) -> bool:
     return True
 
 
-def row_of(beta: float, summary: dict[str, Any], run: str) -> dict[str, Any]:
+def row_of(beta: float, summary: Json, run: str) -> Json:
     """Row of the table, from the summary of a run.
 
     Rate, distortion and bounds are those of beta = 1, nats per datum.
@@ -151,7 +150,7 @@ def row_of(beta: float, summary: dict[str, Any], run: str) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+def write(folder: Path, rows: Sequence[Json], title: str) -> None:
     """Write the table and the plot."""
     from pyro_vae.report.figures.sweep import rate_distortion
     from pyro_vae.report.pictures import write_figure
@@ -164,7 +163,7 @@ def write(folder: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     write_figure(folder / PICTURE, rate_distortion(rows, title))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Json]) -> str:
     """Table of the curve for the terminal."""
     head = "     beta       rate   distortion         ELBO     log p(x)   active units"
     unit = "                nats         nats         nats         nats"
