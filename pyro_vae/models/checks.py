@@ -1,10 +1,11 @@
-"""Checks that a model has what :mod:`pyro_vae.models.protocol` asks for, and that data fit it."""
+"""Checks of a model against its protocol, and of data against a model."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -12,58 +13,57 @@ from pyro_vae.data import Data, Inputs, Split, Stored
 from pyro_vae.data.labels import UNKNOWN, check_labels
 from pyro_vae.models.protocol import classifies, data_support, takes
 
-#: The columns of the data.
-COLUMNS = ("x", "y")
+#: The inputs a model may take.
+INPUTS = ("x", "y")
 
-#: What a likelihood may ask of pixels: 0 and 1, numbers in [0, 1], any numbers.
+#: The supports a likelihood may declare: 0 and 1, numbers in [0, 1], any real numbers.
 SUPPORTS = ("binary", "unit", "real")
 
-#: What ``fit`` takes as training data.
+#: Training data as ``fit`` takes them.
 TrainingData = Data | Tensor | Stored | tuple[Tensor, ...]
 
 
-def as_data(model: Any, given: TrainingData) -> Data:
-    """Training data as :class:`Data`: a tensor, or a tuple of the columns that the model takes.
-
-    Raises:
-        ValueError: If they are other columns, or of unequal lengths.
-    """
-    if isinstance(given, Data):
-        return given
-    columns = given if isinstance(given, tuple) else (given,)
-    names = takes(model)
-    if len(columns) != len(names):
-        raise ValueError(
-            f"data: expected {' and '.join(names)}, which {type(model).__name__} takes, got {len(columns)} "
-            f"column{'s' * (len(columns) != 1)}; pass {'a tensor' if len(names) == 1 else 'a tuple of them'}."
-        )
-    x, *y = Inputs(*columns).parts
-    return Data("data", Split(x, cast(Tensor, y[0]) if y else None))
-
-
-def check_model(model: Any, where: str = "") -> None:
-    """Refuse what lacks a part of the protocol.
+def as_data(model: object, given: TrainingData) -> Data:
+    """Return training data as :class:`Data`.
 
     Args:
         model: The model.
-        where: What the sentence calls it; "": its class.
+        given: Data; or the tensor that the model takes, or a tuple of them.
 
     Raises:
-        TypeError: If it is no ``nn.Module``.
-        ValueError: If a part is missing or another than it should be.
+        ValueError: If the model takes another number of tensors, or their lengths differ.
+    """
+    if isinstance(given, Data):
+        return given
+    tensors = given if isinstance(given, tuple) else (given,)
+    names = takes(model)
+    if len(tensors) != len(names):
+        raise ValueError(
+            f"data: expected {' and '.join(names)}, which {type(model).__name__} takes, got {len(tensors)} "
+            f"tensor{'s' * (len(tensors) != 1)}; pass {'a tensor' if len(names) == 1 else 'a tuple of them'}."
+        )
+    x, *labels = Inputs(*tensors).parts
+    return Data("data", Split(x, cast(Tensor, labels[0]) if labels else None))
+
+
+def check_model(model: object, where: str = "") -> None:
+    """Refuse a model that does not keep the protocol.
+
+    Args:
+        model: The model.
+        where: Its name in the error; "": that of its class.
+
+    Raises:
+        TypeError: If it is not an ``nn.Module``.
+        ValueError: If a part of the protocol is missing or wrong.
     """
     where = where or type(model).__name__
     if not isinstance(model, nn.Module):
         raise TypeError(f"{where}: expected a torch.nn.Module, got {type(model).__name__}; make the class one.")
     names = takes(model)
-    if names not in (COLUMNS[:1], COLUMNS):
-        raise ValueError(f"{where}.takes: expected ('x',) or ('x', 'y'), got {names}; other columns there are none.")
-    classes = getattr(model, "num_classes", None)
-    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 1):
-        raise ValueError(
-            f"{where}.num_classes: expected how many labels it knows, got {classes!r}; give a whole number."
-        )
-    _check_words(model, where)
+    if names not in (INPUTS[:1], INPUTS):
+        raise ValueError(f"{where}.takes: expected ('x',) or ('x', 'y'), got {names}; correct the class.")
+    _check_attributes(model, where)
     for part in ("model", "guide"):
         function = getattr(model, part, None)
         if not callable(function):
@@ -71,20 +71,25 @@ def check_model(model: Any, where: str = "") -> None:
                 f"{where}.{part}: expected a Pyro function of {', '.join(names)}, got none; write {part}(self, "
                 f"{', '.join(names)})."
             )
-        if (given := _unlike(function, len(names))) is not None:
+        if (signature := _other_signature(function, len(names))) is not None:
             raise ValueError(
-                f"{where}.{part}: expected a function of {', '.join(names)}, which the class `takes`, got {part}{given}; let "
-                "both say the same."
+                f"{where}.{part}: expected a function of {', '.join(names)}, the inputs in `takes`, got {part}{signature}; "
+                "make both agree."
             )
 
 
-def _check_words(model: Any, where: str) -> None:
-    """Refuse attributes that would be read as something else than they say."""
+def _check_attributes(model: nn.Module, where: str) -> None:
+    """Refuse attributes of the protocol with a wrong value."""
+    classes = getattr(model, "num_classes", None)
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 1):
+        raise ValueError(
+            f"{where}.num_classes: expected the number of labels, at least 1, got {classes!r}; correct the class."
+        )
     if not isinstance(bound := getattr(model, "has_bound", True), bool):
         raise ValueError(f"{where}.has_bound: expected True or False, got {bound!r}; correct the class.")
     for name in ("sampled", "trained_on"):
-        if not isinstance(words := getattr(model, name, ""), str):
-            raise ValueError(f"{where}.{name}: expected words, got {words!r}; correct the class.")
+        if not isinstance(text := getattr(model, name, ""), str):
+            raise ValueError(f"{where}.{name}: expected words, got {text!r}; correct the class.")
     if (support := data_support(model)) is not None and support not in SUPPORTS:
         raise ValueError(
             f"{where}.likelihood.support: expected one of {', '.join(map(repr, SUPPORTS))}, got {support!r}; correct the "
@@ -92,62 +97,8 @@ def _check_words(model: Any, where: str) -> None:
         )
 
 
-def unregistered_message(name: str) -> str:
-    """What is wrong with a model whose parameters Pyro never meets: it would stay as it was made."""
-    return (
-        f"model {name}: expected parameters that Pyro knows of, got a model and a guide that register none, so that nothing "
-        'would be trained; begin both with pyro.module("NAME", self), or a pyro_vae.models.Model with self._register("PART").'
-    )
-
-
-def unsaved_message(parameter: str) -> str:
-    """What is wrong with a parameter that the store alone holds: no checkpoint of the model has it."""
-    return (
-        f"parameter {parameter!r}: expected a parameter of the model's modules, got one of pyro.param alone, which fit could "
-        "not save; make it an nn.Parameter or a PyroParam of the model."
-    )
-
-
-def check_inputs(model: Any, data: Data) -> None:
-    """Refuse data that lack what a model takes, or whose labels it does not know.
-
-    Raises:
-        ValueError: If labels are missing, or there are others than the model has classes for.
-    """
-    names = takes(model)
-    for name, split in data.splits.items():
-        if "y" in names and split.y is None:
-            raise ValueError(
-                f"labels: expected some with {type(model).__name__}, which takes {' and '.join(names)}, got {name} data "
-                f"without; take data with labels{', -1 where unknown,' if classifies(model) else ','} or another model."
-            )
-        if "y" in names and split.y is not None:
-            check_labels(split.y, getattr(model, "num_classes", None), not classifies(model))
-
-
-def warn_about_labels(model: Any, data: Data) -> None:
-    """Say of a model that classifies, once, where no label or not every class is known to it in training."""
-    y, classes = data.train.y, getattr(model, "num_classes", None)
-    if "y" not in takes(model) or not classifies(model) or y is None or y.dim() != 1 or y.is_floating_point():
-        return
-    known = len(y[y != UNKNOWN].unique())
-    name = type(model).__name__
-    if known == 0:
-        warnings.warn(
-            f"labels: expected some for {name}, which learns to classify from them, got -1 (unknown) in every row; what it "
-            "calls a class is then its own.",
-            stacklevel=3,
-        )
-    elif classes is not None and known < classes:
-        warnings.warn(
-            f"labels: expected some of each of the {classes} classes of {name}, got some of {known}; of the others nothing "
-            "tells it which is which.",
-            stacklevel=3,
-        )
-
-
-def _unlike(function: Any, count: int) -> str | None:
-    """The signature of a function that does not take so many columns; None where it does, or none can be read."""
+def _other_signature(function: Callable[..., object], count: int) -> str | None:
+    """Return the signature of a function that does not take ``count`` arguments; else None."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -159,15 +110,70 @@ def _unlike(function: Any, count: int) -> str | None:
     return None
 
 
+def unregistered_message(name: str) -> str:
+    """Return the error for a model without parameters registered with Pyro."""
+    return (
+        f"model {name}: expected parameters registered with Pyro, got none, so nothing would be trained; begin model and "
+        'guide with pyro.module("NAME", self), or in a pyro_vae.models.Model with self._register("PART").'
+    )
+
+
+def unsaved_message(parameter: str) -> str:
+    """Return the error for a parameter of ``pyro.param``, which no checkpoint holds."""
+    return (
+        f"parameter {parameter!r}: expected a parameter of the model's modules, got one of pyro.param alone, which fit cannot "
+        "save; make it an nn.Parameter or a PyroParam."
+    )
+
+
+def check_inputs(model: object, data: Data) -> None:
+    """Refuse data without the labels that a model takes.
+
+    Raises:
+        ValueError: If labels are missing, or are not those of the model's classes.
+    """
+    names = takes(model)
+    if "y" not in names:
+        return
+    for name, split in data.splits.items():
+        if split.y is None:
+            raise ValueError(
+                f"labels: expected some with {type(model).__name__}, which takes {' and '.join(names)}, got {name} data "
+                f"without; take data with labels{', -1 where unknown,' if classifies(model) else ','} or another model."
+            )
+        check_labels(split.y, getattr(model, "num_classes", None), not classifies(model))
+
+
+def warn_about_labels(model: object, data: Data) -> None:
+    """Warn if a model that classifies is trained without labels of every class."""
+    y, classes = data.train.y, getattr(model, "num_classes", None)
+    if "y" not in takes(model) or not classifies(model) or y is None or y.dim() != 1 or y.is_floating_point():
+        return
+    known = len(y[y != UNKNOWN].unique())
+    name = type(model).__name__
+    if known == 0:
+        warnings.warn(
+            f"labels: expected labels to train the classifier of {name}, got -1 (unknown) in every row; the numbers of its "
+            "classes will mean nothing.",
+            stacklevel=3,
+        )
+    elif classes is not None and known < classes:
+        warnings.warn(
+            f"labels: expected labels of all {classes} classes of {name}, got labels of {known}; the numbers of the others "
+            "will mean nothing.",
+            stacklevel=3,
+        )
+
+
 def check_classes(num_classes: int | None, model: str, least: int = 2) -> int:
-    """The number of classes, or a sentence.
+    """Return the number of classes; refuse None and numbers below ``least``.
 
     Raises:
         ValueError: If it is None or below ``least``.
     """
     if num_classes is None:
-        raise ValueError(f"num_classes: expected how many labels {model} knows, got none; take data that have labels.")
+        raise ValueError(f"num_classes: expected the number of classes of {model}, got none; take data with labels.")
     if num_classes < least:
-        why = "labels of one kind tell nothing" if least > 1 else "give the size of its vectors"
-        raise ValueError(f"num_classes: expected at least {least}, got {num_classes}; {why}.")
+        reason = "one class carries no information" if least > 1 else "give the size of its vectors"
+        raise ValueError(f"num_classes: expected at least {least}, got {num_classes}; {reason}.")
     return num_classes

@@ -1,29 +1,30 @@
-"""What a model must offer to be trained, evaluated and drawn, checked with a sentence; and what it is given of the data.
+"""The protocol of a model: what it must have, what it may have, and what it is given of the data.
 
-The protocol, of the package's own models and a user's alike:
+The package's own models and a user's have the same protocol. A model is an ``nn.Module`` with two Pyro functions of the same
+inputs, ``model(*inputs)`` and ``guide(*inputs)``. All their sites lie in one plate over the batch, and their parameters are
+those of the module. Everything else is optional:
 
-- It is an ``nn.Module`` with Pyro functions ``model(*columns)`` and ``guide(*columns)``, all of whose sites lie in one plate
-  of the batch, and whose parameters are those of its modules.
-- ``takes`` names these columns: ``("x",)``, which holds where nothing is said, or ``("x", "y")``, with labels of shape
-  ``(B,)``, int64, -1 where unknown.
-- ``defaults`` are flags of the command line, of data and training, for where the user names none; ``fit`` takes of them the
-  weight of the KL and what is asked of it besides.
-- ``has_bound`` is False where what it maximizes bounds no log p(x), ``objective`` names the objective that it wants where the
-  user names none, ``num_classes`` says how many labels it knows.
-- Where they are there, ``classify(x)``, ``log_px(x)``, ``encode(x)``, ``decode(z)``, ``sample(n)``, ``reconstruct(x)`` and
-  ``center_output(mean, scale)`` are used; ``log_px``, ``encode`` and ``reconstruct`` may take the other columns too.
-- ``prior()``, ``likelihood.support`` and ``analogies(x, y)`` besides; docs/extending.md says what each is for.
-- ``after_epoch(*columns)`` is called after each epoch of ``fit`` with training data, for what a model finds of them and keeps
-  in buffers; ``sampled`` says in words what ``sample`` draws, where it draws from no model; ``trained_on`` what part of
-  the data the training ELBO is of, where it is not all that the model is evaluated on.
-- A model with ``classify`` finds labels by itself: it is told those of the training data, and validated and evaluated without.
+- ``takes`` names the inputs: ``("x",)`` by default, or ``("x", "y")`` with labels of shape ``(B,)``, int64, -1 where unknown.
+- ``defaults`` maps flags of the data and of training to the model's own defaults; ``fit`` uses those of the KL.
+- ``has_bound`` is False if the objective does not bound log p(x); ``objective`` names the default objective; ``num_classes``
+  is the number of labels.
+- ``prior()``, ``encode(x)``, ``decode(z)``, ``sample(n)``, ``reconstruct(x)``, ``classify(x)``, ``log_px(x)``,
+  ``analogies(x, y)`` and ``center_output(mean, scale)`` are used if they exist; ``encode``, ``reconstruct`` and ``log_px`` may
+  take the labels too.
+- ``likelihood.support``, ``density`` and ``bits_per_dim``: see :class:`pyro_vae.distributions.Likelihood`.
+- ``after_epoch(*inputs)`` is called with training data after each epoch of ``fit``, to update statistics in buffers.
+- ``sampled`` describes the draws of ``sample`` if they are not from the model; ``trained_on`` the part of the data that the
+  training ELBO is of, if it is not all of them.
+
+A model with ``classify`` is trained with labels, and validated and evaluated without. :mod:`pyro_vae.models.checks` refuses
+what does not keep the protocol; docs/extending.md shows how to write a model.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, Self, TypeGuard
+from typing import Any, Protocol, Self, TypeGuard, TypeVar
 
 import pyro
 import torch
@@ -34,19 +35,21 @@ from torch import Tensor, nn
 from pyro_vae.data import Inputs, Split
 from pyro_vae.system.randomness import own_randomness
 
+T = TypeVar("T")
+
 
 class PyroModel(Protocol):
-    """A model with its guide: an ``nn.Module`` with the Pyro functions ``model(*inputs)`` and ``guide(*inputs)``."""
+    """A model with its guide: an ``nn.Module`` with two Pyro functions."""
 
     training: bool
 
     @property
     def model(self) -> Callable[..., object]:
-        """The generative model."""
+        """The generative model, a Pyro function."""
 
     @property
     def guide(self) -> Callable[..., object]:
-        """The guide, an approximation of its posterior."""
+        """The guide, a Pyro function of the same inputs."""
 
     def parameters(self, recurse: bool = ...) -> Iterator[nn.Parameter]: ...
     def named_parameters(
@@ -56,7 +59,7 @@ class PyroModel(Protocol):
     def modules(self) -> Iterator[nn.Module]: ...
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
     def train(self, mode: bool = ...) -> Self: ...
     def eval(self) -> Self: ...
     def to(self, device: torch.device | str | None = ..., dtype: torch.dtype | None = ...) -> Self: ...
@@ -64,7 +67,7 @@ class PyroModel(Protocol):
 
 
 class Encodes(PyroModel, Protocol):
-    """A model with ``encode(x)`` or ``encode(x, y)``: the distribution of its latent vector given data."""
+    """A model with ``encode(x)`` or ``encode(x, y)``."""
 
     @property
     def encode(self) -> Callable[..., TorchDistributionMixin]:
@@ -92,15 +95,15 @@ class Autoencodes(Encodes, Decodes, Protocol):
 
 
 class Classifies(PyroModel, Protocol):
-    """A model with ``classify(x)``: the probabilities of its labels, shape ``(..., C)``."""
+    """A model with ``classify(x)``."""
 
     @property
     def classify(self) -> Callable[..., Tensor]:
-        """Data, shape ``(..., *data_shape)``, to class probabilities."""
+        """Data, shape ``(..., *data_shape)``, to class probabilities, shape ``(..., C)``."""
 
 
 class Samples(PyroModel, Protocol):
-    """A model with ``sample(num_samples)``: draws of data."""
+    """A model with ``sample(num_samples)``."""
 
     @property
     def sample(self) -> Callable[..., Tensor]:
@@ -124,7 +127,7 @@ class KnowsLogPx(PyroModel, Protocol):
 
 
 def method_of(model: object, name: str) -> Callable[..., Any] | None:
-    """An optional method of a model, such as ``"after_epoch"``; None if it has none."""
+    """Return an optional method of a model, such as ``"after_epoch"``, or None."""
     method = getattr(model, name, None)
     return method if callable(method) else None
 
@@ -149,104 +152,113 @@ def reconstructs(model: object) -> TypeGuard[Reconstructs]:
     return method_of(model, "reconstruct") is not None
 
 
+def classifies(model: object) -> TypeGuard[Classifies]:
+    """Return True if the model has ``classify``: it predicts labels."""
+    return method_of(model, "classify") is not None
+
+
 def knows_log_px(model: object) -> TypeGuard[KnowsLogPx]:
     """Return True if the model has ``log_px``."""
     return method_of(model, "log_px") is not None
 
 
-def takes(model: Any) -> tuple[str, ...]:
-    """The columns that a model takes, in order."""
+def takes(model: object) -> tuple[str, ...]:
+    """Return the names of the model's inputs, in order."""
     return tuple(getattr(model, "takes", ("x",)))
 
 
-def classifies(model: object) -> TypeGuard[Classifies]:
-    """Return True if the model has ``classify``: it finds labels by itself."""
-    return method_of(model, "classify") is not None
-
-
-def has_bound(model: Any) -> bool:
-    """Whether its objective bounds log p(x)."""
+def has_bound(model: object) -> bool:
+    """Return True if the model's objective bounds log p(x)."""
     return bool(getattr(model, "has_bound", True))
 
 
-def trained_on(model: Any) -> str:
-    """In words what its training ELBO is of, where that is a part of the data alone; "" where it is the data."""
+def trained_on(model: object) -> str:
+    """Describe the part of the data that the training ELBO is of; "" for all."""
     return str(getattr(model, "trained_on", ""))
 
 
-def loss_name(model: Any) -> str:
-    """What a model without a bound makes small: its squared error, where it tells that of a datum."""
+def loss_name(model: object) -> str:
+    """Name the loss of a model without a bound."""
     return "squared error" if hasattr(model, "squared_error") else "loss"
 
 
-def training_inputs(model: Any, split: Split) -> Inputs:
-    """What a model is trained on."""
+def training_inputs(model: object, split: Split) -> Inputs:
+    """Return the inputs a model is trained on."""
     return split.inputs(takes(model))
 
 
-def evaluation_inputs(model: Any, split: Split) -> Inputs:
-    """What it is validated and evaluated on: without labels, if it finds them by itself."""
+def evaluation_inputs(model: object, split: Split) -> Inputs:
+    """Return the inputs a model is evaluated on: without labels if it classifies."""
     return training_inputs(model, split.without_labels() if classifies(model) else split)
 
 
-def num_required_arguments(function: Callable[..., Any] | None) -> int:
-    """How many arguments a method needs; 0 where there is none."""
+def num_required_arguments(function: Callable[..., object] | None) -> int:
+    """Count the positional arguments that a function needs; 0 for None."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if function is None:
         return 0
-    found = inspect.signature(function).parameters.values()
-    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in found)
+    parameters = inspect.signature(function).parameters.values()
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
 
 
-def call_with_inputs(function: Callable[..., Any], columns: Sequence[Tensor]) -> Any:
-    """A method's value at as many of the columns as it needs: the images alone, or the labels too."""
-    return function(*columns[: max(num_required_arguments(function), 1)])
+def call_with_inputs(function: Callable[..., T], inputs: Sequence[Tensor]) -> T:
+    """Call a method with as many of the inputs as it needs, at least one."""
+    return function(*inputs[: max(num_required_arguments(function), 1)])
 
 
-def data_support(model: Any) -> str | None:
-    """What the data must be, as the model's likelihood says: ``"binary"``, ``"unit"`` or ``"real"``; None: nothing is said."""
-    found = getattr(getattr(model, "likelihood", None), "support", None)
-    return found if isinstance(found, str) else None  # PyTorch's distributions have another of this name
+def data_support(model: object) -> str | None:
+    """Return the support that the model's likelihood declares, or None.
+
+    It is ``"binary"``, ``"unit"`` or ``"real"``, see :class:`pyro_vae.distributions.Likelihood`.
+    """
+    support = getattr(getattr(model, "likelihood", None), "support", None)
+    return support if isinstance(support, str) else None  # PyTorch's distributions have another attribute of this name
 
 
 @torch.no_grad()
-def has_density(model: Any, columns: Inputs) -> bool:
-    """Whether log p(x) is a log density, not a log probability: whether an observed site is continuous.
+def has_density(model: PyroModel, inputs: Inputs) -> bool:
+    """Return True if log p(x) is a log density, not a log probability.
 
-    Args:
-        model: The model.
-        columns: What it is evaluated on.
+    The model's likelihood declares it by ``density`` or by its support; else an observed continuous site does.
     """
+    declared = getattr(getattr(model, "likelihood", None), "density", None)
+    if isinstance(declared, bool):
+        return declared
     if (support := data_support(model)) is not None:
         return support != "binary"
-    return any(not site["fn"].support.is_discrete for site in _observed(model, columns[:2]))
+    return any(not site["fn"].support.is_discrete for site in _observed_sites(model, inputs[:2]))
+
+
+def has_bits_per_dim(model: PyroModel, inputs: Inputs) -> bool:
+    """Return True if log p(x) in bits per dimension is a code length.
+
+    The model's likelihood declares it by ``bits_per_dim``; else every log probability is taken for one.
+    """
+    declared = getattr(getattr(model, "likelihood", None), "bits_per_dim", None)
+    return declared if isinstance(declared, bool) else not has_density(model, inputs)
 
 
 @torch.no_grad()
-def evidence_name(model: Any, columns: Inputs | tuple[Tensor, ...]) -> str:
-    """What its evidence is called: ``log p(x)``; of a model that needs labels ``log p(x|y)``.
+def evidence_name(model: PyroModel, inputs: Inputs | tuple[Tensor, ...]) -> str:
+    """Name the model's evidence: ``log p(x)``, ``log p(x|y)`` or ``log p(x, y)``.
 
-    Of one that needs and observes them it is ``log p(x, y)``.
-
-    Args:
-        model: The model.
-        columns: What it is evaluated on.
+    A model that needs labels has log p(x, y) if it observes them, else log p(x|y).
     """
     if "y" not in takes(model) or classifies(model):
         return "log p(x)"
-    batch = columns[:2]
+    batch = inputs[:2]
     y = batch[takes(model).index("y")]
-    seen = any(
-        torch.equal(site["value"].to(y), y) for site in _observed(model, batch) if site["value"].shape == y.shape
-    )
-    return "log p(x, y)" if seen else "log p(x|y)"
+    values = [site["value"] for site in _observed_sites(model, batch)]
+    observed = any(value.shape == y.shape and torch.equal(value.to(y), y) for value in values)
+    return "log p(x, y)" if observed else "log p(x|y)"
 
 
-def _observed(model: Any, batch: Sequence[Tensor]) -> list[Any]:
-    """The observed sites of a run that enter its density: not that of ``pyro.deterministic`` which ``obs_mask`` makes."""
+def _observed_sites(model: PyroModel, batch: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Run the model and return the observed sites that enter its density.
+
+    Sites of ``pyro.deterministic``, such as ``obs_mask`` makes, and auxiliary losses do not enter it.
+    """
     with own_randomness(0), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         trace = poutine.trace(model.model).get_trace(*batch)
-    found = (trace.nodes[name] for name in trace.observation_nodes)
-    return [
-        site for site in found if not {"_deterministic", "auxiliary_loss"} & {k for k, v in site["infer"].items() if v}
-    ]
+    sites = [trace.nodes[name] for name in trace.observation_nodes]
+    return [site for site in sites if not (site["infer"].get("_deterministic") or site["infer"].get("auxiliary_loss"))]

@@ -1,11 +1,10 @@
-"""Models by name, the package's own and a user's, and how one is made of what a command line says."""
+"""Models by name, and their construction from flags and options."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -60,13 +59,14 @@ _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def model_class(name: str) -> type[nn.Module]:
-    """The class of a model.
+    """Return the class of a model.
 
     Args:
-        name: Of ``MODELS``; or ``MODULE:CLASS``, which is imported from where Python finds modules.
+        name: A name from ``MODELS``; or ``MODULE:CLASS``, a class to import.
 
     Raises:
-        ValueError: If there is none, or it is no ``nn.Module`` with ``model``, ``guide`` and a ``data_shape``.
+        ValueError: If there is no such class, or it is not an ``nn.Module`` with ``model``, ``guide`` and a constructor that
+            takes ``data_shape``.
     """
     if name in MODELS:
         return MODELS[name]
@@ -74,22 +74,22 @@ def model_class(name: str) -> type[nn.Module]:
         raise ValueError(
             f"{unknown('model', name, MODELS)} Or name a class of your own, such as mypackage.mymodule:MyVAE."
         )
-    found = import_class("model", name)
+    cls = import_class("model", name)
     for part in ("model", "guide"):
-        if not callable(getattr(found, part, None)):
+        if not callable(getattr(cls, part, None)):
             raise ValueError(
                 f"model {name}: expected a class with Pyro functions model and guide, got one without {part}; write it."
             )
-    if "data_shape" not in (taken := constructor_parameters(found)):
+    if "data_shape" not in (taken := constructor_parameters(cls)):
         raise ValueError(
-            f"model {name}: expected a constructor that takes data_shape, got {found.__name__}({', '.join(taken)})"
-            "; give it this parameter."
+            f"model {name}: expected a constructor that takes data_shape, got {cls.__name__}({', '.join(taken)}); give it "
+            "this parameter."
         )
-    return found
+    return cls
 
 
 def constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The parameters of a class's constructor, by name; where it hands ``**options`` on, those of its base besides."""
+    """Return the parameters of a constructor by name, with those of its base if it hands ``**options`` on."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base):
@@ -102,39 +102,40 @@ def constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]
 
 
 def constructor_options(cls: type[nn.Module]) -> list[str]:
-    """Return the names of a constructor's parameters that ``--model-options`` may set."""
+    """Return the parameters of a constructor that ``--model-options`` may set."""
     return [name for name in constructor_parameters(cls) if name not in ARGUMENTS or name in FLAGS_AND_OPTIONS]
 
 
-def constructor_default(cls: type[nn.Module], name: str) -> Any:
-    """What a constructor takes where a parameter is not given; None where it has none such."""
-    found = constructor_parameters(cls).get(name)
-    return None if found is None or found.default is inspect.Parameter.empty else found.default
+def constructor_default(cls: type[nn.Module], name: str) -> object:
+    """Return the default of a constructor's parameter; None without one."""
+    parameter = constructor_parameters(cls).get(name)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
 
 def model_settings(name: str) -> dict[str, Any]:
-    """The settings of the command line that a model wants where none are named: of training and of the data.
+    """Return a model's own defaults for flags of the data and of training.
 
     Raises:
-        ValueError: See :func:`model_class`; or if the class's ``defaults`` are no dict.
+        ValueError: See :func:`model_class`; or if the class's ``defaults`` are not a dict.
     """
-    found = getattr(model_class(name), "defaults", {})
-    if not isinstance(found, Mapping):
+    defaults = getattr(model_class(name), "defaults", {})
+    if not isinstance(defaults, Mapping):
         raise ValueError(
-            f"model {name}: expected `defaults` as a dict of flags with their values, got {found!r}; correct the class."
+            f"model {name}: expected `defaults` as a dict of flags with their values, got {defaults!r}; correct the class."
         )
-    return dict(found)
+    return dict(defaults)
 
 
 def check_parts(name: str, given: Mapping[str, object]) -> None:
-    """Refuse names of parts that the registries lack; a model's own default need not be there.
+    """Refuse unknown names of a model's parts.
 
     Args:
         name: See :func:`model_class`.
-        given: The names of parts by kind, such as ``{"prior": "normal"}``; those the constructor does not take are ignored.
+        given: Names of parts by kind, such as ``{"prior": "normal"}``. Kinds that the constructor does not take are ignored,
+            and its own default is always right.
 
     Raises:
-        ValueError: If a name is unknown, or its arguments are not right.
+        ValueError: If a name is unknown, or its arguments are wrong.
     """
     taken = constructor_parameters(model_class(name))
     for kind, table in PARTS.items():
@@ -145,7 +146,7 @@ def check_parts(name: str, given: Mapping[str, object]) -> None:
 
 def make(
     name: str,
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
     options: Sequence[str] = (),
     load_run: Callable[[str], object] | None = None,
 ) -> nn.Module:
@@ -153,27 +154,28 @@ def make(
 
     Args:
         name: See :func:`model_class`.
-        arguments: Of ``ARGUMENTS``; those that the constructor does not take are left out. ``encoder`` and ``decoder`` are
-            ``MODULE:CLASS``, classes that are made as ``networks.MLP`` is.
-        options: ``NAME=VALUE``, for what the constructor takes besides; values are read as Python's, else as text.
-        load_run: Loads the model of a run, for the options that the class lists in ``from_runs``.
+        arguments: Values of ``ARGUMENTS``; those that the constructor does not take are ignored. ``encoder`` and ``decoder``
+            are ``MODULE:CLASS``, classes that are made as ``networks.MLP`` is.
+        options: ``NAME=VALUE`` for other parameters of the constructor; a value is a Python literal, or else text.
+        load_run: Loads the model of a run, for the options in the class's ``from_runs``.
 
     Raises:
-        ValueError: If a class cannot be had, an option is unknown or not of this form, or the constructor refuses a value.
+        ValueError: If a class cannot be imported, an option is unknown or malformed, or the constructor refuses a value.
     """
     cls = model_class(name)
     taken = constructor_parameters(cls)
-    # Its own defaults need not be said: a class that hands options on may set some of them itself.
+    # Defaults are not passed: a class that hands options on may set some of them itself.
     given = {key: value for key, value in arguments.items() if key in taken and value != taken[key].default}
     given = {key: value for key, value in given.items() if not (key in PARTS and value == "")}
     for part in ("encoder", "decoder"):
-        if given.get(part) is not None:
-            given[part] = import_class(part, given[part])
-            check_maker(given[part])
+        if isinstance(path := given.get(part), str):
+            network = import_class(part, path)
+            check_maker(network)
+            given[part] = network
     given |= read_options(name, cls, options)
     for key in getattr(cls, "from_runs", ()):
-        if load_run is not None and isinstance(given.get(key), str):
-            given[key] = load_run(given[key])
+        if load_run is not None and isinstance(path := given.get(key), str):
+            given[key] = load_run(path)
     if missing := [k for k, p in taken.items() if p.default is inspect.Parameter.empty and k not in given]:
         raise ValueError(
             f"model {name}: expected a value for {missing[0]}, which its constructor needs, got none; pass --model-options "
@@ -186,37 +188,40 @@ def make(
     except Exception as error:
         classes = [cls, *(value for value in given.values() if isinstance(value, type))]
         if (where := place_of_error(error, [c.__module__ for c in classes])) is not None:
-            said = f"{type(error).__name__}: {str(error).rstrip('.')}"
-            raise ValueError(f"model {name}: expected constructors that run, got {said} ({where}); mend it.") from error
+            got = f"{type(error).__name__}: {str(error).rstrip('.')}"
+            raise ValueError(
+                f"model {name}: expected constructors that run, got {got} ({where}); correct it."
+            ) from error
         if not isinstance(error, TypeError):
             raise
-        said = " ".join(options) or "others"
+        got = " ".join(options) or "others"
         raise ValueError(
-            f"model {name}: expected arguments of the right kinds, got {said} ({error}); correct it."
+            f"model {name}: expected arguments of the right types, got {got} ({error}); correct it."
         ) from error
 
 
-def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` words as keyword arguments of a constructor.
+def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[str, object]:
+    """Read ``NAME=VALUE`` options as keyword arguments of a constructor.
 
     Raises:
-        ValueError: If one has another form, comes twice, or names no option of the class.
+        ValueError: If one has another form, comes twice, or is not an option of the class.
     """
-    known, found = constructor_options(cls), {}
+    known = constructor_options(cls)
+    values: dict[str, object] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key.isidentifier():
-            raise ValueError(f"model_options: expected NAME=VALUE, got {word!r}; separate several by spaces.")
+            raise ValueError(f"model_options: expected NAME=VALUE, got {word!r}; separate options by spaces.")
         if key not in known:
             if not known:
                 raise ValueError(
                     f"model_options: expected none with --model {name}, which takes none, got {word!r}; drop it."
                 )
             raise unknown(f"option of --model {name}", key, known)
-        if key in found:
+        if key in values:
             raise ValueError(f"model_options: expected {key} once, got it twice; drop one.")
         try:
-            found[key] = ast.literal_eval(value)
+            values[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[key] = value
-    return found
+            values[key] = value
+    return values

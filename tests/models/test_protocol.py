@@ -95,7 +95,7 @@ def test_the_packages_models_keep_the_protocol(name):
         (type("A", (nn.Module,), {}), r"A.model: expected a Pyro function of x, got none; write model\(self, x\)"),
         (
             type("A", (Labelled,), {"guide": lambda self, x: None}),
-            r"A.guide: expected a function of x, y, which the class `takes`, got guide\(x\); let both say the same",
+            r"A.guide: expected a function of x, y, the inputs in `takes`, got guide\(x\); make both agree",
         ),
     ],
 )
@@ -107,9 +107,9 @@ def test_a_class_that_lacks_a_part_is_refused(cls, sentence):
 
 def test_columns_that_do_not_fit_are_refused_by_fit():
     x = torch.rand(4, 2)
-    with pytest.raises(ValueError, match="data: expected x and y, which Labelled takes, got 1 column; pass a tuple"):
+    with pytest.raises(ValueError, match="data: expected x and y, which Labelled takes, got 1 tensor; pass a tuple"):
         fit(Labelled(), x, progress=False)
-    with pytest.raises(ValueError, match="data: expected x, which VAE takes, got 2 columns; pass a tensor"):
+    with pytest.raises(ValueError, match="data: expected x, which VAE takes, got 2 tensors; pass a tensor"):
         fit(VAE((2,), 1), (x, torch.zeros(4).long()), progress=False)
     with pytest.raises(ValueError, match="inputs: expected as many data in each, got 4, 3"):
         fit(Labelled(), (x, torch.zeros(3).long()), progress=False)

@@ -229,12 +229,12 @@ def test_a_picture_at_which_a_model_fails_leaves_the_others(tmp_path):
 
 def test_a_model_that_registers_no_parameters_is_refused_where_it_would_train_nothing(capsys):
     error = refused(capsys, "--model", "faulty:Unregistered")
-    assert "model faulty:Unregistered: expected parameters that Pyro knows of" in error
+    assert "model faulty:Unregistered: expected parameters registered with Pyro" in error
     assert "pyro.module" in error
     from faulty import Own, Unregistered
 
     x = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
-    with pytest.raises(ValueError, match=r"model Unregistered: expected parameters that Pyro knows of.*pyro\.module"):
+    with pytest.raises(ValueError, match=r"model Unregistered: expected parameters registered with Pyro.*pyro\.module"):
         pv.fit(Unregistered((1, 8, 8)), x, epochs=1, progress=False)
     frozen = Unregistered((1, 8, 8)).requires_grad_(False)  # nothing is there to be trained
     for vae in (Own((1, 8, 8)), frozen):
@@ -269,7 +269,7 @@ def test_a_model_that_registers_no_parameters_is_refused_where_it_would_train_no
         ),
         ("--model m2 --labels 20 --model-options classifier=3", "network: expected a module, or a callable", "got 3;"),
         ("--model faulty:Wishing", "model faulty:Wishing: expected `defaults` as a dict", "got [1]"),
-        ("--model faulty:Counting", "model faulty:Counting.num_classes: expected how many labels", "got 'ten'"),
+        ("--model faulty:Counting", "model faulty:Counting.num_classes: expected the number of labels", "got 'ten'"),
         (
             "--encoder faulty:Narrow",
             "network Narrow: expected the parameters (in_shape, out_shape, hidden,",
@@ -332,8 +332,8 @@ def test_arguments_that_do_nothing_or_are_wrong_are_refused(capsys, words, said,
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([-1] * 6, r"labels: expected some for M2, .* got -1 \(unknown\) in every row"),
-        ([0, 1, -1, -1, 1, 0], "labels: expected some of each of the 3 classes of M2, got some of 2"),
+        ([-1] * 6, r"labels: expected labels to train the classifier of M2, got -1 \(unknown\) in every row"),
+        ([0, 1, -1, -1, 1, 0], "labels: expected labels of all 3 classes of M2, got labels of 2"),
         ([0, 1, -1, -1, 2, 0], None),
     ],
 )

@@ -19,6 +19,7 @@ from pyro_vae.models.protocol import (
     encodes,
     evaluation_inputs,
     evidence_name,
+    has_bits_per_dim,
     has_bound,
     has_density,
     method_of,
@@ -69,7 +70,7 @@ def evaluate(
     result = estimate(vae, inputs, how, config.train.seed, progress) if has_bound(vae) else None
     assert not isinstance(result, Bracket)  # the estimator draws from the guide
     density = has_density(vae, inputs)
-    dims = None if density else math.prod(data.data_shape)
+    dims = math.prod(data.data_shape) if has_bits_per_dim(vae, inputs) else None
     test = {"num_data": len(inputs)} if result is None else estimate_figures(result.summary(), dims)
     figures = {
         "test": {**test, **latent_figures(vae, inputs), **scores(vae, data.test, config.train.seed)},

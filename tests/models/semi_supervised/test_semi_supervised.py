@@ -16,8 +16,9 @@ from torch import nn
 
 from pyro_vae import elbo, evidence, fit, load, train
 from pyro_vae.distributions.relaxed import LogRelaxedCategorical
+from pyro_vae.models import registry
 from pyro_vae.models.conditional import Conditional
-from pyro_vae.models.semi_supervised import ADGM, M1, M1M2, M2, SDGM
+from pyro_vae.models.semi_supervised import M1, M1M2, M2, SDGM
 from pyro_vae.models.semi_supervised.m1m2 import LOWER
 from pyro_vae.networks.mlp import Joined
 from pyro_vae.testing import check_elbo_bounds
@@ -25,7 +26,7 @@ from tests.children import ROOT
 from tests.oracles import all_binary, within
 
 CLASSES = 3
-MODELS = {kind.__name__: kind for kind in (Conditional, M1, M2, M1M2, ADGM, SDGM)}
+MODELS = {cls.__name__: cls for cls in registry.MODELS.values() if "y" in cls.takes}
 JOINT = ("M2", "M1M2", "ADGM", "SDGM")
 SCALES = {
     "encoder": 0.3,
@@ -354,8 +355,8 @@ def test_joined_is_the_perceptron_of_its_inputs_side_by_side():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: M2((4,), 1), "num_classes: expected how many labels M2 knows, got none"),
-        (lambda: M2((4,), 1, num_classes=1), "num_classes: expected at least 2, got 1; labels of one kind"),
+        (lambda: M2((4,), 1), "num_classes: expected the number of classes of M2, got none"),
+        (lambda: M2((4,), 1, num_classes=1), "num_classes: expected at least 2, got 1; one class carries"),
         (lambda: Conditional((4,), 1, num_classes=0), "num_classes: expected at least 1, got 0; give the size"),
         (
             lambda: small("Conditional", num_classes=1).encode(X, 0 * LABELS),
