@@ -1,4 +1,4 @@
-"""The three parts of a model that are distributions: `Likelihood`, `Prior` and `Posterior`.
+"""The base classes `Likelihood`, `Prior` and `Posterior`.
 
 Each is a module with one method to write, :meth:`forward`, which gives a Pyro distribution. What else the package asks of a
 part is an attribute or a hook with a default. A part is made from a name, ``"NAME:ARG:ARG"``, by the registry beside its
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Likelihood(nn.Module, ABC):
-    """The likelihood p(x|z): the decoder's output to a distribution of the data.
+    """The likelihood p(x|z): decoder outputs to distributions of the data.
 
     Args:
         data_shape: Shape of one datum.
@@ -46,7 +46,7 @@ class Likelihood(nn.Module, ABC):
         """
 
     def bias(self, mean: Tensor) -> Tensor:
-        """Return the decoder's output at which p(x|z) has this mean; both of shape ``data_shape``."""
+        """Return the decoder's output for a mean, both of shape ``data_shape``."""
         return mean
 
     def start_at(self, scale: float) -> None:
@@ -58,7 +58,7 @@ class Likelihood(nn.Module, ABC):
 
 
 class Prior(nn.Module, ABC):
-    """The prior p(z): one distribution of the latent vector, the same for all data.
+    """The prior p(z): a distribution of the latent vector.
 
     Args:
         latent_dim: Z, the size of the latent vector.
@@ -80,7 +80,9 @@ class Prior(nn.Module, ABC):
         """Return p(z), event shape ``(Z,)``, no batch shape."""
 
     def connect(self, data_shape: tuple[int, ...], encode: Callable[..., TorchDistributionMixin]) -> None:
-        """Take what a prior may use of its model; called once, when the encoder is made.
+        """Take the parts of the model that a prior may use.
+
+        Called once, when the encoder is made.
 
         Args:
             data_shape: Shape of one datum.
@@ -89,7 +91,7 @@ class Prior(nn.Module, ABC):
 
 
 class Posterior(nn.Module, ABC):
-    """The posterior q(z|x): the encoder's output to a distribution of the latent vector.
+    """The posterior q(z|x): encoder outputs to distributions of the latent vector.
 
     Args:
         latent_dim: Z, the size of the latent vector.

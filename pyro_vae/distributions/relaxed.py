@@ -9,7 +9,9 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 
 class LogRelaxedCategorical(ExpRelaxedCategorical, TorchDistributionMixin):
-    r"""The log of a relaxed one-hot label: :math:`\log y = \log\mathrm{softmax}((\log \pi + g) / \tau)`, g Gumbel noise.
+    r"""The log of a relaxed one-hot label.
+
+    .. math:: \log y = \log\mathrm{softmax}((\log \pi + g) / \tau), \quad g \text{ Gumbel noise}
 
     A density over log y, which does not overflow near a corner of the simplex. The ratio of two such densities equals the
     ratio of the densities over y. As :math:`\tau` goes to 0 it tends to the categorical, and so does a bound that has it on
@@ -22,5 +24,5 @@ class LogRelaxedCategorical(ExpRelaxedCategorical, TorchDistributionMixin):
 
     @property
     def support(self) -> NoReturn:  # type: ignore[override]
-        """Not available: PyTorch has no constraint for vectors whose exponentials sum to 1."""
+        """Not available: PyTorch has no constraint for this surface."""
         raise NotImplementedError("support: PyTorch has no constraint for vectors whose exponentials sum to 1")

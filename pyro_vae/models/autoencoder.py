@@ -31,7 +31,9 @@ class _Flat(dist.ImproperUniform):
 
 
 class Autoencoder(Model):
-    r"""The autoencoder :math:`\min_{f, g} \|x - g(f(x))\|^2`, with a code of any size.
+    r"""The plain autoencoder, with a code of any size.
+
+    .. math:: \min_{f, g} \|x - g(f(x))\|^2
 
     As a Pyro program it is a VAE with an improper flat prior, a point posterior and the unnormalized likelihood
     :math:`e^{-\|x - g(z)\|^2}`. The distortion it reports is the squared error, the rate is 0, and there is no log p(x) to
@@ -87,7 +89,7 @@ class Autoencoder(Model):
         self.register_buffer("code_scale", torch.eye(latent_dim))
 
     def model(self, x: Tensor) -> Tensor:
-        r"""The generative model: a code without a prior, and the factor :math:`e^{-\|x - g(z)\|^2}`.
+        r"""The model: a code without a prior, and the squared error.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -102,17 +104,17 @@ class Autoencoder(Model):
         return z
 
     def guide(self, x: Tensor) -> Tensor:
-        """The guide: the code f(x) as a point, shape ``(B, Z)``, for data of shape ``(B, *data_shape)``."""
+        """The guide: the code f(x) as a point, shape ``(B, Z)``."""
         self._register("encoder")
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.encode(x))
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
-        """Return the code f(x) as a point mass: data of shape ``(..., *data_shape)`` to event shape ``(Z,)``."""
+        """Return the code f(x) as a point mass, event shape ``(Z,)``."""
         return dist.Delta(self.encoder(self._checked(x))).to_event(1)
 
     def decode(self, z: Tensor) -> TorchDistributionMixin:
-        """Return the datum g(z) as a point mass: codes of shape ``(..., Z)`` to event shape ``data_shape``."""
+        """Return the datum g(z) as a point mass, event shape ``data_shape``."""
         return dist.Delta(mean_image(self.likelihood(self.decoder(z)))).to_event(len(self.data_shape))
 
     @torch.no_grad()
@@ -122,7 +124,7 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def after_epoch(self, x: Tensor) -> None:
-        """Fit the normal distribution of :meth:`sample` to the mean and covariance of codes; ``fit`` calls it.
+        """Fit the normal distribution of :meth:`sample` to codes; ``fit`` calls it.
 
         Args:
             x: Training data, shape ``(N, *data_shape)``.
@@ -136,7 +138,9 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> Tensor:
-        r"""Return :math:`g(m + S \epsilon)`, :math:`\epsilon \sim N(0, I)`; not samples of a model, see the class.
+        r"""Decode draws from the normal distribution fitted to the codes.
+
+        .. math:: g(m + S \epsilon), \quad \epsilon \sim N(0, I)
 
         Args:
             num_samples: The number of draws.
@@ -165,10 +169,10 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def center_output(self, mean: Tensor, scale: float | None = None) -> None:
-        """Set the decoder's output bias so that reconstructions start at the data's mean, shape ``data_shape``.
+        """Set the decoder's output bias to start at the data's mean.
 
         Args:
-            mean: Mean of the training data.
+            mean: Mean of the training data, shape ``data_shape``.
             scale: Their standard deviation; not used.
 
         Raises:

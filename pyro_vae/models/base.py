@@ -60,7 +60,7 @@ class Model(nn.Module):
 
     @property
     def name(self) -> str:
-        """The unique name under which this instance registers its networks; a copy gets another."""
+        """The unique name under which this instance registers its networks."""
         kind = type(self).__name__.lower()
         held = self.__dict__.get("_name", kind)
         while held in _HOLDERS and _HOLDERS[held]() is not self:
@@ -99,7 +99,7 @@ class ModelOptions(PartOptions, total=False):
 
 
 class LatentModel(Model):
-    r"""Base class of models with a prior p(z), a likelihood p(x|z) and an amortized posterior q(z|x).
+    r"""Base class of models with prior, likelihood and amortized posterior.
 
     Args:
         data_shape: Shape of one datum, such as ``(1, 28, 28)``.
@@ -155,7 +155,7 @@ class LatentModel(Model):
 
     @torch.no_grad()
     def center_output(self, mean: Tensor, scale: float | None = None) -> None:
-        """Set the decoder's output bias so that p(x|z) starts at the data's mean, and with their scale.
+        """Let p(x|z) start at the data's mean, with their scale.
 
         This is the decoder's optimum without latent information; training need not first learn the background.
 
@@ -175,7 +175,7 @@ class LatentModel(Model):
 
 
 def set_output_bias(decoder: nn.Module, likelihood: Likelihood, mean: Tensor) -> None:
-    """Set the bias of the decoder's ``head`` so that p(x|z) has this mean, shape ``data_shape``.
+    """Set the output bias so that p(x|z) has the mean ``mean``.
 
     Raises:
         ValueError: If the decoder has no ``head`` with a bias of that size.
@@ -187,16 +187,19 @@ def set_output_bias(decoder: nn.Module, likelihood: Likelihood, mean: Tensor) ->
 
 
 def mean_image(p: TorchDistributionMixin) -> Tensor:
-    """Return the mean of p(x|z), of its base distribution if the wrapper has none; shape ``(..., *data_shape)``."""
+    """Return the mean of p(x|z), shape ``(..., *data_shape)``.
+
+    It is the mean of the base distribution if the wrapper has none.
+    """
     return p.mean if hasattr(p, "mean") else p.base_dist.mean
 
 
 def make_part(kind: str, given: str | nn.Module, table: Mapping[str, type[P]], first: object) -> P:
-    """Make a likelihood, prior or posterior from its name, or return the module that is given.
+    """Make a likelihood, prior or posterior from its name.
 
     Args:
         kind: The kind of part, for the error.
-        given: ``"NAME:ARG:ARG"``, or a module.
+        given: ``"NAME:ARG:ARG"``; or a module, which is returned.
         table: The classes by name.
         first: The first argument of their constructors.
 

@@ -1,4 +1,4 @@
-"""Checks of a model against its protocol, and of data against a model."""
+"""Checks of models against the protocol, and of data against models."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _check_attributes(model: nn.Module, where: str) -> None:
 
 
 def _other_signature(function: Callable[..., object], count: int) -> str | None:
-    """Return the signature of a function that does not take ``count`` arguments; else None."""
+    """Return the signature if the function does not take ``count`` arguments."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -145,7 +145,7 @@ def check_inputs(model: object, data: Data) -> None:
 
 
 def warn_about_labels(model: object, data: Data) -> None:
-    """Warn if a model that classifies is trained without labels of every class."""
+    """Warn if a model that classifies lacks labels of a class."""
     y, classes = data.train.y, getattr(model, "num_classes", None)
     if "y" not in takes(model) or not classifies(model) or y is None or y.dim() != 1 or y.is_floating_point():
         return

@@ -1,4 +1,4 @@
-"""The conditional VAE, and the base class of models whose image depends on a label."""
+"""The conditional VAE, and the base class of models with labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from pyro_vae.networks.base import Shapes
 
 
 class LabelledModel(LatentModel):
-    r"""Base class of models with :math:`p(z)\, p(x|z, y)` and :math:`q(z|x, y)`; y is a label or a vector.
+    r"""Base class of models with a label or a vector y.
+
+    .. math:: p(z)\, p(x|z, y) \quad \text{with the guide} \quad q(z|x, y)
 
     Args:
         data_shape: See :class:`LatentModel`.
@@ -61,7 +63,7 @@ class LabelledModel(LatentModel):
         return (self.latent_dim,), (self.num_classes,)
 
     def encode(self, x: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return q(z|x, y): data of shape ``(..., *data_shape)`` with labels to a distribution with event shape ``(Z,)``.
+        """Return q(z|x, y), event shape ``(Z,)``.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
@@ -70,11 +72,11 @@ class LabelledModel(LatentModel):
         return self.posterior(self.encoder(self._checked(x), self.vector(y, x)))
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z, y), event shape ``data_shape``, from latent vectors, shape ``(..., Z)``, and labels."""
+        """Return p(x|z, y), event shape ``data_shape``; ``z`` has shape ``(..., Z)``."""
         return self.likelihood(self.decoder(z, self.vector(y)))
 
     def vector(self, y: Tensor, x: Tensor | None = None) -> Tensor:
-        """Return labels as one-hot vectors, shape ``(..., C)``; floating-point vectors are returned as they are.
+        """Return labels as one-hot vectors, shape ``(..., C)``; vectors stay unchanged.
 
         Args:
             y: Labels, int64, shape ``(...,)``, or vectors, shape ``(..., C)``.
@@ -139,23 +141,24 @@ class LabelledModel(LatentModel):
 
     @torch.no_grad()
     def analogies(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the style of each datum with every label: mean images at the mean of q(z|x, y), for each class.
+        """Decode the mean of q(z|x, y) of each datum with every label.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
             y: Their labels, shape ``(B,)``.
 
         Returns:
-            Shape ``(B, C, *data_shape)``.
+            Mean images, shape ``(B, C, *data_shape)``.
         """
         z = self.encode(x, y).mean
         return mean_image(self.decode(z[:, None], self.one_hot))
 
 
 class Conditional(LabelledModel):
-    r"""The conditional VAE: :math:`p(z)\, p(x|z, y)` with the guide :math:`q(z|x, y)`; y is given, and not modelled.
+    r"""The conditional VAE: :math:`p(z)\, p(x|z, y)` with the guide :math:`q(z|x, y)`.
 
-    Its evidence is log p(x|y). Plate ``"data"``, sites ``"z"`` and ``"x"``. Arguments: see :class:`LabelledModel`.
+    The label or vector y is given, not modelled: the evidence is log p(x|y). Plate ``"data"``, sites ``"z"`` and
+    ``"x"``. Arguments: see :class:`LabelledModel`.
 
     References:
         Sohn, Lee, Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", 2015, with a
@@ -188,5 +191,5 @@ class Conditional(LabelledModel):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean image E[x'|z, y] at one draw z ~ q(z|x, y), shape ``(B, *data_shape)``."""
+        """Return the mean image at one draw z ~ q(z|x, y)."""
         return mean_image(self.decode(self.encode(x, y).sample(), y))

@@ -16,7 +16,7 @@ from pyro_vae.models.vae import VAE
 
 
 def gaussian(x: Tensor, level: float) -> Tensor:
-    r"""Add Gaussian noise: :math:`\tilde x = x + \sigma \epsilon`, with :math:`\epsilon \sim N(0, I)` and sigma the level."""
+    r"""Add Gaussian noise with a standard deviation of ``level``."""
     return x + level * torch.randn_like(x)
 
 
@@ -26,7 +26,7 @@ def masking(x: Tensor, level: float) -> Tensor:
 
 
 def salt_and_pepper(x: Tensor, level: float) -> Tensor:
-    """Set each number to 0 with probability ``level / 2`` and to 1 with the same probability."""
+    """Set numbers to 0 or 1 with probability ``level / 2``."""
     u = torch.rand_like(x)
     return torch.where(u < level / 2, 0.0, torch.where(u < level, 1.0, x))
 
@@ -68,7 +68,7 @@ class Noise(nn.Module):
 
 
 class DenoisingVAE(VAE):
-    r"""A VAE trained with noisy data in the encoder and clean data in the likelihood.
+    r"""A VAE trained to encode noisy data and decode clean data.
 
     .. math:: \mathcal L(x) = E_{p(\tilde x|x)} E_{q(z|\tilde x)}[\log p(x, z) - \log q(z|\tilde x)] \le \log p(x)
 
@@ -108,7 +108,7 @@ class DenoisingVAE(VAE):
         self.encoder = _ThroughNoise(self.noise, self.encoder)
 
     def corrupt(self, x: Tensor) -> Tensor:
-        """Return noisy data, as the encoder sees them in training; the shape of ``x``."""
+        """Add the noise that the encoder sees in training."""
         return self.noise(x)
 
 
@@ -125,7 +125,9 @@ class _ThroughNoise(nn.Module):
 
 @torch.no_grad()
 def denoise(vae: Autoencodes, x: Tensor, num_samples: int = 16) -> Tensor:
-    r"""Denoise data: return the mean :math:`\frac1S \sum_s E[x|z_s]` over draws :math:`z_s \sim q(z|x)` at the noisy x.
+    r"""Denoise data: average the mean image over draws of q(z|x).
+
+    .. math:: \tfrac1S \textstyle\sum_s E[x|z_s], \quad z_s \sim q(z|x) \text{ at the noisy } x
 
     Args:
         vae: A :class:`DenoisingVAE`, or any model with ``encode`` and ``decode``; in ``eval()`` mode during the call.

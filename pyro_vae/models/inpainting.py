@@ -1,9 +1,9 @@
-"""Fill what is covered: the posterior of a VAE given some of the pixels, and an encoder that is trained for it."""
+"""Posteriors given some of the pixels, and a VAE trained for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import pyro
 import torch
@@ -12,24 +12,25 @@ from torch import Tensor, nn
 
 from pyro_vae.lookup import lookup
 from pyro_vae.models.base import PartOptions, mean_image
-from pyro_vae.models.protocol import num_required_arguments, takes
+from pyro_vae.models.protocol import Autoencodes, method_of, num_required_arguments, takes
 from pyro_vae.models.vae import VAE
 from pyro_vae.networks.build import NetworkLike
 from pyro_vae.registration import register
 
 
 def seen(p: TorchDistributionMixin, visible: Tensor) -> TorchDistributionMixin:
-    r"""The likelihood of the visible pixels alone, :math:`\log p(x_V|z) = \sum_{d \in V} \log p(x_d|z)`.
+    r"""Return the likelihood of the visible pixels alone.
 
-    The pixels' own distribution is masked before they are summed; a mask around the whole site would have to be of its
-    batch shape.
+    .. math:: \log p(x_V|z) = \textstyle\sum_{d \in V} \log p(x_d|z)
+
+    The mask applies to each pixel before the sum; Pyro's mask of a whole site has its batch shape.
 
     Args:
         p: p(x|z) of independent pixels, batch shape ``(..., B)``, event shape ``data_shape``.
-        visible: Which are visible, bool, shape that broadcasts to ``(B, *data_shape)``.
+        visible: True where a pixel is visible, bool, a shape that broadcasts to ``(B, *data_shape)``.
 
     Returns:
-        A distribution of the same shape, whose log-probability leaves the hidden pixels out.
+        A distribution of the same shape; its log-probability leaves the hidden pixels out.
 
     Raises:
         ValueError: If the pixels are not independent given z.
@@ -39,57 +40,64 @@ def seen(p: TorchDistributionMixin, visible: Tensor) -> TorchDistributionMixin:
         base = base.base_dist
     if base.event_shape:
         raise ValueError(
-            f"likelihood: expected independent pixels, of which some can be left out, got {type(base).__name__} of event shape "
-            f"{tuple(base.event_shape)}; use one of distributions.LIKELIHOODS."
+            f"likelihood: expected independent pixels, so that some can be left out, got {type(base).__name__} with event "
+            f"shape {tuple(base.event_shape)}; use one of distributions.LIKELIHOODS."
         )
     return base.mask(visible).to_event(event_dim)
 
 
 def check_visible(visible: Tensor, x: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """A mask, a tensor or what can be one, as bool, of the shape of the data.
+    """Return a mask as a bool tensor, the shape of the data.
+
+    Args:
+        visible: A tensor, or an array or list that converts to one: True or 1 where a pixel is visible. Shape ``data_shape``
+            or ``(B, *data_shape)``.
+        x: The data, shape ``(B, *data_shape)``.
+        data_shape: Shape of one datum.
 
     Raises:
-        ValueError: If it is no mask, has another shape, or other values than 0 and 1.
+        ValueError: If it has another shape, or values other than 0 and 1.
     """
     try:
         visible = torch.as_tensor(visible)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
             f"visible: expected a mask of shape {tuple(data_shape)}, or one for each datum, got {type(visible).__name__}; give "
-            "a tensor, True where a pixel is seen."
+            "a tensor that is True where a pixel is seen."
         ) from None
     if tuple(visible.shape) not in (tuple(data_shape), tuple(x.shape)):
         raise ValueError(
             f"visible: expected a mask of shape {tuple(data_shape)}, or one for each datum, {tuple(x.shape)}, got "
-            f"{tuple(visible.shape)}; True where a pixel is seen."
+            f"{tuple(visible.shape)}; give one that is True where a pixel is seen."
         )
     if visible.dtype != torch.bool and not bool(((visible == 0) | (visible == 1)).all()):
-        raise ValueError("visible: expected True and False, or 1 and 0, got other values; True where a pixel is seen.")
+        raise ValueError(
+            "visible: expected True and False, or 1 and 0, got other values; give True where a pixel is seen."
+        )
     return visible.to(device=x.device, dtype=torch.bool).expand(x.shape)
 
 
 class Partial:
-    r"""A trained model and its guide, of data of which some pixels are hidden.
+    r"""A trained model and its guide, for data with hidden pixels.
 
     .. math:: p(z) \textstyle\prod_{d \in V} p(x_d|z)
 
-    Both functions take ``(x, visible)``, and every estimator of ``evidence`` takes them: their log p(x) is
-    :math:`\log p(x_V)`. Where the model has an ``encode(x, visible)`` of its own, such as :class:`InpaintingVAE`, the guide
-    is that; else the encoder sees the hidden pixels filled by the mean of the model's samples, a start that
-    ``evidence.refine`` improves.
+    ``model`` and ``guide`` take ``(x, visible)``, as every estimator of ``evidence`` does; its log p(x) is then
+    :math:`\log p(x_V)`. The guide of an :class:`InpaintingVAE` is its ``encode(x, visible)``. Other encoders see the hidden
+    pixels filled by the mean of the model's samples, a start that ``evidence.refine`` improves.
 
     Args:
-        vae: A model with ``prior``, ``encode`` and ``decode``, whose pixels are independent given z.
+        vae: A model with ``prior``, ``encode`` and ``decode``, and with independent pixels given z.
         num_samples: Samples of the model for that mean.
 
     Raises:
-        ValueError: If the model lacks one of the three, or one of them needs more than x or z, such as a label.
+        ValueError: If the model lacks one of the three, or one of them needs another argument, such as a label.
     """
 
-    def __init__(self, vae: Any, num_samples: int = 256) -> None:
+    def __init__(self, vae: Autoencodes, num_samples: int = 256) -> None:
         for part, form, count in (("prior", "prior()", 0), ("encode", "encode(x)", 1), ("decode", "decode(z)", 1)):
-            function = getattr(vae, part, None)
-            if not callable(function) or num_required_arguments(function) != count or takes(vae) != ("x",):
+            method = method_of(vae, part)
+            if method is None or num_required_arguments(method) != count or takes(vae) != ("x",):
                 raise ValueError(
                     f"vae: expected a model of x alone with prior(), encode(x) and decode(z), got {type(vae).__name__}, which "
                     f"{'takes ' + ' and '.join(takes(vae)) if len(takes(vae)) > 1 else 'has no ' + form}; fill with a VAE."
@@ -101,11 +109,14 @@ class Partial:
                 self.background = mean_image(vae.decode(vae.prior().sample((num_samples,)))).mean(0)
 
     def model(self, x: Tensor, visible: Tensor) -> Tensor:
-        """p(z) and the likelihood of what is visible.
+        """The generative model p(z) p(x_V|z) of the visible pixels.
 
         Args:
-            x: Data, shape ``(B, *data_shape)``; what is hidden may be anything, NaN too.
-            visible: Which pixels are seen, shape ``data_shape`` or ``(B, *data_shape)``.
+            x: Data, shape ``(B, *data_shape)``; hidden pixels may have any value, even NaN.
+            visible: True where a pixel is visible, shape ``data_shape`` or ``(B, *data_shape)``.
+
+        Returns:
+            The latent vectors, shape ``(B, Z)``.
         """
         visible = check_visible(visible, x, self.vae.data_shape)
         self._register("prior", "decoder", "likelihood")
@@ -115,13 +126,13 @@ class Partial:
         return z
 
     def guide(self, x: Tensor, visible: Tensor) -> Tensor:
-        """q(z|x_V); see :meth:`model`."""
+        """The guide q(z|x_V); see :meth:`model`."""
         self._register("encoder", "posterior")
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.encode(x, visible))
 
     def encode(self, x: Tensor, visible: Tensor) -> TorchDistributionMixin:
-        """q(z|x_V), event shape ``(Z,)``; see :meth:`model`."""
+        """Return q(z|x_V), event shape ``(Z,)``; see :meth:`model`."""
         visible = check_visible(visible, x, self.vae.data_shape)
         if self.background is None:
             return self.vae.encode(x, visible)
@@ -130,11 +141,19 @@ class Partial:
     def _register(self, *parts: str) -> None:
         for part in parts:
             if isinstance(module := getattr(self.vae, part, None), nn.Module):
-                register(f"{self.vae.name}.{part}", module)
+                register(f"{getattr(self.vae, 'name', type(self.vae).__name__)}.{part}", module)
 
 
 def square(u: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """All but a rectangle of half the height and half the width, whose place the two numbers u say."""
+    """Hide a rectangle of half the height and half the width.
+
+    Args:
+        u: The place of its corner, shape ``(..., 2)``, in [0, 1).
+        data_shape: Shape of one datum, ``(..., H, W)``.
+
+    Returns:
+        True where a pixel is visible, shape ``(..., H, W)``.
+    """
     height, width = data_shape[-2:]
     rows, columns = torch.arange(height).to(u), torch.arange(width).to(u)
     top, left = (u[..., k, None] * (n - n // 2 + 1) // 1 for k, n in enumerate((height, width)))
@@ -144,7 +163,7 @@ def square(u: Tensor, data_shape: Sequence[int]) -> Tensor:
 
 
 def half(u: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """One half: upper, lower, left or right, as the number u says."""
+    """Show the upper, lower, left or right half, by ``u``."""
     height, width = data_shape[-2:]
     row, column = torch.arange(height).to(u)[:, None] < height // 2, torch.arange(width).to(u) < width // 2
     row, column = row.expand(height, width), column.expand(height, width)
@@ -152,11 +171,11 @@ def half(u: Tensor, data_shape: Sequence[int]) -> Tensor:
 
 
 def pixels(u: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """Single pixels, each with a probability that is drawn too."""
+    """Show single pixels; the first number of ``u`` is their probability."""
     return (u[..., 1:] < u[..., :1]).unflatten(-1, tuple(data_shape[-2:]))
 
 
-#: Kinds of masks: how many uniform numbers they need, given height and width, and what they make of them.
+#: Kinds of masks: the number of uniform numbers they need, given height and width, and the function of these numbers.
 MASKS: dict[str, tuple[Callable[[int, int], int], Callable[[Tensor, Sequence[int]], Tensor]]] = {
     "square": (lambda height, width: 2, square),
     "half": (lambda height, width: 1, half),
@@ -164,21 +183,21 @@ MASKS: dict[str, tuple[Callable[[int, int], int], Callable[[Tensor, Sequence[int
 }
 
 
-#: The share of data that are seen whole in training.
+#: The share of data with all pixels visible in training.
 WHOLE = 0.5
 
 
 class InpaintingVAE(VAE):
-    r"""A VAE whose encoder sees some of the pixels, and is told which: trained on random masks.
+    r"""A VAE trained on random masks, which its encoder sees.
 
     .. math:: \mathcal L(x) = E_{p(V)} E_{q(z|x_V, V)}[\log p(z) + \log p(x_V|z) - \log q(z|x_V, V)] \le E_{p(V)} \log p(x_V)
 
-    A bound on the visible pixels' likelihood, so that at its optimum q is the posterior of what is seen: the proposal that
-    fills what is not (:func:`pyro_vae.evidence.inpaint`). In training the guide draws a mask for each datum at each call, one
-    for all its particles, and the model scores what it leaves; half of the data are seen whole, without which masks that
-    never show two pixels together would teach nothing of how they depend on each other. In ``eval()`` mode everything is
-    visible, and it is a VAE. Given a decoder that is trained and frozen (``requires_grad_(False)``), the encoder alone is
-    trained. Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse it.
+    A bound on the likelihood of the visible pixels. At its optimum q is the posterior given these pixels, the proposal from
+    which :func:`pyro_vae.evidence.inpaint` fills the others. In training the guide draws a mask for each datum at each call,
+    one for all its particles, and the model scores the visible pixels. Half of the data keep all pixels; else a mask that
+    never shows two pixels together would teach nothing about their dependence. In ``eval()`` mode all pixels are visible, and
+    the model is a VAE. With a trained and frozen decoder (``requires_grad_(False)``) only the encoder is trained. Objectives
+    that run the guide twice for one draw (``stl``, ``dreg``) refuse this model.
 
     Args:
         data_shape: Shape of one datum, an image: ``(..., H, W)``.
@@ -191,7 +210,7 @@ class InpaintingVAE(VAE):
         **options: See :class:`LatentModel`; the likelihood must have independent pixels.
 
     Raises:
-        ValueError: If a size is out of range, a name is unknown, or a datum is no image.
+        ValueError: If a size is out of range, a name is unknown, or a datum is not an image.
 
     References:
         Ivanov, Figurnov, Vetrov, "Variational Autoencoder with Arbitrary Conditioning", 2019; Mattei, Frellsen, "MIWAE:
@@ -213,7 +232,7 @@ class InpaintingVAE(VAE):
     ) -> None:
         if len(data_shape) < 2 or min(data_shape[-2:]) < 2:
             raise ValueError(
-                f"data_shape: expected images of at least 2 x 2 pixels, of which a part can be hidden, got {tuple(data_shape)}."
+                f"data_shape: expected images of at least 2 x 2 pixels, got {tuple(data_shape)}; take another model."
             )
         # The encoder is made last: its output has the size that the posterior asks for.
         super().__init__(data_shape, latent_dim, hidden, activation, encoder=nn.Identity(), **options)
@@ -224,9 +243,12 @@ class InpaintingVAE(VAE):
         self._drawn = _Drawn()
 
     def model(self, x: Tensor) -> Tensor:
-        """p(z) p(x_V|z), with the mask V that the guide has drawn for these data, or all pixels; see :meth:`VAE.model`."""
-        # What is frozen is no parameter of this training, and Pyro would warn of it.
-        parts = [p for p in ("prior", "decoder", "likelihood") if _trained(getattr(self, p))]
+        """The generative model p(z) p(x_V|z); see :meth:`VAE.model`.
+
+        V is the mask that the guide drew for these data in training, else all pixels.
+        """
+        # Frozen parts are not registered: Pyro warns of parameters without a gradient.
+        parts = [p for p in ("prior", "decoder", "likelihood") if _is_trained(getattr(self, p))]
         self._register(*parts)
         visible = self._drawn.of(x) if self.training else None
         with pyro.plate("data", len(x), dim=-1):
@@ -236,31 +258,34 @@ class InpaintingVAE(VAE):
         return z
 
     def guide(self, x: Tensor) -> Tensor:
-        """q(z|x_V, V), in training with a new mask V for each datum, else with all pixels; see :meth:`VAE.guide`."""
+        """The guide q(z|x_V, V); see :meth:`VAE.guide`.
+
+        V is a new mask for each datum in training, else all pixels.
+        """
         self._register("encoder", "posterior")
         visible = self._drawn.keep(x, self.draw_mask(x)) if self.training else None
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.encode(x, visible))
 
     def encode(self, x: Tensor, visible: Tensor | None = None) -> TorchDistributionMixin:
-        """q(z|x_V, V).
+        """Return q(z|x_V, V).
 
         Args:
-            x: Data, shape ``(..., *data_shape)``; what is hidden enters nothing.
-            visible: Which pixels are seen, bool, shape that broadcasts to that of ``x``; None: all.
+            x: Data, shape ``(..., *data_shape)``; hidden pixels have no effect.
+            visible: True where a pixel is visible, bool, a shape that broadcasts to that of ``x``; None: all.
 
         Returns:
             A distribution with event shape ``(Z,)``.
         """
         x = self._checked(x)
-        told = torch.ones_like(x) if visible is None else visible.to(x)
-        x, told = torch.broadcast_tensors(x if visible is None else torch.where(visible, x, 0.0), told)
-        return self.posterior(self.encoder(torch.cat([x, told], dim=-len(self.data_shape))))
+        mask = torch.ones_like(x) if visible is None else visible.to(x)
+        x, mask = torch.broadcast_tensors(x if visible is None else torch.where(visible, x, 0.0), mask)
+        return self.posterior(self.encoder(torch.cat([x, mask], dim=-len(self.data_shape))))
 
     def draw_mask(self, x: Tensor) -> Tensor:
-        """A random mask for each datum: bool, of the shape of ``x``, ``(B, *data_shape)``; the same in all channels.
+        """Draw a mask for each datum, bool, shape ``(B, *data_shape)``.
 
-        With probability ``WHOLE`` nothing is hidden.
+        All channels have the same mask. With probability ``WHOLE`` all pixels are visible.
         """
         plane = self.make_mask(torch.rand(len(x), self.num_uniform, device=x.device), self.data_shape)
         plane = plane | (torch.rand(len(x), 1, 1, device=x.device) < WHOLE)
@@ -268,12 +293,15 @@ class InpaintingVAE(VAE):
         return plane.reshape(len(x), *(1,) * missing, *plane.shape[-2:]).expand(x.shape)
 
 
-def _trained(module: nn.Module) -> bool:
+def _is_trained(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
 class _Drawn:
-    """The mask that the guide has drawn, for the model's call with the same data; it goes into no copy and no file."""
+    """The guide's last mask, for the model's call with the same data.
+
+    Copies and files leave it out.
+    """
 
     def __init__(self) -> None:
         self.x: Tensor | None = None
@@ -284,11 +312,11 @@ class _Drawn:
         return visible
 
     def of(self, x: Tensor) -> Tensor | None:
-        """The mask of these very data; None, which leaves all pixels in and the bound one on log p(x), of others."""
+        """Return the mask if it was drawn for this very tensor."""
         return self.visible if x is self.x else None
 
-    def __deepcopy__(self, memo: Any) -> _Drawn:
+    def __deepcopy__(self, memo: object) -> _Drawn:
         return _Drawn()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type[_Drawn], tuple[()]]:
         return _Drawn, ()

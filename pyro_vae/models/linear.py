@@ -92,7 +92,10 @@ class LinearVAE(VAE):
 
     @property
     def weight(self) -> Tensor:
-        """W, shape ``(D, Z)``; at the maximum of the likelihood its columns span the principal subspace."""
+        """The matrix W, shape ``(D, Z)``.
+
+        At the maximum of the likelihood its columns span the principal subspace.
+        """
         return self.decoder.head.weight
 
     @property
@@ -107,11 +110,13 @@ class LinearVAE(VAE):
         return super().guide(x)
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
-        """Return the guide's q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        """Return the guide's q(z|x), event shape ``(Z,)``."""
         return self.exact_posterior(x) if self.exact else super().encode(x)
 
     def exact_posterior(self, x: Tensor) -> TorchDistributionMixin:
-        r"""Return the posterior :math:`p(z|x) = N(S W^\top (x - b) / \sigma^2,\ S)`, :math:`S^{-1} = I + W^\top W / \sigma^2`.
+        r"""Return the exact posterior p(z|x).
+
+        .. math:: p(z|x) = N(S W^\top (x - b) / \sigma^2,\ S), \quad S^{-1} = I + W^\top W / \sigma^2
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
@@ -132,7 +137,7 @@ class LinearVAE(VAE):
         return dist.MultivariateNormal(residual @ projection.T @ tril @ tril.T, scale_tril=tril)
 
     def log_px(self, x: Tensor) -> Tensor:
-        r"""Return the exact log marginal likelihood, by Bayes' rule at the posterior mean m.
+        r"""Return log p(x), by Bayes' rule at the posterior mean m.
 
         .. math:: \log p(x) = \log p(m) + \log p(x|m) - \log p(m|x) = \log N(x; b, W W^\top + \sigma^2 I)
 
@@ -148,7 +153,7 @@ class LinearVAE(VAE):
 
     @torch.no_grad()
     def maximize_likelihood(self, x: Tensor) -> None:
-        r"""Set W, b and sigma to the maximum of the likelihood, in closed form.
+        r"""Maximize the likelihood over W, b and sigma in closed form.
 
         .. math:: b = \bar x, \quad \sigma^2 = \tfrac{1}{D - Z} \textstyle\sum_{j > Z} \lambda_j, \quad
             W = U_Z (\Lambda_Z - \sigma^2 I)^{1/2}
@@ -183,7 +188,10 @@ class LinearVAE(VAE):
 
 
 def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances, descending, and directions in columns, of centred data of shape ``(N, D)``; min(N, D) of them."""
+    """Return variances, descending, and directions of centred data, in columns.
+
+    There are min(N, D) of them for data of shape ``(N, D)``.
+    """
     num, dim = centred.shape
     if dim <= num:
         values, vectors = torch.linalg.eigh(centred.T @ centred / num)
@@ -193,7 +201,7 @@ def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root_of_inverse(precision: Tensor) -> Tensor:
-    r"""Return the lower triangular L with :math:`L L^\top = P^{-1}`, for positive definite P.
+    r"""Return the lower triangular L with :math:`L L^\top = P^{-1}`.
 
     P = I + W'W / sigma^2 is positive definite, so nothing is checked: a step with a check cannot be compiled. A non-finite P
     shows in the loss.

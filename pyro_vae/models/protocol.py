@@ -1,4 +1,4 @@
-"""The protocol of a model: what it must have, what it may have, and what it is given of the data.
+"""The protocol of a model: required and optional attributes and methods.
 
 The package's own models and a user's have the same protocol. A model is an ``nn.Module`` with two Pyro functions of the same
 inputs, ``model(*inputs)`` and ``guide(*inputs)``. All their sites lie in one plate over the batch, and their parameters are
@@ -173,7 +173,7 @@ def has_bound(model: object) -> bool:
 
 
 def trained_on(model: object) -> str:
-    """Describe the part of the data that the training ELBO is of; "" for all."""
+    """Describe the data of the training ELBO; "" for all."""
     return str(getattr(model, "trained_on", ""))
 
 
@@ -183,12 +183,12 @@ def loss_name(model: object) -> str:
 
 
 def training_inputs(model: object, split: Split) -> Inputs:
-    """Return the inputs a model is trained on."""
+    """Return the inputs for training."""
     return split.inputs(takes(model))
 
 
 def evaluation_inputs(model: object, split: Split) -> Inputs:
-    """Return the inputs a model is evaluated on: without labels if it classifies."""
+    """Return the inputs for evaluation, without labels if the model classifies."""
     return training_inputs(model, split.without_labels() if classifies(model) else split)
 
 
@@ -202,7 +202,7 @@ def num_required_arguments(function: Callable[..., object] | None) -> int:
 
 
 def call_with_inputs(function: Callable[..., T], inputs: Sequence[Tensor]) -> T:
-    """Call a method with as many of the inputs as it needs, at least one."""
+    """Call a method with the inputs that it needs, at least one."""
     return function(*inputs[: max(num_required_arguments(function), 1)])
 
 
@@ -217,7 +217,7 @@ def data_support(model: object) -> str | None:
 
 @torch.no_grad()
 def has_density(model: PyroModel, inputs: Inputs) -> bool:
-    """Return True if log p(x) is a log density, not a log probability.
+    """Return True if log p(x) is of a density, not a probability.
 
     The model's likelihood declares it by ``density`` or by its support; else an observed continuous site does.
     """
@@ -230,9 +230,9 @@ def has_density(model: PyroModel, inputs: Inputs) -> bool:
 
 
 def has_bits_per_dim(model: PyroModel, inputs: Inputs) -> bool:
-    """Return True if log p(x) in bits per dimension is a code length.
+    """Return True if bits per dimension of log p(x) have a meaning.
 
-    The model's likelihood declares it by ``bits_per_dim``; else every log probability is taken for one.
+    They are a code length. The model's likelihood declares it by ``bits_per_dim``; else log probabilities have it.
     """
     declared = getattr(getattr(model, "likelihood", None), "bits_per_dim", None)
     return declared if isinstance(declared, bool) else not has_density(model, inputs)

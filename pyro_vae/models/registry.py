@@ -90,7 +90,10 @@ def model_class(name: str) -> type[nn.Module]:
 
 
 def constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a constructor by name, with those of its base if it hands ``**options`` on."""
+    """Return the parameters of a constructor by name.
+
+    If it hands ``**options`` on, they include those of its base class.
+    """
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base):
@@ -114,7 +117,7 @@ def constructor_default(cls: type[nn.Module], name: str) -> object:
 
 
 def model_settings(name: str) -> dict[str, Any]:
-    """Return a model's own defaults for flags of the data and of training.
+    """Return a model's own defaults for flags of data and training.
 
     Raises:
         ValueError: See :func:`model_class`; or if the class's ``defaults`` are not a dict.

@@ -1,4 +1,4 @@
-"""A user's own code: import a class, find the line of an error."""
+"""A user's own classes: import them, locate their errors."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def user_modules(modules: Iterable[str]) -> set[str]:
 
 
 def user_modules_of(vae: PyroModel) -> set[str]:
-    """Return the names of a user's modules that define parts of a model."""
+    """Return the user's modules that define parts of a model."""
     return user_modules(type(part).__module__ for part in vae.modules())
 
 
 def place_of_error(error: Exception, modules: Iterable[str]) -> str | None:
-    """Return the file and line of an error in a user's modules, or None."""
+    """Return file and line of an error in the user's modules."""
     files = {getattr(sys.modules.get(name), "__file__", None) for name in user_modules(modules)}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
 
 
 def place_of_method(vae: object, method: str) -> str:
-    """Return the file and line of a user's method; "" for one of the package."""
+    """Return file and line of a user's method; "" for the package's."""
     function = inspect.unwrap(getattr(type(vae), method, None) or getattr(vae, method))
     code, module = getattr(function, "__code__", None), str(getattr(function, "__module__", ""))
     if code is None or module.partition(".")[0] == "pyro_vae":

@@ -51,11 +51,11 @@ class VAE(LatentModel):
             return pyro.sample("z", self.encode(x))
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
-        """Return q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        """Return q(z|x), event shape ``(Z,)``; ``x`` has shape ``(..., *data_shape)``."""
         return self.posterior(self.encoder(self._checked(x)))
 
     def decode(self, z: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z): latent vectors of shape ``(..., Z)`` to a distribution with event shape ``data_shape``."""
+        """Return p(x|z), event shape ``data_shape``; ``z`` has shape ``(..., Z)``."""
         return self.likelihood(self.decoder(z))
 
     @torch.no_grad()

@@ -25,7 +25,10 @@ class JoinedNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Map inputs, shapes ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``; leading dimensions broadcast."""
+        """Map inputs, shapes ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``.
+
+        Leading dimensions broadcast.
+        """
 
 
 class Network(nn.Module, ABC):

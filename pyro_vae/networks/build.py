@@ -1,4 +1,4 @@
-"""Make the networks of a model: a given module, one made by a given callable, or one of the model's own kind."""
+"""Make the networks of a model from names, callables or modules."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ def check_maker(given: Callable[..., object]) -> None:
 
 @torch.no_grad()
 def check_network(made: nn.Module, in_shapes: Shapes, out_shape: Sequence[int]) -> None:
-    """Refuse a network that does not map a batch of 2 inputs of these shapes to outputs of that shape.
+    """Refuse a network that does not map these shapes to that shape.
+
+    It is tried with a batch of 2.
 
     Args:
         made: The network.

@@ -71,7 +71,10 @@ class Joined(JoinedNetwork):
         self.head = nn.Linear(hidden[-1] if hidden else width, math.prod(out_shape))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Map inputs, shapes ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``; leading dimensions broadcast."""
+        """Map inputs, shapes ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``.
+
+        Leading dimensions broadcast.
+        """
         flat = [
             x if len(shape) == 1 else x.flatten(-len(shape)) for x, shape in zip(inputs, self.in_shapes, strict=True)
         ]

@@ -381,7 +381,7 @@ def test_bad_masks_are_refused():
     for other in (0.5, math.nan):
         with pytest.raises(ValueError, match="visible: expected True and False, or 1 and 0, got other values"):
             hidden_log_px(vae, x, torch.full((2, 3), other))
-    with pytest.raises(ValueError, match=r"got \(2, 2, 3\); True where a pixel is seen"):
+    with pytest.raises(ValueError, match=r"got \(2, 2, 3\); give one that is True where a pixel is seen"):
         inpaint(vae, x, VISIBLE.expand(2, 2, 3))  # masks of two data, for four
     with pytest.raises(ValueError, match=r"method: expected one of \['importance', 'hmc'\], got 'gibbs'"):
         inpaint(vae, x, VISIBLE, method="gibbs")

@@ -14,12 +14,14 @@ from pyro_vae.distributions.base import Likelihood
 
 
 def _logit(mean: Tensor) -> Tensor:
-    """Return the logit of a pixel's mean, finite for a pixel that is always dark or always bright."""
+    """Return the logit of a mean, finite at 0 and 1."""
     return torch.logit(mean.clamp(1e-3, 1 - 1e-3))
 
 
 class _LogBernoulli(torch.autograd.Function):
-    r"""The log mass :math:`x l - \max(l, 0) + \log \sigma(|l|)` with gradient :math:`x - \sigma(l)`.
+    r"""The log mass of a Bernoulli with logits, and its gradient.
+
+    .. math:: x l - \max(l, 0) + \log \sigma(|l|), \quad \text{gradient } x - \sigma(l)
 
     Equal to minus the binary cross-entropy with logits, which computes log1p(exp(-|l|)). PyTorch vectorizes log and
     sigmoid on a CPU, but not log1p (benchmarks/kernels.py). The absolute error is one rounding of a number in [1/2, 1]:
@@ -59,7 +61,9 @@ class _Pixels(dist.Bernoulli):
 
 
 class Bernoulli(Likelihood):
-    r"""Independent pixels, 0 or 1: :math:`\log p(x|z) = \sum_d x_d \log \mu_d + (1 - x_d) \log(1 - \mu_d)`.
+    r"""Independent pixels that are 0 or 1.
+
+    .. math:: \log p(x|z) = \textstyle\sum_d x_d \log \mu_d + (1 - x_d) \log(1 - \mu_d)
 
     A probability mass: its log is at most 0.
     """
@@ -78,7 +82,9 @@ class Bernoulli(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    r"""Pixels in [0, 1]: :math:`\log p(x|z) = \sum_d \log C(\lambda_d) + x_d \log\lambda_d + (1-x_d) \log(1-\lambda_d)`.
+    r"""Independent pixels in [0, 1].
+
+    .. math:: \log p(x|z) = \textstyle\sum_d \log C(\lambda_d) + x_d \log\lambda_d + (1-x_d) \log(1-\lambda_d)
 
     A density, so its log may be positive. The normalizer C is what a Bernoulli on grey pixels leaves out.
 
@@ -93,5 +99,5 @@ class ContinuousBernoulli(Likelihood):
         return dist.ContinuousBernoulli(logits=params).to_event(self.event_dim)
 
     def bias(self, mean: Tensor) -> Tensor:
-        """Return the logit of the mean: not the exact inverse, but of the same sign and order."""
+        """Return the logit of the mean: a monotone stand-in for the inverse."""
         return _logit(mean)

@@ -17,7 +17,7 @@ LEAST_SCALE = 1e-3
 
 
 class LocationScale(Likelihood):
-    r"""Base class of likelihoods with a location for each pixel and one learned scale for all of them.
+    r"""Base class of likelihoods with a pixel's location and one scale.
 
     A density, so its log may be positive. One scale serves all pixels: with a scale for each, a pixel that never changes
     would drive the density to infinity.
@@ -35,7 +35,10 @@ class LocationScale(Likelihood):
 
     @torch.no_grad()
     def start_at(self, scale: float) -> None:
-        """Let p(x|z) start at the data's standard deviation, at least ``LEAST_SCALE``; training finds what z leaves of it."""
+        """Start at the data's standard deviation, at least ``LEAST_SCALE``.
+
+        Training then finds the part of it that z does not explain.
+        """
         self.log_scale.fill_(math.log(max(scale, LEAST_SCALE) / self.unit_deviation))
 
 
@@ -52,7 +55,9 @@ class Normal(LocationScale):
 
 
 class Laplace(LocationScale):
-    r"""Laplace pixels with one learned scale: :math:`\log p(x|z) = -\sum_d |x_d - \mu_d(z)| / b - D \log 2b`.
+    r"""Laplace pixels with one learned scale.
+
+    .. math:: \log p(x|z) = -\textstyle\sum_d |x_d - \mu_d(z)| / b - D \log 2b
 
     The location is mean and median. Heavier tails than the normal's: single pixels that are far off cost less.
     """

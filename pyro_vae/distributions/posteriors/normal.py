@@ -10,7 +10,9 @@ from pyro_vae.distributions.base import Posterior
 
 
 class DiagonalNormal(Posterior):
-    r"""The diagonal normal :math:`q(z|x) = N(\mu(x), \mathrm{diag}\, e^{2 s(x)})`; the encoder gives (mu, s).
+    r"""The diagonal normal :math:`q(z|x) = N(\mu(x), \mathrm{diag}\, e^{2 s(x)})`.
+
+    The encoder gives (mu, s).
 
     Args:
         latent_dim: Z.

@@ -1,4 +1,4 @@
-"""Normal priors p(z): the standard normal, and one with a learned mean and scale."""
+"""Normal priors p(z), standard and learned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StandardNormal(Prior):
 
 
 class LearnedNormal(Prior):
-    r"""A normal prior with learned mean and scale, :math:`p(z) = N(m, \mathrm{diag}\, e^{2 s})`.
+    r"""A learned diagonal normal prior, :math:`p(z) = N(m, \mathrm{diag}\, e^{2 s})`.
 
     It starts at N(0, I). A decoder with a linear first layer can absorb m and s, so the prior adds nothing to such a model
     but may speed up its training; it matters where the guide or a penalty fixes the scale of z.

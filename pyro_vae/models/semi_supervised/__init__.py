@@ -1,4 +1,4 @@
-"""Semi-supervised models, with labels that are known for some of the data: M1, M2, M1 + M2, ADGM and SDGM."""
+"""Semi-supervised models, for data with some known labels."""
 
 from pyro_vae.models.semi_supervised.auxiliary import ADGM, SDGM
 from pyro_vae.models.semi_supervised.m1 import M1

@@ -1,4 +1,4 @@
-"""Auxiliary deep generative models: a further latent vector makes q(z|x) and q(y|x) mixtures."""
+"""Auxiliary deep generative models: a latent vector enriches the guide."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from pyro_vae.networks.build import JoinedNetworkLike, NetworkLike
 
 
 class AuxiliaryModel(SemiSupervised):
-    r"""Base class of ADGM and SDGM, with the guide :math:`q(a|x)\, q(y|a, x)\, q(z|a, x, y)` and its networks.
+    r"""Base class of ADGM and SDGM, with the guide and its networks.
+
+    .. math:: q(a|x)\, q(y|a, x)\, q(z|a, x, y)
 
     Labels, bound and the classifier's term are as in :class:`M2`, with the further site ``"a"``: the bound averages over a and
     sums over y.
@@ -78,18 +80,21 @@ class AuxiliaryModel(SemiSupervised):
             return pyro.sample("z", self.encode(x, label, a))
 
     def encode_auxiliary(self, x: Tensor) -> TorchDistributionMixin:
-        """Return q(a|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        """Return q(a|x), event shape ``(Z,)``."""
         return self.auxiliary(self.auxiliary_encoder(self._checked(x)))
 
     def encode(self, x: Tensor, y: Tensor | None = None, a: Tensor | None = None) -> TorchDistributionMixin:
-        """Return q(z|a, x, y); ``a`` defaults to the mean of q(a|x), ``y`` to the most probable label."""
+        """Return q(z|a, x, y), event shape ``(Z,)``.
+
+        ``a`` defaults to the mean of q(a|x), ``y`` to the most probable label.
+        """
         label = self.classify(x).argmax(-1) if y is None else y
         a = self.encode_auxiliary(x).mean if a is None else a
         return self.posterior(self.encoder(self._checked(x), self.vector(label, x), a))
 
     @torch.no_grad()
     def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
-        """Return the class probabilities q(y|x), the mean of q(y|a, x) over draws a ~ q(a|x).
+        """Return the class probabilities: average q(y|a, x) over draws of a.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
@@ -103,7 +108,9 @@ class AuxiliaryModel(SemiSupervised):
 
 
 class ADGM(AuxiliaryModel):
-    r"""The auxiliary model: :math:`p(y)\, p(z)\, p(x|z, y)\, p(a|x, y, z)`; the guide and arguments of :class:`AuxiliaryModel`.
+    r"""The auxiliary model :math:`p(y)\, p(z)\, p(x|z, y)\, p(a|x, y, z)`.
+
+    Guide and arguments: see :class:`AuxiliaryModel`.
 
     The vector a integrates out of the model, so p(x, y) is M2's; in the guide it makes q(y, z|x) a mixture.
 
@@ -115,7 +122,7 @@ class ADGM(AuxiliaryModel):
         return self.data_shape, (self.num_classes,), (self.latent_dim,)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """The generative model p(y) p(z) p(x|z, y) p(a|x, y, z), and the classifier's term; see :meth:`guide`."""
+        """The generative model, and the classifier's term; see :meth:`guide`."""
         self._register("prior", "decoder", "likelihood", "auxiliary_decoder", "classifier")
         with pyro.plate("data", len(x), dim=-1):
             label = self.labels.model(y)
@@ -127,7 +134,9 @@ class ADGM(AuxiliaryModel):
 
 
 class SDGM(AuxiliaryModel):
-    r"""The skip model: :math:`p(y)\, p(z)\, p(a|z, y)\, p(x|a, z, y)`; the guide and arguments of :class:`AuxiliaryModel`.
+    r"""The skip model :math:`p(y)\, p(z)\, p(a|z, y)\, p(x|a, z, y)`.
+
+    Guide and arguments: see :class:`AuxiliaryModel`.
 
     Two layers of latent vectors, with a skip from the upper one to the image.
 
@@ -142,7 +151,7 @@ class SDGM(AuxiliaryModel):
         return (self.latent_dim,), (self.num_classes,), (self.latent_dim,)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """The generative model p(y) p(z) p(a|z, y) p(x|a, z, y), and the classifier's term; see :meth:`guide`."""
+        """The generative model, and the classifier's term; see :meth:`guide`."""
         self._register("prior", "auxiliary_decoder", "decoder", "likelihood", "classifier")
         with pyro.plate("data", len(x), dim=-1):
             label = self.labels.model(y)
@@ -153,10 +162,10 @@ class SDGM(AuxiliaryModel):
         return z
 
     def decode_auxiliary(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return p(a|z, y): latent vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        """Return p(a|z, y), event shape ``(Z,)``; ``z`` has shape ``(..., Z)``."""
         return self.auxiliary(self.auxiliary_decoder(self.vector(y), z))
 
     def decode(self, z: Tensor, y: Tensor, a: Tensor | None = None) -> TorchDistributionMixin:
-        """Return p(x|a, z, y); ``a`` defaults to one draw a ~ p(a|z, y); see :meth:`LabelledModel.decode`."""
+        """Return p(x|a, z, y); ``a`` defaults to one draw from p(a|z, y)."""
         a = self.decode_auxiliary(z, y).sample() if a is None else a
         return self.likelihood(self.decoder(z, self.vector(y), a))

@@ -1,13 +1,12 @@
-"""Labels that are known for some data: their prior, their place in a guide, and the term that trains a classifier."""
+"""Partly known labels: their prior, their guide, and the classifier's term."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
@@ -17,21 +16,20 @@ from pyro_vae.parallel.shared_batch import batch_counts
 
 
 class Labels(nn.Module):
-    r"""A label of C classes, known for some data: :math:`p(y) = 1/C` and, where it is unknown, :math:`q(y|x)`.
+    r"""A label of C classes that is known for some data.
 
-    Labels of another kind, and numbers that are no class, are refused by a ``ValueError`` under Pyro's validation.
-
-    Two sites, named as Pyro's ``obs_mask`` names them. ``y_observed`` is the label where it is known, and masked elsewhere.
-    ``y_unobserved`` is drawn for all data: where the label is known nothing reads it, and the guide draws it from its
-    prior, so that it enters with log p - log q = 0, in any objective and with its values summed over.
+    Its prior is :math:`p(y) = 1/C`, its guide :math:`q(y|x)` where it is unknown. There are two sites, named as Pyro's
+    ``obs_mask`` names them. ``y_observed`` is the known label, masked elsewhere. ``y_unobserved`` is drawn for all data. Where
+    the label is known, nothing reads ``y_unobserved``, and the guide draws it from its prior: it enters with
+    log p - log q = 0 in any objective, also if its values are summed over. Under Pyro's validation a ``ValueError`` refuses
+    labels of another dtype or out of range.
 
     Args:
         num_classes: C.
-        weight: Of the classifier's own term, see :meth:`classified`.
-        temperature: None: ``y_unobserved`` is a whole number, marked to be enumerated: ``elbo("enum")`` sums over it,
-            ``trace`` and ``graph`` draw it, the other objectives refuse it. A number: in train mode it is a relaxed label
-            instead, on both sides, which all but ``enum`` and ``piwae`` take. In eval mode the label is whole, and p(x)
-            that of the model proper.
+        weight: Weight of the classifier's own term, see :meth:`classified`.
+        temperature: None: ``y_unobserved`` is a whole number, marked to be enumerated. ``elbo("enum")`` sums over it,
+            ``trace`` and ``graph`` draw it, other objectives refuse it. A number: in train mode the label is relaxed, in model
+            and guide; all objectives but ``enum`` and ``piwae`` take it. In eval mode it is a whole number again.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -53,13 +51,13 @@ class Labels(nn.Module):
         self.register_buffer("prior", torch.zeros(num_classes), persistent=False)
 
     def model(self, y: Tensor) -> Tensor:
-        r"""Draw :math:`y \sim p(y)`, and observe what is known of it; for use within the data plate.
+        r"""Draw :math:`y \sim p(y)` and observe known labels, within the data plate.
 
         Args:
             y: Labels, shape ``(B,)``, int64, -1 where unknown.
 
         Returns:
-            The label of each datum as a one-hot vector, or a relaxed one, shape ``(..., B, C)``.
+            The label of each datum as a one-hot or relaxed vector, shape ``(..., B, C)``.
         """
         self._check(y)
         drawn = pyro.sample("y_unobserved", self._unobserved(self.prior))
@@ -68,14 +66,14 @@ class Labels(nn.Module):
         return self._chosen(y >= 0, given, drawn)
 
     def guide(self, y: Tensor, logits: Tensor) -> Tensor:
-        r"""Draw :math:`y \sim q(y|x)` where it is unknown; for use within the data plate.
+        r"""Draw the unknown labels :math:`y \sim q(y|x)`, within the data plate.
 
         Args:
             y: Labels, shape ``(B,)``, int64, -1 where unknown.
             logits: The classifier's output, shape ``(..., B, C)``.
 
         Returns:
-            As :meth:`model`.
+            See :meth:`model`.
         """
         self._check(y)
         known = y >= 0
@@ -84,20 +82,22 @@ class Labels(nn.Module):
         return self._chosen(known, y.clamp(min=0), drawn)
 
     def classified(self, y: Tensor, logits: Tensor) -> None:
-        r"""Add :math:`\alpha\, \frac{B}{B_l} \sum_{i \text{ labelled}} \log q(y_i|x_i)` to the objective, and to no bound.
+        r"""Add the classifier's term to the objective, and to no bound.
 
-        Where the label is known the bound does not depend on q(y|x), which without this term would learn from unlabelled
-        data alone. With the factor B / B_l (data to labelled data of the batch) a datum's share of the sum is
-        :math:`\alpha` times the mean over labelled data, however few there are or often they come, if every batch has one
-        (``labelled_per_batch`` of ``fit``): :math:`\alpha` is what Kingma et al. multiply by the number of data. For use in
-        the model, within the data plate.
+        .. math:: \alpha\, \frac{B}{B_l} \textstyle\sum_{i \text{ labelled}} \log q(y_i|x_i)
+
+        Where the label is known the bound does not depend on q(y|x): without this term the classifier would learn from
+        unlabelled data alone. B / B_l is the ratio of data to labelled data in the batch. With it the term for each datum is
+        :math:`\alpha` times the mean over labelled data, whatever their number, if every batch has one
+        (``labelled_per_batch`` of ``fit``). Kingma et al. multiply :math:`\alpha` by the number of data. For use in the
+        model, within the data plate.
 
         Args:
             y: Labels, shape ``(B,)``, int64, -1 where unknown.
             logits: The classifier's output, shape ``(..., B, C)``.
         """
         self._check(y)
-        if self.weight == 0:  # no factor of Pyro's may be 0
+        if self.weight == 0:  # Pyro allows no scale of 0
             return
         known = y >= 0
         size, labelled = batch_counts(known)
@@ -108,21 +108,21 @@ class Labels(nn.Module):
 
     @property
     def relaxed(self) -> bool:
-        """Whether labels are relaxed at the moment."""
+        """True if labels are relaxed in the current mode."""
         return self.temperature is not None and self.training
 
     def _check(self, y: Tensor) -> None:
-        """Refuse labels of another kind, and numbers that are no class, under Pyro's validation."""
+        """Refuse labels of another dtype or out of range, under Pyro's validation."""
         if is_validation_enabled():
             check_labels(y, self.num_classes, complete=False)
 
-    def _unobserved(self, logits: Tensor) -> Any:
+    def _unobserved(self, logits: Tensor) -> TorchDistributionMixin:
         if self.relaxed:
             temperature = self.prior.new_tensor(self.temperature)
-            return LogRelaxedCategorical(temperature, logits=logits, validate_args=False)  # it has no support to check
+            return LogRelaxedCategorical(temperature, logits=logits, validate_args=False)  # no support to check
         return dist.Categorical(logits=logits)
 
     def _chosen(self, known: Tensor, given: Tensor, drawn: Tensor) -> Tensor:
-        """The label that is given where it is known, else what was drawn; as vectors."""
+        """Return the known labels, and the drawn ones elsewhere, as vectors."""
         vector = drawn.exp() if self.relaxed else self.one_hot[drawn]
         return torch.where(known[:, None], self.one_hot[given], vector)

@@ -82,5 +82,5 @@ class M1(VAE):
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
-        """Return the class probabilities q(y|z) at the mean of q(z|x), shape ``(..., C)``, of ``(..., *data_shape)``."""
+        """Return the class probabilities, shape ``(..., C)``, at the mean of q(z|x)."""
         return self.classifier(self.encode(x).mean).softmax(-1)

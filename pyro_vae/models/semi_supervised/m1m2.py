@@ -23,7 +23,9 @@ LOWER = ("encoder", "posterior", "decoder", "likelihood")
 
 
 class M1M2(SemiSupervised):
-    r"""The stacked model: :math:`p(y)\, p(z_2)\, p(z|z_2, y)\, p(x|z)`, the guide :math:`q(z|x)\, q(y|z)\, q(z_2|z, y)`.
+    r"""The stacked model, M1 + M2.
+
+    .. math:: p(y)\, p(z_2)\, p(z|z_2, y)\, p(x|z) \quad \text{with the guide} \quad q(z|x)\, q(y|z)\, q(z_2|z, y)
 
     A VAE whose prior of z is an M2. Labels, bound and the classifier's term are as in :class:`M2`. On the frozen networks of a
     trained VAE (:meth:`stand_on`) this is the layer-wise training of Kingma et al.: M2's objective on draws from q(z|x). From
@@ -118,7 +120,7 @@ class M1M2(SemiSupervised):
             super().center_output(mean, scale)
 
     def train(self, mode: bool = True) -> M1M2:
-        """Set train mode, or eval mode; the networks of :meth:`stand_on` stay in eval mode."""
+        """Set the mode; the networks of :meth:`stand_on` stay in eval mode."""
         super().train(mode)
         for name in LOWER if self._stands else ():
             getattr(self, name).eval()
@@ -153,33 +155,36 @@ class M1M2(SemiSupervised):
         return z
 
     def encode_lower(self, x: Tensor) -> TorchDistributionMixin:
-        """Return q(z|x): data of shape ``(..., *data_shape)`` to a distribution with event shape ``(Z,)``."""
+        """Return q(z|x), event shape ``(Z,)``; ``x`` has shape ``(..., *data_shape)``."""
         return self.posterior(self.encoder(self._checked(x)))
 
     def decode_lower(self, z: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z): vectors of shape ``(..., Z)`` to a distribution with event shape ``data_shape``."""
+        """Return p(x|z), event shape ``data_shape``; ``z`` has shape ``(..., Z)``."""
         return self.likelihood(self.decoder(z))
 
     def encode_upper(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return q(z2|z, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        """Return q(z2|z, y), event shape ``(Z,)``; ``z`` has shape ``(..., Z)``."""
         return self.upper(self.upper_encoder(z, self.vector(y)))
 
     def decode_upper(self, z2: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return p(z|z2, y): vectors of shape ``(..., Z)`` with labels to a distribution with event shape ``(Z,)``."""
+        """Return p(z|z2, y), event shape ``(Z,)``; ``z2`` has shape ``(..., Z)``."""
         return self.upper(self.upper_decoder(z2, self.vector(y)))
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
-        """Return q(z2|z, y) at the mean of q(z|x); ``y`` defaults to the most probable label."""
+        """Return q(z2|z, y) at the mean of q(z|x).
+
+        ``y`` defaults to the most probable label.
+        """
         label = self.vector(self.classify(x).argmax(-1) if y is None else y, x)
         return self.encode_upper(self.encode_lower(x).mean, label)
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z) at the mean of p(z|z2, y); latent vectors z2 of shape ``(..., Z)`` with labels."""
+        """Return p(x|z) at the mean of p(z|z2, y); ``z`` is z2."""
         return self.decode_lower(self.decode_upper(z, y).mean)
 
     @torch.no_grad()
     def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
-        """Return the class probabilities q(y|x), the mean of q(y|z) over draws z ~ q(z|x).
+        """Return the class probabilities, the mean of q(y|z) over draws of z.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
@@ -192,11 +197,11 @@ class M1M2(SemiSupervised):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the mean image E[x'|z] at one draw z ~ q(z|x), whatever the label; shape of ``x``."""
+        """Return the mean image at one draw of z, whatever the label."""
         return mean_image(self.decode_lower(self.encode_lower(x).sample()))
 
     @torch.no_grad()
     def sample(self, num_samples: int, y: Tensor | int | None = None) -> Tensor:
-        """Draw x ~ p(x|z), z ~ p(z|z2, y), z2 ~ p(z2); see :meth:`LabelledModel.sample`."""
+        """Draw x from the model; see :meth:`LabelledModel.sample`."""
         label = self._labels(num_samples, y)
         return self.decode_lower(self.decode_upper(self.prior().sample((num_samples,)), label).sample()).sample()

@@ -1,4 +1,4 @@
-"""M2, and the base class of models of images and partly known labels."""
+"""M2, and the base class of models with partly known labels."""
 
 from __future__ import annotations
 
@@ -58,18 +58,23 @@ class SemiSupervised(LabelledModel):
             self.objective = "trace"  # type: ignore[misc]
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return the class probabilities q(y|x), shape ``(..., C)``, for data of shape ``(..., *data_shape)``."""
+        """Return the class probabilities q(y|x), shape ``(..., C)``."""
         raise NotImplementedError
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the mean image at one draw from the guide; ``y`` defaults to the most probable label; shape of ``x``."""
+        """Return the mean image at one draw from the guide.
+
+        ``y`` defaults to the most probable label.
+        """
         label = self.classify(x).argmax(-1) if y is None else y
         return mean_image(self.decode(self.encode(x, label).sample(), label))
 
 
 class M2(SemiSupervised):
-    r"""The generative semi-supervised model: :math:`p(y)\, p(z)\, p(x|z, y)`, the guide :math:`q(y|x)\, q(z|x, y)`.
+    r"""The generative semi-supervised model.
+
+    .. math:: p(y)\, p(z)\, p(x|z, y) \quad \text{with the guide} \quad q(y|x)\, q(z|x, y)
 
     For a datum with a label the bound is on log p(x, y); for one without (-1) it is on log p(x), with a sum over y:
 
@@ -137,7 +142,7 @@ class M2(SemiSupervised):
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
-        """Return the class probabilities q(y|x), shape ``(..., C)``, for data of shape ``(..., *data_shape)``."""
+        """Return the class probabilities q(y|x), shape ``(..., C)``."""
         return self.classifier(self._checked(x)).softmax(-1)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
