@@ -198,7 +198,8 @@ def test_alpha_counts_alike_in_batches_of_any_size_where_all_labels_are_known(ba
 def test_a_class_half_of_which_is_not_registered_is_refused(capsys, name, part, elbo):
     error = refused(capsys, "--model", f"faulty:{name}", "--elbo", elbo, "--binarize", "threshold")
     assert (
-        f"model faulty:{name}: expected all that the objective depends on to be known to Pyro, got {part} not" in error
+        f"model faulty:{name}: expected every part that the objective uses to be registered with Pyro, got {part} unregistered"
+        in error
     )
     assert f'pyro.module("{part}", self.{part})' in error
 
@@ -208,7 +209,9 @@ def test_fit_refuses_it_too_and_takes_what_is_frozen_or_not_used(compiled):
     import faulty
 
     options = {"epochs": 2, "batch_size": 5, "compile": compiled, "progress": False}
-    with pytest.raises(ValueError, match="model ModelAlone: expected all .* got encoder not; register it"):
+    with pytest.raises(
+        ValueError, match="model ModelAlone: expected every part .* got encoder unregistered; call pyro.module"
+    ):
         pv.fit(faulty.ModelAlone((1, 8, 8)), *ten(), **options)
     with pytest.raises(ValueError, match="model GuideAlone: expected all .* got decoder not"):
         pv.fit(faulty.GuideAlone((1, 8, 8)), *ten(), **options)

@@ -90,8 +90,8 @@ def check_reached(
     if reached:
         first = next(iter(reached))
         raise ValueError(
-            f"model {name}: expected all that the objective depends on to be known to Pyro, got {', '.join(reached)} not; "
-            f'register it by pyro.module("{first}", self.{first}) or self._register("{first}"), or freeze it.'
+            f"model {name}: expected every part that the objective uses to be registered with Pyro, got {', '.join(reached)} "
+            f'unregistered; call pyro.module("{first}", self.{first}) or self._register("{first}") there, or freeze it.'
         )
 
 
