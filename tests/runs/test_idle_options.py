@@ -213,7 +213,7 @@ def test_fit_refuses_it_too_and_takes_what_is_frozen_or_not_used(compiled):
         ValueError, match="model ModelAlone: expected every part .* got encoder unregistered; call pyro.module"
     ):
         pv.fit(faulty.ModelAlone((1, 8, 8)), *ten(), **options)
-    with pytest.raises(ValueError, match="model GuideAlone: expected all .* got decoder not"):
+    with pytest.raises(ValueError, match="model GuideAlone: expected every part .* got decoder unregistered"):
         pv.fit(faulty.GuideAlone((1, 8, 8)), *ten(), **options)
     frozen = faulty.ModelAlone((1, 8, 8))
     frozen.encoder.requires_grad_(False)
