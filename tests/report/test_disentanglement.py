@@ -37,7 +37,7 @@ def test_units_stand_in_the_order_of_their_factors():
     )
     with pytest.raises(ValueError, match="factors: expected 5 names for one, got 2"):
         units_by_factors({"one": found}, NAMES[:2])
-    with pytest.raises(ValueError, match="found: expected at least one code"):
+    with pytest.raises(ValueError, match="scores: expected at least one code"):
         units_by_factors({}, NAMES)
 
 

@@ -110,15 +110,15 @@ class Calibration:
         """
         if not 0 < nominal < 1:
             raise ValueError(f"nominal: expected a probability between 0 and 1, got {nominal}; pass one such as 0.9.")
-        found = []
+        coverages = []
         for name, column in zip(self.names, self.ranks.T, strict=True):
             if name != LOG_JOINT:
                 values, size = self.credible(name, column)
                 inside = max(1, min(size - 1, round(nominal * size)))
                 actual = float((values < inside).double().mean())
                 error = math.sqrt(actual * (1 - actual) / len(column))
-                found.append(Coverage(name, inside / size, actual, error))
-        return found
+                coverages.append(Coverage(name, inside / size, actual, error))
+        return coverages
 
     def credible(self, name: str, ranks: Tensor) -> tuple[Tensor, int]:
         r"""Find the smallest of n nested credible sets that holds the truth.
@@ -241,8 +241,8 @@ def calibrate(
                 raise ValueError("data: expected at least one datum, got none; pass some of the right shape.") from None
             ranking = Ranking(model, guide, simulated, plate, vectorize)
             vectorize = ranking.vectorize
-            names, found = ranking.ranks(num_draws, chunk_rows)
-            ranks.append(found)
+            names, batch = ranking.ranks(num_draws, chunk_rows)
+            ranks.append(batch)
     return Calibration(torch.cat(ranks)[:num_simulations], names, num_draws, level)
 
 

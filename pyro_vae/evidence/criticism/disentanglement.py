@@ -239,13 +239,13 @@ def _factor_values(factors: Tensor, codes: Tensor, least: int = 2) -> list[Tenso
         )
     if not bool(torch.isfinite(codes).all()):
         raise ValueError("codes: expected finite numbers, got NaN or infinity; leave such data out.")
-    found = [column.cpu().unique(return_inverse=True)[1] for column in factors.unbind(1)]
-    for k, column in enumerate(found):
+    values = [column.cpu().unique(return_inverse=True)[1] for column in factors.unbind(1)]
+    for k, column in enumerate(values):
         if not len(column) or int(column.max()) == 0:
             raise ValueError(
                 f"factors: expected at least two values of each, got one in column {k}; leave the column out."
             )
-    return found
+    return values
 
 
 def _self_information(values: Tensor) -> Tensor:
@@ -291,10 +291,10 @@ def _terms_of_q(units: Distribution, values: list[Tensor], max_elements: int) ->
         largest = log_q.amax(-1, keepdim=True)
         density = (log_q - largest).exp()
         whole = density.mean(-1)
-        found = []
+        terms = []
         for v, one, share in zip(values, members, shares, strict=True):
             given = density @ (one / (num * share))  # (S, Z, V)
             own = given.gather(-1, v[rows, None, None].expand(-1, width, 1))[..., 0]
-            found.append((own / whole).log())
-        parts.append(torch.stack(found, -1))
+            terms.append((own / whole).log())
+        parts.append(torch.stack(terms, -1))
     return torch.cat(parts)

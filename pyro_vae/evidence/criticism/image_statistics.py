@@ -95,5 +95,5 @@ def radial_spectrum(images: Tensor) -> Tensor:
     kept = (radius >= 1) & (radius <= highest)
     ring = radius[kept] - 1
     counts = torch.bincount(ring, minlength=highest).clamp(min=1)
-    found = power.new_zeros((*images.shape[:-2], highest))
-    return found.index_add(-1, ring, power.flatten(-2)[..., kept]) / counts
+    sums = power.new_zeros((*images.shape[:-2], highest))
+    return sums.index_add(-1, ring, power.flatten(-2)[..., kept]) / counts

@@ -181,18 +181,18 @@ def _check_shape(made: Tensor, images: Tensor) -> Tensor:
     return made
 
 
-def _set_statistics(found: ImageStatistics) -> dict[str, Tensor]:
+def _set_statistics(images: ImageStatistics) -> dict[str, Tensor]:
     """Statistics of a whole set of images by name."""
     values = {
-        "ink": found.ink.mean(),
-        "spread of ink": found.ink.std(),
-        "components": found.components.mean(),
+        "ink": images.ink.mean(),
+        "spread of ink": images.ink.std(),
+        "components": images.components.mean(),
     }
-    share = torch.arange(1, found.spectrum.shape[1] + 1) / found.spectrum.shape[1]
+    share = torch.arange(1, images.spectrum.shape[1] + 1) / images.spectrum.shape[1]
     for name, low, high in BANDS:
         band = (share > low) & (share <= high)
         if bool(band.any()):
-            values[f"power, {name}"] = found.spectrum[:, band].mean()
+            values[f"power, {name}"] = images.spectrum[:, band].mean()
     return values
 
 

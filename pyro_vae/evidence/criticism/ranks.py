@@ -45,12 +45,12 @@ class Scored(NamedTuple):
 
         The quantities are each unit of each site, log p(x, z), and log q(z|x) if it is known.
         """
-        found = {}
+        values = {}
         for site, units in self.units.items():
             for j, unit in enumerate(units.unbind(-1)):
-                found[site if units.shape[-1] == 1 else f"{site}[{j}]"] = unit
+                values[site if units.shape[-1] == 1 else f"{site}[{j}]"] = unit
         logs = {LOG_JOINT: self.log_joint} | ({} if self.log_q is None else {LOG_Q: self.log_q})
-        return found | logs
+        return values | logs
 
 
 class Ranking:
@@ -81,8 +81,8 @@ class Ranking:
         #: True if the guide can score any z; not if a site passes on the draw of another one.
         self.has_log_q = not any(site["infer"].get("is_auxiliary", False) for site in sites)
         at_truth = poutine.trace(poutine.replay(model, trace=_trace_of(simulated.latents)))
-        found = dict(sample_sites(at_truth.get_trace(*simulated.args, **simulated.kwargs)))
-        self.event_dims = {name: found[name]["fn"].event_dim for name in simulated.latents}
+        sites_at_truth = dict(sample_sites(at_truth.get_trace(*simulated.args, **simulated.kwargs)))
+        self.event_dims = {name: sites_at_truth[name]["fn"].event_dim for name in simulated.latents}
 
     def ranks(self, num: int, chunk_rows: int) -> tuple[tuple[str, ...], Tensor]:
         """Rank the truth among draws from the guide; break ties at random.

@@ -34,7 +34,7 @@ def zero_offsets(fn: TorchDistributionMixin) -> list[Tensor]:
     """
     zeros: list[Tensor] = []
 
-    def record(value: Tensor, unit: Tensor | float) -> Tensor:
+    def record(value: Tensor, _unit: Tensor | float) -> Tensor:
         zeros.append(torch.zeros_like(value))
         return value
 

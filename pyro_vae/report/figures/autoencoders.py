@@ -102,7 +102,7 @@ def codes(model: Autoencodes, x: Tensor, source: str) -> Figure:
         axes.spines[:].set_visible(False)
     for row, label in enumerate(("image", f"its {z.shape[1]} numbers", "reconstruction")):
         grid[row, 0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
-    figure.suptitle(f"{source} in {z.shape[1]} numbers; bars from {-limit:.1f} to {limit:.1f}")
+    figure.suptitle(f"{source} in {z.shape[1]} numbers; bars from −{limit:.1f} to {limit:.1f}")
     return figure
 
 

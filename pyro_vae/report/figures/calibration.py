@@ -15,41 +15,46 @@ from pyro_vae.report.figures.delta_ecdf import Panel, delta_ecdf
 MAX_UNITS = 4
 
 
-def ranks(found: Calibration, wording: Callable[[str], str] = str) -> Figure:
+def ranks(calibration: Calibration, wording: Callable[[str], str] = str) -> Figure:
     """Draw the distribution function of the ranks minus the uniform one.
 
     The panels are the units with the smallest p-values, then the log densities. A guide that is too narrow makes an S: above
     0 on the left, below 0 on the right. One that is too wide makes the reverse, one that is shifted a bow to one side.
 
     Args:
-        found: The ranks.
+        calibration: The ranks and their p-values.
         wording: Translate texts about a model of x alone, such as ``q(z|x)``, to this model.
     """
-    names = [*_worst(found), *(name for name in (LOG_JOINT, LOG_Q) if name in found.names)]
-    pit = dict(zip(found.names, found.pit.T.numpy(), strict=True))
-    panels = [Panel(wording(_title(found, name)), pit[name], found.band, name in found.failures) for name in names]
+    names = [*_worst(calibration), *(name for name in (LOG_JOINT, LOG_Q) if name in calibration.names)]
+    pit = dict(zip(calibration.names, calibration.pit.T.numpy(), strict=True))
+    panels = [
+        Panel(wording(_title(calibration, name)), pit[name], calibration.band, name in calibration.failures)
+        for name in names
+    ]
     return delta_ecdf(
         panels,
-        wording(f"Ranks of the truth among {found.num_draws} draws from q(z|x), {len(found.ranks):,} simulations"),
+        wording(
+            f"Ranks of the truth among {calibration.num_draws} draws from q(z|x), {len(calibration.ranks):,} simulations"
+        ),
         "normalized rank of the truth",
         "share below − expected share",
     )
 
 
-def coverage(found: Calibration, wording: Callable[[str], str] = str) -> Figure:
+def coverage(calibration: Calibration, wording: Callable[[str], str] = str) -> Figure:
     """Draw the coverage of credible sets minus their probability under q.
 
     Below 0 the guide is overconfident: its sets hold the truth too rarely.
 
     Args:
-        found: The ranks.
+        calibration: The ranks and their p-values.
         wording: See :func:`ranks`.
     """
-    names = [*_worst(found), *([LOG_Q] if LOG_Q in found.names else [])]
+    names = [*_worst(calibration), *([LOG_Q] if LOG_Q in calibration.names else [])]
     panels = []
-    level = 1 - (1 - found.level) / len(names)
+    level = 1 - (1 - calibration.level) / len(names)
     for name in names:
-        sets, size = found.credible(name, found.ranks[:, found.names.index(name)])
+        sets, size = calibration.credible(name, calibration.ranks[:, calibration.names.index(name)])
         band = simultaneous_band(len(sets), size - 1, level)
         values = (sets.double().numpy() + 0.5) / size
         share = band.share_below(values)
@@ -58,18 +63,20 @@ def coverage(found: Calibration, wording: Callable[[str], str] = str) -> Figure:
         panels.append(Panel(title, values, band, bool(outside.any())))
     return delta_ecdf(
         panels,
-        wording(f"Coverage of credible sets of q(z|x), {len(found.ranks):,} simulations"),
+        wording(f"Coverage of credible sets of q(z|x), {len(calibration.ranks):,} simulations"),
         "probability of the set under q",
-        "share that holds the truth − expected share",
+        "share with the truth − expected share",
     )
 
 
-def _worst(found: Calibration) -> list[str]:
-    chosen = sorted(found.units, key=lambda name: found.p_values[name])[:MAX_UNITS]
-    return [name for name in found.units if name in chosen]
+def _worst(calibration: Calibration) -> list[str]:
+    chosen = sorted(calibration.units, key=lambda name: calibration.p_values[name])[:MAX_UNITS]
+    return [name for name in calibration.units if name in chosen]
 
 
-def _title(found: Calibration, name: str) -> str:
-    p = found.p_values[name]
+def _title(calibration: Calibration, name: str) -> str:
+    p = calibration.p_values[name]
     words = f"p = {p:.2g}".replace("-", "−") if p > 1e-12 else "p < 1e−12"
-    return f"{name}: {words}" + (f", {found.fault(name)}" if name in found.failures and name != LOG_JOINT else "")
+    return f"{name}: {words}" + (
+        f", {calibration.fault(name)}" if name in calibration.failures and name != LOG_JOINT else ""
+    )

@@ -10,38 +10,34 @@ from pyro_vae.evidence.comparison import Comparison, Difference
 SURE, DOUBTED, REFERENCE = "#0072B2", "#E69F00", "0.4"
 
 
-def comparison(found: Comparison) -> Figure:
+def comparison(result: Comparison) -> Figure:
     """Draw differences to the reference (left) and stacking weights (right).
 
     Args:
-        found: The comparison, a row for each model, the best on top.
+        result: The comparison, a row for each model, the best on top.
     """
-    count = len(found.rows)
+    count = len(result.rows)
     figure = Figure(figsize=(9, 1.7 + 0.42 * count), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     left.axvline(0, color=REFERENCE, linewidth=0.8, linestyle="--")
-    for place, row in enumerate(found.rows):
-        _difference(left, place, row, row.name == found.reference)
-    right.barh(range(count), [row.weight for row in found.rows], height=0.55, color="0.7")
-    for place, row in enumerate(found.rows):
-        right.text(row.weight + 0.02, place, f"{row.weight:.2f}", va="center", fontsize=9)
-    left.set_yticks(range(count), [_name(row, row.name == found.reference) for row in found.rows])
-    xlabel = f"{found.evidence} minus that of {found.reference}, nats per datum (higher is better)"
-    if any(row.mc_error for row in found.rows):
+    for place, row in enumerate(result.rows):
+        _difference(left, place, row, row.name == result.reference)
+    _weights(right, result)
+    left.set_yticks(range(count), [_name(row, row.name == result.reference) for row in result.rows])
+    xlabel = f"{result.evidence} minus that of {result.reference}, nats per datum (higher is better)"
+    if any(row.mc_error for row in result.rows):
         xlabel += "\nthick: ± 2 Monte Carlo standard errors, which more draws would reduce"
     left.set(ylim=(count - 0.5, -0.5), xlabel=xlabel)
-    right.set(xlim=(0, 1.2), xlabel="stacking weight", xticks=[0, 0.5, 1])
-    right.tick_params(left=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
     figure.suptitle(
-        f"Paired differences over {found.num_data:,} data, with simultaneous {100 * found.level:g} % intervals",
+        f"Paired differences over {result.num_data:,} data, with simultaneous {100 * result.level:g} % intervals",
         fontsize=11,
     )
-    if not bool(found.reliable.all()):
+    if not bool(result.reliable.all()):
         figure.supxlabel(
-            f"orange: {found.evidence} of some data, here or under the reference, cannot be trusted and is likely too low",
+            f"orange: {result.evidence} of some data, here or under the reference, cannot be trusted and is likely too low",
             fontsize=9,
         )
     return figure
@@ -50,6 +46,14 @@ def comparison(found: Comparison) -> Figure:
 def _name(row: Difference, is_reference: bool) -> str:
     value = f"{row.log_px:.2f} nats".replace("-", "−")
     return f"{row.name}{', the reference' if is_reference else ''}\n{value}"
+
+
+def _weights(axes: Axes, result: Comparison) -> None:
+    axes.barh(range(len(result.rows)), [row.weight for row in result.rows], height=0.55, color="0.7")
+    for place, row in enumerate(result.rows):
+        axes.text(row.weight + 0.02, place, f"{row.weight:.2f}", va="center", fontsize=9)
+    axes.set(xlim=(0, 1.2), xlabel="stacking weight", xticks=[0, 0.5, 1])
+    axes.tick_params(left=False)
 
 
 def _difference(axes: Axes, place: int, row: Difference, is_reference: bool) -> None:

@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from pyro_vae.evidence.criticism.disentanglement import InformationGap
@@ -27,39 +28,41 @@ ROWS, STEPS = 5, 7
 ASIDE, BELOW = 2.6, 1.0
 
 
-def units_by_factors(found: dict[str, InformationGap], factors: Sequence[str]) -> Figure:
+def units_by_factors(scores: dict[str, InformationGap], factors: Sequence[str]) -> Figure:
     r"""Draw the information of each unit (row) about each factor (column).
 
     .. math:: I(z_j; v_k) / H(v_k)
 
     Args:
-        found: Title of a panel to the scores of a code; all codes have the same factors.
+        scores: Title of a panel to the scores of a code; all codes have the same factors.
         factors: Names of the factors.
 
     Raises:
         ValueError: If there is no code, or the number of names is not that of the factors.
     """
-    if not found:
-        raise ValueError("found: expected at least one code, got none; pass the scores of one.")
-    for title, gap in found.items():
+    if not scores:
+        raise ValueError("scores: expected at least one code, got none; pass the scores of one.")
+    for title, gap in scores.items():
         if len(gap.entropy) != len(factors):
             raise ValueError(
                 f"factors: expected {len(gap.entropy)} names for {title}, got {len(factors)}; name each factor."
             )
-    most = max(len(gap.information) for gap in found.values())
-    figure = Figure(figsize=(0.62 * len(factors) * len(found) + 1.6, 0.36 * most + 1.9), layout="constrained")
-    panels = figure.subplots(1, len(found), sharey=False, squeeze=False)[0]
-    for k, (axes, (title, gap)) in enumerate(zip(panels, found.items(), strict=True)):
+    most = max(len(gap.information) for gap in scores.values())
+    figure = Figure(figsize=(0.62 * len(factors) * len(scores) + 1.6, 0.36 * most + 1.9), layout="constrained")
+    panels = figure.subplots(1, len(scores), sharey=False, squeeze=False)[0]
+    for k, (axes, (title, gap)) in enumerate(zip(panels, scores.items(), strict=True)):
         image = _panel(axes, gap, factors)
         axes.set_title(f"{title}\nMIG {gap.value:.3f} ± {gap.std_error:.3f}", fontsize=10)
         axes.set_ylabel("latent unit" if k == 0 else "")
-    figure.colorbar(image, ax=list(panels), label="share of the factor's entropy", shrink=0.8)
-    figure.suptitle("Information of latent units about factors: I(z; v) / H(v), percent", fontsize=11)
+    figure.colorbar(
+        image, ax=list(panels), label="share of the factor's entropy", shrink=0.8, format=PercentFormatter(1)
+    )
+    figure.suptitle("Information of latent units about factors: I(z; v) / H(v)", fontsize=11)
     return figure
 
 
 def traversals_by_factor(
-    models: dict[str, VAE], x: Tensor, found: dict[str, InformationGap], factors: Sequence[str]
+    models: dict[str, VAE], x: Tensor, scores: dict[str, InformationGap], factors: Sequence[str]
 ) -> Figure:
     """Decode an image while each unit in turn runs over its prior.
 
@@ -69,17 +72,12 @@ def traversals_by_factor(
     Args:
         models: Title of a block to a model of images with a standard normal prior.
         x: The image, shape ``data_shape``.
-        found: Title of a block to the scores of the model's code.
+        scores: Title of a block to the scores of the model's code.
         factors: Names of the factors.
     """
-    blocks, rows = [], min(ROWS, *(model.latent_dim for model in models.values()))
-    order = {title: _shown(gap, rows) for title, gap in found.items()}
-    for title, model in models.items():
-        mean = model.encode(like_parameters(model, x[None])).mean[0]
-        z = mean.repeat(rows, STEPS, 1)
-        for row, unit in enumerate(order[title]):
-            z[row, :, unit] = torch.linspace(-3, 3, STEPS).to(mean)
-        blocks.append(decoded(model, z).index_fill(0, torch.arange(len(order[title]), rows).to(z.device), torch.nan))
+    rows = min(ROWS, *(model.latent_dim for model in models.values()))
+    order = {title: _shown(gap, rows) for title, gap in scores.items()}
+    blocks = [_block(model, x, order[title], rows) for title, model in models.items()]
     if len(blocks) % 2 and len(blocks) > 1:
         blocks.append(torch.full_like(blocks[0], torch.nan))
     across, down = min(2, len(blocks)), (len(blocks) + 1) // 2
@@ -92,9 +90,9 @@ def traversals_by_factor(
     )
     for k, title in enumerate(models):
         start, above = k % across * left, k // across * top
-        axes.text(start, above - 0.15, f"{title}: MIG {found[title].value:.2f}", fontsize=12, va="bottom")
+        axes.text(start, above - 0.15, f"{title}: MIG {scores[title].value:.2f}", fontsize=12, va="bottom")
         for row, unit in enumerate(order[title]):
-            factor = _best_factor(found[title].shares[unit], factors)
+            factor = _best_factor(scores[title].shares[unit], factors)
             axes.text(
                 start - 0.1, above + row + 0.5, f"$z_{{{unit + 1}}}$: {factor}", ha="right", va="center", fontsize=10
             )
@@ -104,6 +102,15 @@ def traversals_by_factor(
         pad=26,
     )
     return figure
+
+
+def _block(model: VAE, x: Tensor, units: Sequence[int], rows: int) -> Tensor:
+    """Decoded traversals, shape ``(rows, STEPS, *data_shape)``; NaN in rows without a unit."""
+    mean = model.encode(like_parameters(model, x[None])).mean[0]
+    z = mean.repeat(rows, STEPS, 1)
+    for row, unit in enumerate(units):
+        z[row, :, unit] = torch.linspace(-3, 3, STEPS).to(mean)
+    return decoded(model, z).index_fill(0, torch.arange(len(units), rows).to(z.device), torch.nan)
 
 
 def _shown(gap: InformationGap, rows: int) -> list[int]:

@@ -38,7 +38,7 @@ class Encoded:
         labels: Labels, shape ``(N,)``, or None.
         unit_kl: KL of each unit, mean over these data, shape ``(Z,)``, nats; None if the KL is no sum over units.
         total: Number of data in the split.
-        words: Name of the latent vectors in a title, such as ``means of q(z|x)`` or ``codes``.
+        name: Name of the latent vectors in a title, such as ``means of q(z|x)`` or ``codes``.
         num_sites: Number of latent sites of the guide. With one, the KL of its units sums to the rate.
     """
 
@@ -47,7 +47,7 @@ class Encoded:
     labels: Tensor | None
     unit_kl: Tensor | None
     total: int
-    words: str = "means of q(z|x)"
+    name: str = "means of q(z|x)"
     num_sites: int = 1
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -61,7 +61,7 @@ class Encoded:
     @property
     def q(self) -> str | None:
         """Name of the encoder's distribution, such as ``q(z|x)``, or None."""
-        return self.words.removeprefix("means of ") if self.words.startswith("means of ") else None
+        return self.name.removeprefix("means of ") if self.name.startswith("means of ") else None
 
     def amount(self, count: int | None = None) -> str:
         """The number of data and their total, such as ``40 of 70``.
@@ -78,12 +78,12 @@ def encode(vae: Encodes, split: Split) -> Encoded:
     prior = method_of(vae, "prior")
     rows, columns = spread_rows(len(split.x)), evaluation_inputs(vae, split)
     means: list[Tensor] = []
-    words = "posterior means"
+    name = "posterior means"
     kls: list[Tensor | None] = []
     for part in rows.split(min(ENCODER_ROWS, columns.chunk)):
         q = call_with_inputs(vae.encode, like_parameters(vae, columns[part]))
         kl = None if prior is None else evidence.kl_per_unit(q, prior())
-        words = words_of(vae, q)
+        name = latent_name(vae, q)
         means.append(q.mean.cpu().double())
         kls.append(None if kl is None else kl.cpu().double())
     known = [kl for kl in kls if kl is not None]
@@ -93,7 +93,7 @@ def encode(vae: Encodes, split: Split) -> Encoded:
         labels=None if split.y is None or split.y.dim() > 1 else split.y.cpu()[rows],
         unit_kl=torch.cat(known).mean(0) if len(known) == len(kls) else None,
         total=len(split.x),
-        words=words,
+        name=name,
         num_sites=_num_latents(vae, columns),
     )
 
@@ -104,7 +104,7 @@ def _num_latents(vae: Encodes, columns: Inputs) -> int:
         return 0
     with own_randomness(0), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         trace = poutine.trace(vae.guide).get_trace(*like_parameters(vae, columns[:2]))
-    return sum(not site_is_subsample(trace.nodes[name]) for name in trace.stochastic_nodes)
+    return sum(not site_is_subsample(trace.nodes[site]) for site in trace.stochastic_nodes)
 
 
 def is_point(q: TorchDistributionMixin) -> bool:
@@ -114,7 +114,7 @@ def is_point(q: TorchDistributionMixin) -> bool:
     return isinstance(q, dist.Delta)
 
 
-def words_of(vae: Encodes, q: TorchDistributionMixin) -> str:
+def latent_name(vae: Encodes, q: TorchDistributionMixin) -> str:
     """Name of the latent vectors of a model in a title.
 
     Args:

@@ -17,22 +17,22 @@ from pyro_vae.report.figures.tiles import shrunk, tiles
 COVERED = 0.5  # the grey of a hidden pixel
 
 
-def fillings(x: Tensor, visible: Tensor, found: Filling, columns: int = 6) -> Figure:
+def fillings(x: Tensor, visible: Tensor, filling: Filling, columns: int = 6) -> Figure:
     """Draw images, their visible pixels, fillings, and their mean and spread.
 
     Args:
         x: Complete images, shape ``(B, *data_shape)``.
         visible: True at visible pixels, bool, a shape that broadcasts to that of ``x``.
-        found: Result of :func:`pyro_vae.evidence.inpaint`.
+        filling: Result of :func:`pyro_vae.evidence.inpaint`.
         columns: Number of fillings shown, at most.
 
     Returns:
         A row for each image.
     """
-    count = min(columns, len(found.images))
+    count = min(columns, len(filling.images))
     covered = torch.where(visible, x, COVERED)
     # A pixel's spread is at most 1/2, that of a fair coin.
-    shown = [x, covered, *found.images[:count], found.mean, 2 * found.spread]
+    shown = [x, covered, *filling.images[:count], filling.mean, 2 * filling.spread]
     images = torch.stack([shrunk(part) for part in shown], dim=1).flatten(0, 1)
     left = [0.0, 1.0, *(2.2 + k for k in range(count)), 2.4 + count, 3.4 + count]
     figure, axes = tiles(images, left, range(len(x)))
@@ -56,8 +56,8 @@ def denoisings(models: Mapping[str, Autoencodes], clean: Tensor, noisy: Tensor, 
         A row for the images, one for the noisy ones, and one for each model.
     """
     rows = {"clean": clean, "noisy": noisy} | {name: denoise(model, noisy) for name, model in models.items()}
-    errors = {name: float(squared_error(found, clean, clean.dim() - 1).mean().detach()) for name, found in rows.items()}
-    images = torch.cat([shrunk(found) for found in rows.values()])
+    errors = {name: float(squared_error(image, clean, clean.dim() - 1).mean().detach()) for name, image in rows.items()}
+    images = torch.cat([shrunk(image) for image in rows.values()])
     figure, axes = tiles(images, range(len(clean)), range(len(rows)))
     labels = [name if name == "clean" else f"{name}\nsquared error {errors[name]:.1f}" for name in rows]
     axes.set_yticks([row + 0.5 for row in range(len(rows))], labels)

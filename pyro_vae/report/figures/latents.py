@@ -26,7 +26,7 @@ def latents(encoded: Encoded, source: str) -> Figure:
     figure = Figure(figsize=(8, _height(points)), layout="constrained")
     axes = figure.subplots()
     (_histogram if len(names) == 1 else scatter)(axes, points, names, classes)
-    what = encoded.words[0].upper() + encoded.words[1:]
+    what = encoded.name[0].upper() + encoded.name[1:]
     axes.set_title(f"{what} of {encoded.amount(len(means))} {source} data")
     axes.spines[["top", "right"]].set_visible(False)
     label_legend(figure, axes, classes, "outside right upper", 2 if len(means) > 1000 else 1)

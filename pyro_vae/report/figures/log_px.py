@@ -112,6 +112,6 @@ def _draws(estimate: Estimate) -> str:
 
 
 def _mean(estimate: Estimate) -> str:
-    found = estimate.summary()
-    error = "" if found.std_error is None else f" ± {found.std_error:.2f} (standard error)"
-    return f"mean {found.log_px:.2f}{error}".replace("-", "−")
+    summary = estimate.summary()
+    error = "" if summary.std_error is None else f" ± {summary.std_error:.2f} (standard error)"
+    return f"mean {summary.log_px:.2f}{error}".replace("-", "−")

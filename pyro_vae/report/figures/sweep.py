@@ -46,13 +46,13 @@ def _digits(levels: Sequence[float]) -> int:
 
 def _labels(rows: Sequence[Mapping[str, float]], near: float) -> list[tuple[str, tuple[float, float]]]:
     """Labels with their places; points within ``near`` share one."""
-    found: list[tuple[list[str], tuple[float, float]]] = []
+    groups: list[tuple[list[str], tuple[float, float]]] = []
     for row in rows:
         point = (row["rate"], row["distortion"])
-        for betas, other in found:
+        for betas, other in groups:
             if max(abs(point[0] - other[0]), abs(point[1] - other[1])) <= near:
                 betas.append(f"{row['beta']:g}")
                 break
         else:
-            found.append(([f"{row['beta']:g}"], point))
-    return [(", ".join(betas), point) for betas, point in found]
+            groups.append(([f"{row['beta']:g}"], point))
+    return [(", ".join(betas), point) for betas, point in groups]

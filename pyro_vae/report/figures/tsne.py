@@ -34,7 +34,7 @@ def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
     whole = raw.shape[1:] == split.x.shape[1:]
     kind = ("raw pixels" if whole else "averaged pixels") if raw.dim() == 4 else "raw data"
     embedded = {
-        f"{'codes' if encoded.words == 'codes' else 'latent means'}, Z = {means.shape[1]:,}": _embed(
+        f"{'codes' if encoded.name == 'codes' else 'latent means'}, Z = {means.shape[1]:,}": _embed(
             means, perplexity, seed
         ),
         f"{kind}, D = {math.prod(raw.shape[1:]):,}": _embed(raw, perplexity, seed),
