@@ -64,7 +64,7 @@ def scores(model: PyroModel, split: Split, seed: int = 0) -> dict[str, Figure]:
 
 
 def _mean(values: Tensor, method: str = "") -> Figure:
-    """Return a mean with its error; warn if a value is not finite."""
+    """Return a mean with its error, and warn of non-finite values."""
     count = len(values)
     if bad := int((~values.isfinite()).sum()):
         warnings.warn(
