@@ -56,7 +56,7 @@ class Entry:
 
         Args:
             tensors: The tensors among the arguments.
-            broken: 1 if an earlier step was broken. Then, as if this one is, only random numbers are altered.
+            broken: 1 if an earlier step was broken. Then, and if this one is, only random numbers are altered.
         """
         loss, distortion, rate, broken, *rest = self.graph([*tensors, self.sound if broken is None else broken])
         grads = iter(rest)

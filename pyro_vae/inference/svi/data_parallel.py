@@ -13,9 +13,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.models.protocol import PyroModel
@@ -78,7 +79,7 @@ class Exchange:
         self.module, self.interrupt = module, interrupt
         self.stop = self.due = self.expecting = False
         self.failure: Exception | None = None
-        self.plates: Callable[[], Mapping[str, Any]] = dict
+        self.plates: Callable[[], Mapping[str, CondIndepStackFrame]] = dict
         self.full_size: int | None = None
         self.begin(1)
         self._steps = 0

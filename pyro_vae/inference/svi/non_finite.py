@@ -55,14 +55,14 @@ def nonfinite_site(model: Program, guide: Program, args: Args, kwargs: Kwargs) -
     return None
 
 
-class Noise(NamedTuple):
+class GeneratorStates(NamedTuple):
     """States of the generators."""
 
     host: Tensor
     device: Tensor | None
 
     @classmethod
-    def of(cls, device: torch.device | None) -> Noise:
+    def of(cls, device: torch.device | None) -> GeneratorStates:
         """Return the current states."""
         return cls(torch.get_rng_state(), None if device is None else device_state(device))
 
@@ -77,7 +77,7 @@ class Pending(NamedTuple):
 
     args: Args
     kwargs: Kwargs
-    noise: Noise
+    before: GeneratorStates
     broken: Tensor
     loss: Tensor
 

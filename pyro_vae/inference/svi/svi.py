@@ -20,7 +20,7 @@ from pyro_vae.inference.objectives.bound import Terms
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.svi.compiled import CapturedSteps, Entry
 from pyro_vae.inference.svi.data_parallel import Exchange
-from pyro_vae.inference.svi.non_finite import Noise, NonFiniteLossError, Pending, PendingSteps, nonfinite_site
+from pyro_vae.inference.svi.non_finite import GeneratorStates, NonFiniteLossError, Pending, PendingSteps, nonfinite_site
 from pyro_vae.inference.svi.optimizer import FusedOptim, as_pyro_optim
 from pyro_vae.inference.svi.step import Evaluated, Evaluation, clear
 from pyro_vae.system.randomness import device_state
@@ -160,7 +160,7 @@ class SVI(pyro.infer.SVI):
         taken, step = broken
         self._broken = None
         self.steps_taken -= taken
-        step.noise.restore(step.loss.device)
+        step.before.restore(step.loss.device)
         value = step.loss.item()
         if math.isfinite(value):
             raise NonFiniteLossError("a gradient that is not finite", self.steps_taken, None)
@@ -180,15 +180,15 @@ class SVI(pyro.infer.SVI):
         if found is None:
             return None
         entry, tensors = found
-        noise = Noise(host, device_state(entry.sound.device))
-        return self._taken(entry(tensors, self._broken), args, kwargs, noise, tensors)
+        before = GeneratorStates(host, device_state(entry.sound.device))
+        return self._taken(entry(tensors, self._broken), args, kwargs, before, tensors)
 
     def _shared_step(self, args: Args, kwargs: Kwargs, exchange: Exchange) -> Terms:
         """Take a step of one of several processes."""
-        noise = Noise.of(exchange.device)
+        before = GeneratorStates.of(exchange.device)
         exchange.expecting = self._across_batch
-        part = exchange.attempt(lambda: self._part(args, kwargs, noise.host), NonFiniteLossError)
-        return self._taken(self._evaluation.exchanged(part, exchange, self._broken), args, kwargs, noise, [])
+        part = exchange.attempt(lambda: self._part(args, kwargs, before.host), NonFiniteLossError)
+        return self._taken(self._evaluation.exchanged(part, exchange, self._broken), args, kwargs, before, [])
 
     def _part(self, args: Args, kwargs: Kwargs, random_state: Tensor) -> Evaluated:
         """Evaluate this process's part of a step."""
@@ -197,9 +197,11 @@ class SVI(pyro.infer.SVI):
             return found[0](found[1])
         return self._evaluated(self._evaluation.tensors, args, kwargs, random_state)
 
-    def _taken(self, evaluated: Evaluated, args: Args, kwargs: Kwargs, noise: Noise, tensors: list[Tensor]) -> Terms:
+    def _taken(
+        self, evaluated: Evaluated, args: Args, kwargs: Kwargs, before: GeneratorStates, tensors: list[Tensor]
+    ) -> Terms:
         """Take a step without a wait for its loss."""
-        self._pending.add(Pending(args, kwargs, noise, evaluated.broken, evaluated.terms.loss), tensors)
+        self._pending.add(Pending(args, kwargs, before, evaluated.broken, evaluated.terms.loss), tensors)
         self._take(evaluated)
         # Several processes must wait at the same step.
         if self._pending.many if self.exchange is None else self.exchange.due:

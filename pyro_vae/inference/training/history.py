@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.inference.training.checkpoint import State
 from pyro_vae.models.protocol import PyroModel, has_bound, loss_name, trained_on
 
 Row = dict[str, float]
@@ -82,7 +82,7 @@ class EpochProgress:
         """Return the mean training ELBO, nats per datum; wait for the device."""
         return -float(self.totals[1] + self.totals[2]) / self.seen
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return all but the order, which can be drawn again."""
         return {
             "start": self.start,
@@ -92,7 +92,7 @@ class EpochProgress:
             "seconds": self.seconds,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take the totals and counts of a state."""
         self.totals.copy_(state["totals"])
         self.batches, self.seen, self.seconds = state["batches"], state["seen"], float(state["seconds"])
