@@ -1,4 +1,4 @@
-"""Pyro's objective that sums over enumerated sites, ``enum``: for each datum, with tensors alone."""
+"""The ELBO with discrete sites summed out, ``enum``."""
 
 from __future__ import annotations
 
@@ -30,26 +30,33 @@ from pyro_vae.inference.weights.enumeration import EnumerationSums, log_sum_exp,
 
 
 class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
-    r"""The evidence lower bound with enumerated sites summed over instead of drawn.
+    r"""The evidence lower bound with enumerated sites summed out.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}\Big[\textstyle\sum_y q(y|x, z)\,
         \big(\log p(x, y, z) - \log q(y, z|x)\big)\Big] \le \log p(x)
 
-    for sites y enumerated in the guide (``infer={"enumerate": "parallel"}``); sites enumerated in the model alone are
-    summed out of p(x, z). A ``pyro.infer.TraceEnum_ELBO``, with its options. Where every enumerated site lies in the
-    data plate and in no plate within it, the sum is taken here, with tensors alone; in other programs Pyro's
-    contraction is used, which tells no rate and no distortion. Under ``scale_kl_pair`` guide-side enumeration gets
-    exactly distortion + beta x rate; with a site enumerated in the model a weight is refused. Where a mask leaves an
-    enumerated site out, as ``obs_mask`` does for a datum whose label is known, its values together count once; what a guide
-    observes is no draw and enters nothing. With nothing to sum over it warns and is ``TraceELBO``, as of relaxed labels;
-    ``fit`` refuses that.
+    for sites y enumerated in the guide (``infer={"enumerate": "parallel"}``). Sites enumerated in the model alone are
+    summed out of p(x, z). For models with discrete latents, such as unknown labels. A lower bound; its estimate and its
+    gradient are unbiased, and need no score-function terms of y.
+
+    If every enumerated site lies in the data plate and in no plate within it, the sum is taken here, by tensors alone.
+    Other programs use Pyro's contraction, which gives no rate and no distortion. Under ``scale_kl_pair`` guide-side
+    enumeration gets exactly distortion + beta x rate; a site enumerated in the model refuses a weight. An enumerated site
+    that a mask leaves out, as ``obs_mask`` does for a known label, counts once, whatever its number of values. A site that
+    the guide observes is no draw and enters nothing. Without a site to sum over, as with relaxed labels, the objective
+    warns and equals ``TraceELBO``; ``fit`` refuses that.
+
+    Args:
+        *args: See ``pyro.infer.TraceEnum_ELBO``; ``num_particles`` is K, the draws averaged for each datum.
+        plate: Name of the data plate, if several enclose every site.
+        **options: See ``pyro.infer.TraceEnum_ELBO``.
 
     References:
         Obermeyer et al., "Tensor Variable Elimination for Plated Factor Graphs", 2019.
     """
 
     def _guess_max_plate_nesting(self, *args: object, **kwargs: object) -> None:
-        """Find how many dimensions the plates use, without the line in which Pyro tells the user."""
+        """Count the dimensions of the plates, without Pyro's log line."""
         level = elbo.logger.level
         elbo.logger.setLevel(logging.WARNING)
         try:
@@ -58,7 +65,10 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
             elbo.logger.setLevel(level)
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
-        """Traces without what the guide observes, which Pyro's contraction would count as drawn."""
+        """Traces without the sites that the guide observes.
+
+        Pyro's contraction would count them as drawn.
+        """
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         for name, site in list(sample_sites(guide_trace)):
             if site["is_observed"] and not is_auxiliary_loss(site):
@@ -78,11 +88,11 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
         return torch.cat(values).mean(0)
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """The loss with its rate and distortion; see :class:`Terms`.
+        """The loss with its rate and distortion; see :meth:`Bound.terms`.
 
         Raises:
-            NotSimpleError: If an enumerated site is in a plate within a datum, or another is not reparameterized.
-            ValueError: If, besides, the distribution of an enumerated site is masked so that Pyro would count each value.
+            NotSimpleError: If the enumeration is no plain sum for each datum, or another site is not reparameterized.
+            ValueError: If Pyro's contraction would count each value of a masked site.
         """
         parts = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -116,14 +126,14 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
 
 
 class NotSimpleError(ValueError):
-    """An enumeration that is not a plain sum for each datum."""
+    """An enumeration that is no plain sum for each datum."""
 
 
 def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse an enumerated site whose distribution is masked so that Pyro's contraction would count each of its values.
+    """Refuse masks under which Pyro's contraction would count each value.
 
-    It does in the model alone, and in the guide where the mask is the constant False. A mask of the site, as
-    ``poutine.mask`` and ``obs_mask`` make it, leaves the probabilities that weigh the values as they are.
+    These are masks of the distribution, in the model alone, or the constant False in the guide. A mask of the site, by
+    ``poutine.mask`` or ``obs_mask``, leaves the probabilities that weigh the values as they are.
     """
     ours = [(name, site) for name, site in sample_sites(model_trace) if name not in guide_trace]
     for name, site in (*ours, *sample_sites(guide_trace)):
@@ -131,14 +141,13 @@ def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
         in_guide = name in guide_trace and mask is not None and mask.dim() > 0
         if mask is not None and not in_guide and not bool(mask.all()):
             raise ValueError(
-                f"enumerated site {name!r}: expected a distribution without a mask beside sites that are not summed or "
-                "reparameterized for each datum, got a masked one, of which Pyro's contraction would count each value; put "
-                "the mask around the site by poutine.mask."
+                f"enumerated site {name!r}: expected a distribution without a mask, got a masked one, since Pyro's contraction "
+                "would count each of its values; put poutine.mask around the site."
             )
 
 
 class ElboSums(EnumerationSums):
-    """The parts of the bound, each of shape ``(E..., K, B)``, nats.
+    """The parts of the ELBO, each of shape ``(E..., K, B)``, nats.
 
     Attributes:
         likelihood: log p(x|...), with the sites enumerated in the model summed out.
@@ -180,12 +189,12 @@ class ElboSums(EnumerationSums):
                 )
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over the values enumerated in the guide, under q: shape ``(K, B)``."""
+        """Average over the guide's enumerated sites under q: shape ``(K, B)``."""
         values = mean_under(self.log_q.exp(), values, self.of_guide) if self.of_guide else values
         return values.reshape(-1, values.shape[-1]).expand(-1, self.data_plate.size)
 
     def training_terms(self) -> Tensor:
-        """Sites marked ``auxiliary_loss``, with all their scales, averaged as any other term: shape ``(K, B)``.
+        """Sites marked ``auxiliary_loss``, with all scales: shape ``(K, B)``.
 
         Raises:
             NotSimpleError: If one lies outside the data plate.
@@ -196,8 +205,8 @@ class ElboSums(EnumerationSums):
                 if is_auxiliary_loss(site):
                     if self.data_plate.plate not in plates_of(site):
                         raise NotSimpleError(
-                            f"enum: expected training terms in the data plate, got {name!r} outside; the loss can be had, by "
-                            "Pyro's contraction, but no bound for each datum."
+                            f"enum: expected training terms in the data plate, got {name!r} outside, which gives a loss but "
+                            "no bound for each datum; move the site into the plate."
                         )
                     add(self.per_datum(site["log_prob"]))
         return self.mean(extra.value(self.zero()))
@@ -222,18 +231,18 @@ def _plain_sites(pair: Pair, data_plate: DataPlate) -> list[str]:
         ]
         if within:
             raise NotSimpleError(
-                f"enum: expected enumerated sites in the data plate alone, got {name!r} in {within[0]!r} too; the loss can be "
-                "had, by Pyro's contraction, but no bound for each datum."
+                f"enum: expected enumerated sites in the data plate alone, got {name!r} in {within[0]!r} too, which gives a "
+                "loss but no bound for each datum; use differentiable_loss."
             )
         if infer.get("num_samples") is not None or infer.get("enumerate") == "sequential":
             raise NotSimpleError(
-                f"enum: expected sites enumerated in parallel, all values, got {name!r} otherwise; the loss can be had by "
-                "Pyro's own terms, but no bound for each datum."
+                f"enum: expected sites enumerated in parallel with all values, got {name!r} otherwise, which gives a loss but "
+                "no bound for each datum; use differentiable_loss."
             )
     if len({site["infer"]["_enumerate_dim"] for site in enumerated.values()}) < len(enumerated):
         raise NotSimpleError(
-            "enum: expected an axis for each enumerated site, got several on one (pyro.markov); the loss can "
-            "be had, by Pyro's contraction, but no bound for each datum."
+            "enum: expected an axis for each enumerated site, got a shared one (pyro.markov), which gives a loss but no bound "
+            "for each datum; use differentiable_loss."
         )
     return list(enumerated)
 

@@ -1,9 +1,8 @@
-"""Pyro's objective that uses a program's dependencies, ``graph``."""
+"""The ELBO with the dependencies of a program, ``graph``."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import pyro
 import torch
@@ -24,18 +23,24 @@ from pyro_vae.system.imports import capturing
 
 
 class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
-    r"""The evidence lower bound, sampled, its score-function terms cut down to what depends on each draw.
+    r"""The evidence lower bound with score-function terms of lower variance.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
 
-    A ``pyro.infer.TraceGraph_ELBO``, with its options and its baselines (``infer={"baseline": ...}``). For sites with
-    reparameterized draws it equals ``TraceELBO``; for others its gradient has the lower variance, unbiased too.
+    For guides with sites that have no reparameterized draws: the score of a draw multiplies only the terms that depend on
+    it, less a baseline (``infer={"baseline": ...}``, as in Pyro). A lower bound; its estimate and its gradient are
+    unbiased. With reparameterized draws alone it equals ``TraceELBO``.
+
+    Args:
+        *args: See ``pyro.infer.TraceGraph_ELBO``; ``num_particles`` is K, the draws averaged for each datum.
+        plate: Name of the data plate, if several enclose every site.
+        **options: See ``pyro.infer.TraceGraph_ELBO``.
 
     References:
         Schulman et al., "Gradient Estimation Using Stochastic Computation Graphs", 2015.
     """
 
-    #: The draws on which each term depended when the program last ran with Pyro's provenance, which capture cannot see.
+    #: The draws that each term depends on, from the last run with Pyro's provenance, which capture cannot see.
     _depends: dict[tuple[bool, str], frozenset[str]]
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
@@ -78,9 +83,9 @@ class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
 
 
 def _less_baseline(name: str, site: Site, cost: Tensor) -> tuple[Tensor, Tensor]:
-    """What follows a draw, less its baseline (``infer={"baseline": ...}``, as in Pyro), and the loss that fits the baseline.
+    """The cost of a draw less its baseline, and the baseline's loss.
 
-    Unlike Pyro's, a running mean is changed in place: a captured step holds its very tensor.
+    Unlike Pyro's, a running mean changes in place, since a captured step holds its tensor.
     """
     options = dict(site["infer"].get("baseline", {}))
     network, value = options.pop("nn_baseline", None), options.pop("baseline_value", None)
@@ -88,19 +93,20 @@ def _less_baseline(name: str, site: Site, cost: Tensor) -> tuple[Tensor, Tensor]
     decay = options.pop("baseline_beta", 0.9)
     if options:
         raise ValueError(
-            f"site {name!r}: expected a baseline's options as in pyro.infer.TraceGraph_ELBO, got {sorted(options)}."
+            f"site {name!r}: expected baseline options of pyro.infer.TraceGraph_ELBO, got {sorted(options)}; drop them."
         )
     if network is not None and value is not None:
         raise ValueError(f"site {name!r}: expected nn_baseline or baseline_value, got both; drop one.")
-    baseline: Any = 0.0
+    baseline: float | Tensor = 0.0
     fitted = torch.zeros_like(cost.sum())
     if network is not None:
         baseline = network(_detached(given))
     elif value is not None:
         baseline = value
     if isinstance(baseline, Tensor):
-        baseline = detach_provenance(baseline)
-        _check_shape(name, cost, baseline)
+        detached: Tensor = detach_provenance(baseline)
+        _check_shape(name, cost, detached)
+        baseline = detached
     if running:
         mean = pyro.param(BASELINE + name, torch.zeros_like(cost)).detach()
         _check_shape(name, cost, mean)
@@ -114,11 +120,11 @@ def _less_baseline(name: str, site: Site, cost: Tensor) -> tuple[Tensor, Tensor]
 def _check_shape(name: str, cost: Tensor, baseline: Tensor) -> None:
     if cost.shape != baseline.shape:
         raise ValueError(
-            f"site {name!r}: expected a baseline of shape {tuple(cost.shape)}, one number for each draw, got "
-            f"{tuple(baseline.shape)}; give batches of one size, or a baseline that has the batch's."
+            f"site {name!r}: expected a baseline of shape {tuple(cost.shape)}, got {tuple(baseline.shape)}; use batches of one "
+            "size, or a baseline with one number for each draw."
         )
 
 
-def _detached(given: Any) -> Any:
-    """The input of a baseline's network, through which no gradient goes."""
+def _detached(given: object) -> object:
+    """The input of a baseline's network, detached."""
     return _pytree.tree_map(lambda x: detach_provenance(x).detach() if isinstance(x, Tensor) else x, given)

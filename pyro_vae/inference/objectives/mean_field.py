@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
@@ -30,27 +29,30 @@ from pyro_vae.inference.weights.draws import OuterScale
 
 
 class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
-    r"""The evidence lower bound, the KL in closed form where there is one.
+    r"""The evidence lower bound, with the KL in closed form where possible.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x|z)] - \sum_s KL(q(z_s|x) \| p(z_s)) \le \log p(x)
 
-    A ``pyro.infer.TraceMeanField_ELBO``, with its options. The closed form is right where no latent site's parents in the
-    model descend from it in the guide. So a term is sampled where a pair of distributions has no closed form, and where
-    the guide draws after a site what the model draws before it. Lower variance than :class:`TraceELBO` away from the
-    optimum, higher near it. Under ``scale_kl_pair`` the loss is exactly distortion + beta x rate.
+    For models whose prior and posterior have a closed KL. A lower bound; its estimate and its gradient are unbiased. The
+    closed form is right for a site if none of its parents in the model descends from it in the guide. A term is sampled if
+    the pair of distributions has no closed form, or if the guide draws after the site what the model draws before it. The
+    variance is lower than that of :class:`TraceELBO` away from the optimum, and higher near it. Under ``scale_kl_pair`` the
+    loss is exactly distortion + beta x rate.
 
     Args:
-        num_particles: K, draws averaged for each datum.
-        vectorize_particles: Draw them in one call, in an outermost plate.
-        plate: Name of the data plate for ``bound``, where several enclose every site.
-        **options: Pyro's further options of ``TraceMeanField_ELBO``.
+        *args: See ``pyro.infer.TraceMeanField_ELBO``; ``num_particles`` is K, the draws averaged for each datum.
+        plate: Name of the data plate, if several enclose every site.
+        **options: See ``pyro.infer.TraceMeanField_ELBO``.
 
     References:
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, eq. 7 and appendix B.
     """
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
-        """Without Pyro's warning about sites in another order, whose terms are sampled here."""
+        """Traces, without Pyro's warning about sites in another order.
+
+        The terms of such sites are sampled here.
+        """
         if is_validation_enabled():
             return pyro.infer.Trace_ELBO._get_trace(self, model, guide, args, kwargs)
         return super()._get_trace(model, guide, args, kwargs)
@@ -58,7 +60,7 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
     def _bound(
         self, model: Program, guide: Program, args: Args, kwargs: Kwargs, plate: str | None, outer_scale: OuterScale
     ) -> Tensor:
-        total: Any = 0.0
+        total = RunningSum()
         particles = 0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             check_match(model_trace, guide_trace)
@@ -67,7 +69,7 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
             if outer_scale == "refuse":
                 check_scales(model_trace, guide_trace)
             data_plate = find_data_plate(model_trace, guide_trace, plate)
-            value: Any = 0.0
+            value = RunningSum()
             closed = with_closed_kl(model_trace, guide_trace)
             for name, site in sample_sites(model_trace):
                 if is_auxiliary_loss(site):
@@ -76,12 +78,13 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
                     term = site_log_prob(site)
                 else:
                     term = -site_kl(site, guide_trace.nodes[name], name in closed)
-                value = value + data_plate.per_datum(term)
+                value.add(data_plate.per_datum(term))
             for _, site in auxiliary_sites(model_trace, guide_trace):
-                value = value - data_plate.per_datum(site_log_prob(site))
-            total = total + value.sum(0)
-            particles += value.shape[0]
-        return total / particles
+                value.subtract(data_plate.per_datum(site_log_prob(site)))
+            rows = value.value()
+            total.add(rows.sum(0))
+            particles += len(rows)
+        return total.value() / particles
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
         loss, distortion, rate = RunningSum(), RunningSum(), RunningSum()
@@ -111,29 +114,32 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
 
 
 def with_closed_kl(model_trace: Trace, guide_trace: Trace) -> set[str]:
-    """The latent sites whose KL may be taken in closed form, given the draws of all others.
+    """The latent sites whose KL may be taken in closed form.
 
-    Those with no other that the model draws before and the guide after them: one such may be a parent of the site in
-    p and a descendant in q, and an average over the site alone would leave out what it does to its parent.
+    These are the sites with no other site that the model draws before and the guide after them. Such a site may be a parent
+    in p and a descendant in q, and an average over the site alone would leave out its effect on that parent.
     """
     place = {name: index for index, name in enumerate(guide_trace.nodes)}
-    found, latest = set(), -1
+    closed, latest = set(), -1
     for name, site in sample_sites(model_trace):
         if site["is_observed"] or name not in place:
             continue
         if place[name] > latest:
-            found.add(name)
+            closed.add(name)
         latest = max(latest, place[name])
-    return found
+    return closed
 
 
 def site_kl(site: Site, guide_site: Site, closed: bool) -> Tensor:
-    """KL of a latent site, masked, without scales; from the draw unless it may have and has a closed form.
+    """KL of a latent site, masked, without scales.
 
     Args:
-        site: Of the model.
-        guide_site: Of the guide.
-        closed: Whether it may, see :func:`with_closed_kl`.
+        site: The model's site.
+        guide_site: The guide's site.
+        closed: Use a closed form if there is one, see :func:`with_closed_kl`; else log q - log p of the draw.
+
+    Returns:
+        In the batch shape of the site, nats.
     """
     kl = closed_kl(guide_site["fn"], site["fn"]) if closed else None
     if kl is None:
@@ -141,11 +147,13 @@ def site_kl(site: Site, guide_site: Site, closed: bool) -> Tensor:
     return scale_and_mask(kl.expand(guide_site["fn"].batch_shape), mask=guide_site["mask"])
 
 
-def closed_kl(q: Any, p: Any) -> Tensor | None:
-    """KL(q || p) in closed form, shape of q's batch; None where there is none.
+def closed_kl(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tensor | None:
+    """KL(q || p) in closed form; None if there is none.
 
-    Nor is there one of a ``Delta``: the ``log_density`` that it carries, by which Pyro's autoguides tell the Jacobian of
-    a draw, enters no formula.
+    A ``Delta`` has none: its ``log_density``, which in Pyro's autoguides holds the Jacobian of a draw, enters no formula.
+
+    Returns:
+        In the batch shape of q, nats.
     """
     if base_name(q) == "Delta":
         return None
@@ -156,7 +164,7 @@ def closed_kl(q: Any, p: Any) -> Tensor | None:
 
 
 def auxiliary_sites(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site]]:
-    """The sites that the guide draws and the model does not know."""
+    """The sites that the guide draws and the model does not have."""
     return [(n, s) for n, s in drawn_sites(guide_trace) if n not in model_trace.nodes and not is_auxiliary_loss(s)]
 
 

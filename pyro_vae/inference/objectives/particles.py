@@ -1,14 +1,15 @@
-"""Draws for the importance-weighted objectives: log weights of each draw and datum."""
+"""Scored draws for the importance-weighted objectives."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
+from pyro_vae.handlers import Beta
 from pyro_vae.inference.program.data_plate import DataPlate
 from pyro_vae.inference.program.sites import (
     PARTICLE_PLATES,
@@ -25,16 +26,18 @@ from pyro_vae.system.imports import capturing
 
 
 class Particles(NamedTuple):
-    r"""Draws of the guide, scored; each but the last two of shape ``(K, B)``, nats.
+    r"""Scored draws of the guide.
+
+    Arrays are of shape ``(K, B)``, nats, except the last two.
 
     Attributes:
         log_likelihood: log p(x|z).
         log_ratio: log p(z) - log q(z|x).
         log_w: log p(x|z) + beta (log p(z) - log q(z|x)), the *tempered* weight; at beta = 1 the log weight.
         log_q: log q(z|x).
-        score: Its part of the sites without reparameterized draws; 0 where all have them.
+        score: The part of log q of sites without reparameterized draws; 0 if there are none.
         scale: N/B of the data plate times a common outer scale: a float, or shape ``(B,)``.
-        extra: Sum of the sites marked ``auxiliary_loss``, with their scales, over the batch; mean over draws; 0-dim.
+        extra: Sites marked ``auxiliary_loss``, with their scales: sum over the batch, mean over draws; 0-dim.
     """
 
     log_likelihood: Tensor
@@ -42,16 +45,16 @@ class Particles(NamedTuple):
     log_w: Tensor
     log_q: Tensor
     score: Tensor
-    scale: Any
+    scale: Beta
     extra: Tensor
 
 
 def reduce(pair: Pair, data_plate: DataPlate) -> Particles:
-    """The per-datum terms of one pair of traces.
+    """Sum the terms of a pair of traces, per draw and datum.
 
     Args:
         pair: The traces, with or without a particle axis.
-        data_plate: Where the data lie.
+        data_plate: The plate of the data.
     """
     likelihood, ratio, tempered, log_q, score, extra = (RunningSum() for _ in range(6))
     for _, site in sample_sites(pair.model):
@@ -72,18 +75,18 @@ def reduce(pair: Pair, data_plate: DataPlate) -> Particles:
         log_q.add(plain)
         if not site["fn"].has_rsample:
             score.add(plain)
-    found = likelihood.value()
-    rows = max(found.shape[0], *(s.total.shape[0] for s in (ratio, score) if s.total is not None), 1)
+    log_px = likelihood.value()
+    rows = max(log_px.shape[0], *(s.total.shape[0] for s in (ratio, score) if s.total is not None), 1)
     shape = (rows, data_plate.size)
     sums = (ratio, tempered, log_q, score)
-    log_ratio, weighted, of_q, scored = (part.value(found).expand(shape) for part in sums)
-    likely = found.expand(shape)
+    log_ratio, weighted, of_q, scored = (part.value(log_px).expand(shape) for part in sums)
+    whole = log_px.expand(shape)
     scale = data_scale(pair, data_plate)
-    return Particles(likely, log_ratio, likely + weighted, of_q, scored, scale, extra.value(found.sum()))
+    return Particles(whole, log_ratio, whole + weighted, of_q, scored, scale, extra.value(log_px.sum()))
 
 
 def _num_particles(site: Site) -> int:
-    """How many draws a site's log-probability is a sum over."""
+    """Number of draws that a site's log-probability is summed over."""
     return math.prod(frame.size for frame in site["cond_indep_stack"] if frame.name in PARTICLE_PLATES)
 
 
@@ -96,8 +99,8 @@ def _add_latent(site: Site, data_plate: DataPlate, sign: float, ratio: RunningSu
     tempered.add(sign * data_plate.per_datum(log_prob) if betas else plain)
 
 
-def data_scale(pair: Pair, data_plate: DataPlate) -> Any:
-    """What multiplies the bound of each datum: N/B of the data plate times an outer scale common to all sites.
+def data_scale(pair: Pair, data_plate: DataPlate) -> Beta:
+    """The scale of each datum: N/B times a common outer scale.
 
     Returns:
         A float, or shape ``(B,)``.
@@ -105,7 +108,7 @@ def data_scale(pair: Pair, data_plate: DataPlate) -> Any:
     Raises:
         ValueError: If a plate inside a datum is subsampled, or the sites carry different outer scales.
     """
-    reference: Any = None
+    reference: Beta | None = None
     for trace in pair:
         for name, site in sample_sites(trace):
             if is_auxiliary_loss(site):
@@ -117,23 +120,24 @@ def data_scale(pair: Pair, data_plate: DataPlate) -> Any:
                 reference = scale
             elif scale is not reference and is_validation_enabled() and not _close(scale, reference):
                 raise ValueError(
-                    f"site {name!r}: expected the scale that the other sites have, got another; an importance-weighted bound "
-                    "has one scale for each datum, so put poutine.scale around the whole model and guide."
+                    f"site {name!r}: expected the scale of the other sites, got another; an importance-weighted bound has one "
+                    "scale for each datum, so put poutine.scale around the whole model and guide."
                 )
+    assert reference is not None  # an observed site has no weight of the KL
     if not isinstance(reference, Tensor) or reference.dim() == 0:
         return reference
     return data_plate.per_datum(reference)[0] / _count(reference, data_plate)
 
 
-def _without_kl(name: str, site: Site, data_plate: DataPlate) -> Any:
-    """A site's scale without the factors of ``scale_kl``; None where one of these may be 0 and leaves nothing to divide."""
+def _without_kl(name: str, site: Site, data_plate: DataPlate) -> Beta | None:
+    """A site's scale without ``scale_kl``; None if that may be 0."""
     for frame in site["cond_indep_stack"]:
         if frame.full_size == frame.size:
             continue
         if frame.name != data_plate.plate and frame.dim is not None and frame.dim > data_plate.dim:
             raise ValueError(
                 f"site {name!r}: expected whole plates inside a datum, got {frame.name!r} with {frame.size} of "
-                f"{frame.full_size}; the log of a mean over draws has no unbiased estimate from a part of a datum."
+                f"{frame.full_size}, from which no log of a mean has an unbiased estimate; don't subsample it."
             )
     betas = site.get("kl_scales", ())
     if not betas:
@@ -144,43 +148,13 @@ def _without_kl(name: str, site: Site, data_plate: DataPlate) -> Any:
 
 
 def _count(scale: Tensor, data_plate: DataPlate) -> int:
-    """How many entries of a plate-shaped scale belong to one datum."""
+    """Number of entries of a plate-shaped scale that belong to one datum."""
     return max(1, scale.numel() // max(1, scale.shape[data_plate.dim] if scale.dim() >= -data_plate.dim else 1))
 
 
-def _close(one: Any, other: Any) -> bool:
+def _close(one: Beta, other: Beta) -> bool:
     a, b = torch.broadcast_tensors(torch.as_tensor(one).detach().double(), torch.as_tensor(other).detach().double())
     return bool(torch.isclose(a, b, rtol=1e-5).all())
-
-
-class Gate:
-    """Passes values on and, on the way back, multiplies the gradient of each draw and datum by a factor set later."""
-
-    def __init__(self, data_plate: DataPlate) -> None:
-        self.data_plate = data_plate
-        self.factor: Tensor | None = None
-
-    def __call__(self, name: str, site: Site) -> Tensor:
-        """The value of a site, its gradient multiplied."""
-        value = site["value"]
-        if not value.requires_grad:
-            return value
-        event_dim = site["fn"].event_dim
-        passed = value.view_as(value)
-        passed.register_hook(lambda grad: grad * self._spread(value.dim() - event_dim, event_dim))
-        return passed
-
-    def _spread(self, batch_dim: int, event_dim: int) -> Tensor:
-        """The factor, shape ``(K, B)``, in the dimensions of a site's value."""
-        assert self.factor is not None
-        data_plate = self.data_plate
-        shape = [1] * data_plate.nesting
-        shape[data_plate.dim] = data_plate.size
-        spread = self.factor.reshape(-1, *shape)
-        spread = spread.reshape(spread.shape + (1,) * event_dim)
-        while spread.dim() > batch_dim + event_dim:  # a trace without a particle axis has fewer dimensions
-            spread = spread.squeeze(0)
-        return spread
 
 
 def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
@@ -189,7 +163,7 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
     Args:
         pair: The traces.
         what: Name of the objective.
-        reparameterized: Whether every latent site must have reparameterized draws.
+        reparameterized: Require reparameterized draws at every latent site.
 
     Raises:
         ValueError: If a site is enumerated, is a Delta, or has no reparameterized draws where it must.
@@ -197,8 +171,8 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
     for name, site in (*sample_sites(pair.model), *sample_sites(pair.guide)):
         if site["infer"].get("enumerate") is not None and not site["is_observed"]:
             raise ValueError(
-                f"{what}: expected no enumerated site, got {name!r}; use elbo('enum'), take the mark off to sample it, or "
-                "relax the label of a model that classifies: temperature=0.7."
+                f"{what}: expected no enumerated site, got {name!r}; use elbo('enum'), remove the mark to sample it, or relax "
+                "the label of a model that classifies: temperature=0.7."
             )
     auxiliary = any(site["infer"].get("is_auxiliary", False) for _, site in sample_sites(pair.guide))
     for name, site in drawn_sites(pair.guide):
@@ -207,8 +181,8 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
         fn = site["fn"]
         if base_name(fn) == "Delta" and not auxiliary:
             raise ValueError(
-                f"{what}: expected a density at guide site {name!r}, got a Delta, whose weights bound nothing; use a guide "
-                "with a scale, such as AutoNormal, or elbo('trace') for a point estimate."
+                f"{what}: expected a density at guide site {name!r}, got a Delta, whose weights give no bound; use a guide "
+                "such as AutoNormal, or elbo('trace') for a point estimate."
             )
         if reparameterized and not fn.has_rsample:
             raise ValueError(
@@ -217,10 +191,13 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
             )
 
 
-def common_beta(pair: Pair, data_plate: DataPlate, what: str = "dreg") -> Any:
-    """The weight of the KL that all latent sites share: a number, a 0-dim tensor or one of shape ``(B,)``.
+def common_beta(pair: Pair, data_plate: DataPlate, what: str = "dreg") -> Beta:
+    """The weight of the KL that all latent sites share.
 
-    Weights are the same if they are the same tensor, or equal numbers: tensors that are equal now may differ later.
+    Two weights are the same if they are the same tensor or equal numbers: tensors that are equal now may differ later.
+
+    Returns:
+        A number, a 0-dim tensor or shape ``(B,)``.
 
     Raises:
         ValueError: If the sites have different weights, or the weight varies within a datum.
@@ -228,31 +205,34 @@ def common_beta(pair: Pair, data_plate: DataPlate, what: str = "dreg") -> Any:
     sites = [(n, s) for n, s in drawn_sites(pair.guide) if not is_auxiliary_loss(s)]
     factors = [(name, _factors(site)) for name, site in sites] or [("", ())]
     first = factors[0][1]
-    for name, others in factors if not capturing() else ():  # captured is what has just been run and checked
+    for name, others in factors if not capturing() else ():  # an eager run has made this check before capture
         if len(others) != len(first) or not all(a is b or _equal(a, b) for a, b in zip(others, first, strict=True)):
             raise ValueError(
-                f"{what}: expected one weight of the KL for all sites, got another at {name!r}; give one number or tensor for "
-                "all, or use elbo('stl') or elbo('iwae') for weights of single sites."
+                f"{what}: expected one weight of the KL for all sites, got another at {name!r}; use one number or tensor, or "
+                "elbo('stl') or elbo('iwae') for weights of single sites."
             )
     return _of_data(math.prod(first), data_plate, what)
 
 
-def _factors(site: Site) -> tuple[Any, ...]:
+def _factors(site: Site) -> tuple[Beta, ...]:
     return tuple(beta for beta in site.get("kl_scales", ()) if isinstance(beta, Tensor) or beta != 1)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: Beta, other: Beta) -> bool:
     return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
 
 
-def _of_data(beta: Any, data_plate: DataPlate, what: str) -> Any:
-    """A weight that broadcasts to the plates of a site as one of each datum, shape ``(B,)``; others as they are."""
+def _of_data(beta: Beta, data_plate: DataPlate, what: str) -> Beta:
+    """Bring a weight from the plates of a site to shape ``(B,)``.
+
+    Numbers and 0-dim tensors stay as they are.
+    """
     if not isinstance(beta, Tensor) or beta.dim() == 0:
         return beta
     padded = beta.reshape((1,) * (data_plate.nesting - beta.dim()) + beta.shape).movedim(data_plate.dim, 0)
     if padded[0].numel() > 1:
         raise ValueError(
-            f"{what}: expected one weight of the KL for each datum, got one of shape {tuple(beta.shape)} that varies within a "
+            f"{what}: expected one weight of the KL for each datum, got shape {tuple(beta.shape)}, which varies within a "
             "datum; use elbo('iwae') or elbo('stl')."
         )
     return padded.reshape(-1)

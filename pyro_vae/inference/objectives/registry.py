@@ -1,12 +1,15 @@
-"""Objectives by name."""
+"""Objectives by name.
+
+A row names a class, and the class holds the rest: its constructor the options (see :func:`options_of`), its attributes
+whether it takes a weight of the KL, its number of draws, and whether its gradient is that of its bound (see :class:`Bound`).
+"""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
 
-import pyro
-
+from pyro_vae.inference.objectives.bound import Bound
 from pyro_vae.inference.objectives.enumerated import TraceEnumELBO
 from pyro_vae.inference.objectives.graph import TraceGraphELBO
 from pyro_vae.inference.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, VIMCO, Renyi
@@ -16,7 +19,7 @@ from pyro_vae.inference.objectives.trace import TraceELBO
 from pyro_vae.inference.objectives.wake_sleep import RWS, TVO
 from pyro_vae.lookup import lookup
 
-OBJECTIVES: dict[str, type[pyro.infer.ELBO]] = {
+OBJECTIVES: dict[str, type[Bound]] = {
     "trace": TraceELBO,
     "mean-field": TraceMeanFieldELBO,
     "graph": TraceGraphELBO,
@@ -35,16 +38,19 @@ OBJECTIVES: dict[str, type[pyro.infer.ELBO]] = {
 
 
 def default_objective(model: object) -> str:
-    """Return the name of the objective for a model, or its class, where the user names none.
+    """Return the name of a model's default objective.
 
     Args:
-        model: Its attribute ``objective`` decides; without one, or where that is None or empty, it is ``"trace"``.
+        model: A model or its class. Its attribute ``objective`` decides; without one, or if it is None or empty, the default
+            is ``"trace"``.
     """
     return getattr(model, "objective", None) or "trace"
 
 
 def options_of(name: str) -> list[str]:
-    """The options that an objective takes.
+    """Names of the options that an objective takes.
+
+    A class with ``**options`` takes those of the next class in its order of inheritance, too.
 
     Raises:
         ValueError: If the name is unknown.
@@ -59,23 +65,24 @@ def options_of(name: str) -> list[str]:
     return list(options)
 
 
-def elbo(name: str, **options: Any) -> Any:
-    """An objective by name.
+def elbo(name: str, **options: object) -> Bound:
+    """Make an objective by its name.
 
     Args:
         name: A name from ``OBJECTIVES``; docs/objectives.md compares them. ``"trace"``, ``"mean-field"``, ``"graph"`` and
-            ``"enum"`` are subclasses of Pyro's ``Trace_ELBO`` and its kin.
-        **options: What its class takes: ``num_particles``, ``vectorize_particles``, and those of its own.
+            ``"enum"`` are subclasses of Pyro's objectives of that name.
+        **options: Options of its class, such as ``num_particles`` and ``vectorize_particles``.
 
     Returns:
-        A ``pyro.infer.ELBO`` with ``bound(model, guide, *args)``, shape ``(B,)``, nats.
+        A ``pyro.infer.ELBO`` with ``bound(model, guide, *args)``, shape ``(B,)``, nats, higher is better.
 
     Raises:
         ValueError: If the name is unknown, or an option is out of its range.
-        TypeError: If the class has no such option, or it is of another kind.
+        TypeError: If the class has no such option, or its value is of another type.
     """
     known = options_of(name)
     for option in options:
         if option not in known:
-            raise TypeError(f"elbo({name!r}): unknown option {option!r}: expected one of {', '.join(known)}.")
-    return OBJECTIVES[name](**options)
+            raise TypeError(f"elbo({name!r}): unknown option {option!r}; expected one of {', '.join(known)}.")
+    make: Callable[..., Bound] = OBJECTIVES[name]
+    return make(**options)

@@ -19,15 +19,14 @@ class TraceELBO(Bound, pyro.infer.Trace_ELBO):
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
 
-    A ``pyro.infer.Trace_ELBO``, with its options. The estimate is unbiased for the ELBO; reparameterized sites have
-    pathwise gradients, others Pyro's score-function terms. Under ``scale_kl_pair`` the loss is exactly distortion +
-    beta x rate; ``bound`` never contains beta.
+    For any model and guide. A lower bound; its estimate and its gradient are unbiased. Reparameterized sites have pathwise
+    gradients, other sites Pyro's score-function terms. Under ``scale_kl_pair`` the loss is exactly distortion + beta x
+    rate.
 
     Args:
-        num_particles: K, draws averaged for each datum.
-        vectorize_particles: Draw them in one call, in an outermost plate.
-        plate: Name of the data plate for ``bound``, where several enclose every site.
-        **options: Pyro's further options of ``Trace_ELBO``.
+        *args: See ``pyro.infer.Trace_ELBO``; ``num_particles`` is K, the draws averaged for each datum.
+        plate: Name of the data plate, if several enclose every site.
+        **options: See ``pyro.infer.Trace_ELBO``.
 
     References:
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, eq. 2; Ranganath, Gerrish, Blei, "Black Box
@@ -56,7 +55,10 @@ class TraceELBO(Bound, pyro.infer.Trace_ELBO):
 
 
 def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
-    """Pyro's surrogate of the loss, with score-function terms; unlike Pyro's, by tensors alone, so that it can be captured."""
+    """The surrogate of Pyro's ``Trace_ELBO``, by tensors alone.
+
+    Its score-function terms are Pyro's. Without ``.item()`` it can be captured.
+    """
     total, log_r = RunningSum(), None
     for _, site in sample_sites(model_trace):
         total.subtract(site["log_prob_sum"])

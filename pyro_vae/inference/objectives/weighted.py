@@ -1,19 +1,24 @@
-r"""Importance-weighted objectives for any Pyro model and guide, right under plate subsampling and outer scales.
+r"""The base class of the importance-weighted objectives.
 
-All are functions of the tempered log weights :math:`a_k = \log p(x|z_k) + \beta (\log p(z_k) - \log q(z_k|x))` of each
-datum; at :math:`\beta = 1` these are the log importance weights. N/B and outer scales enter after the log.
+All are functions of the tempered log weights of each datum,
+
+.. math:: a_k = \log p(x|z_k) + \beta (\log p(z_k) - \log q(z_k|x)),
+
+which at :math:`\beta = 1` are the log importance weights. N/B and outer scales enter after the log, so the objectives are
+right under plate subsampling.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypedDict, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, TypedDict, TypeVar
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
 from pyro.util import check_site_shape
 from torch import Tensor
 
@@ -35,16 +40,16 @@ ARRAYS = ("log_likelihood", "log_ratio", "log_w", "log_q", "score")
 
 
 def log_mean_exp(log_w: Tensor, alpha: float = 0.0) -> Tensor:
-    r"""The power mean of order :math:`1 - \alpha` of the weights, as a log.
+    r"""Log of a power mean of the weights.
 
     .. math:: \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
 
-    At 0 the importance-weighted bound, in the limit 1 the mean of log w: the ELBO. Near 1 the deviations from the
-    largest weight are averaged, so that nothing cancels in the division.
+    At alpha = 0 it is the importance-weighted bound; in the limit alpha = 1 it is the mean of log w, the ELBO. Near 1 the
+    deviations from the largest weight are averaged, so that nothing cancels in the division.
 
     Args:
         log_w: Log weights, shape ``(K, ...)``, nats.
-        alpha: The order.
+        alpha: One minus the order of the mean, any real number.
 
     Returns:
         Shape ``(...)``, nats.
@@ -72,26 +77,30 @@ class Options(TypedDict, total=False):
     plate: str | None
 
 
-class WeightedELBO(Bound, pyro.infer.ELBO):
-    """What the importance-weighted objectives share; see each for its bound.
+class WeightedELBO(Bound):
+    """An objective that is a function of the log weights.
 
     Args:
-        num_particles: K, draws for each datum.
-        vectorize_particles: Draw them in one call, in an outermost plate; a program that does not run there, or has
-            other weights there, is drawn from one by one, with a warning.
-        max_plate_nesting: How many batch dimensions the program's plates use; infinite: found by running it.
-        retain_graph: As in Pyro.
-        plate: Name of the data plate, where several enclose every site.
+        num_particles: K, the number of draws for each datum.
+        vectorize_particles: Draw them in one call, in an outermost plate. A program that fails there, or has other weights
+            there, is drawn from one by one, with a warning.
+        max_plate_nesting: Number of batch dimensions that the program's plates use; infinite: found by running it.
+        retain_graph: See ``pyro.infer.ELBO``.
+        plate: Name of the data plate, if several enclose every site.
+
+    Attributes:
+        name: Name in error messages.
+        least_particles: The smallest K.
+        reparameterized: All sites must have reparameterized draws.
 
     Raises:
         TypeError: If ``num_particles`` is no whole number.
         ValueError: If there are too few draws.
     """
 
-    name = ""
-    least_particles = 1
-    reparameterized = True
-    takes_beta = True
+    name: ClassVar[str] = ""
+    least_particles: ClassVar[int] = 1
+    reparameterized: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -107,16 +116,18 @@ class WeightedELBO(Bound, pyro.infer.ELBO):
         )
         self.vectorize_particles = vectorize_particles
         check_count("num_particles", num_particles, self.least_particles, f" for {self.name}")
-        self._known: tuple[Any, Any] | None = None
-        self._data_plate: DataPlate | None = None
-
-    @property
-    def num_draws(self) -> int:
-        """Draws of the guide for each datum and step."""
-        return self.num_particles
+        self._known: tuple[Program, Program] | None = None
+        self._known_plate: DataPlate | None = None
 
     def value(self, log_w: Tensor) -> Tensor:
-        """The bound as a function of the log weights: shape ``(K, B)`` to ``(B,)``, nats; differentiable."""
+        """The bound as a differentiable function of the log weights.
+
+        Args:
+            log_w: Shape ``(K, B)``, nats.
+
+        Returns:
+            Shape ``(B,)``, nats, higher is better.
+        """
         raise NotImplementedError
 
     def _bound(
@@ -127,7 +138,7 @@ class WeightedELBO(Bound, pyro.infer.ELBO):
         return self.value(draws(self.num_draws).log_w)
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """The loss with its rate and distortion, from one set of draws; see :class:`Terms`."""
+        """The loss with its rate and distortion; see :meth:`Bound.terms`."""
         self._prepare(model, guide, args, kwargs)
         particles, surrogate = self._surrogate(model, guide, args, kwargs)
         bound = self.value(particles.log_w)
@@ -140,20 +151,20 @@ class WeightedELBO(Bound, pyro.infer.ELBO):
         )
 
     def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
-        """The draws, and for each datum, shape ``(B,)``, an expression whose gradient is the one to follow."""
-        particles = self._cat(self._reduce(pair) for pair in self._pairs(model, guide, args, kwargs))
+        """The draws, and an expression with the gradient to follow, shape ``(B,)``."""
+        particles = self._cat([self._reduce(pair) for pair in self._pairs(model, guide, args, kwargs)])
         return particles, self.value(particles.log_w)
 
     @property
-    def _layout_(self) -> DataPlate:
-        assert self._data_plate is not None
-        return self._data_plate
+    def _data_plate(self) -> DataPlate:
+        assert self._known_plate is not None
+        return self._known_plate
 
     def _reduce(self, pair: Pair) -> Particles:
-        return reduce(pair, self._layout_.at(pair.model))
+        return reduce(pair, self._data_plate.at(pair.model))
 
     def _prepare(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> None:
-        """Before the first loss of a pair: find the data_plate, check the sites, and try out the particle axis."""
+        """Find the data plate, check the sites and try the particle axis."""
         if self._known is not None and self._known[0] is model and self._known[1] is guide:
             return
         with own_randomness(), torch.no_grad():
@@ -164,7 +175,7 @@ class WeightedELBO(Bound, pyro.infer.ELBO):
             if self.vectorize_particles and self.num_draws > 1:
                 draws(2)
                 self.vectorize_particles = draws.vectorize
-        self._data_plate = draws.data_plate
+        self._known_plate = draws.data_plate
         self._known = model, guide
 
     def _check_beta(self, pair: Pair) -> None:
@@ -174,43 +185,43 @@ class WeightedELBO(Bound, pyro.infer.ELBO):
             for name, site in sample_sites(trace):
                 if site.get("kl_scales"):
                     raise ValueError(
-                        f"{self.name}: expected no weight of the KL, got one at site {name!r}, but this objective has no such "
-                        "term; drop beta, or use elbo('trace')."
+                        f"{self.name}: expected no weight of the KL, got one at site {name!r}; this objective has no KL, so "
+                        "drop beta, or use elbo('trace')."
                     )
 
     def _pairs(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Iterator[Pair]:
-        """Pairs of traces: one with a particle axis, or one for each draw."""
+        """Yield one pair of traces of all draws, or one a draw."""
 
         def pair(model: Program, guide: Program) -> tuple[Pair, Pair]:
-            found = self._pair(model, guide, args, kwargs)
-            return found, found
+            drawn = self._pair(model, guide, args, kwargs)
+            return drawn, drawn
 
         return self._drawn(pair, model, guide)
 
     def _drawn(self, draw: Callable[[Program, Program], tuple[Pair, T]], model: Program, guide: Program) -> Iterator[T]:
-        """What ``draw`` makes of model and guide: once, with a particle axis, or once for each draw.
+        """Yield one result of ``draw`` for all draws, or one each.
 
         Args:
-            draw: To a pair of traces, whose subsamples all draws keep, and what is asked for.
+            draw: Takes model and guide; returns a pair of traces, whose subsample all draws keep, and a result.
             model: The model.
             guide: The guide.
         """
         if self.vectorize_particles and self.num_draws > 1:
-            plate = pyro.plate(PLATE, self.num_draws, dim=-self._layout_.nesting - 1)
+            plate = pyro.plate(PLATE, self.num_draws, dim=-self._data_plate.nesting - 1)
             yield draw(plate(model), plate(guide))[1]
             return
         for number in range(self.num_draws):
-            pair, found = draw(model, guide)
+            pair, result = draw(model, guide)
             if number == 0:
                 model, guide = keep_subsample(pair, model, guide)
-            yield found
+            yield result
 
     def _pair(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Pair:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         return self._scored(model_trace, guide_trace)
 
-    def _scored(self, model_trace: Any, guide_trace: Any) -> Pair:
+    def _scored(self, model_trace: Trace, guide_trace: Trace) -> Pair:
         check_kl_scales(model_trace, guide_trace)
         if is_validation_enabled():
             check_match(model_trace, guide_trace)
@@ -220,10 +231,9 @@ class WeightedELBO(Bound, pyro.infer.ELBO):
                 check_site_shape(site, math.inf)
         return Pair(model_trace, guide_trace)
 
-    def _cat(self, parts: Iterator[Particles]) -> Particles:
-        """Draws made one by one as one set."""
-        found = list(parts)
-        if len(found) == 1:
-            return found[0]
-        arrays = {name: torch.cat([getattr(part, name) for part in found]) for name in ARRAYS}
-        return found[0]._replace(**arrays, extra=torch.stack([part.extra for part in found]).mean())
+    def _cat(self, parts: Sequence[Particles]) -> Particles:
+        """Concatenate draws made one by one."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = {name: torch.cat([getattr(part, name) for part in parts]) for name in ARRAYS}
+        return parts[0]._replace(**arrays, extra=torch.stack([part.extra for part in parts]).mean())

@@ -76,8 +76,6 @@ CASES: dict[str, Case] = {
     "rws": Case(log_mean_exp),
     "tvo": Case(_thermodynamic),
 }
-#: Those whose gradient is not that of their bound.
-NORMALIZED = ("rws", "tvo")
 
 
 def objectives(x: Tensor, rounds: int) -> Iterator[Line]:
@@ -98,7 +96,7 @@ def plain(name: str, case: Case, x: Tensor, rounds: int) -> Iterator[Line]:
     objective = elbo(key, **dict(case.options))
     exact = yardstick.expected(case.value, case.draws, x)
     yield _bound(name, objective, yardstick, exact.detach(), x, rounds)
-    if key in NORMALIZED:
+    if OBJECTIVES[key].self_normalized:
         yield _in_the_limit(name, yardstick, x)
         return
 
