@@ -167,7 +167,7 @@ def test_another_number_of_ranks_goes_on_with_other_noise_in_the_same_order(nurs
     codes, texts = run(nursery, size, tmp_path, "--quiet", "--device", "cpu", "--resume", str(tmp_path / "run"))
     assert codes == [0] * size, texts
     assert texts[0].startswith(
-        f"pyro_vae.train: warning: resume: this run was begun by 2 processes and goes on by {size}"
+        f"pyro_vae.train: warning: resume: this run began with 2 processes and continues with {size}"
     )
     assert (texts[0].count("\n"), set(texts[1:]) <= {""}) == (1, True)
     training = checkpoint(tmp_path / "run")["training"]

@@ -147,9 +147,9 @@ def ten(labels: list[int] | None = None) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize(
     ("batch_size", "said"),
     [
-        (1, r"expected batches of at least 2 data, .* got 1, which with 10 data leaves 1 alone; take 2\."),
-        (3, r"got 3, which with 10 data leaves 1 alone; take 4\."),
-        (9, r"got 9, which with 10 data leaves 1 alone; take 10\."),
+        (1, r"expected batches of at least 2 data .* got 1, which leaves 1 of 10 data alone; take 2\."),
+        (3, r"got 3, which leaves 1 of 10 data alone; take 4\."),
+        (9, r"got 9, which leaves 1 of 10 data alone; take 10\."),
         (4, None),
         (10, None),
     ],
@@ -163,7 +163,7 @@ def test_a_total_correlation_is_given_no_datum_alone(batch_size, said):
 def test_the_command_says_so_of_its_last_batch(capsys):
     error = refused(capsys, "--model", "tcvae", "--batch-size", "1436")  # of 1,437
     assert "batch_size: expected batches of at least 2 data" in error
-    assert "leaves 1 alone; take 1437." in error
+    assert "leaves 1 of 1,437 data alone; take 1437." in error
 
 
 @pytest.mark.parametrize("name", ["m1", "m2", "m1m2", "auxiliary", "sdgm"])

@@ -72,7 +72,7 @@ def controlled(objective: ELBO, *, num_data: int | None = None, **values: float 
             raise TypeError(str(unknown("control of the KL", name, FLAGS)))
     chosen = [name for name in CONTROLS if values.get(name) is not None]
     if len(chosen) > 1:
-        raise ValueError(f"{chosen[1]}: expected without {chosen[0]}, since both bend the KL, got both; drop one.")
+        raise ValueError(f"{chosen[1]}: expected without {chosen[0]}, since both control the KL, got both; drop one.")
     for name in chosen:
         control = CONTROLS[name]
         objective = control.make(objective, values[name], *(values[k] for k in values if k == control.option))

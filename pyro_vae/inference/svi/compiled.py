@@ -141,7 +141,7 @@ class CapturedSteps(GraphCache[Entry]):
             return found
         warnings.warn(
             f"SVI: at step {step} the compiled step has another loss or gradient than an eager one; captured anew. It had "
-            "read something that no tensor holds (docs/speed.md).",
+            "read a value outside of any tensor (docs/speed.md).",
             stacklevel=6,
         )
         self.forget()

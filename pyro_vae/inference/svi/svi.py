@@ -104,7 +104,9 @@ class SVI(pyro.infer.SVI):
         self.exchange = exchange
         self._evaluation.share(exchange)
         if self._captured is not None and self._across_batch:
-            self._captured.give_up("its objective bends the mean rate of the batch, which lies on several processes")
+            self._captured.give_up(
+                "its loss depends on the mean rate of the batch, which is spread over several processes"
+            )
 
     @property
     def compiled(self) -> bool:

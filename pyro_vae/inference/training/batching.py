@@ -43,10 +43,10 @@ def check_batches(model: PyroModel, data: Data, objective: ELBO, options: FitOpt
     least = _smallest(total, size) // processes
     if least < 2 <= total // processes:
         better = next(n for n in itertools.count(size + 1) if _smallest(total, n) // processes >= 2)
-        where = f"{processes} processes and " if processes > 1 else ""
+        where = f" and {processes} processes" if processes > 1 else ""
         raise ValueError(
-            f"batch_size: expected batches of at least 2 data, whose codes a total correlation compares, got {size}, which "
-            f"with {where}{total:,} data leaves {least or 1} alone; take {better}."
+            f"batch_size: expected batches of at least 2 data for a total correlation, got {size}{where}, which leaves "
+            f"{least or 1} of {total:,} data alone; take {better}."
         )
 
 

@@ -214,8 +214,8 @@ def _same_device(begun: str, device: str) -> bool:
     if begun == device:
         return True
     warnings.warn(
-        f"resume: this run was begun on {begun} and goes on, on {device}, with other random numbers: it will not end as if "
-        "it had never been stopped.",
+        f"resume: this run began on {begun} and continues on {device}, with other random numbers; its result will differ from "
+        "that of an uninterrupted run.",
         stacklevel=3,
     )
     return False
@@ -225,8 +225,8 @@ def _same_ranks(begun: int, size: int) -> bool:
     if begun == size:
         return True
     warnings.warn(
-        f"resume: this run was begun by {begun} process{'es' if begun > 1 else ''} and goes on by {size}, with other random "
-        "numbers: it will not end as if it had never been stopped.",
+        f"resume: this run began with {begun} process{'es' if begun > 1 else ''} and continues with {size} and other random "
+        "numbers; its result will differ from that of an uninterrupted run.",
         stacklevel=3,
     )
     return False

@@ -208,7 +208,7 @@ def test_a_run_of_another_device_goes_on_with_a_warning_and_other_numbers(data, 
     exact, other = _vae(), _vae()
     fit(exact, data, epochs=epochs, batch_size=25, progress=False, resume=copy.deepcopy(states[0]))
     states[0]["device"] = "cuda"
-    with pytest.warns(UserWarning, match="begun on cuda and goes on, on cpu, with other random numbers"):
+    with pytest.warns(UserWarning, match="began on cuda and continues on cpu, with other random numbers"):
         history = fit(other, data, epochs=epochs, batch_size=25, progress=False, resume=states[0])
     assert [row["step"] for row in history.rows] == [4 * (k + 1) for k in range(epochs)]
     pairs = list(zip(_parameters(exact), _parameters(other), strict=True))
