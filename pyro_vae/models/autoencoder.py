@@ -22,7 +22,7 @@ from pyro_vae.networks.build import NetworkFactory, NetworkLike, NetworkMaker
 class _Flat(dist.ImproperUniform):
     """The improper prior, of density 1 everywhere."""
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, *_args: object, **_kwargs: object) -> Tensor:
         # A TypeError: the package's trial runs let it pass.
         raise TypeError(
             "autoencoder: expected no draw from its prior, since it has none, nor a log p(x); ask for its squared_error, or "
@@ -50,7 +50,7 @@ class Autoencoder(Model):
         activation: Name of the activation, see ``networks.ACTIVATIONS``.
         likelihood: Name from ``distributions.LIKELIHOODS``; only its mean is used: ``"normal"`` for any real numbers,
             ``"bernoulli"`` for pixels in [0, 1].
-        network: Kind of both networks, see :class:`LatentModel`.
+        network: Kind of both networks, see :class:`VAE`.
         encoder: Module from ``(..., *data_shape)`` to ``(..., Z)``, or a callable that makes one.
         decoder: Module from ``(..., Z)`` to ``(..., *data_shape)``, or a callable that makes one.
 
@@ -168,12 +168,12 @@ class Autoencoder(Model):
         return squared_error(self.reconstruct(x), x, len(self.data_shape))
 
     @torch.no_grad()
-    def center_output(self, mean: Tensor, scale: float | None = None) -> None:
+    def center_output(self, mean: Tensor, _scale: float | None = None) -> None:
         """Set the decoder's output bias to start at the data's mean.
 
         Args:
             mean: Mean of the training data, shape ``data_shape``.
-            scale: Their standard deviation; not used.
+            _scale: Their standard deviation, which other models use.
 
         Raises:
             ValueError: If the shape is another one, or the decoder has no ``head`` with a bias of that size.

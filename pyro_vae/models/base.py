@@ -101,21 +101,7 @@ class ModelOptions(PartOptions, total=False):
 class LatentModel(Model):
     r"""Base class of models with prior, likelihood and amortized posterior.
 
-    Args:
-        data_shape: Shape of one datum, such as ``(1, 28, 28)``.
-        latent_dim: Z, the size of the latent vector.
-        hidden: Widths of the hidden layers of the encoder; the decoder has them in reverse. Empty: a linear map.
-        activation: Name of the activation, see ``networks.ACTIVATIONS``.
-        likelihood: Name from ``distributions.LIKELIHOODS``, or a module as :class:`Likelihood`.
-        posterior: Name from ``distributions.POSTERIORS``, or a module as :class:`Posterior`.
-        prior: Name from ``distributions.PRIORS``, or a module as :class:`Prior`.
-        network: Kind of all networks, a name from ``networks.NETWORKS``, or a callable that makes one as ``networks.MLP`` is
-            made.
-        encoder: Module from data, shape ``(..., *data_shape)``, to ``(..., num_params)``, or a callable that makes one.
-        decoder: Module from latent vectors, shape ``(..., Z)``, to ``(..., *data_shape)``, or a callable that makes one.
-
-    Raises:
-        ValueError: If a size is below 1, a name is unknown or a network does not fit.
+    Arguments: see :class:`pyro_vae.VAE`.
     """
 
     #: Data to q(z|x), event shape ``(Z,)``; a method of the class.

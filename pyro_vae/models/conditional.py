@@ -24,12 +24,12 @@ class LabelledModel(LatentModel):
     .. math:: p(z)\, p(x|z, y) \quad \text{with the guide} \quad q(z|x, y)
 
     Args:
-        data_shape: See :class:`LatentModel`.
-        latent_dim: See :class:`LatentModel`.
-        hidden: See :class:`LatentModel`.
-        activation: See :class:`LatentModel`.
+        data_shape: See :class:`VAE`.
+        latent_dim: See :class:`VAE`.
+        hidden: See :class:`VAE`.
+        activation: See :class:`VAE`.
         num_classes: C, the number of labels, or the size of a vector.
-        **options: See :class:`LatentModel`. The encoder maps an image and a label, shapes ``(..., *data_shape)`` and
+        **options: See :class:`VAE`. The encoder maps an image and a label, shapes ``(..., *data_shape)`` and
             ``(..., C)``, to ``(..., num_params)``; the decoder a latent vector and a label, ``(..., Z)`` and ``(..., C)``, to
             ``(..., *data_shape)``.
 
@@ -96,12 +96,12 @@ class LabelledModel(LatentModel):
             return y
         if is_validation_enabled() and x is not None and self.num_classes == 1:
             raise ValueError(
-                "y: expected vectors of one number, floats of shape (B, 1), got labels of one kind, which tell nothing; take a "
-                "model without."
+                "y: expected vectors of one number, floats of shape (B, 1), got labels of one class; take a model without "
+                "labels."
             )
         if is_validation_enabled() and bool((y < 0).any()):
             raise ValueError(
-                "y: expected the label of each datum, got -1; drop data without, or take a model such as m2."
+                "y: expected the label of each datum, got -1; drop data without a label, or take a model such as m2."
             )
         if is_validation_enabled() and bool((y >= self.num_classes).any()):
             raise ValueError(

@@ -77,12 +77,12 @@ class DenoisingVAE(VAE):
     that are already noisy. Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse this model.
 
     Args:
-        data_shape: See :class:`LatentModel`.
-        latent_dim: See :class:`LatentModel`.
-        hidden: See :class:`LatentModel`.
-        activation: See :class:`LatentModel`.
+        data_shape: See :class:`VAE`.
+        latent_dim: See :class:`VAE`.
+        hidden: See :class:`VAE`.
+        activation: See :class:`VAE`.
         noise: The noise of training, see :class:`Noise`; or a module from data to noisy data of the same shape.
-        **options: See :class:`LatentModel`.
+        **options: See :class:`VAE`.
 
     Raises:
         ValueError: If a size or a level is out of range, or a name is unknown.

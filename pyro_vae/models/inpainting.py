@@ -177,8 +177,8 @@ def pixels(u: Tensor, data_shape: Sequence[int]) -> Tensor:
 
 #: Kinds of masks: the number of uniform numbers they need, given height and width, and the function of these numbers.
 MASKS: dict[str, tuple[Callable[[int, int], int], Callable[[Tensor, Sequence[int]], Tensor]]] = {
-    "square": (lambda height, width: 2, square),
-    "half": (lambda height, width: 1, half),
+    "square": (lambda *_size: 2, square),
+    "half": (lambda *_size: 1, half),
     "pixels": (lambda height, width: 1 + height * width, pixels),
 }
 
@@ -201,13 +201,13 @@ class InpaintingVAE(VAE):
 
     Args:
         data_shape: Shape of one datum, an image: ``(..., H, W)``.
-        latent_dim: See :class:`LatentModel`.
-        hidden: See :class:`LatentModel`.
-        activation: See :class:`LatentModel`.
+        latent_dim: See :class:`VAE`.
+        hidden: See :class:`VAE`.
+        activation: See :class:`VAE`.
         encoder: Module from ``(..., 2 C, H, W)``, the pixels (0 where hidden) above the mask, to ``(..., num_params)``, or a
             callable that makes one.
         mask: The pixels that are hidden in training, a name from ``MASKS``.
-        **options: See :class:`LatentModel`; the likelihood must have independent pixels.
+        **options: See :class:`VAE`; the likelihood must have independent pixels.
 
     Raises:
         ValueError: If a size is out of range, a name is unknown, or a datum is not an image.

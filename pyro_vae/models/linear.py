@@ -34,7 +34,7 @@ class LinearVAE(VAE):
         posterior: ``"exact"``; or a name from ``distributions.POSTERIORS`` or a module, for a trained encoder: the linear VAE
             of Lucas et al., whose ELBO is log p(x) only at its optimum.
         prior: ``"normal"``, the only one with an exact posterior.
-        network: Kind of the trained encoder, see :class:`LatentModel`.
+        network: Kind of the trained encoder, see :class:`VAE`.
         encoder: The trained encoder; with it, the default posterior is ``"normal"``.
         decoder: None: the decoder is linear by definition.
 

@@ -15,8 +15,23 @@ class VAE(LatentModel):
     r"""Variational autoencoder: :math:`p(z)\, p_\theta(x|z)` with the guide :math:`q_\phi(z|x)`.
 
     ``model`` and ``guide`` are Pyro stochastic functions with plate ``"data"`` and sites ``"z"`` and ``"x"``. They
-    register their networks by ``pyro.module``, under names that belong to this instance alone. Arguments: see
-    :class:`LatentModel`.
+    register their networks by ``pyro.module``, under names that belong to this instance alone.
+
+    Args:
+        data_shape: Shape of one datum, such as ``(1, 28, 28)``.
+        latent_dim: Z, the size of the latent vector.
+        hidden: Widths of the hidden layers of the encoder; the decoder has them in reverse. Empty: a linear map.
+        activation: Name of the activation, see ``networks.ACTIVATIONS``.
+        likelihood: Name from ``distributions.LIKELIHOODS``, or a module as :class:`Likelihood`.
+        posterior: Name from ``distributions.POSTERIORS``, or a module as :class:`Posterior`.
+        prior: Name from ``distributions.PRIORS``, or a module as :class:`Prior`.
+        network: Kind of all networks, a name from ``networks.NETWORKS``, or a callable that makes one as ``networks.MLP`` is
+            made.
+        encoder: Module from data, shape ``(..., *data_shape)``, to ``(..., num_params)``, or a callable that makes one.
+        decoder: Module from latent vectors, shape ``(..., Z)``, to ``(..., *data_shape)``, or a callable that makes one.
+
+    Raises:
+        ValueError: If a size is below 1, a name is unknown or a network does not fit.
 
     References:
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014.

@@ -23,14 +23,14 @@ class M1(VAE):
     no bound: the bound is that of the VAE, on log p(x).
 
     Args:
-        data_shape: See :class:`LatentModel`.
-        latent_dim: See :class:`LatentModel`.
-        hidden: See :class:`LatentModel`; the classifier has the last of these layers.
-        activation: See :class:`LatentModel`.
+        data_shape: See :class:`VAE`.
+        latent_dim: See :class:`VAE`.
+        hidden: See :class:`VAE`; the classifier has the last of these layers.
+        activation: See :class:`VAE`.
         num_classes: C.
         classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes one.
         classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
-        **options: See :class:`LatentModel`.
+        **options: See :class:`VAE`.
 
     Raises:
         ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
@@ -76,7 +76,7 @@ class M1(VAE):
             self.labels.classified(y, self.classifier(z.detach()))
         return z
 
-    def guide(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+    def guide(self, x: Tensor, _y: Tensor) -> Tensor:  # type: ignore[override]
         """The guide q(z|x); see :meth:`model`."""
         return super().guide(x)
 

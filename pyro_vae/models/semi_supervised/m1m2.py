@@ -32,10 +32,10 @@ class M1M2(SemiSupervised):
     scratch, or from a trained VAE with ``frozen=False``, all networks train together.
 
     Args:
-        data_shape: See :class:`LatentModel`.
+        data_shape: See :class:`VAE`.
         latent_dim: Size of z, and of z2.
-        hidden: See :class:`LatentModel`; the networks of the upper layer have the last of these layers.
-        activation: See :class:`LatentModel`.
+        hidden: See :class:`VAE`; the networks of the upper layer have the last of these layers.
+        activation: See :class:`VAE`.
         classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes one.
         upper_encoder: Module from z and a label to the parameters of q(z2|z, y), shape ``(..., 2 Z)``, or a callable that
             makes one.
@@ -96,7 +96,7 @@ class M1M2(SemiSupervised):
         """
         if not isinstance(vae, VAE):
             raise ValueError(
-                f"below: expected a trained vae or m1, as pyro_vae.load(RUN).vae, got {type(vae).__name__}; take another run."
+                f"below: expected a trained vae or m1, such as pyro_vae.load(RUN).vae, got {type(vae).__name__}; take another run."
             )
         if (vae.data_shape, vae.latent_dim) != (self.data_shape, self.latent_dim):
             raise ValueError(
@@ -107,7 +107,7 @@ class M1M2(SemiSupervised):
         if theirs not in (None, ours):
             raise ValueError(
                 f"below: expected a VAE with the likelihood {ours or type(self.likelihood).__name__}, got one with {theirs}; "
-                f"take that one (--likelihood {theirs}), or another VAE."
+                f"pass --likelihood {theirs}, or take another VAE."
             )
         for name in LOWER:
             setattr(self, name, getattr(vae, name).requires_grad_(not frozen))
@@ -196,7 +196,7 @@ class M1M2(SemiSupervised):
         return self.classifier(self.encode_lower(x).sample((num_samples,))).softmax(-1).mean(0)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def reconstruct(self, x: Tensor, _y: Tensor | None = None) -> Tensor:
         """Return the mean image at one draw of z, whatever the label."""
         return mean_image(self.decode_lower(self.encode_lower(x).sample()))
 
