@@ -96,7 +96,7 @@ class M1M2(SemiSupervised):
         """
         if not isinstance(vae, VAE):
             raise ValueError(
-                f"below: expected a trained vae or m1, such as pyro_vae.load(RUN).vae, got {type(vae).__name__}; take another run."
+                f"below: expected a trained vae or m1, such as pyro_vae.load(RUN).vae, got {type(vae).__name__}; pass another."
             )
         if (vae.data_shape, vae.latent_dim) != (self.data_shape, self.latent_dim):
             raise ValueError(
