@@ -141,8 +141,8 @@ def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
         in_guide = name in guide_trace and mask is not None and mask.dim() > 0
         if mask is not None and not in_guide and not bool(mask.all()):
             raise ValueError(
-                f"enumerated site {name!r}: expected a distribution without a mask beside sites that are not reparameterized, got "
-                "a masked one; Pyro's contraction counts each value, so use poutine.mask around it."
+                f"enumerated site {name!r}: expected a distribution without a mask beside sites that are not reparameterized, "
+                "got a masked one; Pyro's contraction counts each value, so use poutine.mask around it."
             )
 
 
