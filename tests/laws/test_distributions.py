@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import ClassVar
 
 import numpy as np
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ from torch import Tensor
 from pyro_vae.distributions import LIKELIHOODS, POSTERIORS, PRIORS
 from pyro_vae.distributions.base import Likelihood, Posterior, Prior
 from pyro_vae.lookup import parse_part
+from pyro_vae.models.base import make_part
 from tests.oracles import all_binary
 
 PARTS = {
@@ -229,3 +231,35 @@ def test_a_learned_normal_prior_starts_at_the_standard_normal():
     z = torch.randn(50, 3, dtype=torch.float64)
     learned, standard = (make("prior", name, 3, seed=None) for name in ("diagonal-normal", "normal"))
     assert torch.equal(learned().log_prob(z), standard().log_prob(z))
+
+
+class Shifted(Prior):
+    """A prior with an argument, as ``"shifted:3"`` gives it."""
+
+    arguments: ClassVar = {"shift": 2}
+
+    def __init__(self, latent_dim: int, shift: int = 1) -> None:
+        super().__init__(latent_dim)
+        self.shift = shift
+
+    def forward(self):
+        return dist.Normal(torch.full((self.latent_dim,), float(self.shift)), 1.0).to_event(1)
+
+
+def test_the_arguments_of_a_spec_go_to_the_constructor():
+    table = {"shifted": Shifted}
+    for text, shift in (("shifted", 1), ("shifted:3", 3)):
+        assert make_part("prior", text, table, 4)().mean.tolist() == [shift] * 4
+    given = Shifted(2, 5)
+    assert make_part("prior", given, table, 4) is given
+    for text in ("shifted:3:4", "shifted:three", "shifted:0.5"):
+        with pytest.raises(ValueError, match=f"^prior: expected shifted:SHIFT, such as shifted:2, got '{text}'"):
+            make_part("prior", text, table, 4)
+    with pytest.raises(ValueError, match=r"^prior: expected a name or a module, got 3\.5"):
+        make_part("prior", 3.5, table, 4)
+
+
+def test_a_part_without_its_method_cannot_be_made():
+    for base, arguments in ((Likelihood, ((2,),)), (Prior, (2,)), (Posterior, (2, 4))):
+        with pytest.raises(TypeError, match="abstract"):
+            base(*arguments)

@@ -399,10 +399,10 @@ def test_an_encoder_of_ones_own_takes_pixels_and_mask():
     assert vae.encode(torch.zeros(5, 1, 2, 3), VISIBLE).mean.shape == (5, 2)
 
 
-@pytest.mark.parametrize("name", ["conditional", "m2", "m1m2", "auxiliary", "sdgm", "autoencoder"])
+@pytest.mark.parametrize("name", [n for n, cls in MODELS.items() if "y" in cls.takes or not cls.has_bound])
 def test_models_that_cannot_be_filled_are_refused(name):
-    model = MODELS[name]((1, 4, 4), 2, **({} if name == "autoencoder" else {"num_classes": 3}))
-    why = "has no prior()" if name == "autoencoder" else "takes x and y"
+    model = MODELS[name]((1, 4, 4), 2, **({"num_classes": 3} if "y" in MODELS[name].takes else {}))
+    why = "takes x and y" if "y" in model.takes else "has no prior()"
     sentence = (
         rf"vae: expected a model of x alone .*, got {type(model).__name__}, which {re.escape(why)}; fill with a VAE"
     )

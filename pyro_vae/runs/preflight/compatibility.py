@@ -92,19 +92,19 @@ def check_support(vae: PyroModel, data: Data) -> None:
     """Refuse pixels outside the support of a model's likelihood.
 
     Raises:
-        ValueError: If they are grey under a Bernoulli, or outside [0, 1] under a continuous one.
+        ValueError: If they are grey under a binary likelihood, or outside [0, 1] under one of numbers in [0, 1].
     """
     support = data_support(vae)
     parts = data.train.x.split(rows_of(data.train.x.shape))
     if support == "binary" and not data.redraw and any(bool(((x != 0) & (x != 1)).any()) for x in parts):
         raise ValueError(
-            "likelihood bernoulli: expected pixels that are 0 or 1, got grey values; pass --binarize dynamic or --likelihood "
+            "likelihood: expected pixels that are 0 or 1, got grey values; pass --binarize dynamic or --likelihood "
             "continuous-bernoulli."
         )
     if support == "unit":
         for x in parts:
             if not bool(((x >= 0) & (x <= 1)).all()):
                 raise ValueError(
-                    f"likelihood continuous-bernoulli: expected pixels in [0, 1], got {float(x.min()):g} to "
+                    f"likelihood: expected pixels in [0, 1], got {float(x.min()):g} to "
                     f"{float(x.max()):g}; rescale them, or pass --likelihood normal."
                 )
