@@ -105,7 +105,7 @@ def mutual_information_gap(
 ) -> InformationGap:
     r"""Compute the mutual information gap of codes, from q(z|x) or from vectors.
 
-    .. math:: I(z_j; v_k) = \tfrac1N \textstyle\sum_n \log q(z_{nj}|v_{nk}) - \log q(z_{nj})
+    .. math:: I(z_j; v_k) = \tfrac1N \textstyle\sum_n [\log q(z_{nj}|v_{nk}) - \log q(z_{nj})]
 
     See :class:`InformationGap` for MIG. From q(z|x), each datum has one draw, scored under the mixtures
     :math:`q(z_j) = \tfrac1N \sum_n q(z_j|x_n)` and :math:`q(z_j|v_k)`, the same over the data with this value. This is exact
@@ -122,6 +122,9 @@ def mutual_information_gap(
         num_bins: Bins of each unit, for vectors; at least the number of values of a factor.
         seed: Seed of the draws; None: draws come from torch's generator.
         max_elements: Numbers in the largest array, which bounds memory.
+
+    Returns:
+        MIG with its standard error, and I and H in nats.
 
     Raises:
         ValueError: If shapes do not match, there is only one unit, a factor has only one value, units are dependent, or there
@@ -181,6 +184,9 @@ def factor_vae_score(
         batch_size: L, data in a vote, drawn with replacement from those with the value.
         seed: Seed of the votes; None: votes come from torch's generator.
         threshold: Units with a variance over the data of at most this are not used by the model and have no vote.
+
+    Returns:
+        The score with its standard error, and the training votes.
 
     Raises:
         ValueError: If shapes do not match, a factor has only one value, or no unit varies.

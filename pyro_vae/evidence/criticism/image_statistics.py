@@ -33,6 +33,9 @@ def image_statistics(images: Tensor, threshold: float = 0.5) -> ImageStatistics:
         images: Shape ``(N, H, W)`` or ``(N, C, H, W)``.
         threshold: Pixels above it are ink, for the components.
 
+    Returns:
+        Ink, components and spectrum of each image; float64, CPU.
+
     Raises:
         ValueError: If the shape is another one or a pixel is not finite.
     """

@@ -52,6 +52,9 @@ def simultaneous_band(num: int, num_draws: int, level: float = 0.95) -> Band:
         num_draws: L, the number of draws among which each truth is ranked.
         level: Probability in (0, 1).
 
+    Returns:
+        The band at the L points of the grid, with its exact level.
+
     References:
         Säilynoja, Bürkner, Vehtari, "Graphical Test for Discrete Uniformity and Its Applications in Goodness-of-Fit
         Evaluation and Multiple Sample Comparison", 2022, section 2; Moscovich, Nadler, "Fast Calculation of Boundary
@@ -78,6 +81,9 @@ def uniformity_p(counts: Counts, num_draws: int) -> float:
     Args:
         counts: Number of ranks with each value, shape ``(L + 1,)``.
         num_draws: L, the number of draws among which each truth is ranked.
+
+    Returns:
+        The p-value, in [0, 1].
     """
     num = int(counts.sum())
     below, above = _tails(num, num_draws)

@@ -27,6 +27,9 @@ def zero_offsets_of(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
         draws: Draws from the guide.
         full_covariance: Give vectors of independent normals a covariance, see :func:`with_covariance`.
 
+    Returns:
+        Site name to the offsets of its parameters, all 0.
+
     Raises:
         ValueError: If a site is neither reparameterized nor enumerated, or no site has a parameter to move.
     """

@@ -74,7 +74,15 @@ class Encoded:
 
 
 def encode(vae: Encodes, split: Split) -> Encoded:
-    """Encode the data of a split in chunks."""
+    """Encode the data of a split in chunks.
+
+    Args:
+        vae: A model with ``encode``.
+        split: The data; of more than ``MAX_ROWS``, evenly spaced ones are encoded.
+
+    Returns:
+        Latent vectors with labels, and the KL of each unit if there is a prior with independent units.
+    """
     prior = method_of(vae, "prior")
     rows, columns = spread_rows(len(split.x)), evaluation_inputs(vae, split)
     means: list[Tensor] = []

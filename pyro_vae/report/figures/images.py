@@ -42,7 +42,13 @@ MAX_COLUMNS = 12  # with more labels, only the first have a column
 
 
 def reconstructions(vae: Reconstructs, split: Split, source: str) -> Figure:
-    """Draw images above their reconstructions in three rows of pairs."""
+    """Draw images above their reconstructions in three rows of pairs.
+
+    Args:
+        vae: A model of images with ``reconstruct``.
+        split: The images.
+        source: Name of the data, such as ``test``.
+    """
     width = min(10, len(split.x))
     height = min(3, len(split.x) // width)
     columns = Inputs(*like_parameters(vae, evaluation_inputs(vae, split)[pick_rows(split, width * height)]))
@@ -70,6 +76,11 @@ def samples(vae: PyroModel, split: Split, source: str) -> Figure:
 
     With ``decode(z)``, means of p(x|z) at 64 draws from the prior. With ``decode(z, y)``, a column for each label, or, if y
     is a vector, a row for each of some images and its y. Otherwise the draws of ``sample``.
+
+    Args:
+        vae: A model of images.
+        split: The images.
+        source: Name of the data, such as ``test``.
     """
     if decodes(vae):
         if _decoder_inputs(vae) == 2 and are_vectors(split.y):
@@ -124,6 +135,11 @@ def _samples_of_vectors(vae: Decodes, split: Split, source: str) -> Figure:
 def analogies(vae: PyroModel, split: Split, source: str) -> Figure:
     """Draw images with a known label, and each again with every label.
 
+    Args:
+        vae: A model of images with ``analogies``.
+        split: The images.
+        source: Name of the data, such as ``test``.
+
     Raises:
         ValueError: If no label is known, or the model has no ``analogies``.
     """
@@ -141,7 +157,13 @@ def analogies(vae: PyroModel, split: Split, source: str) -> Figure:
 
 
 def interpolations(vae: Autoencodes, split: Split, source: str) -> Figure:
-    """Decode straight lines between the latent vectors of pairs of images."""
+    """Decode straight lines between the latent vectors of pairs of images.
+
+    Args:
+        vae: A model of images with ``encode`` and ``decode(z)``.
+        split: The images.
+        source: Name of the data, such as ``test``.
+    """
     height, steps = max(1, min(6, len(split.x) // 2)), 11
     x = like_parameters(vae, pick(split, 2 * height))
     first, last = x[:height], x[-height:]

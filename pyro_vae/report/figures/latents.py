@@ -19,7 +19,12 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "", "////", "", "....", "\\\\
 
 
 def latents(encoded: Encoded, source: str) -> Figure:
-    """Draw the latent vectors of at most ``MAX_POINTS`` data, coloured by label."""
+    """Draw the latent vectors of at most ``MAX_POINTS`` data, coloured by label.
+
+    Args:
+        encoded: The encoded data.
+        source: Name of the data, such as ``test``.
+    """
     _, means, labels = encoded.take(torch.randperm(len(encoded.rows))[:MAX_POINTS])
     classes = classes_of(labels, len(means))
     points, names = _at_most_two(means.numpy())

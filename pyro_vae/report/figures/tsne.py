@@ -25,6 +25,11 @@ def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
 
     The first row has one colour; if there are labels, a second row is coloured by label.
 
+    Args:
+        encoded: The encoded data, of which at most ``MAX_POINTS`` are drawn.
+        split: The data themselves.
+        source: Name of the data, such as ``test``.
+
     References:
         van der Maaten, Hinton, "Visualizing Data using t-SNE", 2008.
     """

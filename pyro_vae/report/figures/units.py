@@ -31,6 +31,11 @@ def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
     """Draw the KL of each unit, active units marked.
 
     The KL of the units sums to the rate if the guide has no other latent, such as a label.
+
+    Args:
+        encoded: The encoded data.
+        unit_kl: KL of each unit, shape ``(Z,)``, nats.
+        source: Name of the data, such as ``test``.
     """
     order = by_kl(unit_kl)
     active = evidence.active_units(encoded.means)
