@@ -115,8 +115,8 @@ class LabelledModel(LatentModel):
 
         Args:
             num_samples: The number of draws.
-            y: A label for all; a label for each, shape ``(num_samples,)``; or a vector for each. None: each class in turn, as
-                unit vectors.
+            y: A label for all; a label for each, shape ``(num_samples,)``; or a vector for each. None: each class in turn,
+                and for a model of vectors each unit vector.
 
         Returns:
             Shape ``(num_samples, *data_shape)``.

@@ -36,8 +36,8 @@ class StandardNormal(Prior):
 class LearnedNormal(Prior):
     r"""A learned diagonal normal prior, :math:`p(z) = N(m, \mathrm{diag}\, e^{2 s})`.
 
-    It starts at N(0, I). A decoder with a linear first layer can absorb m and s, so the prior adds nothing to such a model
-    but may speed up its training; it matters where the guide or a penalty fixes the scale of z.
+    It starts at N(0, I). Networks with an affine layer next to z can absorb m and s; the prior then makes the model no
+    richer.
 
     Args:
         latent_dim: Z.
