@@ -26,7 +26,7 @@ def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
     The first row has one colour; if there are labels, a second row is coloured by label.
 
     Args:
-        encoded: The encoded data, of which at most ``MAX_POINTS`` are drawn.
+        encoded: The encoded data; at most ``MAX_POINTS`` are drawn.
         split: The data themselves.
         source: Name of the data, such as ``test``.
 
