@@ -205,8 +205,8 @@ class ElboSums(EnumerationSums):
                 if is_auxiliary_loss(site):
                     if self.data_plate.plate not in plates_of(site):
                         raise NotSimpleError(
-                            f"enum: expected training terms in the data plate, got {name!r} outside, which gives a loss but "
-                            "no bound for each datum; move the site into the plate."
+                            f"enum: expected training terms in the data plate, got {name!r} outside; move it into the "
+                            "plate."
                         )
                     add(self.per_datum(site["log_prob"]))
         return self.mean(extra.value(self.zero()))
@@ -231,18 +231,18 @@ def _plain_sites(pair: Pair, data_plate: DataPlate) -> list[str]:
         ]
         if within:
             raise NotSimpleError(
-                f"enum: expected enumerated sites in the data plate alone, got {name!r} in {within[0]!r} too, which gives a "
-                "loss but no bound for each datum; use differentiable_loss."
+                f"enum: expected enumerated sites in the data plate alone, got {name!r} in {within[0]!r} too; use the loss, "
+                "since there is no bound for each datum."
             )
         if infer.get("num_samples") is not None or infer.get("enumerate") == "sequential":
             raise NotSimpleError(
-                f"enum: expected sites enumerated in parallel with all values, got {name!r} otherwise, which gives a loss but "
-                "no bound for each datum; use differentiable_loss."
+                f"enum: expected sites enumerated in parallel with all values, got {name!r} otherwise; use the loss, since "
+                "there is no bound for each datum."
             )
     if len({site["infer"]["_enumerate_dim"] for site in enumerated.values()}) < len(enumerated):
         raise NotSimpleError(
-            "enum: expected an axis for each enumerated site, got a shared one (pyro.markov), which gives a loss but no bound "
-            "for each datum; use differentiable_loss."
+            "enum: expected an axis for each enumerated site, got a shared one (pyro.markov); use the loss, since there "
+            "is no bound for each datum."
         )
     return list(enumerated)
 

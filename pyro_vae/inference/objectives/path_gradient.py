@@ -78,7 +78,6 @@ class _PathGradient(WeightedELBO):
 
     def _gated(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Iterator[tuple[Pair, Gate]]:
         def gated(model: Program, guide: Program) -> tuple[Pair, tuple[Pair, Gate]]:
-            random_state = torch.get_rng_state() if is_validation_enabled() else None
             with parameters_used() as params:
                 drawn = poutine.trace(guide).get_trace(*args, **kwargs)
             gate = Gate(self._data_plate.at(drawn))
@@ -86,7 +85,7 @@ class _PathGradient(WeightedELBO):
             model_trace = poutine.trace(poutine.replay(model, trace=values)).get_trace(*args, **kwargs)
             with frozen(params):
                 scored = poutine.trace(poutine.replay(guide, trace=values)).get_trace(*args, **kwargs)
-            if random_state is not None:
+            if is_validation_enabled():
                 self._check_repeatable(drawn, scored)
             return Pair(model_trace, drawn), (self._scored(model_trace, scored), gate)
 
@@ -161,7 +160,8 @@ class DReG(_PathGradient):
 class STL(_PathGradient):
     r"""The ELBO with the score of q left out of its gradient.
 
-    .. math:: \nabla_\phi = \tfrac1K \textstyle\sum_k \frac{\partial a_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
+    .. math:: \mathcal L(x) = E\Big[\tfrac1K \textstyle\sum_k \log w_k\Big], \quad
+        \nabla_\phi = \tfrac1K \sum_k \frac{\partial a_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
 
     Sticking the landing: for a gradient that is identically zero at the exact posterior, with any number of latent layers.
     A lower bound, the mean of K draws; its gradient is unbiased, since the score has expectation 0. The guide is evaluated
