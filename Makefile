@@ -22,6 +22,8 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check . $(ARGS)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/pylint pyro_vae
+	! $(BIN)/vulture | grep ^pyro_vae/  # tests and examples count as uses
 
 types: $(VENV)/ready
 	$(BIN)/mypy $(ARGS)

@@ -1,4 +1,4 @@
-"""Variational autoencoders on Pyro: models, objectives, and a marginal likelihood with an error bar.
+"""Variational autoencoders on Pyro, with a marginal likelihood and its error.
 
 The public names are loaded when they are first used.
 """
