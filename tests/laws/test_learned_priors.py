@@ -13,7 +13,9 @@ import pyro_vae as pv
 from pyro_vae.evidence import aggregate_posterior, importance_sampling
 from pyro_vae.inference.kl.total_correlation import TotalCorrelation
 from pyro_vae.models import MODELS
+from pyro_vae.models.base import mean_image
 from pyro_vae.models.registry import constructor_parameters, make
+from pyro_vae.report.figures.images import plane
 from tests.oracles import within
 
 X = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -114,3 +116,24 @@ def test_a_prior_is_told_of_its_model_once():
     shape, encode = vae.prior.seen
     assert shape == (3,)
     assert torch.equal(encode(X.float()).mean, vae.encode(X.float()).mean)
+
+
+@torch.no_grad()
+def test_the_decoded_plane_is_at_quantiles_of_the_learned_prior():
+    torch.manual_seed(0)
+    vae = pv.VAE((1, 8, 8), 2, (4,), prior="diagonal-normal").eval()
+    vae.prior.loc.copy_(torch.tensor([1.0, -2.0]))
+    vae.prior.log_scale.copy_(torch.tensor([0.5, 2.0]).log())
+    axes = plane(vae).axes[0]
+    ticks = [
+        [float(t.get_text().replace("−", "-")) for t in labels]
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels())
+    ]
+    quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(20) + 0.5) / 20)
+    for found, loc, scale in zip(ticks, (1.0, -2.0), (0.5, 2.0), strict=True):
+        assert found == pytest.approx((loc + scale * quantiles).tolist(), abs=0.006)
+    # Column 17 and row 3 from below; imshow draws the first row at the top.
+    tile = torch.as_tensor(axes.images[0].get_array()[8 * (19 - 3) : 8 * (20 - 3), 8 * 17 : 8 * 18]).float()
+    z = torch.stack([1.0 + 0.5 * quantiles[17], -2.0 + 2.0 * quantiles[3]])
+    torch.testing.assert_close(tile, mean_image(vae.decode(z))[0])
+    assert "mean and scale of p(z)" in axes.get_title()
