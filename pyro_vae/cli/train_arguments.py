@@ -16,6 +16,7 @@ from pyro_vae.cli.parser import Parser, Values, fill
 from pyro_vae.data.binarization import BINARIZE
 from pyro_vae.data.files.open import is_path
 from pyro_vae.data.named.registry import NAMED
+from pyro_vae.inference.kl.registry import CONTROLS
 from pyro_vae.inference.objectives.registry import OBJECTIVES
 from pyro_vae.inference.svi.precision import PRECISIONS
 from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS
@@ -32,7 +33,7 @@ FREE = frozenset(
 )
 
 #: Flags that set the weight of the KL, in place of a model's default.
-SETS_BETA = frozenset({"beta_sweep", "capacity", "target_rate"})
+SETS_BETA = frozenset({"beta_sweep", *(name for name, control in CONTROLS.items() if not control.kind.takes_beta)})
 
 #: The names that a flag takes, from the registries.
 NAMES: dict[str, Iterable[str]] = {

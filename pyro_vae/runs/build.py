@@ -17,7 +17,7 @@ from pyro_vae.data import Data
 from pyro_vae.data.labels import are_vectors, check_labels
 from pyro_vae.errors import first_line
 from pyro_vae.inference.kl.betas import Betas
-from pyro_vae.inference.kl.registry import CONTROLS, controlled
+from pyro_vae.inference.kl.registry import FLAGS, controlled
 from pyro_vae.inference.kl.total_correlation import TotalCorrelation
 from pyro_vae.inference.objectives.registry import OBJECTIVES, default_objective, elbo, options_of
 from pyro_vae.inference.training.checkpoint import State, check_state
@@ -33,7 +33,7 @@ from pyro_vae.models.registry import (
     make,
     model_class,
 )
-from pyro_vae.runs.config import Config, DataConfig, ModelConfig, TrainConfig
+from pyro_vae.runs.config import Config, DataConfig, ModelConfig
 from pyro_vae.runs.directory import Checkpoint, RunDirectory
 from pyro_vae.schedules import Schedule
 from pyro_vae.system.randomness import own_randomness
@@ -139,17 +139,12 @@ def make_objective(config: Config) -> ELBO:
                 )
             options[name] = value
     _check_companions(config)
-    controls = {name: getattr(t, name) for name in (*CONTROLS, "free_bits_per", "capacity_weight")}
-    return controlled(elbo(t.elbo, **options), **controls)
+    return controlled(elbo(t.elbo, **options), **{name: getattr(t, name) for name in FLAGS})
 
 
 def _check_companions(config: Config) -> None:
     """Refuse a flag that has no effect without another, or beside it."""
     t = config.train
-    if t.free_bits is None and t.free_bits_per != TrainConfig.free_bits_per:
-        raise ValueError(f"free_bits_per: expected with --free-bits, got {t.free_bits_per!r} alone; drop it.")
-    if t.capacity is None and t.capacity_weight != TrainConfig.capacity_weight:
-        raise ValueError(f"capacity_weight: expected with --capacity, got {t.capacity_weight:g} alone; drop it.")
     if config.data.labels is None and config.data.label_seed != DataConfig.label_seed:
         raise ValueError(f"label_seed: expected with --labels, got {config.data.label_seed} alone; drop it.")
     if t.total_correlation is not None and t.batch_size < 2:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pyro.infer import ELBO
@@ -65,11 +66,12 @@ def controlled(objective: ELBO, *, num_data: int | None = None, **values: float 
 
     Raises:
         TypeError: If the objective has no KL for each site, or a flag is unknown.
-        ValueError: If two controls are asked for, or a number is out of its range.
+        ValueError: If two controls are asked for, an option without its control, or a number is out of range.
     """
     for name in values:
         if name not in FLAGS:
             raise TypeError(str(unknown("control of the KL", name, FLAGS)))
+    _refuse_idle_options(values)
     chosen = [name for name in CONTROLS if values.get(name) is not None]
     if len(chosen) > 1:
         raise ValueError(f"{chosen[1]}: expected without {chosen[0]}, since both control the KL, got both; drop one.")
@@ -79,3 +81,15 @@ def controlled(objective: ELBO, *, num_data: int | None = None, **values: float 
     if num_data is not None and isinstance(objective, TotalCorrelation):
         objective.num_data = num_data
     return objective
+
+
+def _refuse_idle_options(values: Mapping[str, float | str | None]) -> None:
+    """Refuse an option whose control is not asked for; its default is that of the control."""
+    for name, control in CONTROLS.items():
+        if values.get(name) is None and control.option in values:
+            *_, parameter = inspect.signature(control.make).parameters.values()
+            value = values[control.option]
+            if value != parameter.default:
+                got = f"{value:g}" if isinstance(value, float) else repr(value)
+                flag = name.replace("_", "-")
+                raise ValueError(f"{control.option}: expected with --{flag}, got {got} alone; drop it.")
