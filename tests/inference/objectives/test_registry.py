@@ -1,0 +1,73 @@
+"""Rows of the registry: options, a weight of the KL, and the number of draws, for each objective."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_vae import elbo
+from pyro_vae.handlers import scale_kl_pair
+from pyro_vae.inference import OBJECTIVES
+from pyro_vae.inference.objectives.registry import options_of
+from tests.oracles import LinearGaussian
+
+ORACLE = LinearGaussian()
+#: Values other than the default, by option.
+VALUES = {
+    "alpha": 0.5,
+    "elbo_weight": 0.25,
+    "first_point": 0.1,
+    "max_plate_nesting": 3,
+    "num_groups": 3,
+    "num_particles": 7,
+    "partitions": 2,
+    "plate": "data",
+    "retain_graph": True,
+}
+#: Options that Pyro alone reads.
+OF_PYRO = {
+    "max_iarange_nesting",
+    "strict_enumeration_warning",
+    "ignore_jit_warnings",
+    "jit_options",
+    "tail_adaptive_beta",
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_option_of_an_objective_is_set(name):
+    options = options_of(name)
+    assert {"num_particles", "vectorize_particles", "max_plate_nesting", "retain_graph", "plate"} <= {*options}
+    values = VALUES | {"vectorize_particles": not elbo(name).vectorize_particles}
+    assert {*options} <= {*values, *OF_PYRO}
+    for option in {*options} & {*values}:
+        assert getattr(elbo(name, **{option: values[option]}), option) == values[option]
+        assert getattr(elbo(name), option) != values[option]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_option_that_is_misspelled_is_refused_by_the_class_too(name):
+    with pytest.raises(TypeError, match="num_particle'"):
+        OBJECTIVES[name](num_particle=3)
+
+
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")  # Pyro's; there is nothing to sum over here
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_weight_of_the_kl_acts_or_is_refused(name):
+    model, guide, x = ORACLE.model, ORACLE.guide(), ORACLE.draw(5)
+
+    def loss(beta):
+        torch.manual_seed(0)
+        return elbo(name, num_particles=2).loss(*scale_kl_pair(model, guide, beta), x)
+
+    if OBJECTIVES[name].takes_beta:
+        assert abs(loss(0.5) - loss(1.0)) > 1e-3
+    else:
+        with pytest.raises(ValueError, match=f"{name}: expected no weight of the KL"):
+            loss(0.5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_number_of_draws_is_that_of_the_guide(name):
+    groups = {"num_groups": 3} if "num_groups" in options_of(name) else {}
+    assert elbo(name, num_particles=2, **groups).num_draws == (6 if groups else 2)
