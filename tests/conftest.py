@@ -7,7 +7,6 @@ import os
 # Before torch is imported: two processes of two threads on two cores stall one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,15 +18,23 @@ from tests.children import Nursery
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave all but every n-th cell of a table marked ``thin(n)`` to ``make test-all``, counted from the first."""
-    cells: Counter[tuple[Path, str]] = Counter()
+    """Leave all but every n-th cell of a table marked ``thin(n)`` to ``make test-all``, counted from the first.
+
+    ``thin(n, by="name")`` counts the cells of each name by themselves, so that every name keeps some. The count starts one
+    further for each name, so that the cells that stay differ in the other parameters.
+    """
+    tables: dict[tuple[Path, str], dict[str, int]] = {}
     for item in items:
         thin = item.get_closest_marker("thin")
         if thin is not None and item.get_closest_marker("slow") is None:
-            table = item.path, getattr(item, "originalname", item.name)
-            if cells[table] % thin.args[0]:
+            assert isinstance(item, pytest.Function)
+            counts = tables.setdefault((item.path, item.originalname), {})
+            by = thin.kwargs.get("by")
+            name = str(item.callspec.params[by]) if by else ""
+            cell = counts.setdefault(name, len(counts))
+            if cell % thin.args[0]:
                 item.add_marker("slow")
-            cells[table] += 1
+            counts[name] += 1
 
 
 @pytest.fixture(autouse=True)

@@ -94,6 +94,21 @@ def test_parse(text, expected):
     assert schedules.parse(text, end=4.0) == expected
 
 
+@pytest.mark.parametrize("kind", schedules.RAMPS)
+def test_each_ramp_has_its_name_and_goes_from_start_to_end(kind):
+    ramp = schedules.parse(f"{kind}:0.5:100", end=4.0)
+    assert ramp == schedules.RAMPS[kind](0.5, 4.0, 100) == getattr(schedules, kind)(0.5, 4.0, 100)
+    values = [ramp(step) for step in range(25)]  # of a cyclical one, the first cycle
+    assert values == sorted(values)
+    assert values[0] == pytest.approx(0.5)
+    assert ramp.steps == 100
+    assert max(ramp(step) for step in range(101)) == pytest.approx(4.0)
+    with pytest.raises(ValueError, match=f"^anneal: expected {kind}:START:STEPS"):
+        schedules.parse(kind, 1.0)
+    with pytest.raises(ValueError, match="the start of a schedule"):
+        schedules.parse(f"{kind}:-1:100", 1.0)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -206,15 +221,6 @@ def test_cosine_and_sigmoid_by_hand():
     assert schedules.cosine(0.0, 1.0, 4)(1) == pytest.approx(0.5 * (1 - math.cos(math.pi / 4)))
     low, high, at = (1 / (1 + math.exp(-k)) for k in (-6.0, 6.0, -3.0))
     assert schedules.sigmoid(0.0, 1.0, 4)(1) == pytest.approx((at - low) / (high - low))
-
-
-@pytest.mark.parametrize("kind", ["cosine", "sigmoid"])
-def test_parse_of_smooth_ramps(kind):
-    assert schedules.parse(f"{kind}:0.5:100", 4.0) == getattr(schedules, kind)(0.5, 4.0, 100)
-    with pytest.raises(ValueError, match=f"expected {kind}:START:STEPS"):
-        schedules.parse(kind, 1.0)
-    with pytest.raises(ValueError, match="start of a schedule"):
-        schedules.parse(f"{kind}:-1:100", 1.0)
 
 
 def test_a_schedule_for_each_site():

@@ -14,6 +14,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import evaluate, report, train
+from pyro_vae.inference import LR_SCHEDULES
 from pyro_vae.inference.svi.svi import SVI
 from pyro_vae.inference.training.checkpoint import KEYS
 from pyro_vae.runs.build import load_data
@@ -478,18 +479,19 @@ def test_anneal_sets_beta_of_each_step(tmp_path, anneal, betas):
         assert abs(rows[-1]["objective"] - rows[-1]["train_elbo"]) > 1e-3
 
 
+#: Factors of the learning rate in the last step of each of four epochs.
+LR_FACTORS = {
+    "constant": [1, 1, 1, 1],
+    "cosine": [0.5 + 0.5 * math.cos(math.pi * (epoch - 1 / STEPS) / 4) for epoch in (1, 2, 3, 4)],
+    "step": [1, 1, 0.1, 0.01],
+}
+
+
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize(
-    ("schedule", "factors"),
-    [
-        ("constant", [1, 1, 1, 1]),
-        ("cosine", [0.5 + 0.5 * math.cos(math.pi * (epoch - 1 / STEPS) / 4) for epoch in (1, 2, 3, 4)]),
-        ("step", [1, 1, 0.1, 0.01]),  # of the last step of each epoch
-    ],
-)
-def test_lr_schedule_sets_the_learning_rate(tmp_path, schedule, factors):
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+def test_lr_schedule_sets_the_learning_rate(tmp_path, schedule):
     assert run(tmp_path / "run", "--epochs", "4", "--lr-schedule", schedule, "--lr", "0.01") == 0
-    expected = [0.01 * f for f in factors]
+    expected = [0.01 * f for f in LR_FACTORS[schedule]]
     assert [row["lr"] for row in metrics(tmp_path / "run")] == pytest.approx(expected, rel=1e-9, abs=1e-12)
     last = checkpoint(tmp_path / "run")["training"]["optimizer"]["encoder.head.bias"]["param_groups"][0]["lr"]
     step = 4 * STEPS - 1  # what the optimizer used last

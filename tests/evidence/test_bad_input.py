@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from pyro_vae import evidence
+from pyro_vae.runs.evaluation.checks import CHECKS
+from pyro_vae.runs.evaluation.estimators import ESTIMATORS
 
 X = torch.tensor([0.0, 1.0, 4.0, 2.0])
 
@@ -31,8 +33,13 @@ FUNCTIONS = {
     "refined": lambda *a: evidence.refined_importance_sampling(*a, num_samples=10, steps=2),
     "gaps": lambda *a: evidence.gaps(*a, num_samples=10, steps=2),
     "aggregate": lambda *a: evidence.aggregate_posterior(*a),
-    "calibrate": lambda *a: evidence.calibrate(*a, num_simulations=10),
+    "calibration": lambda *a: evidence.calibrate(*a, num_simulations=10),
 }
+
+
+def test_every_estimator_and_check_is_here():
+    """``smoothed`` is another reading of ``importance``, and predictive checks take images, not programs."""
+    assert FUNCTIONS.keys() == {*ESTIMATORS, *CHECKS} - {"smoothed", "predictive"}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)

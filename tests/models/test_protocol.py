@@ -10,6 +10,7 @@ from torch import nn
 
 from pyro_vae import VAE, fit
 from pyro_vae.data import Data, Split
+from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.models import MODELS, Model
 from pyro_vae.models.checks import as_data, check_inputs, check_model
 from pyro_vae.models.protocol import (
@@ -141,9 +142,9 @@ def test_methods_get_the_columns_that_they_need():
 
 def test_whether_log_px_is_a_density_is_what_the_observed_site_says():
     x = torch.zeros(3, 2)
-    for likelihood, density in (("bernoulli", False), ("continuous-bernoulli", True), ("normal", True)):
-        vae = VAE((2,), 1, likelihood=likelihood)
-        assert has_density(vae, training_inputs(vae, Split(x))) is density
+    for name, likelihood in LIKELIHOODS.items():
+        vae = VAE((2,), 1, likelihood=name)
+        assert has_density(vae, training_inputs(vae, Split(x))) is likelihood.density
 
 
 class Unsaid(nn.Module):
@@ -155,7 +156,7 @@ class Unsaid(nn.Module):
         self.model, self.guide = vae.model, vae.guide
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "normal"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_a_density_is_known_from_the_program_where_nothing_is_said(likelihood):
     vae = VAE((2,), 1, likelihood=likelihood)
     columns = training_inputs(vae, Split(torch.zeros(3, 2)))

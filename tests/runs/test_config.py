@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.runs.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 
 #: A configuration in which every key differs from its default.
@@ -101,14 +102,13 @@ def test_an_unknown_key_is_refused():
         Config.from_dict({"model": {"latent_dims": 2}})
 
 
-@pytest.mark.parametrize(
-    ("likelihood", "mode"), [("bernoulli", "dynamic"), ("continuous-bernoulli", "none"), ("normal", "none")]
-)
-def test_binarize_follows_the_likelihood(likelihood, mode):
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_binarize_follows_the_likelihood(likelihood):
+    mode = "dynamic" if LIKELIHOODS[likelihood].support == "binary" else "none"
     assert Config(model=ModelConfig(likelihood=likelihood)).data.binarize == mode
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_a_given_binarize_stays(likelihood):
     given = Config(DataConfig(binarize="threshold", val_size=3), ModelConfig(likelihood=likelihood))
     assert given.data == DataConfig(binarize="threshold", val_size=3)

@@ -107,6 +107,7 @@ def test_an_option_of_the_networks_that_changes_none_is_refused(capsys, no_pictu
     assert said in refused(capsys, *words.split())
 
 
+@pytest.mark.thin(2, by="name")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("words", ["--hidden 8 16", "--activation relu"])
 def test_each_model_reads_the_options_of_its_networks_and_says_so(name, words):
@@ -166,7 +167,7 @@ def test_the_command_says_so_of_its_last_batch(capsys):
     assert "leaves 1 of 1,437 data alone; take 1437." in error
 
 
-@pytest.mark.parametrize("name", ["m1", "m2", "m1m2", "auxiliary", "sdgm"])
+@pytest.mark.parametrize("name", [name for name, cls in MODELS.items() if hasattr(cls, "classify")])
 def test_batches_of_one_are_refused_where_some_labels_are_hidden(name):
     """Only batches with a label would have the term of alpha, which would then count less than its weight."""
     vae = MODELS[name]((1, 8, 8), 2, (8,), num_classes=2)

@@ -23,10 +23,11 @@ from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.handlers import scale_kl, scale_kl_pair
-from pyro_vae.inference import NonFiniteLossError
+from pyro_vae.inference import OBJECTIVES, NonFiniteLossError
 from pyro_vae.inference.capture import graph as capture
 from pyro_vae.inference.capture.side_effects import Watch, unaltered
 from pyro_vae.inference.kl.floors import FreeBits, MinimumRate
+from pyro_vae.inference.kl.registry import CONTROLS
 from pyro_vae.inference.kl.targets import Capacity, TargetRate
 from pyro_vae.inference.svi import compiled
 from pyro_vae.inference.svi.compiled import CapturedSteps
@@ -173,7 +174,8 @@ PROGRAMS = {
     "weighted by datum": lambda: scale_kl_pair(*vae(), torch.linspace(0, 2, ROWS)),
     "outer scale": lambda: tuple(poutine.scale(f, scale=0.1) for f in vae()),
 }  # fmt: skip
-OBJECTIVES = {
+#: Objectives and controls, some with several options.
+LOSSES = {
     "trace": lambda: pv.elbo("trace"),
     "trace, 3 draws": lambda: pv.elbo("trace", num_particles=3, vectorize_particles=True, max_plate_nesting=1),
     "trace, one by one": lambda: pv.elbo("trace", num_particles=2),
@@ -199,28 +201,32 @@ OBJECTIVES = {
 NOT_FOR = {
     "bernoulli": {"mean-field", "iwae", "renyi", "dreg", "stl", "miwae", "ciwae", "piwae", "free bits", "minimum rate",
                   "capacity", "target rate", "enum"},
-    "enumerated": {*OBJECTIVES} - {"enum"},
+    "enumerated": {*LOSSES} - {"enum"},
     "module style": {"free bits"},  # an autoguide gives Deltas, which have no units
     # Dropout draws at every evaluation: these evaluate a guide twice, or compare draws made in two ways.
     "noisy": {"iwae", "renyi", "dreg", "stl", "vimco", "miwae", "ciwae", "piwae", "rws", "tvo"},
     **{name: {"rws", "tvo", "capacity", "target rate"} for name in ("weighted", "weighted by a number")},
     "weighted by datum": {"rws", "tvo", "capacity", "target rate", "free bits", "minimum rate"},
 }  # fmt: skip
-CELLS = [(o, p) for o in OBJECTIVES for p in PROGRAMS if o not in NOT_FOR.get(p, set())]
+CELLS = [(o, p) for o in LOSSES for p in PROGRAMS if o not in NOT_FOR.get(p, set())]
 #: The thinned table: every objective with one program, every program with one or two objectives.
 QUICK = (
-    {(o, "vae") for o in OBJECTIVES}
-    | {("trace", p) for p in PROGRAMS}
-    | {("vimco", "bernoulli"), ("enum", "enumerated")}
+    {(o, "vae") for o in LOSSES} | {("trace", p) for p in PROGRAMS} | {("vimco", "bernoulli"), ("enum", "enumerated")}
 )
 THINNED = [c if c in QUICK else pytest.param(*c, marks=pytest.mark.slow) for c in CELLS]
+
+
+def test_every_objective_and_control_is_captured():
+    """A total correlation is captured in a test beside its module: its batches must not be of one size."""
+    kinds = {type(make_loss()) for make_loss in LOSSES.values()}
+    assert kinds | {pv.inference.TotalCorrelation} == {*OBJECTIVES.values(), *(row.kind for row in CONTROLS.values())}
 
 
 def make(objective, program, compile, optim=None, **options):
     pyro.clear_param_store()
     model, guide = PROGRAMS[program]() if isinstance(program, str) else program
     optim = optim or pyro.optim.SGD({"lr": 1e-3})
-    return pv.SVI(model, guide, optim, OBJECTIVES[objective](), compile=compile, **options)
+    return pv.SVI(model, guide, optim, LOSSES[objective](), compile=compile, **options)
 
 
 def warmed(svi):

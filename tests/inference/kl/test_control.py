@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pyro
@@ -14,13 +15,17 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
 from pyro_vae import VAE, elbo, fit
 from pyro_vae.data import Data, Split
 from pyro_vae.handlers import scale_kl_pair
-from pyro_vae.inference import Capacity, FreeBits, MinimumRate, TargetRate
+from pyro_vae.inference import OBJECTIVES, Capacity, FreeBits, MinimumRate, TargetRate
+from pyro_vae.inference.kl.registry import CONTROLS, controlled
 from tests.oracles import LinearGaussian
 
 LOC = torch.tensor([[0.0, 1.0, 2.0], [0.0, -1.0, 1.0]], dtype=torch.float64)
 SCALE = torch.tensor([1.0, 0.5, 0.3], dtype=torch.float64)
 X = torch.tensor([[0.3, -0.2], [1.0, 0.4]], dtype=torch.float64)
+#: The objectives that a control may wrap.
 WRAPPED = ["trace", "mean-field"]
+#: A value for the flag of each control.
+VALUES = {"free_bits": 0.1, "min_rate": 0.1, "capacity": "0.1", "target_rate": 0.1, "total_correlation": 2.0}
 
 
 def model(x):
@@ -198,11 +203,28 @@ def test_the_best_epoch_is_that_of_the_objective():
     assert "validation_objective" not in fit(VAE((6,), 2, (8,)), data, epochs=1, progress=False).rows[0]
 
 
-def test_the_bound_is_the_true_one():
+def test_every_control_is_tested():
+    assert VALUES.keys() == CONTROLS.keys()
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_bound_is_the_true_one(name):
     oracle = LinearGaussian()
     x = oracle.draw(4)
-    for control in (FreeBits(elbo("trace"), 9.0, "site"), Capacity(elbo("trace"), 9.0), TargetRate(elbo("trace"), 9.0)):
-        torch.testing.assert_close(control.bound(oracle.model, oracle.guide(), x), oracle.log_px(x))
+    options = {"free_bits_per": "site"} if name == "free_bits" else {}
+    control = controlled(elbo("trace"), **{name: VALUES[name]}, **options)
+    assert type(control) is CONTROLS[name].kind
+    torch.testing.assert_close(control.bound(oracle.model, oracle.guide(), x), oracle.log_px(x))
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_control_wraps_an_objective_or_names_those_that_it_wraps(objective, name):
+    if objective in WRAPPED:
+        assert controlled(elbo(objective), **{name: VALUES[name]}).objective.__class__ is OBJECTIVES[objective]
+        return
+    with pytest.raises(TypeError, match=r"expected elbo\('trace'\) or elbo\('mean-field'\)"):
+        controlled(elbo(objective), **{name: VALUES[name]})
 
 
 def test_correlated_units_are_refused_and_may_be_one_site():
@@ -214,8 +236,6 @@ def test_correlated_units_are_refused_and_may_be_one_site():
 
 
 def test_what_is_refused():
-    with pytest.raises(TypeError, match=r"free bits: expected elbo\('trace'\) or elbo\('mean-field'\).*got IWAE"):
-        FreeBits(elbo("iwae"), 1.0)
     for make in (FreeBits, MinimumRate, Capacity, TargetRate):
         for nats in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match="expected a positive number of nats"):
@@ -313,15 +333,11 @@ def test_units_and_sites_whose_rate_is_not_known_are_refused():
 # Programs and scales
 
 
-CONTROLS = {
-    "free bits": lambda o: FreeBits(o, 0.1),
-    "minimum rate": lambda o: MinimumRate(o, 0.1),
-    "capacity": lambda o: Capacity(o, 0.1),
-    "target rate": lambda o: TargetRate(o, 0.1),
-}
+#: A control by each flag.
+BY_FLAG = {name: functools.partial(controlled, **{name: value}) for name, value in VALUES.items()}
 
 
-@pytest.mark.parametrize("make", CONTROLS.values(), ids=CONTROLS)
+@pytest.mark.parametrize("make", BY_FLAG.values(), ids=BY_FLAG)
 @pytest.mark.parametrize("wrapped", WRAPPED)
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
 def test_a_site_that_is_not_in_the_guide_is_named(make, wrapped):
@@ -349,8 +365,11 @@ def test_an_outer_scale_of_each_datum(wrapped, make, options):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("make", CONTROLS.values(), ids=CONTROLS)
-def test_the_data_plate_may_be_named(make):
+#: A total correlation takes a latent variable in the data plate alone.
+@pytest.mark.parametrize("name", [name for name in CONTROLS if name != "total_correlation"])
+def test_the_data_plate_may_be_named(name):
+    make = BY_FLAG[name]
+
     def program(of_model):
         def fn(x):
             with pyro.plate("rows", 4, dim=-2), pyro.plate("columns", 3, dim=-1):
@@ -391,10 +410,13 @@ def test_capacity_and_target_choose_by_the_distance_to_it():
     assert TargetRate(elbo("trace"), 5.0, beta_max=9.0).selection(10.0, 2.0, 1.0) == pytest.approx(-10 - 9 * 3)
 
 
-@pytest.mark.parametrize("make", CONTROLS.values(), ids=CONTROLS)
-def test_options_of_another_kind_are_refused(make):
-    kind = type(make(elbo("trace")))
-    with pytest.raises(TypeError, match="expected a positive number of nats, got str '1'"):
-        kind(elbo("trace"), "1")
+@pytest.mark.parametrize("name", CONTROLS)
+def test_options_of_another_kind_are_refused(name):
+    sentence = {"total_correlation": "a finite number of at least 0"}.get(name, "a positive number of nats")
+    with pytest.raises(TypeError, match=f"expected {sentence}, got str '1'"):
+        CONTROLS[name].kind(elbo("trace"), "1")
+
+
+def test_a_number_of_steps_is_whole():
     with pytest.raises(TypeError, match="capacity: expected a whole number, got float 2.5"):
         Capacity(elbo("trace"), 1.0, 2.5)

@@ -14,7 +14,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 
 import pyro_vae as pv
 from pyro_vae import SVI, VAE, elbo
-from pyro_vae.inference import NonFiniteLossError
+from pyro_vae.inference import OPTIMIZERS, NonFiniteLossError
 from pyro_vae.inference.svi.optimizer import FusedOptim
 
 X = (torch.rand(12, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
@@ -36,6 +36,10 @@ def _train(make, optim, steps, vae=None, loss=None, **options):
     svi = make(vae.model, vae.guide, optim, loss or pyro.infer.Trace_ELBO(), **options)
     losses = [svi.step(X.double()) for _ in range(steps)]
     return losses, [p.detach().clone() for p in vae.parameters()], svi
+
+
+def test_every_optimizer_is_tested():
+    assert OPTIMS.keys() == OPTIMIZERS.keys()
 
 
 @pytest.mark.parametrize("name", OPTIMS)

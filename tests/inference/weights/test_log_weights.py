@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoNormalMessenger
 from torch import nn
 
 from pyro_vae import VAE, log_weights
+from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.handlers import scale_kl, scale_kl_pair
 from pyro_vae.inference.program.traces import prior_guide
 from pyro_vae.inference.weights.log_weights import ProposalDraws
@@ -319,7 +320,7 @@ def test_model_and_guide_must_have_the_same_latent_sites():
         log_weights(model, model, x, num_samples=0)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "normal"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_rows_and_batches_are_independent(likelihood):
     vae = VAE((6,), 2, (5,), likelihood=likelihood).double()
     x = (torch.rand(8, 6, dtype=torch.float64) < 0.5).double()

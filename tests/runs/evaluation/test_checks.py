@@ -37,7 +37,7 @@ def test_the_checks_say_what_they_are_of(kind, expected):
     vae = kind(SHAPE, 2, (4,), **({"num_classes": 3} if labels else {})).eval()
     columns = Inputs(torch.rand(20, *SHAPE).round(), *labels)
     wording, found = wording_for(vae, columns), []
-    for name in ("gaps", "aggregate", "calibration"):
+    for name in CHECKS:
         options = CHECKS[name].least | ({"num_simulations": 100, "num_draws": 9} if name == "calibration" else {})
         result = run_check(name, vae, columns, 0, **options)
         _, text, pictures = CHECKS[name].describe(result, wording)

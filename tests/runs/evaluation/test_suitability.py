@@ -43,9 +43,9 @@ def columns_of(model):
     return Inputs(x, labels) if "y" in takes(model) else Inputs(x)
 
 
-def test_every_model_is_in_the_table_or_takes_all():
+def test_the_table_holds_models_alone():
+    """A model that is not in the table has to take every check and estimator."""
     assert set(REFUSED) <= set(MODELS)
-    assert len(MODELS) == 13
 
 
 #: Those that take long, and have what `m2` has.
