@@ -84,7 +84,7 @@ def controlled(objective: ELBO, *, num_data: int | None = None, **values: float 
 
 
 def _refuse_idle_options(values: Mapping[str, float | str | None]) -> None:
-    """Refuse an option whose control is not asked for; its default is that of the control."""
+    """Refuse an option whose control is not asked for."""
     for name, control in CONTROLS.items():
         if values.get(name) is None and control.option in values:
             *_, parameter = inspect.signature(control.make).parameters.values()

@@ -55,14 +55,14 @@ def nonfinite_site(model: Program, guide: Program, args: Args, kwargs: Kwargs) -
     return None
 
 
-class GeneratorStates(NamedTuple):
+class Generators(NamedTuple):
     """States of the generators."""
 
     host: Tensor
     device: Tensor | None
 
     @classmethod
-    def of(cls, device: torch.device | None) -> GeneratorStates:
+    def of(cls, device: torch.device | None) -> Generators:
         """Return the current states."""
         return cls(torch.get_rng_state(), None if device is None else device_state(device))
 
@@ -77,7 +77,7 @@ class Pending(NamedTuple):
 
     args: Args
     kwargs: Kwargs
-    before: GeneratorStates
+    before: Generators
     broken: Tensor
     loss: Tensor
 

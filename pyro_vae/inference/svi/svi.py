@@ -20,7 +20,7 @@ from pyro_vae.inference.objectives.bound import Terms
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.svi.compiled import CapturedSteps, Entry
 from pyro_vae.inference.svi.data_parallel import Exchange
-from pyro_vae.inference.svi.non_finite import GeneratorStates, NonFiniteLossError, Pending, PendingSteps, nonfinite_site
+from pyro_vae.inference.svi.non_finite import Generators, NonFiniteLossError, Pending, PendingSteps, nonfinite_site
 from pyro_vae.inference.svi.optimizer import FusedOptim, as_pyro_optim
 from pyro_vae.inference.svi.step import Evaluated, Evaluation, clear
 from pyro_vae.system.randomness import device_state
@@ -117,8 +117,7 @@ class SVI(pyro.infer.SVI):
         """Take one gradient step.
 
         Args:
-            *args: Arguments of model and guide.
-            **kwargs: Likewise.
+            *args, **kwargs: Arguments of model and guide.
 
         Returns:
             The loss summed over the batch, nats, as ``pyro.infer.SVI.step`` does.
@@ -182,12 +181,12 @@ class SVI(pyro.infer.SVI):
         if found is None:
             return None
         entry, tensors = found
-        before = GeneratorStates(host, device_state(entry.sound.device))
+        before = Generators(host, device_state(entry.sound.device))
         return self._taken(entry(tensors, self._broken), args, kwargs, before, tensors)
 
     def _shared_step(self, args: Args, kwargs: Kwargs, exchange: Exchange) -> Terms:
         """Take a step of one of several processes."""
-        before = GeneratorStates.of(exchange.device)
+        before = Generators.of(exchange.device)
         exchange.expecting = self._across_batch
         part = exchange.attempt(lambda: self._part(args, kwargs, before.host), NonFiniteLossError)
         return self._taken(self._evaluation.exchanged(part, exchange, self._broken), args, kwargs, before, [])
@@ -199,16 +198,14 @@ class SVI(pyro.infer.SVI):
             return found[0](found[1])
         return self._evaluated(self._evaluation.tensors, args, kwargs, random_state)
 
-    def _taken(
-        self, evaluated: Evaluated, args: Args, kwargs: Kwargs, before: GeneratorStates, tensors: list[Tensor]
-    ) -> Terms:
+    def _taken(self, step: Evaluated, args: Args, kwargs: Kwargs, before: Generators, tensors: list[Tensor]) -> Terms:
         """Take a step without a wait for its loss."""
-        self._pending.add(Pending(args, kwargs, before, evaluated.broken, evaluated.terms.loss), tensors)
-        self._take(evaluated)
+        self._pending.add(Pending(args, kwargs, before, step.broken, step.terms.loss), tensors)
+        self._take(step)
         # Several processes must wait at the same step.
         if self._pending.many if self.exchange is None else self.exchange.due:
             self.synchronize()
-        return evaluated.terms
+        return step.terms
 
     def _entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
         """Return the compiled step and its tensors, or None."""
