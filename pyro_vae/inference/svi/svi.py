@@ -117,7 +117,8 @@ class SVI(pyro.infer.SVI):
         """Take one gradient step.
 
         Args:
-            *args, **kwargs: Arguments of model and guide.
+            *args: Arguments of model and guide.
+            **kwargs: Likewise.
 
         Returns:
             The loss summed over the batch, nats, as ``pyro.infer.SVI.step`` does.
@@ -193,8 +194,7 @@ class SVI(pyro.infer.SVI):
 
     def _part(self, args: Args, kwargs: Kwargs, random_state: Tensor) -> Evaluated:
         """Evaluate this process's part of a step."""
-        found = self._entry(args, kwargs)
-        if found is not None:
+        if (found := self._entry(args, kwargs)) is not None:
             return found[0](found[1])
         return self._evaluated(self._evaluation.tensors, args, kwargs, random_state)
 
@@ -202,8 +202,9 @@ class SVI(pyro.infer.SVI):
         """Take a step without a wait for its loss."""
         self._pending.add(Pending(args, kwargs, before, step.broken, step.terms.loss), tensors)
         self._take(step)
-        # Several processes must wait at the same step.
-        if self._pending.many if self.exchange is None else self.exchange.due:
+        if (
+            self._pending.many if self.exchange is None else self.exchange.due
+        ):  # several processes wait at the same step
             self.synchronize()
         return step.terms
 
