@@ -202,9 +202,7 @@ class SVI(pyro.infer.SVI):
         """Take a step without a wait for its loss."""
         self._pending.add(Pending(args, kwargs, before, step.broken, step.terms.loss), tensors)
         self._take(step)
-        if (
-            self._pending.many if self.exchange is None else self.exchange.due
-        ):  # several processes wait at the same step
+        if self._pending.many if self.exchange is None else self.exchange.due:  # all ranks wait at one step
             self.synchronize()
         return step.terms
 
