@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -71,3 +73,40 @@ def test_a_weight_of_the_kl_acts_or_is_refused(name):
 def test_the_number_of_draws_is_that_of_the_guide(name):
     groups = {"num_groups": 3} if "num_groups" in options_of(name) else {}
     assert elbo(name, num_particles=2, **groups).num_draws == (6 if groups else 2)
+
+
+def test_unknown_names_and_options():
+    with pytest.raises(ValueError, match="unknown objective 'tracee'.*did you mean 'trace'"):
+        elbo("tracee")
+    with pytest.raises(TypeError, match="unknown option 'particles'"):
+        elbo("trace", particles=3)
+    with pytest.raises(ValueError, match="num_particles: expected at least 1, got 0"):
+        elbo("trace", num_particles=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("iwae", {"alpha": 0.5}, "unknown option 'alpha'"),
+        ("trace", {"num_groups": 2}, "unknown option 'num_groups'"),
+        ("renyi", {"alpha": math.nan}, "alpha: expected a finite number"),
+        ("dreg", {"alpha": math.inf}, "alpha: expected a finite number"),
+        ("miwae", {"num_groups": 0}, "num_groups: expected at least 1"),
+        ("ciwae", {"elbo_weight": 1.5}, "elbo_weight: expected a share"),
+        ("vimco", {"num_particles": 1}, "num_particles: expected at least 2 for vimco"),
+        ("rws", {"num_particles": 1}, "num_particles: expected at least 2 for rws"),
+        ("tvo", {"partitions": 0}, "partitions: expected at least 1"),
+        ("tvo", {"first_point": 1.0}, "first_point: expected a number between 0 and 1"),
+        ("iwae", {"num_particles": 0}, "num_particles: expected at least 1"),
+        ("miwae", {"num_groups": 1.5}, "num_groups: expected a whole number, got float 1.5"),
+        ("piwae", {"num_groups": True}, "num_groups: expected a whole number, got bool True"),
+        ("tvo", {"partitions": 2.5}, "partitions: expected a whole number, got float 2.5"),
+        ("tvo", {"first_point": None}, "first_point: expected a number between 0 and 1, got NoneType None"),
+        ("renyi", {"alpha": "1"}, "alpha: expected a finite number, got str '1'"),
+        ("dreg", {"alpha": "1"}, "alpha: expected a finite number, got str '1'"),
+        ("ciwae", {"elbo_weight": "half"}, "elbo_weight: expected a share in .0, 1., got str 'half'"),
+    ],
+)
+def test_options_out_of_range(name, options, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        elbo(name, **options)

@@ -74,8 +74,9 @@ def test_estimators_leave_it_out(site):
     torch.testing.assert_close(annealed_importance_sampling(model, programs(site), X, Y, **options).log_px, EXACT)
 
 
+@pytest.mark.thin(2, by="name")
 @SITES
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_are_those_without_it(name, site):
     """The same draws: loss, bound and gradients, with a guide that is wrong; nothing pulls at what it observes by."""
     found = []
