@@ -18,8 +18,8 @@ from pyro_vae.data.files.open import is_path
 from pyro_vae.data.named.registry import NAMED
 from pyro_vae.inference.kl.registry import CONTROLS
 from pyro_vae.inference.objectives.registry import OBJECTIVES
+from pyro_vae.inference.svi.optimizer import LR_SCHEDULES, OPTIMIZERS
 from pyro_vae.inference.svi.precision import PRECISIONS
-from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS
 from pyro_vae.models.registry import MODELS, PARTS, model_settings
 from pyro_vae.networks.mlp import ACTIVATIONS
 from pyro_vae.runs import sweep

@@ -13,10 +13,11 @@ from pyro_vae.inference.objectives.registry import OBJECTIVES, elbo
 from pyro_vae.inference.objectives.trace import TraceELBO
 from pyro_vae.inference.objectives.wake_sleep import RWS, TVO
 from pyro_vae.inference.svi.non_finite import NonFiniteLossError
+from pyro_vae.inference.svi.optimizer import LR_SCHEDULES, OPTIMIZERS
 from pyro_vae.inference.svi.svi import SVI
 from pyro_vae.inference.training.fit import early_stopping, fit
 from pyro_vae.inference.training.history import History
-from pyro_vae.inference.training.options import LR_SCHEDULES, OPTIMIZERS, FitOptions
+from pyro_vae.inference.training.options import FitOptions
 from pyro_vae.inference.training.training import Training
 from pyro_vae.inference.weights.log_weights import log_weights
 from pyro_vae.inference.weights.terms import WeightTerms

@@ -1,14 +1,25 @@
-"""One fused torch optimizer in place of Pyro's one for each parameter."""
+"""Optimizers and learning-rate schedules by name, and the fused optimizer of ``SVI``."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
+
+#: Optimizers by name: the ``pyro.optim`` class that becomes one fused torch optimizer.
+OPTIMIZERS = {"adam": pyro.optim.Adam, "adamw": pyro.optim.AdamW, "sgd": pyro.optim.SGD}
+
+#: Learning-rate schedules by name: share of training done, in [0, 1), to the factor on ``lr``.
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "step": lambda done: 0.1 ** (int(done >= 0.5) + int(done >= 0.75)),
+}
 
 FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 

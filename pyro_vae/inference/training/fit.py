@@ -22,7 +22,8 @@ from pyro_vae.inference.objectives.registry import default_objective
 from pyro_vae.inference.objectives.registry import elbo as make_elbo
 from pyro_vae.inference.training.batching import check_batches, epoch_order
 from pyro_vae.inference.training.checkpoint import State
-from pyro_vae.inference.training.history import History, epoch_line, mean_text, table_header
+from pyro_vae.inference.training.epoch_line import epoch_line, mean_text, table_header
+from pyro_vae.inference.training.history import History
 from pyro_vae.inference.training.options import FitKeywords, FitOptions, make_options, with_options
 from pyro_vae.inference.training.training import Training, never
 from pyro_vae.models.checks import TrainingData, as_data, check_inputs, check_model, warn_about_labels

@@ -9,23 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict, TypeVar
 
-import pyro
-
 from pyro_vae.errors import check_count
+from pyro_vae.inference.svi.optimizer import LR_SCHEDULES, OPTIMIZERS
 from pyro_vae.inference.svi.precision import PRECISIONS
 from pyro_vae.lookup import lookup, unknown
 
 F = TypeVar("F", bound=Callable[..., object])
-
-#: Optimizers by name: the ``pyro.optim`` class that becomes one fused torch optimizer.
-OPTIMIZERS = {"adam": pyro.optim.Adam, "adamw": pyro.optim.AdamW, "sgd": pyro.optim.SGD}
-
-#: Learning-rate schedules by name: share of training done, in [0, 1), to the factor on ``lr``.
-LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda _done: 1.0,
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-    "step": lambda done: 0.1 ** (int(done >= 0.5) + int(done >= 0.75)),
-}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pyro_vae.data import Batches, Data
 from pyro_vae.errors import first_line
 from pyro_vae.inference.kl.betas import Betas
 from pyro_vae.inference.svi.data_parallel import Exchange
-from pyro_vae.inference.svi.optimizer import FusedOptim
+from pyro_vae.inference.svi.optimizer import OPTIMIZERS, FusedOptim
 from pyro_vae.inference.svi.svi import SVI
 from pyro_vae.inference.training.batching import epoch_order
 from pyro_vae.inference.training.checkpoint import (
@@ -30,7 +30,7 @@ from pyro_vae.inference.training.checkpoint import (
     restore_random_state,
 )
 from pyro_vae.inference.training.history import EpochProgress, History, Row
-from pyro_vae.inference.training.options import OPTIMIZERS, FitOptions
+from pyro_vae.inference.training.options import FitOptions
 from pyro_vae.inference.training.unregistered import check_saved, check_trained
 from pyro_vae.inference.training.validation import after_epoch, validate
 from pyro_vae.models.protocol import PyroModel, has_bound, takes, training_inputs

@@ -15,8 +15,8 @@ import pyro_vae as pv
 from pyro_vae import VAE, fit, schedules
 from pyro_vae.data import Data, Split
 from pyro_vae.inference import NonFiniteLossError, early_stopping
+from pyro_vae.inference.svi.optimizer import LR_SCHEDULES
 from pyro_vae.inference.training.history import History
-from pyro_vae.inference.training.options import LR_SCHEDULES
 from pyro_vae.inference.training.validation import evaluate_terms
 from pyro_vae.models.semi_supervised import M2
 

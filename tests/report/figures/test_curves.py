@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import pyro_vae as pv
 from pyro_vae.inference import History
-from pyro_vae.inference.training.history import table_header
+from pyro_vae.inference.training.epoch_line import table_header
 from pyro_vae.models.inpainting import InpaintingVAE
 from pyro_vae.models.protocol import loss_name, trained_on
 from pyro_vae.report.figures.curves import curves
