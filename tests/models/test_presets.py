@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 
-from pyro_vae import VAE, data, elbo, fit, load, testing, train
+from pyro_vae import VAE, data, elbo, fit, load, train
 from pyro_vae.inference import Capacity, TotalCorrelation
 from pyro_vae.models.presets import TCVAE, BetaVAE
 from pyro_vae.runs import pipeline
@@ -19,14 +19,6 @@ from pyro_vae.runs.config import TrainConfig
 from tests.children import ROOT
 
 X = torch.bernoulli(torch.full((40, 6), 0.5), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("kind", [BetaVAE, TCVAE])
-def test_the_model_keeps_every_law(kind):
-    torch.manual_seed(0)
-    vae = kind((5,), 2, (4,)).double()
-    x = torch.bernoulli(torch.full((6, 5), 0.5, dtype=torch.float64))
-    testing.check_elbo_bounds(vae.model, vae.guide, x)
 
 
 @pytest.mark.parametrize("kind", [BetaVAE, TCVAE])

@@ -11,13 +11,11 @@ from torch import nn
 from pyro_vae import VAE, fit
 from pyro_vae.data import Data, Split
 from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.models import MODELS, Model
 from pyro_vae.models.checks import as_data, check_inputs, check_model
 from pyro_vae.models.protocol import (
     call_with_inputs,
     evaluation_inputs,
     has_density,
-    num_required_arguments,
     training_inputs,
 )
 from pyro_vae.models.registry import constructor_options, make, model_class, read_options
@@ -75,17 +73,6 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "own_models.py").write_text(MODULE)
     (tmp_path / "own_broken.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_packages_models_keep_the_protocol(name):
-    cls = model_class(name)
-    arguments = {"data_shape": (1, 4, 4), "latent_dim": 2, "hidden": (5,), "activation": "tanh", "num_classes": 3}
-    model = make(name, arguments)
-    check_model(model)
-    assert isinstance(model, Model)
-    assert type(model) is cls
-    assert num_required_arguments(model.model) == num_required_arguments(model.guide) == len(model.takes)
 
 
 @pytest.mark.parametrize(

@@ -226,23 +226,6 @@ def test_fit_refuses_it_too_and_takes_what_is_frozen_or_not_used(compiled):
         assert moved == {"decoder"} | ({"encoder"} if vae is not frozen else set())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_looking_for_them_leaves_training_as_it_is(name, monkeypatch):
-    columns = ten([0, 1, -1, 0, -1, -1, 1, -1, 0, 1]) if "classify" in dir(MODELS[name]) else ten([0, 1] * 5)
-    states = []
-    for looking in (True, False):
-        torch.manual_seed(0)
-        cls = MODELS[name]
-        vae = cls((1, 8, 8), 2, **({"num_classes": 2} if "y" in cls.takes else {}))
-        vae.register_parameter("unused", torch.nn.Parameter(torch.zeros(2)))  # else there is nothing to look for
-        if not looking:
-            monkeypatch.setattr("pyro_vae.inference.training.unregistered.check_reached", lambda *args: None)
-        pv.fit(vae, columns[: len(cls.takes)], epochs=2, batch_size=5, compile=False, progress=False)
-        states.append(vae.state_dict())
-        monkeypatch.undo()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-
-
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("words", [[], pytest.param(["--model", "m2"], marks=pytest.mark.slow)])
 def test_a_run_of_before_such_a_seed_was_refused_goes_on(no_pictures, words, finished):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -12,9 +11,8 @@ import pyro_vae as pv
 from pyro_vae import evaluate, train
 from pyro_vae.cli.train_arguments import parse
 from pyro_vae.distributions import Laplace, LearnedNormal
-from pyro_vae.models import MODELS
-from pyro_vae.models.registry import PARTS, constructor_default
-from pyro_vae.runs.build import make_plan, make_vae
+from pyro_vae.models.registry import PARTS
+from pyro_vae.runs.build import make_plan
 from pyro_vae.runs.config import Config, DataConfig, ModelConfig
 
 SMALL = "--hidden 8 --latent-dim 2 --num-samples 20 --threads 1 --quiet --epochs".split()
@@ -44,25 +42,6 @@ def test_a_run_with_named_parts_is_saved_resumed_loaded_and_evaluated(tmp_path, 
     assert summary["density"] is True
     assert "bits_per_dim" not in summary["test"]
     assert evaluate.main(["straight", "--num-samples", "10", "--quiet"]) == 0
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_parts_of_a_model_are_its_own_where_none_is_named(name):
-    """Without flags, by flags that name them, and in configurations written before there were flags."""
-    default = Config(model=ModelConfig(model=name, latent_dim=2))
-    for kind in PARTS:
-        own = constructor_default(MODELS[name], kind)
-        assert getattr(default.model, kind) == (own or "")
-    old = default.to_dict()
-    for kind in ("prior", "posterior", "network"):
-        del old["model"][kind]
-    assert Config.from_dict(old) == default
-    classes = 3 if "y" in MODELS[name].takes else None
-    made = [
-        str(make_vae(dataclasses.replace(c, model=dataclasses.replace(c.model, num_classes=classes)), (1, 4, 4)))
-        for c in (default, Config.from_dict(old))
-    ]
-    assert made[0] == made[1]
 
 
 def test_a_likelihood_of_binary_data_has_them_binarized():
