@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 import shlex
 import sys
@@ -87,3 +89,36 @@ def test_the_model_from_nothing_is_short():
     (_, model), (_, use) = blocks("extending.md")[:2]
     lines = [line for line in (model + use).splitlines() if line.strip() and not line.strip().startswith("#")]
     assert len(lines) < LONGEST
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_files_and_links_of_a_page_exist(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not (DOCS / link).exists()] == []
+    files = [name for name in re.findall(r"`([\w/]+\.py)`", text) if "/" in name]
+    assert [name for name in files if not any((root / name).exists() for root in (ROOT, ROOT / "pyro_vae"))] == []
+
+
+def imports() -> list[tuple[str, str]]:
+    """Every ``from MODULE import NAME`` of the package in examples, benchmarks, the pages and the README."""
+    texts = [
+        path.read_text(encoding="utf-8") for top in ("examples", "benchmarks") for path in (ROOT / top).rglob("*.py")
+    ]
+    pages = [
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        *(p.read_text(encoding="utf-8") for p in DOCS.glob("*.md")),
+    ]
+    texts += [code for page in pages for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)]
+    found = set()
+    for text in texts:
+        for module, several, one in re.findall(r"^\s*from (pyro_vae[\w.]*) import (?:\(([^)]*)\)|(.+))$", text, re.M):
+            names = re.sub(r"#.*", "", several or one).split(",")
+            found |= {(module, name.split(" as ")[0].strip()) for name in names if name.strip()}
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("module", "name"), imports())
+def test_what_examples_import_exists(module, name):
+    holder = importlib.import_module(module)
+    assert hasattr(holder, name) or importlib.util.find_spec(f"{module}.{name}") is not None
