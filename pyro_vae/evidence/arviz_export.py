@@ -29,8 +29,8 @@ def container(group: str, dataset: xarray.Dataset) -> ArvizContainer:
     """Put a data set into the installed ArviZ's container.
 
     Args:
-        group: Name of its group.
-        dataset: The values.
+        group: Name of the group in the container.
+        dataset: Values of the group.
 
     Returns:
         An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (1.x).
@@ -40,18 +40,18 @@ def container(group: str, dataset: xarray.Dataset) -> ArvizContainer:
     if is_arviz_1():
         return xarray.DataTree.from_dict({group: dataset})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the group is not one of ArviZ's own
+        warnings.simplefilter("ignore", UserWarning)  # ArviZ warns of a group that it does not define
         return import_arviz().InferenceData(**{group: dataset})
 
 
 def draws_group(group: str, values: Mapping[str, NDArray[np.float64]]) -> ArvizContainer:
     """Put named draws into a group of the installed ArviZ's container.
 
-    Its dimensions are ``chain``, of size 1, and ``draw``.
+    The group has the dimensions ``chain``, of size 1, and ``draw``.
 
     Args:
         group: Name of the group.
-        values: Name to draws, each of shape ``(S,)``.
+        values: Draws by name, each of shape ``(S,)``.
 
     Returns:
         See :func:`container`.

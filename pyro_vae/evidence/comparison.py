@@ -40,15 +40,15 @@ class Difference:
 
     Attributes:
         name: The model.
-        log_px: Its mean log p(x).
-        difference: Mean of log p(x) minus that of the reference.
-        std_error: Standard error of ``difference`` for the population of the data, :math:`sd(d_i) / \sqrt N`. What both models
-            have in common cancels. It includes the Monte Carlo error, which adds to the scatter of the :math:`d_i`.
-        lower: Lower end of the confidence interval of the population's difference.
-        upper: Upper end of that interval.
-        mc_error: Monte Carlo standard error of ``difference`` if the draws of the two estimates are independent; otherwise it
-            is at most :math:`\sqrt2` times as large. None if it is unknown for a datum of either model.
-        bias: Estimated bias of ``difference``, half the mean difference of squared errors; None if ``mc_error`` is.
+        log_px: Mean log p(x) of the model.
+        difference: ``log_px`` minus the mean log p(x) of the reference.
+        std_error: Standard error of ``difference`` for the population of the data, :math:`sd(d_i) / \sqrt N`. Scatter that
+            both models share cancels. The Monte Carlo error is included, because it adds to the scatter of the :math:`d_i`.
+        lower: Lower end of the confidence interval for the mean difference in the population.
+        upper: Upper end of the interval.
+        mc_error: Monte Carlo standard error of ``difference`` if the draws of the two estimates are independent; for dependent
+            draws, at most :math:`\sqrt2` times as large. None if the error of any datum is unknown for either model.
+        bias: Estimated bias of ``difference``, half the mean difference of squared errors; None if ``mc_error`` is None.
         better: Share of the data to which this model gives the larger probability; ties count half.
         unreliable: Number of data whose estimate, of this model or of the reference, cannot be trusted.
         weight: Stacking weight of the model.
@@ -72,14 +72,14 @@ class Comparison:
     """Models compared on the same data, the best first.
 
     Attributes:
-        rows: One for each model, by falling mean log p(x).
-        reference: The model that the others are compared with.
-        level: Probability with which all intervals hold at once.
-        num_data: N.
+        rows: One difference for each model, by falling mean log p(x).
+        reference: Name of the model that all models are compared with.
+        level: Probability that all intervals contain the true differences at once.
+        num_data: Number of data, N.
         log_px: Pointwise log p(x) in the order of ``rows``, shape ``(M, N)``, nats, float64.
-        std_error: Monte Carlo standard errors of ``log_px``, likewise; NaN where unknown.
-        reliable: True where an estimate can be trusted, likewise, bool.
-        evidence: The compared quantity in words, such as ``log p(x|y)`` for models that are given labels.
+        std_error: Monte Carlo standard errors of ``log_px``, shape ``(M, N)``, nats; NaN where unknown.
+        reliable: True where an estimate can be trusted, shape ``(M, N)``, bool.
+        evidence: Name of the compared quantity, such as ``log p(x|y)`` for models that are given labels.
     """
 
     rows: tuple[Difference, ...]
@@ -101,7 +101,7 @@ class Comparison:
     def stacked(self) -> float:
         """Mean log score of the stacked mixture, nats.
 
-        At least that of the best model.
+        At least the mean log score of the best model.
         """
         weights = torch.tensor([row.weight for row in self.rows], dtype=torch.float64)
         return float((self.log_px + weights.log()[:, None]).logsumexp(0).mean())
@@ -125,8 +125,8 @@ class Comparison:
     def _warnings(self) -> list[str]:
         doubted = {row.name: int((~good).sum()) for row, good in zip(self.rows, self.reliable, strict=True)}
         return [
-            f"{name}: for {count:,} of {self.num_data:,} data its {self.evidence} cannot be trusted and is likely too low, "
-            "which no interval here contains"
+            f"{name}: {self.evidence} of {count:,} of {self.num_data:,} data cannot be trusted and is likely too low; the "
+            "intervals do not include this error"
             for name, count in doubted.items()
             if count
         ]
@@ -134,12 +134,12 @@ class Comparison:
     def to_arviz(self) -> dict[str, ArvizContainer]:
         """Convert to the ``ELPDData`` that ``arviz.compare`` takes.
 
-        ArviZ names its values leave-one-out; these are log p(x) of data that were left out as a whole. No Pareto-smoothed
-        leave-one-out is run, because importance draws are not posterior draws. ``arviz.compare`` takes exp(log p(x)), which
-        underflows below -745 nats; the weights here do not.
+        ArviZ names these values leave-one-out; here they are log p(x) of data that no model was fitted to. No Pareto-smoothed
+        leave-one-out is run, because importance draws are not posterior draws. ``arviz.compare`` computes exp(log p(x)), which
+        underflows below -745 nats; the stacking weights of this class do not underflow.
 
         Returns:
-            Name to ``ELPDData``: sums over data, nats, with the standard error of the sum.
+            ``ELPDData`` by name: sums over data, nats, with the standard error of the sum.
         """
         rows = zip(self.rows, self.log_px, ~self.reliable, strict=True)
         return {row.name: elpd_data(values.numpy(), int(bad.sum())) for row, values, bad in rows}
@@ -158,21 +158,21 @@ def compare(
     .. math:: d_i = \log p_m(x_i) - \log p_r(x_i), \quad
         \bar d \pm t_{N-1}(1 - \tfrac{1 - c}{2 J}) \, \mathrm{sd}(d_i) / \sqrt N
 
-    The difficulty of a datum cancels in the difference, so its error is far smaller than that of either mean. The J intervals
-    hold together with probability c (Bonferroni). J counts the other models if a reference is named, and all pairs otherwise,
-    which allows for picking the best model by the same data.
+    The difficulty of a datum cancels in the difference, so the difference has a far smaller error than either mean. All J
+    intervals hold at once with probability c (Bonferroni). With a named reference, J is the number of other models. Without,
+    J is the number of pairs of models, because the same data pick the best model.
 
-    The intervals are for E[d] over the population of the data. They do not contain the bias of the estimates, which is given
-    beside them: an estimate of log p(x) is a lower bound, and a model with a bad proposal looks worse than it is.
+    The intervals are for E[d] over the population of the data. They do not account for the bias of the estimates, which is
+    reported separately: an estimate of log p(x) is a lower bound, and a model with a bad proposal looks worse than it is.
 
     Args:
-        estimates: Name to estimate, or a list, at least two, of the same data in the same order. The names of a list are
-            ``"1"``, ``"2"`` and so on.
-        reference: The model to compare with; None: the one with the largest mean.
+        estimates: Estimates by name, or a list of estimates: at least two, of the same data in the same order. Listed estimates
+            are named ``"1"``, ``"2"`` and so on.
+        reference: Name of the model to compare with; None: the model with the largest mean.
         level: c, between 0 and 1.
-        data_keys: Name to a fingerprint of the data and their binarization, of any type that has ``==``. Different fingerprints
+        data_keys: Fingerprint, by name, of the data and their binarization, of any type that has ``==``. Different fingerprints
             are refused. None: only the numbers of data are compared.
-        evidence: The estimated quantity in words.
+        evidence: Name of the estimated quantity.
 
     Returns:
         Differences, intervals and stacking weights.
@@ -211,10 +211,10 @@ def _difference(
     """Compare one model with the reference.
 
     Args:
-        name: The model.
+        name: Name of the model.
         log_px: Log p(x) of this model and of the reference, shape ``(2, N)``.
-        errors: Their Monte Carlo standard errors, likewise.
-        reliable: True where they can be trusted, likewise.
+        errors: Monte Carlo standard errors of ``log_px``, shape ``(2, N)``.
+        reliable: True where ``log_px`` can be trusted, shape ``(2, N)``.
         quantile: Half the width of the interval in standard errors.
         weight: Stacking weight of the model.
     """
@@ -247,12 +247,12 @@ def _check(
     if reference is not None and reference not in names:
         raise unknown("reference", reference, names)
     if not 0 < level < 1:
-        raise ValueError(f"level: expected between 0 and 1, got {level}.")
+        raise ValueError(f"level: expected a number between 0 and 1, got {level}.")
     first = len(estimates[names[0]].log_px)
     for name, estimate in estimates.items():
         if len(estimate.log_px) != first:
             raise ValueError(
-                f"estimates: expected of the same data, got {first:,} of {names[0]!r} and {len(estimate.log_px):,} of "
+                f"estimates: expected the same data, got {first:,} for {names[0]!r} and {len(estimate.log_px):,} for "
                 f"{name!r}; evaluate both on one test set."
             )
     if data_keys is not None:
@@ -262,8 +262,8 @@ def _check(
     for name, estimate in estimates.items():
         if bad := int((~estimate.log_px.isfinite()).sum()):
             raise ValueError(
-                f"log p(x) of {name!r}: expected finite values, got {bad:,} that are not; a mean over them has no meaning: "
-                "compare on the other data."
+                f"log p(x) of {name!r}: expected finite values, got {bad:,} infinite or NaN values; compare on data "
+                "with finite values only."
             )
 
 
@@ -272,11 +272,11 @@ def _check_same_keys(names: list[str], data_keys: Mapping[str, object]) -> None:
     first = names[0]
     for name in names:
         if name not in data_keys:
-            raise ValueError(f"data_keys: expected one for each estimate, got none for {name!r}; name its data too.")
+            raise ValueError(f"data_keys: expected a key for each estimate, got none for {name!r}; add its key.")
         if data_keys[name] != data_keys[first]:
             raise ValueError(
-                f"estimates: expected of one test set with one binarization, got {data_keys[first]} of {first!r} and "
-                f"{data_keys[name]} of {name!r}; evaluate both on the same."
+                f"estimates: expected one test set with one binarization, got {data_keys[first]} for {first!r} and "
+                f"{data_keys[name]} for {name!r}; evaluate both on the same data."
             )
 
 

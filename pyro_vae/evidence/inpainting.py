@@ -40,12 +40,12 @@ class Filling:
     """Several fillings of each datum, with their mean and spread.
 
     Attributes:
-        images: Fillings, shape ``(S, B, *data_shape)``: visible pixels as given, hidden pixels by :math:`E[x_H|z]` at a draw z
-            from :math:`p(z|x_V)`.
-        mean: :math:`E[x_H|x_V]` where hidden, from all draws, shape ``(B, *data_shape)``; the data where visible.
-        spread: Standard deviation of :math:`E[x|z]` over :math:`p(z|x_V)`, 0 where visible, likewise.
+        images: Fillings, shape ``(S, B, *data_shape)``. Visible pixels are as given; hidden pixels are :math:`E[x_H|z]` at a
+            draw z from :math:`p(z|x_V)`.
+        mean: :math:`E[x_H|x_V]` from all draws for hidden pixels, the data for visible pixels, shape ``(B, *data_shape)``.
+        spread: Standard deviation of :math:`E[x|z]` over :math:`p(z|x_V)`, shape ``(B, *data_shape)``; 0 for visible pixels.
         z: Latent vectors of the fillings, shape ``(S, B, Z)``.
-        estimate: Log p(x_V) of each datum. Its ESS and Pareto k tell how far the fillings can be trusted.
+        estimate: Estimate of log p(x_V) for each datum. Its ESS and Pareto k show how far the fillings can be trusted.
     """
 
     images: Tensor
@@ -71,20 +71,22 @@ def inpaint(
     .. math:: z_k \sim q(z|x_V), \quad w_k = p(z_k)\, p(x_V|z_k) / q(z_k|x_V), \quad
         x_H \sim \textstyle\sum_k \tilde w_k\, \delta_{E[x_H|z_k]}
 
-    ``"importance"`` draws from the guide, refined for these data, and resamples by the weights. ``"hmc"`` anneals chains from
-    the prior to the posterior by Hamiltonian moves, and resamples their ends by their weights: slower, but good where the
-    posterior has several modes that no single normal covers. Exact in the limit of many draws, or many steps.
+    ``"importance"`` draws from the guide, refined for these data, and resamples the draws by importance weight. ``"hmc"``
+    anneals chains from the prior to the posterior by Hamiltonian moves, and resamples the ends of the chains by weight. It is
+    slower, but good if the posterior has several modes that no single normal covers. Both are exact in the limit: the first of
+    many draws, the second of many steps.
 
     Args:
-        vae: A model with ``prior``, ``encode`` and ``decode``, such as :class:`pyro_vae.VAE`, whose pixels are independent
-            given z; or a :class:`pyro_vae.models.inpainting.InpaintingVAE`, whose encoder is trained on hidden pixels.
+        vae: A model with ``prior``, ``encode`` and ``decode`` whose pixels are independent given z, such as
+            :class:`pyro_vae.VAE` or :class:`pyro_vae.models.inpainting.InpaintingVAE`, whose encoder is trained on hidden
+            pixels.
         x: Data, shape ``(B, *data_shape)``; hidden pixels may have any value.
         visible: True where a pixel is visible, shape ``data_shape`` or ``(B, *data_shape)``.
-        num_fillings: S, for each datum.
+        num_fillings: Number of fillings S for each datum.
         method: ``"importance"`` or ``"hmc"``.
-        num_samples: K, draws or chains for each datum; None: 2,000 draws or 32 chains.
-        num_steps: Steps of the refinement, or of the annealing.
-        seed: Seed of all draws, which leaves torch's generators as they were; None: draw from the generators.
+        num_samples: Number K of draws or chains for each datum; None: 2,000 draws or 32 chains.
+        num_steps: Number of steps of the refinement or the annealing.
+        seed: Seed of all draws, which leaves torch's generators unchanged; None: draw from torch's generators.
 
     Returns:
         The fillings.
@@ -166,12 +168,12 @@ def _mean_and_spread(vae: Autoencodes, z: Tensor, weights: Tensor) -> tuple[Tens
     Args:
         vae: The model.
         z: Draws, shape ``(K, B, Z)``.
-        weights: Their weights, shape ``(K, B)``, with sum 1 over draws.
+        weights: Weights of the draws, shape ``(K, B)``, with sum 1 over draws.
 
     Returns:
-        Each of shape ``(B, *data_shape)``.
+        Mean and standard deviation, each of shape ``(B, *data_shape)``.
     """
-    reference = mean_image(vae.decode(z[0]))  # differences to it lose less in their squares
+    reference = mean_image(vae.decode(z[0]))  # squares of differences from it lose fewer digits
     total, squares = torch.zeros_like(reference), torch.zeros_like(reference)
     for part, share in zip(_split(z), _split(weights), strict=True):
         away = mean_image(vae.decode(part)) - reference
@@ -192,9 +194,10 @@ class HiddenLikelihood:
 
     Attributes:
         log_px: :math:`\log p(x_H|x_V)`, nats, higher is better, shape ``(B,)``, float64, CPU.
-        std_error: Monte Carlo standard error of ``log_px``, nats, likewise. By the delta method over pairs of weights from the
-            same noise, sd(w / mean(w) - v / mean(v)) / sqrt(K): as a rule below the error of either estimate. NaN where
-            either estimate cannot be trusted. Where nothing is hidden, ``std_error`` and ``log_px`` are 0.
+        std_error: Monte Carlo standard error of ``log_px``, nats, shape ``(B,)``, float64, CPU. It comes from the delta method
+            over pairs of weights from the same noise, sd(w / mean(w) - v / mean(v)) / sqrt(K), and is usually below the error
+            of either estimate. NaN if either estimate cannot be trusted. If no pixel is hidden, both ``std_error`` and
+            ``log_px`` are 0.
         whole: The estimate of log p(x).
         visible: The estimate of log p(x_V).
     """
@@ -212,7 +215,7 @@ class HiddenLikelihood:
     def mean(self) -> tuple[float, float]:
         """Mean over data, nats, and its Monte Carlo standard error.
 
-        The error is NaN if that of any datum is.
+        The error is NaN if the error of any datum is NaN.
         """
         return float(self.log_px.mean()), float(self.std_error.square().sum().sqrt() / len(self.std_error))
 
@@ -225,16 +228,16 @@ def hidden_log_px(
 
     .. math:: \log p(x_H|x_V) = \log p(x) - \log p(x_V)
 
-    Both terms are importance sampled from guides refined for them, see
-    :func:`pyro_vae.evidence.refined_importance_sampling`, with the same noise: draw k of one is close to draw k of the other,
-    and the error is that of their difference. A guide that is not made of normals draws independently for the two.
+    Each term is importance sampled from a guide refined for it, see :func:`pyro_vae.evidence.refined_importance_sampling`.
+    Both use the same noise: draw k for the first term is close to draw k for the second, and most of their errors cancels. A
+    guide that is not made of normals draws independently for the two terms.
 
     Args:
         vae: See :func:`inpaint`.
         x: Data, shape ``(B, *data_shape)``, with the true values of the hidden pixels.
         visible: True where a pixel is visible, shape ``data_shape`` or ``(B, *data_shape)``.
-        num_samples: K, draws for each datum and estimate, at least 2.
-        num_steps: Steps of the refinements.
+        num_samples: Number of draws K for each datum and estimate, at least 2.
+        num_steps: Number of steps of each refinement.
         seed: Seed of all draws; None: draw from torch's generators.
 
     Returns:
@@ -254,7 +257,7 @@ def hidden_log_px(
         )
     error = (w - v).std(0) / math.sqrt(num_samples)
     error = torch.where(whole.std_error.isnan() | part.std_error.isnan(), math.nan, error)
-    hides = ~visible.flatten(1).all(1).cpu()  # else it is log p of nothing, which is 0
+    hides = ~visible.flatten(1).all(1).cpu()  # without hidden pixels, the log-likelihood is 0
     return HiddenLikelihood((whole.log_px - part.log_px) * hides, torch.where(hides, error, 0.0), whole, part)
 
 
@@ -266,7 +269,7 @@ def _relative_weights(
     If the guide is made of normals, draw k of datum i has the same noise for any mask.
 
     Returns:
-        The estimate, and the weights over their mean, shape ``(K, B)``, float64, CPU.
+        The estimate, and the importance weights divided by their mean, shape ``(K, B)``, float64, CPU.
     """
     refined = _refined(partial, x, visible, steps, seed)
     sampler = Sampler(partial.model, refined, seed)

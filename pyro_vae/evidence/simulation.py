@@ -14,8 +14,8 @@ from pyro_vae.errors import clear_data_errors
 from pyro_vae.inference.program.sites import Site, is_auxiliary_loss, sample_sites
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
 
-_PASS_DRAWS = "pass posterior_draws for data of your own"
-_PASS_DRAWS_OR_ARGUMENT = f"{_PASS_DRAWS}, or put the observed value into the model as an argument"
+_PASS_DRAWS = "pass posterior_draws for your own data"
+_PASS_DRAWS_OR_ARGUMENT = f"{_PASS_DRAWS}, or give the model the observed value as an argument"
 
 
 class Simulated(NamedTuple):
@@ -25,8 +25,8 @@ class Simulated(NamedTuple):
 
     Attributes:
         args: Positional arguments of the model, with simulated data in place of the observed values.
-        kwargs: Keyword arguments, likewise.
-        latents: z of each latent site by name, in the shape in which the site drew it.
+        kwargs: Keyword arguments of the model, with the same replacement.
+        latents: z of each latent site by name, in the shape that the site draws.
     """
 
     args: tuple[Any, ...]
@@ -42,17 +42,17 @@ def simulate(model: Program, *args: object, **kwargs: object) -> Simulated:
     .. math:: z_i \sim p(z), \quad x_i \sim p(x | z_i)
 
     Since (z, x) is a draw from the joint distribution, z is a draw from the exact posterior p(z|x). There are as many
-    simulated data as given data. Of the given data only the shapes and the masked entries matter. Draws come from the global
-    generator.
+    simulated data as given data. Only the shapes and the masked entries of the given data matter. Draws come from torch's
+    global generator.
 
     Entries of an observed site that a mask leaves out (unknown labels under ``obs_mask``, for example) are not observed: their
-    factor in p(x, z) is 1, and the joint distribution is that of the other entries. Masked entries keep their value, such as
-    -1 or NaN. The mask must not change either: a mask computed from the data, such as ``x >= 0``, works only if it is the
-    same for all data that the model can draw.
+    factor in p(x, z) is 1, and the joint distribution is that of the unmasked entries. Masked entries keep their value, such
+    as -1 or NaN. The mask must not change: a mask computed from the data, such as ``x >= 0``, works only if it is the same for
+    all data that the model can draw.
 
     Args:
-        model: A Pyro model. Each observed value is one of its arguments, in any shape, or equals that argument wherever it is
-            observed, as ``y.clamp(min=0)`` equals y. The data enter the model in no other way.
+        model: A Pyro model. Each observed value is an argument of the model, in any shape, or equals an argument in all
+            unmasked entries, as ``y.clamp(min=0)`` equals y. The data must enter the model in no other way.
         *args: Positional arguments of the model.
         **kwargs: Keyword arguments of the model.
 
@@ -60,14 +60,14 @@ def simulate(model: Program, *args: object, **kwargs: object) -> Simulated:
         The arguments with simulated data, and the latents.
 
     Raises:
-        ValueError: If an observed value is not an argument of the model; if the model depends on the data otherwise (then it
-            is another model for the simulated data); if a site cannot be drawn from; or if a mask depends on draws.
+        ValueError: If an observed value is not an argument of the model; if the model depends on the data in another way, so
+            that simulated data change it; if a site cannot be drawn from; or if a mask depends on draws.
     """
     given = poutine.trace(model).get_trace(*args, **kwargs)
     scored = {n: s for n, s in sample_sites(given) if s["is_observed"] and not is_auxiliary_loss(s)}
     observed = {n: s for n, s in scored.items() if bool(_unmasked(s).any())}
     if not observed:
-        got = "none" if not scored else f"{sorted(scored)} with a mask that leaves out all of it"
+        got = "none" if not scored else f"only fully masked sites {sorted(scored)}"
         raise ValueError(f"model: expected an observed site, got {got}; pass the data by obs=... or pyro.condition.")
     leaves, spec = _pytree.tree_flatten((args, kwargs))
     positions = {name: _find_argument(name, site, leaves) for name, site in observed.items()}
@@ -83,10 +83,12 @@ def simulate(model: Program, *args: object, **kwargs: object) -> Simulated:
 
 
 def _unmasked(site: Site) -> Tensor:
-    """Entries that the masks of a site and its distribution leave in.
+    """Find the entries of a site that no mask leaves out.
+
+    The masks are those of the site and of its distribution.
 
     Returns:
-        Bool, broadcasts to the site's value.
+        True for unmasked entries, bool, broadcasts to the site's value.
     """
     fn = site["fn"]
     masks = [(site["mask"], fn.event_dim)]
@@ -109,7 +111,7 @@ def _trace_joint_draw(model: Program, observed: set[str], args: Args, kwargs: Kw
             return poutine.trace(model).get_trace(*args, **kwargs)
     except NotImplementedError:
         raise ValueError(
-            f"site {draw_observed.last_site!r}: expected a distribution that can be drawn from, got one without draws (a "
+            f"site {draw_observed.last_site!r}: expected a distribution that can be sampled, got one that cannot (a "
             f"pyro.factor?); {_PASS_DRAWS}."
         ) from None
 
@@ -144,10 +146,10 @@ class _DrawObserved(poutine.uncondition_messenger.UnconditionMessenger):
 def _find_argument(name: str, site: Site, leaves: list[object]) -> int:
     """Find the argument that a site observes.
 
-    It is the same object, or has the same memory, or else is the only one with equal numbers.
+    The argument is the observed value itself, shares its memory, or else is the only argument with equal numbers.
 
     Returns:
-        Its position among the leaves of the arguments.
+        Position of the argument in ``leaves``.
     """
     value, unmasked = site["value"], _unmasked(site)
     tensors = [(k, leaf) for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -155,20 +157,18 @@ def _find_argument(name: str, site: Site, leaves: list[object]) -> int:
     matches = matches or [k for k, leaf in tensors if _share_memory(leaf, value)]
     if not matches:
         matches = [k for k, leaf in tensors if _equal_where(unmasked, leaf, value)]
-        matches = matches if len(matches) == 1 else []  # of two that are equal either could be it
+        matches = matches if len(matches) == 1 else []  # several equal arguments are ambiguous
     if not matches:
         raise _not_an_argument(name)
     return matches[0]
 
 
 def _not_an_argument(name: str) -> ValueError:
-    return ValueError(
-        f"site {name!r}: expected an observed value that is an argument, got another; {_PASS_DRAWS_OR_ARGUMENT}."
-    )
+    return ValueError(f"site {name!r}: the observed value must be an argument of the model; {_PASS_DRAWS_OR_ARGUMENT}.")
 
 
 def _equal_where(unmasked: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Return True if forms and unmasked entries are equal."""
+    """Return True if shape, dtype, device and unmasked entries are equal."""
     same_form = a.dtype == b.dtype and a.shape == b.shape and a.device == b.device
     return same_form and a.numel() > 0 and bool(((a == b) | ~unmasked).all())
 
@@ -186,7 +186,7 @@ def _as_argument(site: Site, argument: Tensor, name: str) -> Tensor:
     value = site["value"]
     if value.numel() != argument.numel():
         raise ValueError(
-            f"site {name!r}: expected {argument.numel()} simulated numbers, as many as are observed, got {value.numel()}; "
+            f"site {name!r}: expected {argument.numel()} simulated numbers, as many as observed numbers, got {value.numel()}; "
             "give the distribution the batch shape of its data."
         )
     unmasked = _unmasked(site).expand(value.shape).reshape(argument.shape)
@@ -194,7 +194,7 @@ def _as_argument(site: Site, argument: Tensor, name: str) -> Tensor:
     simulated = torch.where(unmasked, value.to(argument.dtype), argument)
     if not torch.equal(simulated.to(value.dtype)[unmasked], value[unmasked]):
         raise ValueError(
-            f"site {name!r}: expected data of a dtype that holds its draws, got {argument.dtype}; pass data of dtype "
+            f"site {name!r}: expected data in a dtype that can represent the draws, got {argument.dtype}; pass data of dtype "
             f"{value.dtype}."
         )
     return simulated
@@ -208,7 +208,7 @@ def _check_same_masks(given: Trace, drawn: Trace, replayed: Trace, scored: set[s
             others = others[-1:]
         if not is_auxiliary_loss(site) and not all(_equal_masks(site, other) for other in others):
             raise ValueError(
-                f"site {name!r}: expected the same mask whatever is drawn, got another for the simulated data; pass the mask "
+                f"site {name!r}: expected a fixed mask, got a mask that changes with the simulated data; pass the mask "
                 "as an argument, or posterior_draws for your own data."
             )
 
@@ -218,7 +218,7 @@ def _equal_masks(site: Site, other: Site) -> bool:
 
 
 def _check_same_model(drawn: Trace, replayed: Trace, observed: set[str]) -> None:
-    """Refuse a model that changes with, or does not observe, simulated data."""
+    """Refuse a model that ignores simulated data or changes with them."""
     for name, site in sample_sites(drawn):
         if name not in replayed.nodes or is_auxiliary_loss(site):
             continue
@@ -226,15 +226,15 @@ def _check_same_model(drawn: Trace, replayed: Trace, observed: set[str]) -> None
             raise _not_an_argument(name)
         if not _close_log_probs(site, replayed.nodes[name]):
             raise ValueError(
-                f"site {name!r}: expected the same distribution whatever is observed, got another for the simulated data; "
-                f"{_PASS_DRAWS}."
+                f"site {name!r}: expected a distribution that does not depend on the data, got one that changes with the "
+                f"simulated data; {_PASS_DRAWS}."
             )
 
 
 def _observes_its_draw(site: Site, value: Tensor) -> bool:
-    """Return True if unmasked entries of a value were drawn.
+    """Return True if the unmasked entries of a value were drawn.
 
-    They are compared in the argument's dtype, which may be coarser.
+    The entries are compared in the argument's dtype, which may be coarser.
     """
     unmasked = _unmasked(site).expand(site["value"].shape).reshape(-1)
     return torch.equal(site["value"].to(value.dtype).reshape(-1)[unmasked], value.reshape(-1)[unmasked])

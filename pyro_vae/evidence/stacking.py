@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Largest loss of the mean log score against the best weights, nats.
+#: Largest shortfall of the mean log score from its maximum, nats.
 TOLERANCE_NATS = 1e-8
 
 
@@ -15,15 +15,16 @@ def stacking_weights(log_px: Tensor) -> Tensor:
     .. math:: \max_w f(w) = \tfrac1N \textstyle\sum_i \log \sum_m w_m\, p_m(x_i), \quad w_m \ge 0, \ \sum_m w_m = 1
 
     A concave problem, solved by Newton steps inside the simplex with a logarithmic barrier :math:`\mu \sum_m \log w_m`, whose
-    optimum is within :math:`\mu M` of the best. Only ratios of probabilities enter, so nothing underflows. The weights are
-    chosen on these data and have no error bar. They are not unique between models that give the data the same probability; the
-    barrier then makes them equal.
+    optimum is within :math:`\mu M` of the maximum. Only ratios of probabilities enter, so nothing underflows. The weights are
+    chosen on these data and have no error bar. If two models give all data the same probability, their weights are not unique;
+    the barrier makes these weights equal.
 
     Args:
         log_px: Pointwise log p(x) of data that no model was fitted to, shape ``(M, N)``, nats, finite.
 
     Returns:
-        Shape ``(M,)``, float64, positive, with sum 1. Their mean log score is within ``1e-8`` nats of the best.
+        Stacking weights, shape ``(M,)``, float64, positive, with sum 1. The mean log score of the mixture is within ``1e-8``
+        nats of the maximum.
 
     References:
         Yao, Vehtari, Simpson, Gelman, "Using Stacking to Average Bayesian Predictive Distributions", 2018, eq. 4; Boyd,
@@ -38,17 +39,17 @@ def stacking_weights(log_px: Tensor) -> Tensor:
         barrier /= 10
         for _ in range(100):
             direction, decrement = _newton(p, w, barrier)
-            if decrement < 1e-15:  # f is below its maximum by half of this, its slope is about the root
+            if decrement < 1e-15:  # f is about decrement / 2 below its maximum
                 break
             w = _line_search(p, w, barrier, direction, decrement)
     return w / w.sum()
 
 
 def _newton(p: Tensor, w: Tensor, barrier: float) -> tuple[Tensor, float]:
-    """Newton direction within the simplex, and its directional derivative."""
+    """Newton direction within the simplex, and the directional derivative along it."""
     share = p / (p @ w)[:, None]
     gradient = share.mean(0) + barrier / w
-    # In units of w, where the barrier's part of the curvature is a multiple of the identity.
+    # In units of w, the barrier's part of the curvature is a multiple of the identity.
     scaled = share * w
     curvature = scaled.T @ scaled / len(p) + barrier * torch.eye(len(w), dtype=torch.float64)
     solved = torch.linalg.solve(curvature, torch.stack([w * gradient, w], dim=1))
@@ -70,18 +71,18 @@ def _line_search(p: Tensor, w: Tensor, barrier: float, direction: Tensor, decrem
 
 
 def stacking_gap(log_px: Tensor, weights: Tensor) -> float:
-    r"""Upper bound on the score that some stacking weights lose.
+    r"""Upper bound on the log score lost by given stacking weights.
 
     .. math:: \max_w f(w) - f(v) \le \max_m \tfrac1N \textstyle\sum_i p_m(x_i) / p_v(x_i) - 1
 
-    A certificate by concavity (the Frank-Wolfe gap), for any weights v.
+    The bound follows from concavity (the Frank-Wolfe gap) and holds for any weights v.
 
     Args:
         log_px: Pointwise log p(x), shape ``(M, N)``, nats.
         weights: v, shape ``(M,)``, with sum 1.
 
     Returns:
-        Nats, at least 0 up to rounding.
+        The bound, nats, at least 0 up to rounding.
     """
     mixture = (log_px.double() + weights.double().log()[:, None]).logsumexp(0)
     return float((log_px.double() - mixture).exp().mean(1).max()) - 1

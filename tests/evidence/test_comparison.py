@@ -113,7 +113,7 @@ def test_an_unknown_error_stays_unknown_and_is_said():
     row = found["narrow"]
     assert (row.mc_error, row.bias) == (None, None)
     assert row.unreliable == int((~estimates["narrow"].reliable).sum()) > 0
-    assert f"narrow: for {row.unreliable} of 50 data its log p(x) cannot be trusted" in found.table()
+    assert f"narrow: log p(x) of {row.unreliable} of 50 data cannot be trusted" in found.table()
     assert "unknown" in found.table()
     assert "good: for" not in found.table()
 
@@ -198,19 +198,19 @@ def test_what_cannot_be_compared_is_refused():
     a, b = estimate(5), estimate(6)
     with pytest.raises(ValueError, match="expected at least two to compare, got 1"):
         compare({"a": a})
-    with pytest.raises(ValueError, match="expected of the same data, got 5 of 'a' and 6 of 'b'"):
+    with pytest.raises(ValueError, match="expected the same data, got 5 for 'a' and 6 for 'b'"):
         compare({"a": a, "b": b})
-    with pytest.raises(ValueError, match="one test set with one binarization, got x of 'a' and y of 'b'"):
+    with pytest.raises(ValueError, match="one test set with one binarization, got x for 'a' and y for 'b'"):
         compare({"a": a, "b": a}, data_keys={"a": "x", "b": "y"})
-    with pytest.raises(ValueError, match="data_keys: expected one for each estimate, got none for 'b'"):
+    with pytest.raises(ValueError, match="data_keys: expected a key for each estimate, got none for 'b'"):
         compare({"a": a, "b": a}, data_keys={"a": "x"})
     with pytest.raises(ValueError, match="unknown reference 'c': expected one of a, b"):
         compare({"a": a, "b": a}, reference="c")
-    with pytest.raises(ValueError, match="level: expected between 0 and 1, got 95"):
+    with pytest.raises(ValueError, match="level: expected a number between 0 and 1, got 95"):
         compare({"a": a, "b": a}, level=95)
     with pytest.raises(ValueError, match="at least two data .* got 1"):
         compare({"a": estimate(1), "b": estimate(1)})
-    with pytest.raises(ValueError, match="log p\\(x\\) of 'b': expected finite values, got 5 that are not"):
+    with pytest.raises(ValueError, match="log p\\(x\\) of 'b': expected finite values, got 5 infinite or NaN values"):
         compare({"a": a, "b": estimate(5, -math.inf)})
     with pytest.raises(ValueError, match="unknown model 'c'"):
         compare({"a": a, "b": a})["c"]

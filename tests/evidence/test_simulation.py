@@ -99,13 +99,13 @@ def _nothing_observed(x):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (_doubled, "site 'x': expected an observed value that is an argument, got another; pass posterior_draws"),
+        (_doubled, "site 'x': the observed value must be an argument of the model; pass posterior_draws"),
         (
             _equal_as_given,
-            "site 'x': expected an observed value that is an argument, got another; pass posterior_draws",
+            "site 'x': the observed value must be an argument of the model; pass posterior_draws",
         ),
-        (_also_a_covariate, "site 'x': expected the same distribution whatever is observed, got another"),
-        (_factor, "site 'prior': expected .*; pass posterior_draws"),
+        (_also_a_covariate, "site 'x': expected a distribution that does not depend on the data"),
+        (_factor, "site 'prior': the observed value must be an argument of the model; pass posterior_draws"),
         (_nothing_observed, "model: expected an observed site, got none"),
     ],
 )
@@ -120,5 +120,7 @@ def test_draws_that_the_argument_cannot_hold_are_refused():
             z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="site 'x': expected data of a dtype that holds its draws, got torch.int64"):
+    with pytest.raises(
+        ValueError, match="site 'x': expected data in a dtype that can represent the draws, got torch.int64"
+    ):
         simulate(model, torch.zeros(4, dtype=torch.int64))

@@ -80,7 +80,7 @@ def test_it_has_no_log_px():
     autoencoder = Autoencoder((6,), 2)
     assert not autoencoder.has_bound
     assert not hasattr(autoencoder, "log_px")
-    with pytest.raises(ValueError, match="got a Delta, whose weights estimate no log p"):
+    with pytest.raises(ValueError, match="got a Delta, whose weights do not estimate log p"):
         pv.evidence.importance_sampling(autoencoder.model, autoencoder.guide, data())
     for estimator in (pv.evidence.annealed_importance_sampling, pv.evidence.bidirectional):
         with pytest.raises(TypeError, match="since it has none, nor a log p"):

@@ -18,21 +18,21 @@ def bits_per_dim(log_px: Tensor, num_dims: int, *, density: bool = False, levels
 
     .. math:: b = -\frac{\log p(x)}{D \log 2} \; (+ \log_2 L \text{ for a density of dequantized pixels in } [0, 1])
 
-    For a probability of integers, b is exact. A density has a code length only if the pixels were dequantized, :math:`y =
+    For a probability of integer pixels, b is exact. A density has a code length only if the pixels were dequantized, :math:`y =
     (x + u) / L` with u uniform: then :math:`\log P(x) \ge E_u[\log p(y)] - D \log L`, so that b is an upper bound. The
     density of undequantized pixels can be made arbitrarily large, so it is refused.
 
     Args:
         log_px: log p(x), nats, of any shape.
         num_dims: D, pixels times channels, at least 1.
-        density: True if ``log_px`` is a log density, as of a continuous likelihood.
-        levels: L, at least 2, if the pixels were dequantized; else None.
+        density: True if ``log_px`` is a log density, for example from a continuous likelihood.
+        levels: Number of grey levels L, at least 2, if the pixels were dequantized; else None.
 
     Returns:
         Bits per dimension, in the shape of ``log_px``, float64.
 
     Raises:
-        ValueError: If it is a density of pixels that were not dequantized, or a number is too small.
+        ValueError: If ``density`` is True without ``levels``, or ``num_dims`` or ``levels`` is too small.
 
     References:
         Theis, van den Oord, Bethge, "A Note on the Evaluation of Generative Models", 2016, section 3.1.
@@ -42,8 +42,8 @@ def bits_per_dim(log_px: Tensor, num_dims: int, *, density: bool = False, levels
         check_count("levels", levels, least=2)
     if density and levels is None:
         raise ValueError(
-            "bits per dim: expected a probability or a density of dequantized pixels, got one of raw pixels; "
-            "dequantize them by (x + u) / 256, u uniform, and pass levels=256."
+            "bits per dim: a density needs dequantized pixels, but levels is None; dequantize by (x + u) / 256, u uniform, "
+            "and pass levels=256."
         )
     bits = -log_px.double() / (num_dims * math.log(2))
     return bits + math.log2(levels) if density and levels is not None else bits
@@ -58,7 +58,7 @@ def dequantize(pixels: Tensor, levels: int = LEVELS) -> Tensor:
 
     Args:
         pixels: Integers from 0 to L - 1, any shape and dtype.
-        levels: L.
+        levels: Number of grey levels, L.
 
     Returns:
         Numbers in [0, 1), same shape, float32.
@@ -69,7 +69,7 @@ def dequantize(pixels: Tensor, levels: int = LEVELS) -> Tensor:
     wide = pixels.double()
     if not bool(((wide == wide.floor()) & (wide >= 0) & (wide < levels)).all()):
         raise ValueError(
-            f"pixels: expected integers of 0 to {levels - 1}, got others; pass them before they are scaled."
+            f"pixels: expected integers from 0 to {levels - 1}, got other values; pass the pixels before scaling."
         )
     noise = torch.rand(pixels.shape, dtype=torch.float64, device=pixels.device)
     below_one = 1 - torch.finfo(torch.float32).eps / 2

@@ -17,15 +17,15 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
     .. math:: P(w - u > t \mid w > u) = (1 + k t / \sigma)^{-1/k}
 
-    The shape of a generalized Pareto distribution fitted to the largest :math:`\min(K/5, 3\sqrt K)` weights. The weights
+    A generalized Pareto distribution is fitted to the largest :math:`\min(K/5, 3\sqrt K)` weights above a cutoff u. The weights
     have about 1/k finite moments: at k >= 1/2 their variance is infinite, and so is the usual standard error.
 
     Args:
         log_w: Log importance weights, shape ``(K, B)``, nats.
 
     Returns:
-        Shape ``(B,)``, float64; ``inf`` where K is too small for a fit (at most 20 draws: fewer than five in the tail).
-        Weights that are all equal give ``inf`` too: check :func:`equal_weights` first.
+        Tail shape k, shape ``(B,)``, float64. It is ``inf`` if K is too small for a fit (at most 20 draws: fewer than five in
+        the tail). Weights that are all equal give ``inf`` too: check :func:`equal_weights` first.
 
     Raises:
         ValueError: If ``log_w`` is not two-dimensional.
@@ -63,10 +63,10 @@ def pareto_k_thresholds(num_samples: Tensor) -> Tensor:
     """:func:`pareto_k_threshold` for each datum.
 
     Args:
-        num_samples: K of each datum, shape ``(B,)``.
+        num_samples: Number of draws K for each datum, shape ``(B,)``.
 
     Returns:
-        Shape ``(B,)``, float64.
+        Thresholds, shape ``(B,)``, float64.
     """
     limit = (1 - 1 / num_samples.double().clamp(min=2).log10()).clamp(max=0.7)
     return torch.where(num_samples < 2, -math.inf, limit)
@@ -83,7 +83,7 @@ def equal_weights(log_w: Tensor) -> Tensor:
         log_w: Log importance weights, shape ``(K, B)``, nats, in the dtype in which they were computed.
 
     Returns:
-        Shape ``(B,)``, bool; False at K = 1, where equality says nothing.
+        True for data with equal weights, shape ``(B,)``, bool; False at K = 1, where equality says nothing.
     """
     if len(log_w) < 2:
         return torch.zeros(log_w.shape[1], dtype=torch.bool, device=log_w.device)
@@ -96,11 +96,11 @@ def equal_range(low: Tensor, high: Tensor, eps: float) -> Tensor:
 
     Args:
         low: Smallest log weight of each datum, shape ``(B,)``, nats.
-        high: Largest log weight, likewise.
-        eps: Machine epsilon of the dtype in which they were computed.
+        high: Largest log weight of each datum, shape ``(B,)``, nats.
+        eps: Machine epsilon of the dtype in which the log weights were computed.
 
     Returns:
-        Shape ``(B,)``, bool: True where they are equal up to rounding.
+        True where the two are equal up to rounding, shape ``(B,)``, bool.
     """
     size = torch.maximum(low.abs(), high.abs()).clamp(min=1)
     return (high - low) <= (1000 * eps * size).clamp(max=0.01)
@@ -113,15 +113,15 @@ def jackknife(blocks: Tensor, sizes: Tensor) -> Tensor:
         \tau_g = h_g \hat\theta - (h_g - 1)\, \hat\theta_{-g}, \quad h_g = K / n_g, \quad
         \mathrm{se}^2 = \frac1G \textstyle\sum_g \frac{(\tau_g - \hat\theta_J)^2}{h_g - 1}
 
-    with :math:`\hat\theta_J = G \hat\theta - \sum_g (1 - n_g / K)\, \hat\theta_{-g}`. With equal blocks it is the usual
-    jackknife.
+    with :math:`\hat\theta_J = G \hat\theta - \sum_g (1 - n_g / K)\, \hat\theta_{-g}`. For blocks of equal size this is the
+    usual jackknife.
 
     Args:
         blocks: Log of the sum of the weights in each block, log S, shape ``(G, B)``, nats.
         sizes: Number of draws in each block, n, shape ``(G,)``.
 
     Returns:
-        Shape ``(B,)``, nats; NaN at G = 1.
+        Standard error of the log mean weight, shape ``(B,)``, nats; NaN for a single block.
 
     References:
         Busing, Meijer, van der Leeden, "Delete-m Jackknife for Unequal m", 1999, eq. 8.
@@ -133,7 +133,7 @@ def jackknife(blocks: Tensor, sizes: Tensor) -> Tensor:
     total, share = n.sum(), n / n.sum()
     whole = blocks.logsumexp(0) - total.log()
     without = torch.logaddexp(before, after) - (total - n).log()
-    # Relative to the whole, so that a large log p(x) costs no digits.
+    # Subtract the estimate from all draws, so that a large log p(x) costs no digits.
     left = without - whole
     center = -((1 - share) * left).sum(0)
     pseudo = -(1 / share - 1) * left
@@ -150,7 +150,7 @@ def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
         threshold: Variance above which a unit counts as active.
 
     Returns:
-        Shape ``(Z,)``, bool.
+        True for active units, shape ``(Z,)``, bool.
 
     References:
         Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, section 5.2.
@@ -163,7 +163,7 @@ def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
 
     .. math:: KL(q(z_j | x) \,\|\, p(z_j)), \quad \textstyle\sum_j KL_j = KL(q(z | x) \,\|\, p(z))
 
-    Exact, not sampled; at least 0. Its sum over units is the rate. A unit with KL near 0 carries no information about the
+    Exact, not sampled; at least 0. The sum over units is the rate. A unit with KL near 0 carries no information about the
     data.
 
     Args:
@@ -171,8 +171,8 @@ def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
         p: p(z), event shape ``(Z,)``.
 
     Returns:
-        Shape ``(B, Z)``, nats; None if the units of q or p depend on each other (the rate is then no sum over units), or if
-        the KL has no known closed form.
+        KL of each datum and unit, shape ``(B, Z)``, nats; None if the units of q or p depend on each other (the rate is then
+        no sum over units), or if the KL has no known closed form.
     """
     one_q, one_p = units_of(q), units_of(p)
     if one_q is None or one_p is None:
@@ -186,7 +186,7 @@ def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
 def units_of(distribution: Distribution) -> Distribution | None:
     """Return the units as a batch of scalar distributions.
 
-    None if the units are not independent, or have no density.
+    Return None if the units are not independent, or have no density.
     """
     if not (isinstance(distribution, Independent) and distribution.reinterpreted_batch_ndims == 1):
         return None

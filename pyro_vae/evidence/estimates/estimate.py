@@ -34,22 +34,22 @@ class Estimate:
         log_px: The estimate, nats, higher is better.
         std_error: Monte Carlo standard error of ``log_px`` by the delta method, sd(w) / (sqrt(K) mean(w)), nats; NaN where k
             is above the threshold, and at K = 1.
-        jackknife_error: The same error by the jackknife, leaving out one of 50 blocks of draws at a time; NaN where
-            ``std_error`` is.
+        jackknife_error: Jackknife estimate of the same error, which leaves out one of 50 blocks of draws at a time; NaN where
+            ``std_error`` is NaN.
         smoothed: The estimate from Pareto-smoothed weights, nats: less noisy where k is large, but not a bound. Equal to
             ``log_px`` where there is no tail to fit.
         ess: Effective sample size, (sum w)^2 / sum w^2, between 1 and K.
         largest_share: Share of the largest weight in the sum, between 1/K and 1.
         pareto_k: Shape of the tail of the weights, see :func:`pareto_k`; minus infinity where all weights are equal.
-        bias: Estimated bias of ``log_px``, -std_error^2 / 2, nats; NaN where ``std_error`` is.
+        bias: Estimated bias of ``log_px``, -std_error^2 / 2, nats; NaN where ``std_error`` is NaN.
         elbo: Mean of log w, nats.
         elbo_std_error: Monte Carlo standard error of ``elbo``, nats; NaN at K = 1.
         rate: Mean of log q(z|x) - log p(z), nats.
         distortion: Mean of -log p(x|z), nats.
-        draws: K of each datum, int64.
-        num_samples: K, an integer; the largest K if it differs between data.
-        num_pilot: Number of pilot draws for each datum, an integer. They choose K and are used for nothing else; 0 without
-            a pilot.
+        draws: Number of draws K for each datum, int64.
+        num_samples: Number of draws K, an integer; the largest K if K differs between data.
+        num_pilot: Number of pilot draws for each datum, an integer; 0 without a pilot. Pilot draws choose K and are used for
+            nothing else.
     """
 
     log_px: Tensor
@@ -74,14 +74,14 @@ class Estimate:
 
         Args:
             log_likelihood: log p(x|z), shape ``(K, B)``, nats, in the dtype in which it was computed.
-            log_ratio: log p(z) - log q(z|x), likewise.
-            log_w: Log weights, if they are not the sum of the two; see :meth:`Moments.add`.
+            log_ratio: log p(z) - log q(z|x), shape ``(K, B)``, nats.
+            log_w: Log importance weights, if they are not the sum of those two tensors; see :meth:`Moments.add`.
 
         Returns:
             The estimate of each datum.
 
         Raises:
-            ValueError: If a weight is NaN, or there are none.
+            ValueError: If a weight is NaN, or there are no weights.
         """
         moments = Moments(*log_likelihood.shape)
         moments.add(log_likelihood, log_ratio, log_w)
@@ -134,10 +134,11 @@ class Estimate:
             parts: One estimate for each batch.
 
         Returns:
-            One estimate of all data, in order. Of numbers that belong to a whole batch it has the largest.
+            One estimate of all data, in order. A number that belongs to a whole batch, such as ``num_samples``, is the largest
+            over the batches.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If ``parts`` is empty.
         """
         if not parts:
             raise ValueError("cat: expected at least one estimate, got none; estimate some data first.")
@@ -159,12 +160,12 @@ class Estimate:
 
     @property
     def threshold(self) -> float:
-        """Largest k at which ``num_samples`` draws can be trusted."""
+        """Largest Pareto k at which ``num_samples`` draws can be trusted."""
         return pareto_k_threshold(self.num_samples)
 
     @property
     def thresholds(self) -> Tensor:
-        """Largest trustworthy k for the draws of each datum.
+        """Largest trustworthy Pareto k for the draws of each datum.
 
         Shape ``(B,)``, float64.
         """
@@ -172,14 +173,14 @@ class Estimate:
 
     @property
     def criterion(self) -> tuple[str, str]:
-        """The quantity by which ``reliable`` judges, and its limit, in words."""
+        """Name and limit of the quantity that decides ``reliable``."""
         if bool((self.draws == self.num_samples).all()) and self.threshold > 0:
             return "Pareto k", f"{self.threshold:.2f}"
         return "Pareto k", "its threshold"
 
     @property
     def reliable(self) -> Tensor:
-        """True where k is at most the threshold, shape ``(B,)``, bool."""
+        """True where Pareto k is at most its threshold, shape ``(B,)``, bool."""
         return self.pareto_k <= self.thresholds
 
     def summary(self) -> Summary:

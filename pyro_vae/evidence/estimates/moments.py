@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.errors import check_count
 from pyro_vae.evidence.estimates.pareto import tail_length
 
-#: Blocks of draws that the jackknife leaves out one by one. With 50 blocks its error is known to 10 %.
+#: Number of blocks of draws that the jackknife leaves out one by one. With 50 blocks, the jackknife error is known to 10 %.
 JACKKNIFE_BLOCKS = 50
 #: Draws are collected until there are at least this many, then reduced together.
 _MIN_DRAWS_TO_REDUCE = 256
@@ -20,13 +20,13 @@ _MIN_DRAWS_TO_REDUCE = 256
 class Moments:
     r"""Running moments of log weights over draws, for each datum.
 
-    Kept in float64: mean and second moment of w, relative to the largest weight so far; mean and variance of log w; rate and
-    distortion; the :math:`3 \sqrt K` largest weights and the sum of the others; and the sum over each block of the
-    jackknife. The cut of the draws into chunks changes them by rounding only.
+    The moments are kept in float64: mean and second moment of w, relative to the largest weight so far; mean and variance of
+    log w; rate and distortion; the :math:`3 \sqrt K` largest weights and the sum of all smaller ones; and the sum over each
+    block of the jackknife. Splitting the draws into chunks changes the moments by rounding only.
 
     Args:
-        num_samples: K, the total over all chunks.
-        num_data: B.
+        num_samples: Number of draws K, the total over all chunks.
+        num_data: Number of data, B.
 
     Raises:
         ValueError: If K or B is below 1.
@@ -49,9 +49,9 @@ class Moments:
 
         Args:
             log_likelihood: log p(x|z), shape ``(k, B)``, nats, in the dtype in which it was computed.
-            log_ratio: log p(z) - log q(z|x), likewise.
-            log_w: Log weights, if they are not the sum of the two. With an enumerated site the two are means over its values
-                under q, and the weight is a sum over them.
+            log_ratio: log p(z) - log q(z|x), shape ``(k, B)``, nats.
+            log_w: Log importance weights, if they are not the sum of those two tensors. With an enumerated site, those two are
+                means over the site's values under q, but the weight is a sum over the values.
 
         Raises:
             ValueError: If a weight is NaN, or there are more than K draws.
@@ -95,7 +95,7 @@ class Sums:
 
     Attributes:
         top: Largest log weights, in falling order, shape ``(T + 1, B)``.
-        body: Log of the sum of the other weights.
+        body: Log of the sum of the weights that are not in ``top``.
         highest: Largest log weight.
         lowest: Smallest log weight.
         mean: Mean of w, relative to ``highest``.

@@ -10,19 +10,20 @@ from torch import Tensor
 
 #: Fewest weights above the cutoff to which a tail is fitted.
 MIN_TAIL_DRAWS = 5
-#: Largest size of the grid of one fit; the data are fitted in slices of this size.
+#: Most numbers in the grid of one fit. More data are fitted in slices.
 _MAX_GRID_NUMBERS = 4_000_000
 
 
 class Tail(NamedTuple):
     """Fit to the largest weights of each datum.
 
-    All are of shape ``(B,)``, float64.
+    All attributes have shape ``(B,)``, float64.
 
     Attributes:
         k: Shape of the generalized Pareto distribution; infinite where there is no tail to fit.
         log_sum: Log of the sum of the largest weights, nats.
-        log_smoothed: The same after smoothing: the weights above the cutoff are replaced, in order, by quantiles of the fit.
+        log_smoothed: ``log_sum`` after smoothing, which replaces the weights above the cutoff, in order, by quantiles of the
+            fit.
     """
 
     k: Tensor
@@ -36,7 +37,7 @@ def tail_length(num_samples: int) -> int:
     .. math:: T = \lceil \min(K / 5,\ 3 \sqrt K) \rceil
 
     Args:
-        num_samples: K.
+        num_samples: Number of draws, K.
     """
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
@@ -50,13 +51,13 @@ def fit_tail(top: Tensor, num_samples: int) -> Tail:
 
     Args:
         top: The ``tail_length(num_samples) + 1`` largest log weights, in falling order, shape ``(T + 1, B)``, nats.
-        num_samples: K.
+        num_samples: Number of draws, K.
 
     Returns:
-        The shape k and the sum of the tail, raw and smoothed; the two sums are equal where nothing was fitted.
+        The shape k and the sum of the largest weights, raw and smoothed. The two sums are equal where nothing was fitted.
 
     Raises:
-        ValueError: If ``top`` has another length.
+        ValueError: If ``top`` has a different number of rows.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2024, section 2; Zhang, Stephens, "A New
@@ -93,11 +94,14 @@ def _grid_size(length: int) -> int:
 def _fit_shape_and_scale(excess: Tensor) -> tuple[Tensor, Tensor]:
     r"""Estimate k and sigma from excesses over the cutoff.
 
-    :math:`b = -k / \sigma` is its posterior mean over a grid, under the prior of Zhang and Stephens. k is the mean of
-    :math:`\log(1 - b t)`, shrunk towards 1/2 with the weight of ten observations.
+    :math:`b = -k / \sigma` is estimated by a posterior mean over a grid, under the prior of Zhang and Stephens. k is the mean
+    of :math:`\log(1 - b t)` over the excesses t, shrunk towards 1/2 with the weight of ten observations.
 
     Args:
         excess: w - u in rising order, shape ``(n, B)``.
+
+    Returns:
+        k and sigma, each of shape ``(B,)``.
     """
     n, size = len(excess), _grid_size(len(excess))
     steps = torch.arange(1, size + 1, dtype=excess.dtype, device=excess.device)[:, None] - 0.5

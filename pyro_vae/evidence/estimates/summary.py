@@ -12,13 +12,13 @@ class Summary:
     Attributes:
         log_px: Mean of log p(x), higher is better.
         std_error: Standard error of ``log_px`` as an estimate of the population mean: the scatter over data. None at N = 1.
-        mc_error: Monte Carlo standard error of ``log_px`` for these data; None if k is above the threshold for any datum.
+        mc_error: Monte Carlo standard error of ``log_px`` for these data; None if any datum has k above the threshold.
         mc_error_reliable: Monte Carlo standard error of the mean over the data whose k is at most the threshold; None if
-            there are none.
-        jackknife_error: Like ``mc_error``, by the jackknife.
+            there are no such data.
+        jackknife_error: Jackknife estimate of ``mc_error``.
         bias: Estimated bias of ``log_px``, negative; None if k is above the threshold for any datum.
-        lower_bound: ``log_px`` - log(20) / N. The mean of :math:`\log p(x)` over these data is above it with probability
-            0.95, whatever the tails of the weights (Markov's inequality for the product of the estimates).
+        lower_bound: ``log_px`` - log(20) / N. The mean of :math:`\log p(x)` over these data is above this bound with
+            probability 0.95, whatever the tails of the weights (Markov's inequality for the product of the estimates).
         elbo: Mean ELBO.
         elbo_std_error: Standard error of ``elbo`` from its scatter over data. None at N = 1.
         elbo_mc_error: Monte Carlo standard error of ``elbo``. None at K = 1.
@@ -26,12 +26,12 @@ class Summary:
         distortion: Mean -E_q log p(x|z).
         smoothed: Mean of log p(x) from Pareto-smoothed weights.
         pareto_k_bad: Number of data whose k is above the threshold.
-        pareto_k_threshold: The threshold at this K. None at K = 1.
-        num_samples: K; the largest K if it differs between data.
-        num_data: N.
+        pareto_k_threshold: The threshold for K draws. None at K = 1.
+        num_samples: Number of draws K for each datum; the largest K if K differs between data.
+        num_data: Number of data, N.
         draws: Total number of draws.
         pilot_draws: Total number of pilot draws, which are used only to choose K.
-        criterion: The quantity that decides whether a datum is reliable, and its limit, in words.
+        criterion: Name and limit of the quantity that decides if a datum is reliable.
     """
 
     log_px: float

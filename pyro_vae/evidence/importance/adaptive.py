@@ -18,7 +18,7 @@ from pyro_vae.inference.weights.log_weights import ProposalDraws
 
 #: Draws of the pilot, unless ``max_samples`` is smaller.
 PILOT_SAMPLES = 500
-#: Fewest draws: enough for a tail that can be fitted, and a threshold above 1/2.
+#: Fewest draws: enough to fit a Pareto tail, with a threshold on k above 1/2.
 MIN_SAMPLES = 128
 
 T = TypeVar("T")
@@ -37,15 +37,15 @@ def adaptive(
 
     .. math:: K_i = \Big\lceil \widehat{\mathrm{Var}}(w_i) / (\hat p(x_i)\ \mathrm{se})^2 \Big\rceil
 
-    rounded up to a power of the square root of 2. The variance comes from a pilot of 500 other draws: choosing K by the
-    reported draws themselves would bias the estimate. A datum whose Pareto k is too large in the pilot gets ``max_samples``.
+    rounded up to a power of the square root of 2. The variance comes from 500 separate pilot draws: choosing K by the reported
+    draws would bias the estimate. A datum whose Pareto k is too large in the pilot gets ``max_samples``.
 
     Args:
-        sampler: The sampler.
+        sampler: Sampler of the model and guide.
         proposal: The proposal for all the data.
         args: Positional arguments of model and guide.
-        kwargs: Keyword arguments of both.
-        data_ids: Number of each datum, shape ``(B,)``; None: 0 to B - 1.
+        kwargs: Keyword arguments of model and guide.
+        data_ids: Integer identifier of each datum, shape ``(B,)``; None: 0 to B - 1.
         target_se: Standard error to reach for each datum, nats.
         max_samples: Largest K.
 
@@ -53,7 +53,7 @@ def adaptive(
         The estimate of each datum, in the order of the data.
 
     Raises:
-        ValueError: If model and guide cannot be run on some rows of their arguments.
+        ValueError: If model and guide cannot run on a subset of the rows of their arguments.
     """
     num_pilot = min(PILOT_SAMPLES, max_samples)
     with sampler.seeded_for(data_ids, PILOT):
@@ -78,24 +78,24 @@ def choose_samples(pilot: Estimate, target_se: float, max_samples: int) -> Tenso
     K is a power of the square root of 2, from 128 to ``max_samples``.
 
     Args:
-        pilot: Estimates from a few draws.
+        pilot: Estimates from the pilot draws.
         target_se: Standard error to reach, nats.
-        max_samples: Largest K. Data whose pilot cannot be trusted get it.
+        max_samples: Largest K, also used for data whose pilot cannot be trusted.
 
     Returns:
-        Shape ``(B,)``, int64.
+        K of each datum, shape ``(B,)``, int64.
     """
     needed = pilot.draws * (pilot.std_error / target_se).square()
     needed = torch.where(needed.isnan(), float(max_samples), needed.clamp(min=MIN_SAMPLES))
-    # The square root of 2: a few groups of data, and at most 41 % more draws than were asked for.
+    # Powers of the square root of 2 make few groups of data, at a cost of at most 41 % more draws than needed.
     stepped = 2 ** ((2 * needed.log2()).ceil() / 2)
     return stepped.ceil().clamp(max=max_samples).long()
 
 
 def _proposal_for(rows: Tensor, sampler: Sampler, proposal: Proposal, args: Args, kwargs: Kwargs) -> Proposal:
-    """Make the proposal for some of the data.
+    """Make the proposal for a subset of the data.
 
-    Its arguments have these rows of every tensor that is as long as the data plate.
+    Every tensor argument with the length of the data plate is cut to the given rows.
     """
     size = proposal.data_plate.size
 
@@ -107,8 +107,8 @@ def _proposal_for(rows: Tensor, sampler: Sampler, proposal: Proposal, args: Args
     part = sampler.proposal(*_pytree.tree_map(take, (args, kwargs)))
     if part.data_plate.size != len(rows):
         raise ValueError(
-            f"target_se: expected the data plate {proposal.data_plate.plate!r} to have the length of the data, got "
-            f"{part.data_plate.size} data for {len(rows)} rows; pass num_samples alone."
+            f"target_se: the data plate {proposal.data_plate.plate!r} must have the length of the data, but it has "
+            f"{part.data_plate.size} data for {len(rows)} rows; pass num_samples instead."
         )
     if not isinstance(proposal, EnumeratedDraws) and not isinstance(part, EnumeratedDraws):
         _check_same_weights(proposal, part, rows)
@@ -116,9 +116,9 @@ def _proposal_for(rows: Tensor, sampler: Sampler, proposal: Proposal, args: Args
 
 
 def _check_same_weights(whole: ProposalDraws, part: ProposalDraws, rows: Tensor) -> None:
-    """Refuse data whose weights change if they are taken alone.
+    """Refuse importance weights that depend on the rest of the batch.
 
-    A tensor may have the length of the plate by chance.
+    They do if a tensor that has the length of the data plate by chance is cut.
     """
     log_w = [
         proposal(1, NoiseStreams(0, ids, PILOT)).log_w
@@ -129,6 +129,6 @@ def _check_same_weights(whole: ProposalDraws, part: ProposalDraws, rows: Tensor)
         log_w[0][:, rows.to(log_w[0].device)], log_w[1], rtol=1e-3, atol=1e-3, equal_nan=True
     ):
         raise ValueError(
-            "target_se: expected weights of a datum that do not depend on the rest of the batch, got others for a part; "
-            "pass num_samples, or no other tensors of that length."
+            "target_se: importance weights must not depend on the rest of the batch, but they changed on a subset; pass "
+            "num_samples, or give tensors that are not data another length."
         )

@@ -50,28 +50,28 @@ def importance_sampling(
     Draws of different data are independent. A site made of normals (normal, multivariate normal, low-rank, transformed) takes
     its noise from a separate stream for each seed, datum and block of draws. The size of chunks, the split into batches (with
     ``data_ids``), the order of rows and the number of threads then change an estimate by rounding only. Other sites use torch's
-    generator; for them all of this changes the draws, but not their distribution. Sites of guide or model marked
+    generator: these choices change their draws, but not the distribution of the draws. Sites of guide or model marked
     ``infer={"enumerate": "parallel"}`` are summed over exactly; the sites drawn beside them use torch's generator.
 
     Args:
         model: A Pyro model whose data lie in one plate.
-        guide: Its guide.
+        guide: The guide of the model.
         *args: Positional arguments of model and guide.
-        num_samples: K, draws for each datum.
+        num_samples: Number of draws K for each datum.
         seed: Seed of the draws, at least 0; None: a seed from torch's generator.
-        data_ids: Number of each datum, at least 0, shape ``(B,)``; None: 0 to B - 1. With one seed, equal numbers have equal
-            noise: pass them if the data are estimated in several calls.
-        target_se: Standard error to reach for each datum, nats; ``num_samples`` is then ignored. A pilot of 500 other draws,
-            which are discarded, chooses K for each datum, from 128 to ``max_samples``; data whose k is too large in the pilot
-            get ``max_samples``. Model and guide are then run on some rows of every tensor as long as the data plate.
+        data_ids: Integer identifier of each datum, at least 0, shape ``(B,)``; None: 0 to B - 1. Seed and identifier set the
+            noise of a datum: pass identifiers if several calls with one seed estimate different data.
+        target_se: Standard error to reach for each datum, nats; ``num_samples`` is then ignored. A discarded pilot of 500
+            draws chooses K for each datum, from 128 to ``max_samples``; data whose Pareto k is too large in the pilot get
+            ``max_samples``. Tensor arguments with the length of the data plate are then cut to groups of rows.
         max_samples: Largest K under ``target_se``.
-        chunk_rows: Rows (draws x data) of one call of the model, which bounds memory; a call makes at least one draw. None:
-            1,000, on an accelerator 20,000.
+        chunk_rows: Largest number of rows (draws x data) in one call of the model, but at least one draw; it bounds memory.
+            None: 1,000 on the CPU, 20,000 on an accelerator.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
         vectorize: See ``log_weights``.
         compile: Compile the chunks, except for the first (docs/speed.md). A :class:`CapturedDraws` shares its graphs between
-            calls. The draws are those of an eager call.
+            calls. The draws equal those of an eager call.
         **kwargs: Keyword arguments of model and guide.
 
     Returns:
@@ -79,7 +79,7 @@ def importance_sampling(
 
     Raises:
         ValueError: If model and guide have no weights for each datum (see ``log_weights``), the guide is a Delta, there are no
-            data, ``data_ids`` are not one different number for each datum, or a number is out of range.
+            data, ``data_ids`` are not one distinct number for each datum, or a number is out of range.
 
     References:
         Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, eq. 8; Vehtari et al., "Pareto Smoothed
@@ -92,7 +92,7 @@ def importance_sampling(
     with sampler.seeded_for(ids):
         proposal = sampler.proposal(args, kwargs)
         if ids is not None and len(ids) != proposal.data_plate.size:
-            raise ValueError(f"data_ids: expected one for each of {proposal.data_plate.size} data, got {len(ids)}.")
+            raise ValueError(f"data_ids: expected {proposal.data_plate.size}, one for each datum, got {len(ids)}.")
         if target_se is None:
             return sampler.estimate(proposal, num_samples, ids)
         return adaptive(sampler, proposal, args, kwargs, ids, target_se, max_samples)
@@ -113,8 +113,8 @@ def _checked_ids(data_ids: Sequence[int] | Tensor) -> Tensor:
     integers = ids.dim() == 1 and not ids.is_floating_point() and not ids.is_complex()
     if not integers or bool((ids < 0).any()) or len(ids.unique()) != len(ids):
         raise ValueError(
-            "data_ids: expected different whole numbers of at least 0, one for each datum, got others; pass the positions of "
-            "these data in the whole data set."
+            "data_ids: expected distinct integers of at least 0, one for each datum, got other values; pass the row of each "
+            "datum in the whole data set."
         )
     return ids.long()
 
@@ -125,19 +125,19 @@ def prior_sampling(model: Program, *args: object, num_samples: int = 5000, **kwa
 
     .. math:: \widehat{\log p}(x) = \log \tfrac1K \textstyle\sum_k p(x | z_k), \quad z_k \sim p(z)
 
-    The naive estimate, for comparison. Unbiased for p(x), but biased low for log p(x), nearly always by far: almost no draw
-    lands where the posterior is. The delta-method error does not show this; Pareto k usually does.
+    The naive estimate, as a baseline. It is unbiased for p(x), but biased low for log p(x), nearly always by far, because
+    almost no draw lands where the posterior is. The delta-method error does not show this bias; Pareto k usually does.
 
     Args:
         model: A Pyro model whose data lie in one plate.
         *args: Positional arguments of the model.
-        num_samples: K, draws for each datum.
+        num_samples: Number of draws K for each datum.
         **kwargs: Keyword arguments of the model, and options of :func:`importance_sampling`; ``target_se`` is rarely reached.
 
     Returns:
-        As :func:`importance_sampling`. The rate is 0, the distortion is that of prior draws.
+        The estimate of each datum, see :func:`importance_sampling`. The rate is 0; the distortion is a mean over prior draws.
 
     Raises:
-        ValueError: As :func:`importance_sampling`.
+        ValueError: See :func:`importance_sampling`.
     """
     return importance_sampling(model, prior_guide(model), *args, num_samples=num_samples, **kwargs)

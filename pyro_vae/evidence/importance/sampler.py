@@ -2,7 +2,7 @@
 
 ``importance_sampling`` makes a :class:`Sampler`, which makes a proposal for a batch of data (:meth:`Sampler.proposal`), draws
 from it with the noise of ``noise_streams`` (:meth:`Sampler.weights`) and adds the weights to the ``Moments`` of an ``Estimate``
-(:meth:`Sampler.estimate`). ``adaptive`` calls it once for a pilot and once for each number of draws.
+(:meth:`Sampler.estimate`). ``adaptive`` calls ``estimate`` once for a pilot and once for each number of draws.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.inference.weights.log_weights import EnumeratedSiteError, ProposalDraws
 from pyro_vae.system.randomness import own_randomness
 
-#: Rows (draws x data) of one call of the model. Larger calls fall out of the processor's cache.
+#: Rows (draws x data) in one call of the model on the CPU. Larger calls fall out of the processor's cache.
 CHUNK_ROWS = 1000
-#: The same on an accelerator, which smaller calls leave idle.
+#: Rows in one call of the model on an accelerator, which smaller calls leave idle.
 DEVICE_CHUNK_ROWS = 20_000
 
 Proposal = ProposalDraws | EnumeratedDraws
@@ -42,13 +42,13 @@ class Sampler:
 
     Attributes:
         model: A Pyro model.
-        guide: Its guide.
-        seed: Seed of the draws; None: each estimate takes one from torch's generator.
-        chunk_rows: Rows (draws x data) of one call of the model; None: the default of the device.
+        guide: The guide of the model.
+        seed: Seed of the draws; None: each estimate takes a seed from torch's generator.
+        chunk_rows: Rows (draws x data) in one call of the model; None: the default of the device.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
         vectorize: See ``log_weights``.
-        captured: Compiles the chunks; None: eager ones.
+        captured: Compiler of the chunks; None: the chunks run eagerly.
     """
 
     model: Program
@@ -65,7 +65,7 @@ class Sampler:
 
         Args:
             args: Positional arguments of model and guide.
-            kwargs: Keyword arguments of both.
+            kwargs: Keyword arguments of model and guide.
 
         Raises:
             ValueError: If model and guide have no weights for each datum, the guide is a Delta, or there are no data.
@@ -83,8 +83,8 @@ class Sampler:
     def seeded_for(self, data_ids: Tensor | None, purpose: int = ESTIMATE) -> AbstractContextManager[None]:
         """Context in which torch's generator is seeded for these data.
 
-        Sites that do not draw from the noise streams draw from it. The caller's state is restored. Without a seed nothing
-        changes.
+        Sites that do not use the noise streams draw from torch's generator. Its state is restored at the end. Without a seed,
+        nothing is seeded.
         """
         if self.seed is None:
             return nullcontext()
@@ -98,9 +98,9 @@ class Sampler:
         """Estimate log p(x) of each datum from K draws.
 
         Args:
-            proposal: The proposal.
-            num_samples: K.
-            data_ids: Number of each datum, shape ``(B,)``; None: 0 to B - 1.
+            proposal: The proposal for the batch.
+            num_samples: Number of draws, K.
+            data_ids: Integer identifier of each datum, shape ``(B,)``; None: 0 to B - 1.
             purpose: ``ESTIMATE`` or ``PILOT``, see :mod:`pyro_vae.evidence.importance.noise_streams`.
         """
         moments = Moments(num_samples, proposal.data_plate.size)
@@ -114,8 +114,8 @@ class Sampler:
         """Draw in chunks and yield the arguments of :meth:`Moments.add`.
 
         Args:
-            proposal: The proposal.
-            num_samples: K.
+            proposal: The proposal for the batch.
+            num_samples: Number of draws, K.
             data_ids: See :meth:`estimate`.
             purpose: See :meth:`estimate`.
 
@@ -152,6 +152,6 @@ def _refuse_delta(proposal: Proposal) -> None:
         # Pyro's autoguides draw an auxiliary site and pass it on by Delta sites, whose log_density is the Jacobian.
         if isinstance(base, Delta) and not any(s["infer"].get("is_auxiliary", False) for s in sites.values()):
             raise ValueError(
-                f"guide site {name!r}: expected a distribution with a density, got a Delta, whose weights estimate no "
+                f"guide site {name!r}: expected a distribution with a density, got a Delta, whose weights do not estimate "
                 "log p(x); use a guide with a scale, such as AutoNormal."
             )
