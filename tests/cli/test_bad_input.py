@@ -358,7 +358,7 @@ BAD = [
     ("--model bad_models:Unmade", "ZeroDivisionError: division by zero", "bad_models.py, line"),
     ("--model bad_models:Failing", "ZeroDivisionError: division by zero", "bad_models.py, line"),
     ("--model bad_models:Grey", "pixels that are 0 or 1 at site 'x'", "--binarize dynamic"),
-    ("--model bad_models:Sites", "latent site 'z'", "add it to the guide"),
+    ("--model bad_models:Sites", "latent site 'z'", "add the site to the guide"),
     ("--model bad_models:Classifying", "got (2,)", "correct it, or leave it out"),
     ("--model bad_models:Plateless", "plate", "expected"),
     ("--encoder bad_models:Encoder", "got none", "a torch.nn.Module in bad_models"),

@@ -175,9 +175,9 @@ def test_the_data_plate_may_be_named(name, plate):
     other = "columns" if plate == "rows" else "rows"
     assert objective.bound(model, guide, x, plate=other).shape == (x.shape[1 if plate == "rows" else 0],)
     if name not in ("trace", "mean-field", "graph"):  # whose loss is a sum over everything
-        with pytest.raises(ValueError, match=r"name it by plate="):
+        with pytest.raises(ValueError, match=r"choose the data plate with plate="):
             elbo(name).loss(model, guide, x)
-        with pytest.raises(ValueError, match="expected one that encloses every observed site"):
+        with pytest.raises(ValueError, match="expected a plate around every observed site"):
             elbo(name, plate="pixels").loss(model, guide, x)
 
 

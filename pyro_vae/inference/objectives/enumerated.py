@@ -184,7 +184,7 @@ class ElboSums(EnumerationSums):
                     )
             elif not site["is_observed"] and not is_auxiliary_loss(site) and name not in self.pair.guide:
                 raise ValueError(
-                    f"latent site {name!r}: expected in the guide or enumerated in the model, got neither; add it to the "
+                    f"latent site {name!r}: missing from the guide, and not enumerated in the model; add the site to the "
                     f"guide, or {how_to_mark(name)}."
                 )
 

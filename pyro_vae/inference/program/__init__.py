@@ -1,1 +1,1 @@
-"""Pyro programs, read: sites, plates, traces, parameters and noise."""
+"""Analysis of Pyro programs: sites, plates, traces, parameters and noise."""

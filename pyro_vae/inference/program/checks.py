@@ -14,17 +14,18 @@ from pyro_vae.inference.program.traces import Program
 
 
 class UnguidedSiteError(ValueError):
-    """The model draws a site that the guide does not."""
+    """Error for a latent site of the model that the guide lacks."""
 
 
 def how_to_mark(name: str) -> str:
-    """Instruction to mark a site for enumeration, as part of a sentence.
+    """Instruction to mark a site for enumeration, as part of a message.
 
-    Pyro drops ``infer=`` on the latent site that it makes of ``obs_mask``, so that one needs ``config_enumerate``.
+    With ``obs_mask``, Pyro creates a latent site ``NAME_unobserved`` and drops its ``infer=``. Such a site is marked with
+    ``pyro.infer.config_enumerate``.
     """
     if name.endswith("_unobserved"):
-        return "mark it by pyro.infer.config_enumerate (obs_mask drops infer=)"
-    return "mark it infer={'enumerate': 'parallel'}"
+        return "mark it with pyro.infer.config_enumerate (obs_mask drops infer=)"
+    return "mark it with infer={'enumerate': 'parallel'}"
 
 
 def check_guide(guide: Program) -> None:
@@ -35,8 +36,8 @@ def check_guide(guide: Program) -> None:
     """
     if isinstance(poutine.unwrap(guide), GuideMessenger):
         raise ValueError(
-            f"guide: expected a function with its own sample sites, got the messenger {type(guide).__name__}, which runs the "
-            "model itself; use the corresponding autoguide, such as AutoNormal."
+            f"guide: expected a guide with its own sample sites, got the messenger {type(guide).__name__}, which runs the "
+            "model; use the corresponding autoguide, such as AutoNormal."
         )
 
 
@@ -45,35 +46,35 @@ def check_match(model_trace: Trace, guide_trace: Trace) -> None:
 
     Raises:
         ValueError: If a latent site is in the guide only and is not marked ``is_auxiliary``.
-        UnguidedSiteError: If it is in the model only.
+        UnguidedSiteError: If a latent site is in the model only.
     """
     ours = {n: s for n, s in sample_sites(model_trace) if not s["is_observed"]}
     theirs = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
     for name in set(ours) - set(theirs):
         if ours[name]["infer"].get("enumerate") == "parallel":
             raise UnguidedSiteError(
-                f"latent site {name!r}: expected in model and guide, got in the model only, marked for enumeration; add it to "
-                "the guide, or sum it out: elbo enum, importance_sampling, annealed_importance_sampling."
+                f"latent site {name!r}: missing from the guide, and marked for enumeration in the model; add the site to the "
+                "guide, or use elbo enum, importance_sampling or annealed_importance_sampling."
             )
         raise UnguidedSiteError(
-            f"latent site {name!r}: expected in model and guide, got in the model only; add it to the guide or, if "
-            f"discrete, {how_to_mark(name)} and use elbo enum or importance_sampling."
+            f"latent site {name!r}: missing from the guide; add the site to the guide or, if the site is discrete, "
+            f"{how_to_mark(name)} and use elbo enum or importance_sampling."
         )
     for name in set(theirs) - set(ours):
         if not theirs[name]["infer"].get("is_auxiliary", False):
             raise ValueError(
-                f"latent site {name!r}: expected in model and guide, got in the guide only; add it to the model, or mark "
-                "it infer={'is_auxiliary': True}."
+                f"latent site {name!r}: missing from the model; add the site to the model, or mark the guide's site with "
+                "infer={'is_auxiliary': True}."
             )
 
 
 def check_scales(*traces: Trace) -> None:
-    """Refuse scales other than a plate's N/B and ``scale_kl``.
+    """Refuse site scales other than the plates' N/B and ``scale_kl``.
 
-    Training terms (``auxiliary_loss``) may have any scale: they enter no weight.
+    Training terms (sites marked ``auxiliary_loss``) may have any scale, since log w leaves them out.
 
     Raises:
-        ValueError: If a site carries another factor.
+        ValueError: If a site has a further scale, from ``poutine.scale``.
     """
     for trace in traces:
         for name, site in sample_sites(trace):
@@ -87,21 +88,21 @@ def check_scales(*traces: Trace) -> None:
             found, expected = (torch.as_tensor(scale).cpu().double() for scale in (site["scale"], known))
             if not bool(torch.isclose(found, expected, rtol=1e-5).all()):
                 raise ValueError(
-                    f"site {name!r}: expected no scale but the plates' N/B and scale_kl, got a poutine.scale, which log "
-                    "weights cannot hold; remove it, or pass outer_scale='ignore'."
+                    f"site {name!r}: log importance weights allow only the plates' N/B and scale_kl as scales, got a "
+                    "poutine.scale; remove the poutine.scale, or pass outer_scale='ignore'."
                 )
 
 
 def refuse_points(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse a bound of a program that draws points (an autoencoder).
+    """Refuse an autoencoder, which has no bound on log p(x).
 
     Raises:
-        ValueError: If a Delta of the guide meets an improper prior, under which there is no log p(x).
+        ValueError: If a guide site is a Delta and its prior is improper: then log p(x) does not exist.
     """
     for name, site in drawn_sites(guide_trace):
         if base_name(site["fn"]) == "Delta" and name in model_trace.nodes:
             if isinstance(base_distribution(model_trace.nodes[name]["fn"]), ImproperUniform):
                 raise ValueError(
-                    f"guide site {name!r}: expected a density, got a Delta over an improper prior, as in an autoencoder, which "
-                    "has no bound; use its squared_error, or a VAE."
+                    f"guide site {name!r}: a Delta with an improper prior, as in an autoencoder, has no bound on log p(x); "
+                    "use the model's squared_error, or a VAE."
                 )

@@ -13,13 +13,13 @@ from pyro_vae.inference.program.sites import is_auxiliary_loss, plates_of, sampl
 
 @dataclass(frozen=True)
 class DataPlate:
-    """Place of the data in the batch shape of a program's sites.
+    """The plate over the data, and its dimension.
 
     Attributes:
         plate: Name of the data plate.
-        dim: Its dimension, negative.
-        size: B, the number of data in it.
-        nesting: Number of batch dimensions that the program's plates use; the particle axis lies left of them.
+        dim: Batch dimension of the data plate, negative.
+        size: B, the number of data in the batch.
+        nesting: Number of batch dimensions that the program's plates use. A particle axis lies left of these dimensions.
     """
 
     plate: str
@@ -28,7 +28,7 @@ class DataPlate:
     nesting: int
 
     def at(self, trace: Trace) -> DataPlate:
-        """The same plate with the number of data in this trace."""
+        """Copy this data plate with the batch size of a trace."""
         for _, site in sample_sites(trace):
             if self.plate in (plates := plates_of(site)):
                 return dataclasses.replace(self, size=plates[self.plate].size)
@@ -38,10 +38,11 @@ class DataPlate:
         """Sum a log-probability over everything inside one datum.
 
         Args:
-            log_prob: Shape that broadcasts to ``(K, ..., B, ...)`` with ``nesting`` dimensions after K.
+            log_prob: Log-probability in the batch shape of a site, nats. The shape broadcasts to ``(K, ..., B, ...)`` with
+                ``nesting`` dimensions after K.
 
         Returns:
-            Shape ``(K, B)``, nats; K is 1 if there is no particle axis.
+            Log-probability of each draw and datum, shape ``(K, B)``, nats. K is 1 without a particle axis.
         """
         padded = log_prob.reshape((1,) * (self.nesting + 1 - log_prob.dim()) + log_prob.shape)
         kept = padded.movedim(self.dim, 1)
@@ -54,10 +55,14 @@ def find_data_plate(model_trace: Trace, guide_trace: Trace, plate: str | None = 
     Args:
         model_trace: Trace of the model, replayed against the guide.
         guide_trace: Trace of the guide.
-        plate: Its name, if several plates enclose every site.
+        plate: Name of the data plate; needed if several plates enclose every site.
+
+    Returns:
+        The data plate, with the batch size of the traces.
 
     Raises:
-        ValueError: If no plate encloses every observed site, a latent site lies outside, or several plates fit.
+        ValueError: If no plate encloses every observed site, a latent site lies outside the plate, several plates fit, or
+            the plate is a loop.
     """
     sites = [(n, s) for n, s in sample_sites(model_trace) if not is_auxiliary_loss(s)]
     observed = [(n, s) for n, s in sites if s["is_observed"]]
@@ -69,21 +74,24 @@ def find_data_plate(model_trace: Trace, guide_trace: Trace, plate: str | None = 
     candidates = set(around[0]).intersection(*around)
     if not candidates:
         raise ValueError(
-            f"data plate: expected one pyro.plate around every observed site, got none around {observed[0][0]!r}; "
-            "write `with pyro.plate('data', len(x)):` around the sites of one datum."
+            f"data plate: no pyro.plate encloses every observed site, {[name for name, _ in observed]}; write "
+            "`with pyro.plate('data', len(x)):` around all sites of a datum."
         )
     if plate is not None and plate not in candidates:
-        raise ValueError(f"plate: expected one that encloses every observed site, {sorted(candidates)}, got {plate!r}.")
+        raise ValueError(f"plate: expected a plate around every observed site, {sorted(candidates)}, got {plate!r}.")
     inside = [p for p in candidates if all(p in plates_of(s) for _, s in latent)]
     chosen = [plate] if plate else inside
     for name, site in latent:
         if not set(chosen or candidates) & set(plates_of(site)):
             raise ValueError(
-                f"latent site {name!r}: expected inside the data plate {sorted(chosen or candidates)}, got outside, where "
-                "it belongs to no datum; move it into the plate, or make it a parameter."
+                f"latent site {name!r}: expected a site inside the data plate {sorted(chosen or candidates)}, got a site "
+                "outside, which belongs to no datum; move it into the plate, or make it a parameter."
             )
     if len(chosen) != 1:
-        raise ValueError(f"data plate: expected one, got {sorted(chosen or candidates)}; name it by plate=...")
+        raise ValueError(
+            f"data plate: expected one plate around every site, got {sorted(chosen or candidates)}; choose the data plate "
+            "with plate=..."
+        )
     frame = plates_of(observed[0][1])[chosen[0]]
     if frame.dim is None:
         raise ValueError(

@@ -19,15 +19,15 @@ def independent(guide: Program, args: Args, kwargs: Kwargs) -> bool:
 
     .. math:: q(z|x) = \textstyle\prod_s q(z_s|x)
 
-    Then the encoder need run only once. Two tests decide: Pyro's provenance shows no draw among what a site's
-    log-probability was computed from, and other draws leave the log-probabilities of the same values as they are, to the
-    last bit. A guide that cannot be tested, or with randomness outside its sites (dropout), counts as dependent. The random
-    generators are left as they were.
+    The encoder of such a guide needs to run only once. A guide must pass two tests. First, according to Pyro's provenance,
+    no site's log-probability depends on the draw of another site. Second, if the guide runs again, the log-probabilities of
+    the old values stay equal to the last bit. A guide that cannot be tested, or that has randomness outside its sites
+    (dropout), counts as dependent. The states of the random generators are restored.
 
     Args:
-        guide: A guide.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
+        guide: A Pyro guide.
+        args: Positional arguments of the guide.
+        kwargs: Keyword arguments of the guide.
     """
     try:
         with own_randomness():
@@ -42,7 +42,7 @@ def independent(guide: Program, args: Args, kwargs: Kwargs) -> bool:
                 torch.equal(*(_log_prob(trace.nodes[name], value) for trace in traces))
                 for name, value in values.items()
             )
-    except Exception:  # a program that provenance cannot follow, or whose sites come and go
+    except Exception:  # provenance cannot follow the program, or its sites change from run to run
         return False
 
 

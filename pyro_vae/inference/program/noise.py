@@ -2,8 +2,9 @@ r"""Draws as functions of given standard normal noise.
 
 .. math:: z = f(\epsilon; x), \quad \epsilon \sim N(0, I)
 
-A draw from a distribution made of normals is a function of standard normal numbers. If these come from outside, a draw
-depends on its datum and its number alone, not on the other draws of the same call.
+A distribution is *made of normals* if it is a normal, a multivariate normal or a transform of one. A draw is then a function
+of standard normal numbers. If the caller supplies these numbers, a draw depends on its datum and its index alone, not on the
+other draws of the same call.
 """
 
 from __future__ import annotations
@@ -34,26 +35,26 @@ class Noise(Protocol):
     """Source of standard normal numbers for each draw and datum."""
 
     def __call__(self, name: str, start: int, num: int, like: NoiseShape, /) -> Tensor:
-        """The numbers of one site.
+        """Return the noise of one site.
 
         Args:
-            name: The site.
-            start: Number of the first draw.
+            name: Name of the site.
+            start: Index of the first draw.
             num: K, the number of draws.
-            like: Number, dtype and device of the numbers of a draw.
+            like: Size, dtype and device of the noise for one draw of one datum.
 
         Returns:
-            Shape ``(K, B, like.width)``.
+            Standard normal numbers, shape ``(K, B, like.width)``.
         """
 
 
 class NoiseShape(NamedTuple):
-    """Noise that a site takes for one draw of one datum.
+    """Size, dtype and device of a site's noise.
 
     Attributes:
-        width: Number of standard normal numbers.
-        dtype: Their dtype.
-        device: Their device.
+        width: Number of standard normal numbers for one draw of one datum.
+        dtype: Dtype of the numbers.
+        device: Device of the numbers.
     """
 
     width: int
@@ -61,18 +62,18 @@ class NoiseShape(NamedTuple):
     device: torch.device
 
 
-#: Distributions made of normals, as long as a subclass has no draws of its own.
+#: Distributions made of normals. A subclass counts too, unless it overrides ``sample`` or ``rsample``.
 _NORMALS = (Normal, MultivariateNormal, LowRankMultivariateNormal)
 
 
 def noise_like(distribution: TorchDistributionMixin) -> Tensor | None:
-    """An empty tensor with the shape of one draw's noise.
+    """An uninitialized tensor with the shape of one draw's noise.
 
     Args:
-        distribution: Batch shape ``(...)``.
+        distribution: Distribution of a site.
 
     Returns:
-        Shape ``(..., n)`` or longer, starting with the batch shape; None if the distribution is not made of normals.
+        Tensor of shape ``(*batch_shape, ...)``; None if the distribution is not made of normals.
     """
     if isinstance(distribution, Independent | MaskedDistribution):
         return noise_like(distribution.base_dist)
@@ -94,24 +95,28 @@ def _draws_as(distribution: Distribution, kind: type[Distribution]) -> bool:
 
 
 def from_noise(distribution: TorchDistributionMixin, noise: Tensor) -> Tensor:
-    r"""A draw as a function of standard normal numbers, as in ``rsample``.
+    r"""Compute a draw from standard normal numbers, as ``rsample`` does.
 
     .. math:: z = \mu + L \epsilon
 
-    and its transforms.
+    The transforms of a transformed distribution are then applied to z.
 
     Args:
-        distribution: Normal, MultivariateNormal, LowRankMultivariateNormal or Delta; Independent, masked or transformed.
-        noise: Shape of ``noise_like(distribution)``, with sample dimensions before it if there are any.
+        distribution: A Normal, MultivariateNormal, LowRankMultivariateNormal or Delta. It may be wrapped in an Independent,
+            a mask or a TransformedDistribution.
+        noise: Standard normal numbers, in the shape of ``noise_like(distribution)`` after any sample dimensions.
 
     Returns:
-        Shape ``(sample..., batch..., event...)``.
+        The draw, shape ``(sample..., batch..., event...)``.
 
     Raises:
         TypeError: If the distribution is not made of normals.
     """
     if noise_like(distribution) is None:
-        raise TypeError(f"distribution: expected one made of normals, got {type(distribution).__name__}; draw from it.")
+        raise TypeError(
+            f"distribution: expected a normal, a multivariate normal or a transform of one, got {type(distribution).__name__}; "
+            "draw with its sample method."
+        )
     if isinstance(distribution, Independent | MaskedDistribution):
         return from_noise(distribution.base_dist, noise)
     if isinstance(distribution, Delta):
@@ -131,16 +136,16 @@ def from_noise(distribution: TorchDistributionMixin, noise: Tensor) -> Tensor:
 
 
 class SiteNoise:
-    """Draws of a guide's sites from given noise.
+    """Function that draws a guide's sites from given noise.
 
     Args:
-        noise: Source of the numbers.
-        data_plate: The plate of the data.
-        start: Number of the first draw.
-        num: K.
+        noise: Source of the standard normal numbers.
+        data_plate: The data plate.
+        start: Index of the first draw.
+        num: K, the number of draws.
 
     Attributes:
-        shapes: Noise that the sites have taken, by name.
+        shapes: Shape of the noise that each site used, by site name.
     """
 
     def __init__(self, noise: Noise, data_plate: DataPlate, start: int, num: int) -> None:
@@ -148,12 +153,16 @@ class SiteNoise:
         self.shapes: dict[str, NoiseShape] = {}
 
     def __call__(self, name: str, distribution: Distribution, particles: bool) -> Tensor | None:
-        """The draws of one site, or None if it is not normal.
+        """Draw one site K times.
 
         Args:
-            name: The site.
-            distribution: Its batch has the data plate's dimension, at least.
-            particles: Its batch has the particle axis already; else the axis is put before the batch.
+            name: Name of the site.
+            distribution: Distribution of the site.
+            particles: True if the batch shape already has the particle axis; False to add the axis left of the batch.
+
+        Returns:
+            Draws with a particle axis of length K. None if the distribution is not made of normals, or if its batch shape
+            lacks the data plate or a required particle axis.
         """
         empty = noise_like(distribution)
         batch = len(distribution.batch_shape)
@@ -161,7 +170,7 @@ class SiteNoise:
         if empty is None or batch < -dim or empty.shape[batch + dim] != self.data_plate.size:
             return None
         shape = list(empty.shape)
-        lead = shape[: max(0, batch - nesting)]  # the particle axis, if it is there
+        lead = shape[: max(0, batch - nesting)]  # the particle axis, if present
         if lead not in ([], [self.num]) or (particles and self.num > 1 and not lead):
             return None
         inner = [1] * (nesting - batch) + shape[len(lead) :]
@@ -174,12 +183,12 @@ class SiteNoise:
 
 
 class NoiseMessenger(Messenger):
-    """Gives the latent sites of a guide their values from noise.
+    """Messenger that draws a guide's latent sites from given noise.
 
-    Sites not made of normals draw as usual.
+    Sites that are not made of normals draw with torch's generator.
 
     Args:
-        draw: A :class:`SiteNoise`, or a function of a name, a distribution and a flag for its particle axis.
+        draw: A :class:`SiteNoise`, or a function with the same arguments and return value.
     """
 
     def __init__(self, draw: Callable[[str, Distribution, bool], Tensor | None]) -> None:

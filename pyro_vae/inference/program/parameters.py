@@ -16,10 +16,10 @@ from pyro_vae.registration import collecting
 
 
 class Used(Messenger):
-    """Records the parameters of one loss evaluation.
+    """Messenger that records the parameters of one loss evaluation.
 
     Args:
-        params: Parameters by id; the handler adds to it.
+        params: Dictionary from ``id`` to parameter, which the messenger fills.
     """
 
     num_data = 1
@@ -30,7 +30,7 @@ class Used(Messenger):
 
     @property
     def plates(self) -> dict[str, CondIndepStackFrame]:
-        """Plates around all sites, by name; here not recorded: empty."""
+        """Empty: this class records no plates."""
         return {}
 
     def _pyro_post_param(self, msg: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Used(Messenger):
 
 
 class UsedData(Used):
-    """Records the parameters and the data-plate size of one loss evaluation."""
+    """Messenger that records the parameters and data-plate size of a loss evaluation."""
 
     def __init__(self, params: dict[int, Tensor]) -> None:
         super().__init__(params)
@@ -53,18 +53,21 @@ class UsedData(Used):
 
     @property
     def plates(self) -> dict[str, CondIndepStackFrame]:
-        """Plates around all sites, by name."""
+        """Plates that enclose every sample site, by name."""
         return self._plates or {}
 
     @property
     def num_data(self) -> int:  # type: ignore[override]
-        """Full size of the only plate around all sites, else 1."""
+        """Full size of the plate that encloses every sample site.
+
+        It is 1 if there is no such plate, or more than one.
+        """
         plates = list(self.plates.values())
         return plates[0].full_size if len(plates) == 1 else 1
 
 
 class _Params(Messenger):
-    """Records every parameter that a program uses."""
+    """Messenger that records every parameter of a program."""
 
     def __init__(self, params: list[Tensor]) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class _Params(Messenger):
 def parameters_used() -> Iterator[list[Tensor]]:
     """Collect the parameters that programs use inside the block.
 
-    It sees those of ``pyro.param``, ``pyro.module`` and the models of this package.
+    The list has the parameters of ``pyro.param``, ``pyro.module`` and the models of this package.
     """
     with collecting() as params, _Params(params):
         yield params
@@ -87,12 +90,12 @@ def parameters_used() -> Iterator[list[Tensor]]:
 
 @contextmanager
 def frozen(params: list[Tensor]) -> Iterator[None]:
-    """Keep gradients from ``params`` in what is computed inside the block."""
+    """Treat ``params`` as constants in computations inside the block."""
     learning = [p for p in params if p.is_leaf and p.requires_grad]
     for p in learning:
         p.requires_grad_(False)
     try:
-        with warnings.catch_warnings():  # pyro.module warns of every parameter without a gradient
+        with warnings.catch_warnings():  # pyro.module warns about every parameter without a gradient
             warnings.filterwarnings("ignore", ".* was not registered in the param store")
             yield
     finally:

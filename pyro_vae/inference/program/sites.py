@@ -17,12 +17,12 @@ from torch.distributions import Independent
 
 #: Name of the plate over the K draws of log weights.
 PARTICLES = "_log_weights_particles"
-#: That name, and the one that Pyro's objectives use.
+#: Names of all particle plates: that of log weights and that of Pyro's objectives.
 PARTICLE_PLATES = {PARTICLES, "num_particles_vectorized"}
 
 
 class Site(TypedDict, total=False):
-    """A sample site: a trace's node or a message between handlers."""
+    """A sample site, as a trace's node or a handler's message."""
 
     name: str
     type: str
@@ -44,24 +44,25 @@ class Site(TypedDict, total=False):
 
 
 def is_subsample(site: Site) -> bool:
-    """Return True if a sample site chooses the rows of a plate."""
+    """Return True if a sample site draws the subsample of a plate."""
     return type(site["fn"]).__name__ == "_Subsample"
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """Yield sites with a log-probability: no subsampling, no ``pyro.deterministic``."""
+    """Yield the sample sites that have a log-probability.
+
+    Subsampling sites and ``pyro.deterministic`` sites are left out.
+    """
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not is_subsample(site) and not site["infer"].get("_deterministic", False):
             yield name, site
 
 
 def drawn_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """Yield sample sites that are not observed.
+    """Yield the sample sites that are not observed.
 
-    In a guide these are the sites whose log q enters a bound.
-
-    q is the distribution of what is drawn. A value that the guide observes, such as a known label, is given to it, as x is.
-    The mean of log p - log q is a bound without it.
+    In a guide, only these sites enter a bound: q is the distribution of the draws. A value that the guide observes, such as
+    a known label, is an input of the guide like x, and its log-probability is left out of log q.
     """
     for name, site in sample_sites(trace):
         if not site["is_observed"]:
@@ -69,7 +70,7 @@ def drawn_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
 
 
 def with_value(site: Site, value: Tensor) -> Site:
-    """Copy a site with another value, without its log-probabilities."""
+    """Copy a site, set its value and remove its log-probabilities."""
     copy = site.copy()
     copy["value"] = value
     copy.pop("log_prob", None)
@@ -83,7 +84,7 @@ def site_log_prob(site: Site) -> Tensor:
     """Log-probability of a site's value, masked and without scales.
 
     Returns:
-        In the batch shape of the site, nats.
+        Log-probability in the batch shape of the site, nats.
     """
     log_prob = site.get("unscaled_log_prob")
     if log_prob is None:
@@ -92,12 +93,12 @@ def site_log_prob(site: Site) -> Tensor:
 
 
 def mask_of(site: Site) -> Tensor | None:
-    """The mask of a site, True where the site counts.
+    """The mask of a site: True for each element whose log-probability counts.
 
-    An event counts if any part of it does (``dist.mask(m).to_event(1)``).
+    An event with a mask over its parts, as in ``dist.mask(m).to_event(1)``, counts if any of its parts counts.
 
     Returns:
-        Booleans that broadcast to the site's batch shape; None if there is no mask.
+        Boolean mask that broadcasts to the site's batch shape; None if there is no mask.
     """
     mask = None if site["mask"] is None else torch.as_tensor(site["mask"]).bool()
     inner = distribution_mask(site["fn"])
@@ -105,7 +106,7 @@ def mask_of(site: Site) -> Tensor | None:
 
 
 def distribution_mask(fn: TorchDistributionMixin) -> Tensor | None:
-    """The mask of a distribution, as of ``dist.Categorical(p).mask(m)``; see :func:`mask_of`."""
+    """The mask m of a distribution such as ``dist.Categorical(p).mask(m)``; see :func:`mask_of`."""
     if isinstance(fn, MaskedDistribution):
         mask, inner = torch.as_tensor(fn._mask).bool(), distribution_mask(fn.base_dist)
         return mask if inner is None else mask & inner.to(mask.device)
@@ -119,22 +120,25 @@ def distribution_mask(fn: TorchDistributionMixin) -> Tensor | None:
 
 
 def base_distribution(distribution: TorchDistributionMixin) -> TorchDistributionMixin:
-    """A distribution without its wrappers."""
+    """The base distribution inside all wrappers."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return distribution
 
 
 def base_name(distribution: TorchDistributionMixin) -> str:
-    """Class name of a distribution without its wrappers."""
+    """Class name of the base distribution inside all wrappers."""
     return type(base_distribution(distribution)).__name__
 
 
 def is_auxiliary_loss(site: Site) -> bool:
-    """Return True for a training term, which enters no bound."""
+    """Return True for a training term, marked ``auxiliary_loss``.
+
+    A training term is part of the loss and of no bound.
+    """
     return bool(site["infer"].get("auxiliary_loss", False))
 
 
 def plates_of(site: Site) -> dict[str, CondIndepStackFrame]:
-    """Plates around a site by name, without the plates of particles."""
+    """Plates around a site, by name, except particle plates."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.name not in PARTICLE_PLATES}

@@ -9,9 +9,9 @@ from pyro_vae.inference.program.sites import Site, site_log_prob
 
 
 class RunningSum:
-    """A sum of tensors that begins with its first term.
+    """A sum of tensors that starts from its first term.
 
-    Starting at 0 would cost a step of the backward pass.
+    A start from 0 would add an operation to the backward pass.
 
     Attributes:
         total: The sum so far; None before the first term.
@@ -29,14 +29,22 @@ class RunningSum:
         self.total = -term if self.total is None else self.total - term
 
     def value(self, like: Tensor | None = None) -> Tensor:
-        """The sum; without any term, zeros like ``like``, or a 0-dim zero."""
+        """Return the sum, or zeros if there is no term.
+
+        Args:
+            like: Tensor whose shape, dtype and device the zeros take; None: a 0-dim zero.
+        """
         if self.total is not None:
             return self.total
         return torch.zeros(()) if like is None else torch.zeros_like(like.detach())
 
 
 def true_sum(site: Site) -> Tensor:
-    """Sum of a site's log-probability, masked, without scales, detached; 0-dim, nats."""
+    """Sum a site's log-probability, masked and without scales.
+
+    Returns:
+        Detached sum, 0-dim, nats.
+    """
     if isinstance(site["scale"], float) and site["scale"] == 1.0:
         total: Tensor = site["log_prob_sum"]
         return total.detach()

@@ -13,24 +13,24 @@ from pyro_vae.inference.program.sites import Site, drawn_sites, is_subsample, wi
 
 #: A Pyro function: a model or a guide.
 Program = Callable[..., Any]
-#: The arguments that a model and its guide are called with.
+#: Positional and keyword arguments of a model and its guide.
 Args = tuple[object, ...]
 Kwargs = dict[str, object]
 
 
 class Pair(NamedTuple):
-    """Traces of a model and a guide over the same draws."""
+    """Traces of a model and its guide with the same draws."""
 
     model: Trace
     guide: Trace
 
 
 def with_values(trace: Trace, change: Callable[[str, Site], Tensor]) -> Trace:
-    """Copy a trace with other values at its latent sites.
+    """Copy a trace and replace the values of its latent sites.
 
     Args:
-        trace: Of a guide.
-        change: Takes the name and the site; returns the new value.
+        trace: Trace of a guide.
+        change: Function of a site's name and the site, which returns the new value.
     """
     copy = trace.copy()
     for name, site in drawn_sites(trace):
@@ -39,12 +39,12 @@ def with_values(trace: Trace, change: Callable[[str, Site], Tensor]) -> Trace:
 
 
 def detached(_name: str, site: Site) -> Tensor:
-    """The value of a site, for :func:`with_values`, with no gradient through it."""
+    """Return the detached value of a site, for :func:`with_values`."""
     return site["value"].detach()
 
 
 def subsamples(pair: Pair) -> Trace:
-    """The sites that chose the rows of subsampled plates."""
+    """Trace of the subsampling sites of both traces."""
     rows = Trace()
     for trace in pair:
         for name, site in trace.nodes.items():
@@ -54,16 +54,16 @@ def subsamples(pair: Pair) -> Trace:
 
 
 def keep_subsample(pair: Pair, *programs: Program) -> tuple[Program, ...]:
-    """Replay programs over the rows that a pair of traces chose.
+    """Replay programs with the subsampled rows of a pair of traces.
 
-    Then all draws of a bound see the same data.
+    All draws of a bound then see the same data.
     """
     rows = subsamples(pair)
     return tuple(poutine.replay(program, trace=rows) for program in programs) if len(rows) else programs
 
 
 def prior_guide(model: Program) -> Program:
-    """The guide q(z) = p(z), which samples from the prior."""
+    """Make the guide q(z) = p(z), which samples from the prior."""
 
     def guide(*args: object, **kwargs: object) -> object:
         with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"]):

@@ -223,14 +223,14 @@ def test_programs_that_cannot_be_annealed_are_refused():
         ValueError, match="latent site 'z': expected a continuous distribution.*got Categorical; use imp"
     ):
         annealed_importance_sampling(discrete.model, discrete.exact_guide, torch.zeros(2, **DOUBLE))
-    with pytest.raises(ValueError, match="latent site 'z': expected in model and guide, got in the model only"):
+    with pytest.raises(ValueError, match="latent site 'z': missing from the guide"):
         annealed_importance_sampling(ORACLE.model, lambda x: None, x)
 
     def no_plate(x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="data plate: expected one pyro.plate around every observed site"):
+    with pytest.raises(ValueError, match="data plate: no pyro.plate encloses every observed site"):
         annealed_importance_sampling(no_plate, None, torch.zeros(()))
     vae = VAE((6,), 2, (5,), decoder=nn.Sequential(nn.Linear(2, 6), nn.Dropout(0.5)))
     with pytest.raises(ValueError, match="expected the same log p.* at each call, got another.*eval"):

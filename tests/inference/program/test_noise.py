@@ -75,7 +75,7 @@ class Shy(dist.Normal):
 )
 def test_others_draw_as_they_do(other):
     assert noise_like(other) is None
-    with pytest.raises(TypeError, match="expected one made of normals"):
+    with pytest.raises(TypeError, match="expected a normal, a multivariate normal or a transform"):
         from_noise(other, torch.zeros(2, 3))
 
 

@@ -362,7 +362,7 @@ def _empty(x):
     [
         (_inner, "enumerated site 'y': expected in the data plate alone, got in 'parts' too"),
         (_partly, "enumerated site 'y': expected all its values, got num_samples"),
-        (_global, "latent site 'y': expected inside the data plate"),
+        (_global, "latent site 'y': expected a site inside the data plate"),
     ],
 )
 def test_what_cannot_be_summed_for_each_datum_is_refused(model, sentence):

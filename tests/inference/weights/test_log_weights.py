@@ -276,11 +276,11 @@ def _two_plates(x):
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (_no_plate, "expected one pyro.plate around every observed site"),
+        (_no_plate, "no pyro.plate encloses every observed site"),
         (_no_data, "expected an observed site, got none"),
-        (_global_latent, "latent site 'scale': expected inside the data plate"),
+        (_global_latent, "latent site 'scale': expected a site inside the data plate"),
         (_loop, "expected a vectorized plate, got a loop"),
-        (_two_plates, "name it by plate="),
+        (_two_plates, "choose the data plate with plate="),
     ],
 )
 def test_programs_without_weights_per_datum_are_refused(model, sentence):

@@ -166,17 +166,17 @@ def test_a_site_with_a_single_value_is_summed_too(others, first):
 @pytest.mark.parametrize("name", ["trace", "graph", "mean-field", "iwae"])
 def test_an_objective_that_does_not_sum_refuses_it_and_says_how_to_mend_it(name):
     x = data(10)
-    with pytest.raises(ValueError, match="latent site 'y': expected in model and guide, .* sum it out: elbo enum"):
+    with pytest.raises(ValueError, match="latent site 'y': missing from the guide, .* or use elbo enum"):
         pv.fit(Continuous().double(), x, elbo=name, epochs=1, compile=False, progress=False)
 
 
 def test_what_does_not_sum_says_what_does():
     model, x = Continuous(), data(5).float()
     sentence = (
-        "latent site 'y': expected in model and guide, got in the model only, marked for enumeration; add it to the"
+        "latent site 'y': missing from the guide, and marked for enumeration in the model; add the site to the"
     )
     for estimate in (pv.evidence.calibrate, pv.evidence.aggregate_posterior):
-        with pytest.raises(ValueError, match=f"{sentence} guide, or sum it out: elbo enum, importance_s"):
+        with pytest.raises(ValueError, match=f"{sentence} guide, or use elbo enum, importance_s"):
             estimate(model.model, model.guide, x)
     with pytest.raises(ValueError, match=r"got only sites that are summed over, \['y'\]; use importance_sampling"):
         pv.evidence.annealed_importance_sampling(Discrete().model, Discrete().guide, x)
@@ -203,7 +203,7 @@ def guide_of_z(x):
 def test_a_site_of_obs_mask_is_to_be_marked_by_config_enumerate():
     x, sentence = (
         data(5).float()[:, 0],
-        "latent site 'y_unobserved': expected .* mark it by pyro.infer.config_enumerate",
+        "latent site 'y_unobserved': missing .* mark it with pyro.infer.config_enumerate",
     )
     calls = [pv.elbo(name, max_plate_nesting=1).loss for name in ("enum", "trace")]
     calls += [pv.evidence.importance_sampling, pv.evidence.calibrate]
@@ -241,6 +241,6 @@ def test_the_command_trains_evaluates_and_resumes_it(mixture, capsys):
     capsys.readouterr()
     assert train.main([*new, "--epochs", "1", "--elbo", "trace", "--overwrite"]) == 2
     error = capsys.readouterr().err
-    assert "latent site 'y': expected in model and guide" in error
-    assert "sum it out: elbo enum" in error
+    assert "latent site 'y': missing from the guide" in error
+    assert "or use elbo enum" in error
     assert Path("run/checkpoint.pt").exists()
