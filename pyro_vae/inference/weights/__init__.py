@@ -1,1 +1,1 @@
-"""The log importance weights, kept per datum."""
+"""Log importance weights for each draw and datum."""

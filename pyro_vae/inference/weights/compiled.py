@@ -17,17 +17,17 @@ from pyro_vae.inference.program.noise import Noise, NoiseShape
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.weights.draws import Draws, T
 
-#: Draws become eager after so many batches that no earlier graph fits.
+#: Number of batches without a matching graph after which all draws are eager.
 MISFITS = 3
 
 
 class _Inputs(NamedTuple):
-    """The inputs of a graph for one batch.
+    """Inputs of a graph for one batch.
 
     Attributes:
-        tensors: The tensors among its arguments.
-        held: The tensors of its posterior and its subsample.
-        noise: Standard normal numbers by site, where they come from outside.
+        tensors: Tensors among the arguments of model and guide.
+        held: Tensors of the posterior's distributions and of the subsampled rows.
+        noise: Standard normal numbers by site; empty if torch's generator draws.
     """
 
     tensors: list[Tensor]
@@ -36,7 +36,7 @@ class _Inputs(NamedTuple):
 
 
 class _Given:
-    """Noise at hand, as a :class:`pyro_vae.inference.program.noise.Noise`."""
+    """A :class:`pyro_vae.inference.program.noise.Noise` that returns stored numbers."""
 
     def __init__(self, numbers: dict[str, Tensor]) -> None:
         self.numbers = numbers
@@ -46,12 +46,12 @@ class _Given:
 
 
 def _numbers(draws: Draws[T], num_samples: int, noise: Noise, start: int) -> dict[str, Tensor]:
-    """Return noise for the sites that took some in the eager call."""
+    """Draw noise for each site that used noise in the eager call."""
     return {name: noise(name, start, num_samples, like) for name, like in draws.noise_shapes.items()}
 
 
 class _Draw(Generic[T]):
-    """K draws for batches of one signature."""
+    """A graph that makes K draws for batches of one signature."""
 
     def __init__(self, draws: Draws[T], num_samples: int, inputs: _Inputs) -> None:
         self._watch: Watch = Watch(draws.model, draws.guide)
@@ -69,7 +69,7 @@ class _Draw(Generic[T]):
             return draws.eagerly(num_samples, _Given(inputs.noise) if inputs.noise else None)
 
     def agrees(self, draws: Draws[T], num_samples: int, inputs: _Inputs) -> bool:
-        """Return True if an eager call with the same noise agrees."""
+        """Return True if graph and eager call agree on the same noise."""
         eager = self._eager(draws, num_samples, inputs)
         with unaltered(self._watch):
             ours = self(inputs)
@@ -93,15 +93,15 @@ def _function(draws: Draws[T], num_samples: int, sites: list[str]) -> Callable[.
 class CapturedDraws(GraphCache[_Draw[Any]]):
     """Compiled draws of one model and guide, for any batches.
 
-    A graph takes the arguments of a batch and the parameters of its posterior, so the encoder runs once a batch. Each batch
-    compares the graph with an eager call and captures anew if they differ. A program whose graphs differ for ``MISFITS``
-    batches is drawn from eagerly.
+    The inputs of a graph are the arguments of a batch and the parameters of its posterior, so the encoder runs once for each
+    batch. For each batch, the graph is compared with an eager call; if the two differ, a new graph is captured. After
+    ``MISFITS`` batches with a difference, all draws are eager.
     """
 
     refusal = "log weights: draws cannot be compiled and are made eagerly"
-    difference = "they have other log weights than drawn by Python with the same noise"
+    difference = "they give other log importance weights than eager draws with the same noise"
     most_misfits = MISFITS
-    misfit = "they depend on the batch by more than its arguments and its posterior's tensors"
+    misfit = "they depend on more of the batch than its arguments and the tensors of its posterior"
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,10 +111,10 @@ class CapturedDraws(GraphCache[_Draw[Any]]):
         """Draw from a compiled graph; return None to draw eagerly.
 
         Args:
-            draws: The proposal for one batch.
-            num_samples: K.
-            noise: Source of the noise of sites made of normals, an input of the graph; see ``ProposalDraws``.
-            start: Number of the first draw.
+            draws: Draws of the guide for one batch.
+            num_samples: K, the number of draws.
+            noise: Source of the noise of sites made of normals; see ``ProposalDraws``.
+            start: Index of the first draw, for ``noise``.
         """
         if self.reason is not None:
             return None
@@ -140,9 +140,9 @@ class CapturedDraws(GraphCache[_Draw[Any]]):
 
 
 def trust(value: object) -> None:
-    """Switch off the checks of a distribution, which cannot be captured.
+    """Switch off the argument checks of a distribution.
 
-    The first trace has made them.
+    These checks cannot be captured. The first trace has already made them.
     """
     if isinstance(value, Distribution) and value.__dict__.get("_validate_args", True):
         value._validate_args = False
@@ -151,7 +151,7 @@ def trust(value: object) -> None:
 
 
 def held_by(batch: Batch) -> Iterator[Tensor]:
-    """Yield the parameters of a batch's posterior and its subsampled rows."""
+    """Yield the parameters of a batch's posterior, then its subsampled rows."""
     seen: set[int] = set()
     for _, site in sample_sites(batch.guide_trace):
         yield from _tensors(site["fn"], seen)
@@ -160,7 +160,7 @@ def held_by(batch: Batch) -> Iterator[Tensor]:
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
-    """Yield each tensor of a distribution once.
+    """Yield each tensor of a distribution once, in a fixed order.
 
     The order depends on the structure of the distribution alone.
     """

@@ -25,36 +25,37 @@ T = TypeVar("T", WeightTerms, EnumeratedTerms)
 
 
 class CompiledDraws(Protocol):
-    """Draws by compiled graphs, shared between batches, such as ``CapturedDraws``."""
+    """Cache of compiled graphs for draws, such as ``CapturedDraws``."""
 
     def __call__(self, draws: Draws[T], num_samples: int, noise: Noise | None = None, start: int = 0) -> T | None:
-        """Terms of K draws; None if they must be drawn eagerly."""
+        """Return terms of K draws, or None to draw eagerly."""
 
 
 class Draws(ABC, Generic[T]):
-    """Draws of a guide for one batch, called with their number K.
+    """Draws of a guide for one batch.
 
-    The first trace finds the data plate and is checked. All calls see the same data: a plate that subsamples keeps its
-    rows. One call of the program makes all K draws, in an outermost plate. A program that fails there, or has other weights
-    there, is drawn from one by one, with a warning.
+    Calling the object with K makes K draws. The constructor traces model and guide once, finds the data plate and checks the
+    traces. All calls see the same data: a subsampling plate keeps its rows. Model and guide run once for all K draws, in an
+    outermost plate. If they fail in that plate, or give other log weights there, they run once for each draw, and a warning
+    is issued.
 
     Args:
         model: A Pyro model.
-        guide: Its guide.
-        args: Positional arguments of both.
-        kwargs: Keyword arguments of both.
-        plate: Name of the data plate, see :func:`find_data_plate`.
-        outer_scale: ``"refuse"`` a ``poutine.scale`` other than 1 on a site, or ``"ignore"`` it.
-        vectorize: Draw all K in one call, in an outermost plate; else in K calls.
-        captured: Compiles the draws of all calls but the first; None: eager draws.
+        guide: A guide of the model.
+        args: Positional arguments of model and guide.
+        kwargs: Keyword arguments of model and guide.
+        plate: Name of the data plate; see :func:`find_data_plate`.
+        outer_scale: ``"refuse"`` or ``"ignore"`` a ``poutine.scale`` other than 1 on a site.
+        vectorize: Make all K draws in one call, in an outermost plate; if False, in K calls.
+        captured: Cache of compiled graphs, used by all calls but the first; None: eager draws.
 
     Attributes:
-        data_plate: The plate of the data.
-        model_trace: Trace of the model of the first draw.
-        guide_trace: Trace of the guide of the first draw.
+        data_plate: The data plate.
+        model_trace: First trace of the model.
+        guide_trace: First trace of the guide.
         sites: Names of the enumerated sites.
-        fixed: The subsampling sites, shared by all calls.
-        noise_shapes: Noise that sites have taken, by name.
+        fixed: Trace of the subsampling sites, shared by all calls.
+        noise_shapes: Shape of the noise that each site used, by site name.
 
     Raises:
         ValueError: See ``log_weights``.
@@ -96,10 +97,14 @@ class Draws(ABC, Generic[T]):
         self._prepare()
 
     def _prepare(self) -> None:
-        """Read the first trace further."""
+        """Compute what a subclass needs from the first trace."""
 
     def _sites_to_sum(self, marked: list[str]) -> list[str]:
-        """Choose the sites to sum over among those marked for enumeration."""
+        """Return the names of the sites to sum over.
+
+        Args:
+            marked: Names of the sites that are marked for enumeration.
+        """
         return marked
 
     @abstractmethod
@@ -107,16 +112,16 @@ class Draws(ABC, Generic[T]):
         """Draw by running model and guide; see :meth:`__call__`."""
 
     def _together(self, num_samples: int, draw: Callable[[int, int], T]) -> T:
-        """Terms of K draws: ``draw(K, 0)``, or ``draw(1, k)`` for each k.
+        """Return the terms of K draws, ``draw(K, 0)``.
 
-        The second way is for programs that fail in an outer plate.
+        If the program fails in an outer plate, ``draw(1, k)`` is called for each k instead.
         """
-        with validation_enabled(False):  # the first trace was validated, and those checks know no particle axis
+        with validation_enabled(False):  # the first trace was validated; Pyro's checks do not allow a particle axis
             if self.vectorize:
                 try:
                     return draw(num_samples, 0)
                 except (RuntimeError, ValueError, IndexError) as error:
-                    if explain_device_error(error) is not None:  # the device's fault, and no better one by one
+                    if explain_device_error(error) is not None:  # single draws would meet the same device error
                         raise
                     warnings.warn(
                         f"log weights: this program does not run inside an outer plate ({error}); drawing one by one "
@@ -127,7 +132,10 @@ class Draws(ABC, Generic[T]):
             return _joined([draw(1, k) for k in range(num_samples)])
 
     def _draw(self, num_samples: int, noise: Noise | None = None, start: int = 0) -> T:
-        """Terms of K draws, compiled after the first call, if at all."""
+        """Return terms of K draws.
+
+        All calls but the first may use a compiled graph.
+        """
         if self.captured is not None and self._compared and not torch.is_grad_enabled():
             found = self.captured(self, num_samples, noise, start)
             if found is not None:
@@ -135,13 +143,14 @@ class Draws(ABC, Generic[T]):
         return self.eagerly(num_samples, noise, start)
 
     def _compare(self, together: T, alone: T) -> None:
-        """Refuse an outer plate that changes the weights of a draw.
+        """Refuse an outer plate that changes the log weights of a draw.
 
-        A program that indexes from the left, ``z[:, 0]``, may run there without an error and mix up draws and data.
+        A program that indexes from the left, as in ``z[:, 0]``, may run in an outer plate without an error, but mix up draws
+        and data.
         """
         for ours, single in zip(together, alone, strict=True):
             if not torch.allclose(ours[:1], single, rtol=1e-3, atol=1e-3, equal_nan=True):
-                raise ValueError("a draw has other weights there than alone")
+                raise ValueError("a draw has other log weights there than alone")
         self._compared = True
 
 

@@ -36,19 +36,22 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
     .. math:: p(x_i) = E\Big[\tfrac1K \textstyle\sum_k \sum_y w_{kyi}\Big], \quad
         w_{kyi} = \frac{p(x_i, y, z_{kyi})}{q(z_{kyi}|x_i, y)}, \quad z_{kyi} \sim q(z|x_i, y)
 
-    K counts the draws of z for each combination of values of y. A site enumerated in the guide is averaged under q in the
-    ELBO and summed without q in log w. A site enumerated in the model alone is first summed out of p(x|z) and p(z); it need
-    not be in the guide. An enumerated site that a mask leaves out, as ``obs_mask`` does for a known label, counts once,
-    whatever its number of values. Sites marked ``"sequential"`` are drawn. A site that the guide observes is no draw and
-    enters nothing. If no site is drawn, all draws give the same terms: the sum is exact.
+    K is the number of draws of z for each combination of values of y. There are two kinds of enumerated sites:
+
+    - Enumerated in the guide: the ELBO averages over the values under q; log w sums over the values, without q.
+    - Enumerated in the model alone: the site is first summed out of p(x|z) and p(z). The guide may lack the site.
+
+    A masked enumerated site, such as a known label under ``obs_mask``, counts once, not once for each value. Sites marked
+    ``"sequential"`` are drawn. Sites that the guide observes are left out of log q. If the guide draws no site, all K draws
+    give the same terms, and the sum is exact.
 
     Attributes:
-        num_values: Number of combinations of their values: a draw makes that many rows for each datum.
-        first: Terms of one draw, K = 1, at no further cost; see :class:`EnumeratedTerms`.
+        num_values: Number of combinations of the sites' values, the rows that a draw needs for each datum.
+        first: Terms of the first trace, K = 1, without a further draw; see :class:`EnumeratedTerms`.
 
     Raises:
-        ValueError: For the reasons of ``log_weights``, or if an enumerated site is in a plate within a datum, is in the
-            guide alone, is enumerated in part (``num_samples``), or shares its axis with another (``pyro.markov``).
+        ValueError: If ``log_weights`` would raise it, or an enumerated site is in a plate within a datum, is in the guide
+            alone, is enumerated in part (``num_samples``), or shares its axis with another site (``pyro.markov``).
     """
 
     def _prepare(self) -> None:
@@ -70,32 +73,32 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
         ]
         if within:
             raise ValueError(
-                f"enumerated site {name!r}: expected in the data plate alone, got in {within[0]!r} too; make one site of all "
-                "combinations of a datum's elements, or remove the mark to sample it."
+                f"enumerated site {name!r}: expected the data plate only, got plate {within[0]!r} too; use one site for all "
+                "combinations of a datum's elements, or remove the enumeration mark."
             )
         if site["infer"].get("num_samples") is not None:
             raise ValueError(
-                f"enumerated site {name!r}: expected all its values, got num_samples; remove num_samples to sum over it, "
-                "or the mark to sample it."
+                f"enumerated site {name!r}: num_samples cannot be combined with a sum over all values; remove num_samples, or "
+                "the enumeration mark to sample the site."
             )
         if not in_model:
             raise ValueError(
-                f"enumerated site {name!r}: expected in the model, got in the guide alone; remove the mark to sample it."
+                f"enumerated site {name!r}: missing from the model; remove the enumeration mark to sample the site."
             )
 
     def __call__(self, num_samples: int) -> EnumeratedTerms:
         """Draw K times.
 
         Args:
-            num_samples: K.
+            num_samples: K, the number of draws.
 
         Returns:
-            The terms, each of shape ``(K, B)``, nats.
+            Terms of log w, each of shape ``(K, B)``, nats.
         """
         return self._together(num_samples, lambda num, _: self._draw(num))
 
     def eagerly(self, num_samples: int, _noise: Noise | None = None, _start: int = 0, /) -> EnumeratedTerms:
-        """Draw by running model and guide; torch's generator draws all sites."""
+        """Draw by running model and guide, with torch's generator."""
         if not self.vectorize:
             return self._sums(self._traces(None), 1)
         pair = self._traces(num_samples)
@@ -105,7 +108,10 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
         return terms
 
     def _traces(self, num_samples: int | None, values: Trace | None = None) -> Pair:
-        """Enumerated traces of K draws, or of one without a plate (None)."""
+        """Return enumerated traces of K draws.
+
+        If ``num_samples`` is None, make one draw without a particle plate.
+        """
         model, guide = self.model, self.guide if values is None else poutine.replay(self.guide, trace=values)
         nesting = self.data_plate.nesting
         if num_samples is not None:
@@ -113,12 +119,12 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
             particles = pyro.plate(PARTICLES, num_samples, dim=-nesting)
             model, guide = particles(model), particles(guide)
         guide_trace = poutine.trace(EnumMessenger(-1 - nesting)(guide)).get_trace(*self.args, **self.kwargs)
-        # The second messenger continues where the first stopped: the model's axes lie left of the guide's.
+        # The model's messenger takes the axes left of the guide's.
         model = EnumMessenger()(poutine.replay(model, trace=guide_trace))
         return Pair(poutine.trace(model).get_trace(*self.args, **self.kwargs), guide_trace)
 
     def _alone(self, guide_trace: Trace) -> EnumeratedTerms:
-        """Terms of the first of K draws, with no outer plate."""
+        """Compute the terms of the first draw without an outer plate."""
         axis = -1 - self.data_plate.nesting
         values = Trace()
         for name, site in drawn_sites(guide_trace):

@@ -1,6 +1,6 @@
 r"""Sums over enumerated sites, for each draw and datum.
 
-Arrays have the shape ``(E..., K, B)``, where E... are the values of each enumerated site, K the draws and B the data.
+Arrays have the shape ``(E..., K, B)``: an axis for the values of each enumerated site, then K draws and B data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pyro_vae.inference.weights.terms import EnumeratedTerms
 def enumerated_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:
     """Names of the latent sites that are marked for enumeration.
 
-    The mark is ``infer={"enumerate": "parallel"}``: the guide's for a site that the guide draws, else the model's.
+    The mark is ``infer={"enumerate": "parallel"}``. If the guide has the site, the guide's mark counts, else the model's.
     """
     ours = [(n, s) for n, s in sample_sites(model_trace) if n not in guide_trace.nodes]
     return [name for name, site in (*sample_sites(guide_trace), *ours) if _is_enumerated(site)]
@@ -48,10 +48,11 @@ def support_size(pair: Pair, name: str) -> int:
 
 
 def counted_once(site: Site) -> Tensor:
-    """Log-probability of an enumerated site; masked out, its values count once.
+    """Log-probability of an enumerated site; a masked site counts once.
 
-    There each value gets an equal share, minus the log of their number. A log-probability of 0 would count each value. The
-    mask is the site's (``poutine.mask``, ``obs_mask``) or its distribution's (``dist.Categorical(p).mask(m)``).
+    Under the mask, each of the n values has log-probability -log n, so that the values sum to 1. A log-probability of 0
+    would count the site n times. The mask belongs to the site (``poutine.mask``, ``obs_mask``) or to the distribution
+    (``dist.Categorical(p).mask(m)``).
     """
     log_prob = site_log_prob(site)
     mask = mask_of(site)
@@ -62,15 +63,17 @@ def counted_once(site: Site) -> Tensor:
 
 
 class ModelSums(NamedTuple):
-    """Log-probabilities of a model's sites, by kind; ``(E..., K, B)``, nats.
+    """Sums of the log-probabilities of a model's sites, by kind of site.
+
+    Each sum has the shape ``(E..., K, B)``, nats. *Model-enumerated* sites are enumerated in the model alone.
 
     Attributes:
-        likelihood: Observed sites.
-        prior: Latent sites.
-        tempered: The same, times the weights of ``scale_kl``.
-        joint: All sites that depend on a site enumerated in the model; None if there is none.
-        latent: The latent sites among these; None likewise.
-        joint_sites: Their names.
+        likelihood: Observed sites, except those in ``joint``.
+        prior: Latent sites, except those in ``joint``.
+        tempered: Sites of ``prior``, times their KL weights of ``scale_kl``.
+        joint: Model-enumerated sites and all sites that depend on them; None if there are no such sites.
+        latent: Latent sites of ``joint``; None if there are no such sites.
+        joint_sites: Names of the sites in ``joint``.
     """
 
     likelihood: Tensor
@@ -85,18 +88,18 @@ class EnumerationSums:
     """Log-probabilities of a pair of traces, in the shape ``(E..., K, B)``.
 
     Args:
-        pair: Traces of model and guide, enumerated.
-        data_plate: The plate of the data.
+        pair: Enumerated traces of model and guide.
+        data_plate: The data plate.
         sites: Names of the enumerated sites.
-        nesting: Number of batch dimensions right of the enumerated ones; None: those of the program's plates, and one more
-            in a plate of draws.
+        nesting: Number of batch dimensions right of the enumeration axes. None: one for each plate dimension of the program,
+            and one for a particle plate.
 
     Attributes:
         of_guide: Axes of the sites that the guide enumerates.
         of_model: Axes of the sites that the model alone enumerates.
 
     Raises:
-        ValueError: If two sites share an axis.
+        ValueError: If two enumerated sites share an axis.
     """
 
     def __init__(self, pair: Pair, data_plate: DataPlate, sites: Sequence[str], nesting: int | None = None) -> None:
@@ -108,11 +111,11 @@ class EnumerationSums:
         dims = {name: self._dim(name) for name in sites}
         if len(set(dims.values())) != len(dims):
             raise ValueError(
-                f"enumerated sites {sorted(dims)}: expected an axis for each, got shared ones; remove pyro.markov, or the "
-                "marks to sample them."
+                f"enumerated sites {sorted(dims)}: expected one axis for each site, got shared axes; remove pyro.markov, or "
+                "the enumeration marks to sample the sites."
             )
         self.lead = max((-dim for dim in dims.values()), default=nesting) - nesting
-        # From the place in a program's batch shape to that in (E..., K, B).
+        # Convert dimensions of a program's batch shape to axes of (E..., K, B).
         axes = {name: dim + nesting - 2 for name, dim in dims.items()}
         self.of_guide = [axis for name, axis in axes.items() if name in pair.guide.nodes]
         self.of_model = [axis for name, axis in axes.items() if name not in pair.guide.nodes]
@@ -123,13 +126,13 @@ class EnumerationSums:
         return int(trace.nodes[name]["infer"]["_enumerate_dim"])
 
     def terms(self, num_samples: int) -> EnumeratedTerms:
-        """Sum or average over y.
+        """Reduce the enumerated sites y to the terms of log w.
 
         Args:
-            num_samples: K.
+            num_samples: K, the number of draws.
 
         Returns:
-            Likelihood and ratio averaged under q, and the log weight summed over y, each of shape ``(K, B)``, nats.
+            Log-likelihood and log ratio averaged over y under q, and log w summed over y, each of shape ``(K, B)``, nats.
         """
         likelihood, prior = self.model_terms()
         guide_z, guide_y = RunningSum(), RunningSum()
@@ -150,18 +153,21 @@ class EnumerationSums:
     def model_terms(self) -> tuple[Tensor, Tensor]:
         """Log p(x|y, z) and log p(y, z).
 
-        The sites enumerated in the model alone are summed out of both.
+        Sites that the model alone enumerates are summed out of both log-probabilities.
+
+        Returns:
+            The two log-probabilities, each of shape ``(E..., K, B)``, nats.
         """
         sums = self.model_sums()
         if sums.joint is None or sums.latent is None:
             return sums.likelihood, sums.prior
         whole, marginal = log_sum_exp(sums.joint, self.of_model), log_sum_exp(sums.latent, self.of_model)
-        # Where p(z) is 0 so is the joint: the prior alone holds that 0.
+        # If p(z) is 0, the joint is 0 too. Only the prior keeps the log of 0.
         likelihood = sums.likelihood + torch.where(marginal == -math.inf, 0.0, whole - marginal)
         return likelihood, sums.prior + marginal
 
     def model_sums(self) -> ModelSums:
-        """The model's sites by kind, nothing summed out."""
+        """Add up the model's sites by kind, without sums over values."""
         likelihood, prior, tempered, joint, latent = (RunningSum() for _ in range(5))
         joint_sites = []
         for name, site in sample_sites(self.pair.model):
@@ -184,10 +190,10 @@ class EnumerationSums:
         )
 
     def log_probs(self, name: str, site: Site) -> tuple[Tensor, Tensor]:
-        """A site's log-probability without and with its ``scale_kl``.
+        """A site's log-probability without and with its KL weights.
 
         Returns:
-            Two arrays of shape ``(E..., K, B)``, nats.
+            Log-probability, and log-probability times the weights of ``scale_kl``, each of shape ``(E..., K, B)``, nats.
         """
         log_prob = counted_once(site) if name in self.sites else site_log_prob(site)
         plain = self.per_datum(log_prob)
@@ -200,10 +206,10 @@ class EnumerationSums:
         """Sum over everything inside one datum.
 
         Args:
-            log_prob: In the batch shape of the program, nats.
+            log_prob: Log-probability in the batch shape of a site, nats.
 
         Returns:
-            Shape ``(E..., K, B)``, nats.
+            Log-probability of each datum, shape ``(E..., K, B)``, nats.
         """
         padded = log_prob.reshape((1,) * (self.lead + self.nesting - log_prob.dim()) + log_prob.shape)
         if self.nesting == self.data_plate.nesting:
@@ -212,21 +218,21 @@ class EnumerationSums:
         return data.reshape(*data.shape[: self.lead + 1], -1, data.shape[-1]).sum(-2)
 
     def zero(self) -> Tensor:
-        """Zero with the data's device, shape ``(1..., 1, 1)``."""
+        """Zero of shape ``(1..., 1, 1)``, on the device of the data."""
         observed = next(site for _, site in sample_sites(self.pair.model) if site["is_observed"])
         zero = site_log_prob(observed).detach().new_zeros(())
         return zero.reshape((1,) * (self.lead + 2))
 
 
 def log_sum_exp(values: Tensor, axes: Sequence[int]) -> Tensor:
-    """Logsumexp along these axes, kept."""
+    """Take the logsumexp along axes, which stay with length 1."""
     return values.logsumexp(list(axes), keepdim=True) if axes else values
 
 
 def mean_under(q: Tensor, values: Tensor, axes: Sequence[int]) -> Tensor:
-    """Mean of values under q along these axes, kept.
+    """Average values under q along axes, which stay with length 1.
 
-    Values of probability 0 enter neither the mean nor its gradient.
+    A value of probability 0 changes neither the mean nor the gradient.
     """
     if not axes:
         return values

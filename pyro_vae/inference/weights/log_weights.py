@@ -35,7 +35,7 @@ from pyro_vae.inference.weights.terms import WeightTerms
 
 
 class EnumeratedSiteError(ValueError):
-    """A latent site that should be sampled is marked for enumeration."""
+    """Error for a latent site that is marked for enumeration."""
 
 
 def log_weights(
@@ -52,32 +52,35 @@ def log_weights(
 
     .. math:: \log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} | x_i), \quad z_{ki} \sim q(z | x_i)
 
-    Their reductions over k are the ELBO, the importance-weighted bound and the estimate of log p(x). Masks are applied. A
-    plate's N/B and the factors of ``scale_kl`` do not enter. Sites marked ``infer={"auxiliary_loss": True}`` are left out,
-    and so are sites that the guide observes, since they are no draw of q. The result is differentiable, with
-    reparameterized draws if the guide has them.
+    The ELBO, the importance-weighted bound and the estimate of log p(x) are reductions of the log weights over k. Masks are
+    applied. The scales N/B of plates and the KL weights of ``scale_kl`` are not. Three kinds of sites count as follows:
 
-    The *data plate* is the one plate that encloses every observed and latent site. log w is summed over everything inside
-    one of its elements. Sites marked for enumeration are sampled.
+    - Sites marked ``infer={"auxiliary_loss": True}`` are left out.
+    - Sites that the guide observes are left out of log q, since q does not draw them.
+    - Sites marked for enumeration are sampled.
+
+    The *data plate* is the plate that encloses every observed and latent site. A datum is one element of the data plate, and
+    log w is summed over everything inside a datum. The result is differentiable, and its draws are reparameterized if the
+    guide's distributions allow it.
 
     Args:
         model: A Pyro model.
-        guide: Its guide, over the same latent sites.
-        *args: Positional arguments of both, as in ``SVI.step``.
-        num_samples: K, at least 1.
-        plate: Name of the data plate, if several enclose every site.
-        outer_scale: ``"refuse"`` a ``poutine.scale`` other than 1 on a site, or ``"ignore"`` it.
-        vectorize: Draw all K in one call, in an outermost plate; else in K calls. A program that fails inside such a
-            plate is drawn from one by one, with a warning.
-        **kwargs: Keyword arguments of both.
+        guide: A guide over the model's latent sites.
+        *args: Positional arguments of model and guide, as in ``SVI.step``.
+        num_samples: K, the number of draws, at least 1.
+        plate: Name of the data plate; needed if several plates enclose every site.
+        outer_scale: ``"refuse"`` or ``"ignore"`` a ``poutine.scale`` other than 1 on a site.
+        vectorize: Make all K draws in one call, in an outermost plate; if False, in K calls. If model or guide fails in
+            such a plate, the draws are made one by one, and a warning is issued.
+        **kwargs: Keyword arguments of model and guide.
 
     Returns:
-        Shape ``(K, B)``, nats.
+        Log importance weights, shape ``(K, B)``, nats.
 
     Raises:
-        ValueError: If there is no data plate, a latent site lies outside it, model and guide disagree on latent sites,
-            a site carries a scale that is not understood, the guide is a Delta over an improper prior, or
-            ``num_samples`` is below 1.
+        ValueError: If there is no data plate, a latent site lies outside the data plate, model and guide have different
+            latent sites, a site has a ``poutine.scale``, a guide site is a Delta with an improper prior, or ``num_samples``
+            is below 1.
     """
     check_count("num_samples", num_samples)
     draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, vectorize)
@@ -88,27 +91,27 @@ def log_weights(
 class ProposalDraws(Draws[WeightTerms]):
     """Draws of the guide, with the two parts of log w.
 
-    If the guide draws at one site, its distribution is kept, so the encoder runs once for any number of draws. With
-    several sites a later one may depend on the draw of an earlier one, so the guide runs once a call, unless
-    :meth:`encode_once` finds the sites independent.
+    A guide with one latent site runs once: its distribution is kept for any number of draws. In a guide with several latent
+    sites, one site may depend on the draw of another, so the guide runs at each call. If :meth:`encode_once` finds the sites
+    independent, the guide runs once too.
 
     Args:
-        model: See :class:`Draws`, for all but the last argument.
-        guide: Likewise.
-        args: Likewise.
-        kwargs: Likewise.
-        plate: Likewise.
-        outer_scale: Likewise.
-        vectorize: Likewise.
-        captured: Likewise.
-        refuse_enumerated: Refuse a latent site that is marked for enumeration; else sample it.
+        model: See :class:`Draws`, also for the arguments up to ``captured``.
+        guide: See :class:`Draws`.
+        args: See :class:`Draws`.
+        kwargs: See :class:`Draws`.
+        plate: See :class:`Draws`.
+        outer_scale: See :class:`Draws`.
+        vectorize: See :class:`Draws`.
+        captured: See :class:`Draws`.
+        refuse_enumerated: Refuse latent sites that are marked for enumeration; if False, sample them.
 
     Attributes:
         num_sites: Number of sites that the guide draws.
 
     Raises:
         ValueError: See :func:`log_weights`.
-        EnumeratedSiteError: If a site is marked and ``refuse_enumerated``.
+        EnumeratedSiteError: If ``refuse_enumerated`` is True and a site is marked for enumeration.
     """
 
     def __init__(
@@ -128,7 +131,7 @@ class ProposalDraws(Draws[WeightTerms]):
 
     def _prepare(self) -> None:
         for trace in (self.guide_trace, self.model_trace):
-            # Scored once under the caller's validation: later calls are made without.
+            # Check log-probabilities once with the caller's validation; later calls run without validation.
             prune_subsample_sites(trace).compute_log_prob()
             for _, site in sample_sites(trace) if is_validation_enabled() else ():
                 check_site_shape(site, math.inf)
@@ -137,29 +140,32 @@ class ProposalDraws(Draws[WeightTerms]):
 
     def _sites_to_sum(self, marked: list[str]) -> list[str]:
         if marked and self._refuse_enumerated:
-            raise EnumeratedSiteError(f"latent sites {marked}: expected to be sampled, got marked for enumeration.")
+            raise EnumeratedSiteError(
+                f"latent sites {marked}: expected sites to sample, got sites marked for enumeration; remove the marks."
+            )
         return []
 
     def __call__(self, num_samples: int, noise: Noise | None = None, start: int = 0) -> WeightTerms:
         """Draw K times.
 
         Args:
-            num_samples: K.
-            noise: Source of the noise of sites made of normals. Without it, and at other sites, torch's generator draws.
-            start: Number of the first draw, for ``noise``.
+            num_samples: K, the number of draws.
+            noise: Source of the noise of sites made of normals. Other sites use torch's generator, and so do all sites if
+                ``noise`` is None.
+            start: Index of the first draw, for ``noise``.
 
         Returns:
-            Log likelihood and log ratio, each of shape ``(K, B)``, nats.
+            Log-likelihood and log ratio, each of shape ``(K, B)``, nats.
         """
         return self._together(num_samples, lambda num, k: self._draw(num, noise, start + k))
 
     def encode_once(self) -> None:
-        """Keep the distributions of all the guide's sites, if they are independent."""
+        """Run the guide only once, if its sites are independent."""
         self._encoded = self._encoded or independent(self.guide, self.args, self.kwargs)
 
     @property
     def first(self) -> WeightTerms:
-        """Terms of the first trace, K = 1, at no further cost."""
+        """Terms of the first trace, K = 1, without a further draw."""
         return self._reduce(self.model_trace, self.guide_trace, 1)
 
     def eagerly(self, num_samples: int, noise: Noise | None = None, start: int = 0, /) -> WeightTerms:
@@ -179,12 +185,12 @@ class ProposalDraws(Draws[WeightTerms]):
         return poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*self.args, **self.kwargs)
 
     def _alone(self, guide_trace: Trace) -> WeightTerms:
-        """Terms of the first of K draws, with no outer plate."""
+        """Compute the terms of the first draw without an outer plate."""
         values = Trace()
         for name, site in drawn_sites(guide_trace):
             node = self.guide_trace.nodes[name]
             values.add_node(name, **with_value(node, site["value"][0].reshape(node["value"].shape)))
-        if len(values) > 1:  # a later site may depend on an earlier one
+        if len(values) > 1:  # a site may depend on the draw of an earlier site
             values = poutine.trace(poutine.replay(self.guide, trace=values)).get_trace(*self.args, **self.kwargs)
         return self._reduce(self._replayed(values), values, 1)
 

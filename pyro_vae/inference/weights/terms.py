@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class WeightTerms(NamedTuple):
-    r"""The two parts of log w, shape ``(K, B)``, nats.
+    r"""The two parts of log w, each of shape ``(K, B)``, nats.
 
     .. math:: \log w = \log p(x|z) + [\log p(z) - \log q(z|x)]
 
     Attributes:
-        log_likelihood: log p(x|z), the observed sites. Its mean over draws is minus the distortion.
-        log_ratio: log p(z) - log q(z|x), the latent sites. Its mean over draws is minus the rate.
+        log_likelihood: log p(x|z), from the observed sites. The mean over draws is minus the distortion.
+        log_ratio: log p(z) - log q(z|x), from the latent sites. The mean over draws is minus the rate.
     """
 
     log_likelihood: Tensor
@@ -27,15 +27,16 @@ class WeightTerms(NamedTuple):
 
 
 class EnumeratedTerms(NamedTuple):
-    r"""Terms of log w, enumerated sites y summed out; ``(K, B)``, nats.
+    r"""Terms of log w, with enumerated sites y summed out.
 
-    The first two are those of :class:`WeightTerms`, averaged over y under q; their sum averages to the ELBO. By Jensen's
-    inequality that sum is at most ``log_w``.
+    Each term has the shape ``(K, B)``, nats. ``log_likelihood`` and ``log_ratio`` are the terms of :class:`WeightTerms`,
+    averaged over y under q. The mean of ``log_likelihood + log_ratio`` over draws is the ELBO. By Jensen's inequality,
+    ``log_likelihood + log_ratio <= log_w``.
 
     Attributes:
-        log_likelihood: :math:`\sum_y q(y)\, \log p(x|y, z)`. Its mean over draws is minus the distortion.
-        log_ratio: :math:`\sum_y q(y)\, [\log p(y, z) - \log q(y, z|x)]`. Its mean over draws is minus the rate.
-        log_w: :math:`\log \sum_y p(x, y, z) / q(z|x, y)`. The mean of its exponential over draws is p(x), without bias.
+        log_likelihood: :math:`\sum_y q(y)\, \log p(x|y, z)`. The mean over draws is minus the distortion.
+        log_ratio: :math:`\sum_y q(y)\, [\log p(y, z) - \log q(y, z|x)]`. The mean over draws is minus the rate.
+        log_w: :math:`\log \sum_y p(x, y, z) / q(z|x, y)`. The mean of exp(``log_w``) over draws is unbiased for p(x).
     """
 
     log_likelihood: Tensor

@@ -360,8 +360,8 @@ def _empty(x):
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (_inner, "enumerated site 'y': expected in the data plate alone, got in 'parts' too"),
-        (_partly, "enumerated site 'y': expected all its values, got num_samples"),
+        (_inner, "enumerated site 'y': expected the data plate only, got plate 'parts' too"),
+        (_partly, "enumerated site 'y': num_samples cannot be combined with a sum over all values"),
         (_global, "latent site 'y': expected a site inside the data plate"),
     ],
 )
@@ -379,7 +379,7 @@ def test_an_auxiliary_site_of_the_guide_is_refused():
             y = pyro.sample("y", dist.OneHotCategorical(m2.guess), infer=PARALLEL)
             pyro.sample("z", m2.q(x, y))
 
-    with pytest.raises(ValueError, match="enumerated site 'u': expected in the model, got in the guide alone"):
+    with pytest.raises(ValueError, match="enumerated site 'u': missing from the model"):
         EnumeratedDraws(m2.model, guide, (m2.draw(2),), {})
 
 

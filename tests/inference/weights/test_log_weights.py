@@ -226,7 +226,7 @@ def test_a_program_that_indexes_from_the_left_is_found_out():
             pyro.sample("z", dist.Normal(x[:, None] / 2, math.sqrt(0.5)).to_event(1))
 
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="other weights there than alone"):
+    with pytest.warns(UserWarning, match="other log weights there than alone"):
         log_w = log_weights(model, guide, x, num_samples=6)
     exact = dist.Normal(torch.zeros((), dtype=torch.float64), math.sqrt(2)).log_prob(x)
     torch.testing.assert_close(log_w, exact.expand(6, 5))
@@ -312,9 +312,9 @@ def test_model_and_guide_must_have_the_same_latent_sites():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="'z'.*model only"):
+    with pytest.raises(ValueError, match="'z': missing from the guide"):
         log_weights(model, empty, x)
-    with pytest.raises(ValueError, match="'extra'.*guide only"):
+    with pytest.raises(ValueError, match="'extra': missing from the model"):
         log_weights(model, more, x)
     with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
         log_weights(model, model, x, num_samples=0)
