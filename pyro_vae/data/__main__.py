@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The words of the command line; None: those of the process.
+        argv: The arguments of the command; None for ``sys.argv[1:]``.
 
     Returns:
-        The exit code: 0, or 2 if a name is unknown or a set is unavailable; the other sets are fetched anyway.
+        The exit code: 0, or 2 if a name is unknown or a data set is unavailable. An unavailable data set does not keep the
+        other data sets from being fetched.
     """
     return command.run("pyro_vae.data", _fetch, argv, "before all data sets were fetched.")
 
@@ -49,7 +50,7 @@ def _fetch(words: Sequence[str], _signals: Signals, _held: ExitStack) -> int:
         prog = "python -m pyro_vae.data"
         args = parser.parse(Arguments(), words, prog=prog, description=__doc__, names={"names": NAMED})
         if not args.names:
-            raise ValueError(f"names: expected at least one of {', '.join(NAMED)}, got none.")
+            raise ValueError(f"names: expected at least one data set, got none; choose from {', '.join(NAMED)}.")
         for name in args.names:
             lookup("data set", name, NAMED)
         code = 0
@@ -63,7 +64,7 @@ def _fetch(words: Sequence[str], _signals: Signals, _held: ExitStack) -> int:
 
 
 def _describe(name: str, request: Request) -> str:
-    """Sizes and place of a data set, in one line."""
+    """Describe a data set's splits and folder in one line."""
     source = NAMED[name]
     if not isinstance(source, FileSet):
         return f"{name}: {_sizes(source(request))}; needs no files"

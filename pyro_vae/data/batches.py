@@ -1,4 +1,4 @@
-"""Batches of data, and the order of their rows."""
+"""Batches of data, and the order of rows within an epoch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from pyro_vae.data.dataset import Inputs
 from pyro_vae.data.stored import Stored
 from pyro_vae.parallel import World
 
-#: Seconds that a worker lives on after a SIGTERM.
+#: Seconds that a worker process keeps running after a SIGTERM.
 WORKER_GRACE = 20
 
 
 class Batches:
     """Epochs of shuffled batches.
 
-    They are the same, bit for bit, from memory, from the disk and from workers.
+    Data in memory, data on the disk and data read by worker processes give the same batches, bit for bit.
 
     Args:
-        data: A tensor or :class:`Stored`, shape ``(N, *data_shape)``, whose batches are tensors; or :class:`Inputs`, whose
-            batches are tuples.
-        batch_size: B; the last batch of an epoch may be smaller.
-        redraw: Whether to binarize each batch anew; of several inputs, the first.
-        num_workers: Processes that read stored data ahead; a tensor needs none. They outlive an epoch.
-        context: Start method of the workers (``"fork"``, ``"spawn"``, ``"forkserver"``); None for the platform's.
-        world: Rank and size of the job: each process reads its rows of every batch, at least one.
-        order: Draws the order of an epoch; None for every datum once.
+        data: A tensor or :class:`Stored`, shape ``(N, *data_shape)``, for batches that are tensors; or :class:`Inputs`, for
+            batches that are tuples.
+        batch_size: Batch size B; the last batch of an epoch may be smaller.
+        redraw: Whether to binarize each batch when it is drawn. With several inputs, only the first input is binarized.
+        num_workers: Number of worker processes that read stored data ahead; they live for all epochs. Ignored for a tensor.
+        context: Start method of the workers (``"fork"``, ``"spawn"``, ``"forkserver"``); None for the platform's default.
+        world: Rank of this process and number of data-parallel processes. Each process reads its own share of every batch,
+            at least one row.
+        order: Draws the order of the rows of an epoch; None for :class:`Shuffled`.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class Batches:
         """Yield the batches of one epoch in a new order.
 
         Args:
-            generator: Random numbers of the order and of the binarization, on the device of the data.
+            generator: Generator for the order and the binarization, on the device of the data.
 
         Yields:
-            Shape ``(B, *data_shape)``, or a tuple of the inputs, each of shape ``(B, ...)``.
+            A batch of data, shape ``(B, *data_shape)``; with several inputs, a tuple of tensors of shape ``(B, ...)``.
         """
         yield from self.rest(self.order(generator), 0, generator)
 
@@ -85,25 +86,25 @@ class Batches:
         """Yield the rest of an epoch after its first ``done`` batches.
 
         Args:
-            order: The rows of the epoch, as ``self.order`` has drawn them.
-            done: Number of batches to leave out.
-            generator: Random numbers of the binarization.
+            order: Row numbers of the whole epoch, drawn by ``self.order``.
+            done: Number of batches to skip.
+            generator: Generator for the binarization.
 
         Yields:
-            See :meth:`epoch`.
+            Batches, as :meth:`epoch` does.
         """
         left = order[done * self.batch_size :]
         left = left if isinstance(self.inputs.parts[0], Tensor) else left.cpu()  # stored data are read by the CPU
-        batches = left.split(self.batch_size) if len(left) else ()  # else one empty batch
+        batches = left.split(self.batch_size) if len(left) else ()  # split would give one empty batch
         read = self._read(tuple(self.world.share(rows) for rows in batches))
         for (x, *others), rows in zip(read, batches, strict=True):
             x = self._redrawn(x, len(rows), generator) if self.redraw else x
             yield x if self._single else (x, *others)
 
     def _redrawn(self, x: Tensor, total: int, generator: torch.Generator) -> Tensor:
-        """Binarize this process's rows of a batch of ``total`` data.
+        """Binarize this process's share of a batch of ``total`` data.
 
-        All processes draw the noise of the whole batch, and take their share of it.
+        Each process draws the noise for the whole batch and uses its own share.
         """
         if self.world.size == 1:
             return binarize(x, "dynamic", generator)
@@ -122,9 +123,9 @@ class Batches:
 
 
 def _outlive_signals(_worker: int) -> None:
-    """Let the parent end its workers.
+    """Make a worker ignore signals, so that only its parent ends it.
 
-    Otherwise a signal to all processes of a job would end the epoch by an error.
+    A signal that reaches all processes would otherwise kill the workers, and the epoch would end with an error.
     """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
@@ -134,7 +135,7 @@ def _outlive_signals(_worker: int) -> None:
 
 
 class _BatchSampler(Sampler[Tensor]):
-    """The rows of each batch of the next epoch."""
+    """Sampler of whole batches: yields the row numbers of each batch."""
 
     def __init__(self) -> None:
         self.batches: tuple[Tensor, ...] = ()
@@ -157,9 +158,9 @@ class _Rows(Dataset[Tensor]):
 
 
 class Order(Protocol):
-    """The order of the rows of an epoch, drawn anew each time.
+    """Protocol of a random order of the rows of an epoch.
 
-    Their number is always the same, and the order is a function of the generator's state.
+    Every epoch has the same number of rows. The order depends only on the state of the generator.
     """
 
     @property
@@ -168,7 +169,11 @@ class Order(Protocol):
         ...
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        """Draw an order, shape ``(total,)``, int64, on the generator's device."""
+        """Draw the row numbers of one epoch, in order.
+
+        Returns:
+            Row numbers, shape ``(total,)``, int64, on the generator's device.
+        """
         ...
 
 
@@ -177,7 +182,7 @@ class Shuffled:
     """Every datum once, in random order.
 
     Attributes:
-        total: N.
+        total: Number N of data.
     """
 
     total: int
@@ -190,12 +195,13 @@ class Shuffled:
 class Spread:
     """Every datum once, shuffled, with labelled data at equal distances.
 
-    The numbers of labelled data of two whole batches differ by at most one. With a plain shuffle most batches would have no
-    label where labels are few. If there are at least as many labels as batches, each batch has one, even a short last one.
+    Two full batches differ by at most one in their numbers of labelled data. With few labels, a plain shuffle would leave
+    most batches without a label. If there are at least as many labels as batches, every batch contains a labelled datum,
+    including a smaller last batch.
 
     Args:
         labelled: True for data with a label, shape ``(N,)``, bool.
-        batch_size: B.
+        batch_size: Batch size B.
     """
 
     def __init__(self, labelled: Tensor, batch_size: int) -> None:
@@ -204,7 +210,7 @@ class Spread:
         self._distance, self._last = self.total / known, self.total % batch_size
         if -(-self.total // batch_size) > known or self._last > self._distance:
             self._last = 0
-        if self._last:  # as if the last batch were as long as the distance
+        if self._last:  # __call__ places one labelled datum in the last batch, and spreads the rest over the others
             self._distance = (self.total - self._last) / (known - 1) if known > 1 else float(self.total)
 
     def __call__(self, generator: torch.Generator) -> Tensor:
@@ -220,25 +226,25 @@ class Spread:
 class Mixed:
     r"""Every unlabelled datum once, shuffled, with labelled data in every batch.
 
-    Every whole batch has the same number of labelled data.
+    Every full batch contains ``per_batch`` labelled data.
 
-    Labelled data are repeated as often as needed. A datum that comes twice as often has twice the weight, in the objective
-    and in means over an epoch.
+    Labelled data are repeated as often as needed. A datum that appears twice in an epoch counts twice in the objective and
+    in means over the epoch.
 
     Args:
         labelled: True for data with a label, shape ``(N,)``, bool.
-        batch_size: B.
-        per_batch: Number of labelled data of a batch, from 1 to B - 1.
+        batch_size: Batch size B.
+        per_batch: Number of labelled data in each full batch, from 1 to B - 1.
 
     Raises:
-        ValueError: If ``per_batch`` is out of this range.
+        ValueError: If ``per_batch`` is not between 1 and B - 1.
     """
 
     def __init__(self, labelled: Tensor, batch_size: int, per_batch: int) -> None:
         if not 1 <= per_batch < batch_size:
             raise ValueError(
-                f"labelled_per_batch: expected between 1 and {batch_size - 1}, one less than the batch, got {per_batch}; "
-                "choose a number in this range."
+                f"labelled_per_batch: expected between 1 and {batch_size - 1}, got {per_batch}; leave room for unlabelled data "
+                f"in a batch of {batch_size}."
             )
         self._labelled, self._others = labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]
         self._batch_size, self.per_batch = batch_size, per_batch
@@ -259,7 +265,7 @@ def _shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _merged(places: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
-    """Put ``known`` at its places and ``unknown`` at the others."""
+    """Put ``known`` at ``places`` and ``unknown`` at all other positions."""
     order = known.new_empty(len(known) + len(unknown))
     at = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     at[places.to(order.device)] = True
@@ -268,23 +274,26 @@ def _merged(places: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
 
 
 def order_of(y: Tensor | None, size: int, batch_size: int, per_batch: int | None = None) -> Order:
-    """Choose the order of an epoch by the labels.
+    """Choose the order of an epoch from the labels.
 
     Args:
-        y: Labels, shape ``(N,)``, -1 where unknown; None or another shape for no labels.
-        size: N.
-        batch_size: B.
-        per_batch: Number of labelled data of every batch; None for each once an epoch, spread evenly.
+        y: Labels, shape ``(N,)``, -1 where unknown. None, or vectors of shape ``(N, C)``, count as no labels.
+        size: Number N of data.
+        batch_size: Batch size B.
+        per_batch: Number of labelled data in each batch. None to use each labelled datum once an epoch, spread evenly.
+
+    Returns:
+        :class:`Mixed` with ``per_batch``, :class:`Spread` for partly labelled data, else :class:`Shuffled`.
 
     Raises:
-        ValueError: If ``per_batch`` is out of its range, or given without both labelled and unlabelled data.
+        ValueError: If ``per_batch`` is not between 1 and B - 1, or the data are not partly labelled.
     """
     labelled = None if y is None or y.dim() != 1 or y.is_floating_point() else y >= 0
     if labelled is None or bool(labelled.all()) or not bool(labelled.any()):
         if per_batch is not None:
             raise ValueError(
-                f"labelled_per_batch: expected only with some data labelled and some not, got {per_batch}; leave it out, or "
-                "hide labels (--labels)."
+                "labelled_per_batch: needs both labelled and unlabelled data, but these data have only one kind; remove "
+                "--labelled-per-batch, or hide labels (--labels)."
             )
         return Shuffled(size)
     return Spread(labelled, batch_size) if per_batch is None else Mixed(labelled, batch_size, per_batch)

@@ -16,15 +16,16 @@ def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> 
 
     Args:
         x: Pixels in [0, 1], any shape.
-        mode: ``"dynamic"`` and ``"static"`` draw each pixel from a Bernoulli whose probability is its grey value (they
-            differ in how often they are called), ``"threshold"`` gives ``x > 0.5``, ``"none"`` gives ``x``.
-        generator: Random numbers of the draws.
+        mode: ``"dynamic"`` and ``"static"`` draw each pixel from a Bernoulli distribution with the grey value as its
+            probability; the caller draws every batch anew for ``"dynamic"``, and once for ``"static"``. ``"threshold"``
+            returns ``x > 0.5``, ``"none"`` returns ``x``.
+        generator: Generator for the draws; None for torch's default generator.
 
     Returns:
-        Same shape and dtype.
+        Pixels that are 0 or 1 (for ``"none"``, the grey pixels), with the shape and dtype of ``x``.
 
     Raises:
-        ValueError: If the mode is unknown.
+        ValueError: If ``mode`` is unknown.
 
     References:
         Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks", 2008 (drawn once); Burda,
@@ -36,5 +37,5 @@ def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> 
         return x
     if mode == "threshold":
         return (x > 0.5).to(x.dtype)
-    # The same law as torch.bernoulli, faster on a CPU (benchmarks/kernels.py).
+    # Same distribution as torch.bernoulli, but faster on a CPU (benchmarks/kernels.py).
     return torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype).lt_(x)

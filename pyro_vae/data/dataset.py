@@ -1,4 +1,4 @@
-"""Data sets: splits, their fingerprint, and the inputs of a model."""
+"""Data sets: splits, fingerprints, and the inputs of a model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pyro_vae.data.labels import num_classes
 from pyro_vae.data.stored import Stored, rows_of
 from pyro_vae.system.checksum import checksum
 
-#: Number of data that a mean is taken over where they are not in memory.
+#: Largest number of data that a mean is computed from if the data are not in memory.
 MEAN_ROWS = 10_000
 
 
 class Split(NamedTuple):
-    """Data with their labels, if they have any.
+    """One split of a data set: data with optional labels.
 
     Attributes:
         x: Pixels in [0, 1] or other numbers, shape ``(N, *data_shape)``, float32; :class:`Stored` if too large for memory.
-        y: Labels, shape ``(N,)``, int64, -1 where unknown; or vectors that x depends on, shape ``(N, C)``; or None.
+        y: Labels, shape ``(N,)``, int64, -1 where unknown; or vectors to condition x on, shape ``(N, C)``; or None.
     """
 
     x: Tensor | Stored
@@ -34,16 +34,16 @@ class Split(NamedTuple):
         """Return the inputs of a model.
 
         Args:
-            names: ``("x",)`` or ``("x", "y")``.
+            names: Names of the inputs, ``("x",)`` or ``("x", "y")``.
 
         Raises:
-            ValueError: If there are no labels and ``y`` is named.
+            ValueError: If ``names`` contains ``"y"`` and the split has no labels.
         """
         for name in names:
             if getattr(self, name, None) is None:
                 raise ValueError(
-                    f"data: expected labels, since the model takes {' and '.join(names)}, got data without; take "
-                    "data with labels."
+                    f"data: the model needs labels, since it takes {' and '.join(names)}, but the data have none; take data "
+                    "with labels."
                 )
         return Inputs(*(getattr(self, name) for name in names))
 
@@ -63,11 +63,11 @@ class Data:
 
     Attributes:
         name: Name of the data set, or the path of a file or folder.
-        train: Training data; grey where each batch is binarized anew.
-        validation: Data that choose the best epoch, binarized, or None.
-        test: Test data, binarized, or None.
-        redraw: Whether each training batch is binarized when it is drawn.
-        binarize: The mode of binarization.
+        train: Training data; grey if ``redraw`` is True.
+        validation: Data used to choose the best epoch, already binarized, or None.
+        test: Test data, already binarized, or None.
+        redraw: Whether to binarize each training batch when it is drawn.
+        binarize: The mode of binarization, see :func:`pyro_vae.data.binarize`.
         description: Description of a file or folder for the terminal.
     """
 
@@ -86,17 +86,17 @@ class Data:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits by name, without those that are None."""
+        """The existing splits (those that are not None), by name."""
         return {k: s for k in ("train", "validation", "test") if (s := getattr(self, k)) is not None}
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or length of vectors; None without labels."""
+        """Number of classes, or length of the label vectors; None without labels."""
         return num_classes([split.y for split in self.splits.values()])
 
     @property
     def noun(self) -> str:
-        """``"images"`` if data have the shape ``(C, H, W)``, else ``"data"``."""
+        """``"images"`` for data of shape ``(C, H, W)``, else ``"data"``."""
         return "images" if len(self.data_shape) == 3 else "data"
 
     @property
@@ -105,9 +105,9 @@ class Data:
         return ", ".join(f"{len(s.x):,} {name}" for name, s in self.splits.items())
 
     def to(self, device: torch.device) -> Data:
-        """Return the same data with x on a device.
+        """Return this data set with ``x`` of every split on a device.
 
-        Stored data go there when they are read.
+        Stored data are moved batch by batch, when they are read.
         """
         moved = {name: split._replace(x=split.x.to(device)) for name, split in self.splits.items()}
         return dataclasses.replace(
@@ -115,12 +115,12 @@ class Data:
         )
 
     def moments(self) -> tuple[Tensor, float]:
-        """Compute mean and standard deviation of the training data.
+        """Compute the mean and the standard deviation of the training data.
 
-        Of stored data it takes evenly spaced ones, at most 10,000 and 1 GiB.
+        For stored data, only a sample of evenly spaced data is read: at most 10,000 data and 1 GiB.
 
         Returns:
-            The mean, shape ``data_shape``, and the standard deviation about it over all pixels.
+            The mean of each pixel, shape ``data_shape``, and one standard deviation over all pixels about these means.
         """
         x = self.train.x
         some = x if isinstance(x, Tensor) else x.take(_spaced(len(x), min(MEAN_ROWS, 32 * rows_of(x.shape))))
@@ -130,9 +130,9 @@ class Data:
         return mean, math.sqrt(squares / math.prod(some.shape))
 
     def fingerprint(self) -> dict[str, object]:
-        """Return shape, sizes and checksums, to recognize the data.
+        """Return shape, sizes and checksums that identify the data.
 
-        Of splits that are not in memory, the checksum is that of 100 evenly spaced data.
+        For a split that is not in memory, the checksum covers 100 evenly spaced data.
         """
         fingerprint: dict[str, object] = {"data_shape": list(self.data_shape)}
         for name, split in self.splits.items():
@@ -152,40 +152,42 @@ def _spaced(total: int, count: int) -> Tensor:
 class Inputs:
     """The inputs of a model, such as x and y.
 
-    ``len``, ``inputs[rows]`` and ``inputs.split(n)`` act as on a tensor, but give tuples with some rows of each input, all
-    on the device of the first.
+    ``len(inputs)`` is the number N of data. ``inputs[rows]`` and ``inputs.split(n)`` select rows as on a tensor, and return
+    a tuple with the rows of each input. All inputs are on the device of the first input.
 
     Args:
         *inputs: Tensors, each of shape ``(N, ...)``; the first may be :class:`Stored`.
 
     Raises:
-        ValueError: If there is none, or their numbers of data differ.
+        ValueError: If no input is given, or the inputs differ in their number of data.
     """
 
     def __init__(self, *inputs: Tensor | Stored) -> None:
         if not inputs:
-            raise ValueError("inputs: expected at least one, got none; pass a tensor.")
+            raise ValueError("inputs: expected at least one tensor, got none; pass a tensor.")
         first = inputs[0]
         if any(len(other) != len(first) for other in inputs):
             sizes = ", ".join(str(len(part)) for part in inputs)
-            raise ValueError(f"inputs: expected as many data in each, got {sizes}; pass those of the same data.")
+            raise ValueError(
+                f"inputs: expected the same number of rows in each input, got {sizes}; pass inputs of the same data."
+            )
         self.parts = (first, *(other.to(first.device) for other in inputs[1:]))
 
     @classmethod
     def of(cls, data: Inputs | Tensor | Stored | tuple[Tensor | Stored, ...]) -> Inputs:
-        """Make inputs of a tensor, a tuple, or inputs."""
+        """Wrap a tensor or a tuple of tensors; return ``Inputs`` unchanged."""
         if isinstance(data, Inputs):
             return data
         return cls(*data) if isinstance(data, tuple) else cls(data)
 
     @property
     def device(self) -> torch.device:
-        """Device of the rows."""
+        """Device on which rows are returned."""
         return self.parts[0].device
 
     @property
     def chunk(self) -> int:
-        """Number of data in one chunk of a pass over all."""
+        """Number of data in one chunk, for a pass over all data."""
         return min(rows_of(part.shape) for part in self.parts)
 
     def __len__(self) -> int:
@@ -200,7 +202,7 @@ class Inputs:
             yield self[start : start + size]
 
     def to(self, device: torch.device) -> Inputs:
-        """Return the same inputs with their rows on ``device``."""
+        """Return these inputs, with rows returned on ``device``."""
         return Inputs(*(part.to(device) for part in self.parts))
 
 

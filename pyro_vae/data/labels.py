@@ -11,35 +11,36 @@ from torch import Tensor
 
 from pyro_vae.data.stored import Array
 
-#: Number of labels that the description names.
+#: Largest number of label names that a description lists.
 NAMED_LABELS = 12
 
 #: The label of data without a known label.
 UNKNOWN = -1
 
-#: Types of labels; other types index in other ways, or have no -1.
+#: Types that labels may have. A bool or uint8 tensor would index as a mask, and unsigned types have no -1.
 WHOLE_NUMBERS = (torch.int64, torch.int32)
 
 
 def encode_labels(arrays: Sequence[Array], name: str = "labels") -> tuple[list[Tensor], str]:
-    """Number the labels of all splits together, from 0.
+    """Encode the labels of all splits as whole numbers from 0.
 
-    Whole numbers from 0 to 999 stay as they are, stored as integers or as floats. So does -1, an unknown label, also as
-    text. Other numbers are numbered in their order, and texts in natural order: ``class-2`` comes before ``class-10``.
+    Whole numbers from 0 to 999 are kept, stored as integers or as floats. The number -1, or the text ``"-1"``, marks an
+    unknown label and is kept, too. Other numbers are sorted and numbered from 0. Texts are numbered in natural order:
+    ``class-2`` comes before ``class-10``.
 
-    Floats of shape ``(N, C)`` are vectors, which stay as they are, unless they are one-hot. Of shape ``(N, 1)`` or ``(N,)``
-    they are vectors if some are not whole.
+    Floats of shape ``(N, C)`` that are not one-hot are vectors, and are kept. Floats of shape ``(N,)`` or ``(N, 1)`` are
+    vectors if at least one value is not whole.
 
     Args:
-        arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``, or vectors.
+        arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``, or vectors of each split, shape ``(N, C)``.
         name: Name of the labels in errors.
 
     Returns:
-        For each split, labels of shape ``(N,)``, int64, or vectors of shape ``(N, C)``, float32; and a description: their
-        number, and the number of each name.
+        For each split, labels of shape ``(N,)``, int64, or vectors of shape ``(N, C)``, float32; and a description with the
+        number of labels, and the name of each label if they are not whole numbers.
 
     Raises:
-        ValueError: If they have another shape, some are missing or not finite, or whole numbers are below -1.
+        ValueError: If the labels have another shape, a label is missing or not finite, or a whole number is below -1.
     """
     if any(_holds_vectors(np.asarray(array)) for array in arrays):
         return _vectors([np.asarray(array) for array in arrays], name)
@@ -68,10 +69,10 @@ def num_classes(labels: Iterable[Tensor | None]) -> int | None:
     """Return the number of classes.
 
     Args:
-        labels: Labels or vectors of each split, or None.
+        labels: For each split, its labels, its vectors, or None.
 
     Returns:
-        One more than the largest label; the length of vectors; None without labels.
+        The largest label plus 1; for vectors, their length C; None without labels.
     """
     labels = list(labels)
     if sizes := [y.shape[1] for y in labels if are_vectors(y) and y is not None]:
@@ -81,37 +82,39 @@ def num_classes(labels: Iterable[Tensor | None]) -> int | None:
 
 
 def are_vectors(y: Tensor | None) -> bool:
-    """Return True for vectors, floats of shape ``(N, C)``."""
+    """Return True if ``y`` holds vectors: floats of shape ``(N, C)``."""
     return y is not None and y.dim() == 2 and y.is_floating_point()
 
 
 def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
-    """Hide all but some labels, and keep equally many of each class.
+    """Hide all labels except ``count``, the same number in each class.
 
-    Their numbers differ by at most one.
+    If the classes do not divide ``count``, some classes keep one label more.
 
     Args:
         y: Labels, shape ``(N,)``, int64, -1 where unknown.
         count: Number of labels to keep.
-        seed: Seed of the choice.
+        seed: Seed for the choice of the labels.
 
     Returns:
-        Shape ``(N,)``, int64, -1 where hidden.
+        Labels, shape ``(N,)``, int64, -1 where unknown or hidden.
 
     Raises:
-        ValueError: If there are no labels, fewer than ``count`` or too few of a class, or ``count`` is below the number of
-            classes.
+        ValueError: If there are no labels, there are fewer than ``count`` labels, a class has too few labels, or ``count`` is
+            below the number of classes.
     """
     if are_vectors(y):
-        raise ValueError(f"labels: expected labels to keep {count:,} of, got vectors in their place; drop it.")
+        raise ValueError(
+            f"labels: cannot keep {count:,} labels, since these data have vectors instead; remove --labels."
+        )
     if y is None or not bool((y >= 0).any()):
-        raise ValueError(f"labels: expected data with labels to keep {count:,} of, got data without; drop it.")
+        raise ValueError(f"labels: cannot keep {count:,} labels, since these data have no labels; remove --labels.")
     generator = torch.Generator().manual_seed(seed)
     classes = y[y >= 0].unique()
     if not len(classes) <= count <= int((y >= 0).sum()):
         raise ValueError(
-            f"labels: expected between {len(classes)}, one of each class, and {int((y >= 0).sum()):,}, all there are, got "
-            f"{count:,}; leave it out to keep all."
+            f"labels: expected from {len(classes)} (one of each class) to {int((y >= 0).sum()):,} (all labels), got "
+            f"{count:,}; remove --labels to keep all."
         )
     share, more = divmod(count, len(classes))
     extra = set(classes[torch.randperm(len(classes), generator=generator)[:more]].tolist())
@@ -121,8 +124,8 @@ def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
         keep = share + (label in extra)
         if len(rows) < keep:
             raise ValueError(
-                f"labels: expected at most {len(rows):,} of class {label}, as many as there are, got {count:,} for "
-                f"{len(classes)} classes, {keep:,} of this one; keep fewer."
+                f"labels: {count:,} labels need {keep:,} of class {label}, but the data have {len(rows):,}; keep fewer "
+                "labels."
             )
         kept[rows[torch.randperm(len(rows), generator=generator)[:keep]]] = label
     return kept
@@ -132,12 +135,12 @@ def check_labels(y: Tensor, classes: int | None, complete: bool) -> None:
     """Check that a model can use these labels.
 
     Args:
-        y: Labels, int64, shape ``(N,)``; or, if ``complete``, vectors, floats of shape ``(N, C)``.
-        classes: Number of classes C of the model; None for any, then other kinds of y are not checked.
-        complete: Whether the model needs the label of each datum.
+        y: Labels, shape ``(N,)``, int64; or, if ``complete`` is True, vectors, shape ``(N, C)``, floats.
+        classes: Number of classes C of the model. None allows any number; then only one-dimensional labels are checked.
+        complete: Whether the model needs the label of every datum.
 
     Raises:
-        ValueError: If y is of another kind, a label is below -1 or no class, or a needed label is missing.
+        ValueError: If ``y`` has another shape or type, a label is below -1 or at least C, or a needed label is missing.
     """
     if y.is_floating_point() and complete and y.dim() == 2 and y.shape[1] == classes:
         return
@@ -148,20 +151,20 @@ def check_labels(y: Tensor, classes: int | None, complete: bool) -> None:
         got = f"{'vectors, ' * are_vectors(y)}{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}"
         remedy = "convert them (y.long(), y[:, 0], y.argmax(1))"
         if are_vectors(y) and not complete:
-            remedy += ", or take a model of vectors, conditional"
+            remedy += ", or take --model conditional, which takes vectors"
         raise ValueError(f"labels: expected whole numbers, int64 of shape (N,){vectors}, got {got}; {remedy}.")
     bad = (y < UNKNOWN) if classes is None else (y < UNKNOWN) | (y >= classes)
     if bool(bad.any()):
         row, most = int(bad.long().argmax()), "" if classes is None else f" to {classes - 1}"
         raise ValueError(
-            f"labels: expected whole numbers from 0{most}, and -1 where unknown, got {int(y[row])} in row {row}; number the "
+            f"labels: expected whole numbers from 0{most}, or -1 for unknown, got {int(y[row])} in row {row}; number the "
             "classes from 0."
         )
     if complete and bool((y == UNKNOWN).any()):
         row = int((y == UNKNOWN).long().argmax())
         raise ValueError(
-            f"labels: expected one for each datum, which this model needs, got none (-1) in row {row}; drop these data, or "
-            "take a model that classifies, such as m2."
+            f"labels: this model needs a label for every datum, but row {row} has none (-1); remove unlabelled data, or take "
+            "a model that classifies, such as m2."
         )
 
 
@@ -174,7 +177,7 @@ def _holds_vectors(values: Array) -> bool:
         return False
     values = values.reshape(len(values), -1)
     if bool(np.all((values == 0) | (values == 1)) and np.all(values.sum(1) == 1)):
-        return False  # one-hot rows, which are labels
+        return False  # one-hot rows are labels
     return values.shape[1] > 1 or not bool(np.all((values == np.floor(values)) | np.isnan(values)))
 
 
@@ -185,15 +188,15 @@ def _vectors(parts: list[Array], name: str) -> tuple[list[Tensor], str]:
     for part in parts:
         if part.ndim != 2 or part.shape[1] != size or part.dtype.kind not in "iubf":
             raise ValueError(
-                f"{name}: expected vectors of {size} numbers in every split, got {part.dtype} of shape {part.shape}; save all "
-                "alike."
+                f"{name}: expected vectors of {size} numbers in every split, got {part.dtype} of shape {part.shape}; save the "
+                "vectors of all splits in one form."
             )
     encoded = [torch.from_numpy(part.astype(np.float32)) for part in parts]
     for vectors in encoded:
         if not bool(vectors.isfinite().all()):
             row = int((~vectors.isfinite()).any(1).long().argmax())
             raise ValueError(
-                f"{name}: expected finite numbers, got others in row {row}; drop these data, or fill them in."
+                f"{name}: expected finite numbers, got NaN or infinity in row {row}; remove these data, or fill in values."
             )
     return encoded, f"vectors of {size} number{'s' * (size != 1)} in the place of labels"
 
@@ -202,13 +205,16 @@ def _flat(values: Array, name: str) -> Array:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
-        hint = "; of one-hot rows save labels.argmax(1), of vectors floats" if values.ndim == 2 else "; reshape them"
-        raise ValueError(f"{name}: expected one for each datum, shape (N,), got shape {values.shape}{hint}.")
+        hint = (
+            "for one-hot rows save labels.argmax(1), save vectors as floats"
+            if values.ndim == 2
+            else "reshape the labels"
+        )
+        raise ValueError(f"{name}: expected one label for each datum, shape (N,), got shape {values.shape}; {hint}.")
     missing = np.array([_is_missing(value) for value in values.tolist()], dtype=bool)
     if missing.any():
         raise ValueError(
-            f"{name}: expected one for each datum, got none in row {int(missing.argmax())}; write -1 where it is unknown, "
-            "or drop these data."
+            f"{name}: row {int(missing.argmax())} has no label; write -1 for an unknown label, or remove unlabelled data."
         )
     return values
 
@@ -219,7 +225,7 @@ def _is_missing(value: object) -> bool:
 
 
 def _whole_numbers(parts: list[Array]) -> list[Array]:
-    """Convert floats to integers if all of them are whole."""
+    """Convert the arrays to integers if every value is whole."""
     if not any(part.dtype.kind == "f" for part in parts) or any(part.dtype.kind not in "iubf" for part in parts):
         return parts
     whole = all(bool(np.all((part == np.floor(part)) & (np.abs(part) < 2**53))) for part in parts)
@@ -231,7 +237,7 @@ def _check_sign(parts: list[Array], name: str) -> None:
         if part.dtype.kind == "i" and (part < UNKNOWN).any():
             row = int((part < UNKNOWN).argmax())
             raise ValueError(
-                f"{name}: expected whole numbers from 0, and -1 where unknown, got {part[row]} in row {row}; number the "
+                f"{name}: expected whole numbers from 0, or -1 for unknown, got {part[row]} in row {row}; number the "
                 "classes from 0."
             )
 
@@ -241,5 +247,5 @@ def _is_unknown(value: object) -> bool:
 
 
 def _natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Return a sort key that compares numbers within names by value."""
+    """Return a sort key that compares digits in texts as numbers."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]

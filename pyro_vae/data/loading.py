@@ -1,4 +1,4 @@
-"""``load``: find a data set, split it and binarize it."""
+"""The function ``load``: find a data set, split it and binarize it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pyro_vae.data.named.registry import NAMED
 from pyro_vae.data.source import Part, Parts, Request
 from pyro_vae.lookup import unknown
 
-#: A set up to this size, as float32, is held in memory. Of a larger one, only splits up to a quarter of this size are, and
-#: the others are read a batch at a time.
+#: A data set up to this size, as float32, is kept in memory. If a data set is larger, only its splits up to a quarter of
+#: this size are kept in memory; larger splits are read batch by batch.
 IN_MEMORY_BYTES = 2**30
 
 #: Largest side of an image, pixels.
@@ -27,12 +27,13 @@ MAX_SIDE = 8192
 
 
 def data_folders(data_dir: str | Path | None = None) -> tuple[Path, ...]:
-    """Return the folders of named data sets.
+    """Return the folders in which named data sets are looked for.
 
-    Missing files are downloaded into the first.
+    Missing files are downloaded into the first folder.
 
     Args:
-        data_dir: The only folder; None for ``PYRO_VAE_DATA``, if set, and a cache folder of the user's.
+        data_dir: The only folder to look in. None for the environment variable ``PYRO_VAE_DATA``, if set, followed by the
+            user's cache folder.
     """
     if data_dir is not None:
         return (Path(data_dir).expanduser(),)
@@ -57,31 +58,34 @@ def load(
 ) -> Data:
     """Load, split and binarize a data set, file or folder.
 
-    A set's own splits are kept. Without a test split, one datum in ten is set aside, by seed (``digits``: always the same
-    ones). Validation data come from the training data, by seed. Under ``"dynamic"`` and ``"static"``, validation and test
-    images are drawn once, by seed, so that two evaluations agree. A set above 1 GiB as float32 is not held in memory, except
-    for splits up to a quarter of that, but read a batch at a time.
+    A data set that has its own splits keeps them. Without a test split, a tenth of the data, chosen by ``seed``, becomes the
+    test split (for ``digits``, the same tenth for every seed). Without a validation split, ``seed`` chooses validation data
+    from the training data. Under ``"dynamic"`` and ``"static"``, validation and test images are binarized once, by ``seed``,
+    so that two evaluations agree. A data set above 1 GiB as float32 is read batch by batch; only its splits up to 256 MiB
+    are kept in memory.
 
     Args:
         name: A name from ``NAMED``, or a path: a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file, or a folder of images.
-        data_dir: Folder of the files of named sets, in torchvision's layout; None for :func:`data_folders`.
+        data_dir: Folder with the files of named data sets, in torchvision's layout; None for :func:`data_folders`.
         download: Whether to download missing files.
-        array: Name of the array in an ``.npz``; None for the only one.
-        image_size: Height and width of images, or one number for both; None to leave them as they are.
-        skip_broken: Whether to leave out broken images of a folder; otherwise they are an error.
-        val_size: Number of training data set aside for validation; None for as many as there are test data, at most a
-            fifth.
+        array: Name of the array in an ``.npz`` file; None if the file has only one array, or arrays named by split.
+        image_size: Height and width of images, or one number for both; None to keep the size.
+        skip_broken: Whether to skip broken images in a folder; otherwise a broken image is an error.
+        val_size: Number of training data set aside for validation. None for the size of the test split, but at most a fifth
+            of the training data.
         mode: A mode of binarization, see :func:`binarize`.
-        seed: Seed of the split and of the binarization.
-        labels: Number of training labels to keep, equally many of each class; the others become -1, unknown. None for all.
-        label_seed: Seed of the choice of these labels.
-        progress: Whether to show a bar while a large file is checked.
+        seed: Seed of the splits and of the binarization.
+        labels: Number of training labels to keep, the same number in each class; the other labels become -1 (unknown). None
+            to keep all labels.
+        label_seed: Seed for the choice of the labels that are kept.
+        progress: Whether to show a progress bar while a large file is checked.
 
     Returns:
-        The data with their splits.
+        The data set with its splits.
 
     Raises:
-        ValueError: If the name or mode is unknown, files are missing or unusable, or ``val_size`` leaves no training data.
+        ValueError: If ``name`` or ``mode`` is unknown, files are missing or unusable, or ``val_size`` leaves no training
+            data.
     """
     if mode not in BINARIZE:
         raise unknown("binarization", mode, BINARIZE)
@@ -90,8 +94,8 @@ def load(
     parts = _find(str(name), request)
     if mode in ("dynamic", "static") and not parts.unit:
         raise ValueError(
-            f"binarize {mode}: expected values in [0, 1], got others ({parts.description}); take --binarize none with "
-            "--likelihood normal, or rescale them."
+            f"binarize {mode}: needs values in [0, 1], but some are outside ({parts.description}); take --binarize none with "
+            "--likelihood normal, or rescale the data."
         )
     generator = torch.Generator().manual_seed(seed)
     parts = _with_test(parts, generator)
@@ -120,20 +124,20 @@ def _height_and_width(image_size: Sequence[int] | None) -> tuple[int, int] | Non
     if len(image_size) > 2 or min(image_size) < 1 or max(image_size) > MAX_SIDE:
         raise ValueError(
             f"image_size: expected one or two whole numbers from 1 to {MAX_SIDE:,} (height, width), got "
-            f"{' '.join(map(str, image_size))}; pass 64 or 28 20, say."
+            f"{' '.join(map(str, image_size))}; pass, for example, 64 or 28 20."
         )
     return image_size[0], image_size[-1]
 
 
 def _find(name: str, request: Request) -> Parts:
-    """Return the splits of a named set, file or folder."""
+    """Return the splits of a named data set, file or folder."""
     if not name.strip():
-        raise ValueError(f"data set: expected a name ({', '.join(NAMED)}) or a path, got nothing; name one.")
+        raise ValueError(f"data set: expected a name ({', '.join(NAMED)}) or a path, got nothing; pass --dataset NAME.")
     if request.skip_broken and not Path(name).expanduser().is_dir():
-        raise ValueError(f"skip_broken: expected only with a folder of images, got {name}; drop it.")
+        raise ValueError(f"skip_broken: has no effect without a folder of images, got {name}; remove --skip-broken.")
     if name in NAMED:
         if request.array is not None:
-            raise ValueError(f"array: expected only with an .npz, got {request.array!r} for {name}; drop it.")
+            raise ValueError(f"array: data set {name} has no named arrays, got {request.array!r}; remove --array.")
         return _sized(NAMED[name](request), request.image_size)
     from pyro_vae.data.files.open import KINDS, is_path, open_path
 
@@ -143,7 +147,7 @@ def _find(name: str, request: Request) -> Parts:
 
 
 def _sized(parts: Parts, size: tuple[int, int] | None) -> Parts:
-    """Return the same images, brought to a size unless it is None."""
+    """Scale and crop all images to ``size``; None keeps their size."""
     if size is None:
         return parts
     sized = {
@@ -155,7 +159,7 @@ def _sized(parts: Parts, size: tuple[int, int] | None) -> Parts:
 
 
 def _with_test(parts: Parts, generator: torch.Generator) -> Parts:
-    """Set one datum in ten aside for the test, if needed."""
+    """Take a tenth of the data as test split, if none exists."""
     if parts.test is not None:
         return parts
     order = torch.randperm(len(parts.train.x), generator=generator)
@@ -168,20 +172,20 @@ def _val_size(val_size: int | None, parts: Parts, name: str) -> int:
     if parts.validation is not None:
         if val_size not in (None, 0, len(parts.validation.x)):
             raise ValueError(
-                f"val_size: expected 0 or nothing, since {name} brings {len(parts.validation.x)} validation data of its own, "
-                f"got {val_size}; leave it out."
+                f"val_size: {name} has its own {len(parts.validation.x)} validation data, got {val_size}; remove --val-size, "
+                "or pass 0 for no validation."
             )
         return len(parts.validation.x) if val_size is None else val_size
     size = min(len(parts.test.x), len(parts.train.x) // 5) if val_size is None else val_size
     if not 0 <= size < len(parts.train.x):
         raise ValueError(
-            f"val_size: expected between 0 and {len(parts.train.x) - 1} for {name}, got {size}; leave data to train on."
+            f"val_size: expected between 0 and {len(parts.train.x) - 1} for {name}, got {size}; leave some training data."
         )
     return size
 
 
 def _finished(part: Part, mode: str, seed: int, generator: torch.Generator, limit: int) -> Split:
-    """Binarize a split once, in memory if it is small enough."""
+    """Binarize a split once; load a small split into memory."""
     mode = "static" if mode == "dynamic" else mode
     if part.x.nbytes > limit:
         return Split(dataclasses.replace(part.x, mode=mode, seed=seed), part.y)

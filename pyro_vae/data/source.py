@@ -1,4 +1,4 @@
-"""Sources of data: a request in, the splits out."""
+"""Sources of data: functions that take a request and return the splits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pyro_vae.data.stored import Stored
 
 @dataclass(frozen=True)
 class Request:
-    """A request for data; each source reads the options that concern it.
+    """Options for loading data; each source uses the options it supports.
 
     Attributes:
-        folders: Folders of named data sets, in torchvision's layout, searched in this order.
-        download: Whether to download missing files, into the first of these folders.
-        array: Name of the array in a file that holds several.
-        image_size: Height and width to which images are brought, or None.
-        skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
-        progress: Whether to show a bar on a terminal.
+        folders: Folders in which named data sets are looked for, in this order; files have torchvision's layout.
+        download: Whether to download missing files into the first folder.
+        array: Name of the array to load from a file with several arrays, or None.
+        image_size: Height and width to which images are scaled and cropped; None to keep their size.
+        skip_broken: Whether to skip images that cannot be read; otherwise a broken image is an error.
+        progress: Whether to show a progress bar on a terminal.
     """
 
     folders: tuple[Path, ...] = ()
@@ -34,11 +34,11 @@ class Request:
 
 
 class Part(NamedTuple):
-    """One split.
+    """One split of a source, before binarization.
 
     Attributes:
-        x: The data, in the units of the model (pixels in [0, 1]) when read.
-        y: Labels, shape ``(N,)``, int64, or vectors, shape ``(N, C)``, float32, or None.
+        x: The data, shape ``(N, *data_shape)``; pixels are in [0, 1] when read.
+        y: Labels, shape ``(N,)``, int64; vectors, shape ``(N, C)``, float32; or None.
     """
 
     x: Stored
@@ -53,13 +53,11 @@ class Part(NamedTuple):
 class Parts:
     """The splits of a source.
 
-    A split that is None is taken from ``train``.
-
     Attributes:
         train: Training data, or all data.
-        validation: Validation data, where the source has its own.
-        test: Test data, where the source has its own.
-        description: Description of the data for the terminal; "" where the name says it all.
+        validation: Validation data; None if they are still to be taken from ``train``.
+        test: Test data; None if they are still to be taken from ``train``.
+        description: Description of the data for the terminal; "" for a named data set.
         unit: Whether all values are in [0, 1].
     """
 
@@ -70,5 +68,5 @@ class Parts:
     unit: bool = True
 
 
-#: A data set: returns its splits, or raises a ``ValueError`` that says where they should be.
+#: A function that returns the splits of a data set. If files are missing, it raises a ``ValueError`` that names their folder.
 Source = Callable[[Request], Parts]

@@ -19,15 +19,16 @@ from pyro_vae.data.binarization import binarize
 #: Size of one read in a pass over all data, in bytes as float32.
 CHUNK_BYTES = 2**25
 
-#: An array, and a type of values, of any kind.
+#: A NumPy array and a NumPy dtype of any kind.
 Array = NDArray[Any]
 DType = np.dtype[Any]
 
 
 class Reader(Protocol):
-    """An array, wherever it is stored, that reads some of its rows.
+    """Protocol of an array, stored anywhere, that can read selected rows.
 
-    It is pickled to the workers of a DataLoader, so one of a file holds a path, not the data.
+    A ``DataLoader`` pickles the reader to send it to its workers. A reader of a file must therefore store the path instead
+    of the data.
     """
 
     @property
@@ -36,13 +37,13 @@ class Reader(Protocol):
         ...
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """Read rows in the units of the model (pixels in [0, 1]).
+        """Read rows, converted for a model (pixels in [0, 1]).
 
         Args:
             rows: Row numbers, shape ``(B,)``.
 
         Returns:
-            Shape ``(B, *data_shape)``, float32.
+            The data in these rows, shape ``(B, *data_shape)``, float32.
         """
         ...
 
@@ -52,9 +53,9 @@ class Scaled:
     """The conversion of stored values to float32.
 
     Attributes:
-        divisor: Number that values are divided by.
-        axes: New order of the axes, or None.
-        data_shape: New shape of a datum, or None.
+        divisor: Number by which values are divided.
+        axes: New order of the axes; None to keep the order.
+        data_shape: New shape of a datum; None to keep the shape.
     """
 
     divisor: float = 1.0
@@ -62,7 +63,14 @@ class Scaled:
     data_shape: tuple[int, ...] | None = None
 
     def __call__(self, values: Array) -> Tensor:
-        """Convert values as stored, shape ``(B, ...)``, to shape ``(B, *data_shape)``."""
+        """Convert stored values.
+
+        Args:
+            values: Values as stored, shape ``(B, ...)``.
+
+        Returns:
+            The data, shape ``(B, *data_shape)``, float32.
+        """
         if self.axes is not None:
             values = values.transpose(self.axes)
         x = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
@@ -71,17 +79,19 @@ class Scaled:
         return x / self.divisor if self.divisor != 1 else x
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape after the conversion of an array of shape ``stored``."""
+        """Return the shape that an array of shape ``stored`` has after conversion."""
         if self.data_shape is not None:
             return (stored[0], *self.data_shape)
         return stored if self.axes is None else tuple(stored[axis] for axis in self.axes)
 
 
 class MemoryReader:
-    """An array in memory; as uint8 it takes a quarter of float32.
+    """Reader of an array in memory.
+
+    An array of uint8 takes a quarter of the memory that float32 would take.
 
     Args:
-        values: Shape ``(N, ...)``.
+        values: The array, shape ``(N, ...)``.
         scaled: The conversion to float32.
     """
 
@@ -96,17 +106,17 @@ class MemoryReader:
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """An array in a ``.npy`` file, mapped into memory for each read.
+    """Reader of an array in a ``.npy`` file, memory-mapped for each read.
 
-    The pages that a mapping has touched count as memory of the process as long as it lasts. A new mapping for each batch
-    limits them to those of one batch.
+    While a memory map exists, all pages read through the map count as memory of the process. A new map for each batch limits
+    this memory to one batch.
 
     Attributes:
         path: The file.
         offset: Position of the first value, in bytes.
         dtype: Type of the values.
-        stored: Shape of the array, ``(N, ...)``.
-        fortran: Whether the first axis varies fastest.
+        stored: Shape of the array in the file, ``(N, ...)``.
+        fortran: Whether the array is stored in Fortran order (the first axis varies fastest).
         scaled: The conversion to float32.
     """
 
@@ -127,7 +137,7 @@ class ArrayFile:
         order: Literal["C", "F"] = "F" if self.fortran else "C"
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.stored, order)
         values = mapped[rows]
-        return np.array(values) if isinstance(values, np.memmap) else values  # a slice is still a view of the mapping
+        return np.array(values) if isinstance(values, np.memmap) else values  # a slice is a view of the memory map
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
         """See :class:`Reader`."""
@@ -138,16 +148,16 @@ class ArrayFile:
 class Stored:
     """Data that are read when needed, with part of a tensor's interface.
 
-    ``len``, ``shape``, ``device``, ``x[rows]``, ``x.split(n)`` and ``x.to(device)`` act as on a tensor; rows come as
-    float32.
+    ``len``, ``shape``, ``device``, ``x[rows]``, ``x.split(n)`` and ``x.to(device)`` work as on a tensor. Rows are returned
+    as float32.
 
     Attributes:
         reader: Reads the rows.
-        index: Rows of the reader, shape ``(N,)``, int64; None for all.
-        image_size: Height and width to which images are brought, or None.
-        mode: Binarization, always the same for one row: ``"static"``, ``"threshold"`` or ``"none"``.
-        seed: Seed of static binarization.
-        device: Device of the rows.
+        index: Row numbers of the reader, shape ``(N,)``, int64; None for all rows.
+        image_size: Height and width to which images are scaled and cropped; None to keep their size.
+        mode: Mode of binarization, ``"static"``, ``"threshold"`` or ``"none"``. A row gives the same result at every read.
+        seed: Seed of the static binarization.
+        device: Device on which rows are returned.
     """
 
     reader: Reader
@@ -162,13 +172,13 @@ class Stored:
 
     @property
     def shape(self) -> torch.Size:
-        """``(N, *data_shape)``."""
+        """Shape of all data, ``(N, *data_shape)``."""
         one = self.reader.shape[1:]
         return torch.Size((len(self), *(one if self.image_size is None else (*one[:-2], *self.image_size))))
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes as float32."""
+        """Size of all data in bytes, as float32."""
         return 4 * math.prod(self.shape)
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
@@ -195,13 +205,13 @@ class Stored:
         return dataclasses.replace(self, index=index if self.index is None else self.index[index])
 
     def to(self, device: torch.device) -> Stored:
-        """Return the same data with their rows on ``device``."""
+        """Return these data, with rows returned on ``device``."""
         return dataclasses.replace(self, device=device)
 
     def in_memory(self) -> Tensor:
-        """Read all data into one tensor, in chunks.
+        """Read all data into one tensor, chunk by chunk.
 
-        It needs no second copy of their size.
+        Apart from this tensor, only one chunk is in memory at a time.
         """
         whole = torch.empty(self.shape, device=self.device)
         start = 0
@@ -212,7 +222,7 @@ class Stored:
 
 
 def rows_of(shape: Sequence[int]) -> int:
-    """Return the number of data in one chunk.
+    """Return the number of data in one chunk of ``CHUNK_BYTES``.
 
     Args:
         shape: Shape of all data, ``(N, ...)``.
@@ -221,16 +231,16 @@ def rows_of(shape: Sequence[int]) -> int:
 
 
 def fit_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale images until they just cover a size, and crop them.
+    """Scale images until they just cover ``size``, then crop the centre.
 
-    Scaling is antialiased, and the crop is around the centre.
+    Scaling is antialiased and keeps the aspect ratio.
 
     Args:
-        x: Images, shape ``(..., C, H, W)``.
-        size: Height and width.
+        x: Images, shape ``(..., C, H, W)``, pixels in [0, 1].
+        size: Height and width of the result.
 
     Returns:
-        Shape ``(..., C, *size)``.
+        Images, shape ``(..., C, *size)``, pixels in [0, 1].
     """
     if tuple(x.shape[-2:]) == tuple(size):
         return x

@@ -32,7 +32,7 @@ def test_rows_of_all_columns_stay_together():
     parts = list(columns.split(6))
     assert [len(part[0]) for part in parts] == [6, 6, 6, 2]
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), y, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"inputs: expected as many data in each, got 20, 19"):
+    with pytest.raises(ValueError, match=r"inputs: expected the same number of rows in each input, got 20, 19"):
         Inputs(x, y[1:])
 
 
@@ -120,10 +120,10 @@ def test_the_order_suits_the_labels():
     assert isinstance(order_of(torch.rand(9, 2), 9, 3), Shuffled)
     assert isinstance(order_of(ragged(9, 2), 9, 3), Spread)
     assert isinstance(order_of(ragged(9, 2), 9, 3, 1), Mixed)
-    with pytest.raises(ValueError, match="labelled_per_batch: expected only with some data labelled and some not"):
+    with pytest.raises(ValueError, match="labelled_per_batch: needs both labelled and unlabelled data"):
         order_of(torch.arange(9), 9, 3, 1)
     for wrong in (0, 3):
-        with pytest.raises(ValueError, match=f"labelled_per_batch: expected between 1 and 2, .*, got {wrong}"):
+        with pytest.raises(ValueError, match=f"labelled_per_batch: expected between 1 and 2, got {wrong}"):
             order_of(ragged(9, 2), 9, 3, wrong)
 
 
@@ -142,13 +142,13 @@ def test_kept_labels_are_balanced_true_and_chosen_by_seed(count):
 @pytest.mark.parametrize(
     ("y", "count", "sentence"),
     [
-        (None, 5, "labels: expected data with labels to keep 5 of, got data without"),
-        (torch.arange(50) % 10, 9, "labels: expected between 10, one of each class, and 50, all there are, got 9"),
+        (None, 5, "labels: cannot keep 5 labels, since these data have no labels"),
+        (torch.arange(50) % 10, 9, r"labels: expected from 10 \(one of each class\) to 50 \(all labels\), got 9"),
         (torch.arange(50) % 10, 51, "got 51"),
         (
             torch.tensor([0] * 9 + [1]),
             4,
-            "labels: expected at most 1 of class 1, as many as there are, got 4 for 2 classes",
+            "labels: 4 labels need 2 of class 1, but the data have 1",
         ),
     ],
 )
@@ -166,14 +166,12 @@ def test_minus_one_stays_unknown_in_files():
     (train, test), words = encode_labels([np.array([3.0, -1.0]), np.array([0, -1])])  # of one split stored as floats
     assert (train.tolist(), test.tolist(), words) == ([3, -1], [0, -1], "2 labels")
     for wrong in ([0, -2], [0.0, -2.0]):
-        with pytest.raises(
-            ValueError, match="file: expected whole numbers from 0, and -1 where unknown, got -2 in row 1"
-        ):
+        with pytest.raises(ValueError, match="file: expected whole numbers from 0, or -1 for unknown, got -2 in row 1"):
             encode_labels([np.array(wrong)], "file")
-    with pytest.raises(ValueError, match="got none in row 0; write -1 where it is unknown"):
+    with pytest.raises(ValueError, match="row 0 has no label; write -1 for an unknown label"):
         encode_labels([np.array([np.nan, 0.0])])
     for blank in ("", " ", "\t"):  # else they would be a class of their own
-        with pytest.raises(ValueError, match="got none in row 1; write -1 where it is unknown"):
+        with pytest.raises(ValueError, match="row 1 has no label; write -1 for an unknown label"):
             encode_labels([np.array(["cat", blank, "dog"])])
     assert num_classes([torch.full((3,), -1)]) is None
 
@@ -181,9 +179,9 @@ def test_minus_one_stays_unknown_in_files():
 @pytest.mark.parametrize(
     ("y", "classes", "complete", "sentence"),
     [
-        ([0, 1, 3], 3, False, "labels: expected whole numbers from 0 to 2, and -1 where unknown, got 3 in row 2"),
-        ([0, -2], None, False, "labels: expected whole numbers from 0, and -1 where unknown, got -2 in row 1"),
-        ([0, -1], 2, True, r"labels: expected one for each datum, which this model needs, got none \(-1\) in row 1"),
+        ([0, 1, 3], 3, False, "labels: expected whole numbers from 0 to 2, or -1 for unknown, got 3 in row 2"),
+        ([0, -2], None, False, "labels: expected whole numbers from 0, or -1 for unknown, got -2 in row 1"),
+        ([0, -1], 2, True, r"labels: this model needs a label for every datum, but row 1 has none \(-1\)"),
     ],
 )
 def test_labels_without_a_class_are_refused(y, classes, complete, sentence):
@@ -197,5 +195,7 @@ def test_a_split_gives_the_columns_that_are_there():
     split = Split(torch.rand(3, 2), torch.tensor([0, 1, -1]))
     assert [len(split.inputs(names).parts) for names in (("x",), ("x", "y"))] == [1, 2]
     assert split.without_labels().inputs(("x", "y"))[:][1].tolist() == [-1, -1, -1]
-    with pytest.raises(ValueError, match="data: expected labels, since the model takes x and y, got data without"):
+    with pytest.raises(
+        ValueError, match="data: the model needs labels, since it takes x and y, but the data have none"
+    ):
         Split(torch.rand(3, 2)).inputs(("x", "y"))

@@ -24,7 +24,7 @@ def test_the_command_says_where_the_files_are(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ([], "names: expected at least one of digits, shapes, mnist"),
+        ([], "names: expected at least one data set, got none; choose from digits, shapes, mnist"),
         (["svnh"], "unknown data set 'svnh'"),
         (["digits", "./data.npy"], "unknown data set './data.npy'"),
     ],

@@ -99,11 +99,11 @@ def test_columns_that_do_not_fit_are_refused_by_fit():
         fit(Labelled(), x, progress=False)
     with pytest.raises(ValueError, match="data: expected x, which VAE takes, got 2 tensors; pass a tensor"):
         fit(VAE((2,), 1), (x, torch.zeros(4).long()), progress=False)
-    with pytest.raises(ValueError, match="inputs: expected as many data in each, got 4, 3"):
+    with pytest.raises(ValueError, match="inputs: expected the same number of rows in each input, got 4, 3"):
         fit(Labelled(), (x, torch.zeros(3).long()), progress=False)
-    with pytest.raises(ValueError, match="from 0 to 2, and -1 where unknown, got 7 in row 1"):
+    with pytest.raises(ValueError, match="from 0 to 2, or -1 for unknown, got 7 in row 1"):
         fit(Labelled(), (x, torch.tensor([0, 7, 1, 2])), progress=False)
-    with pytest.raises(ValueError, match=r"which this model needs, got none \(-1\) in row 2"):
+    with pytest.raises(ValueError, match=r"this model needs a label for every datum, but row 2 has none \(-1\)"):
         fit(Labelled(), (x, torch.tensor([0, 1, -1, 2])), progress=False)
     with pytest.raises(ValueError, match="labels: expected some with Labelled, .*, got test data without"):
         check_inputs(Labelled(), Data("toy", Split(x, torch.zeros(4).long()), test=Split(x)))

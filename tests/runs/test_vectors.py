@@ -106,12 +106,12 @@ def test_what_vectors_are_is_said(capsys):
         (
             np.where(np.arange(60) == 7, np.nan, bars(60)[1][:, 0]),
             "",
-            "bars.npz, labels: expected finite numbers, got others in row 7; drop these data, or fill them in.",
+            "bars.npz, labels: expected finite numbers, got NaN or infinity in row 7; remove these data, or fill in values.",
         ),
         (
             bars(60)[1],
             "--labels 20",
-            "labels: expected labels to keep 20 of, got vectors in their place; drop it.",
+            "labels: cannot keep 20 labels, since these data have vectors instead; remove --labels.",
         ),
         (
             bars(60)[1],
@@ -121,14 +121,18 @@ def test_what_vectors_are_is_said(capsys):
         (
             np.full((60, 2), np.nan),
             "",
-            "bars.npz, labels: expected finite numbers, got others in row 0; drop these data",
+            "bars.npz, labels: expected finite numbers, got NaN or infinity in row 0; remove these data",
         ),
         (
             np.ones((60, 2), dtype=int),
             "",
-            "got shape (60, 2); of one-hot rows save labels.argmax(1), of vectors floats.",
+            "got shape (60, 2); for one-hot rows save labels.argmax(1), save vectors as floats.",
         ),
-        (np.eye(2)[[0, 1] * 30], "", "got shape (60, 2); of one-hot rows save labels.argmax(1), of vectors floats."),
+        (
+            np.eye(2)[[0, 1] * 30],
+            "",
+            "got shape (60, 2); for one-hot rows save labels.argmax(1), save vectors as floats.",
+        ),
         (bars(50)[1], "", "expected a label for each of 60 data, got 50 labels."),
     ],
 )

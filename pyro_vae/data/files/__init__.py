@@ -1,1 +1,1 @@
-"""Data of a user's own: arrays, tables and folders of images."""
+"""A user's own data: arrays, tables and folders of images."""

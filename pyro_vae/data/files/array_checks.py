@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pyro_vae.data.source import Part, Request
 from pyro_vae.data.stored import CHUNK_BYTES, Array, DType, Reader, Scaled, Stored
 
-#: Above this number of values a bar is shown while they are checked.
+#: Above this number of values, a progress bar is shown while the values are checked.
 LONG = 2**28
 
 
@@ -28,7 +28,7 @@ class Values(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape, ``(N, ...)``."""
+        """Shape of the array, ``(N, ...)``."""
         ...
 
     def rows(self, start: int, stop: int) -> Array:
@@ -36,7 +36,7 @@ class Values(Protocol):
         ...
 
     def reader(self, scaled: Scaled) -> Reader:
-        """Make a reader of these values."""
+        """Make a reader that converts these values by ``scaled``."""
         ...
 
 
@@ -60,9 +60,9 @@ class Checked:
     """An array that has passed all checks.
 
     Attributes:
-        part: The data.
-        description: Their description for the terminal.
-        unit: Whether the model's values are in [0, 1].
+        part: The data, with their labels.
+        description: Description of the data for the terminal.
+        unit: Whether all values are in [0, 1] after conversion.
     """
 
     part: Part
@@ -78,18 +78,21 @@ def check(
     whole: bool = True,
     key: str = "without labels",
 ) -> Checked:
-    """Check an array and make data of it.
+    """Check an array, and choose the conversion of its values.
 
     Args:
         name: Name of the array in errors.
         values: The array.
-        labels: Its labels, or None.
+        labels: Labels of the data, shape ``(N,)`` or ``(N, C)``, or None.
         request: The user's request.
-        whole: Whether the array still has to be split.
+        whole: Whether the array holds all data, which are still to be split.
         key: Description of the labels.
 
+    Returns:
+        The data, their description, and whether their values are in [0, 1].
+
     Raises:
-        ValueError: If its type, shape, length, values or labels cannot be used.
+        ValueError: If the array's type, shape, length or values cannot be used, or the number of labels is not N.
     """
     _check_dtype(name, values.dtype)
     _check_shape(name, values.shape, 3 if whole else 1)
@@ -114,36 +117,36 @@ def _check_dtype(name: str, dtype: DType) -> None:
         kinds = {"c": "complex numbers", "O": "Python objects", "U": "text", "S": "text"}
         raise ValueError(
             f"{name}: expected booleans, whole numbers or floats, got {kinds.get(dtype.kind, 'values')} ({dtype}); convert "
-            "them, for instance by astype('float32')."
+            "the array, for example by astype('float32')."
         )
 
 
 def _check_shape(name: str, shape: tuple[int, ...], least: int) -> None:
     if not 2 <= len(shape) <= 4:
         raise ValueError(
-            f"{name}: expected numbers (N, D), grey images (N, H, W), or coloured ones (N, H, W, 3) or (N, 3, H, W), got "
+            f"{name}: expected shape (N, D), (N, H, W) for grey images, or (N, H, W, C) or (N, C, H, W), got "
             f"{len(shape)} dimension{'s' * (len(shape) != 1)} {shape}; reshape the array."
         )
     if shape[0] < least or 0 in shape:
-        aim = " (to train, validate and test with)" if least > 1 else ""
+        aim = " (for training, validation and test)" if least > 1 else ""
         raise ValueError(
-            f"{name}: expected at least {least} data{aim}, none of them empty, got shape {shape}; add some."
+            f"{name}: expected at least {least} data{aim}, none of them empty, got shape {shape}; add data."
         )
 
 
 def _range(name: str, values: Values, progress: bool) -> Range:
-    """Check that all values are finite, and find their range."""
+    """Check that all values are finite; return the range of the values."""
     lowest, highest, whole = math.inf, -math.inf, True
     for start, chunk in _chunks(values, progress):
         if values.dtype.kind == "f" and not np.isfinite(chunk).all():
             row = start + int(np.argwhere(~np.isfinite(chunk))[0, 0])
             raise ValueError(
-                f"{name}: expected finite numbers, got NaN or infinity in row {row:,} (counted from 0); leave such rows out "
-                "or replace these values."
+                f"{name}: expected finite numbers, got NaN or infinity in row {row:,} (counted from 0); remove such rows, or "
+                "replace these values."
             )
         if float(np.abs(chunk).max() if chunk.dtype.kind == "f" else 0) > float(np.finfo(np.float32).max):
             raise ValueError(
-                f"{name}: expected numbers that float32 can hold, got up to {chunk.max():g}; rescale them."
+                f"{name}: expected numbers in the range of float32, got up to {chunk.max():g}; rescale the array."
             )
         lowest, highest = min(lowest, float(chunk.min())), max(highest, float(chunk.max()))
         if whole and values.dtype.kind == "f":
@@ -160,7 +163,7 @@ def _chunks(values: Values, progress: bool) -> Iterator[tuple[int, Array]]:
 
 
 def _divisor(name: str, limits: Range, dtype: DType, table: bool) -> tuple[float, str]:
-    """Choose the divisor of the values, and describe it."""
+    """Choose the divisor of the values; return it with a description."""
     low, high = limits.lowest, limits.highest
     if 0 <= low and high <= 1:
         return 1.0, "as they are"
@@ -169,22 +172,25 @@ def _divisor(name: str, limits: Range, dtype: DType, table: bool) -> tuple[float
     if table:
         return 1.0, "as they are"
     raise ValueError(
-        f"{name}: expected pixels in [0, 1] or [0, 255], got {low:g} to {high:g} ({dtype}); rescale them, for instance by "
-        "(x - x.min()) / (x.max() - x.min())."
+        f"{name}: expected pixels in [0, 1] or [0, 255], got {low:g} to {high:g} ({dtype}); rescale the pixels, for example "
+        "by (x - x.min()) / (x.max() - x.min())."
     )
 
 
 def _axes(
     name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Return the new order of axes and shape of a datum."""
+    """Return the new axis order and the new shape of a datum.
+
+    None stands for an order or a shape that stays the same.
+    """
     if len(shape) == 4:
         if shape[1] in (1, 3):
             return None, None
         if shape[3] not in (1, 3):
             raise ValueError(
-                f"{name}: expected images of 1 or 3 channels, (N, H, W, C) or (N, C, H, W), got shape {shape}; drop other "
-                "channels, such as transparency, by x[..., :3]."
+                f"{name}: expected images with 1 or 3 channels, (N, H, W, C) or (N, C, H, W), got shape {shape}; remove "
+                "other channels, such as transparency, by x[..., :3]."
             )
         return (0, 3, 1, 2), None
     if len(shape) == 3:
@@ -195,7 +201,7 @@ def _axes(
     if rest or channels not in (1, 3):
         height, width = image_size
         raise ValueError(
-            f"image_size: expected the size of images with {shape[1]:,} numbers, got {height} x {width}, which has "
-            f"{height * width:,} pixels; leave it out, or give the right one."
+            f"image_size: expected the size of images with {shape[1]:,} numbers, got {height} x {width} = "
+            f"{height * width:,} pixels; correct --image-size, or remove it."
         )
     return None, (channels, *image_size)

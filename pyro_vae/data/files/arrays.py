@@ -1,4 +1,4 @@
-"""NumPy's files ``.npy`` and ``.npz``."""
+"""Readers of NumPy's ``.npy`` and ``.npz`` files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from pyro_vae.lookup import unknown
 
 T = TypeVar("T")
 
-#: Names of the arrays of each split and of their labels, in lower case.
+#: Recognized names of arrays: the data of each split, and the labels of each split. The key "" holds the names for labels of
+#: a file without splits. All names are in lower case.
 SPLITS = {
     "train": ("train", "x_train", "train_x", "train_images", "images_train", "train_data"),
     "validation": ("validation", "val", "valid", "x_val", "val_x", "x_valid", "x_validation", "val_images"),
@@ -34,7 +35,7 @@ LABELS = {
     "": ("labels", "label", "y", "targets", "target", "classes"),
 }
 
-#: Errors of NumPy and zipfile for a broken file.
+#: Errors that NumPy and zipfile raise for a broken file.
 BROKEN = (ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -90,10 +91,13 @@ class InFile:
 
 
 def open_npy(path: Path, request: Request) -> Parts:
-    """Open the array of a ``.npy`` file without loading it.
+    """Open the array in a ``.npy`` file without loading the array.
+
+    Returns:
+        All data, as the training split.
 
     Raises:
-        ValueError: If it is no such file, or its array cannot be used.
+        ValueError: If the file is not a ``.npy`` file, or its array cannot be used.
     """
     refuse_array(path, request)
     mapped = _attempt(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
@@ -110,7 +114,7 @@ def refuse_array(path: Path, request: Request) -> None:
     """Refuse ``--array`` for a file that holds one array."""
     if request.array is not None:
         raise ValueError(
-            f"array: expected only with an .npz, which has names, got {request.array!r} for {path}; drop it."
+            f"array: {path} has no named arrays (only .npz files have), got {request.array!r}; remove --array."
         )
 
 
@@ -131,14 +135,18 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def open_npz(path: Path, request: Request) -> Parts:
-    """Open the arrays of an ``.npz`` file.
+    """Open the arrays in an ``.npz`` file.
 
-    It takes the array that ``request.array`` names, else the arrays ``train`` and ``test``, else the only array.
+    If ``request.array`` is given, only this array is opened. Otherwise the arrays of the splits (``train``, ``test`` and, if
+    the file has one, ``validation``) are opened. Without arrays for train and test, the file must have only one array.
+
+    Returns:
+        The splits; a single array is returned as the training split.
 
     Raises:
-        ValueError: If it is no such file, the choice is ambiguous, or an array cannot be used.
+        ValueError: If the file is not an ``.npz`` file, the choice of the array is ambiguous, or an array cannot be used.
     """
-    with path.open("rb") as stream:  # np.load would leave it open where the file is broken
+    with path.open("rb") as stream:  # np.load would leave a broken file open
         archive = _attempt(path, lambda: np.load(stream, allow_pickle=False))
         if not isinstance(archive, NpzFile):
             raise _unreadable(path, ValueError("another kind of file under this name"))
@@ -178,9 +186,9 @@ def _load(path: Path, archive: NpzFile, name: str) -> InMemory:
 
 
 def _choose(path: Path, archive: NpzFile, names: dict[str, str], request: Request) -> dict[str, str]:
-    """Return the name of each split's array; without splits, that of ``train``."""
+    """Return the array name of each split; a single array is ``train``."""
     if not names:
-        raise ValueError(f"data set {path}: expected an .npz with an array in it, got one without any; save it again.")
+        raise ValueError(f"data set {path}: expected at least one array, got an empty .npz file; save the file again.")
     if request.array is not None:
         if request.array not in archive.files:
             raise unknown(f"array of {path.name}", request.array, archive.files)
@@ -192,12 +200,11 @@ def _choose(path: Path, archive: NpzFile, names: dict[str, str], request: Reques
     others = [name for name in archive.files if name.lower() not in known_labels]
     if not others:
         raise ValueError(
-            f"data set {path}: expected an array of data, got labels alone ({', '.join(archive.files)}); add the data."
+            f"data set {path}: expected an array of data, got only labels ({', '.join(archive.files)}); add the data."
         )
     if len(others) != 1:
         raise ValueError(
-            f"data set {path}: expected --array to say which of its arrays to take, got none and {len(others)} of them "
-            f"({', '.join(sorted(others) or archive.files)}); choose one."
+            f"array: data set {path} holds {len(others)} arrays ({', '.join(sorted(others))}); choose one with --array NAME."
         )
     return {"train": others[0]}
 
@@ -210,10 +217,10 @@ def _labels(path: Path, archive: NpzFile, names: dict[str, str], split: str) -> 
 
 
 def _check_alike(path: Path, checked: dict[str, Checked]) -> None:
-    """Check that all splits have data of one shape and one scale."""
+    """Check that all splits have the same data shape and divisor."""
     shapes = {split: tuple(c.part.x.shape[1:]) for split, c in checked.items()}
     divisors = {split: getattr(c.part.x.reader, "scaled").divisor for split, c in checked.items()}  # noqa: B009
-    for what, by_split in (("data of one shape", shapes), ("pixels of one range", divisors)):
+    for what, by_split in (("the same data shape", shapes), ("pixels with the same maximum", divisors)):
         if len(set(by_split.values())) > 1:
             listed = ", ".join(f"{split} {value}" for split, value in by_split.items())
-            raise ValueError(f"data set {path}: expected {what} in its arrays, got {listed}; save them alike.")
+            raise ValueError(f"data set {path}: expected {what} in all arrays, got {listed}; save all splits alike.")

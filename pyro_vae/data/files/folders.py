@@ -28,10 +28,10 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".t
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 SPLITS |= {"test": "test", "testing": "test"}
 
-#: Images up to this total size, as float32, are kept in memory once they have been decoded for checking.
+#: Images up to this total size, as float32, are decoded once and kept in memory. Larger folders are decoded batch by batch.
 KEEP_BYTES = 2**30
 
-#: Above this number of images a bar is shown while they are checked.
+#: Above this number of images, a progress bar is shown while the images are checked.
 LONG = 2000
 
 #: Pillow's modes without colour.
@@ -40,12 +40,12 @@ GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images in files, decoded when they are read.
+    """Reader of image files, decoded when they are read.
 
     Attributes:
-        root: The folder.
-        names: Paths below it, shape ``(N,)``.
-        data_shape: Shape ``(C, H, W)`` of every image, after scaling.
+        root: The folder of the images.
+        names: Paths of the images relative to ``root``, shape ``(N,)``.
+        data_shape: Shape ``(C, H, W)`` of every image, after scaling and cropping.
     """
 
     root: Path
@@ -65,31 +65,39 @@ class ImageFiles:
         return torch.from_numpy(pixels).float() / 255
 
     def decode(self, row: int) -> NDArray[np.uint8]:
-        """Read one image, shape ``(C, H, W)``.
+        """Decode the image in one row.
+
+        Returns:
+            Pixels from 0 to 255, shape ``(C, H, W)``.
 
         Raises:
-            ValueError: If it is broken.
+            ValueError: If the image is broken.
         """
         path = self.root / str(self.names[row])
         try:
             return decode(path, self.data_shape)
-        except Exception as error:  # a broken file fails in any way: OSError, SyntaxError, struct.error, ...
+        except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, ...
             raise _broken_images([(path, _reason(error))], len(self.names)) from None
 
 
 def decode(path: Path, data_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Read an image.
+    """Decode an image file.
 
-    It is turned upright, scaled with antialiasing until it just covers the size, and cropped around the centre.
+    The image is turned upright, scaled with antialiasing until it just covers the height and width, and cropped around the
+    centre.
+
+    Args:
+        path: The image file.
+        data_shape: Shape ``(C, H, W)`` of the result.
 
     Returns:
-        Shape ``data_shape``.
+        Pixels from 0 to 255, shape ``(C, H, W)``.
     """
     channels, height, width = data_shape
     with Image.open(path) as file:
         image: Image.Image = file
         _check_mode(image)
-        if image.mode.startswith("I"):  # 16 bits; Pillow may read a PNG of these as 32
+        if image.mode.startswith("I"):  # 16-bit pixels; Pillow may read a 16-bit PNG with 32 bits
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         if image.size != (width, height):
@@ -98,30 +106,33 @@ def decode(path: Path, data_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def _check_mode(image: Image.Image) -> None:
-    """Refuse pixels of 32 bits, which Pillow would clip at 255.
+    """Refuse images with 32-bit pixels, which Pillow would clip at 255.
 
     Raises:
-        ValueError: If the image has them.
+        ValueError: If the image has 32-bit pixels.
     """
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise ValueError(f"its pixels have 32 bits, mode {image.mode}; save it with 8 or 16, or all images as one .npy")
+        raise ValueError(f"32 bits a pixel, mode {image.mode}; save with 8 or 16 bits, or save all images as one .npy")
 
 
 def open_folder(path: Path, request: Request) -> Parts:
-    """Open the images in a folder and the folders below it.
+    """Open the images in a folder and its subfolders.
 
-    Folders ``train``, ``test`` and, if it exists, ``val`` are the splits. If all images lie in subfolders, and these have two
-    or more names, the names are the labels.
+    Subfolders ``train``, ``test`` and, optionally, ``val`` become the splits. If every image lies in a subfolder, and there
+    are at least two different names of subfolders, these names become the labels.
+
+    Returns:
+        The splits; without such subfolders, all images as the training split.
 
     Raises:
-        ValueError: If there are no images, one is broken, or their sizes differ and there is no ``image_size``.
+        ValueError: If there are no images, an image is broken, or images differ in size and ``image_size`` is None.
     """
     if request.array is not None:
-        raise ValueError(f"array: expected only with an .npz, got {request.array!r} for the folder {path}; drop it.")
+        raise ValueError(f"array: the folder {path} has no named arrays, got {request.array!r}; remove --array.")
     names = list(_image_files(path))
     if not names:
         raise ValueError(
-            f"data set {path}: expected a folder with images ({', '.join(SUFFIXES)}), got one without any; check the path."
+            f"data set {path}: expected a folder with images ({', '.join(SUFFIXES)}), found no images; check the path."
         )
     images = _Images(path.resolve(), names, request)
     data_shape = images.data_shape()
@@ -134,7 +145,8 @@ def open_folder(path: Path, request: Request) -> Parts:
     }
     if len(splits) == 1 and len(images.names) < 3:
         raise ValueError(
-            f"data set {path}: expected at least 3 images, to train, validate and test with, got {len(images.names)}; add some."
+            f"data set {path}: expected at least 3 images (for training, validation and test), got {len(images.names)}; add "
+            "images."
         )
     size = " x ".join(map(str, data_shape))
     left_out = f"; left out {len(names) - len(images.names):,} broken ones" if len(images.names) < len(names) else ""
@@ -146,7 +158,7 @@ def _image_files(folder: Path) -> Iterator[str]:
     """Yield the paths of image files below a folder, sorted."""
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(root)) in seen:  # a link to a folder above
+        if (real := os.path.realpath(root)) in seen:  # a link to a parent folder
             folders[:] = []
             continue
         seen.add(real)
@@ -157,17 +169,20 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 
 class _Images:
-    """The images of a folder, while broken ones are refused or dropped.
+    """The images of a folder, read once to find broken images.
 
     Attributes:
-        names: The images that are not broken, as far as checked.
+        names: Paths of the images; broken images are removed when they are found.
     """
 
     def __init__(self, root: Path, names: list[str], request: Request) -> None:
         self.root, self.names, self.request = root, names, request
 
     def _map(self, look: Callable[[int], T], description: str) -> list[T]:
-        """Return ``look(row)`` of each image, computed in threads; drop the broken ones."""
+        """Return ``look(row)`` for each image; remove broken images.
+
+        The calls run in threads.
+        """
         hidden = None if self.request.progress and len(self.names) > LONG else True
         results: list[T | _Broken] = []
         rows = iter(range(len(self.names)))
@@ -188,7 +203,7 @@ class _Images:
     def data_shape(self) -> tuple[int, int, int]:
         """Find the shape ``(C, H, W)`` of all images.
 
-        C is 3 if any of them has colour.
+        The number of channels C is 3 if at least one image has colour, else 1.
         """
         headers = self._map(lambda row: _header(self.root / self.names[row]), "reading headers")
         channels = 1 if all(mode in GREY for mode, _ in headers) else 3
@@ -201,12 +216,12 @@ class _Images:
             (one, first), (other, second) = list(sizes.items())[:2]
             raise ValueError(
                 f"data set {self.root}: expected images of one size, got {one[0]} x {one[1]} ({first}) and {other[0]} x "
-                f"{other[1]} ({second}), height x width; scale them by --image-size 64, say."
+                f"{other[1]} ({second}), height x width; scale all images, for example by --image-size 64."
             )
         return (channels, *next(iter(sizes)))
 
     def reader(self, data_shape: tuple[int, int, int]) -> MemoryReader | ImageFiles:
-        """Decode every image once, and keep the pixels if they are few."""
+        """Decode every image once; keep the pixels if they fit ``KEEP_BYTES``."""
         files = ImageFiles(self.root, np.array(self.names), data_shape)
         keep = 4 * np.prod(files.shape, dtype=np.int64) <= KEEP_BYTES
         pixels = np.empty(files.shape if keep else (0,), np.uint8)
@@ -231,7 +246,7 @@ class _Broken:
 def _attempt(look: Callable[[int], T], row: int) -> T | _Broken:
     try:
         return look(row)
-    except Exception as error:  # a broken file fails in any way: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, ...
         return _Broken(_reason(error))
 
 
@@ -243,25 +258,23 @@ def _reason(error: Exception) -> str:
 def _broken_images(broken: list[tuple[Path, str]], total: int) -> ValueError:
     path, reason = broken[0]
     others = f" (and {len(broken) - 1:,} more of {total:,})" if len(broken) > 1 else ""
-    remedy = "repair or remove it, or pass --skip-broken" if len(broken) < total else "check the folder"
-    return ValueError(
-        f"image {path}{others}: expected an image that can be read, got a broken one ({reason}); {remedy}."
-    )
+    remedy = "repair or remove broken images, or pass --skip-broken" if len(broken) < total else "check the folder"
+    return ValueError(f"image {path}{others}: expected a readable image, got a broken image ({reason}); {remedy}.")
 
 
 def _header(path: Path) -> tuple[str, tuple[int, int]]:
-    """Read the mode, and the height and width when turned upright."""
+    """Read an image's mode, and its height and width when turned upright."""
     with Image.open(path) as image:
         _check_mode(image)
         width, height = image.size
-        sideways = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
+        sideways = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 are turned by 90 degrees
         return image.mode, ((width, height) if sideways else (height, width))
 
 
 def _splits(names: Sequence[str]) -> dict[str, Tensor]:
     """Return the rows of each split.
 
-    Without folders train and test, all rows are training data.
+    Unless every image lies in a folder of a split, and both train and test exist, all rows are training data.
     """
     tops = [SPLITS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names]
     if not {"train", "test"} <= set(tops) or "" in tops:
@@ -270,9 +283,9 @@ def _splits(names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _labels(names: Sequence[str], below_split: bool) -> tuple[Tensor | None, str]:
-    """Return the folder of each image as a label, and a description.
+    """Return the labels, one for each folder of images, and a description.
 
-    There are none if some image lies in no folder, or all lie in the same.
+    There are no labels if an image lies in no subfolder, or all images lie in the same subfolder.
     """
     folders = [name.split("/")[int(below_split) : -1] for name in names]
     if not all(folders) or len({folder[0] for folder in folders}) < 2:

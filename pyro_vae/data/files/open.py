@@ -1,4 +1,4 @@
-"""A user's own data by path."""
+"""Open a user's own data by path."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ KINDS = "a .npy, .npz, .csv or .parquet file, or a folder of images"
 
 
 def is_path(name: str) -> bool:
-    """Return True if a name is meant as a path.
+    """Return True if ``name`` is meant as a path.
 
-    It has a path separator or a known suffix, or exists as a path.
+    A path has a path separator or a known suffix, or exists on the disk.
     """
     if not name.strip():
         return False
@@ -32,25 +32,22 @@ def is_path(name: str) -> bool:
 
 
 def open_path(path: Path, request: Request) -> Parts:
-    """Open a file or folder.
+    """Open a file or folder of data.
 
     Raises:
-        ValueError: If it is missing, cannot be read, or holds no data that can be used.
+        ValueError: If the path is missing or cannot be read, or its data cannot be used.
     """
     try:
         if path.is_dir():
             return open_folder(path, request)
         if not path.exists():
-            raise ValueError(f"data set {path}: expected {KINDS}, got a path where nothing is; check its spelling.")
+            raise ValueError(f"data set {path}: expected {KINDS}, found no such path; check its spelling.")
         if path.suffix.lower() not in FILES:
-            raise ValueError(f"data set {path}: expected {KINDS}, got a file of another kind; save it as one of these.")
+            raise ValueError(f"data set {path}: expected {KINDS}, got another kind of file; convert the file.")
         return FILES[path.suffix.lower()](path, request)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
-        raise ValueError(
-            f"data set {path}: expected data that can be read, got {error}; check its permissions."
-        ) from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a symbolic link that points to itself
+        raise ValueError(f"data set {path}: expected readable data, got {error}; check the permissions.") from None
     except MemoryError:
         raise ValueError(
-            f"data set {path}: expected data that fit into memory, got larger ones; save them as .npy, which is read a batch "
-            "at a time."
+            f"data set {path}: the data do not fit into memory; save them as a .npy file, which is read batch by batch."
         ) from None

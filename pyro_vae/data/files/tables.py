@@ -1,4 +1,4 @@
-"""Tables ``.csv`` and ``.parquet``: numbers, one datum a row."""
+"""Readers of ``.csv`` and ``.parquet`` tables with one datum in each row."""
 
 from __future__ import annotations
 
@@ -19,39 +19,41 @@ if TYPE_CHECKING:
 
 
 def open_table(path: Path, request: Request) -> Parts:
-    """Open a table.
+    """Open a table of numbers.
 
-    A column named ``label``, ``y``, ``target`` or the like holds the labels.
+    A column named ``label``, ``labels``, ``y``, ``target``, ``targets`` or ``classes`` holds the labels.
+
+    Returns:
+        All rows, as the training split.
 
     Raises:
-        ValueError: If it is no table, or a column holds anything but numbers.
+        ValueError: If the file is not a table, or a column other than the labels holds anything but numbers.
     """
     refuse_array(path, request)
     frame = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
     if len(frame) == 0:
-        raise ValueError(f"data set {path}: expected at least 3 rows of numbers below the header, got none; add some.")
+        raise ValueError(f"data set {path}: expected at least 3 rows below the header, got none; add rows of numbers.")
     named = [column for column in frame.columns if str(column).lower() in LABELS[""]]
     if len(named) > 1:
         raise ValueError(
-            f"data set {path}: expected one column of labels, got {', '.join(map(str, named))}; drop some."
+            f"data set {path}: expected one column of labels, got {', '.join(map(str, named))}; keep only one."
         )
     labels, key = None, "without labels"
     if named:
         plain = isinstance(frame[named[0]].dtype, np.dtype) and frame[named[0]].dtype.kind == "f"
         if not plain and frame[named[0]].isna().any():  # encode_labels refuses missing numbers itself
             raise ValueError(
-                f"data set {path}: expected a label in every row, got rows without one; write -1 where it is unknown, or drop "
-                "these data."
+                f"data set {path}: some rows have no label; write -1 for an unknown label, or remove unlabelled rows."
             )
         (labels,), key = encode_labels([frame.pop(named[0]).to_numpy()], f"{path.name}, {named[0]}")
         if frame.shape[1] == 0:
-            raise ValueError(f"data set {path}: expected columns of numbers beside {named[0]!r}, got none; add them.")
+            raise ValueError(f"data set {path}: expected columns of data beside {named[0]!r}, got none; add columns.")
     dropped = _drop_row_numbers(frame)
     for column in frame.columns:
         if frame[column].dtype.kind not in "biuf":
             raise ValueError(
-                f"data set {path}: expected numbers in every column, got others in column {column!r}, such as "
-                f"{str(frame[column].iloc[0])!r}; drop it, encode it, or name it 'label' if that is what it holds."
+                f"data set {path}: expected numbers, got {str(frame[column].iloc[0])!r} in column {column!r}; remove or encode "
+                "this column, or name it 'label' if it holds the labels."
             )
     alike = len({str(dtype) for dtype in frame.dtypes}) == 1 and isinstance(frame.dtypes.iloc[0], np.dtype)
     values = frame.to_numpy() if alike else frame.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -60,10 +62,10 @@ def open_table(path: Path, request: Request) -> Parts:
 
 
 def _drop_row_numbers(frame: pd.DataFrame) -> str:
-    """Drop the column of row numbers that pandas writes by default.
+    """Remove the column of row numbers that pandas writes by default.
 
     Returns:
-        A note for the description.
+        A note for the description; "" if there is no such column.
     """
     first = frame.columns[0] if len(frame.columns) > 1 else None
     if str(first).startswith("Unnamed: 0") and np.array_equal(frame[first].to_numpy(), np.arange(len(frame))):
@@ -83,20 +85,20 @@ def _read_csv(path: Path) -> pd.DataFrame:
         numbered = cells == [str(k) for k in range(len(cells))]  # pandas writes these for columns without names
         header = 0 if numbered or not all(map(_is_number, cells)) else None
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # else columns beyond the header would be dropped
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would drop columns beyond the header
             return pd.read_csv(
                 path, sep=separator, header=header, encoding="utf-8-sig", low_memory=False, index_col=False
             )
     except pd.errors.ParserWarning:
         raise ValueError(
-            f"data set {path}: expected a header with a name for each column, got one of {len(cells)} above longer rows; "
-            "remove comments, or complete it."
+            f"data set {path}: expected a header with a name for each column, got {len(cells)} name{'s' * (len(cells) != 1)} "
+            "above longer rows; remove comments, or complete the header."
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
         reason = "an empty file" if isinstance(error, pd.errors.EmptyDataError) else first_line(error)
         raise ValueError(
             f"data set {path}: expected a table of numbers in UTF-8, separated by commas, semicolons or tabs, with rows of one "
-            f"length, got {reason}; write it again."
+            f"length, got {reason}; write the file again."
         ) from None
 
 
@@ -117,11 +119,13 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except ImportError:
         raise ValueError(
-            "data set: expected the package pyarrow to read .parquet files, got none; run pip install 'pyro-vae[parquet]', "
+            "data set: .parquet files need the package pyarrow, which is not installed; run pip install 'pyro-vae[parquet]', "
             "or save the table as .csv."
         ) from None
-    except Exception as error:  # pyarrow has its own error for each way in which a file can be broken
+    except Exception as error:  # pyarrow raises many kinds of errors for a broken file
         if isinstance(error, OSError) and not path.stat().st_size == 0 and error.errno is not None:
             raise
         reason = "an empty file" if path.stat().st_size == 0 else first_line(error)
-        raise ValueError(f"data set {path}: expected a whole .parquet file, got {reason}; write it again.") from None
+        raise ValueError(
+            f"data set {path}: expected a complete .parquet file, got {reason}; write the file again."
+        ) from None

@@ -1,4 +1,4 @@
-"""CelebA: 202,599 photographs of faces, decoded when they are read."""
+"""CelebA: 202,599 photographs of faces, decoded batch by batch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PHOTOGRAPHS, ZIPPED = "celeba/img_align_celeba", "celeba/img_align_celeba.zip"
 PARTITION = "celeba/list_eval_partition.txt"
 ARCHIVES = (ZIPPED, PARTITION)
 
-#: Width and height of the photographs.
+#: Width and height of a photograph.
 WHOLE = (178, 218)
 
-#: Side of the square around their centre that is kept.
+#: Side of the central square to which photographs are cropped.
 CROP = 148
 
 #: Default height and width.
@@ -35,11 +35,11 @@ SIZE = (64, 64)
 
 @dataclass(frozen=True)
 class Faces:
-    """Squares around the centres of photographs.
+    """Reader of photographs, cropped to the central square.
 
     Attributes:
         folder: Folder of the photographs.
-        names: Their file names, shape ``(N,)``.
+        names: File names of the photographs, shape ``(N,)``.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Faces:
         """See :class:`pyro_vae.data.stored.Reader`.
 
         Raises:
-            ValueError: If a file cannot be read.
+            ValueError: If a photograph cannot be read.
         """
         pixels = np.empty((len(rows), CROP, CROP, 3), np.uint8)
         for k, name in enumerate(self.names[rows]):
@@ -69,18 +69,21 @@ def _decode(path: Path) -> NDArray[np.uint8]:
             if image.size != WHOLE:
                 raise ValueError(f"{image.width} x {image.height} instead of {WHOLE[0]} x {WHOLE[1]} pixels")
             return np.asarray(image.convert("RGB").crop((left, top, left + CROP, top + CROP)))
-    except Exception as error:  # a broken file fails in any way: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, ...
         raise ValueError(
-            f"celeba: expected a photograph that can be read in {path}, got none ({error}); extract img_align_celeba.zip again."
+            f"celeba: photograph {path} cannot be read ({error}); extract img_align_celeba.zip again."
         ) from None
 
 
 def _read(folder: Path, _request: Request) -> Parts:
-    """Read the splits of ``list_eval_partition.txt``, whose lines are ``000001.jpg 0``."""
+    """Read the splits from ``list_eval_partition.txt``.
+
+    Each line has the form ``000001.jpg 0``, with 0 for train, 1 for validation and 2 for test.
+    """
     images, entries = folder / PHOTOGRAPHS, (folder / PARTITION).read_text().split()
     names, numbers = np.array(entries[::2], dtype=bytes), np.array(entries[1::2])
     if len(names) != len(numbers) or set(numbers) != {"0", "1", "2"}:
-        raise ValueError(f"not a file name and 0, 1 or 2 on each line of {Path(PARTITION).name}")
+        raise ValueError(f"a line of {Path(PARTITION).name} is not FILE 0, FILE 1 or FILE 2")
     missing = set(names.tolist()) - {os.fsencode(name) for name in os.listdir(images)}
     if missing:
         raise ValueError(
@@ -91,9 +94,9 @@ def _read(folder: Path, _request: Request) -> Parts:
 
 
 def _fetch(folder: Path) -> None:
-    """Download the photographs and their splits.
+    """Download the photographs and the list of splits.
 
-    Torchvision's own class downloads four more lists from a server that limits downloads.
+    Torchvision's ``CelebA`` class would download four more files from Google Drive, which limits downloads.
     """
     from torchvision.datasets import CelebA
     from torchvision.datasets.utils import check_integrity, download_file_from_google_drive, extract_archive
@@ -107,8 +110,8 @@ def _fetch(folder: Path) -> None:
 
 def _reach_google_drive() -> None:
     if importlib.util.find_spec("gdown") is None:
-        raise ModuleNotFoundError("that needs gdown: pip install 'pyro-vae[celeba]'")
-    try:  # gdown itself would wait for ever
+        raise ModuleNotFoundError("the download needs gdown: pip install 'pyro-vae[celeba]'")
+    try:  # gdown has no timeout
         urllib.request.urlopen("https://drive.google.com", timeout=TIMEOUT).close()
     except urllib.error.HTTPError as answer:
         answer.close()

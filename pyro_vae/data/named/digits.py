@@ -15,6 +15,6 @@ def digits(_request: Request) -> Parts:
     pixels, labels = load_digits(return_X_y=True)
     values = pixels.astype("uint8").reshape(-1, 1, 8, 8)
     whole = Part(Stored(MemoryReader(values, Scaled(16))), torch.from_numpy(labels).long())
-    # The set has no test split. One in ten, the same for every seed, so that runs can be compared.
+    # scikit-learn has no test split. A tenth is set aside, the same for every seed, so that runs can be compared.
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(1797))
     return Parts(whole.take(order[180:]), test=whole.take(order[:180]))

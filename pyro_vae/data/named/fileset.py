@@ -1,4 +1,4 @@
-"""Data sets in files, found in a folder or downloaded."""
+"""Named data sets in files, found in a folder or downloaded."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from pathlib import Path
 from pyro_vae.data.source import Parts, Request
 from pyro_vae.system.files import lock_file, new_folder
 
-#: Seconds after which a silent network times out.
+#: Timeout of a download that receives nothing, in seconds.
 TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """A named set in files; calling it returns the splits.
+    """A named data set in files; calling the object returns the splits.
 
-    Its folders are laid out as torchvision's.
+    Files and folders have torchvision's layout.
 
     Attributes:
-        name: Name of the set.
-        files: Files or folders below a data folder that ``read`` needs.
-        read: Reads the splits from a folder; any error means that the files are damaged.
-        fetch: Downloads the set into an empty folder.
-        archives: Files that ``fetch`` uses instead of the network, where they exist and their checksum is right.
+        name: Name of the data set.
+        files: Paths, relative to a data folder, of the files and folders that ``read`` needs.
+        read: Function that reads the splits from a data folder. Any error means that the files are damaged.
+        fetch: Function that downloads the data set into an empty folder.
+        archives: Paths of downloaded archives. ``fetch`` uses an existing archive with the right checksum instead of
+            downloading it again.
     """
 
     name: str
@@ -44,13 +45,13 @@ class FileSet:
         return self.find(request)[1]
 
     def find(self, request: Request) -> tuple[Path, Parts]:
-        """Find the set, or download it.
+        """Find the data set, or download it.
 
         Returns:
-            The folder with the files, and the splits.
+            The data folder that holds the files, and the splits.
 
         Raises:
-            ValueError: If the files are missing and cannot be downloaded, or are damaged.
+            ValueError: If the files are damaged, or are missing and cannot be downloaded.
         """
         found = self._look(request)
         if found is not None:
@@ -61,21 +62,21 @@ class FileSet:
             return self._fetched(request)
         except _Damaged:
             raise
-        except Exception as error:  # torchvision, gdown and archives of all kinds: each fails in its own way
+        except Exception as error:  # torchvision, gdown and archives raise many kinds of errors
             raise self._missing(request, f" and could not fetch them ({_reason(error)})") from None
 
     def place(self, folder: Path) -> Path:
-        """Return the folder of the files below a data folder."""
+        """Return the folder of this data set's files inside a data folder."""
         return (folder / self.files[0]).parent
 
     def _look(self, request: Request) -> tuple[Path, Parts] | None:
-        """Find the first folder with files that can be read.
+        """Find the first data folder with readable files.
 
         Returns:
-            The folder and the splits; None without files.
+            The data folder and the splits; None if no folder has the files.
 
         Raises:
-            ValueError: If files are there, but cannot be read.
+            ValueError: If files exist, but none can be read.
         """
         damaged = None
         for folder in request.folders:
@@ -85,11 +86,10 @@ class FileSet:
                 return folder, self.read(folder, request)
             except ImportError:
                 raise
-            except Exception as error:  # idx, pickle, mat, zip, png: each fails in its own way
+            except Exception as error:  # idx, pickle, mat, zip and png files raise many kinds of errors
                 damaged = damaged or _Damaged(
-                    f"{self.name}: expected its files in {self.place(folder)}, got some that cannot be read "
-                    f"({_reason(error)}); remove them and run {self._command(folder)}, pass another --data-dir, or take "
-                    "--dataset digits, which needs no files."
+                    f"{self.name}: the files in {self.place(folder)} cannot be read ({_reason(error)}); remove these files and "
+                    f"run {self._command(folder)}, pass another --data-dir, or take --dataset digits, which needs no files."
                 )
         if damaged is not None:
             raise damaged
@@ -99,9 +99,8 @@ class FileSet:
         places = " or ".join(str(self.place(folder)) for folder in request.folders)
         allow = "" if request.download else "allow --download, "
         return ValueError(
-            f"{self.name}: expected its files in {places}, did not find them{why}; pass the folder of "
-            f"{self.files[0].split('/')[0]} by --data-dir, {allow}run {self._command(request.folders[0])} with a network, or "
-            "take --dataset digits, which needs no files."
+            f"{self.name}: found no files in {places}{why}; pass the folder with {self.files[0].split('/')[0]} by --data-dir, "
+            f"{allow}run {self._command(request.folders[0])} with a network, or take --dataset digits, which needs no files."
         )
 
     def _command(self, folder: Path) -> str:
@@ -110,11 +109,13 @@ class FileSet:
     def _fetched(self, request: Request) -> tuple[Path, Parts]:
         folder = request.folders[0]
         with new_folder(folder), lock_file(folder / f".{self.name}.lock") as alone:
-            found = self._look(dataclasses.replace(request, folders=(folder,)))  # another process may have fetched it
+            found = self._look(
+                dataclasses.replace(request, folders=(folder,))
+            )  # another process may have downloaded the files
             if found is not None:
                 return found
             if alone:
-                for left in folder.glob(f".{self.name}-*"):  # by a process that was killed
+                for left in folder.glob(f".{self.name}-*"):  # left over by a killed process
                     shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=f".{self.name}-", dir=folder, ignore_cleanup_errors=True) as stage:
                 self._fetch(Path(stage), request)
@@ -124,10 +125,10 @@ class FileSet:
             return folder, self.read(folder, request)
 
     def _fetch(self, stage: Path, request: Request) -> None:
-        """Download the set into a temporary folder, and check it there."""
+        """Download the data set into a temporary folder, and read it there."""
         for file in self.files:
             if os.path.isdir(request.folders[0] / file):
-                raise FileExistsError(f"{request.folders[0] / file} is there without what belongs to it: move it away")
+                raise FileExistsError(f"{request.folders[0] / file} exists, but other files are missing: move it away")
         for archive in self.archives:
             found = [folder / archive for folder in request.folders if os.path.isfile(folder / archive)]
             if found:
@@ -139,7 +140,7 @@ class FileSet:
 
 
 class _Damaged(ValueError):
-    """The files are there, but cannot be read."""
+    """The error for files that exist, but cannot be read."""
 
 
 def _reason(error: Exception) -> str:
@@ -150,9 +151,9 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Set a timeout of the network; torchvision has none.
+    """Set a network timeout for torchvision, which sets none.
 
-    A timeout that the caller has set stays.
+    A timeout set by the caller is kept.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT if before is None else before)

@@ -16,20 +16,20 @@ from pyro_vae.data.named.torchvision_sets import part_of
 from pyro_vae.data.source import Parts, Request
 from pyro_vae.data.stored import fit_to
 
-#: The archives, and the number of characters in each.
+#: Archives by name, with the number of characters in each.
 HALVES = {"images_background": 964, "images_evaluation": 659}
 
 #: Number of people who drew each character.
 DRAWINGS = 20
 
-#: Default height and width; the files have 105 x 105.
+#: Default height and width; the images in the archives are 105 x 105.
 SIZE = (28, 28)
 
 
 def _read(folder: Path, request: Request) -> Parts:
-    """Read the background set for training, the evaluation set for testing.
+    """Read the background images for training and the evaluation images for test.
 
-    They have other alphabets, and so other labels.
+    The two splits share no alphabet, and therefore no label.
     """
     first, splits = 0, []
     for half, characters in HALVES.items():
@@ -41,14 +41,13 @@ def _read(folder: Path, request: Request) -> Parts:
 
 
 def _drawings(archive: Path, count: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read the images of an archive, and the character on each.
+    """Read the images of an archive, in the order of their paths.
 
-    Ink is 255.
-
-    They come in the order of their paths. The archive is not extracted, which would make 32,460 small files.
+    The archives are not extracted, since they hold 32,460 small files.
 
     Returns:
-        Images, shape ``(N, 1, *size)``, and numbers of the characters from 0, shape ``(N,)``.
+        Images, shape ``(N, 1, *size)``, uint8, ink 255 and paper 0; and the character of each image, numbered from 0, shape
+        ``(N,)``.
     """
     with zipfile.ZipFile(archive) as zipped:
         names = sorted(n for n in zipped.namelist() if n.startswith(f"{archive.stem}/") and n.endswith(".png"))

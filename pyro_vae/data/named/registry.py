@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""The registry of named data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_vae.data.named.shapes import shapes
 from pyro_vae.data.named.torchvision_sets import CIFAR10, EMNIST_LETTERS, FASHION_MNIST, KMNIST, MNIST, SVHN
 from pyro_vae.data.source import Source
 
-#: Data sets by name. A new one is a source in a file of its own, and a row here.
+#: Data sets by name. To add a data set, write its source in a new file and add a row here.
 NAMED: dict[str, Source] = {
     "digits": digits,
     "shapes": shapes,
@@ -24,5 +24,5 @@ NAMED: dict[str, Source] = {
     "celeba": CELEBA,
 }
 
-#: The sets in files, which can be downloaded.
+#: The data sets that are read from downloaded files.
 FILES = tuple(source for source in NAMED.values() if isinstance(source, FileSet))

@@ -1,8 +1,9 @@
-r"""Images of shapes made from known factors, for scores of disentanglement.
+r"""Images of shapes drawn from known factors, for scores of disentanglement.
 
-Five independent factors make an image: the shape, its scale, its rotation, and its position, x and y. An image determines
-all its factors: no shape is symmetric under rotation, all have the same area and turn about their centres of mass, and
-rotation covers half a turn. Four factors are intervals, so one latent unit can hold each of them.
+An image has five independent factors: the shape, its scale, its rotation, and the two coordinates x and y of its position.
+An image determines all its factors. No shape is symmetric under rotation, shapes of one scale have the same area, each shape
+turns about its centre of mass, and rotation covers half a turn. All factors except the shape are intervals, so one latent
+unit can represent each of these four factors.
 """
 
 from __future__ import annotations
@@ -21,43 +22,44 @@ from pyro_vae.data.stored import Stored
 from pyro_vae.errors import check_count
 from pyro_vae.lookup import lookup
 
-#: The factors, in the order of their columns, and their numbers of values, evenly spaced and equally likely.
+#: Factors in the order of their columns, with the number of values of each factor. The values are equally spaced and equally
+#: likely.
 FACTORS = {"shape": 3, "scale": 6, "rotation": 16, "x": 16, "y": 16}
 
 #: Number of different images.
 COMBINATIONS = math.prod(FACTORS.values())
 
-#: Smallest and largest square root of the area of a shape, as a share of the image's shorter side.
+#: Smallest and largest scale: the square root of a shape's area, divided by the shorter side of the image.
 SCALES = (0.13, 0.26)
 
-#: Range of the centre of mass, as a share of the width (x, from the left) and of the height (y, from the top).
+#: Range of the centre of mass: x from the left, divided by the width; y from the top, divided by the height.
 PLACES = (0.3, 0.7)
 
 #: Default height and width.
 SIZE = (32, 32)
 
-#: The splits of the named set, in the order in which they take their images.
+#: Sizes of the splits of the data set ``shapes``, in the order in which the splits take images.
 SPLITS = {"train": 20_000, "validation": 2_000, "test": 4_000}
 
-#: Seed of the named set.
+#: Seed of the data set ``shapes``.
 SEED = 0
 
-#: Signed distance of points (u, v), v upwards, from the edge of a shape: negative inside, and exact near the edge except at
-#: corners. The area is 1 and the centre of mass 0.
+#: A function that returns the signed distance of points (u, v), v upwards, from the edge of a shape. The distance is negative
+#: inside the shape, and exact near the edge except at corners. The shape has area 1 and its centre of mass at (0, 0).
 Edge = Callable[[Tensor, Tensor], Tensor]
 
 
 def draw_factors(num: int, seed: int = 0) -> Tensor:
-    """Draw combinations of the values of all factors.
+    """Draw combinations of values of all factors, without replacement.
 
-    No combination is repeated before all have come once, so images of different rows differ.
+    Once all combinations are used, the sequence starts again.
 
     Args:
         num: Number of combinations.
-        seed: Seed of their order.
+        seed: Seed of the order of the combinations.
 
     Returns:
-        Index of the value of each factor, from 0, shape ``(num, 5)``, int64; columns as in ``FACTORS``.
+        Index from 0 of each factor's value, shape ``(num, 5)``, int64; columns as in ``FACTORS``.
 
     Raises:
         ValueError: If ``num`` is below 1.
@@ -73,20 +75,20 @@ def draw_factors(num: int, seed: int = 0) -> Tensor:
 
 
 def render(factors: Tensor, size: Sequence[int] = SIZE) -> Tensor:
-    r"""Draw the images of some factors.
+    r"""Render the images with given factors.
 
-    A pixel is the share of its area that the shape covers, :math:`\min(1, \max(0, \tfrac12 - d))`, where d is the distance
-    of its centre from the edge, in pixels.
+    The value of a pixel is the covered share of its area, :math:`\min(1, \max(0, \tfrac12 - d))`. Here d is the signed
+    distance of the pixel's centre from the edge of the shape, in pixels, negative inside.
 
     Args:
-        factors: As from :func:`draw_factors`, shape ``(N, 5)``, int64.
+        factors: Indices of the values, as :func:`draw_factors` returns them, shape ``(N, 5)``, int64.
         size: Height and width of the images.
 
     Returns:
-        Shape ``(N, 1, *size)``, float32, in [0, 1].
+        Images, shape ``(N, 1, *size)``, float32, in [0, 1].
 
     Raises:
-        ValueError: If the factors have another shape or are out of range, or the size is below 8 x 8.
+        ValueError: If ``factors`` has another shape or type, an index is out of range, or ``size`` is below 8 x 8.
     """
     _check(factors, size)
     height, width = size
@@ -105,16 +107,18 @@ def render(factors: Tensor, size: Sequence[int] = SIZE) -> Tensor:
 
 
 def factors(split: str = "test") -> Tensor:
-    """Return the factors of the set ``shapes``, in the order of ``pv.data.load("shapes")``.
+    """Return the factors of a split of the data set ``shapes``.
+
+    The rows have the order of the images from ``pv.data.load("shapes")``.
 
     Args:
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Returns:
-        Shape ``(N, 5)``, int64; columns as in ``FACTORS``.
+        Index from 0 of each factor's value, shape ``(N, 5)``, int64; columns as in ``FACTORS``.
 
     Raises:
-        ValueError: If the split is unknown.
+        ValueError: If ``split`` is unknown.
     """
     lookup("split", split, SPLITS)
     return draw_factors(sum(SPLITS.values()), SEED).split([*SPLITS.values()])[[*SPLITS].index(split)]
@@ -122,11 +126,11 @@ def factors(split: str = "test") -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A reader that draws its rows, see :class:`pyro_vae.data.stored.Reader`.
+    """A reader that renders its rows, see :class:`pyro_vae.data.stored.Reader`.
 
     Attributes:
-        factors: Shape ``(N, 5)``, int64.
-        size: Height and width.
+        factors: Factors of each image, as :func:`draw_factors` returns them, shape ``(N, 5)``, int64.
+        size: Height and width of the images.
     """
 
     factors: Tensor
@@ -134,7 +138,7 @@ class Drawn:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """``(N, 1, *size)``."""
+        """Shape of all images, ``(N, 1, *size)``."""
         return (len(self.factors), 1, *self.size)
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
@@ -143,7 +147,7 @@ class Drawn:
 
 
 def shapes(request: Request) -> Parts:
-    """Make the set ``shapes``, whose labels are the shapes.
+    """Make the data set ``shapes``; an image's label is its shape.
 
     No two splits share an image.
     """
@@ -154,16 +158,16 @@ def shapes(request: Request) -> Parts:
 
 
 def _number(values: Tensor, name: str) -> Tensor:
-    """Convert the values of a factor to numbers, shape ``(N,)``, float32."""
+    """Convert the indices of a factor to its values, shape ``(N,)``, float32."""
     ends = {"scale": SCALES, "rotation": (0.0, math.pi), "x": PLACES, "y": PLACES}[name]
-    # Both ends of half a turn are included; they are two different rotations.
+    # Rotations by 0 and by half a turn are both included, since no shape is symmetric under half a turn.
     return ends[0] + (ends[1] - ends[0]) * values.float() / (FACTORS[name] - 1)
 
 
 def _check(factors: Tensor, size: Sequence[int]) -> None:
     if factors.dim() != 2 or factors.shape[1] != len(FACTORS) or factors.is_floating_point():
         raise ValueError(
-            f"factors: expected whole numbers of shape (N, {len(FACTORS)}), for {', '.join(FACTORS)}, got "
+            f"factors: expected whole numbers of shape (N, {len(FACTORS)}) ({', '.join(FACTORS)}), got shape "
             f"{tuple(factors.shape)} of {factors.dtype}; see draw_factors."
         )
     for (name, count), column in zip(FACTORS.items(), factors.unbind(1), strict=True):
@@ -173,13 +177,13 @@ def _check(factors: Tensor, size: Sequence[int]) -> None:
             )
     if len(size) != 2 or min(size) < 8:
         raise ValueError(
-            f"size: expected a height and a width of at least 8 pixels, got {' x '.join(map(str, size))}; take a larger one, "
-            "in which the shapes can be told apart."
+            f"size: expected a height and a width of at least 8 pixels, got {' x '.join(map(str, size))}; choose a larger "
+            "size, at which shapes are distinct."
         )
 
 
 def _triangle(u: Tensor, v: Tensor) -> Tensor:
-    """An isosceles triangle, its tip upwards."""
+    """Signed distance from an isosceles triangle with its tip at the top."""
     height = 1.6
     half, slope = 1 / height, math.hypot(height, 1 / height)
     base = -height / 3
@@ -187,17 +191,17 @@ def _triangle(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _half_disc(u: Tensor, v: Tensor) -> Tensor:
-    """Half a disc, its flat side below."""
+    """Signed distance from a half disc with its flat side down."""
     radius = math.sqrt(2 / math.pi)
     low = -4 * radius / (3 * math.pi)
     return torch.maximum(low - v, torch.hypot(u, v - low) - radius)
 
 
 def _corner(u: Tensor, v: Tensor) -> Tensor:
-    """An L of two arms of equal length, a third as wide."""
-    width = 1 / math.sqrt(5)
+    """Signed distance from an L with two arms of equal length."""
+    width = 1 / math.sqrt(5)  # of an arm; a third of its length
     arm = 3 * width
-    # Distance of its centre of mass from the outer corner, along either arm.
+    # Distance of the L's centre of mass from the outer corner, along either arm.
     centre = (arm * arm / 2 + (arm - width) * width / 2) * width
     right, up = u + centre, v + centre
     lying, standing = _box(right, up, arm, width), _box(right, up, width, arm)

@@ -1,4 +1,4 @@
-"""Data sets of torchvision, held in memory as uint8."""
+"""Data sets from torchvision, kept in memory as uint8."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pyro_vae.data.stored import MemoryReader, Scaled, Stored
 
 
 def part_of(values: NDArray[np.uint8], labels: ArrayLike) -> Part:
-    """Make a split of images and labels.
+    """Make a split from images and labels.
 
     Args:
-        values: Images, shape ``(N, C, H, W)``.
+        values: Images, shape ``(N, C, H, W)``, uint8.
         labels: Labels, shape ``(N,)``.
 
     Raises:
-        ValueError: If there are none, or their numbers differ.
+        ValueError: If there are no images, or the number of labels is not N.
     """
     y = torch.from_numpy(np.asarray(labels, np.int64))
     if len(values) != len(y) or len(y) == 0:
@@ -32,7 +32,7 @@ def part_of(values: NDArray[np.uint8], labels: ArrayLike) -> Part:
 
 
 def mnist_like(name: str, kind: str) -> FileSet:
-    """Make a set with files like MNIST's, of torchvision's class ``kind``."""
+    """Make a data set with MNIST's file names from torchvision's class ``kind``."""
     stems = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     files = tuple(f"{kind}/raw/{stem}-ubyte" for stem in stems)
 
@@ -62,7 +62,7 @@ def _emnist(folder: Path, train: bool, download: bool = False) -> Any:
 def _read_emnist(folder: Path, _request: Request) -> Parts:
     """Read the letters.
 
-    The files hold each image transposed, and count labels from 1.
+    In the files, each image is transposed and labels start from 1.
     """
     train, test = (_emnist(folder, train) for train in (True, False))
     upright = [half.data[:, None].swapaxes(2, 3).numpy() for half in (train, test)]
@@ -87,15 +87,15 @@ def _cifar10(folder: Path, train: bool, download: bool = False) -> Any:
     from torchvision.datasets import CIFAR10
 
     with warnings.catch_warnings():
-        # NumPy 2.4.0 warns of the way in which Python 2 pickled the types of these arrays.
+        # NumPy 2.4.0 warns about the types of these arrays, which Python 2 has pickled.
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
         return CIFAR10(folder, train=train, download=download)
 
 
 def _read_cifar10(folder: Path, _request: Request) -> Parts:
-    """Read the images.
+    """Read the images, with the channels first.
 
-    Torchvision puts the channels last, a model has them first.
+    In torchvision, the channels are last.
     """
     train, test = (_cifar10(folder, train) for train in (True, False))
     images = [half.data.transpose(0, 3, 1, 2) for half in (train, test)]

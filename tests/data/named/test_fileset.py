@@ -119,7 +119,7 @@ def test_what_is_fetched_is_what_lies_there_and_nothing_else(name, server, tmp_p
 def test_a_download_that_is_cut_off_leaves_nothing_and_can_be_repeated(name, server, tmp_path, monkeypatch):
     made = serve(name, server, monkeypatch)
     server.cut = 10
-    with pytest.raises(ValueError, match=rf"^{name}: expected its files in .* could not fetch them \(.+\);"):
+    with pytest.raises(ValueError, match=rf"^{name}: found no files in .* could not fetch them \(.+\);"):
         load(name, data_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
     server.cut = 0
@@ -173,7 +173,7 @@ def test_without_files_and_network_one_sentence_says_where_and_what_to_do(name, 
     monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path / "named"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "gdown", None)
-    with pytest.raises(ValueError, match=rf"^{name}: expected its files in ") as caught:
+    with pytest.raises(ValueError, match=rf"^{name}: found no files in ") as caught:
         load(name)
     sentence = str(caught.value)
     reason = "pip install 'pyro-vae[celeba]'" if name == "celeba" else "Temporary failure in name resolution"
@@ -222,9 +222,7 @@ def test_the_first_folder_that_has_whole_files_is_taken(offline, tmp_path, monke
     labels = folders[1] / "KMNIST" / "raw" / "train-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1])
     assert NAMED["kmnist"].find(Request(folders))[0] == folders[2]
-    with pytest.raises(
-        ValueError, match=rf"^kmnist: expected its files in {labels.parent}, got some that cannot be read"
-    ):
+    with pytest.raises(ValueError, match=rf"^kmnist: the files in {labels.parent} cannot be read"):
         NAMED["kmnist"](Request(folders[:2]))
     assert not folders[0].exists()
 
@@ -237,12 +235,10 @@ def test_damaged_files_are_named_and_left_as_they_are(name, damage, server, tmp_
     damaged = tmp_path / NAMED[name].files[0]
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2 - 3] if damage is None else damage)
     content = damaged.read_bytes()
-    with pytest.raises(
-        ValueError, match=rf"^{name}: expected its files in {damaged.parent}, got some that cannot"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"^{name}: the files in {damaged.parent} cannot be read") as caught:
         load(name, data_dir=tmp_path)
     assert "\n" not in str(caught.value)
-    assert f"remove them and run python -m pyro_vae.data {name} --data-dir {tmp_path}," in str(caught.value)
+    assert f"remove these files and run python -m pyro_vae.data {name} --data-dir {tmp_path}," in str(caught.value)
     assert damaged.read_bytes() == content
     assert server.asked == []
 
@@ -311,7 +307,7 @@ def test_photographs_without_their_list_are_not_replaced(drive, tmp_path):
     drive.put(tmp_path)
     (tmp_path / "celeba" / "list_eval_partition.txt").unlink()
     before = files_below(tmp_path)
-    with pytest.raises(ValueError, match=r"img_align_celeba is there without what belongs to it: move it away\)"):
+    with pytest.raises(ValueError, match=r"img_align_celeba exists, but other files are missing: move it away\)"):
         load("celeba", data_dir=tmp_path)
     assert files_below(tmp_path) == before
 
@@ -334,7 +330,7 @@ def test_the_command_fetches_what_it_can_and_complains_of_the_rest(server, tmp_p
     assert out == f"kmnist: 7 train, 4 test, each 1 x 28 x 28; {tmp_path / 'KMNIST' / 'raw'}\n"
     sentences = [line for line in error.splitlines() if line.startswith("pyro_vae.data: error: ")]
     assert len(sentences) == 1
-    assert "svhn: expected its files in" in sentences[0]
+    assert "svhn: found no files in" in sentences[0]
     assert "HTTP Error 404" in sentences[0]
     shutil.rmtree(tmp_path / "KMNIST")
     assert main(["kmnist", "--data-dir", str(tmp_path)]) == 0

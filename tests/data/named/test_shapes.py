@@ -149,7 +149,7 @@ def test_a_reader_is_small_and_draws_what_is_asked(capsys):
         (lambda: shapes.render(torch.full((2, 5), 3)), "factors: expected shape from 0 to 2, got 3 to 3"),
         (
             lambda: shapes.render(torch.zeros(2, 5, dtype=torch.long), (7, 32)),
-            "at least 8 pixels.*got 7 x 32; take a larger one",
+            "at least 8 pixels.*got 7 x 32; choose a larger size",
         ),
         (lambda: load("shapes", image_size=(4,)), "at least 8 pixels.*got 4 x 4"),
     ],
