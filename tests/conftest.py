@@ -20,21 +20,22 @@ from tests.children import Nursery
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave all but every n-th cell of a table marked ``thin(n)`` to ``make test-all``, counted from the first.
 
-    ``thin(n, by="name")`` counts the cells of each name by themselves, so that every name keeps some. The count starts one
-    further for each name, so that the cells that stay differ in the other parameters.
+    ``thin(n, by="name")`` thins the cells of each name by themselves, so that every name keeps some. The first that stays is
+    one further for each name, so that the cells that stay differ in the other parameters.
     """
-    tables: dict[tuple[Path, str], dict[str, int]] = {}
+    tables: dict[tuple[Path, str], dict[str, list[pytest.Function]]] = {}
     for item in items:
-        thin = item.get_closest_marker("thin")
-        if thin is not None and item.get_closest_marker("slow") is None:
+        if item.get_closest_marker("slow") is None and (thin := item.get_closest_marker("thin")) is not None:
             assert isinstance(item, pytest.Function)
-            counts = tables.setdefault((item.path, item.originalname), {})
             by = thin.kwargs.get("by")
             name = str(item.callspec.params[by]) if by else ""
-            cell = counts.setdefault(name, len(counts))
-            if cell % thin.args[0]:
-                item.add_marker("slow")
-            counts[name] += 1
+            tables.setdefault((item.path, item.originalname), {}).setdefault(name, []).append(item)
+    for names in tables.values():
+        for first, cells in enumerate(names.values()):
+            for place, item in enumerate(cells):
+                step = min(next(item.iter_markers("thin")).args[0], len(cells))
+                if (place - first) % step:
+                    item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

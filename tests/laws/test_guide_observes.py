@@ -1,4 +1,4 @@
-"""What a guide observes is no draw of q: it enters no weight, no bound and no gradient of any objective."""
+"""Sites that the guide observes are no draws of q: they enter no weight, bound or gradient of any objective."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_vae.inference.objectives.registry import OBJECTIVES
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from tests.oracles import within
 
-#: Pyro's, of a guide that observes, and of nothing to enumerate.
+#: Pyro warns of an observed site in the guide, and of a program without a site to enumerate.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide"),
     pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites"),
@@ -67,7 +67,7 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence(site, vectorize):
 
 
 @SITES
-def test_estimators_leave_it_out(site):
+def test_estimators_leave_out_sites_that_the_guide_observes(site):
     found = importance_sampling(model, programs(site), X, Y, num_samples=2500, seed=0)  # long enough to encode once
     torch.testing.assert_close(found.log_px, EXACT)
     options = {"start": "guide", "num_chains": 2, "num_steps": 2, "seed": 0}
@@ -77,8 +77,8 @@ def test_estimators_leave_it_out(site):
 @pytest.mark.thin(2, by="name")
 @SITES
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_are_those_without_it(name, site):
-    """The same draws: loss, bound and gradients, with a guide that is wrong; nothing pulls at what it observes by."""
+def test_objectives_leave_out_sites_that_the_guide_observes(name, site):
+    """With the same draws, loss, bound and gradients are those without the site, whose own parameters get no gradient."""
     found = []
     for observed in (site, None):
         pyro.clear_param_store()
@@ -121,7 +121,7 @@ def in_double():
 
 @pytest.mark.usefixtures("in_double")
 @pytest.mark.parametrize("mask", [None, torch.tensor([True, False, True, False, True])])
-def test_where_pyros_contraction_is_used_too(mask):
+def test_pyros_contraction_leaves_them_out_too(mask):
     """A drawn site beside it without reparameterized draws: loss and gradients average to those of the exact sum."""
 
     def joint_model(x, y):

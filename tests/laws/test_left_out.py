@@ -42,7 +42,7 @@ def test_images_and_labels_of_a_semi_supervised_model_are_drawn_from_its_joint(n
 
 
 @pytest.mark.parametrize("name", ["M2", pytest.param("ADGM", marks=pytest.mark.slow)])
-def test_the_bracket_of_images_of_which_some_have_labels(name):
+def test_the_bracket_of_partly_labelled_images(name):
     """log p(x, y) where y is known, log p(x) elsewhere, by quadrature."""
     model, given = small(name).eval(), torch.arange(60) % 2 - 1
     words = {"num_chains": 10, "num_steps": 30, "start": "guide", "seed": 0}

@@ -112,6 +112,7 @@ def test_a_weight_for_each_datum(name, pixels):
     assert within(-loss.detach() / REPLICAS, sum(exact for exact, _ in values) / 2, error)
 
 
+@pytest.mark.thin(2, by="beta")
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize(
     ("name", "options", "value", "draws"),

@@ -22,7 +22,7 @@ X = torch.bernoulli(torch.full((40, 6), 0.5), generator=torch.Generator().manual
 
 
 @pytest.mark.parametrize("kind", [BetaVAE, TCVAE])
-def test_what_it_wants_are_settings_of_training_that_are_others_else(kind):
+def test_its_defaults_differ_from_those_of_training(kind):
     plain = TrainConfig()
     for name, value in kind.defaults.items():
         assert getattr(plain, name) != value

@@ -127,7 +127,7 @@ def test_methods_get_the_columns_that_they_need():
     assert call_with_inputs(lambda x, y: (x, y), columns) == columns
 
 
-def test_whether_log_px_is_a_density_is_what_the_observed_site_says():
+def test_the_observed_site_decides_if_log_px_is_a_density():
     x = torch.zeros(3, 2)
     for name, likelihood in LIKELIHOODS.items():
         vae = VAE((2,), 1, likelihood=name)
@@ -144,7 +144,7 @@ class Unsaid(nn.Module):
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_a_density_is_known_from_the_program_where_nothing_is_said(likelihood):
+def test_the_program_decides_where_the_model_does_not_say(likelihood):
     vae = VAE((2,), 1, likelihood=likelihood)
     columns = training_inputs(vae, Split(torch.zeros(3, 2)))
     assert has_density(Unsaid(vae), columns) is has_density(vae, columns)
@@ -167,7 +167,7 @@ class MaskedLabel(nn.Module):
             pyro.sample("y_unobserved", dist.Categorical(torch.ones(3)))
 
 
-def test_what_a_program_notes_or_adds_beside_its_density_makes_no_log_density():
+def test_deterministic_sites_and_auxiliary_losses_make_no_density():
     columns = (torch.zeros(3, 2), torch.tensor([0, -1, 2]))
     model = MaskedLabel()
     assert has_density(model, columns) is False
@@ -210,7 +210,7 @@ def test_a_users_class_and_networks_are_made_by_their_paths():
         ("own_models:Shapeless", r"expected a constructor that takes data_shape, got Shapeless\(size\)"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_refused(name, sentence):
+def test_an_unusable_name_of_a_model_is_refused(name, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         model_class(name)
     assert "\n" not in str(caught.value)

@@ -100,7 +100,7 @@ def refused(capsys, *words: str) -> str:
         ("--model faulty:Own --hidden 32", "hidden: expected"),
     ],
 )
-def test_an_option_of_the_networks_that_changes_none_is_refused(capsys, no_pictures, words, said):
+def test_a_network_option_without_effect_is_refused(capsys, no_pictures, words, said):
     if "below" in words:
         assert train.main([*SMALL[:-1], "below", "--hidden", "8"]) == 0
         words += " --labels 40"
@@ -124,7 +124,7 @@ def test_each_model_reads_the_options_of_its_networks_and_says_so(name, words):
         ("--model m1m2 --latent-dim 2 --hidden 32 --model-options below=below", "M1M2: latent_dim 2, hidden 8-4, "),
     ],
 )
-def test_the_layers_that_are_said_are_those_that_are_there(no_pictures, words, said):
+def test_the_description_names_the_hidden_layers(no_pictures, words, said):
     if "below" in words:
         assert train.main([*SMALL[:-1], "below", "--hidden", "8", "4"]) == 0
     prepared = pipeline.prepare(parse(words.split())[0], torch.device("cpu"))
@@ -161,7 +161,7 @@ def test_a_total_correlation_is_given_no_datum_alone(batch_size, said):
         pv.fit(vae, *ten(), batch_size=batch_size, epochs=1, compile=False, progress=False)
 
 
-def test_the_command_says_so_of_its_last_batch(capsys):
+def test_the_command_refuses_a_last_batch_of_one_datum(capsys):
     error = refused(capsys, "--model", "tcvae", "--batch-size", "1436")  # of 1,437
     assert "batch_size: expected batches of at least 2 data" in error
     assert "leaves 1 of 1,437 data alone; take 1437." in error
@@ -196,7 +196,7 @@ def test_alpha_counts_alike_in_batches_of_any_size_where_all_labels_are_known(ba
 
 @pytest.mark.parametrize("elbo", ["trace", "mean-field", "iwae", "dreg", "rws"])
 @pytest.mark.parametrize(("name", "part"), [("ModelAlone", "encoder"), ("GuideAlone", "decoder")])
-def test_a_class_half_of_which_is_not_registered_is_refused(capsys, name, part, elbo):
+def test_a_class_with_an_unregistered_part_is_refused(capsys, name, part, elbo):
     error = refused(capsys, "--model", f"faulty:{name}", "--elbo", elbo, "--binarize", "threshold")
     assert (
         f"model faulty:{name}: expected every part that the objective uses to be registered with Pyro, got {part} unregistered"
@@ -206,7 +206,7 @@ def test_a_class_half_of_which_is_not_registered_is_refused(capsys, name, part, 
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_fit_refuses_it_too_and_takes_what_is_frozen_or_not_used(compiled):
+def test_fit_refuses_unregistered_parts_and_takes_frozen_or_unused_ones(compiled):
     import faulty
 
     options = {"epochs": 2, "batch_size": 5, "compile": compiled, "progress": False}
@@ -228,7 +228,7 @@ def test_fit_refuses_it_too_and_takes_what_is_frozen_or_not_used(compiled):
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("words", [[], pytest.param(["--model", "m2"], marks=pytest.mark.slow)])
-def test_a_run_of_before_such_a_seed_was_refused_goes_on(no_pictures, words, finished):
+def test_an_older_run_with_an_idle_label_seed_goes_on(no_pictures, words, finished):
     """Its configuration has a label seed without a number of labels; without a checkpoint it starts again."""
     assert train.main([*SMALL, *words]) == 0
     file = Path("run/checkpoint.pt")
@@ -245,7 +245,7 @@ def test_a_run_of_before_such_a_seed_was_refused_goes_on(no_pictures, words, fin
     assert len(pv.load("run").history) == 2
 
 
-def test_a_run_whose_widths_did_nothing_goes_on(no_pictures):
+def test_an_older_run_with_idle_widths_goes_on(no_pictures):
     assert train.main([*SMALL, "--model", "linear"]) == 0
     checkpoint = torch.load("run/checkpoint.pt", weights_only=True)
     checkpoint["config"]["model"]["hidden"] = [32]

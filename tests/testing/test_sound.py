@@ -30,6 +30,7 @@ ALIKE = {
 }
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in SOUND])
 def test_a_sound_model_passes(name):
     case = SOUND[name]()

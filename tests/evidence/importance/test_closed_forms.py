@@ -41,8 +41,9 @@ def check_coverage(found: Estimate, errors: torch.Tensor) -> None:
         assert abs(float(covered.mean()) - 0.95) < 4 * math.sqrt(0.95 * 0.05 / len(covered))
 
 
+@pytest.mark.thin(2, by="name")
 @pytest.mark.parametrize(("name", "dim"), CELLS)
-def test_errors_cover_or_are_told_to_be_unknown(name, dim):
+def test_intervals_cover_or_are_reported_as_unknown(name, dim):
     found, errors = estimates(name, dim)
     lower = errors.mean(1) - math.log(20) / DATA
     assert int((lower > 0).sum()) <= 0.05 * SEEDS + 4 * math.sqrt(SEEDS * 0.05 * 0.95)

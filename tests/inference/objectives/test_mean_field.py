@@ -39,6 +39,7 @@ def test_exact_posterior_by_mean_field_only_in_expectation():
     assert bool((bounds.std(0) > 0.1).all())
 
 
+@pytest.mark.thin(2, by="how")
 @pytest.mark.parametrize("coupling", [0.6, 0.0])
 @pytest.mark.parametrize("how", ["bound", "loss", "site", "unit"])
 @pytest.mark.usefixtures("checked")

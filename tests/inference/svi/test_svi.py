@@ -77,7 +77,7 @@ def test_other_optimizers_keep_pyros_behaviour_and_say_so(optim):
     torch.testing.assert_close(params, their_params)
 
 
-def test_what_is_no_optimizer_is_refused():
+def test_an_object_that_is_no_optimizer_is_refused():
     vae = _vae()
     optimizer = torch.optim.Adam(vae.parameters())
     with pytest.raises(TypeError, match="optim: expected a pyro.optim optimizer"):

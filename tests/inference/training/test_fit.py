@@ -368,7 +368,7 @@ def test_a_learning_rate_schedule_acts(data):
     torch.testing.assert_close(_parameters(frozen), before, rtol=0, atol=1e-9)
 
 
-def test_a_schedule_that_outlives_training_is_told(data):
+def test_a_schedule_longer_than_training_warns(data):
     with pytest.warns(UserWarning, match="takes 100 steps but training only 3"):
         fit(_vae(), data, epochs=3, beta=schedules.linear(0.0, 1.0, 100), progress=False)
 
