@@ -295,8 +295,8 @@ BAD = [
     ("--run-dir taken", "taken", "--overwrite"),
     ("--run-dir taken/notes.txt", "notes.txt", "expected a folder"),
     # What an objective refuses.
-    ("--elbo rws --beta 2", "weight of the KL", "elbo('trace')"),
-    ("--elbo tvo --anneal linear:0:10", "weight of the KL", "elbo('trace')"),
+    ("--elbo rws --beta 2", "KL weight", "elbo('trace')"),
+    ("--elbo tvo --anneal linear:0:10", "KL weight", "elbo('trace')"),
     ("--elbo trace --alpha 0.5", "--alpha: expected with", "--elbo renyi or dreg"),
     ("--elbo iwae --num-groups 2", "--num-groups: expected with", "--elbo miwae or piwae"),
     ("--elbo vimco --num-particles 1", "got 1", "at least 2 for vimco"),

@@ -86,7 +86,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         ("--beta-sweep 1 nan", "got nan"),
         ("--beta-sweep 1 2 --beta 3", "expected without --beta-sweep"),
         ("--beta-sweep 1 2 --run-dir taken", "notes.txt"),
-        ("--beta-sweep 1 2 --elbo rws", "weight of the KL"),
+        ("--beta-sweep 1 2 --elbo rws", "KL weight"),
     ],
 )
 def test_bad_sweeps_write_nothing(tmp_path, monkeypatch, capsys, words, what):

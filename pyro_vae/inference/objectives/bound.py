@@ -22,18 +22,17 @@ from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.inference.weights.log_weights import ProposalDraws
 
-#: End of Pyro's warning that a site marked for enumeration is drawn, which is intended here.
+#: Pattern of Pyro's warning that a site marked for enumeration is drawn. Here such a draw is intended.
 DRAWN_INSTEAD = r"(?s).*you need to use TraceEnum_ELBO instead"
 
 
 class Terms(NamedTuple):
-    """One evaluation of an objective; 0-dim tensors, nats, batch sums.
+    """Loss, distortion and rate: 0-dim tensors, nats, summed over the batch.
 
     Attributes:
-        loss: The minimized value, with all weights and plate scales. Its value is minus the (scaled) bound; its gradient
-            may be that of a surrogate.
+        loss: Minus the bound, with KL weights and plate scales. The gradient may be the gradient of a surrogate.
         distortion: -E_q log p(x|z), detached, without scales.
-        rate: KL(q(z|x) || p(z)) or its estimate from one draw, detached, without scales and without beta.
+        rate: KL(q(z|x) || p(z)) or a Monte Carlo estimate, detached, without scales and KL weights.
     """
 
     loss: Tensor
@@ -44,23 +43,23 @@ class Terms(NamedTuple):
 class Bound(pyro.infer.ELBO):
     """A Pyro objective with a bound for each datum.
 
-    Its loss is computed by tensors alone, so that a step can be captured.
+    The loss is computed with tensors only, so a training step can be captured as a graph.
 
-    A subclass evaluates the loss of one pair of traces in ``_particle``, and the bound of each datum in ``_bound``.
+    In a subclass, ``_particle`` computes the loss of one pair of traces, and ``_bound`` computes the bound of each datum.
 
     Args:
         *args: See ``pyro.infer.ELBO``.
-        plate: Name of the data plate, if several enclose every site.
+        plate: Name of the data plate; needed if several plates enclose every site.
         **options: See ``pyro.infer.ELBO``.
 
     Attributes:
-        num_draws: Draws of the guide for each datum and step.
-        takes_beta: The objective has a KL that ``scale_kl`` may weigh.
-        self_normalized: The gradient has self-normalized weights: it is not that of the bound, and exact in the limit of
-            many draws only.
+        num_draws: Number of the guide's draws for each datum in a training step.
+        takes_beta: True if the objective has a KL that ``scale_kl`` can weight.
+        self_normalized: True if the gradient uses self-normalized importance weights. Such a gradient differs from the
+            gradient of the bound, and is biased unless K is infinite.
 
     Raises:
-        TypeError: If ``num_particles`` is no whole number, or an option is unknown.
+        TypeError: If ``num_particles`` is not a whole number, or an option is unknown.
         ValueError: If ``num_particles`` is below 1.
     """
 
@@ -74,7 +73,7 @@ class Bound(pyro.infer.ELBO):
 
     @property
     def num_draws(self) -> int:
-        """Draws of the guide for each datum and step."""
+        """Number of the guide's draws for each datum in a training step."""
         count: int = self.num_particles
         return count
 
@@ -90,42 +89,49 @@ class Bound(pyro.infer.ELBO):
         """The bound on log p(x), for each datum.
 
         Args:
-            model: A Pyro model whose data lie in one plate.
-            guide: Its guide.
-            *args: Positional arguments of both.
-            plate: Name of the data plate, if several enclose every site; default: that of the constructor.
-            outer_scale: ``"refuse"`` a ``poutine.scale`` other than 1 on a site, or ``"ignore"`` it.
-            **kwargs: Keyword arguments of both.
+            model: A Pyro model with a data plate.
+            guide: A guide of the model.
+            *args: Positional arguments of model and guide.
+            plate: Name of the data plate; default: the constructor's ``plate``.
+            outer_scale: ``"refuse"`` or ``"ignore"`` a ``poutine.scale`` other than 1 on a site.
+            **kwargs: Keyword arguments of model and guide.
 
         Returns:
-            Shape ``(B,)``, nats, higher is better: never a surrogate, without a weight of the KL and without N/B.
+            Bound of each datum, shape ``(B,)``, nats, higher is better. KL weights and the scale N/B are left out, and no
+            surrogate is returned.
 
         Raises:
-            ValueError: If model and guide have no weights for each datum, see ``log_weights``, or the objective refuses a
-                site.
+            ValueError: If ``log_weights`` refuses the model or guide, or the objective refuses a site.
         """
         return self._bound(model, guide, args, kwargs, plate or self.plate, outer_scale)
 
     def _bound(
         self, model: Program, guide: Program, args: Args, kwargs: Kwargs, plate: str | None, outer_scale: OuterScale
     ) -> Tensor:
-        """The bound of each datum, shape ``(B,)``; here the mean log weight."""
+        """The bound of each datum, here the mean log importance weight.
+
+        Returns:
+            Bound, shape ``(B,)``, nats.
+        """
         draws = ProposalDraws(model, guide, args, kwargs, plate, outer_scale, self.vectorize_particles)
         refuse_points(draws.model_trace, draws.guide_trace)
         terms = draws.first if self.num_particles == 1 else draws(self.num_particles)
         return terms.log_w.mean(0)
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """The loss with its rate and distortion, from one set of draws.
+        """Compute loss, rate and distortion from the same draws.
 
         Args:
             model: A Pyro model.
-            guide: Its guide.
-            *args: Positional arguments of both.
-            **kwargs: Keyword arguments of both.
+            guide: A guide of the model.
+            *args: Positional arguments of model and guide.
+            **kwargs: Keyword arguments of model and guide.
+
+        Returns:
+            Loss, distortion and rate: 0-dim tensors, nats, summed over the batch.
 
         Raises:
-            ValueError: If a KL weight stands on one side only.
+            ValueError: If only the model or only the guide has a KL weight.
         """
         parts = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -136,13 +142,13 @@ class Bound(pyro.infer.ELBO):
         return Terms(*(sum(part[1:], start=part[0]) / self.num_particles for part in zip(*parts, strict=True)))
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
-        """The terms of one pair of traces."""
+        """Compute loss, distortion and rate from one pair of traces."""
         raise NotImplementedError
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
-        """Traces with log-probabilities: Pyro's checked ones, or the sample sites alone.
+        """Return traces with log-probabilities.
 
-        The sample sites alone suffice without validation.
+        With validation, Pyro makes and checks the traces. Without validation, the traces have sample sites only.
         """
         if is_validation_enabled() or isinstance(poutine.unwrap(guide), Messenger):
             return super()._get_trace(model, guide, args, kwargs)
@@ -154,7 +160,7 @@ class Bound(pyro.infer.ELBO):
         return model_trace, guide_trace
 
     def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """Minus the (scaled) bound, nats, summed over the batch, for ``SVI.evaluate_loss``."""
+        """Compute the loss without a gradient, nats, summed over the batch."""
         with torch.no_grad():
             return torch_item(self.terms(model, guide, *args, **kwargs).loss)
 
@@ -163,7 +169,7 @@ class Bound(pyro.infer.ELBO):
         return self.terms(model, guide, *args, **kwargs).loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """Return the loss and add its gradient to the parameters', for ``SVI.step``."""
+        """Compute the loss, nats, and add its gradient to the parameters' ``grad``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -171,13 +177,13 @@ class Bound(pyro.infer.ELBO):
 
 
 class _SampleTrace(TraceMessenger):
-    """``poutine.trace`` without parameters and without whole plates."""
+    """A ``poutine.trace`` that omits parameters and plates without subsampling."""
 
     def _pyro_post_param(self, _msg: object) -> None:
         pass
 
     def _pyro_post_sample(self, msg: Site) -> None:
         fn = msg["fn"]
-        # The model must be replayed over the rows that the guide has drawn.
+        # Keep subsampling sites: the model must be replayed with the guide's subsample.
         if not is_subsample(msg) or (fn.subsample_size or fn.size) < fn.size:
             super()._pyro_post_sample(msg)

@@ -1,4 +1,4 @@
-"""The ELBO with discrete sites summed out, ``enum``."""
+"""The objective ``enum``: the ELBO with discrete sites summed out."""
 
 from __future__ import annotations
 
@@ -35,20 +35,22 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
     .. math:: \mathcal L(x) = E_{q(z|x)}\Big[\textstyle\sum_y q(y|x, z)\,
         \big(\log p(x, y, z) - \log q(y, z|x)\big)\Big] \le \log p(x)
 
-    for sites y enumerated in the guide (``infer={"enumerate": "parallel"}``). Sites enumerated in the model alone are
-    summed out of p(x, z). For models with discrete latents, such as unknown labels. A lower bound; its estimate and its
-    gradient are unbiased, and need no score-function terms of y.
+    for sites y that are enumerated in the guide (``infer={"enumerate": "parallel"}``). Sites that are enumerated in the
+    model alone are summed out of p(x, z). For models with discrete latent variables, such as unknown labels. A lower bound.
+    Its estimate and its gradient are unbiased, and y needs no score-function terms.
 
-    If every enumerated site lies in the data plate and in no plate within it, the sum is taken here, by tensors alone.
-    Other programs use Pyro's contraction, which gives no rate and no distortion. Under ``scale_kl_pair`` guide-side
-    enumeration gets exactly distortion + beta x rate; a site enumerated in the model refuses a weight. An enumerated site
-    that a mask leaves out, as ``obs_mask`` does for a known label, counts once, whatever its number of values. A site that
-    the guide observes is no draw and enters nothing. Without a site to sum over, as with relaxed labels, the objective
-    warns and equals ``TraceELBO``; ``fit`` refuses that.
+    If every enumerated site lies in the data plate and in no plate inside a datum, this class computes the sum. Otherwise
+    Pyro's tensor contraction computes the loss, without a rate or a distortion.
+
+    - With ``scale_kl_pair``, the loss is exactly distortion + beta x rate if all sites are enumerated in the guide. Sites
+      that depend on a site enumerated in the model cannot have a KL weight.
+    - A masked enumerated site, such as a known label under ``obs_mask``, counts once, not once for each value.
+    - A site that the guide observes is left out of log q.
+    - If no site is enumerated, as with relaxed labels, the objective equals ``TraceELBO`` and warns; ``fit`` raises an error.
 
     Args:
-        *args: See ``pyro.infer.TraceEnum_ELBO``; ``num_particles`` is K, the draws averaged for each datum.
-        plate: Name of the data plate, if several enclose every site.
+        *args: See ``pyro.infer.TraceEnum_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.
+        plate: Name of the data plate; needed if several plates enclose every site.
         **options: See ``pyro.infer.TraceEnum_ELBO``.
 
     References:
@@ -56,7 +58,7 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
     """
 
     def _guess_max_plate_nesting(self, *args: object, **kwargs: object) -> None:
-        """Count the dimensions of the plates, without Pyro's log line."""
+        """Find the largest plate nesting, without Pyro's log line."""
         level = elbo.logger.level
         elbo.logger.setLevel(logging.WARNING)
         try:
@@ -65,9 +67,9 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
             elbo.logger.setLevel(level)
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
-        """Traces without the sites that the guide observes.
+        """Return traces without the guide's observed sites.
 
-        Pyro's contraction would count them as drawn.
+        Pyro's contraction would count observed sites as draws.
         """
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         for name, site in list(sample_sites(guide_trace)):
@@ -88,11 +90,12 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
         return torch.cat(values).mean(0)
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """The loss with its rate and distortion; see :meth:`Bound.terms`.
+        """Compute loss, rate and distortion; see :meth:`Bound.terms`.
 
         Raises:
-            NotSimpleError: If the enumeration is no plain sum for each datum, or another site is not reparameterized.
-            ValueError: If Pyro's contraction would count each value of a masked site.
+            NotSimpleError: If the enumeration is not a separate sum for each datum, or a site is neither enumerated nor
+                reparameterized.
+            ValueError: If Pyro's contraction would be needed and would count a masked site once for each value.
         """
         parts = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -110,14 +113,14 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
-        """The loss as a 0-dim tensor, nats, summed over the batch."""
+        """The loss as a differentiable 0-dim tensor, nats, summed over the batch."""
         try:
             return self.terms(model, guide, *args, **kwargs).loss
         except NotSimpleError:
             return pyro.infer.TraceEnum_ELBO.differentiable_loss(self, model, guide, *args, **kwargs)
 
     def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """Minus the (scaled) bound, nats, summed over the batch."""
+        """Compute the loss without a gradient, nats, summed over the batch."""
         with torch.no_grad():
             try:
                 return torch_item(self.terms(model, guide, *args, **kwargs).loss)
@@ -126,14 +129,15 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
 
 
 class NotSimpleError(ValueError):
-    """An enumeration that is no plain sum for each datum."""
+    """Error for an enumeration without a separate sum for each datum."""
 
 
 def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse masks under which Pyro's contraction would count each value.
+    """Refuse masks that Pyro's contraction handles wrongly.
 
-    These are masks of the distribution, in the model alone, or the constant False in the guide. A mask of the site, by
-    ``poutine.mask`` or ``obs_mask``, leaves the probabilities that weigh the values as they are.
+    Under such a mask, the contraction counts the site once for each value. Refused are a mask of the distribution at a site
+    that only the model enumerates, and the constant mask False in the guide. A mask of the site, from ``poutine.mask`` or
+    ``obs_mask``, does not change the probabilities of the values and is allowed.
     """
     ours = [(name, site) for name, site in sample_sites(model_trace) if name not in guide_trace]
     for name, site in (*ours, *sample_sites(guide_trace)):
@@ -141,18 +145,18 @@ def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
         in_guide = name in guide_trace and mask is not None and mask.dim() > 0
         if mask is not None and not in_guide and not bool(mask.all()):
             raise ValueError(
-                f"enumerated site {name!r}: expected a distribution without a mask beside sites that are not reparameterized, "
-                "got a masked one; Pyro's contraction counts each value, so use poutine.mask around it."
+                f"enumerated site {name!r}: a masked distribution cannot be combined with sites that are not reparameterized, "
+                "since Pyro's contraction counts each masked value; put poutine.mask around the site instead."
             )
 
 
 class ElboSums(EnumerationSums):
-    """The parts of the ELBO, each of shape ``(E..., K, B)``, nats.
+    """Parts of the ELBO, each of shape ``(E..., K, B)``, nats.
 
     Attributes:
-        likelihood: log p(x|...), with the sites enumerated in the model summed out.
-        ratio: log p - log q of the other latent sites.
-        tempered: The same under the weights of ``scale_kl``.
+        likelihood: Log-likelihood; the sites that the model enumerates are summed out.
+        ratio: log p - log q of the latent sites that remain.
+        tempered: The ratio with the KL weights of ``scale_kl``.
         log_q: log q of the sites that the guide enumerates.
     """
 
@@ -179,8 +183,8 @@ class ElboSums(EnumerationSums):
             if name in joint_sites:
                 if site.get("kl_scales"):
                     raise ValueError(
-                        f"enum: expected no weight of the KL where a site is enumerated in the model, got one at {name!r}; "
-                        "drop beta, or enumerate in the guide."
+                        f"enum: a KL weight, here at site {name!r}, cannot be combined with a site enumerated in the model; "
+                        "remove beta, or enumerate in the guide."
                     )
             elif not site["is_observed"] and not is_auxiliary_loss(site) and name not in self.pair.guide:
                 raise ValueError(
@@ -189,15 +193,25 @@ class ElboSums(EnumerationSums):
                 )
 
     def mean(self, values: Tensor) -> Tensor:
-        """Average over the guide's enumerated sites under q: shape ``(K, B)``."""
+        """Average over the values of the guide's enumerated sites, under q.
+
+        Args:
+            values: Values to average, shape ``(E..., K, B)``.
+
+        Returns:
+            Averages, shape ``(K, B)``.
+        """
         values = mean_under(self.log_q.exp(), values, self.of_guide) if self.of_guide else values
         return values.reshape(-1, values.shape[-1]).expand(-1, self.data_plate.size)
 
     def training_terms(self) -> Tensor:
-        """Sites marked ``auxiliary_loss``, with all scales: shape ``(K, B)``.
+        """Add up the sites marked ``auxiliary_loss``, with all scales.
+
+        Returns:
+            Sum of the training terms, shape ``(K, B)``, nats.
 
         Raises:
-            NotSimpleError: If one lies outside the data plate.
+            NotSimpleError: If a training term lies outside the data plate.
         """
         extra = RunningSum()
         for add, trace in ((extra.add, self.pair.model), (extra.subtract, self.pair.guide)):
@@ -205,18 +219,19 @@ class ElboSums(EnumerationSums):
                 if is_auxiliary_loss(site):
                     if self.data_plate.plate not in plates_of(site):
                         raise NotSimpleError(
-                            f"enum: expected training terms in the data plate, got {name!r} outside; move it into the "
-                            "plate."
+                            f"enum: expected training terms inside the data plate, got site {name!r} outside; move the site "
+                            "into the plate."
                         )
                     add(self.per_datum(site["log_prob"]))
         return self.mean(extra.value(self.zero()))
 
 
 def _plain_sites(pair: Pair, data_plate: DataPlate) -> list[str]:
-    """Names of the enumerated sites, each with an axis of its own.
+    """Names of the enumerated sites; each site has its own axis.
 
     Raises:
-        NotSimpleError: If one is in a plate within a datum, is enumerated in part, or shares its axis.
+        NotSimpleError: If an enumerated site is in a plate inside a datum, is enumerated in part, or shares its axis with
+            another site.
     """
     enumerated = {name: site for name, site in sample_sites(pair.guide) if "_enumerate_dim" in site["infer"]}
     for name, site in sample_sites(pair.model):
@@ -231,18 +246,18 @@ def _plain_sites(pair: Pair, data_plate: DataPlate) -> list[str]:
         ]
         if within:
             raise NotSimpleError(
-                f"enum: expected enumerated sites in the data plate alone, got {name!r} in {within[0]!r} too; use the loss, "
-                "since there is no bound for each datum."
+                f"enum: a bound for each datum needs enumerated sites in the data plate only, but {name!r} is in plate "
+                f"{within[0]!r} too; call the loss, not bound or terms."
             )
         if infer.get("num_samples") is not None or infer.get("enumerate") == "sequential":
             raise NotSimpleError(
-                f"enum: expected sites enumerated in parallel with all values, got {name!r} otherwise; use the loss, since "
-                "there is no bound for each datum."
+                f"enum: a bound for each datum needs parallel enumeration of all values, but site {name!r} is sequential or "
+                "has num_samples; call the loss, not bound or terms."
             )
     if len({site["infer"]["_enumerate_dim"] for site in enumerated.values()}) < len(enumerated):
         raise NotSimpleError(
-            "enum: expected an axis for each enumerated site, got a shared one (pyro.markov); use the loss, since there "
-            "is no bound for each datum."
+            "enum: a bound for each datum needs one axis for each enumerated site, but pyro.markov shares axes; call the "
+            "loss, not bound or terms."
         )
     return list(enumerated)
 
@@ -251,11 +266,10 @@ def _check_gradients(guide_trace: Trace) -> None:
     """Refuse sites that need a score-function term.
 
     Raises:
-        NotSimpleError: If a site that is not enumerated has no reparameterized draws.
+        NotSimpleError: If a site is neither enumerated nor reparameterized.
     """
     for name, site in drawn_sites(guide_trace):
         if not is_auxiliary_loss(site) and "_enumerate_dim" not in site["infer"] and not site["fn"].has_rsample:
             raise NotSimpleError(
-                f"enum: expected site {name!r} to be enumerated or reparameterized, got neither; {how_to_mark(name)}, or "
-                "use elbo('trace')."
+                f"enum: site {name!r} is neither enumerated nor reparameterized; {how_to_mark(name)}, or use elbo('trace')."
             )

@@ -1,4 +1,4 @@
-"""The ELBO with the dependencies of a program, ``graph``."""
+"""The objective ``graph``: the ELBO with score-function terms by dependency."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
 
-    For guides with sites that have no reparameterized draws: the score of a draw multiplies only the terms that depend on
-    it, less a baseline (``infer={"baseline": ...}``, as in Pyro). A lower bound; its estimate and its gradient are
-    unbiased. With reparameterized draws alone it equals ``TraceELBO``.
+    For guides with sites that are not reparameterized. The score of a draw multiplies only the terms that depend on the
+    draw, minus a baseline (``infer={"baseline": ...}``, as in Pyro). A lower bound. Its estimate and its gradient are
+    unbiased. If all sites are reparameterized, the objective equals ``TraceELBO``.
 
     Args:
-        *args: See ``pyro.infer.TraceGraph_ELBO``; ``num_particles`` is K, the draws averaged for each datum.
-        plate: Name of the data plate, if several enclose every site.
+        *args: See ``pyro.infer.TraceGraph_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.
+        plate: Name of the data plate; needed if several plates enclose every site.
         **options: See ``pyro.infer.TraceGraph_ELBO``.
 
     References:
         Schulman et al., "Gradient Estimation Using Stochastic Computation Graphs", 2015.
     """
 
-    #: The draws that each term depends on, from the last run with Pyro's provenance, which capture cannot see.
+    #: The draws that each term depends on. They come from the last eager run, since provenance cannot be captured.
     _depends: dict[tuple[bool, str], frozenset[str]]
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
@@ -83,9 +83,12 @@ class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
 
 
 def _less_baseline(name: str, site: Site, cost: Tensor) -> tuple[Tensor, Tensor]:
-    """The cost of a draw less its baseline, and the baseline's loss.
+    """Subtract a baseline from the cost of a draw.
 
-    Unlike Pyro's, a running mean changes in place, since a captured step holds its tensor.
+    Unlike in Pyro, a running mean is updated in place, since a captured training step keeps using the same tensor.
+
+    Returns:
+        Cost minus baseline, in the shape of ``cost``, and the squared error of a baseline network or value, 0-dim.
     """
     options = dict(site["infer"].get("baseline", {}))
     network, value = options.pop("nn_baseline", None), options.pop("baseline_value", None)
@@ -93,10 +96,13 @@ def _less_baseline(name: str, site: Site, cost: Tensor) -> tuple[Tensor, Tensor]
     decay = options.pop("baseline_beta", 0.9)
     if options:
         raise ValueError(
-            f"site {name!r}: expected baseline options of pyro.infer.TraceGraph_ELBO, got {sorted(options)}; drop them."
+            f"site {name!r}: expected baseline options of pyro.infer.TraceGraph_ELBO, got {sorted(options)}; remove "
+            f"{sorted(options)}."
         )
     if network is not None and value is not None:
-        raise ValueError(f"site {name!r}: expected nn_baseline or baseline_value, got both; drop one.")
+        raise ValueError(
+            f"site {name!r}: nn_baseline cannot be combined with baseline_value; remove nn_baseline or baseline_value."
+        )
     baseline: float | Tensor = 0.0
     fitted = torch.zeros_like(cost.sum())
     if network is not None:
@@ -120,11 +126,11 @@ def _less_baseline(name: str, site: Site, cost: Tensor) -> tuple[Tensor, Tensor]
 def _check_shape(name: str, cost: Tensor, baseline: Tensor) -> None:
     if cost.shape != baseline.shape:
         raise ValueError(
-            f"site {name!r}: expected a baseline of shape {tuple(cost.shape)}, got {tuple(baseline.shape)}; use batches of one "
-            "size, or a baseline with one number for each draw."
+            f"site {name!r}: expected a baseline of shape {tuple(cost.shape)}, got {tuple(baseline.shape)}; use batches of "
+            "equal size, or a baseline with one number for each draw."
         )
 
 
 def _detached(given: object) -> object:
-    """The input of a baseline's network, detached."""
+    """Detach the tensors in the input of a baseline network."""
     return _pytree.tree_map(lambda x: detach_provenance(x).detach() if isinstance(x, Tensor) else x, given)

@@ -22,14 +22,14 @@ class IWAE(WeightedELBO):
     .. math:: \mathcal L_K(x) = E\Big[\log \tfrac1K \textstyle\sum_k w_k\Big] \le \log p(x),
         \quad w_k = p(x, z_k) / q(z_k|x)
 
-    For a tighter bound than the ELBO, which it is at K = 1. A lower bound that rises with K to log p(x), short of it by
-    about Var(w) / (2 K p(x)^2). The gradient is unbiased; its signal-to-noise ratio for the encoder falls with K (Rainforth
-    et al. 2018): see :class:`DReG`. Under ``scale_kl_pair`` the weights are tempered; the loss is distortion + beta x rate
-    at K = 1 only. All sites must have reparameterized draws.
+    For a tighter bound than the ELBO; at K = 1 the bound is the ELBO. A lower bound. It rises with K to log p(x); the gap is
+    about Var(w) / (2 K p(x)^2). The gradient is unbiased. The signal-to-noise ratio of the encoder's gradient falls with K
+    (Rainforth et al. 2018); see :class:`DReG`. With ``scale_kl_pair``, the importance weights are tempered, and the loss is
+    distortion + beta x rate at K = 1 only. All latent sites must be reparameterized.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
-        **options: Likewise.
+        **options: See :class:`WeightedELBO`.
 
     References:
         Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, eq. 8.
@@ -47,10 +47,10 @@ class Renyi(WeightedELBO):
 
     .. math:: \mathcal L_\alpha(x) = \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
 
-    For a choice between the importance-weighted bound (alpha = 0) and the ELBO (alpha = 1), or beyond. For alpha >= 0 it is
-    a lower bound in expectation at every K; it rises with K for alpha < 1 and falls for alpha > 1. For alpha < 0 it is no
-    bound at finite K, and an upper bound in the limit only. The gradient is unbiased. All sites must have reparameterized
-    draws.
+    For a family of bounds that contains the importance-weighted bound (alpha = 0) and the ELBO (alpha = 1). If alpha >= 0,
+    the expectation is a lower bound at every K, which rises with K for alpha < 1 and falls for alpha > 1. If alpha < 0, the
+    value is an upper bound only in the limit of infinite K, and no bound at finite K. The gradient is unbiased. All latent
+    sites must be reparameterized.
 
     Args:
         alpha: The order, any finite number.
@@ -73,18 +73,18 @@ class Renyi(WeightedELBO):
 
 
 class VIMCO(WeightedELBO):
-    r"""The importance-weighted bound for sites without reparameterized draws.
+    r"""The importance-weighted bound for sites that are not reparameterized.
 
     .. math:: \nabla = E\Big[\textstyle\sum_k (\hat L - \hat L_{-k})\, \nabla \log q(z_k|x)
         + \sum_k \tilde w_k \nabla a_k\Big]
 
-    where :math:`\hat L` is the bound of :class:`IWAE` and in :math:`\hat L_{-k}` the mean of the other log weights replaces
-    that of draw k. For discrete sites: the other draws are the baseline of each draw. A lower bound; its gradient is
-    unbiased. Sites with reparameterized draws keep their pathwise gradient. Needs K >= 2.
+    :math:`\hat L` is the bound of :class:`IWAE`. In :math:`\hat L_{-k}`, the log weight of draw k is replaced by the mean of
+    the other log weights. For discrete sites: the baseline of each draw is computed from the other draws. A lower bound. The
+    gradient is unbiased. Reparameterized sites keep their pathwise gradient. Needs K >= 2.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
-        **options: Likewise.
+        **options: See :class:`WeightedELBO`.
 
     References:
         Mnih, Rezende, "Variational Inference for Monte Carlo Objectives", 2016, eq. 10-11.
@@ -105,13 +105,15 @@ class VIMCO(WeightedELBO):
 
 
 def leave_one_out(log_w: Tensor) -> Tensor:
-    r"""Bounds in which the mean of the others replaces a weight.
+    r"""Importance-weighted bounds that leave out one draw each.
+
+    In bound k, the log weight of draw k is replaced by the mean of the other log weights.
 
     Args:
-        log_w: Log weights, shape ``(K, B)``, K >= 2, nats.
+        log_w: Log importance weights, shape ``(K, B)``, K >= 2, nats.
 
     Returns:
-        The bound for each replaced draw, shape ``(K, B)``, nats.
+        Bound without draw k, for each k and datum, shape ``(K, B)``, nats.
     """
     others = (log_w.sum(0) - log_w) / (len(log_w) - 1)
     replaced = torch.where(torch.eye(len(log_w), dtype=torch.bool, device=log_w.device)[..., None], others, log_w[None])
@@ -123,13 +125,13 @@ class MIWAE(WeightedELBO):
 
     .. math:: \mathcal L_{M,K}(x) = E\Big[\tfrac1M \textstyle\sum_m \log \tfrac1K \sum_k w_{mk}\Big] \le \log p(x)
 
-    For less noise than :class:`IWAE` without a weaker encoder gradient: the same lower bound as with K draws, whatever M,
-    with a variance M times smaller, from M x K draws a step. The gradient is unbiased. Not the objective for missing data
-    of the same name.
+    For less noise than :class:`IWAE`, without a weaker encoder gradient. A lower bound, for any M equal to the bound of
+    :class:`IWAE` with K draws. The variance is M times smaller; a training step needs M x K draws. The gradient is unbiased.
+    The MIWAE for missing data (Mattei, Frellsen 2019) is another objective.
 
     Args:
-        num_groups: M, at least 1.
-        **options: See :class:`WeightedELBO`; ``num_particles`` is K, the draws of a group.
+        num_groups: M, the number of groups, at least 1.
+        **options: See :class:`WeightedELBO`; ``num_particles`` is K, the number of draws in a group.
 
     References:
         Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, eq. 15.
@@ -144,11 +146,11 @@ class MIWAE(WeightedELBO):
 
     @property
     def num_draws(self) -> int:
-        """M x K."""
+        """M x K, the draws for each datum in a training step."""
         return self.num_groups * self.num_particles
 
     def value(self, log_w: Tensor) -> Tensor:
-        """See :meth:`WeightedELBO.value`; the first K rows are the first group."""
+        """See :meth:`WeightedELBO.value`; each K successive rows are a group."""
         groups = log_w.unflatten(0, (self.num_groups, self.num_particles))
         return log_mean_exp(groups.movedim(1, 0)).mean(0)
 
@@ -159,11 +161,11 @@ class CIWAE(WeightedELBO):
     .. math:: \lambda\, E\Big[\tfrac1K \textstyle\sum_k \log w_k\Big]
         + (1 - \lambda)\, E\Big[\log \tfrac1K \sum_k w_k\Big] \le \log p(x)
 
-    For a trade between a tight bound and a strong encoder gradient, from the same K draws. A lower bound that rises with K
-    unless :math:`\lambda = 1`. The gradient is unbiased.
+    For a compromise between a tight bound and a strong encoder gradient. Both bounds use the same K draws. A lower bound,
+    which rises with K unless :math:`\lambda = 1`. The gradient is unbiased.
 
     Args:
-        elbo_weight: :math:`\lambda`, in [0, 1].
+        elbo_weight: :math:`\lambda`, the weight of the ELBO, in [0, 1].
         **options: See :class:`WeightedELBO`; ``num_particles`` is K.
 
     References:
@@ -183,18 +185,19 @@ class CIWAE(WeightedELBO):
 
 
 class PIWAE(MIWAE):
-    r"""Two bounds of the same draws, one each for model and guide.
+    r"""Separate bounds for model and guide, from the same draws.
 
     .. math:: \theta: \log \tfrac1{MK} \textstyle\sum_{m,k} w_{mk}, \qquad
         \phi: \tfrac1M \sum_m \log \tfrac1K \sum_k w_{mk}
 
-    For the tighter bound where it helps, in the model, and the better signal-to-noise ratio in the guide. ``bound`` and the
-    loss are those of :class:`MIWAE`, a lower bound; the parameters of the model follow the tighter one. Each gradient is
-    unbiased for its own bound. The model is evaluated twice. Model and guide must share no parameter.
+    The parameters :math:`\theta` of the model follow the importance-weighted bound of all M x K draws, which is tighter. The
+    parameters :math:`\phi` of the guide follow the bound of :class:`MIWAE`, whose gradient has the better signal-to-noise
+    ratio. ``bound`` and the loss are those of :class:`MIWAE`: a lower bound. Each gradient is unbiased for its own bound. A
+    training step evaluates model and guide twice. Model and guide must not share parameters.
 
     Args:
         *args: See :class:`MIWAE`.
-        **options: Likewise.
+        **options: See :class:`MIWAE`.
 
     References:
         Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, section 6.
@@ -212,7 +215,7 @@ class PIWAE(MIWAE):
             shared = {id(p) for p in of_guide if p.requires_grad} & {id(p) for p in of_model}
             if shared:
                 raise ValueError(
-                    "piwae: expected a model and a guide without common parameters, got some that both use; use elbo('miwae')."
+                    "piwae: expected a model and a guide without common parameters, got shared parameters; use elbo('miwae')."
                 )
             with frozen(of_model):
                 following = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)

@@ -33,15 +33,15 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x|z)] - \sum_s KL(q(z_s|x) \| p(z_s)) \le \log p(x)
 
-    For models whose prior and posterior have a closed KL. A lower bound; its estimate and its gradient are unbiased. The
-    closed form is right for a site if none of its parents in the model descends from it in the guide. A term is sampled if
-    the pair of distributions has no closed form, or if the guide draws after the site what the model draws before it. The
-    variance is lower than that of :class:`TraceELBO` away from the optimum, and higher near it. Under ``scale_kl_pair`` the
-    loss is exactly distortion + beta x rate.
+    For models whose prior and posterior have a KL in closed form. A lower bound. Its estimate and its gradient are unbiased.
+    The KL term of site s is estimated from draws in two cases: the pair of distributions has no closed form, or some other
+    site comes before s in the model and after s in the guide. In the second case a parent of s in the model might depend on
+    s in the guide, and the closed form would be wrong. The variance is lower than the variance of :class:`TraceELBO` away
+    from the optimum, and higher near the optimum. With ``scale_kl_pair``, the loss is exactly distortion + beta x rate.
 
     Args:
-        *args: See ``pyro.infer.TraceMeanField_ELBO``; ``num_particles`` is K, the draws averaged for each datum.
-        plate: Name of the data plate, if several enclose every site.
+        *args: See ``pyro.infer.TraceMeanField_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.
+        plate: Name of the data plate; needed if several plates enclose every site.
         **options: See ``pyro.infer.TraceMeanField_ELBO``.
 
     References:
@@ -49,9 +49,9 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
     """
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
-        """Traces, without Pyro's warning about sites in another order.
+        """Return traces, without Pyro's warning about the order of sites.
 
-        The terms of such sites are sampled here.
+        This class estimates the KL from draws if the order differs, so the warning would be false.
         """
         if is_validation_enabled():
             return pyro.infer.Trace_ELBO._get_trace(self, model, guide, args, kwargs)
@@ -114,10 +114,10 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
 
 
 def with_closed_kl(model_trace: Trace, guide_trace: Trace) -> set[str]:
-    """The latent sites whose KL may be taken in closed form.
+    """Names of the latent sites that may use a closed-form KL.
 
-    These are the sites with no other site that the model draws before and the guide after them. Such a site may be a parent
-    in p and a descendant in q, and an average over the site alone would leave out its effect on that parent.
+    Site s is left out if some other site comes before s in the model and after s in the guide. That other site may be a
+    parent of s in p and depend on s in q. The closed form averages over s alone and would miss this dependence.
     """
     place = {name: index for index, name in enumerate(guide_trace.nodes)}
     closed, latest = set(), -1
@@ -134,12 +134,12 @@ def site_kl(site: Site, guide_site: Site, closed: bool) -> Tensor:
     """KL of a latent site, masked, without scales.
 
     Args:
-        site: The model's site.
-        guide_site: The guide's site.
-        closed: Use a closed form if there is one, see :func:`with_closed_kl`; else log q - log p of the draw.
+        site: Site in the model.
+        guide_site: Site in the guide.
+        closed: Use the closed form if it exists; see :func:`with_closed_kl`. Otherwise use log q - log p of the draw.
 
     Returns:
-        In the batch shape of the site, nats.
+        KL or its estimate in the batch shape of the site, nats.
     """
     kl = closed_kl(guide_site["fn"], site["fn"]) if closed else None
     if kl is None:
@@ -148,12 +148,13 @@ def site_kl(site: Site, guide_site: Site, closed: bool) -> Tensor:
 
 
 def closed_kl(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tensor | None:
-    """KL(q || p) in closed form; None if there is none.
+    """KL(q || p) in closed form, if it exists.
 
-    A ``Delta`` has none: its ``log_density``, which in Pyro's autoguides holds the Jacobian of a draw, enters no formula.
+    A ``Delta`` has no closed form here. In Pyro's autoguides its ``log_density`` holds the Jacobian of a draw, which the
+    registered formulas ignore.
 
     Returns:
-        In the batch shape of q, nats.
+        KL in the batch shape of q, nats; None without a closed form.
     """
     if base_name(q) == "Delta":
         return None
@@ -164,7 +165,7 @@ def closed_kl(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tensor | 
 
 
 def auxiliary_sites(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site]]:
-    """The sites that the guide draws and the model does not have."""
+    """Names and sites that the guide draws and the model lacks."""
     return [(n, s) for n, s in drawn_sites(guide_trace) if n not in model_trace.nodes and not is_auxiliary_loss(s)]
 
 

@@ -26,18 +26,19 @@ from pyro_vae.system.imports import capturing
 
 
 class Particles(NamedTuple):
-    r"""Scored draws of the guide.
+    r"""Log-probabilities of the guide's draws.
 
-    Arrays are of shape ``(K, B)``, nats, except the last two.
+    Each attribute except ``scale`` and ``extra`` has the shape ``(K, B)``, nats.
 
     Attributes:
         log_likelihood: log p(x|z).
         log_ratio: log p(z) - log q(z|x).
-        log_w: log p(x|z) + beta (log p(z) - log q(z|x)), the *tempered* weight; at beta = 1 the log weight.
+        log_w: log p(x|z) + beta (log p(z) - log q(z|x)), the *tempered* log weight. At beta = 1 it is the log importance
+            weight.
         log_q: log q(z|x).
-        score: The part of log q of sites without reparameterized draws; 0 if there are none.
+        score: Part of log q from sites that are not reparameterized; 0 if all sites are.
         scale: N/B of the data plate times a common outer scale: a float, or shape ``(B,)``.
-        extra: Sites marked ``auxiliary_loss``, with their scales: sum over the batch, mean over draws; 0-dim.
+        extra: Training terms (``auxiliary_loss``) with their scales, summed over the batch, averaged over draws; 0-dim, nats.
     """
 
     log_likelihood: Tensor
@@ -50,11 +51,11 @@ class Particles(NamedTuple):
 
 
 def reduce(pair: Pair, data_plate: DataPlate) -> Particles:
-    """Sum the terms of a pair of traces, per draw and datum.
+    """Sum the log-probabilities of two traces for each draw and datum.
 
     Args:
-        pair: The traces, with or without a particle axis.
-        data_plate: The plate of the data.
+        pair: Traces of model and guide, with or without a particle axis.
+        data_plate: The data plate.
     """
     likelihood, ratio, tempered, log_q, score, extra = (RunningSum() for _ in range(6))
     for _, site in sample_sites(pair.model):
@@ -86,7 +87,7 @@ def reduce(pair: Pair, data_plate: DataPlate) -> Particles:
 
 
 def _num_particles(site: Site) -> int:
-    """Number of draws that a site's log-probability is summed over."""
+    """Number of draws in the sum of a site's log-probability."""
     return math.prod(frame.size for frame in site["cond_indep_stack"] if frame.name in PARTICLE_PLATES)
 
 
@@ -100,13 +101,13 @@ def _add_latent(site: Site, data_plate: DataPlate, sign: float, ratio: RunningSu
 
 
 def data_scale(pair: Pair, data_plate: DataPlate) -> Beta:
-    """The scale of each datum: N/B times a common outer scale.
+    """Scale of each datum: N/B times a common outer scale.
 
     Returns:
-        A float, or shape ``(B,)``.
+        Scale, a number or shape ``(B,)``.
 
     Raises:
-        ValueError: If a plate inside a datum is subsampled, or the sites carry different outer scales.
+        ValueError: If a plate inside a datum is subsampled, or sites have different outer scales.
     """
     reference: Beta | None = None
     for trace in pair:
@@ -120,24 +121,28 @@ def data_scale(pair: Pair, data_plate: DataPlate) -> Beta:
                 reference = scale
             elif scale is not reference and is_validation_enabled() and not _close(scale, reference):
                 raise ValueError(
-                    f"site {name!r}: expected the scale of the other sites, got another; an importance-weighted bound has one "
-                    "scale for each datum, so put poutine.scale around the whole model and guide."
+                    f"site {name!r}: an importance-weighted bound needs one scale for each datum, but sites have different "
+                    "scales; put poutine.scale around the whole model and guide."
                 )
-    assert reference is not None  # an observed site has no weight of the KL
+    assert reference is not None  # an observed site has no KL weight
     if not isinstance(reference, Tensor) or reference.dim() == 0:
         return reference
     return data_plate.per_datum(reference)[0] / _count(reference, data_plate)
 
 
 def _without_kl(name: str, site: Site, data_plate: DataPlate) -> Beta | None:
-    """A site's scale without ``scale_kl``; None if that may be 0."""
+    """Divide a site's scale by its KL weights.
+
+    Returns:
+        Scale without KL weights; None if a KL weight may be 0.
+    """
     for frame in site["cond_indep_stack"]:
         if frame.full_size == frame.size:
             continue
         if frame.name != data_plate.plate and frame.dim is not None and frame.dim > data_plate.dim:
             raise ValueError(
-                f"site {name!r}: expected whole plates inside a datum, got {frame.name!r} with {frame.size} of "
-                f"{frame.full_size}, from which no log of a mean has an unbiased estimate; don't subsample it."
+                f"site {name!r}: expected no subsampled plate inside a datum, got {frame.name!r} with {frame.size} of "
+                f"{frame.full_size}, which would bias the importance-weighted bound; use the whole plate."
             )
     betas = site.get("kl_scales", ())
     if not betas:
@@ -148,7 +153,7 @@ def _without_kl(name: str, site: Site, data_plate: DataPlate) -> Beta | None:
 
 
 def _count(scale: Tensor, data_plate: DataPlate) -> int:
-    """Number of entries of a plate-shaped scale that belong to one datum."""
+    """Number of entries of a scale for each datum."""
     return max(1, scale.numel() // max(1, scale.shape[data_plate.dim] if scale.dim() >= -data_plate.dim else 1))
 
 
@@ -158,21 +163,21 @@ def _close(one: Beta, other: Beta) -> bool:
 
 
 def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
-    """Refuse the sites that an importance-weighted objective cannot handle.
+    """Refuse sites that an importance-weighted objective cannot use.
 
     Args:
-        pair: The traces.
+        pair: Traces of model and guide.
         what: Name of the objective.
-        reparameterized: Require reparameterized draws at every latent site.
+        reparameterized: Require that every latent site is reparameterized.
 
     Raises:
-        ValueError: If a site is enumerated, is a Delta, or has no reparameterized draws where it must.
+        ValueError: If a latent site is enumerated, is a Delta, or is not reparameterized as required.
     """
     for name, site in (*sample_sites(pair.model), *sample_sites(pair.guide)):
         if site["infer"].get("enumerate") is not None and not site["is_observed"]:
             raise ValueError(
-                f"{what}: expected no enumerated site, got {name!r}; use elbo('enum'), remove the mark to sample it, or relax "
-                "the label of a model that classifies: temperature=0.7."
+                f"{what}: expected no enumerated site, got {name!r}; use elbo('enum'), remove the enumeration mark to sample "
+                "the site, or relax labels with temperature=0.7."
             )
     auxiliary = any(site["infer"].get("is_auxiliary", False) for _, site in sample_sites(pair.guide))
     for name, site in drawn_sites(pair.guide):
@@ -181,35 +186,36 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
         fn = site["fn"]
         if base_name(fn) == "Delta" and not auxiliary:
             raise ValueError(
-                f"{what}: expected a density at guide site {name!r}, got a Delta, whose weights give no bound; use a guide "
-                "such as AutoNormal, or elbo('trace') for a point estimate."
+                f"{what}: expected a density at guide site {name!r}, got a Delta, which gives no importance weights; use a "
+                "guide such as AutoNormal, or elbo('trace') for a point estimate."
             )
         if reparameterized and not fn.has_rsample:
             raise ValueError(
-                f"{what}: expected reparameterized draws at site {name!r}, got {base_name(fn)}, which has none; use "
-                "elbo('vimco') or elbo('rws')."
+                f"{what}: expected a reparameterized distribution at site {name!r}, got {base_name(fn)}; use elbo('vimco') "
+                "or elbo('rws')."
             )
 
 
 def common_beta(pair: Pair, data_plate: DataPlate, what: str = "dreg") -> Beta:
-    """The weight of the KL that all latent sites share.
+    """The KL weight that all latent sites share.
 
-    Two weights are the same if they are the same tensor or equal numbers: tensors that are equal now may differ later.
+    Two KL weights are shared if they are the same tensor object or equal numbers. Two tensors with equal values do not
+    count, since their values may differ in a later training step.
 
     Returns:
-        A number, a 0-dim tensor or shape ``(B,)``.
+        KL weight: a number, or a tensor of shape ``()`` or ``(B,)``.
 
     Raises:
-        ValueError: If the sites have different weights, or the weight varies within a datum.
+        ValueError: If sites have different KL weights, or a KL weight varies within a datum.
     """
     sites = [(n, s) for n, s in drawn_sites(pair.guide) if not is_auxiliary_loss(s)]
     factors = [(name, _factors(site)) for name, site in sites] or [("", ())]
     first = factors[0][1]
-    for name, others in factors if not capturing() else ():  # an eager run has made this check before capture
+    for name, others in factors if not capturing() else ():  # checked by the eager run before capture
         if len(others) != len(first) or not all(a is b or _equal(a, b) for a, b in zip(others, first, strict=True)):
             raise ValueError(
-                f"{what}: expected one weight of the KL for all sites, got another at {name!r}; use one number or tensor, or "
-                "elbo('stl') or elbo('iwae') for weights of single sites."
+                f"{what}: expected the same KL weight at all sites, got a different weight at {name!r}; use one number or "
+                "tensor, or elbo('stl') or elbo('iwae')."
             )
     return _of_data(math.prod(first), data_plate, what)
 
@@ -223,16 +229,16 @@ def _equal(one: Beta, other: Beta) -> bool:
 
 
 def _of_data(beta: Beta, data_plate: DataPlate, what: str) -> Beta:
-    """Bring a weight from the plates of a site to shape ``(B,)``.
+    """Reshape a KL weight from a site's batch shape to ``(B,)``.
 
-    Numbers and 0-dim tensors stay as they are.
+    Numbers and 0-dim tensors are returned unchanged.
     """
     if not isinstance(beta, Tensor) or beta.dim() == 0:
         return beta
     padded = beta.reshape((1,) * (data_plate.nesting - beta.dim()) + beta.shape).movedim(data_plate.dim, 0)
     if padded[0].numel() > 1:
         raise ValueError(
-            f"{what}: expected one weight of the KL for each datum, got shape {tuple(beta.shape)}, which varies within a "
-            "datum; use elbo('iwae') or elbo('stl')."
+            f"{what}: expected one KL weight for each datum, got shape {tuple(beta.shape)}, which varies within a datum; use "
+            "elbo('iwae') or elbo('stl')."
         )
     return padded.reshape(-1)

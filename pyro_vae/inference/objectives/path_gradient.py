@@ -1,4 +1,4 @@
-"""Path gradients: sticking the landing, and doubly reparameterized ones."""
+"""Path gradients: sticking the landing, and doubly reparameterized gradients."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, with_
 
 
 class Gate:
-    """Passes values on and multiplies their gradient by a factor set later.
+    """Identity function that multiplies gradients by a factor.
 
     Attributes:
-        factor: For each draw and datum, shape ``(K, B)``; to be set before the backward pass.
+        factor: Factor of each draw and datum, shape ``(K, B)``; must be set before the backward pass.
     """
 
     def __init__(self, data_plate: DataPlate) -> None:
@@ -34,7 +34,7 @@ class Gate:
         self.factor: Tensor | None = None
 
     def __call__(self, _name: str, site: Site) -> Tensor:
-        """The value of a site, with its gradient multiplied."""
+        """Return a site's value, with the factor applied to its gradient."""
         value = site["value"]
         if not value.requires_grad:
             return value
@@ -44,7 +44,7 @@ class Gate:
         return passed
 
     def _spread(self, batch_dim: int, event_dim: int) -> Tensor:
-        """The factor in the dimensions of a site's value."""
+        """Reshape the factor to broadcast against a site's value."""
         assert self.factor is not None
         data_plate = self.data_plate
         shape = [1] * data_plate.nesting
@@ -57,9 +57,9 @@ class Gate:
 
 
 class _PathGradient(WeightedELBO):
-    """Objectives whose encoder gradient flows through the draws alone.
+    """Base class for encoder gradients that flow through the draws only.
 
-    The score of q is left out, and the draws have weights of their own.
+    The score of q is left out. A subclass chooses the weight of each draw in the gradient.
     """
 
     def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
@@ -97,18 +97,19 @@ class _PathGradient(WeightedELBO):
             theirs = scored.nodes[name]["fn"].log_prob(site["value"])
             if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True):
                 raise ValueError(
-                    f"{self.name}: expected a guide that gives one density for one draw, got another at site {name!r}; "
-                    "it draws numbers besides its sites (dropout?), so remove that or use elbo('iwae')."
+                    f"{self.name}: two runs of the guide give the same draw different densities at site {name!r}; remove "
+                    "random numbers outside sample sites (dropout?), or use elbo('iwae')."
                 )
 
     def _weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the draws, and their factors on the path.
+        """Compute the weights of the draws in the gradient.
 
         Args:
-            log_w: Shape ``(K, B)``, nats, detached.
+            log_w: Tempered log weights, shape ``(K, B)``, nats, detached.
 
         Returns:
-            Weights for the gradient of the decoder, and what multiplies them on the path: two arrays of shape ``(K, B)``.
+            Weights of the draws, and factors that multiply these weights in the path gradient of the encoder. Each has the
+            shape ``(K, B)``.
         """
         raise NotImplementedError
 
@@ -120,14 +121,14 @@ class DReG(_PathGradient):
         \frac{\partial a_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}\Big],
         \quad \tilde w_k \propto e^{(1-\alpha) a_k}, \quad c = \beta (1 - \alpha)
 
-    For many draws: the signal-to-noise ratio of the encoder's gradient rises with K, where that of ``IWAE`` falls. The
-    bound is that of ``Renyi``, at alpha = 0 that of ``IWAE``: a lower bound for alpha >= 0. The gradient has the same
-    expectation as that of ``Renyi``, since the score of q is integrated out (docs/objectives.md derives c). At beta = 1 and
-    alpha = 0 the factor is Tucker's :math:`\tilde w^2`. The decoder's gradient is that of the bound. The guide is
-    evaluated twice. All sites must have reparameterized draws, and all weights of the KL must be equal.
+    For many draws: the signal-to-noise ratio of the encoder's gradient rises with K, whereas it falls for ``IWAE``. The bound
+    is the bound of ``Renyi``, and of ``IWAE`` at alpha = 0: a lower bound for alpha >= 0. The gradient has the same
+    expectation as the gradient of ``Renyi``, since the score of q is integrated out (docs/objectives.md derives c). At
+    beta = 1 and alpha = 0 the factor is Tucker's :math:`\tilde w^2`. The decoder's gradient is the gradient of the bound. A
+    training step evaluates the guide twice. All latent sites must be reparameterized and have the same KL weight.
 
     Args:
-        alpha: The order of the bound.
+        alpha: The order of the bound, any finite number.
         **options: See :class:`WeightedELBO`; ``num_particles`` is K.
 
     References:
@@ -163,13 +164,14 @@ class STL(_PathGradient):
     .. math:: \mathcal L(x) = E\Big[\tfrac1K \textstyle\sum_k \log w_k\Big], \quad
         \nabla_\phi = \tfrac1K \sum_k \frac{\partial a_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
 
-    Sticking the landing: for a gradient that is identically zero at the exact posterior, with any number of latent layers.
-    A lower bound, the mean of K draws; its gradient is unbiased, since the score has expectation 0. The guide is evaluated
-    twice. All sites must have reparameterized draws. Under ``scale_kl_pair`` the loss is exactly distortion + beta x rate.
+    Sticking the landing. For an encoder gradient that is exactly zero for every draw at the exact posterior, with any number
+    of latent layers. A lower bound, estimated by the mean over K draws. The gradient is unbiased, since the score has
+    expectation 0. A training step evaluates the guide twice. All latent sites must be reparameterized. With
+    ``scale_kl_pair``, the loss is exactly distortion + beta x rate.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
-        **options: Likewise.
+        **options: See :class:`WeightedELBO`.
 
     References:
         Roeder, Wu, Duvenaud, "Sticking the Landing", 2017, eq. 7.

@@ -1,7 +1,8 @@
 """Objectives by name.
 
-A row names a class, and the class holds the rest: its constructor the options (see :func:`options_of`), its attributes
-whether it takes a weight of the KL, its number of draws, and whether its gradient is that of its bound (see :class:`Bound`).
+Each name has a class. The parameters of the constructor are the objective's options (see :func:`options_of`). Attributes of
+the class give the number of draws, and say if the objective takes a KL weight and has the gradient of its bound (see
+:class:`Bound`).
 """
 
 from __future__ import annotations
@@ -41,19 +42,21 @@ def default_objective(model: object) -> str:
     """Return the name of a model's default objective.
 
     Args:
-        model: A model or its class. Its attribute ``objective`` decides; without one, or if it is None or empty, the default
-            is ``"trace"``.
+        model: A model or a model class.
+
+    Returns:
+        The attribute ``objective`` of the model; ``"trace"`` if the attribute is missing, None or empty.
     """
     return getattr(model, "objective", None) or "trace"
 
 
 def options_of(name: str) -> list[str]:
-    """Names of the options that an objective takes.
+    """Names of an objective's options.
 
-    A class with ``**options`` takes those of the next class in its order of inheritance, too.
+    If a constructor has ``**options``, the options of the next base class are included.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If ``name`` is unknown.
     """
     options: dict[str, None] = {}
     for cls in lookup("objective", name, OBJECTIVES).__mro__:
@@ -69,16 +72,17 @@ def elbo(name: str, **options: object) -> Bound:
     """Make an objective by its name.
 
     Args:
-        name: A name from ``OBJECTIVES``; docs/objectives.md compares them. ``"trace"``, ``"mean-field"``, ``"graph"`` and
-            ``"enum"`` are subclasses of Pyro's objectives of that name.
-        **options: Options of its class, such as ``num_particles`` and ``vectorize_particles``.
+        name: A name from ``OBJECTIVES``; docs/objectives.md compares the objectives. ``"trace"``, ``"mean-field"``,
+            ``"graph"`` and ``"enum"`` are subclasses of the Pyro objectives with these names.
+        **options: Options of the objective, such as ``num_particles`` and ``vectorize_particles``.
 
     Returns:
-        A ``pyro.infer.ELBO`` with ``bound(model, guide, *args)``, shape ``(B,)``, nats, higher is better.
+        A ``pyro.infer.ELBO`` with a method ``bound(model, guide, *args)``, which returns the bound of each datum, shape
+        ``(B,)``, nats, higher is better.
 
     Raises:
-        ValueError: If the name is unknown, or an option is out of its range.
-        TypeError: If the class has no such option, or its value is of another type.
+        ValueError: If ``name`` is unknown, or an option is out of range.
+        TypeError: If an option is unknown or has the wrong type.
     """
     known = options_of(name)
     for option in options:

@@ -1,4 +1,4 @@
-"""The ELBO with every term sampled."""
+"""The objective ``trace``: the ELBO with every term estimated from draws."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pyro_vae.inference.program.sums import RunningSum, true_sum
 
 
 class TraceELBO(Bound, pyro.infer.Trace_ELBO):
-    r"""The evidence lower bound, every term sampled.
+    r"""The evidence lower bound, with every term estimated from draws.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
 
-    For any model and guide. A lower bound; its estimate and its gradient are unbiased. Reparameterized sites have pathwise
-    gradients, other sites Pyro's score-function terms. Under ``scale_kl_pair`` the loss is exactly distortion + beta x
-    rate.
+    For any model and guide. A lower bound. Its estimate and its gradient are unbiased. Reparameterized sites have pathwise
+    gradients; other sites have Pyro's score-function terms. With ``scale_kl_pair``, the loss is exactly
+    distortion + beta x rate.
 
     Args:
-        *args: See ``pyro.infer.Trace_ELBO``; ``num_particles`` is K, the draws averaged for each datum.
-        plate: Name of the data plate, if several enclose every site.
+        *args: See ``pyro.infer.Trace_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.
+        plate: Name of the data plate; needed if several plates enclose every site.
         **options: See ``pyro.infer.Trace_ELBO``.
 
     References:
@@ -44,7 +44,7 @@ class TraceELBO(Bound, pyro.infer.Trace_ELBO):
         for _, site in sample_sites(guide_trace):
             if is_auxiliary_loss(site):
                 loss.add(site["log_prob_sum"])
-            elif not site["is_observed"]:  # what the guide observes is no draw
+            elif not site["is_observed"]:  # a site that the guide observes is not a draw
                 loss.add(site["log_prob_sum"])
                 rate.add(true_sum(site))
         value = loss.value()
@@ -55,9 +55,9 @@ class TraceELBO(Bound, pyro.infer.Trace_ELBO):
 
 
 def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
-    """The surrogate of Pyro's ``Trace_ELBO``, by tensors alone.
+    """The surrogate loss of Pyro's ``Trace_ELBO``, without ``.item()``.
 
-    Its score-function terms are Pyro's. Without ``.item()`` it can be captured.
+    It has the same score-function terms as in Pyro. With tensors only, the surrogate can be captured.
     """
     total, log_r = RunningSum(), None
     for _, site in sample_sites(model_trace):
@@ -77,5 +77,5 @@ def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
 
 
 def is_reparameterized(site: Site) -> bool:
-    """Return True if a guide site has no score-function term."""
+    """Return True if a guide site needs no score-function term."""
     return is_identically_zero(site["score_parts"].score_function)

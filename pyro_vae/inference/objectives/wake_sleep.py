@@ -21,13 +21,14 @@ class RWS(WeightedELBO):
     .. math:: \nabla_\theta = \textstyle\sum_k \tilde w_k \nabla_\theta \log p(x, z_k), \qquad
         \nabla_\phi = \sum_k \tilde w_k \nabla_\phi \log q(z_k|x)
 
-    For any sites, discrete ones too, since no draw is differentiated. ``bound`` and the loss are the importance-weighted
-    bound, a lower bound. The model follows it without bias; the guide follows -KL(p(z|x) || q(z|x)), biased by
-    self-normalization, less so with larger K. There is no KL to weigh: a beta is refused. Needs K >= 2.
+    For any sites, including discrete sites, since draws are not differentiated. ``bound`` and the loss use the
+    importance-weighted bound, a lower bound. The model's gradient is the gradient of this bound, without bias. The guide's
+    gradient is the gradient of -KL(p(z|x) || q(z|x)), with a bias from self-normalization that falls with K. The loss has no
+    KL(q || p), so a KL weight is refused. Needs K >= 2.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
-        **options: Likewise.
+        **options: See :class:`WeightedELBO`.
 
     References:
         Bornschein, Bengio, "Reweighted Wake-Sleep", 2015, eq. 9-10; Le et al., "Revisiting Reweighted Wake-Sleep for
@@ -54,7 +55,7 @@ class RWS(WeightedELBO):
     def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
         particles, bound = super()._surrogate(model, guide, args, kwargs)
         weights = particles.log_w.detach().softmax(0)
-        # The bound holds -log q with the same weights; twice that with the other sign gives the wake-phase update of q.
+        # The bound contributes -sum_k w_k log q. Adding 2 sum_k w_k log q gives the wake-phase update of q.
         return particles, bound + 2 * (weights * particles.log_q).sum(0)
 
 
@@ -64,14 +65,14 @@ class TVO(RWS):
     .. math:: \textstyle\sum_{j=1}^{J} (t_j - t_{j-1})\, E_{\pi_{t_{j-1}}}[\log w] \le \log p(x),
         \qquad \pi_t(z) \propto q(z|x)^{1-t} p(x, z)^t
 
-    A left Riemann sum along the path from q(z|x) to p(z|x), for any sites: the gradient is the paper's covariance form, which
-    differentiates no draw. The exact sum is a lower bound, the ELBO at J = 1, tighter with more points. The expectations are
-    self-normalized over K draws of q, so the estimate is biased, up or down, less with larger K. A beta is refused. Needs
-    K >= 2.
+    A left Riemann sum along the path from q(z|x) to p(z|x). For any sites: the gradient has the covariance form of the paper,
+    so draws are not differentiated. The exact sum is a lower bound, equal to the ELBO at J = 1 and tighter with more points.
+    The estimate is biased up or down, since its expectations are self-normalized over K draws of q; the bias falls with K. A
+    KL weight is refused. Needs K >= 2.
 
     Args:
-        partitions: J, the number of intervals, at least 1. The points are 0, then J - 1 spaced evenly in log t from
-            ``first_point`` on, then 1.
+        partitions: J, the number of intervals, at least 1. The path has the points 0, then J - 1 points evenly spaced in
+            log t that start at ``first_point``, then 1.
         first_point: The first point after 0, in (0, 1).
         **options: See :class:`WeightedELBO`; ``num_particles`` is K, by default 10.
 
@@ -90,7 +91,7 @@ class TVO(RWS):
 
     @property
     def points(self) -> list[float]:
-        """The points of the path, rising from 0 to 1."""
+        """Points of the path, in rising order from 0 to 1."""
         inner = self.partitions - 1
         steps = [self.first_point ** (1 - k / inner) for k in range(inner)]
         return [0.0, *steps, 1.0]

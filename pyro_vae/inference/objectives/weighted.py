@@ -1,11 +1,11 @@
 r"""The base class of the importance-weighted objectives.
 
-All are functions of the tempered log weights of each datum,
+Each objective is a function of the tempered log weights of a datum:
 
-.. math:: a_k = \log p(x|z_k) + \beta (\log p(z_k) - \log q(z_k|x)),
+.. math:: a_k = \log p(x|z_k) + \beta (\log p(z_k) - \log q(z_k|x))
 
-which at :math:`\beta = 1` are the log importance weights. N/B and outer scales enter after the log, so the objectives are
-right under plate subsampling.
+At :math:`\beta = 1` these are the log importance weights. N/B and outer scales multiply the bound of a datum, not the log
+weights, so the loss remains correct when the data plate is subsampled.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ ARRAYS = ("log_likelihood", "log_ratio", "log_w", "log_q", "score")
 
 
 def log_mean_exp(log_w: Tensor, alpha: float = 0.0) -> Tensor:
-    r"""Log of a power mean of the weights.
+    r"""Log of a power mean of the importance weights.
 
     .. math:: \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
 
-    At alpha = 0 it is the importance-weighted bound; in the limit alpha = 1 it is the mean of log w, the ELBO. Near 1 the
-    deviations from the largest weight are averaged, so that nothing cancels in the division.
+    At alpha = 0 this is the importance-weighted bound; in the limit alpha = 1, the ELBO. Near alpha = 1, the code averages
+    deviations from the largest log weight, to avoid cancellation before the division by 1 - alpha.
 
     Args:
-        log_w: Log weights, shape ``(K, ...)``, nats.
-        alpha: One minus the order of the mean, any real number.
+        log_w: Log importance weights, shape ``(K, ...)``, nats.
+        alpha: One minus the order of the power mean, any real number.
 
     Returns:
-        Shape ``(...)``, nats.
+        Log of the power mean, shape ``(...)``, nats.
     """
     if alpha == 1:
         return log_w.mean(0)
@@ -78,24 +78,24 @@ class Options(TypedDict, total=False):
 
 
 class WeightedELBO(Bound):
-    """An objective that is a function of the log weights.
+    """Base class for objectives that are functions of log importance weights.
 
     Args:
         num_particles: K, the number of draws for each datum.
-        vectorize_particles: Draw them in one call, in an outermost plate. A program that fails there, or has other weights
-            there, is drawn from one by one, with a warning.
-        max_plate_nesting: Number of batch dimensions that the program's plates use; infinite: found by running it.
+        vectorize_particles: Make all draws in one call, in an outermost plate. If model or guide fails in that plate, or
+            gives other log weights there, the draws are made one by one, and a warning is issued.
+        max_plate_nesting: Number of batch dimensions that the program's plates use; infinite: found from a run.
         retain_graph: See ``pyro.infer.ELBO``.
-        plate: Name of the data plate, if several enclose every site.
+        plate: Name of the data plate; needed if several plates enclose every site.
 
     Attributes:
-        name: Name in error messages.
-        least_particles: The smallest K.
-        reparameterized: All sites must have reparameterized draws.
+        name: Name of the objective in messages.
+        least_particles: Smallest allowed K.
+        reparameterized: True if all latent sites must be reparameterized.
 
     Raises:
-        TypeError: If ``num_particles`` is no whole number.
-        ValueError: If there are too few draws.
+        TypeError: If ``num_particles`` is not a whole number.
+        ValueError: If ``num_particles`` is below ``least_particles``.
     """
 
     name: ClassVar[str] = ""
@@ -120,13 +120,13 @@ class WeightedELBO(Bound):
         self._known_plate: DataPlate | None = None
 
     def value(self, log_w: Tensor) -> Tensor:
-        """The bound as a differentiable function of the log weights.
+        """The bound, as a differentiable function of log weights.
 
         Args:
-            log_w: Shape ``(K, B)``, nats.
+            log_w: Log weights, tempered in training, shape ``(K, B)``, nats.
 
         Returns:
-            Shape ``(B,)``, nats, higher is better.
+            Bound of each datum, shape ``(B,)``, nats, higher is better.
         """
         raise NotImplementedError
 
@@ -138,7 +138,7 @@ class WeightedELBO(Bound):
         return self.value(draws(self.num_draws).log_w)
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """The loss with its rate and distortion; see :meth:`Bound.terms`."""
+        """Compute loss, rate and distortion; see :meth:`Bound.terms`."""
         self._prepare(model, guide, args, kwargs)
         particles, surrogate = self._surrogate(model, guide, args, kwargs)
         bound = self.value(particles.log_w)
@@ -151,7 +151,10 @@ class WeightedELBO(Bound):
         )
 
     def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
-        """The draws, and an expression with the gradient to follow, shape ``(B,)``."""
+        """Return the draws, and a surrogate of the bound.
+
+        The surrogate, shape ``(B,)``, has the gradient that training follows.
+        """
         particles = self._cat([self._reduce(pair) for pair in self._pairs(model, guide, args, kwargs)])
         return particles, self.value(particles.log_w)
 
@@ -164,7 +167,7 @@ class WeightedELBO(Bound):
         return reduce(pair, self._data_plate.at(pair.model))
 
     def _prepare(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> None:
-        """Find the data plate, check the sites and try the particle axis."""
+        """Find the data plate, check the sites and try a particle plate."""
         if self._known is not None and self._known[0] is model and self._known[1] is guide:
             return
         with own_randomness(), torch.no_grad():
@@ -185,12 +188,12 @@ class WeightedELBO(Bound):
             for name, site in sample_sites(trace):
                 if site.get("kl_scales"):
                     raise ValueError(
-                        f"{self.name}: expected no weight of the KL, got one at site {name!r}; this objective has no KL, so "
-                        "drop beta, or use elbo('trace')."
+                        f"{self.name}: this objective has no KL, so it cannot be combined with the KL weight at site "
+                        f"{name!r}; remove beta, or use elbo('trace')."
                     )
 
     def _pairs(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Iterator[Pair]:
-        """Yield one pair of traces of all draws, or one a draw."""
+        """Yield one pair of traces for all draws or for each draw."""
 
         def pair(model: Program, guide: Program) -> tuple[Pair, Pair]:
             drawn = self._pair(model, guide, args, kwargs)
@@ -199,12 +202,13 @@ class WeightedELBO(Bound):
         return self._drawn(pair, model, guide)
 
     def _drawn(self, draw: Callable[[Program, Program], tuple[Pair, T]], model: Program, guide: Program) -> Iterator[T]:
-        """Yield one result of ``draw`` for all draws, or one each.
+        """Yield one result for all draws, or one result for each draw.
 
         Args:
-            draw: Takes model and guide; returns a pair of traces, whose subsample all draws keep, and a result.
-            model: The model.
-            guide: The guide.
+            draw: Function of model and guide that returns a pair of traces and a result. All draws use the subsample of the
+                first pair.
+            model: A Pyro model.
+            guide: A guide of the model.
         """
         if self.vectorize_particles and self.num_draws > 1:
             plate = pyro.plate(PLATE, self.num_draws, dim=-self._data_plate.nesting - 1)
@@ -232,7 +236,7 @@ class WeightedELBO(Bound):
         return Pair(model_trace, guide_trace)
 
     def _cat(self, parts: Sequence[Particles]) -> Particles:
-        """Concatenate draws made one by one."""
+        """Concatenate draws that were made one by one."""
         if len(parts) == 1:
             return parts[0]
         arrays = {name: torch.cat([getattr(part, name) for part in parts]) for name in ARRAYS}

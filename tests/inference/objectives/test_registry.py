@@ -65,7 +65,7 @@ def test_a_weight_of_the_kl_acts_or_is_refused(name):
     if OBJECTIVES[name].takes_beta:
         assert abs(loss(0.5) - loss(1.0)) > 1e-3
     else:
-        with pytest.raises(ValueError, match=f"{name}: expected no weight of the KL"):
+        with pytest.raises(ValueError, match=f"{name}: this objective has no KL"):
             loss(0.5)
 
 

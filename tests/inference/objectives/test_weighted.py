@@ -105,7 +105,7 @@ def test_sites_that_cannot_be_handled_are_refused(name):
         assert math.isfinite(elbo(name).loss(*discrete(4), x))
     else:
         with pytest.raises(
-            ValueError, match=f"{name}: expected reparameterized draws at site 'z', got Categorical.*vimco"
+            ValueError, match=f"{name}: expected a reparameterized distribution at site 'z', got Categorical.*vimco"
         ):
             elbo(name).loss(*discrete(4), x)
     with pytest.raises(ValueError, match=f"{name}: expected no enumerated site, got 'z'.*temperature=0.7"):
@@ -181,7 +181,7 @@ def test_a_subsampled_plate_within_a_datum_is_refused():
         with pyro.plate("data", len(x), dim=-2):
             pyro.sample("z", dist.Normal(torch.zeros(3, 1).double(), 1.0))
 
-    with pytest.raises(ValueError, match="expected whole plates inside a datum, got 'pixels' with 2 of 10"):
+    with pytest.raises(ValueError, match="expected no subsampled plate inside a datum, got 'pixels' with 2 of 10"):
         elbo("iwae").loss(model, guide, torch.zeros(3, 10).double())
 
 
