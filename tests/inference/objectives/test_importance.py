@@ -56,9 +56,7 @@ def test_piwae_refuses_common_parameters():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), scale))
 
-    with pytest.raises(
-        ValueError, match="piwae: expected a model and a guide without common parameters, got shared"
-    ):
+    with pytest.raises(ValueError, match="piwae: expected a model and a guide without common parameters, got shared"):
         elbo("piwae").loss(model, guide, torch.zeros(3, dtype=torch.float64))
 
 
