@@ -1,4 +1,4 @@
-"""Likelihoods p(x|z), priors p(z) and posteriors q(z|x): modules that give Pyro distributions."""
+"""Likelihoods p(x|z), priors p(z) and posteriors q(z|x): modules that return Pyro distributions."""
 
 from pyro_vae.distributions.base import Likelihood, Posterior, Prior
 from pyro_vae.distributions.likelihoods.pixels import Bernoulli, ContinuousBernoulli

@@ -1,8 +1,8 @@
 """The base classes `Likelihood`, `Prior` and `Posterior`.
 
-Each is a module with one method to write, :meth:`forward`, which gives a Pyro distribution. What else the package asks of a
-part is an attribute or a hook with a default. A part is made from a name, ``"NAME:ARG:ARG"``, by the registry beside its
-family; ``arguments`` declares the ARGs.
+Each class is a module with one abstract method, :meth:`forward`, which returns a Pyro distribution. All other attributes and
+hooks have defaults. A flag such as ``--prior NAME:ARG:ARG`` selects a class by NAME from the registry in the folder of its
+family; the class attribute ``arguments`` declares the ARGs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 
 class Likelihood(nn.Module, ABC):
-    """The likelihood p(x|z): decoder outputs to distributions of the data.
+    """The likelihood p(x|z): maps decoder outputs to distributions of the data.
 
     Args:
         data_shape: Shape of one datum.
 
     Attributes:
-        support: The data it is for: ``"binary"`` (0 or 1), ``"unit"`` (numbers in [0, 1]) or ``"real"``.
+        support: The values of the data: ``"binary"`` (0 or 1), ``"unit"`` (numbers in [0, 1]) or ``"real"``.
         density: True if log p(x|z) is a log density, False if it is a log probability.
-        bits_per_dim: True if log p(x|z) is a log probability of pixel values, a code length.
-        arguments: Arguments of the constructor after ``data_shape``, each with an example value of its type.
+        bits_per_dim: True if log p(x|z) is a log probability of pixel values, so that bits per dimension are a code length.
+        arguments: Names of the constructor's arguments after ``data_shape``, each with an example value of the argument's
+            type.
     """
 
     support: ClassVar[str] = "real"
@@ -46,14 +47,14 @@ class Likelihood(nn.Module, ABC):
         """
 
     def bias(self, mean: Tensor) -> Tensor:
-        """Return the decoder's output for a mean, both of shape ``data_shape``."""
+        """Return the decoder output for a mean; both have shape ``data_shape``."""
         return mean
 
     def start_at(self, scale: float) -> None:
-        """Set a learned scale to its start; called before training.
+        """Set the start value of a learned scale; called before training.
 
         Args:
-            scale: Standard deviation of the training data about their mean, over all pixels; positive.
+            scale: Standard deviation of the training data about the mean, over all pixels; positive.
         """
 
 
@@ -64,8 +65,9 @@ class Prior(nn.Module, ABC):
         latent_dim: Z, the size of the latent vector.
 
     Attributes:
-        standard: True if p(z) is N(0, I), which closed forms may rely on.
-        arguments: Arguments of the constructor after ``latent_dim``, each with an example value of its type.
+        standard: True if p(z) is N(0, I); closed forms rely on this.
+        arguments: Names of the constructor's arguments after ``latent_dim``, each with an example value of the argument's
+            type.
     """
 
     standard: ClassVar[bool] = False
@@ -82,7 +84,7 @@ class Prior(nn.Module, ABC):
     def connect(self, data_shape: tuple[int, ...], encode: Callable[..., TorchDistributionMixin]) -> None:
         """Take the parts of the model that a prior may use.
 
-        Called once, when the encoder is made.
+        The model calls this hook once, after it has made the encoder.
 
         Args:
             data_shape: Shape of one datum.
@@ -91,14 +93,15 @@ class Prior(nn.Module, ABC):
 
 
 class Posterior(nn.Module, ABC):
-    """The posterior q(z|x): encoder outputs to distributions of the latent vector.
+    """The posterior q(z|x): maps encoder outputs to distributions of the latent vector.
 
     Args:
         latent_dim: Z, the size of the latent vector.
 
     Attributes:
-        num_params: The number of values that the encoder gives for one datum.
-        arguments: Arguments of the constructor after ``latent_dim``, each with an example value of its type.
+        num_params: The size of the encoder's output for one datum.
+        arguments: Names of the constructor's arguments after ``latent_dim``, each with an example value of the argument's
+            type.
     """
 
     num_params: int

@@ -1,4 +1,4 @@
-"""The relaxed categorical: a differentiable label, near one of its values."""
+"""The relaxed categorical: a differentiable approximation of a label."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ class LogRelaxedCategorical(ExpRelaxedCategorical, TorchDistributionMixin):
 
     .. math:: \log y = \log\mathrm{softmax}((\log \pi + g) / \tau), \quad g \text{ Gumbel noise}
 
-    A density over log y, which does not overflow near a corner of the simplex. The ratio of two such densities equals the
-    ratio of the densities over y. As :math:`\tau` goes to 0 it tends to the categorical, and so does a bound that has it on
-    **both** sides, model and guide; with a categorical on one side there is no bound.
+    The density is over log y; unlike the density over y, it does not overflow near a corner of the simplex. The ratio of two
+    densities over log y equals the ratio of the densities over y. As :math:`\tau` goes to 0, the distribution tends to the
+    categorical. If **both** model and guide are relaxed, their bound tends to the bound with categorical labels. If only one
+    of them is relaxed, there is no bound.
 
     References:
         Maddison, Mnih, Teh, "The Concrete Distribution", 2017, appendix C.3; Jang, Gu, Poole, "Categorical
@@ -24,5 +25,5 @@ class LogRelaxedCategorical(ExpRelaxedCategorical, TorchDistributionMixin):
 
     @property
     def support(self) -> NoReturn:  # type: ignore[override]
-        """Not available: PyTorch has no constraint for this surface."""
+        """Not available: PyTorch has no constraint for logs of probability vectors."""
         raise NotImplementedError("support: PyTorch has no constraint for vectors whose exponentials sum to 1")

@@ -23,10 +23,9 @@ class _Flat(dist.ImproperUniform):
     """The improper prior, of density 1 everywhere."""
 
     def sample(self, *_args: object, **_kwargs: object) -> Tensor:
-        # A TypeError: the package's trial runs let it pass.
+        # The package's trial runs ignore a TypeError.
         raise TypeError(
-            "autoencoder: expected no draw from its prior, since it has none, nor a log p(x); ask for its squared_error, or "
-            "train a VAE."
+            "autoencoder: the model has no prior to draw from and no log p(x); use its squared_error, or train a VAE."
         )
 
 
@@ -36,23 +35,25 @@ class Autoencoder(Model):
     .. math:: \min_{f, g} \|x - g(f(x))\|^2
 
     As a Pyro program it is a VAE with an improper flat prior, a point posterior and the unnormalized likelihood
-    :math:`e^{-\|x - g(z)\|^2}`. The distortion it reports is the squared error, the rate is 0, and there is no log p(x) to
-    bound. A linear autoencoder spans the subspace of PCA, with axes that need not be orthogonal.
+    :math:`e^{-\|x - g(z)\|^2}`. The reported distortion is the squared error, the reported rate is 0, and no log p(x) exists
+    to be bounded. A linear autoencoder spans the subspace of PCA, but its axes need not be orthogonal.
 
-    The model has no density of codes. To draw from it all the same, :meth:`sample` decodes draws from a normal distribution
-    fitted to the codes of the training data (the ex-post density of Ghosh et al. 2020). Its buffers are the mean m,
-    ``code_mean``, and a square root S of the covariance S S', ``code_scale``; before training they are 0 and I.
+    The model has no density of codes. Therefore :meth:`sample` decodes draws from a normal distribution fitted to the codes
+    of the training data (the ex-post density of Ghosh et al. 2020). The normal distribution has the mean m (buffer
+    ``code_mean``) and the covariance S S' (buffer ``code_scale`` for S). Before training, m is 0 and S is I.
 
     Args:
         data_shape: Shape of one datum.
         latent_dim: Z, the size of the code, at least 1; it may exceed the size of a datum.
-        hidden: Widths of the hidden layers of the encoder; the decoder has them in reverse. Empty: linear.
+        hidden: Widths of the encoder's hidden layers; the decoder has the same widths in reverse order. Empty: linear maps.
         activation: Name of the activation, see ``networks.ACTIVATIONS``.
-        likelihood: Name from ``distributions.LIKELIHOODS``; only its mean is used: ``"normal"`` for any real numbers,
-            ``"bernoulli"`` for pixels in [0, 1].
+        likelihood: Name from ``distributions.LIKELIHOODS``; only the mean of the likelihood is used. ``"normal"`` is for real
+            numbers, ``"bernoulli"`` for pixels in [0, 1].
         network: Kind of both networks, see :class:`VAE`.
-        encoder: Module from ``(..., *data_shape)`` to ``(..., Z)``, or a callable that makes one.
-        decoder: Module from ``(..., Z)`` to ``(..., *data_shape)``, or a callable that makes one.
+        encoder: Module from data, shape ``(..., *data_shape)``, to codes, shape ``(..., Z)``; or a callable that makes the
+            module.
+        decoder: Module from codes, shape ``(..., Z)``, to data, shape ``(..., *data_shape)``; or a callable that makes the
+            module.
 
     Raises:
         ValueError: If a size is below 1 or a name is unknown.
@@ -89,7 +90,7 @@ class Autoencoder(Model):
         self.register_buffer("code_scale", torch.eye(latent_dim))
 
     def model(self, x: Tensor) -> Tensor:
-        r"""The model: a code without a prior, and the squared error.
+        r"""The model: a code with a flat prior, and the squared error.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -124,7 +125,7 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def after_epoch(self, x: Tensor) -> None:
-        """Fit the normal distribution of :meth:`sample` to codes; ``fit`` calls it.
+        """Fit the normal distribution of :meth:`sample`; ``fit`` calls this hook.
 
         Args:
             x: Training data, shape ``(N, *data_shape)``.
@@ -146,7 +147,7 @@ class Autoencoder(Model):
             num_samples: The number of draws.
 
         Returns:
-            Shape ``(num_samples, *data_shape)``.
+            The decoded draws, shape ``(num_samples, *data_shape)``.
 
         Raises:
             ValueError: If ``num_samples`` is below 1.
@@ -163,26 +164,30 @@ class Autoencoder(Model):
             x: Data, shape ``(..., *data_shape)``.
 
         Returns:
-            Shape ``(...)``, in squared units of the data, at least 0.
+            The squared errors, shape ``(...)``, in squared units of the data, at least 0.
         """
         return squared_error(self.reconstruct(x), x, len(self.data_shape))
 
     @torch.no_grad()
-    def center_output(self, mean: Tensor, _scale: float | None = None) -> None:
+    def center_output(
+        self,
+        mean: Tensor,
+        scale: float | None = None,  # noqa: ARG002  # part of the protocol
+    ) -> None:
         """Set the decoder's output bias to start at the data's mean.
 
         Args:
             mean: Mean of the training data, shape ``data_shape``.
-            _scale: Their standard deviation, which other models use.
+            scale: Not used here; other models use the standard deviation of the training data.
 
         Raises:
-            ValueError: If the shape is another one, or the decoder has no ``head`` with a bias of that size.
+            ValueError: If ``mean`` has another shape, or the decoder has no layer ``head`` with one bias for each pixel.
         """
         if tuple(mean.shape) != self.data_shape:
             raise ValueError(f"mean: expected shape {self.data_shape}, got {tuple(mean.shape)}.")
         set_output_bias(self.decoder, self.likelihood, mean)
 
 
-def squared_error(found: Tensor, x: Tensor, event_dim: int) -> Tensor:
-    """Return squared differences, summed over the last ``event_dim`` dimensions."""
-    return (found - x).square().flatten(-event_dim).sum(-1)
+def squared_error(output: Tensor, x: Tensor, event_dim: int) -> Tensor:
+    """Return ``(output - x)**2``, summed over the last ``event_dim`` dimensions."""
+    return (output - x).square().flatten(-event_dim).sum(-1)

@@ -20,8 +20,9 @@ from pyro_vae.registration import register
 
 P = TypeVar("P", bound=nn.Module)
 
-# The holder of each name in the parameter store. Two models under one name would share the first one's parameters, and the
-# second would silently never train. A name is not given again when its holder is gone, since its parameters stay there.
+# The model that holds each name in Pyro's parameter store. Two models with the same name would share the parameters of the
+# first model, and the second model would silently never train. The name of a deleted model is not used again, since the
+# parameters stay in the store.
 _HOLDERS: dict[str, weakref.ref[nn.Module]] = {}
 
 
@@ -31,7 +32,7 @@ _NUMBERS = itertools.count(2)
 class Model(nn.Module):
     """A generative model with its guide: Pyro functions ``model(*inputs)`` and ``guide(*inputs)``.
 
-    Each draws its sites within one plate ``"data"`` and registers the networks it uses by ``_register``.
+    Both functions draw their sites within one plate ``"data"`` and register the networks that they use by ``_register``.
 
     Args:
         data_shape: Shape of one datum, such as ``(1, 28, 28)``.
@@ -40,11 +41,11 @@ class Model(nn.Module):
     Attributes:
         takes: The inputs of ``model`` and ``guide``, in order: ``"x"``, data of shape ``(B, *data_shape)``, and ``"y"``,
             labels of shape ``(B,)``, int64, -1 where unknown.
-        has_bound: True if its objective bounds log p(x); the plain autoencoder's does not.
-        objective: The objective it is trained with if none is named; None: any.
+        has_bound: True if the model's objective bounds log p(x). The plain autoencoder's objective bounds nothing.
+        objective: Name of the default training objective; None: ``"trace"``.
 
     Raises:
-        ValueError: If a size is below 1.
+        ValueError: If ``latent_dim`` or a size in ``data_shape`` is below 1.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("x",)
@@ -71,7 +72,7 @@ class Model(nn.Module):
         return held
 
     def _register(self, *parts: str) -> None:
-        """Register networks, by the names of their attributes, as ``pyro.module`` does."""
+        """Register networks, given by attribute names, as ``pyro.module`` does."""
         for part in parts:
             register(f"{self.name}.{part}", getattr(self, part))
 
@@ -83,7 +84,7 @@ class Model(nn.Module):
 
 
 class PartOptions(TypedDict, total=False):
-    """Keywords of :class:`LatentModel`, but for the encoder."""
+    """Keyword arguments of :class:`LatentModel` except ``encoder``."""
 
     likelihood: str | nn.Module
     posterior: str | nn.Module
@@ -93,7 +94,7 @@ class PartOptions(TypedDict, total=False):
 
 
 class ModelOptions(PartOptions, total=False):
-    """Keywords of :class:`LatentModel`."""
+    """Keyword arguments of :class:`LatentModel`."""
 
     encoder: NetworkLike | JoinedNetworkLike
 
@@ -104,7 +105,7 @@ class LatentModel(Model):
     Arguments: see :class:`pyro_vae.VAE`.
     """
 
-    #: Data to q(z|x), event shape ``(Z,)``; a method of the class.
+    #: The subclass's method from data to q(z|x), event shape ``(Z,)``.
     encode: Callable[..., TorchDistributionMixin]
 
     def __init__(
@@ -141,17 +142,17 @@ class LatentModel(Model):
 
     @torch.no_grad()
     def center_output(self, mean: Tensor, scale: float | None = None) -> None:
-        """Let p(x|z) start at the data's mean, with their scale.
+        """Start p(x|z) at the mean and scale of the training data.
 
-        This is the decoder's optimum without latent information; training need not first learn the background.
+        This start is the best decoder that ignores z, so training need not learn the background first.
 
         Args:
             mean: Mean of the training data, shape ``data_shape``.
-            scale: Standard deviation of the training data about this mean, over all pixels. Only a likelihood with a
-                learned scale, such as ``"normal"``, uses it. None: leave that scale as it is.
+            scale: Standard deviation of the training data about ``mean``, over all pixels. Only a likelihood with a learned
+                scale, such as ``"normal"``, uses ``scale``. None: leave the scale unchanged.
 
         Raises:
-            ValueError: If the shape is another one, or the decoder has no ``head`` with a bias of that size.
+            ValueError: If ``mean`` has another shape, or the decoder has no layer ``head`` with one bias for each pixel.
         """
         if tuple(mean.shape) != self.data_shape:
             raise ValueError(f"mean: expected shape {self.data_shape}, got {tuple(mean.shape)}.")
@@ -164,18 +165,21 @@ def set_output_bias(decoder: nn.Module, likelihood: Likelihood, mean: Tensor) ->
     """Set the output bias so that p(x|z) has the mean ``mean``.
 
     Raises:
-        ValueError: If the decoder has no ``head`` with a bias of that size.
+        ValueError: If the decoder has no layer ``head`` with one bias for each pixel.
     """
     bias = getattr(getattr(decoder, "head", None), "bias", None)
     if not isinstance(bias, Tensor) or bias.numel() != mean.numel():
-        raise ValueError("center_output: expected a decoder with a linear `head` that has one bias a pixel, got none.")
+        raise ValueError(
+            f"decoder: center_output needs a linear `head` with one bias for each pixel, but {type(decoder).__name__} has "
+            "none; add the layer."
+        )
     bias.copy_(likelihood.bias(mean).reshape(-1))
 
 
 def mean_image(p: TorchDistributionMixin) -> Tensor:
     """Return the mean of p(x|z), shape ``(..., *data_shape)``.
 
-    It is the mean of the base distribution if the wrapper has none.
+    If ``p`` wraps another distribution and has no mean of its own, the mean of its base distribution is returned.
     """
     return p.mean if hasattr(p, "mean") else p.base_dist.mean
 
@@ -185,26 +189,26 @@ def make_part(kind: str, given: str | nn.Module, table: Mapping[str, type[P]], f
 
     Args:
         kind: The kind of part, for the error.
-        given: ``"NAME:ARG:ARG"``; or a module, which is returned.
-        table: The classes by name.
-        first: The first argument of their constructors.
+        given: ``"NAME:ARG:ARG"``; or a module, which is returned unchanged.
+        table: The known classes by name.
+        first: The first argument of the class's constructor.
 
     Raises:
-        ValueError: If the name is unknown, or it is neither a name nor a module.
+        ValueError: If ``given`` is an unknown name, or neither a name nor a module.
     """
     check_name_or_module(kind, given)
     if isinstance(given, nn.Module):
-        return cast(P, given)  # a user's part need not be of the base class
+        return cast(P, given)  # a user's part need not derive from the base class
     cls, args = parse_part(kind, given, table)
     make: Callable[..., P] = cls
     return make(first, *args)
 
 
 def check_name_or_module(kind: str, given: object) -> None:
-    """Refuse what is neither a name nor a module.
+    """Refuse a value that is neither a name nor a module.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If ``given`` is neither a string nor a module.
     """
     if not isinstance(given, str | nn.Module):
-        raise ValueError(f"{kind}: expected a name or a module, got {given!r}; give one of these.")
+        raise ValueError(f"{kind}: expected a name or a module, got {given!r}; give a name or a module.")

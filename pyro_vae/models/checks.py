@@ -16,10 +16,10 @@ from pyro_vae.models.protocol import classifies, data_support, takes
 #: The inputs a model may take.
 INPUTS = ("x", "y")
 
-#: The supports a likelihood may declare: 0 and 1, numbers in [0, 1], any real numbers.
+#: The supports that a likelihood may declare: 0 or 1, numbers in [0, 1], real numbers.
 SUPPORTS = ("binary", "unit", "real")
 
-#: Training data as ``fit`` takes them.
+#: The types of training data that ``fit`` takes.
 TrainingData = Data | Tensor | Stored | tuple[Tensor, ...]
 
 
@@ -28,10 +28,10 @@ def as_data(model: object, given: TrainingData) -> Data:
 
     Args:
         model: The model.
-        given: Data; or the tensor that the model takes, or a tuple of them.
+        given: :class:`Data`; or, for a model of x alone, a tensor; or a tuple with one tensor for each input of the model.
 
     Raises:
-        ValueError: If the model takes another number of tensors, or their lengths differ.
+        ValueError: If the number of tensors differs from the number of the model's inputs, or the tensors differ in length.
     """
     if isinstance(given, Data):
         return given
@@ -39,27 +39,27 @@ def as_data(model: object, given: TrainingData) -> Data:
     names = takes(model)
     if len(tensors) != len(names):
         raise ValueError(
-            f"data: expected {' and '.join(names)}, which {type(model).__name__} takes, got {len(tensors)} "
-            f"tensor{'s' * (len(tensors) != 1)}; pass {'a tensor' if len(names) == 1 else 'a tuple of them'}."
+            f"data: expected {' and '.join(names)} for {type(model).__name__}, got {len(tensors)} "
+            f"tensor{'s' * (len(tensors) != 1)}; pass {'one tensor' if len(names) == 1 else 'the tuple (x, y)'}."
         )
     x, *labels = Inputs(*tensors).parts
     return Data("data", Split(x, cast(Tensor, labels[0]) if labels else None))
 
 
 def check_model(model: object, where: str = "") -> None:
-    """Refuse a model that does not keep the protocol.
+    """Refuse a model that does not follow the protocol.
 
     Args:
         model: The model.
-        where: Its name in the error; "": that of its class.
+        where: The model's name in the error; "": the name of its class.
 
     Raises:
-        TypeError: If it is not an ``nn.Module``.
+        TypeError: If the model is not an ``nn.Module``.
         ValueError: If a part of the protocol is missing or wrong.
     """
     where = where or type(model).__name__
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{where}: expected a torch.nn.Module, got {type(model).__name__}; make the class one.")
+        raise TypeError(f"{where}: expected a torch.nn.Module, got {type(model).__name__}; subclass nn.Module.")
     names = takes(model)
     if names not in (INPUTS[:1], INPUTS):
         raise ValueError(f"{where}.takes: expected ('x',) or ('x', 'y'), got {names}; correct the class.")
@@ -74,7 +74,7 @@ def check_model(model: object, where: str = "") -> None:
         if (signature := _other_signature(function, len(names))) is not None:
             raise ValueError(
                 f"{where}.{part}: expected a function of {', '.join(names)}, the inputs in `takes`, got {part}{signature}; "
-                "make both agree."
+                f"change {part} or `takes`."
             )
 
 
@@ -89,16 +89,16 @@ def _check_attributes(model: nn.Module, where: str) -> None:
         raise ValueError(f"{where}.has_bound: expected True or False, got {bound!r}; correct the class.")
     for name in ("sampled", "trained_on"):
         if not isinstance(text := getattr(model, name, ""), str):
-            raise ValueError(f"{where}.{name}: expected words, got {text!r}; correct the class.")
+            raise ValueError(f"{where}.{name}: expected a string, got {text!r}; correct the class.")
     if (support := data_support(model)) is not None and support not in SUPPORTS:
         raise ValueError(
             f"{where}.likelihood.support: expected one of {', '.join(map(repr, SUPPORTS))}, got {support!r}; correct the "
-            "class, or leave it out."
+            "class, or remove `support`."
         )
 
 
 def _other_signature(function: Callable[..., object], count: int) -> str | None:
-    """Return the signature if the function does not take ``count`` arguments."""
+    """Return the function's signature if it does not accept ``count`` arguments."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -114,15 +114,15 @@ def unregistered_message(name: str) -> str:
     """Return the error for a model without parameters registered with Pyro."""
     return (
         f"model {name}: expected parameters registered with Pyro, got none, so nothing would be trained; begin model and "
-        'guide with pyro.module("NAME", self), or in a pyro_vae.models.Model with self._register("PART").'
+        'guide with pyro.module("NAME", self), or with self._register("PART") in a pyro_vae.models.Model.'
     )
 
 
 def unsaved_message(parameter: str) -> str:
-    """Return the error for a parameter of ``pyro.param``, which no checkpoint holds."""
+    """Return the error for a ``pyro.param`` that belongs to no module."""
     return (
-        f"parameter {parameter!r}: expected a parameter of the model's modules, got one of pyro.param alone, which fit cannot "
-        "save; make it an nn.Parameter or a PyroParam."
+        f"parameter {parameter!r}: expected a parameter of the model's modules, got a pyro.param outside of them, which fit "
+        "cannot save; declare an nn.Parameter or a PyroParam."
     )
 
 
@@ -130,7 +130,7 @@ def check_inputs(model: object, data: Data) -> None:
     """Refuse data without the labels that a model takes.
 
     Raises:
-        ValueError: If labels are missing, or are not those of the model's classes.
+        ValueError: If a split has no labels, or a label is not one of the model's classes.
     """
     names = takes(model)
     if "y" not in names:
@@ -138,14 +138,14 @@ def check_inputs(model: object, data: Data) -> None:
     for name, split in data.splits.items():
         if split.y is None:
             raise ValueError(
-                f"labels: expected some with {type(model).__name__}, which takes {' and '.join(names)}, got {name} data "
-                f"without; take data with labels{', -1 where unknown,' if classifies(model) else ','} or another model."
+                f"labels: {type(model).__name__} needs labels, but the {name} data have none; use data with labels"
+                f"{' (-1 where unknown)' if classifies(model) else ''}, or another model."
             )
         check_labels(split.y, getattr(model, "num_classes", None), not classifies(model))
 
 
 def warn_about_labels(model: object, data: Data) -> None:
-    """Warn if a model that classifies lacks labels of a class."""
+    """Warn if a model with ``classify`` gets no labels of some class."""
     y, classes = data.train.y, getattr(model, "num_classes", None)
     if "y" not in takes(model) or not classifies(model) or y is None or y.dim() != 1 or y.is_floating_point():
         return
@@ -153,14 +153,14 @@ def warn_about_labels(model: object, data: Data) -> None:
     name = type(model).__name__
     if known == 0:
         warnings.warn(
-            f"labels: expected labels to train the classifier of {name}, got -1 (unknown) in every row; the numbers of its "
-            "classes will mean nothing.",
+            f"labels: the classifier of {name} needs labels, but every label is -1 (unknown); the predicted class "
+            "numbers will be arbitrary.",
             stacklevel=3,
         )
     elif classes is not None and known < classes:
         warnings.warn(
-            f"labels: expected labels of all {classes} classes of {name}, got labels of {known}; the numbers of the others "
-            "will mean nothing.",
+            f"labels: {name} has {classes} classes, but the training data have labels of only {known}; the numbers of the "
+            "other classes will be arbitrary.",
             stacklevel=3,
         )
 
@@ -169,11 +169,13 @@ def check_classes(num_classes: int | None, model: str, least: int = 2) -> int:
     """Return the number of classes; refuse None and numbers below ``least``.
 
     Raises:
-        ValueError: If it is None or below ``least``.
+        ValueError: If ``num_classes`` is None or below ``least``.
     """
     if num_classes is None:
-        raise ValueError(f"num_classes: expected the number of classes of {model}, got none; take data with labels.")
+        raise ValueError(
+            f"num_classes: {model} needs the number of classes, got none; pass num_classes, or data with labels."
+        )
     if num_classes < least:
-        reason = "one class carries no information" if least > 1 else "give the size of its vectors"
+        reason = "one class carries no information" if least > 1 else "give the size of the label vectors"
         raise ValueError(f"num_classes: expected at least {least}, got {num_classes}; {reason}.")
     return num_classes

@@ -28,10 +28,10 @@ class LabelledModel(LatentModel):
         latent_dim: See :class:`VAE`.
         hidden: See :class:`VAE`.
         activation: See :class:`VAE`.
-        num_classes: C, the number of labels, or the size of a vector.
+        num_classes: C, the number of classes, or the size of the vector y.
         **options: See :class:`VAE`. The encoder maps an image and a label, shapes ``(..., *data_shape)`` and
-            ``(..., C)``, to ``(..., num_params)``; the decoder a latent vector and a label, ``(..., Z)`` and ``(..., C)``, to
-            ``(..., *data_shape)``.
+            ``(..., C)``, to ``(..., num_params)``. The decoder maps a latent vector and a label, shapes ``(..., Z)`` and
+            ``(..., C)``, to ``(..., *data_shape)``.
 
     Raises:
         ValueError: If a size is below 1, ``num_classes`` is missing or too small, or a name is unknown.
@@ -51,7 +51,7 @@ class LabelledModel(LatentModel):
         num_classes: int | None = None,
         **options: Unpack[ModelOptions],
     ) -> None:
-        # Set first: the sizes of the networks, which the base class makes, depend on it.
+        # Set before the base class makes the networks, whose sizes depend on num_classes.
         self.num_classes = check_classes(num_classes, type(self).__name__, self.least_classes)
         super().__init__(data_shape, latent_dim, hidden, activation, **options)
         self.register_buffer("one_hot", torch.eye(self.num_classes), persistent=False)
@@ -80,28 +80,28 @@ class LabelledModel(LatentModel):
 
         Args:
             y: Labels, int64, shape ``(...,)``, or vectors, shape ``(..., C)``.
-            x: Their data, shape ``(..., *data_shape)``, if known; then one float for each datum is refused.
+            x: The labelled data, shape ``(..., *data_shape)``, if known. With ``x``, a single float for each datum is
+                refused.
 
         Raises:
-            ValueError: If they have another dtype or size, or (under Pyro's validation) a label is unknown or out of range.
+            ValueError: If ``y`` has another dtype or size, or (under Pyro's validation) a label is unknown or out of range.
         """
         single = x is not None and y.dim() > 0 and y.shape == x.shape[: x.dim() - len(self.data_shape)]
         sized = y.shape[-1:] == (self.num_classes,) and not single
         if not (sized if y.is_floating_point() else y.dtype in WHOLE_NUMBERS):
             raise ValueError(
-                f"y: expected labels, int64, or vectors of {self.num_classes} floats, one for each datum, got "
-                f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; convert them, labels by y.long()."
+                f"y: expected for each datum a label (int64) or a vector of {self.num_classes} floats, got "
+                f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; convert labels by y.long()."
             )
         if y.is_floating_point():
             return y
         if is_validation_enabled() and x is not None and self.num_classes == 1:
             raise ValueError(
-                "y: expected vectors of one number, floats of shape (B, 1), got labels of one class; take a model without "
-                "labels."
+                "y: expected vectors of one float, shape (B, 1), got labels of a single class; use a model without labels."
             )
         if is_validation_enabled() and bool((y < 0).any()):
             raise ValueError(
-                "y: expected the label of each datum, got -1; drop data without a label, or take a model such as m2."
+                "y: expected a label for each datum, got -1 (unknown); remove data without a label, or use a model such as m2."
             )
         if is_validation_enabled() and bool((y >= self.num_classes).any()):
             raise ValueError(
@@ -115,14 +115,14 @@ class LabelledModel(LatentModel):
 
         Args:
             num_samples: The number of draws.
-            y: A label for all; a label for each, shape ``(num_samples,)``; or a vector for each. None: each class in turn,
-                and for a model of vectors each unit vector.
+            y: One label for all draws; a label for each draw, shape ``(num_samples,)``; or a vector for each draw, shape
+                ``(num_samples, C)``. None: the classes in turn, or for a model of vectors the unit vectors in turn.
 
         Returns:
-            Shape ``(num_samples, *data_shape)``.
+            The draws of x, shape ``(num_samples, *data_shape)``.
 
         Raises:
-            ValueError: If ``num_samples`` is below 1, or y has another shape.
+            ValueError: If ``num_samples`` is below 1, or ``y`` has another shape.
         """
         label = self._labels(num_samples, y)
         return self.decode(self.prior().sample((num_samples,)), label).sample()
@@ -134,8 +134,8 @@ class LabelledModel(LatentModel):
             return turns % self.num_classes if y is None else torch.full_like(turns, y)
         if y.shape != (num_samples, self.num_classes)[: 1 + y.is_floating_point()]:
             raise ValueError(
-                f"y: expected a label, {num_samples} labels, or floats of shape ({num_samples}, {self.num_classes}), got "
-                f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; give one for each sample."
+                f"y: expected one label, {num_samples} labels, or floats of shape ({num_samples}, {self.num_classes}), got "
+                f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; give a label or a vector for each sample."
             )
         return y
 
@@ -145,7 +145,7 @@ class LabelledModel(LatentModel):
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
-            y: Their labels, shape ``(B,)``.
+            y: Labels of the data, shape ``(B,)``.
 
         Returns:
             Mean images, shape ``(B, C, *data_shape)``.
@@ -165,7 +165,7 @@ class Conditional(LabelledModel):
         prior that does not depend on y; Kingma et al., "Semi-Supervised Learning with Deep Generative Models", 2014.
     """
 
-    least_classes: ClassVar[int] = 1  # a vector may have one number
+    least_classes: ClassVar[int] = 1  # a vector may have a single entry
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
         """The generative model p(z) p(x|z, y).

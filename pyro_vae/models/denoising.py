@@ -1,4 +1,4 @@
-"""The denoising VAE: its encoder sees the data through noise."""
+"""The denoising VAE, trained to encode noisy data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def masking(x: Tensor, level: float) -> Tensor:
 
 
 def salt_and_pepper(x: Tensor, level: float) -> Tensor:
-    """Set numbers to 0 or 1 with probability ``level / 2``."""
+    """Set numbers to 0 or 1, with probability ``level / 2`` each."""
     u = torch.rand_like(x)
     return torch.where(u < level / 2, 0.0, torch.where(u < level, 1.0, x))
 
@@ -46,7 +46,7 @@ class Noise(nn.Module):
             ``"salt-and-pepper:0.2"``.
 
     Raises:
-        ValueError: If the name is unknown, or the level is no number, negative, or a probability above 1.
+        ValueError: If the name is unknown, or the level is not a number, is negative, or is a probability above 1.
     """
 
     def __init__(self, spec: str) -> None:
@@ -57,7 +57,7 @@ class Noise(nn.Module):
         highest = float("inf") if name == "gaussian" else 1.0
         if not 0 <= self.level <= highest or self.level == float("inf"):
             kind = "a standard deviation of at least 0" if name == "gaussian" else "a probability from 0 to 1"
-            raise ValueError(f"noise: expected {name} with {kind}, got {spec!r}; write {name}:0.3, say.")
+            raise ValueError(f"noise: expected {name} with {kind}, got {spec!r}; write, for example, {name}:0.3.")
 
     def forward(self, x: Tensor) -> Tensor:
         """Add noise to data of any shape."""
@@ -72,20 +72,20 @@ class DenoisingVAE(VAE):
 
     .. math:: \mathcal L(x) = E_{p(\tilde x|x)} E_{q(z|\tilde x)}[\log p(x, z) - \log q(z|\tilde x)] \le \log p(x)
 
-    The noise enters the encoder alone, so this is a bound on log p(x) of the clean data: the ELBO of one proposal, averaged
-    over proposals. In ``eval()`` mode no noise is added, as with dropout: the guide is q(z|x), and :func:`denoise` takes data
-    that are already noisy. Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse this model.
+    Only the encoder sees the noise. Therefore L(x) is a bound on log p(x) of the clean data: an ELBO, averaged over the noise
+    in the guide. As with dropout, no noise is added in ``eval()`` mode: the guide is then q(z|x), and :func:`denoise` takes
+    data that are already noisy. Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse this model.
 
     Args:
         data_shape: See :class:`VAE`.
         latent_dim: See :class:`VAE`.
         hidden: See :class:`VAE`.
         activation: See :class:`VAE`.
-        noise: The noise of training, see :class:`Noise`; or a module from data to noisy data of the same shape.
+        noise: The training noise, see :class:`Noise`; or a module from data to noisy data of the same shape.
         **options: See :class:`VAE`.
 
     Raises:
-        ValueError: If a size or a level is out of range, or a name is unknown.
+        ValueError: If a size or the noise level is out of range, or a name is unknown.
 
     References:
         Im, Ahn, Memisevic, Bengio, "Denoising Criterion for Variational Auto-Encoding Framework", 2017, eq. 6; Vincent et
@@ -108,12 +108,12 @@ class DenoisingVAE(VAE):
         self.encoder = _ThroughNoise(self.noise, self.encoder)
 
     def corrupt(self, x: Tensor) -> Tensor:
-        """Add the noise that the encoder sees in training."""
+        """Add the training noise to data of any shape."""
         return self.noise(x)
 
 
 class _ThroughNoise(nn.Module):
-    """A network that sees its input through noise in train mode."""
+    """A network whose input gets noise in train mode."""
 
     def __init__(self, noise: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -130,12 +130,13 @@ def denoise(vae: Autoencodes, x: Tensor, num_samples: int = 16) -> Tensor:
     .. math:: \tfrac1S \textstyle\sum_s E[x|z_s], \quad z_s \sim q(z|x) \text{ at the noisy } x
 
     Args:
-        vae: A :class:`DenoisingVAE`, or any model with ``encode`` and ``decode``; in ``eval()`` mode during the call.
+        vae: A :class:`DenoisingVAE`, or another model with ``encode`` and ``decode``. The call runs the model in ``eval()``
+            mode.
         x: Noisy data, shape ``(B, *data_shape)``.
-        num_samples: S.
+        num_samples: S, the number of draws of z for each datum.
 
     Returns:
-        Shape ``(B, *data_shape)``.
+        The denoised data, shape ``(B, *data_shape)``.
 
     Raises:
         ValueError: If ``num_samples`` is below 1.
@@ -145,7 +146,7 @@ def denoise(vae: Autoencodes, x: Tensor, num_samples: int = 16) -> Tensor:
     vae.eval()
     try:
         q = vae.encode(x)
-        # One draw at a time: all of them at once would not fit the cache.
+        # One draw at a time: all draws at once would not fit the cache.
         total = mean_image(vae.decode(q.sample()))
         for _ in range(num_samples - 1):
             total = total + mean_image(vae.decode(q.sample()))

@@ -1,4 +1,4 @@
-"""Posteriors given some of the pixels, and a VAE trained for them."""
+"""Posteriors given the visible pixels, and a VAE trained for inpainting."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def seen(p: TorchDistributionMixin, visible: Tensor) -> TorchDistributionMixin:
 
     .. math:: \log p(x_V|z) = \textstyle\sum_{d \in V} \log p(x_d|z)
 
-    The mask applies to each pixel before the sum; Pyro's mask of a whole site has its batch shape.
+    This mask applies to each pixel, before the sum over pixels. Pyro's own mask of a site has the site's batch shape, and so
+    cannot hide single pixels.
 
     Args:
-        p: p(x|z) of independent pixels, batch shape ``(..., B)``, event shape ``data_shape``.
-        visible: True where a pixel is visible, bool, a shape that broadcasts to ``(B, *data_shape)``.
+        p: p(x|z) with independent pixels, batch shape ``(..., B)``, event shape ``data_shape``.
+        visible: Bool mask, True where a pixel is visible; the shape broadcasts to ``(B, *data_shape)``.
 
     Returns:
-        A distribution of the same shape; its log-probability leaves the hidden pixels out.
+        A distribution with the shapes of ``p``, whose log probability omits the hidden pixels.
 
     Raises:
         ValueError: If the pixels are not independent given z.
@@ -40,39 +41,39 @@ def seen(p: TorchDistributionMixin, visible: Tensor) -> TorchDistributionMixin:
         base = base.base_dist
     if base.event_shape:
         raise ValueError(
-            f"likelihood: expected independent pixels, so that some can be left out, got {type(base).__name__} with event "
-            f"shape {tuple(base.event_shape)}; use one of distributions.LIKELIHOODS."
+            f"likelihood: expected independent pixels given z, got {type(base).__name__} with event shape "
+            f"{tuple(base.event_shape)}; use a likelihood from distributions.LIKELIHOODS."
         )
     return base.mask(visible).to_event(event_dim)
 
 
 def check_visible(visible: Tensor, x: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """Return a mask as a bool tensor, the shape of the data.
+    """Return a mask as a bool tensor, with the data's shape.
 
     Args:
-        visible: A tensor, or an array or list that converts to one: True or 1 where a pixel is visible. Shape ``data_shape``
-            or ``(B, *data_shape)``.
+        visible: Mask, True or 1 where a pixel is visible: a tensor, an array or a list, shape ``data_shape`` or
+            ``(B, *data_shape)``.
         x: The data, shape ``(B, *data_shape)``.
         data_shape: Shape of one datum.
 
     Raises:
-        ValueError: If it has another shape, or values other than 0 and 1.
+        ValueError: If ``visible`` has another shape, or values other than 0 and 1.
     """
     try:
         visible = torch.as_tensor(visible)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            f"visible: expected a mask of shape {tuple(data_shape)}, or one for each datum, got {type(visible).__name__}; give "
-            "a tensor that is True where a pixel is seen."
+            f"visible: expected a mask of shape {tuple(data_shape)}, got {type(visible).__name__}; give a tensor that is True "
+            "where a pixel is visible."
         ) from None
     if tuple(visible.shape) not in (tuple(data_shape), tuple(x.shape)):
         raise ValueError(
-            f"visible: expected a mask of shape {tuple(data_shape)}, or one for each datum, {tuple(x.shape)}, got "
-            f"{tuple(visible.shape)}; give one that is True where a pixel is seen."
+            f"visible: expected a mask of shape {tuple(data_shape)} for all data, or {tuple(x.shape)} for each datum, got "
+            f"{tuple(visible.shape)}; give a mask of one of these shapes."
         )
     if visible.dtype != torch.bool and not bool(((visible == 0) | (visible == 1)).all()):
         raise ValueError(
-            "visible: expected True and False, or 1 and 0, got other values; give True where a pixel is seen."
+            "visible: expected True and False, or 1 and 0, got other values; give True where a pixel is visible."
         )
     return visible.to(device=x.device, dtype=torch.bool).expand(x.shape)
 
@@ -82,16 +83,17 @@ class Partial:
 
     .. math:: p(z) \textstyle\prod_{d \in V} p(x_d|z)
 
-    ``model`` and ``guide`` take ``(x, visible)``, as every estimator of ``evidence`` does; its log p(x) is then
-    :math:`\log p(x_V)`. The guide of an :class:`InpaintingVAE` is its ``encode(x, visible)``. Other encoders see the hidden
-    pixels filled by the mean of the model's samples, a start that ``evidence.refine`` improves.
+    ``model`` and ``guide`` take ``(x, visible)``. Every estimator of ``evidence`` takes the same arguments, and then
+    estimates :math:`\log p(x_V)` in place of log p(x). The guide of an :class:`InpaintingVAE` is its ``encode(x, visible)``.
+    For any other model, the encoder gets the mean of the model's samples in place of the hidden pixels; ``evidence.refine``
+    improves this guide.
 
     Args:
         vae: A model with ``prior``, ``encode`` and ``decode``, and with independent pixels given z.
-        num_samples: Samples of the model for that mean.
+        num_samples: Number of the model's samples in this mean.
 
     Raises:
-        ValueError: If the model lacks one of the three, or one of them needs another argument, such as a label.
+        ValueError: If ``prior``, ``encode`` or ``decode`` is missing, or needs another argument, such as a label.
     """
 
     def __init__(self, vae: Autoencodes, num_samples: int = 256) -> None:
@@ -99,8 +101,8 @@ class Partial:
             method = method_of(vae, part)
             if method is None or num_required_arguments(method) != count or takes(vae) != ("x",):
                 raise ValueError(
-                    f"vae: expected a model of x alone with prior(), encode(x) and decode(z), got {type(vae).__name__}, which "
-                    f"{'takes ' + ' and '.join(takes(vae)) if len(takes(vae)) > 1 else 'has no ' + form}; fill with a VAE."
+                    f"vae: inpainting needs a model of x alone with prior(), encode(x) and decode(z), but {type(vae).__name__} "
+                    f"{'takes ' + ' and '.join(takes(vae)) if len(takes(vae)) > 1 else 'has no ' + form}; use a VAE."
                 )
         self.vae = vae
         self.background: Tensor | None = None
@@ -148,11 +150,11 @@ def square(u: Tensor, data_shape: Sequence[int]) -> Tensor:
     """Hide a rectangle of half the height and half the width.
 
     Args:
-        u: The place of its corner, shape ``(..., 2)``, in [0, 1).
+        u: Place of the rectangle's upper left corner (down, right), shape ``(..., 2)``, in [0, 1).
         data_shape: Shape of one datum, ``(..., H, W)``.
 
     Returns:
-        True where a pixel is visible, shape ``(..., H, W)``.
+        The mask, True where a pixel is visible, shape ``(..., H, W)``.
     """
     height, width = data_shape[-2:]
     rows, columns = torch.arange(height).to(u), torch.arange(width).to(u)
@@ -163,7 +165,7 @@ def square(u: Tensor, data_shape: Sequence[int]) -> Tensor:
 
 
 def half(u: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """Show the upper, lower, left or right half, by ``u``."""
+    """Show the upper, lower, left or right half; ``u`` selects the half."""
     height, width = data_shape[-2:]
     row, column = torch.arange(height).to(u)[:, None] < height // 2, torch.arange(width).to(u) < width // 2
     row, column = row.expand(height, width), column.expand(height, width)
@@ -171,11 +173,12 @@ def half(u: Tensor, data_shape: Sequence[int]) -> Tensor:
 
 
 def pixels(u: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """Show single pixels; the first number of ``u`` is their probability."""
+    """Show each pixel with the probability ``u[..., 0]``."""
     return (u[..., 1:] < u[..., :1]).unflatten(-1, tuple(data_shape[-2:]))
 
 
-#: Kinds of masks: the number of uniform numbers they need, given height and width, and the function of these numbers.
+#: Kinds of masks by name: a function from height and width to the number of uniform random numbers that a mask needs, and
+#: the function that makes the mask from these numbers.
 MASKS: dict[str, tuple[Callable[[int, int], int], Callable[[Tensor, Sequence[int]], Tensor]]] = {
     "square": (lambda *_size: 2, square),
     "half": (lambda *_size: 1, half),
@@ -188,25 +191,26 @@ WHOLE = 0.5
 
 
 class InpaintingVAE(VAE):
-    r"""A VAE trained on random masks, which its encoder sees.
+    r"""A VAE trained with random masks, an input of its encoder.
 
     .. math:: \mathcal L(x) = E_{p(V)} E_{q(z|x_V, V)}[\log p(z) + \log p(x_V|z) - \log q(z|x_V, V)] \le E_{p(V)} \log p(x_V)
 
-    A bound on the likelihood of the visible pixels. At its optimum q is the posterior given these pixels, the proposal from
-    which :func:`pyro_vae.evidence.inpaint` fills the others. In training the guide draws a mask for each datum at each call,
-    one for all its particles, and the model scores the visible pixels. Half of the data keep all pixels; else a mask that
-    never shows two pixels together would teach nothing about their dependence. In ``eval()`` mode all pixels are visible, and
-    the model is a VAE. With a trained and frozen decoder (``requires_grad_(False)``) only the encoder is trained. Objectives
-    that run the guide twice for one draw (``stl``, ``dreg``) refuse this model.
+    L(x) bounds the mean log likelihood of the visible pixels. At the optimum q is the posterior given the visible pixels;
+    :func:`pyro_vae.evidence.inpaint` uses q as a proposal to fill the hidden pixels. In training the guide draws a new mask
+    for each datum at each call. All particles of a datum share its mask, and the model scores only the visible pixels. Half
+    of the data keep all pixels visible: the model learns nothing about the dependence of two pixels that no mask shows
+    together. In ``eval()`` mode all pixels are visible, and the model is a VAE. If a trained decoder is frozen
+    (``requires_grad_(False)``), only the encoder is trained. Objectives that run the guide twice for one draw (``stl``,
+    ``dreg``) refuse this model.
 
     Args:
         data_shape: Shape of one datum, an image: ``(..., H, W)``.
         latent_dim: See :class:`VAE`.
         hidden: See :class:`VAE`.
         activation: See :class:`VAE`.
-        encoder: Module from ``(..., 2 C, H, W)``, the pixels (0 where hidden) above the mask, to ``(..., num_params)``, or a
-            callable that makes one.
-        mask: The pixels that are hidden in training, a name from ``MASKS``.
+        encoder: Module from pixels (0 where hidden) and mask, joined along the channels, shape ``(..., 2 C, H, W)``, to the
+            parameters of q, shape ``(..., num_params)``; or a callable that makes the module.
+        mask: The kind of mask in training, a name from ``MASKS``.
         **options: See :class:`VAE`; the likelihood must have independent pixels.
 
     Raises:
@@ -232,9 +236,9 @@ class InpaintingVAE(VAE):
     ) -> None:
         if len(data_shape) < 2 or min(data_shape[-2:]) < 2:
             raise ValueError(
-                f"data_shape: expected images of at least 2 x 2 pixels, got {tuple(data_shape)}; take another model."
+                f"data_shape: expected images of at least 2 x 2 pixels, got {tuple(data_shape)}; use another model."
             )
-        # The encoder is made last: its output has the size that the posterior asks for.
+        # The encoder is made last: the posterior determines the size of its output.
         super().__init__(data_shape, latent_dim, hidden, activation, encoder=nn.Identity(), **options)
         pixels_and_mask = (2 * self.data_shape[0], *self.data_shape[1:])
         self.encoder = self.make_network(encoder, [pixels_and_mask], (self.posterior.num_params,), hidden)
@@ -245,9 +249,9 @@ class InpaintingVAE(VAE):
     def model(self, x: Tensor) -> Tensor:
         """The generative model p(z) p(x_V|z); see :meth:`VAE.model`.
 
-        V is the mask that the guide drew for these data in training, else all pixels.
+        In training, V is the mask that the guide drew for ``x``. Without such a mask, V is all pixels.
         """
-        # Frozen parts are not registered: Pyro warns of parameters without a gradient.
+        # Frozen parts are not registered: Pyro warns about parameters without a gradient.
         parts = [p for p in ("prior", "decoder", "likelihood") if _is_trained(getattr(self, p))]
         self._register(*parts)
         visible = self._drawn.of(x) if self.training else None
@@ -260,7 +264,7 @@ class InpaintingVAE(VAE):
     def guide(self, x: Tensor) -> Tensor:
         """The guide q(z|x_V, V); see :meth:`VAE.guide`.
 
-        V is a new mask for each datum in training, else all pixels.
+        In training, V is a new mask for each datum. In eval mode, V is all pixels.
         """
         self._register("encoder", "posterior")
         visible = self._drawn.keep(x, self.draw_mask(x)) if self.training else None
@@ -272,7 +276,8 @@ class InpaintingVAE(VAE):
 
         Args:
             x: Data, shape ``(..., *data_shape)``; hidden pixels have no effect.
-            visible: True where a pixel is visible, bool, a shape that broadcasts to that of ``x``; None: all.
+            visible: Bool mask, True where a pixel is visible; the shape broadcasts to the shape of ``x``. None: all pixels
+                are visible.
 
         Returns:
             A distribution with event shape ``(Z,)``.
@@ -300,7 +305,7 @@ def _is_trained(module: nn.Module) -> bool:
 class _Drawn:
     """The guide's last mask, for the model's call with the same data.
 
-    Copies and files leave it out.
+    Copies and pickles do not contain the mask.
     """
 
     def __init__(self) -> None:
@@ -312,7 +317,7 @@ class _Drawn:
         return visible
 
     def of(self, x: Tensor) -> Tensor | None:
-        """Return the mask if it was drawn for this very tensor."""
+        """Return the mask drawn for this very tensor, else None."""
         return self.visible if x is self.x else None
 
     def __deepcopy__(self, memo: object) -> _Drawn:

@@ -21,28 +21,29 @@ class LinearVAE(VAE):
 
     .. math:: p(z) = N(0, I), \quad p(x|z) = N(W z + b, \sigma^2 I), \quad p(x) = N(b, W W^\top + \sigma^2 I)
 
-    The guide is the exact posterior, a function of the model's own parameters: every draw of the ELBO equals log p(x), and
-    its gradient is that of log p(x), without noise. :meth:`maximize_likelihood` needs no training at all. The model is the
-    yardstick of estimators, and of the gain of a nonlinear VAE.
+    The guide is the exact posterior, computed from the model's parameters. Every draw of the ELBO therefore equals log p(x),
+    and its gradient is the gradient of log p(x), without noise. :meth:`maximize_likelihood` replaces training. The model is a
+    reference for estimators of log p(x), and a baseline for nonlinear VAEs.
 
     Args:
-        data_shape: Shape of one datum; D is the number of its pixels.
-        latent_dim: Z, below D.
-        hidden: Widths of the hidden layers of a trained encoder; p(x|z) has none.
+        data_shape: Shape of one datum; D is the number of entries.
+        latent_dim: Z, less than D.
+        hidden: Widths of the hidden layers of a trained encoder; the decoder has no hidden layers.
         activation: Name of the activation of these layers.
-        likelihood: ``"normal"``, the only one with an exact posterior.
-        posterior: ``"exact"``; or a name from ``distributions.POSTERIORS`` or a module, for a trained encoder: the linear VAE
-            of Lucas et al., whose ELBO is log p(x) only at its optimum.
-        prior: ``"normal"``, the only one with an exact posterior.
+        likelihood: ``"normal"``, the only likelihood with an exact posterior.
+        posterior: ``"exact"``; or, for a trained encoder, a name from ``distributions.POSTERIORS`` or a module. With a
+            trained encoder the model is the linear VAE of Lucas et al., whose ELBO equals log p(x) only at the optimum.
+        prior: ``"normal"``, the only prior with an exact posterior.
         network: Kind of the trained encoder, see :class:`VAE`.
-        encoder: The trained encoder; with it, the default posterior is ``"normal"``.
-        decoder: None: the decoder is linear by definition.
+        encoder: Module of a trained encoder; the default posterior is then ``"normal"``.
+        decoder: Only None: the decoder is linear by definition.
 
     Attributes:
         exact: True if the guide is the exact posterior.
 
     Raises:
-        ValueError: If a size is out of range, a name is unknown, the likelihood or the prior is another, or a decoder is given.
+        ValueError: If a size is out of range, a name is unknown, the likelihood or the prior is not ``"normal"``, or a
+            decoder is given.
 
     References:
         Tipping, Bishop, "Probabilistic Principal Component Analysis", 1999; Lucas, Tucker, Grosse, Norouzi, "Don't Blame
@@ -68,9 +69,9 @@ class LinearVAE(VAE):
     ) -> None:
         for name, value in (("likelihood", likelihood), ("prior", prior)):
             if value != "normal":
-                raise ValueError(f"{name}: expected 'normal' in a linear model, got {value!r}; use it, or a VAE.")
+                raise ValueError(f"{name}: expected 'normal' in a linear model, got {value!r}; use 'normal', or a VAE.")
         if decoder is not None:
-            raise ValueError("decoder: expected none in a linear model, got one; leave it out, or use a VAE.")
+            raise ValueError("decoder: a linear model takes no decoder; remove the decoder, or use a VAE.")
         exact = encoder is None and posterior == "exact"
         super().__init__(
             data_shape,
@@ -85,8 +86,8 @@ class LinearVAE(VAE):
         )
         if latent_dim >= math.prod(data_shape):
             raise ValueError(
-                f"latent_dim: expected less than the {math.prod(data_shape)} numbers of a datum, got {latent_dim}; as many "
-                "leave nothing for the noise."
+                f"latent_dim: expected less than the {math.prod(data_shape)} numbers of a datum, got {latent_dim}; take "
+                "fewer latent units, so that the noise has a direction of its own."
             )
         self.exact, self.decoder = exact, MLP((latent_dim,), data_shape)
 
@@ -94,7 +95,7 @@ class LinearVAE(VAE):
     def weight(self) -> Tensor:
         """The matrix W, shape ``(D, Z)``.
 
-        At the maximum of the likelihood its columns span the principal subspace.
+        At the maximum likelihood the columns of W span the principal subspace.
         """
         return self.decoder.head.weight
 
@@ -106,7 +107,7 @@ class LinearVAE(VAE):
     def guide(self, x: Tensor) -> Tensor:
         """The exact posterior p(z|x), or the encoder's q(z|x); see :meth:`VAE.guide`."""
         if self.exact:
-            self._register("decoder", "likelihood")  # the posterior is a function of these
+            self._register("decoder", "likelihood")  # the exact posterior is a function of these parts
         return super().guide(x)
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
@@ -125,7 +126,7 @@ class LinearVAE(VAE):
             A multivariate normal, event shape ``(Z,)``.
 
         Raises:
-            ValueError: If the data have another shape.
+            ValueError: If ``x`` has another shape.
 
         References:
             Tipping, Bishop, 1999, eq. 6.
@@ -145,7 +146,7 @@ class LinearVAE(VAE):
             x: Data, shape ``(..., *data_shape)``.
 
         Returns:
-            Shape ``(...)``, nats, higher is better; a density, so it may be positive.
+            log p(x), shape ``(...)``, nats, higher is better. p(x) is a density, so log p(x) may be positive.
         """
         posterior = self.exact_posterior(x)
         m = posterior.mean
@@ -158,14 +159,14 @@ class LinearVAE(VAE):
         .. math:: b = \bar x, \quad \sigma^2 = \tfrac{1}{D - Z} \textstyle\sum_{j > Z} \lambda_j, \quad
             W = U_Z (\Lambda_Z - \sigma^2 I)^{1/2}
 
-        with the eigenvalues :math:`\lambda_1 \ge \lambda_2 \ge \dots` and eigenvectors U of the data's covariance (its sum
-        divided by N). Any rotation of W is as good; this W has orthogonal columns, the first with the largest variance.
+        with the eigenvalues :math:`\lambda_1 \ge \lambda_2 \ge \dots` and eigenvectors U of the data's covariance (normalized
+        by N). Any rotation of W has the same likelihood; this W has orthogonal columns, in order of decreasing variance.
 
         Args:
             x: Data, shape ``(N, *data_shape)``.
 
         Raises:
-            ValueError: If the data have another shape, or vary in no more than Z directions, so that sigma would be 0.
+            ValueError: If ``x`` has another shape, or the data vary in at most Z directions: sigma would then be 0.
 
         References:
             Tipping, Bishop, 1999, eq. 7-8.
@@ -178,8 +179,8 @@ class LinearVAE(VAE):
         noise = variances[self.latent_dim :].sum() / (flat.shape[1] - self.latent_dim)
         if not noise > 1e-12 * variances.sum():
             raise ValueError(
-                f"maximize_likelihood: expected data that vary in more than {self.latent_dim} directions, got data without "
-                "noise beyond these, with an unbounded density; take a smaller latent_dim or more data."
+                f"x: expected data that vary in more than {self.latent_dim} directions, got data for which sigma would be 0; "
+                "take a smaller latent_dim or more data."
             )
         kept = variances[: self.latent_dim]
         self.weight.copy_(directions[:, : self.latent_dim] * (kept - noise).clamp(min=0).sqrt())
@@ -188,9 +189,9 @@ class LinearVAE(VAE):
 
 
 def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Return variances, descending, and directions of centred data, in columns.
+    """Return the principal variances and directions of centred data.
 
-    There are min(N, D) of them for data of shape ``(N, D)``.
+    For data of shape ``(N, D)``: min(N, D) variances, descending, and as many directions, in columns.
     """
     num, dim = centred.shape
     if dim <= num:
@@ -203,8 +204,8 @@ def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
 def _root_of_inverse(precision: Tensor) -> Tensor:
     r"""Return the lower triangular L with :math:`L L^\top = P^{-1}`.
 
-    P = I + W'W / sigma^2 is positive definite, so nothing is checked: a step with a check cannot be compiled. A non-finite P
-    shows in the loss.
+    P = I + W'W / sigma^2 is positive definite, so the factorization is not checked: a training step with a check cannot be
+    compiled. A non-finite P makes the loss non-finite.
     """
     upper = torch.linalg.cholesky_ex(precision.flip(-2, -1)).L.flip(-2, -1)
     return torch.linalg.solve_triangular(upper.mT, torch.eye(len(precision)).to(precision), upper=False)

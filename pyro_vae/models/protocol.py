@@ -1,11 +1,11 @@
 """The protocol of a model: required and optional attributes and methods.
 
-The package's own models and a user's have the same protocol. A model is an ``nn.Module`` with two Pyro functions of the same
-inputs, ``model(*inputs)`` and ``guide(*inputs)``. All their sites lie in one plate over the batch, and their parameters are
-those of the module. Everything else is optional:
+The package's models and a user's models follow the same protocol. A model is an ``nn.Module`` with two Pyro functions of the
+same inputs, ``model(*inputs)`` and ``guide(*inputs)``. All sites lie in one plate over the batch, and all parameters belong
+to the module. Everything else is optional:
 
 - ``takes`` names the inputs: ``("x",)`` by default, or ``("x", "y")`` with labels of shape ``(B,)``, int64, -1 where unknown.
-- ``defaults`` maps flags of the data and of training to the model's own defaults; ``fit`` uses those of the KL.
+- ``defaults`` maps flags of data and training to the model's own defaults; ``fit`` uses the defaults of the KL flags.
 - ``has_bound`` is False if the objective does not bound log p(x); ``objective`` names the default objective; ``num_classes``
   is the number of labels.
 - ``prior()``, ``encode(x)``, ``decode(z)``, ``sample(n)``, ``reconstruct(x)``, ``classify(x)``, ``log_px(x)``,
@@ -13,11 +13,11 @@ those of the module. Everything else is optional:
   take the labels too.
 - ``likelihood.support``, ``density`` and ``bits_per_dim``: see :class:`pyro_vae.distributions.Likelihood`.
 - ``after_epoch(*inputs)`` is called with training data after each epoch of ``fit``, to update statistics in buffers.
-- ``sampled`` describes the draws of ``sample`` if they are not from the model; ``trained_on`` the part of the data that the
-  training ELBO is of, if it is not all of them.
+- ``sampled`` describes the draws of ``sample`` if they do not come from the model. ``trained_on`` describes the data that the
+  training ELBO covers if it does not cover all of them.
 
-A model with ``classify`` is trained with labels, and validated and evaluated without. :mod:`pyro_vae.models.checks` refuses
-what does not keep the protocol; docs/extending.md shows how to write a model.
+A model with ``classify`` gets labels in training, but not in validation and evaluation. :mod:`pyro_vae.models.checks` refuses
+models that break the protocol; docs/extending.md shows how to write a model.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Encodes(PyroModel, Protocol):
 
     @property
     def encode(self) -> Callable[..., TorchDistributionMixin]:
-        """Data, shape ``(..., *data_shape)``, to q(z|x)."""
+        """Function from data, shape ``(..., *data_shape)``, to q(z|x)."""
 
 
 class Decodes(PyroModel, Protocol):
@@ -82,15 +82,15 @@ class Decodes(PyroModel, Protocol):
 
     @property
     def prior(self) -> Callable[..., TorchDistributionMixin]:
-        """p(z), without a batch shape."""
+        """Function that returns p(z), without a batch shape."""
 
     @property
     def decode(self) -> Callable[..., TorchDistributionMixin]:
-        """Latent vectors, shape ``(..., Z)``, to p(x|z)."""
+        """Function from latent vectors, shape ``(..., Z)``, to p(x|z)."""
 
 
 class Autoencodes(Encodes, Decodes, Protocol):
-    """A model with ``prior``, ``encode`` and ``decode``, as a VAE has."""
+    """A model with ``prior``, ``encode`` and ``decode``, such as a VAE."""
 
 
 class Classifies(PyroModel, Protocol):
@@ -98,7 +98,7 @@ class Classifies(PyroModel, Protocol):
 
     @property
     def classify(self) -> Callable[..., Tensor]:
-        """Data, shape ``(..., *data_shape)``, to class probabilities, shape ``(..., C)``."""
+        """Function from data, shape ``(..., *data_shape)``, to class probabilities, shape ``(..., C)``."""
 
 
 class Samples(PyroModel, Protocol):
@@ -106,7 +106,7 @@ class Samples(PyroModel, Protocol):
 
     @property
     def sample(self) -> Callable[..., Tensor]:
-        """A number of draws to data, shape ``(num_samples, *data_shape)``."""
+        """Function from a number of draws to data, shape ``(num_samples, *data_shape)``."""
 
 
 class Reconstructs(PyroModel, Protocol):
@@ -114,7 +114,7 @@ class Reconstructs(PyroModel, Protocol):
 
     @property
     def reconstruct(self) -> Callable[..., Tensor]:
-        """Data, shape ``(B, *data_shape)``, to mean images of the same shape."""
+        """Function from data, shape ``(B, *data_shape)``, to mean images of that shape."""
 
 
 class KnowsLogPx(PyroModel, Protocol):
@@ -122,7 +122,7 @@ class KnowsLogPx(PyroModel, Protocol):
 
     @property
     def log_px(self) -> Callable[..., Tensor]:
-        """Data, shape ``(..., *data_shape)``, to nats, shape ``(...)``."""
+        """Function from data, shape ``(..., *data_shape)``, to log p(x), nats, shape ``(...)``."""
 
 
 def method_of(model: object, name: str) -> Callable[..., Any] | None:
@@ -172,7 +172,7 @@ def has_bound(model: object) -> bool:
 
 
 def trained_on(model: object) -> str:
-    """Describe the data of the training ELBO; "" for all."""
+    """Describe the data that the training ELBO covers; "" for all data."""
     return str(getattr(model, "trained_on", ""))
 
 
@@ -201,24 +201,25 @@ def num_required_arguments(function: Callable[..., object] | None) -> int:
 
 
 def call_with_inputs(function: Callable[..., T], inputs: Sequence[Tensor]) -> T:
-    """Call a method with the inputs that it needs, at least one."""
+    """Call a method with the inputs that it requires, at least x."""
     return function(*inputs[: max(num_required_arguments(function), 1)])
 
 
 def data_support(model: object) -> str | None:
     """Return the support that the model's likelihood declares, or None.
 
-    It is ``"binary"``, ``"unit"`` or ``"real"``, see :class:`pyro_vae.distributions.Likelihood`.
+    The support is ``"binary"``, ``"unit"`` or ``"real"``, see :class:`pyro_vae.distributions.Likelihood`.
     """
     support = getattr(getattr(model, "likelihood", None), "support", None)
-    return support if isinstance(support, str) else None  # PyTorch's distributions have another attribute of this name
+    return support if isinstance(support, str) else None  # in a PyTorch distribution, `support` is a constraint
 
 
 @torch.no_grad()
 def has_density(model: PyroModel, inputs: Inputs) -> bool:
-    """Return True if log p(x) is of a density, not a probability.
+    """Return True if log p(x) is a density, not a probability.
 
-    The model's likelihood declares it by ``density`` or by its support; else an observed continuous site does.
+    The likelihood's attribute ``density`` decides. Without ``density``, the likelihood's ``support`` decides; without both,
+    log p(x) is a log density if an observed site is continuous.
     """
     declared = getattr(getattr(model, "likelihood", None), "density", None)
     if isinstance(declared, bool):
@@ -231,7 +232,8 @@ def has_density(model: PyroModel, inputs: Inputs) -> bool:
 def has_bits_per_dim(model: PyroModel, inputs: Inputs) -> bool:
     """Return True if bits per dimension of log p(x) have a meaning.
 
-    They are a code length. The model's likelihood declares it by ``bits_per_dim``; else log probabilities have it.
+    Bits per dimension are a code length. The likelihood's attribute ``bits_per_dim`` decides; without this attribute, they
+    have a meaning if log p(x) is a log probability.
     """
     declared = getattr(getattr(model, "likelihood", None), "bits_per_dim", None)
     return declared if isinstance(declared, bool) else not has_density(model, inputs)
@@ -241,7 +243,7 @@ def has_bits_per_dim(model: PyroModel, inputs: Inputs) -> bool:
 def evidence_name(model: PyroModel, inputs: Inputs | tuple[Tensor, ...]) -> str:
     """Name the model's evidence: ``log p(x)``, ``log p(x|y)`` or ``log p(x, y)``.
 
-    A model that needs labels has log p(x, y) if it observes them, else log p(x|y).
+    If a model needs labels, its evidence is log p(x, y) if it observes the labels, else log p(x|y).
     """
     if "y" not in takes(model) or classifies(model):
         return "log p(x)"
@@ -255,7 +257,7 @@ def evidence_name(model: PyroModel, inputs: Inputs | tuple[Tensor, ...]) -> str:
 def _observed_sites(model: PyroModel, batch: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Run the model and return the observed sites that enter its density.
 
-    Sites of ``pyro.deterministic``, such as ``obs_mask`` makes, and auxiliary losses do not enter it.
+    Sites made by ``pyro.deterministic`` (also within ``obs_mask``) and auxiliary losses do not enter the density.
     """
     with own_randomness(0), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         trace = poutine.trace(model.model).get_trace(*batch)

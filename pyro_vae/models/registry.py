@@ -41,7 +41,7 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-#: The parts of a model that have a name, with the table of their names.
+#: The kinds of parts that a name selects, each with its table of classes.
 PARTS: dict[str, Mapping[str, type[nn.Module]]] = {
     "likelihood": LIKELIHOODS,
     "prior": PRIORS,
@@ -49,10 +49,10 @@ PARTS: dict[str, Mapping[str, type[nn.Module]]] = {
     "network": NETWORKS,
 }
 
-#: The parameters of a constructor that have a flag; all others are options of the model.
+#: The constructor parameters with a flag of their own; ``--model-options`` sets all others.
 ARGUMENTS = ("data_shape", "latent_dim", "hidden", "activation", *PARTS, "num_classes", "encoder", "decoder")
 
-#: Parameters that are options of the model too: they had no flag at first.
+#: The parameters with a flag that ``--model-options`` sets too: early versions had no flags for these parameters.
 FLAGS_AND_OPTIONS = ("prior", "posterior", "network")
 
 
@@ -66,7 +66,7 @@ def model_class(name: str) -> type[nn.Module]:
         name: A name from ``MODELS``; or ``MODULE:CLASS``, a class to import.
 
     Raises:
-        ValueError: If there is no such class, or it is not an ``nn.Module`` with ``model``, ``guide`` and a constructor that
+        ValueError: If the class does not exist, or is not an ``nn.Module`` with ``model``, ``guide`` and a constructor that
             takes ``data_shape``.
     """
     if name in MODELS:
@@ -79,12 +79,12 @@ def model_class(name: str) -> type[nn.Module]:
     for part in ("model", "guide"):
         if not callable(getattr(cls, part, None)):
             raise ValueError(
-                f"model {name}: expected a class with Pyro functions model and guide, got one without {part}; write it."
+                f"model {name}: the class needs the Pyro functions model and guide, but has no {part}; write {part}."
             )
     if "data_shape" not in (taken := constructor_parameters(cls)):
         raise ValueError(
-            f"model {name}: expected a constructor that takes data_shape, got {cls.__name__}({', '.join(taken)}); give it "
-            "this parameter."
+            f"model {name}: expected a constructor that takes data_shape, got {cls.__name__}({', '.join(taken)}); add "
+            "the parameter data_shape."
         )
     return cls
 
@@ -92,7 +92,7 @@ def model_class(name: str) -> type[nn.Module]:
 def constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a constructor by name.
 
-    If it hands ``**options`` on, they include those of its base class.
+    If the constructor takes ``**options``, the parameters of its base class are included.
     """
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
@@ -111,7 +111,7 @@ def constructor_options(cls: type[nn.Module]) -> list[str]:
 
 
 def constructor_default(cls: type[nn.Module], name: str) -> object:
-    """Return the default of a constructor's parameter; None without one."""
+    """Return the default of a constructor's parameter; None without a default."""
     parameter = constructor_parameters(cls).get(name)
     return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
@@ -120,12 +120,12 @@ def model_settings(name: str) -> dict[str, Any]:
     """Return a model's own defaults for flags of data and training.
 
     Raises:
-        ValueError: See :func:`model_class`; or if the class's ``defaults`` are not a dict.
+        ValueError: If the class's ``defaults`` are not a dict; see also :func:`model_class`.
     """
     defaults = getattr(model_class(name), "defaults", {})
     if not isinstance(defaults, Mapping):
         raise ValueError(
-            f"model {name}: expected `defaults` as a dict of flags with their values, got {defaults!r}; correct the class."
+            f"model {name}: expected `defaults` as a dict from flags to values, got {defaults!r}; correct the class."
         )
     return dict(defaults)
 
@@ -135,11 +135,11 @@ def check_parts(name: str, given: Mapping[str, object]) -> None:
 
     Args:
         name: See :func:`model_class`.
-        given: Names of parts by kind, such as ``{"prior": "normal"}``. Kinds that the constructor does not take are ignored,
-            and its own default is always right.
+        given: Names of parts by kind, such as ``{"prior": "normal"}``. Kinds that the constructor does not take are ignored.
+            The constructor's default is always accepted.
 
     Raises:
-        ValueError: If a name is unknown, or its arguments are wrong.
+        ValueError: If a name is unknown, or the arguments after the name are wrong.
     """
     taken = constructor_parameters(model_class(name))
     for kind, table in PARTS.items():
@@ -158,17 +158,17 @@ def make(
 
     Args:
         name: See :func:`model_class`.
-        arguments: Values of ``ARGUMENTS``; those that the constructor does not take are ignored. ``encoder`` and ``decoder``
-            are ``MODULE:CLASS``, classes that are made as ``networks.MLP`` is.
+        arguments: Values of the parameters in ``ARGUMENTS``. Parameters that the constructor does not take are ignored.
+            ``encoder`` and ``decoder`` are ``MODULE:CLASS``, a class with the constructor arguments of ``networks.MLP``.
         options: ``NAME=VALUE`` for other parameters of the constructor; a value is a Python literal, or else text.
-        load_run: Loads the model of a run, for the options in the class's ``from_runs``.
+        load_run: Function that loads the model of a run, for the options that the class lists in ``from_runs``.
 
     Raises:
         ValueError: If a class cannot be imported, an option is unknown or malformed, or the constructor refuses a value.
     """
     cls = model_class(name)
     taken = constructor_parameters(cls)
-    # Defaults are not passed: a class that hands options on may set some of them itself.
+    # Defaults are not passed: a class with **options may set some options itself.
     given = {key: value for key, value in arguments.items() if key in taken and value != taken[key].default}
     given = {key: value for key, value in given.items() if not (key in PARTS and value == "")}
     for part in ("encoder", "decoder"):
@@ -182,8 +182,8 @@ def make(
             given[key] = load_run(path)
     if missing := [k for k, p in taken.items() if p.default is inspect.Parameter.empty and k not in given]:
         raise ValueError(
-            f"model {name}: expected a value for {missing[0]}, which its constructor needs, got none; pass --model-options "
-            f"{missing[0]}=VALUE, or give it a default."
+            f"model {name}: the constructor needs a value for {missing[0]}; pass --model-options {missing[0]}=VALUE, or give "
+            f"{missing[0]} a default."
         )
     try:
         return cls(**given)
@@ -194,21 +194,19 @@ def make(
         if (where := place_of_error(error, [c.__module__ for c in classes])) is not None:
             got = f"{type(error).__name__}: {str(error).rstrip('.')}"
             raise ValueError(
-                f"model {name}: expected constructors that run, got {got} ({where}); correct it."
+                f"model {name}: a constructor failed with {got} ({where}); correct the code there."
             ) from error
         if not isinstance(error, TypeError):
             raise
-        got = " ".join(options) or "others"
-        raise ValueError(
-            f"model {name}: expected arguments of the right types, got {got} ({error}); correct it."
-        ) from error
+        got = " ".join(options) or "its arguments"
+        raise ValueError(f"model {name}: a constructor refused {got} ({error}); correct these arguments.") from error
 
 
 def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[str, object]:
-    """Read ``NAME=VALUE`` options as keyword arguments of a constructor.
+    """Read options ``NAME=VALUE`` as keyword arguments of a constructor.
 
     Raises:
-        ValueError: If one has another form, comes twice, or is not an option of the class.
+        ValueError: If an option has another form, is given twice, or is unknown to the class.
     """
     known = constructor_options(cls)
     values: dict[str, object] = {}
@@ -218,12 +216,10 @@ def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[
             raise ValueError(f"model_options: expected NAME=VALUE, got {word!r}; separate options by spaces.")
         if key not in known:
             if not known:
-                raise ValueError(
-                    f"model_options: expected none with --model {name}, which takes none, got {word!r}; drop it."
-                )
+                raise ValueError(f"model_options: --model {name} takes no options, got {word!r}; remove the option.")
             raise unknown(f"option of --model {name}", key, known)
         if key in values:
-            raise ValueError(f"model_options: expected {key} once, got it twice; drop one.")
+            raise ValueError(f"model_options: expected {key} once, got two values; remove one value.")
         try:
             values[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""A user's own classes: import them, locate their errors."""
+"""User-defined classes: import the classes and locate errors in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def import_class(kind: str, path: str) -> type[nn.Module]:
         path: ``MODULE:CLASS``.
 
     Raises:
-        ValueError: If it cannot be imported, or is not an ``nn.Module``.
+        ValueError: If the class cannot be imported, or is not an ``nn.Module``.
     """
     module, _, name = path.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
@@ -31,29 +31,31 @@ def import_class(kind: str, path: str) -> type[nn.Module]:
         found: object = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{kind} {path}: expected a module that Python finds, got none called {error.name}; start from the folder that "
-            "holds it, or set PYTHONPATH."
+            f"{kind} {path}: Python finds no module called {error.name}; start from the folder that contains it, or set "
+            "PYTHONPATH."
         ) from None
     except SystemExit as leave:
         raise ValueError(
-            f"{kind} {path}: expected a module that can be imported, got one that leaves Python (sys.exit); put its program "
-            'under `if __name__ == "__main__":`.'
+            f"{kind} {path}: importing {module} ends Python (sys.exit); put the module's program under "
+            '`if __name__ == "__main__":`.'
         ) from leave
     except Exception as error:
-        raise ValueError(f"{kind} {path}: importing {module} failed ({error_summary(error)}); correct it.") from error
+        raise ValueError(
+            f"{kind} {path}: importing {module} failed ({error_summary(error)}); correct {module}."
+        ) from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         got = "none" if found is None else f"{type(found).__name__} {name}"
-        raise ValueError(f"{kind} {path}: expected a class that is a torch.nn.Module in {module}, got {got}.")
+        raise ValueError(f"{kind} {path}: expected a subclass of torch.nn.Module in {module}, got {got}.")
     return found
 
 
 def user_modules(modules: Iterable[str]) -> set[str]:
-    """Select the names of modules that are a user's."""
+    """Select the names of modules outside pyro_vae, torch and pyro."""
     return {name for name in modules if name.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
 
 
 def user_modules_of(vae: PyroModel) -> set[str]:
-    """Return the user's modules that define parts of a model."""
+    """Return the names of the user's modules that define a model's parts."""
     return user_modules(type(part).__module__ for part in vae.modules())
 
 
@@ -65,7 +67,7 @@ def place_of_error(error: Exception, modules: Iterable[str]) -> str | None:
 
 
 def place_of_method(vae: object, method: str) -> str:
-    """Return file and line of a user's method; "" for the package's."""
+    """Return file and line of a user's method; "" for package methods."""
     function = inspect.unwrap(getattr(type(vae), method, None) or getattr(vae, method))
     code, module = getattr(function, "__code__", None), str(getattr(function, "__module__", ""))
     if code is None or module.partition(".")[0] == "pyro_vae":

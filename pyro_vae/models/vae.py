@@ -14,24 +14,26 @@ from pyro_vae.models.base import LatentModel, mean_image
 class VAE(LatentModel):
     r"""Variational autoencoder: :math:`p(z)\, p_\theta(x|z)` with the guide :math:`q_\phi(z|x)`.
 
-    ``model`` and ``guide`` are Pyro stochastic functions with plate ``"data"`` and sites ``"z"`` and ``"x"``. They
-    register their networks by ``pyro.module``, under names that belong to this instance alone.
+    ``model`` and ``guide`` are Pyro stochastic functions with plate ``"data"`` and sites ``"z"`` and ``"x"``. Both functions
+    register their networks by ``pyro.module``, under names that are unique to this instance.
 
     Args:
         data_shape: Shape of one datum, such as ``(1, 28, 28)``.
         latent_dim: Z, the size of the latent vector.
-        hidden: Widths of the hidden layers of the encoder; the decoder has them in reverse. Empty: a linear map.
+        hidden: Widths of the encoder's hidden layers; the decoder has the same widths in reverse order. Empty: linear maps.
         activation: Name of the activation, see ``networks.ACTIVATIONS``.
-        likelihood: Name from ``distributions.LIKELIHOODS``, or a module as :class:`Likelihood`.
-        posterior: Name from ``distributions.POSTERIORS``, or a module as :class:`Posterior`.
-        prior: Name from ``distributions.PRIORS``, or a module as :class:`Prior`.
-        network: Kind of all networks, a name from ``networks.NETWORKS``, or a callable that makes one as ``networks.MLP`` is
-            made.
-        encoder: Module from data, shape ``(..., *data_shape)``, to ``(..., num_params)``, or a callable that makes one.
-        decoder: Module from latent vectors, shape ``(..., Z)``, to ``(..., *data_shape)``, or a callable that makes one.
+        likelihood: Name from ``distributions.LIKELIHOODS``, or a module with the methods of :class:`Likelihood`.
+        posterior: Name from ``distributions.POSTERIORS``, or a module with the methods of :class:`Posterior`.
+        prior: Name from ``distributions.PRIORS``, or a module with the methods of :class:`Prior`.
+        network: Kind of the model's networks: a name from ``networks.NETWORKS``, or a callable with the arguments of
+            ``networks.MLP`` that makes a network.
+        encoder: Module from data, shape ``(..., *data_shape)``, to the parameters of q(z|x), shape ``(..., num_params)``; or
+            a callable that makes the module.
+        decoder: Module from latent vectors, shape ``(..., Z)``, to the parameters of p(x|z), shape ``(..., *data_shape)``; or
+            a callable that makes the module.
 
     Raises:
-        ValueError: If a size is below 1, a name is unknown or a network does not fit.
+        ValueError: If a size is below 1, a name is unknown, or a network maps between other shapes.
 
     References:
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014.
@@ -81,7 +83,7 @@ class VAE(LatentModel):
             num_samples: The number of draws.
 
         Returns:
-            Shape ``(num_samples, *data_shape)``.
+            The draws of x, shape ``(num_samples, *data_shape)``.
 
         Raises:
             ValueError: If ``num_samples`` is below 1.
@@ -97,6 +99,6 @@ class VAE(LatentModel):
             x: Data, shape ``(B, *data_shape)``.
 
         Returns:
-            Shape ``(B, *data_shape)``.
+            The mean images, shape ``(B, *data_shape)``.
         """
         return mean_image(self.decode(self.encode(x).sample()))

@@ -1,4 +1,4 @@
-"""Networks: tensors to tensors, without Pyro."""
+"""Neural networks: functions of tensors, without Pyro."""
 
 from pyro_vae.networks.base import Network
 from pyro_vae.networks.mlp import ACTIVATIONS, MLP

@@ -39,8 +39,8 @@ class Network(nn.Module, ABC):
         out_shape: Shape of the output.
 
     Attributes:
-        joined: The class of this kind of network for several inputs; None if there is none.
-        arguments: Arguments of the constructor after these four, each with an example value of its type.
+        joined: Class of the same kind of network with several inputs; None if this kind has a single input only.
+        arguments: Names of the constructor's arguments after ``activation``, each with an example value of the argument's type.
     """
 
     joined: ClassVar[type[JoinedNetwork] | None] = None

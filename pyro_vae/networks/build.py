@@ -13,16 +13,16 @@ from pyro_vae.lookup import parse_part
 from pyro_vae.networks.base import Shapes
 from pyro_vae.networks.registry import NETWORKS
 
-#: A callable that makes a network as ``networks.MLP`` is made, from ``(in_shape, out_shape, hidden, activation)``.
+#: A callable that makes a network from the arguments of ``networks.MLP``: ``(in_shape, out_shape, hidden, activation)``.
 NetworkMaker = Callable[[Sequence[int], Sequence[int], Sequence[int], str], nn.Module]
 
 #: A callable that makes a network with several inputs, from ``(in_shapes, out_shape, hidden, activation)``.
 JoinedNetworkMaker = Callable[[Shapes, Sequence[int], Sequence[int], str], nn.Module]
 
-#: A network as a model's constructor takes it: a module, a callable that makes one, or None for the model's own kind.
+#: A constructor's argument for a network: a module, a callable that makes a module, or None for the model's own kind.
 NetworkLike = nn.Module | NetworkMaker | None
 
-#: The same for a network with several inputs.
+#: A constructor's argument for a network with several inputs.
 JoinedNetworkLike = nn.Module | JoinedNetworkMaker | None
 
 
@@ -30,8 +30,9 @@ class NetworkFactory:
     """Makes the networks of a model.
 
     Args:
-        network: The kind of network: a name from ``networks.NETWORKS``, ``"NAME:ARG:ARG"``; or a callable that makes one as
-            ``networks.MLP`` is made. Its attribute ``joined`` makes networks with several inputs.
+        network: The kind of network: a name from ``networks.NETWORKS``, ``"NAME:ARG:ARG"``; or a callable that makes a
+            network from the arguments of ``networks.MLP``. The callable's attribute ``joined`` makes networks with several
+            inputs.
         activation: Name of the activation, see ``networks.ACTIVATIONS``.
     """
 
@@ -48,13 +49,13 @@ class NetworkFactory:
         """Make a network between tensors of these shapes.
 
         Args:
-            given: A module, or a callable that makes one; None: a network of this factory's kind.
+            given: A module, or a callable that makes a module. None: make a network of this factory's kind.
             in_shapes: Shape of each input.
             out_shape: Shape of the output.
             hidden: Widths of the hidden layers.
 
         Raises:
-            ValueError: If the network fails on such inputs, or gives an output of another shape.
+            ValueError: If the network fails on inputs of these shapes, or its output has another shape.
         """
         if isinstance(given, nn.Module):
             made = given
@@ -64,7 +65,7 @@ class NetworkFactory:
             make: Callable[..., nn.Module] = given or self._maker(several=len(in_shapes) > 1)
             made = make(in_shapes if len(in_shapes) > 1 else in_shapes[0], out_shape, hidden, self.activation)
         trusted = given is None and isinstance(self.network, str)
-        if not trusted and not isinstance(made, nn.Identity):  # an Identity stands for a network that is not there
+        if not trusted and not isinstance(made, nn.Identity):  # an Identity marks a network that is not used
             check_network(made, in_shapes, out_shape)
         return made
 
@@ -78,8 +79,8 @@ class NetworkFactory:
         if not callable(make):
             names = ", ".join(name for name, cls in NETWORKS.items() if cls.joined is not None)
             raise ValueError(
-                f"network: expected a kind with several inputs for this model ({names}), got {_name(self.network)}; use "
-                "such a kind, or pass the networks as modules."
+                f"network: this model needs networks with several inputs, but {_name(self.network)} makes none; choose from "
+                f"{names}, or pass the networks as modules."
             )
         return lambda *sizes: make(*sizes, *args)
 
@@ -89,13 +90,15 @@ def _name(given: object) -> str:
 
 
 def check_maker(given: Callable[..., object]) -> None:
-    """Refuse what cannot be called with ``(in_shape, out_shape, hidden, activation)``.
+    """Refuse an object that cannot be called with ``(in_shape, out_shape, hidden, activation)``.
 
     Raises:
-        ValueError: If it takes other arguments, or is not callable.
+        ValueError: If ``given`` is not callable, or takes other arguments.
     """
     if not callable(given):
-        raise ValueError(f"network: expected a module, or a callable that makes one, got {given!r}; give one of these.")
+        raise ValueError(
+            f"network: expected a module, or a callable that makes a module, got {given!r}; give a module or a callable."
+        )
     try:
         signature = inspect.signature(given)
     except (TypeError, ValueError):  # some built-in callables have no signature
@@ -105,16 +108,16 @@ def check_maker(given: Callable[..., object]) -> None:
     except TypeError:
         name = _name(given)
         raise ValueError(
-            f"network {name}: expected the parameters (in_shape, out_shape, hidden, activation), got {name}{signature}; give "
-            "it these four, or pass a module."
+            f"network {name}: expected the parameters (in_shape, out_shape, hidden, activation), got {name}{signature}; "
+            "change the parameters, or pass a module."
         ) from None
 
 
 @torch.no_grad()
 def check_network(made: nn.Module, in_shapes: Shapes, out_shape: Sequence[int]) -> None:
-    """Refuse a network that does not map these shapes to that shape.
+    """Refuse a network that does not map ``in_shapes`` to ``out_shape``.
 
-    It is tried with a batch of 2.
+    The network is called with a batch of 2 zeros.
 
     Args:
         made: The network.
@@ -122,25 +125,25 @@ def check_network(made: nn.Module, in_shapes: Shapes, out_shape: Sequence[int]) 
         out_shape: Shape of the output.
 
     Raises:
-        ValueError: If it fails on zeros of these shapes, or gives another shape.
+        ValueError: If the network fails on zeros, or its output has another shape.
     """
     like = next((p for p in made.parameters() if p.is_floating_point()), torch.zeros(()))
     zeros = [torch.zeros(2, *shape, dtype=like.dtype, device=like.device) for shape in in_shapes]
     name, inputs = type(made).__name__, " and ".join(str((2, *shape)) for shape in in_shapes)
     was_training = made.training
-    made.eval()  # in train mode, batch statistics would take these zeros in
+    made.eval()  # in train mode, batch statistics would include these zeros
     try:
         output = made(*zeros)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"network {name}: expected one that takes {inputs}, got an error ({first_line(error).rstrip('.')}); make its "
-            "layers fit these data, or give it larger ones."
+            f"network {name}: inputs of shape {inputs} give an error ({first_line(error).rstrip('.')}); make the layers fit "
+            "these shapes, or use larger data."
         ) from error
     finally:
         made.train(was_training)
     if not isinstance(output, Tensor) or tuple(output.shape) != (2, *out_shape):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"network {name}: expected an output of shape {(2, *out_shape)} for {inputs}, got {got}; let its last layer use "
+            f"network {name}: expected an output of shape {(2, *out_shape)} for {inputs}, got {got}; let the last layer use "
             "out_shape."
         )

@@ -28,7 +28,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def _check_widths(widths: Sequence[int], hidden: Sequence[int]) -> None:
     """Refuse sizes below 1."""
     if min(widths) < 1:
-        raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}; leave it empty for a linear map.")
+        raise ValueError(
+            f"hidden: expected widths of at least 1, got {list(hidden)}; leave hidden empty for a linear map."
+        )
 
 
 class Joined(JoinedNetwork):
@@ -37,8 +39,9 @@ class Joined(JoinedNetwork):
     .. math:: h_1 = a\big(\textstyle\sum_i V_i\, \mathrm{vec}(x_i) + b_1\big), \quad h_l = a(W_l h_{l-1} + b_l), \quad
         y = W h_L + b
 
-    Equal to an :class:`MLP` of the concatenated inputs. The leading dimensions of the inputs broadcast after the first
-    layer, so an image that meets each of ten labels passes that layer once. With no hidden layer it is the affine map.
+    The network equals an :class:`MLP` of the concatenated inputs. The leading dimensions of the inputs broadcast after the
+    first layer: an image that is combined with ten labels passes the first layer only once. Without hidden layers the network
+    is an affine map.
 
     Args:
         in_shapes: Shape of each input, such as ``[(1, 28, 28), (10,)]``.
@@ -62,7 +65,7 @@ class Joined(JoinedNetwork):
         _check_widths([*sizes, *hidden, math.prod(out_shape)], hidden)
         make = lookup("activation", activation, ACTIVATIONS)
         width = hidden[0] if hidden else sum(sizes)
-        # One bias serves the sum. Without a hidden layer the inputs are only concatenated.
+        # The layers' outputs are added, so one bias is enough. Without hidden layers, the inputs are concatenated.
         self.first = nn.ModuleList(nn.Linear(size, width, bias=not i) for i, size in enumerate(sizes) if hidden)
         layers: list[nn.Module] = [make()] if hidden else []
         for fan_in, fan_out in itertools.pairwise(hidden):
@@ -92,8 +95,8 @@ class MLP(Network):
 
     .. math:: h_0 = \mathrm{vec}(x), \quad h_l = a(W_l h_{l-1} + b_l), \quad y = W h_L + b
 
-    With no hidden layer it is the affine map. All leading dimensions are batch dimensions, so particles ahead of the batch
-    need no reshaping.
+    Without hidden layers the network is an affine map. All leading dimensions are batch dimensions, so a particle dimension
+    needs no reshaping.
 
     Args:
         in_shape: Shape of one input, such as ``(1, 28, 28)``.
@@ -122,7 +125,7 @@ class MLP(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an input, shape ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``."""
-        # No reshape of a vector: one that does nothing still costs a node of the backward pass.
+        # A vector is not flattened: even a flatten that changes nothing adds a node to the backward pass.
         h = x if len(self.in_shape) == 1 else x.flatten(-len(self.in_shape))
         y = self.head(self.layers(h))
         return y if len(self.out_shape) == 1 else y.unflatten(-1, self.out_shape)

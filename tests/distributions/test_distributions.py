@@ -36,7 +36,8 @@ def test_bernoulli_has_a_gradient_in_its_data():
 
 def test_bernoulli_refuses_grey_pixels():
     with pytest.raises(
-        ValueError, match="expected pixels that are 0 or 1.*binarize them, or use likelihood='continuous-bernoulli'"
+        ValueError,
+        match="expected pixels that are 0 or 1.*binarize the pixels, or use likelihood='continuous-bernoulli'",
     ):
         LIKELIHOODS["bernoulli"]((3,))(torch.zeros(3)).log_prob(torch.tensor([0.0, 0.5, 1.0]))
 

@@ -102,7 +102,9 @@ def test_samples_are_from_the_learned_prior():
 
 
 def test_models_with_another_prior_of_their_own_refuse_it():
-    with pytest.raises(ValueError, match="^prior: expected 'normal' in a linear model, got 'diagonal-normal'; use it"):
+    with pytest.raises(
+        ValueError, match="^prior: expected 'normal' in a linear model, got 'diagonal-normal'; use 'normal'"
+    ):
         make("linear", {"data_shape": (3,), "latent_dim": 1, "prior": "diagonal-normal"})
     assert "prior" not in constructor_parameters(MODELS["autoencoder"])
 

@@ -98,7 +98,8 @@ def test_a_kind_without_several_inputs_is_refused():
     make_network = NetworkFactory(Single, "tanh")
     assert isinstance(make_network(None, [(3,)], (2,), ()), Single)
     with pytest.raises(
-        ValueError, match=r"network: expected a kind with several inputs for this model \(mlp\), got Single"
+        ValueError,
+        match="network: this model needs networks with several inputs, but Single makes none; choose from mlp",
     ):
         make_network(None, [(3,), (4,)], (2,), ())
     with pytest.raises(ValueError, match="unknown network 'mlpp'.*did you mean 'mlp'"):

@@ -150,7 +150,7 @@ def test_training_ends_at_the_closed_form():
     ("options", "sentence"),
     [
         ({"likelihood": "bernoulli"}, "likelihood: expected 'normal' in a linear model, got 'bernoulli'"),
-        ({"decoder": torch.nn.Linear(2, 6)}, "decoder: expected none in a linear model"),
+        ({"decoder": torch.nn.Linear(2, 6)}, "decoder: a linear model takes no decoder"),
         ({"latent_dim": 6}, "latent_dim: expected less than the 6 numbers of a datum, got 6"),
         ({"latent_dim": 0}, "latent_dim: expected at least 1, got 0"),
         ({"posterior": "exactly"}, "unknown posterior 'exactly'"),

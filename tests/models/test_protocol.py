@@ -78,12 +78,12 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("cls", "sentence"),
     [
-        (type("A", (), {}), "A: expected a torch.nn.Module, got A; make the class one"),
+        (type("A", (), {}), "A: expected a torch.nn.Module, got A; subclass nn.Module"),
         (type("A", (nn.Module,), {"takes": ("y",)}), r"A.takes: expected \('x',\) or \('x', 'y'\), got \('y',\)"),
         (type("A", (nn.Module,), {}), r"A.model: expected a Pyro function of x, got none; write model\(self, x\)"),
         (
             type("A", (Labelled,), {"guide": lambda self, x: None}),
-            r"A.guide: expected a function of x, y, the inputs in `takes`, got guide\(x\); make both agree",
+            r"A.guide: expected a function of x, y, the inputs in `takes`, got guide\(x\); change guide or `takes`",
         ),
     ],
 )
@@ -95,9 +95,9 @@ def test_a_class_that_lacks_a_part_is_refused(cls, sentence):
 
 def test_columns_that_do_not_fit_are_refused_by_fit():
     x = torch.rand(4, 2)
-    with pytest.raises(ValueError, match="data: expected x and y, which Labelled takes, got 1 tensor; pass a tuple"):
+    with pytest.raises(ValueError, match=r"data: expected x and y for Labelled, got 1 tensor; pass the tuple \(x, y\)"):
         fit(Labelled(), x, progress=False)
-    with pytest.raises(ValueError, match="data: expected x, which VAE takes, got 2 tensors; pass a tensor"):
+    with pytest.raises(ValueError, match="data: expected x for VAE, got 2 tensors; pass one tensor"):
         fit(VAE((2,), 1), (x, torch.zeros(4).long()), progress=False)
     with pytest.raises(ValueError, match="inputs: expected the same number of rows in each input, got 4, 3"):
         fit(Labelled(), (x, torch.zeros(3).long()), progress=False)
@@ -105,7 +105,7 @@ def test_columns_that_do_not_fit_are_refused_by_fit():
         fit(Labelled(), (x, torch.tensor([0, 7, 1, 2])), progress=False)
     with pytest.raises(ValueError, match=r"this model needs a label for every datum, but row 2 has none \(-1\)"):
         fit(Labelled(), (x, torch.tensor([0, 1, -1, 2])), progress=False)
-    with pytest.raises(ValueError, match="labels: expected some with Labelled, .*, got test data without"):
+    with pytest.raises(ValueError, match="labels: Labelled needs labels, but the test data have none"):
         check_inputs(Labelled(), Data("toy", Split(x, torch.zeros(4).long()), test=Split(x)))
 
 
@@ -201,12 +201,12 @@ def test_a_users_class_and_networks_are_made_by_their_paths():
         ("own models:Mine", "model: expected MODULE:CLASS such as"),
         (
             "nowhere.at_all:Mine",
-            "model nowhere.at_all:Mine: expected a module that Python finds, got none called nowhere",
+            "model nowhere.at_all:Mine: Python finds no module called nowhere",
         ),
         ("own_broken:Mine", r"importing own_broken failed \(ZeroDivisionError: division by zero\)"),
-        ("own_models:Other", "expected a class that is a torch.nn.Module in own_models, got none"),
-        ("own_models:function", "expected a class that is a torch.nn.Module in own_models, got builtin_function"),
-        ("own_models:Guideless", "expected a class with Pyro functions model and guide, got one without guide"),
+        ("own_models:Other", "expected a subclass of torch.nn.Module in own_models, got none"),
+        ("own_models:function", "expected a subclass of torch.nn.Module in own_models, got builtin_function"),
+        ("own_models:Guideless", "the class needs the Pyro functions model and guide, but has no guide"),
         ("own_models:Shapeless", r"expected a constructor that takes data_shape, got Shapeless\(size\)"),
     ],
 )
@@ -227,11 +227,12 @@ def test_options_are_read_by_the_constructors_names():
     for words, sentence in (
         (["deep=3"], "unknown option of --model mine 'deep'.*did you mean 'depth'"),
         (["depth"], "model_options: expected NAME=VALUE, got 'depth'"),
-        (["depth=1", "depth=2"], "model_options: expected depth once, got it twice"),
+        (["depth=1", "depth=2"], "model_options: expected depth once, got two values"),
     ):
         with pytest.raises(ValueError, match=sentence):
             read_options("mine", cls, words)
     with pytest.raises(
-        ValueError, match="model own_models:Needy: expected a value for depth, .*--model-options depth=VALUE"
+        ValueError,
+        match="model own_models:Needy: the constructor needs a value for depth; .*--model-options depth=VALUE",
     ):
         make("own_models:Needy", {"data_shape": (2,)})

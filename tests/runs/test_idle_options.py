@@ -95,7 +95,7 @@ def refused(capsys, *words: str) -> str:
         ),
         ("--model linear --activation relu", "activation: expected with networks that it changes, got relu with"),
         ("--hidden --activation relu", "activation: expected with networks that it changes, got relu with --model vae"),
-        ("--model linear --decoder faulty:Flat", "decoder: expected none in a linear model"),
+        ("--model linear --decoder faulty:Flat", "decoder: a linear model takes no decoder"),
         ("--model m1m2 --encoder faulty:Flat --model-options below=below", "encoder: expected with networks that it"),
         ("--model faulty:Own --hidden 32", "hidden: expected"),
     ],
@@ -136,7 +136,7 @@ def test_the_description_names_the_hidden_layers(no_pictures, words, said):
 def test_a_module_that_leaves_python_when_it_is_imported_is_refused(capsys, flag, leaving):
     Path("leaving.py").write_text(f"import sys\n{leaving}\n")
     error = refused(capsys, flag, "leaving:Own")
-    assert "leaving:Own: expected a module that can be imported, got one that leaves Python (sys.exit)" in error
+    assert "leaving:Own: importing leaving ends Python (sys.exit)" in error
     assert "__main__" in error
 
 

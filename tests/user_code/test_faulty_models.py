@@ -259,13 +259,13 @@ def test_a_model_that_registers_no_parameters_is_refused_where_it_would_train_no
         (
             "--model faulty:Own --model-options prior=3",
             "prior: expected a name or a module, got 3",
-            "give one of these.",
+            "give a name or a module.",
         ),
-        ("--model vae --model-options posterior=3.5", "posterior: expected a name or a module, got 3.5", "give one"),
+        ("--model vae --model-options posterior=3.5", "posterior: expected a name or a module, got 3.5", "give a name"),
         (
             "--model denoising --model-options noise=3",
             "noise: expected a name or a module, got 3",
-            "give one of these.",
+            "give a name or a module.",
         ),
         ("--model m2 --labels 20 --model-options classifier=3", "network: expected a module, or a callable", "got 3;"),
         ("--model faulty:Wishing", "model faulty:Wishing: expected `defaults` as a dict", "got [1]"),
@@ -332,8 +332,8 @@ def test_arguments_that_do_nothing_or_are_wrong_are_refused(capsys, words, said,
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([-1] * 6, r"labels: expected labels to train the classifier of M2, got -1 \(unknown\) in every row"),
-        ([0, 1, -1, -1, 1, 0], "labels: expected labels of all 3 classes of M2, got labels of 2"),
+        ([-1] * 6, r"labels: the classifier of M2 needs labels, but every label is -1 \(unknown\)"),
+        ([0, 1, -1, -1, 1, 0], "labels: M2 has 3 classes, but the training data have labels of only 2"),
         ([0, 1, -1, -1, 2, 0], None),
     ],
 )

@@ -169,7 +169,7 @@ def own(tmp_path, monkeypatch):
         ),
         ("Sampling", 3, ".sample: expected finite numbers, got nan (", "correct it", "# of nothing"),
         ("Bound", 3, ".has_bound: expected True or False, got 'no'", "correct the class", None),
-        ("Sampled", 3, ".sampled: expected words, got 3", "correct the class", None),
+        ("Sampled", 3, ".sampled: expected a string, got 3", "correct the class", None),
         ("Support", 3, ".likelihood.support: expected one of 'binary', 'unit', 'real', got 'binry'", "correct", None),
         ("Objective", 3, ".objective: unknown objective 'enumm': expected one of", "did you mean 'enum'?", None),
         ("Beta", 3, ".defaults: beta: expected a number", "got 'four'", None),

@@ -1,1 +1,1 @@
-"""Likelihoods p(x|z): the decoder's output to a distribution of the data."""
+"""Likelihoods p(x|z), computed from the decoder's output."""

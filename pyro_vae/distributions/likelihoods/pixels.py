@@ -23,7 +23,8 @@ class _LogBernoulli(torch.autograd.Function):
 
     .. math:: x l - \max(l, 0) + \log \sigma(|l|), \quad \text{gradient } x - \sigma(l)
 
-    Equal to minus the binary cross-entropy with logits, which computes log1p(exp(-|l|)). PyTorch vectorizes log and
+    The value equals minus PyTorch's binary cross-entropy with logits, which computes log1p(exp(-|l|)) instead. PyTorch
+    vectorizes log and
     sigmoid on a CPU, but not log1p (benchmarks/kernels.py). The absolute error is one rounding of a number in [1/2, 1]:
     below 6e-8 nats a pixel in float32.
     """
@@ -36,7 +37,7 @@ class _LogBernoulli(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         logits, x = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a gradient of the gradient nothing may be overwritten
+        if torch.is_grad_enabled():  # second derivatives allow no in-place operations
             residual = (x - torch.sigmoid(logits)) * grad[0]
         else:
             residual = torch.sigmoid(logits).sub_(x).mul_(grad[0]).neg_()
@@ -49,7 +50,7 @@ class _Pixels(dist.Bernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args and not bool(((value == 0) | (value == 1)).all()):
             raise ValueError(
-                "likelihood bernoulli: expected pixels that are 0 or 1, got others; binarize them, or use "
+                "likelihood bernoulli: expected pixels that are 0 or 1, got other values; binarize the pixels, or use "
                 "likelihood='continuous-bernoulli'."
             )
         inputs = torch.broadcast_tensors(self.logits, value)
@@ -65,7 +66,7 @@ class Bernoulli(Likelihood):
 
     .. math:: \log p(x|z) = \textstyle\sum_d x_d \log \mu_d + (1 - x_d) \log(1 - \mu_d)
 
-    A probability mass: its log is at most 0.
+    p(x|z) is a probability, so log p(x|z) is at most 0.
     """
 
     support: ClassVar[str] = "binary"
@@ -86,7 +87,7 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: \log p(x|z) = \textstyle\sum_d \log C(\lambda_d) + x_d \log\lambda_d + (1-x_d) \log(1-\lambda_d)
 
-    A density, so its log may be positive. The normalizer C is what a Bernoulli on grey pixels leaves out.
+    p(x|z) is a density, so log p(x|z) may be positive. A Bernoulli on grey pixels lacks the normalizer C.
 
     References:
         Loaiza-Ganem, Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders", 2019.
@@ -95,9 +96,9 @@ class ContinuousBernoulli(Likelihood):
     support: ClassVar[str] = "unit"
 
     def forward(self, params: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z) with logits of lambda ``params``, shape ``(..., *data_shape)``."""
+        """Return p(x|z); ``params`` are the logits of lambda, shape ``(..., *data_shape)``."""
         return dist.ContinuousBernoulli(logits=params).to_event(self.event_dim)
 
     def bias(self, mean: Tensor) -> Tensor:
-        """Return the logit of the mean: a monotone stand-in for the inverse."""
+        """Return the logit of the mean, a monotone approximation."""
         return _logit(mean)

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions.base import Likelihood
 
-#: The smallest standard deviation of the data that a learned scale starts at.
+#: The smallest start value of a learned scale, as a standard deviation.
 LEAST_SCALE = 1e-3
 
 
 class LocationScale(Likelihood):
-    r"""Base class of likelihoods with a pixel's location and one scale.
+    r"""Base class of likelihoods with a location per pixel and one scale.
 
-    A density, so its log may be positive. One scale serves all pixels: with a scale for each, a pixel that never changes
-    would drive the density to infinity.
+    p(x|z) is a density, so log p(x|z) may be positive. All pixels share one scale: with a separate scale, a pixel that never
+    changes would drive the density to infinity.
 
     Attributes:
-        log_scale: Log of the scale, 0-dim, starts at 0.
-        unit_deviation: The standard deviation at scale 1.
+        log_scale: Log of the scale, a 0-dim parameter that starts at 0.
+        unit_deviation: The standard deviation of a pixel at scale 1.
     """
 
     unit_deviation: ClassVar[float] = 1.0
@@ -35,9 +35,9 @@ class LocationScale(Likelihood):
 
     @torch.no_grad()
     def start_at(self, scale: float) -> None:
-        """Start at the data's standard deviation, at least ``LEAST_SCALE``.
+        """Start at the standard deviation ``scale``, at least ``LEAST_SCALE``.
 
-        Training then finds the part of it that z does not explain.
+        Training then reduces the scale to the deviation that z does not explain.
         """
         self.log_scale.fill_(math.log(max(scale, LEAST_SCALE) / self.unit_deviation))
 
@@ -59,7 +59,7 @@ class Laplace(LocationScale):
 
     .. math:: \log p(x|z) = -\textstyle\sum_d |x_d - \mu_d(z)| / b - D \log 2b
 
-    The location is mean and median. Heavier tails than the normal's: single pixels that are far off cost less.
+    The location is both mean and median. The tails are heavier than a normal's: a few pixels with a large error cost less.
     """
 
     unit_deviation: ClassVar[float] = math.sqrt(2)

@@ -1,1 +1,1 @@
-"""Posteriors q(z|x): the encoder's output to a distribution of the latent vector."""
+"""Posteriors q(z|x), computed from the encoder's output."""

@@ -12,7 +12,7 @@ from pyro_vae.distributions.base import Posterior
 class DiagonalNormal(Posterior):
     r"""The diagonal normal :math:`q(z|x) = N(\mu(x), \mathrm{diag}\, e^{2 s(x)})`.
 
-    The encoder gives (mu, s).
+    The encoder's output is mu(x) and s(x).
 
     Args:
         latent_dim: Z.

@@ -36,8 +36,8 @@ class StandardNormal(Prior):
 class LearnedNormal(Prior):
     r"""A learned diagonal normal prior, :math:`p(z) = N(m, \mathrm{diag}\, e^{2 s})`.
 
-    It starts at N(0, I). Networks with an affine layer next to z can absorb m and s; the prior then makes the model no
-    richer.
+    The prior starts at N(0, I). If the networks have an affine layer next to z, the layer can absorb m and s: the prior then
+    adds nothing to the model.
 
     Args:
         latent_dim: Z.

@@ -21,21 +21,24 @@ class AuxiliaryModel(SemiSupervised):
 
     .. math:: q(a|x)\, q(y|a, x)\, q(z|a, x, y)
 
-    Labels, bound and the classifier's term are as in :class:`M2`, with the further site ``"a"``: the bound averages over a and
-    sums over y.
+    Labels, bound and classifier's term are as in :class:`M2`. The model has the additional site ``"a"``; the bound averages
+    over a and sums over y.
 
     Args:
         data_shape: See :class:`LabelledModel`.
-        latent_dim: See :class:`LabelledModel`; a has as many entries as z.
-        hidden: See :class:`LabelledModel`; all networks have the same layers.
+        latent_dim: See :class:`LabelledModel`; the auxiliary vector a has the size of z.
+        hidden: See :class:`LabelledModel`; all networks have these hidden layers.
         activation: See :class:`LabelledModel`.
-        auxiliary_encoder: Module from an image to the parameters of q(a|x), shape ``(..., 2 Z)``, or a callable that makes one.
-        auxiliary_decoder: Module to the parameters of a in the model, from an image, a label and z; in SDGM from a label and z.
+        auxiliary_encoder: Module from an image to the parameters of q(a|x), shape ``(..., 2 Z)``, or a callable that makes
+            the module.
+        auxiliary_decoder: Module from an image, a label and z (in SDGM, from a label and z) to the parameters of p(a|...),
+            shape ``(..., 2 Z)``.
         classifier: Module from an image and a to logits, shape ``(..., C)``.
         **options: See :class:`SemiSupervised`; the encoder's inputs are an image, a label and a.
 
     Raises:
-        ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
+        ValueError: If a size, ``classifier_weight`` or ``temperature`` is out of range, ``num_classes`` is missing, or a name
+            is unknown.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class AuxiliaryModel(SemiSupervised):
             num_samples: The number of draws.
 
         Returns:
-            Shape ``(..., C)``.
+            The class probabilities, shape ``(..., C)``.
         """
         draws = self.encode_auxiliary(x).sample((num_samples,))
         return self.classifier(x, draws).softmax(-1).mean(0)
@@ -112,7 +115,7 @@ class ADGM(AuxiliaryModel):
 
     Guide and arguments: see :class:`AuxiliaryModel`.
 
-    The vector a integrates out of the model, so p(x, y) is M2's; in the guide it makes q(y, z|x) a mixture.
+    Integrating a out of the model leaves the p(x, y) of M2. In the guide, a makes q(y, z|x) a mixture.
 
     References:
         Maaløe, Sønderby, Sønderby, Winther, "Auxiliary Deep Generative Models", 2016, section 2.2 and 2.3.
@@ -122,7 +125,7 @@ class ADGM(AuxiliaryModel):
         return self.data_shape, (self.num_classes,), (self.latent_dim,)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """The generative model, and the classifier's term; see :meth:`guide`."""
+        """The generative model and the classifier's term; arguments: see :meth:`guide`."""
         self._register("prior", "decoder", "likelihood", "auxiliary_decoder", "classifier")
         with pyro.plate("data", len(x), dim=-1):
             label = self.labels.model(y)
@@ -138,7 +141,7 @@ class SDGM(AuxiliaryModel):
 
     Guide and arguments: see :class:`AuxiliaryModel`.
 
-    Two layers of latent vectors, with a skip from the upper one to the image.
+    Two layers of latent vectors, with a skip connection from the upper layer z to the image.
 
     References:
         Maaløe, Sønderby, Sønderby, Winther, "Auxiliary Deep Generative Models", 2016, section 2.4.
@@ -151,7 +154,7 @@ class SDGM(AuxiliaryModel):
         return (self.latent_dim,), (self.num_classes,), (self.latent_dim,)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """The generative model, and the classifier's term; see :meth:`guide`."""
+        """The generative model and the classifier's term; arguments: see :meth:`guide`."""
         self._register("prior", "auxiliary_decoder", "decoder", "likelihood", "classifier")
         with pyro.plate("data", len(x), dim=-1):
             label = self.labels.model(y)

@@ -1,4 +1,4 @@
-"""Partly known labels: their prior, their guide, and the classifier's term."""
+"""Partly known labels: prior, guide and the classifier's term."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from pyro_vae.parallel.shared_batch import batch_counts
 
 
 class Labels(nn.Module):
-    r"""A label of C classes that is known for some data.
+    r"""A label with C classes that is known for only some data.
 
-    Its prior is :math:`p(y) = 1/C`, its guide :math:`q(y|x)` where it is unknown. There are two sites, named as Pyro's
-    ``obs_mask`` names them. ``y_observed`` is the known label, masked elsewhere. ``y_unobserved`` is drawn for all data. Where
-    the label is known, nothing reads ``y_unobserved``, and the guide draws it from its prior: it enters with
-    log p - log q = 0 in any objective, also if its values are summed over. Under Pyro's validation a ``ValueError`` refuses
-    labels of another dtype or out of range.
+    The prior is :math:`p(y) = 1/C`; the guide of an unknown label is :math:`q(y|x)`. The label has two sites, named as by
+    Pyro's ``obs_mask``. The site ``y_observed`` observes the known labels, and is masked for all other data. The site
+    ``y_unobserved`` is drawn for all data. For a datum with a known label the draw is not used, and the guide draws from the
+    prior: the site adds log p - log q = 0 to every objective, also if the objective sums over its values. Under Pyro's
+    validation, a label with another dtype or out of range raises a ``ValueError``.
 
     Args:
-        num_classes: C.
-        weight: Weight of the classifier's own term, see :meth:`classified`.
-        temperature: None: ``y_unobserved`` is a whole number, marked to be enumerated. ``elbo("enum")`` sums over it,
-            ``trace`` and ``graph`` draw it, other objectives refuse it. A number: in train mode the label is relaxed, in model
-            and guide; all objectives but ``enum`` and ``piwae`` take it. In eval mode it is a whole number again.
+        num_classes: C, the number of classes.
+        weight: alpha, the weight of the classifier's term, at least 0; see :meth:`classified`.
+        temperature: None: ``y_unobserved`` is discrete and marked for enumeration. Then ``elbo("enum")`` sums over its
+            values, ``trace`` and ``graph`` draw it, and other objectives refuse the model. A positive number: in train mode,
+            both model and guide relax the label, and all objectives except ``enum`` and ``piwae`` take the model. In eval
+            mode the label is discrete.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If ``weight`` is negative, or ``temperature`` is not positive.
     """
 
     one_hot: Tensor
@@ -44,7 +45,7 @@ class Labels(nn.Module):
             raise ValueError(f"classifier_weight: expected at least 0, got {weight}.")
         if temperature is not None and not temperature > 0:
             raise ValueError(
-                f"temperature: expected a number above 0, got {temperature}; leave it out to enumerate labels."
+                f"temperature: expected a number above 0, got {temperature}; omit temperature to enumerate labels."
             )
         self.num_classes, self.weight, self.temperature = num_classes, weight, temperature
         self.register_buffer("one_hot", torch.eye(num_classes), persistent=False)
@@ -73,7 +74,7 @@ class Labels(nn.Module):
             logits: The classifier's output, shape ``(..., B, C)``.
 
         Returns:
-            See :meth:`model`.
+            The label of each datum, as :meth:`model` returns it.
         """
         self._check(y)
         known = y >= 0
@@ -82,15 +83,15 @@ class Labels(nn.Module):
         return self._chosen(known, y.clamp(min=0), drawn)
 
     def classified(self, y: Tensor, logits: Tensor) -> None:
-        r"""Add the classifier's term to the objective, and to no bound.
+        r"""Add the classifier's term to the objective, but not to the bound.
 
         .. math:: \alpha\, \frac{B}{B_l} \textstyle\sum_{i \text{ labelled}} \log q(y_i|x_i)
 
-        Where the label is known the bound does not depend on q(y|x): without this term the classifier would learn from
-        unlabelled data alone. B / B_l is the ratio of data to labelled data in the batch. With it the term for each datum is
-        :math:`\alpha` times the mean over labelled data, whatever their number, if every batch has one
-        (``labelled_per_batch`` of ``fit``). Kingma et al. multiply :math:`\alpha` by the number of data. For use in the
-        model, within the data plate.
+        The bound of a labelled datum does not depend on q(y|x): without this term the classifier would learn from unlabelled
+        data alone. The batch has B data, and :math:`B_l` of them have labels. With the ratio of both, the term divided by B
+        is :math:`\alpha` times the mean over the labelled data, for any number of labelled data, if every batch has at least
+        one labelled datum (``labelled_per_batch`` of ``fit``). Kingma et al. multiply :math:`\alpha` by the number of data
+        instead. Call this method in the model, within the data plate.
 
         Args:
             y: Labels, shape ``(B,)``, int64, -1 where unknown.
@@ -112,7 +113,7 @@ class Labels(nn.Module):
         return self.temperature is not None and self.training
 
     def _check(self, y: Tensor) -> None:
-        """Refuse labels of another dtype or out of range, under Pyro's validation."""
+        """Under Pyro's validation, refuse labels with another dtype or out of range."""
         if is_validation_enabled():
             check_labels(y, self.num_classes, complete=False)
 
@@ -123,6 +124,6 @@ class Labels(nn.Module):
         return dist.Categorical(logits=logits)
 
     def _chosen(self, known: Tensor, given: Tensor, drawn: Tensor) -> Tensor:
-        """Return the known labels, and the drawn ones elsewhere, as vectors."""
+        """Return labels as vectors: a drawn label replaces an unknown label."""
         vector = drawn.exp() if self.relaxed else self.one_hot[drawn]
         return torch.where(known[:, None], self.one_hot[given], vector)

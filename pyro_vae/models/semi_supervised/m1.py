@@ -19,25 +19,25 @@ from pyro_vae.networks.build import NetworkLike
 class M1(VAE):
     r"""The latent-feature model: the VAE :math:`p(z)\, p(x|z)`, :math:`q(z|x)`, and a classifier :math:`q(y|z)`.
 
-    Labels train the classifier alone, on draws of z without a gradient. Its term is the site ``"y_classified"``, which enters
-    no bound: the bound is that of the VAE, on log p(x).
+    The labels train only the classifier, on draws of z that pass no gradient on. The classifier's term is the site
+    ``"y_classified"``, which is not part of the bound. The bound is the VAE's, on log p(x).
 
     Args:
         data_shape: See :class:`VAE`.
         latent_dim: See :class:`VAE`.
-        hidden: See :class:`VAE`; the classifier has the last of these layers.
+        hidden: See :class:`VAE`; the classifier's hidden layer has the last of these widths.
         activation: See :class:`VAE`.
-        num_classes: C.
-        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes one.
+        num_classes: C, the number of classes.
+        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes the module.
         classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
         **options: See :class:`VAE`.
 
     Raises:
-        ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
+        ValueError: If a size or ``classifier_weight`` is out of range, ``num_classes`` is missing, or a name is unknown.
 
     References:
-        Kingma, Rezende, Mohamed, Welling, "Semi-Supervised Learning with Deep Generative Models", 2014, section 2.1 (with a
-        perceptron in place of their support vector machine).
+        Kingma, Rezende, Mohamed, Welling, "Semi-Supervised Learning with Deep Generative Models", 2014, section 2.1
+        (there the classifier is a support vector machine; here it is a perceptron).
     """
 
     takes: ClassVar[tuple[str, ...]] = ("x", "y")
@@ -76,7 +76,11 @@ class M1(VAE):
             self.labels.classified(y, self.classifier(z.detach()))
         return z
 
-    def guide(self, x: Tensor, _y: Tensor) -> Tensor:  # type: ignore[override]
+    def guide(  # type: ignore[override]
+        self,
+        x: Tensor,
+        y: Tensor,  # noqa: ARG002  # part of the protocol
+    ) -> Tensor:
         """The guide q(z|x); see :meth:`model`."""
         return super().guide(x)
 

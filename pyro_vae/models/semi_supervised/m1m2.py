@@ -1,4 +1,4 @@
-"""M1 + M2: the semi-supervised model of a VAE's latent vectors."""
+"""M1 + M2: a VAE with M2 as the prior of z."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_vae.models.vae import VAE
 from pyro_vae.networks.base import Shapes
 from pyro_vae.networks.build import JoinedNetworkLike, NetworkLike
 
-#: The parts of a VAE that :meth:`M1M2.stand_on` takes.
+#: The parts of a VAE that :meth:`M1M2.stand_on` takes over.
 LOWER = ("encoder", "posterior", "decoder", "likelihood")
 
 
@@ -27,32 +27,33 @@ class M1M2(SemiSupervised):
 
     .. math:: p(y)\, p(z_2)\, p(z|z_2, y)\, p(x|z) \quad \text{with the guide} \quad q(z|x)\, q(y|z)\, q(z_2|z, y)
 
-    A VAE whose prior of z is an M2. Labels, bound and the classifier's term are as in :class:`M2`. On the frozen networks of a
-    trained VAE (:meth:`stand_on`) this is the layer-wise training of Kingma et al.: M2's objective on draws from q(z|x). From
-    scratch, or from a trained VAE with ``frozen=False``, all networks train together.
+    The model is a VAE in which an M2 is the prior of z. Labels, bound and classifier's term are as in :class:`M2`. With the
+    frozen networks of a trained VAE (:meth:`stand_on`) the training is layer-wise, as in Kingma et al.: it maximizes M2's
+    objective on draws from q(z|x). From scratch, or from a trained VAE with ``frozen=False``, all networks train together.
 
     Args:
         data_shape: See :class:`VAE`.
-        latent_dim: Size of z, and of z2.
-        hidden: See :class:`VAE`; the networks of the upper layer have the last of these layers.
+        latent_dim: Z, the size of z and also of z2.
+        hidden: See :class:`VAE`; the hidden layer of each upper network has the last of these widths.
         activation: See :class:`VAE`.
-        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes one.
+        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes the module.
         upper_encoder: Module from z and a label to the parameters of q(z2|z, y), shape ``(..., 2 Z)``, or a callable that
-            makes one.
+            makes the module.
         upper_decoder: Module from z2 and a label to the parameters of p(z|z2, y), shape ``(..., 2 Z)``, or a callable that
-            makes one.
+            makes the module.
         below: A trained VAE (or M1), see :meth:`stand_on`; on the command line ``--model-options below=RUN``.
-        **options: See :class:`SemiSupervised`; ``posterior`` is of z, ``prior`` of z2, and ``encoder`` and ``decoder`` are
-            those of a :class:`VAE`.
+        **options: See :class:`SemiSupervised`; ``posterior`` is the distribution q(z|x), ``prior`` is p(z2), and ``encoder``
+            and ``decoder`` are as in :class:`VAE`.
 
     Raises:
-        ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
+        ValueError: If a size, ``classifier_weight`` or ``temperature`` is out of range, ``num_classes`` is missing, or a name
+            is unknown.
 
     References:
         Kingma, Rezende, Mohamed, Welling, "Semi-Supervised Learning with Deep Generative Models", 2014, section 2.
     """
 
-    #: Options that name a run on the command line; the constructor gets its model.
+    #: Options that name a run on the command line; the constructor gets the run's model.
     from_runs: ClassVar[tuple[str, ...]] = ("below",)
     _stands = _centered = False
 
@@ -85,29 +86,29 @@ class M1M2(SemiSupervised):
         return ((self.latent_dim,),)
 
     def stand_on(self, vae: VAE, frozen: bool = True) -> None:
-        """Take the encoder, decoder and likelihood of a trained VAE (or M1).
+        """Take over the networks and likelihood of a trained VAE or M1.
 
         Args:
-            vae: The VAE; its networks become this model's own.
-            frozen: Keep these networks as they are; else they train on with the others.
+            vae: The trained VAE or M1. This model uses its networks themselves, not copies.
+            frozen: True: these networks stay fixed. False: they train together with the other networks.
 
         Raises:
-            ValueError: If it is not a VAE, its data or latent vectors have another shape, or its likelihood has another name.
+            ValueError: If ``vae`` is not a VAE, has other data or latent shapes, or has a likelihood with another name.
         """
         if not isinstance(vae, VAE):
             raise ValueError(
-                f"below: expected a trained vae or m1, such as pyro_vae.load(RUN).vae, got {type(vae).__name__}; pass another."
+                f"below: expected a trained vae or m1, such as pyro_vae.load(RUN).vae, got {type(vae).__name__}; pass a VAE."
             )
         if (vae.data_shape, vae.latent_dim) != (self.data_shape, self.latent_dim):
             raise ValueError(
-                f"below: expected a VAE of data of shape {self.data_shape} and {self.latent_dim} latent units, got one of "
-                f"{vae.data_shape} and {vae.latent_dim}; take --latent-dim {vae.latent_dim} on the same data, or another VAE."
+                f"below: expected a VAE with data shape {self.data_shape} and {self.latent_dim} latent units, got "
+                f"{vae.data_shape} and {vae.latent_dim}; use --latent-dim {vae.latent_dim} on the same data, or another VAE."
             )
         ours, theirs = (next((n for n, k in LIKELIHOODS.items() if type(m.likelihood) is k), None) for m in (self, vae))
         if theirs not in (None, ours):
             raise ValueError(
-                f"below: expected a VAE with the likelihood {ours or type(self.likelihood).__name__}, got one with {theirs}; "
-                f"pass --likelihood {theirs}, or take another VAE."
+                f"below: expected a VAE with the likelihood {ours or type(self.likelihood).__name__}, got {theirs}; pass "
+                f"--likelihood {theirs}, or another VAE."
             )
         for name in LOWER:
             setattr(self, name, getattr(vae, name).requires_grad_(not frozen))
@@ -115,12 +116,15 @@ class M1M2(SemiSupervised):
         self.train(self.training)
 
     def center_output(self, mean: Tensor, scale: float | None = None) -> None:
-        """See :meth:`LatentModel.center_output`; a decoder of :meth:`stand_on` stays as it is."""
+        """Start p(x|z) at the training data, except after :meth:`stand_on`.
+
+        Arguments: see :meth:`LatentModel.center_output`.
+        """
         if not self._centered:
             super().center_output(mean, scale)
 
     def train(self, mode: bool = True) -> M1M2:
-        """Set the mode; the networks of :meth:`stand_on` stay in eval mode."""
+        """Set the mode; the frozen networks of :meth:`stand_on` stay in eval mode."""
         super().train(mode)
         for name in LOWER if self._stands else ():
             getattr(self, name).eval()
@@ -171,7 +175,7 @@ class M1M2(SemiSupervised):
         return self.upper(self.upper_decoder(z2, self.vector(y)))
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
-        """Return q(z2|z, y) at the mean of q(z|x).
+        """Return q(z2|z, y), with z at the mean of q(z|x).
 
         ``y`` defaults to the most probable label.
         """
@@ -179,25 +183,32 @@ class M1M2(SemiSupervised):
         return self.encode_upper(self.encode_lower(x).mean, label)
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z) at the mean of p(z|z2, y); ``z`` is z2."""
+        """Return p(x|z), with z at the mean of p(z|z2, y).
+
+        The argument ``z`` is z2.
+        """
         return self.decode_lower(self.decode_upper(z, y).mean)
 
     @torch.no_grad()
     def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
-        """Return the class probabilities, the mean of q(y|z) over draws of z.
+        """Return the class probabilities: average q(y|z) over draws of z.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
             num_samples: The number of draws.
 
         Returns:
-            Shape ``(..., C)``.
+            The class probabilities, shape ``(..., C)``.
         """
         return self.classifier(self.encode_lower(x).sample((num_samples,))).softmax(-1).mean(0)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, _y: Tensor | None = None) -> Tensor:
-        """Return the mean image at one draw of z, whatever the label."""
+    def reconstruct(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,  # noqa: ARG002  # part of the protocol
+    ) -> Tensor:
+        """Return the mean image at one draw of z; ``y`` is unused."""
         return mean_image(self.decode_lower(self.encode_lower(x).sample()))
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""M2, and the base class of models with partly known labels."""
+"""M2, and the base class of semi-supervised models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_vae.networks.build import NetworkLike
 
 
 class LabelOptions(ModelOptions, total=False):
-    """Keywords of :class:`SemiSupervised`."""
+    """Keyword arguments of :class:`SemiSupervised`."""
 
     num_classes: int | None
     classifier_weight: float
@@ -25,16 +25,17 @@ class LabelOptions(ModelOptions, total=False):
 
 
 class SemiSupervised(LabelledModel):
-    """Base class of models with labels that are known for some data.
+    """Base class of semi-supervised models: only some labels are known.
 
     Args:
         data_shape: See :class:`LabelledModel`.
         latent_dim: See :class:`LabelledModel`.
         hidden: See :class:`LabelledModel`.
         activation: See :class:`LabelledModel`.
-        num_classes: C.
+        num_classes: C, the number of classes.
         classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
-        temperature: None: labels are enumerated. A number: labels are relaxed in training, see :class:`Labels`.
+        temperature: None: unknown labels are enumerated. A number: unknown labels are relaxed in training; see
+            :class:`Labels`.
         **options: See :class:`LabelledModel`.
     """
 
@@ -76,13 +77,13 @@ class M2(SemiSupervised):
 
     .. math:: p(y)\, p(z)\, p(x|z, y) \quad \text{with the guide} \quad q(y|x)\, q(z|x, y)
 
-    For a datum with a label the bound is on log p(x, y); for one without (-1) it is on log p(x), with a sum over y:
+    For a labelled datum the bound L is on log p(x, y). For an unlabelled datum (-1) the bound U is on log p(x):
 
     .. math:: \mathcal L(x, y) = E_{q(z|x, y)}\big[\log p(x, y, z) - \log q(z|x, y)\big], \quad
         \mathcal U(x) = \textstyle\sum_y q(y|x) \big(\mathcal L(x, y) - \log q(y|x)\big)
 
-    Training maximizes :math:`\sum \mathcal L + \sum \mathcal U + \alpha \log q(y|x)`. The last term is of labelled data, at
-    a site of its own that enters no bound (:meth:`Labels.classified`). Plate ``"data"``, sites ``"z"``, ``"x"``,
+    Training maximizes :math:`\sum \mathcal L + \sum \mathcal U + \alpha \log q(y|x)`. The last term covers labelled data; its
+    separate site is not part of the bound (:meth:`Labels.classified`). Plate ``"data"``, sites ``"z"``, ``"x"``,
     ``"y_unobserved"``, ``"y_observed"`` and ``"y_classified"``. ``elbo("enum")`` and ``pv.evidence.importance_sampling`` sum
     over y exactly.
 
@@ -91,15 +92,16 @@ class M2(SemiSupervised):
         latent_dim: See :class:`LabelledModel`.
         hidden: See :class:`LabelledModel`; the classifier has the same layers.
         activation: See :class:`LabelledModel`.
-        classifier: Module from ``(..., *data_shape)`` to logits, shape ``(..., C)``, or a callable that makes one.
+        classifier: Module from ``(..., *data_shape)`` to logits, shape ``(..., C)``, or a callable that makes the module.
         **options: See :class:`SemiSupervised`.
 
     Raises:
-        ValueError: If a number is out of its range, ``num_classes`` is missing, or a name is unknown.
+        ValueError: If a size, ``classifier_weight`` or ``temperature`` is out of range, ``num_classes`` is missing, or a name
+            is unknown.
 
     References:
         Kingma, Rezende, Mohamed, Welling, "Semi-Supervised Learning with Deep Generative Models", 2014, eq. 6 to 9; Maddison,
-        Mnih, Teh, "The Concrete Distribution", 2017, of the relaxed labels.
+        Mnih, Teh, "The Concrete Distribution", 2017, for the relaxed labels.
     """
 
     def __init__(

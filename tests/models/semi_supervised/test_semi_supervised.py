@@ -290,7 +290,7 @@ def test_vectors_in_place_of_labels():
     model, y = small("Conditional"), torch.arange(8) % CLASSES
     one_hot = nn.functional.one_hot(y, CLASSES).double()
     torch.testing.assert_close(model.encode(X, y).mean, model.encode(X, one_hot).mean)
-    with pytest.raises(ValueError, match="expected labels, int64, or vectors of 3"):
+    with pytest.raises(ValueError, match=r"expected for each datum a label \(int64\) or a vector of 3"):
         model.encode(X, one_hot[:, :2])
 
 
@@ -325,13 +325,15 @@ def test_labels_of_a_wrong_kind_are_a_sentence_in_methods(name):
     model = small(name)
     calls = {
         "expected labels from 0 to 2, got 7": lambda: model.sample(2, 7),
-        "expected the label of each datum, got -1": lambda: model.sample(2, -1),
-        "expected a label, 5 labels, .* got int64 of shape (2,)": lambda: model.sample(5, NUMBERS[:2]),
-        "expected a label, 3 labels, .* got float64 of shape (3,)": lambda: model.sample(3, ONE_HOT[0].double()),
-        "expected labels, int64, or vectors of 3 .* got float64 of shape (3,)": lambda: model.encode(
-            X[:3], NUMBERS[:3].double()
+        "expected a label for each datum, got -1": lambda: model.sample(2, -1),
+        "expected one label, 5 labels, .* got int64 of shape (2,)": lambda: model.sample(5, NUMBERS[:2]),
+        "expected one label, 3 labels, .* got float64 of shape (3,)": lambda: model.sample(3, ONE_HOT[0].double()),
+        "expected for each datum a label (int64) or a vector of 3 floats, got float64 of shape (3,)": lambda: (
+            model.encode(X[:3], NUMBERS[:3].double())
         ),
-        "expected labels, int64, or vectors of 3 .* got bool of shape (8,)": lambda: model.encode(X, NUMBERS > 0),
+        "expected for each datum a label (int64) or a vector of 3 floats, got bool of shape (8,)": lambda: model.encode(
+            X, NUMBERS > 0
+        ),
     }
     for words, call in calls.items():
         with pytest.raises(ValueError, match="^y: " + words.replace("(", r"\(").replace(")", r"\)")):
@@ -355,20 +357,20 @@ def test_joined_is_the_perceptron_of_its_inputs_side_by_side():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: M2((4,), 1), "num_classes: expected the number of classes of M2, got none"),
+        (lambda: M2((4,), 1), "num_classes: M2 needs the number of classes, got none"),
         (lambda: M2((4,), 1, num_classes=1), "num_classes: expected at least 2, got 1; one class carries"),
         (lambda: Conditional((4,), 1, num_classes=0), "num_classes: expected at least 1, got 0; give the size"),
         (
             lambda: small("Conditional", num_classes=1).encode(X, 0 * LABELS),
-            "y: expected vectors of one number, floats",
+            "y: expected vectors of one float, shape",
         ),
         (lambda: M2((4,), 1, num_classes=3, classifier_weight=-1.0), "classifier_weight: expected at least 0, got -1"),
         (lambda: SDGM((4,), 1, num_classes=3, temperature=0.0), "temperature: expected a number above 0, got 0.0"),
-        (lambda: small("Conditional").encode(X, LABELS), "y: expected the label of each datum, got -1"),
+        (lambda: small("Conditional").encode(X, LABELS), "y: expected a label for each datum, got -1"),
         (lambda: small("M2").sample(0), "num_samples: expected at least 1, got 0"),
         (
             lambda: small("M1M2").stand_on(M1((4,), 2, num_classes=3)),
-            r"below: expected a VAE of data of shape \(4,\) and 1 latent",
+            r"below: expected a VAE with data shape \(4,\) and 1 latent",
         ),
     ],
 )
@@ -416,9 +418,7 @@ def test_layers_of_a_trained_vae_stay_as_they_are():
 def test_a_vae_below_of_another_likelihood_is_refused():
     """Else the command would name one that is not there, and binarize pixels for it."""
     vae = small("M1", likelihood="continuous-bernoulli")
-    with pytest.raises(
-        ValueError, match="below: expected a VAE with the likelihood bernoulli, got one with continuous-"
-    ):
+    with pytest.raises(ValueError, match="below: expected a VAE with the likelihood bernoulli, got continuous-"):
         small("M1M2", below=vae)
     model = small("M1M2", below=vae, likelihood="continuous-bernoulli")
     assert model.likelihood is vae.likelihood

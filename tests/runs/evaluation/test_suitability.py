@@ -24,7 +24,7 @@ REFUSED = {
     "autoencoder": {
         "gaps": "expected a guide with parameters to move",
         "aggregate": "expected codes with a density",
-        "calibration": "expected no draw from its prior",
+        "calibration": "the model has no prior to draw from",
     }
 }
 LABELLED = {"m2": ["y_unobserved", "z"], "m1m2": ["y_unobserved", "z", "z2"]}
