@@ -182,16 +182,13 @@ def own_twice(size, total):
     return own_as_others(size, total).fill_diagonal_(2 / size)
 
 
-@pytest.mark.parametrize(
-    ("estimator", "fault"),
-    [
-        pytest.param("weighted", own_twice, marks=pytest.mark.slow),
-        ("stratified", two_columns),
-        pytest.param("even", own_as_others, marks=pytest.mark.slow),
-    ],
-)
-def test_a_fault_of_the_weights_of_a_batch_is_seen(estimator, fault, monkeypatch, quick):
-    monkeypatch.setitem(inference.kl.total_correlation.ESTIMATORS, estimator, fault)
+#: A fault of each kind of weights.
+OF_WEIGHTS = {"weighted": own_twice, "stratified": two_columns, "even": own_as_others}
+
+
+@pytest.mark.parametrize("estimator", some(inference.kl.total_correlation.ESTIMATORS, "stratified"))
+def test_a_fault_of_the_weights_of_a_batch_is_seen(estimator, monkeypatch, quick):
+    monkeypatch.setitem(inference.kl.total_correlation.ESTIMATORS, estimator, OF_WEIGHTS[estimator])
     found = {name for name, _ in broken(total_correlation(estimator, X, 200))}
     assert f"TotalCorrelation, {estimator}, 3 of 8" in found
     assert (f"batch_weights, {estimator}" in found) == (estimator == "even")
