@@ -50,15 +50,15 @@ class Plan:
         config: The configuration, with every default resolved.
         data: The data.
         vae: The model.
-        objective: The objective, as ``fit`` starts with it; the trial runs a copy.
-        options: Numbers and names of the training.
-        beta: Weight of the KL, a schedule for all sites or for each.
+        objective: The objective, untrained; the trial run uses a copy.
+        options: Training options: numbers and names.
+        beta: KL weight: one schedule for all latent sites, or one for each site by name.
         callbacks: Callbacks of the training.
-        device: Where data and model are.
+        device: Device of the data and the model.
         fingerprint: Shape, sizes and checksums that identify the data.
         resume: The training state to continue from; None for a new run.
-        seconds: Training time of earlier sessions.
-        compiling: A phrase that says if steps are compiled, and why.
+        seconds: Training time of earlier sessions, seconds.
+        compiling: A phrase for the terminal: whether training steps are compiled, and why.
     """
 
     config: Config
@@ -76,8 +76,8 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that the run will write: mainly two checkpoints."""
-        # Each holds the last and the best parameters, and two moments of the optimizer.
+        """Bytes that the run will write, mainly two checkpoints."""
+        # A checkpoint holds the last and the best parameters, and two moments of the optimizer.
         parameters = sum(v.numel() * v.element_size() for v in self.vae.state_dict().values())
         return 2 * 4 * parameters + SPARE_BYTES
 
@@ -88,7 +88,7 @@ def make_plan(config: Config) -> Plan:
     Parts that need no data come first, so that a wrong flag costs no download.
 
     Raises:
-        ValueError: If the configuration names something unknown, out of range or without effect.
+        ValueError: If the configuration has an unknown name, a number out of range or an option without effect.
     """
     t = config.train
     options, stopping = fit_options(config), callbacks(config)
@@ -97,18 +97,18 @@ def make_plan(config: Config) -> Plan:
     Betas(beta)  # refuses weights that are negative or not finite
     taken = constructor_parameters(model_class(config.model.model))
     check_parts(config.model.model, dataclasses.asdict(config.model))
-    with parallel.local_main_first():  # one process fetches data, or makes files beside them
+    with parallel.local_main_first():  # one process downloads the data and makes the files next to them
         data = load_data(config)
     if t.patience is not None and data.validation is None:
-        raise ValueError("patience: expected validation data to judge by, got --val-size 0; set some aside.")
+        raise ValueError("patience: --patience needs validation data, but --val-size is 0; pass a larger --val-size.")
     if "num_classes" in taken:
         config = with_num_classes(config, data)
     with own_randomness(t.seed):
         vae = make_vae(config, data.data_shape)
-    if objective is None:  # options of the model decide which one
+    if objective is None:  # the model's options decide its default objective
         config = with_objective(config, default_objective(vae))
         objective = make_objective(config)
-    if isinstance(objective, TotalCorrelation):  # its N is known only now
+    if isinstance(objective, TotalCorrelation):  # the number of training data is known only now
         objective.num_data = len(data.train.x)
     return Plan(config, data, vae, objective, options, beta, stopping)
 
@@ -119,14 +119,14 @@ def with_objective(config: Config, name: str) -> Config:
 
 
 def make_objective(config: Config) -> ELBO:
-    """Make the objective of a configuration, with the controls of its KL.
+    """Make the objective of a configuration, wrapped by its KL controls.
 
     Raises:
-        TypeError: If a control of the KL does not suit the objective.
-        ValueError: If a name is unknown, a number out of range, or a flag without effect.
+        TypeError: If a KL control does not suit the objective.
+        ValueError: If a name is unknown, a number is out of range, or a flag has no effect.
     """
     t = config.train
-    # Our models have the data plate alone; Pyro need not run them to find its depth.
+    # The package's models have one plate, so Pyro need not run them to find the plate depth.
     options: dict[str, object] = {"max_plate_nesting": 1} if config.model.model in MODELS else {}
     if t.vectorize_particles:
         options["vectorize_particles"] = True
@@ -134,28 +134,27 @@ def make_objective(config: Config) -> ELBO:
         if (value := getattr(t, name)) is not None:
             if name not in options_of(t.elbo):
                 others = " or ".join(other for other in OBJECTIVES if name in options_of(other))
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: expected with --elbo {others}, got --elbo {t.elbo}; drop it."
-                )
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag}: needs --elbo {others}, but the objective is {t.elbo}; remove {flag}.")
             options[name] = value
     _check_companions(config)
     return controlled(elbo(t.elbo, **options), **{name: getattr(t, name) for name in FLAGS})
 
 
 def _check_companions(config: Config) -> None:
-    """Refuse a flag that has no effect without another, or beside it."""
+    """Refuse --label-seed without --labels, and total correlation of single data."""
     t = config.train
     if config.data.labels is None and config.data.label_seed != DataConfig.label_seed:
-        raise ValueError(f"label_seed: expected with --labels, got {config.data.label_seed} alone; drop it.")
+        raise ValueError(f"label_seed: {config.data.label_seed} has no effect without --labels; remove --label-seed.")
     if t.total_correlation is not None and t.batch_size < 2:
         raise ValueError(
-            "total_correlation: expected batches of at least 2 data, since it compares their codes, got --batch-size "
-            f"{t.batch_size}; pass a larger one."
+            "total_correlation: the total correlation needs batches of at least 2 data, but --batch-size is "
+            f"{t.batch_size}; pass a larger --batch-size."
         )
 
 
 def fit_options(config: Config) -> FitOptions:
-    """Return the options of ``fit`` in a configuration."""
+    """Return the options that a configuration passes to ``fit``."""
     values = dataclasses.asdict(config.data) | dataclasses.asdict(config.train)
     return FitOptions(**{f.name: values[f.name] for f in dataclasses.fields(FitOptions)})
 
@@ -187,24 +186,25 @@ def with_num_classes(config: Config, data: Data) -> Config:
     """Return the configuration with the number of classes in the data.
 
     Raises:
-        ValueError: If neither has it, or they disagree.
+        ValueError: If neither the configuration nor the data give the number, or if they disagree.
     """
     given, counted, name = config.model.num_classes, data.num_classes, Path(data.name).name
     if data.train.y is not None and are_vectors(data.train.y) and classifies(model_class(config.model.model)):
         check_labels(data.train.y, counted, complete=False)
     if given is not None and are_vectors(data.train.y) and given != counted:
         raise ValueError(
-            f"num_classes: expected {counted}, the length of the vectors of {name}, got {given}; leave it out."
+            f"num_classes: expected {counted}, the length of the label vectors of {name}, got {given}; "
+            "remove --num-classes."
         )
     if given is not None and counted is not None and given < counted:
         raise ValueError(
             f"num_classes: expected at least {counted}, since the labels of {name} go up to {counted - 1}, got {given}; "
-            "leave it out."
+            "remove --num-classes."
         )
     number = given or counted
     if number is None:
         raise ValueError(
-            f"labels: expected some for --model {config.model.model}, got {name} without; take data with labels, or "
+            f"labels: --model {config.model.model} needs labels, but data set {name} has none; choose data with labels, or "
             "another model."
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=number))
@@ -214,7 +214,7 @@ def make_vae(config: Config, data_shape: tuple[int, ...]) -> PyroModel:
     """Make the model of a configuration.
 
     Raises:
-        ValueError: If its name is unknown, it does not take a flag, or it refuses a value.
+        ValueError: If the model's name is unknown, or the model does not take a flag or refuses a value.
     """
     m = config.model
     values, defaults = dataclasses.asdict(m), dataclasses.asdict(ModelConfig())
@@ -222,13 +222,15 @@ def make_vae(config: Config, data_shape: tuple[int, ...]) -> PyroModel:
     for name in ARGUMENTS[1:]:
         if name not in taken and values[name] != defaults[name]:
             raise ValueError(
-                f"{name}: expected with a model that takes it, got {values[name]!r} with --model {m.model}; drop it."
+                f"{name}: --model {m.model} has no argument {name}, got {values[name]!r}; "
+                f"remove --{name.replace('_', '-')}."
             )
     for option in m.model_options:
         name, _, value = option.partition("=")
         if name in FLAGS_AND_OPTIONS and values[name]:
             raise ValueError(
-                f"{name}: expected once, got --{name} {values[name]} and --model-options {name}={value}; drop one."
+                f"{name}: given twice, by --{name} {values[name]} and by --model-options {name}={value}; remove one of the "
+                "two."
             )
     vae: Any = make(  # an nn.Module, whose model and guide have been checked
         m.model,
@@ -256,10 +258,10 @@ class SavedVae(NamedTuple):
 def saved_vae(directory: RunDirectory) -> SavedVae:
     """Load the trained model of a run.
 
-    Before the first validation it has its last parameters.
+    The model has its best parameters; before the first validation, its last ones.
 
     Raises:
-        ValueError: If there is no run, or its files cannot be read.
+        ValueError: If the folder has no checkpoint, or the checkpoint cannot be read.
     """
     checkpoint = directory.read_checkpoint()
     config, training = directory.config_of(checkpoint["config"]), checkpoint["training"]
@@ -267,7 +269,7 @@ def saved_vae(directory: RunDirectory) -> SavedVae:
     try:
         vae = make_vae(config, tuple(checkpoint["data"]["data_shape"]))
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{where}: expected the configuration of a model, got {first_line(error)}") from None
+        raise ValueError(f"{where}: the configured model cannot be made: {first_line(error)}") from None
     check_state(training, vae, where)
     vae.load_state_dict(training["best"] or training["model"])
     return SavedVae(vae.eval(), config, checkpoint)

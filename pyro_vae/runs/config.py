@@ -1,4 +1,4 @@
-"""Configuration of a run, behind the flags and ``config.json``.
+"""Configuration of a run: the source of the flags and of ``config.json``.
 
 The string below a field is the help of its flag; ``{names}`` stands for the names in a registry.
 """
@@ -32,31 +32,32 @@ class DataConfig:
     """Data set: {names};
     or the path of a .npy, .npz, .csv or .parquet file, or of a folder of images."""
     array: str | None = None
-    """Name of the array in an .npz file; default: the only one."""
+    """Name of the array in an .npz file;
+    default: the only array of the file."""
     image_size: tuple[int, ...] = ()
     """Height and width of the images, or one number for both;
-    default: their own size."""
+    default: the images' own size."""
     skip_broken: bool = False
     """Leave out broken images of a folder instead of refusing them."""
     num_workers: int = 0
     """Number of processes that read ahead, for data too large for memory."""
     data_dir: str | None = None
-    """Folder of the files of data sets, in torchvision's layout;
+    """Folder of the data sets' files, in torchvision's layout;
     default: PYRO_VAE_DATA, else a cache folder."""
     download: bool = True
     """Download missing files."""
     val_size: int | None = None
     """Number of training images set aside for validation, 0 for none;
-    default: as many as test images, at most a fifth."""
+    default: as many as there are test images, at most a fifth of the training images."""
     binarize: str | None = None
     """Binarization of the pixels: {names};
     dynamic draws anew for every batch, static draws once;
     default: dynamic for a likelihood of binary pixels, else none."""
     data_seed: int = 0
-    """Seed of the validation split and of the binarization of fixed images;
-    runs with different --seed share them."""
+    """Seed of the validation split and of images that are binarized once;
+    runs with different --seed share both."""
     labels: int | None = None
-    """Number of training labels that are known, equally many of each class;
+    """Number of known training labels, equally many of each class;
     default: all."""
     label_seed: int = 0
     """Seed of the choice of known labels."""
@@ -79,17 +80,17 @@ class ModelConfig:
     """Size of the latent vector."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the encoder's hidden layers;
-    the decoder's are the reverse, and no width gives linear maps."""
+    the decoder has them in reverse order; without widths, the maps are linear."""
     activation: str = "tanh"
     """Activation of the hidden layers: {names}."""
     network: str = ""
     """Kind of all networks: {names};
     default: the model's own; for most models, mlp."""
     encoder: str | None = None
-    """Encoder of your own, MODULE:CLASS, made as pyro_vae.networks.MLP is (docs/extending.md);
-    default: one of --network."""
+    """Your own encoder, MODULE:CLASS, constructed like pyro_vae.networks.MLP (docs/extending.md);
+    default: a network of kind --network."""
     decoder: str | None = None
-    """Decoder of your own, MODULE:CLASS; default: one of --network."""
+    """Your own decoder, MODULE:CLASS; default: a network of kind --network."""
     num_classes: int | None = None
     """Number of classes, for a model that takes labels;
     default: counted from the labels."""
@@ -105,10 +106,10 @@ class ObjectiveConfig:
     """Objective: {names}; docs/objectives.md compares them;
     default: the model's own; for most models, trace."""
     num_particles: int | None = None
-    """Draws of the guide for each datum in a step, per group;
+    """Draws from the guide for each datum and training step, per group;
     default: 5 for iwae and its variants, 10 for tvo, else 1."""
     vectorize_particles: bool = False
-    """Make these draws in one call; iwae and its variants always do."""
+    """Draw all particles in one call; iwae and its variants always do."""
     num_groups: int | None = None
     """Number of groups of draws, for miwae and piwae; default: 4."""
     alpha: float | None = None
@@ -130,25 +131,25 @@ class TrainConfig(TrainingOptions, ObjectiveConfig):
     """Stop when the validation ELBO has not risen for this many epochs;
     default: never."""
     beta: float | str = 1.0
-    """Final weight of the KL: a number, or one per site, z1=0.5,z2=2."""
+    """Final KL weight: a number, or one per latent site, z1=0.5,z2=2."""
     anneal: str = "constant"
     """Schedule of beta: constant, linear:START:STEPS, cosine:START:STEPS, sigmoid:START:STEPS or
     cyclical:START:STEPS[:CYCLES]."""
     free_bits: float | None = None
-    """Smallest rate of each unit, nats, with trace or mean-field."""
+    """Smallest rate of each latent unit, nats; needs --elbo trace or mean-field."""
     free_bits_per: str = "unit"
-    """Apply --free-bits to each unit or to each site: unit or site."""
+    """Apply --free-bits to each latent unit or site: unit or site."""
     min_rate: float | None = None
     """Smallest total rate, nats."""
     capacity: str | None = None
     """Capacity that the rate is pulled to: NATS,
-    or NATS:STEPS to raise it over so many steps."""
+    or NATS:STEPS to raise the capacity over that many training steps."""
     capacity_weight: float = 100.0
     """Weight of the distance between rate and capacity."""
     total_correlation: float | None = None
-    """Weight of the total correlation of the codes, with trace or mean-field."""
+    """Weight of the codes' total correlation; needs --elbo trace or mean-field."""
     target_rate: float | None = None
-    """Hold the rate at this many nats by moving beta."""
+    """Keep the rate at this many nats by adapting beta."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ class EvaluateConfig:
     num_samples: int = 1000
     """Importance samples for each datum."""
     compile_draws: bool | None = None
-    """Compile the draws;
-    default: if they are many enough to repay it, and never with --no-compile."""
+    """Compile the draws of the evaluation;
+    default: only if there are enough draws to repay compiling, never with --no-compile."""
 
 
 #: Types of JSON values in words, for errors.
@@ -193,7 +194,7 @@ def _section(name: str, section: type[S], value: object) -> S:
 def _field(name: str, value: object, hint: object) -> object:
     """Check the type of a JSON value.
 
-    A list becomes a tuple, and a whole number a float, if the field needs it.
+    A list becomes a tuple and a whole number becomes a float, if the field has that type.
     """
     converted = tuple(value) if isinstance(value, list) else value
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -206,11 +207,11 @@ def _field(name: str, value: object, hint: object) -> object:
             if all(type(item) is typing.get_args(kind)[0] for item in converted):
                 return converted
     expected = " or ".join(JSON_TYPES[kind] for kind in kinds)
-    raise ValueError(f"{name}: expected {expected}, got {value!r}; correct it.")
+    raise ValueError(f"{name}: expected {expected}, got {value!r}; correct the value.")
 
 
 def _with_own_parts(cls: type[nn.Module], config: ModelConfig) -> ModelConfig:
-    """Fill in the model's own parts that no flag or option names."""
+    """Fill in the model's defaults for parts that are not named."""
     options = {option.partition("=")[0] for option in config.model_options}
     unnamed = [kind for kind in PARTS if not getattr(config, kind) and kind not in options]
     own = {kind: constructor_default(cls, kind) for kind in unnamed}
@@ -229,7 +230,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Fill in the parts, objective and binarization that the model implies."""
-        # A user's class is imported only if it must be: a run can be described without it.
+        # Import a user's class only if its defaults are needed: a run can be described without the class.
         if self.model.model in MODELS or not (self.model.likelihood and self.train.elbo):
             cls = model_class(self.model.model)
             object.__setattr__(self, "model", _with_own_parts(cls, self.model))
@@ -241,14 +242,14 @@ class Config:
             object.__setattr__(self, "data", dataclasses.replace(self.data, binarize=mode))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Nested dicts, lists and numbers, ready for JSON."""
+        """Return the configuration as nested plain containers, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: object) -> Config:
         """Make a configuration from the dict of :meth:`to_dict`.
 
-        A missing section or key has its default.
+        A missing section or key takes its default.
 
         Raises:
             ValueError: If a section or key is unknown, or a value has the wrong type.
@@ -266,14 +267,14 @@ class Config:
         """Read a JSON file, such as the ``config.json`` of a run.
 
         Raises:
-            ValueError: If the file cannot be read or is no configuration.
+            ValueError: If the file cannot be read, or holds no configuration.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"configuration {path}: expected a JSON file such as the config.json of a run, got {error}; name one, or give "
-                "flags instead."
+                f"configuration {path}: expected a JSON file such as the config.json of a run, got {error}; name such a file, "
+                "or pass flags instead."
             ) from None
         try:
             return cls.from_dict(values)
@@ -281,11 +282,11 @@ class Config:
             raise ValueError(f"configuration {path}: {error}") from None
 
     def differences(self, other: Config, free: frozenset[str] = frozenset()) -> list[str]:
-        """List the differences, such as ``"lr 0.001 (there 0.01)"``.
+        """List the fields that differ, such as ``"lr 0.001 (there 0.01)"``.
 
         Args:
-            other: The other configuration.
-            free: Keys to leave out.
+            other: The configuration to compare with; its values stand in brackets.
+            free: Keys that may differ.
         """
         mine, theirs = self.to_dict(), other.to_dict()
         return [

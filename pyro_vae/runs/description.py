@@ -58,7 +58,7 @@ def _model_phrase(plan: Plan) -> str:
 def _widths(plan: Plan) -> tuple[int, ...] | None:
     """Return the widths of the encoder's hidden layers, if there are any.
 
-    They may differ from ``--hidden``: m1m2 takes those of the run in ``below``.
+    The widths may differ from ``--hidden``: m1m2 uses the encoder of the run in ``below``.
     """
     m, vae = plan.config.model, plan.vae
     parts = getattr(vae, "encoder", vae).modules()
@@ -71,7 +71,7 @@ def _widths(plan: Plan) -> tuple[int, ...] | None:
 
 
 def _objective_phrase(config: Config) -> str:
-    """Name the objective, the weight of the KL and its controls."""
+    """Name the objective, the KL weight and the KL controls."""
     t = config.train
     controls = [f"{name.replace('_', ' ')} {value}" for name in CONTROLS if (value := getattr(t, name)) is not None]
     weights = [*([] if t.beta == 1 else [f"beta {t.beta}"]), *controls]

@@ -75,7 +75,7 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
-        writes: True if this process writes to it; of several that train together one does.
+        writes: True if this process writes to the folder; only one data-parallel process does.
     """
 
     path: Path
@@ -92,13 +92,13 @@ class RunDirectory:
 
         Args:
             path: The folder; None: ``runs/NAME-DATE-TIME``.
-            name: The run's name there; characters other than letters and digits become hyphens.
+            name: NAME in the default folder; characters other than letters and digits become hyphens.
             overwrite: Remove the run files of an existing folder.
             needed: Bytes that the run will write.
 
         Raises:
-            ValueError: If the folder has files and ``overwrite`` is False, it is in use, it cannot be made or written, or its
-                disk is too full.
+            ValueError: If the folder has files and ``overwrite`` is False, if it is in use or cannot be made or written, or
+                if its disk is too full.
         """
         with ExitStack() as stack:
             folder = stack.enter_context(dated_folder(Path("runs"), name) if path is None else run_folder(Path(path)))
@@ -107,7 +107,7 @@ class RunDirectory:
             if directory._other_files() and not overwrite:
                 raise ValueError(
                     f"run directory {folder}: expected a new or empty folder, got one with files; pass {resuming(folder)} to "
-                    "go on, --overwrite to replace the run, or another --run-dir."
+                    "continue, --overwrite to replace the run, or another --run-dir."
                 )
             check_writable(folder, needed)
             for file in [*leftovers(folder, EVERY_FILE), *(folder / name for name in EVERY_FILE)]:
@@ -119,13 +119,13 @@ class RunDirectory:
         """Lock the folder of a run, if it exists.
 
         Raises:
-            ValueError: If it is in use.
+            ValueError: If the folder is in use.
         """
         with locked(self.path) if self.path.is_dir() else nullcontext():
             yield
 
     def reopen(self, needed: int = 0) -> None:
-        """Check that a run can go on; remove leftovers of a kill.
+        """Check that a run can continue; remove a killed process's temporary files.
 
         Args:
             needed: Bytes that the run will write.
@@ -139,7 +139,7 @@ class RunDirectory:
             file.unlink(missing_ok=True)
 
     def _other_files(self) -> list[Path]:
-        """Files other than the lock and leftovers of a kill."""
+        """List all files except the lock and temporary files."""
         ours = {self.path / LOCK, *leftovers(self.path, EVERY_FILE)}
         return [path for path in self.path.iterdir() if path not in ours]
 
@@ -150,7 +150,7 @@ class RunDirectory:
             ValueError: If a number is not finite.
         """
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
-        # Surrogates stand for bytes of file names that are not text.
+        # A file name may have bytes that are no text; surrogates stand for them.
         self._write(name, (text + "\n").encode("utf-8", "surrogateescape"))
 
     def _write(self, name: str, content: bytes) -> None:
@@ -158,10 +158,12 @@ class RunDirectory:
             write_atomically(self.path / name, content)
 
     def save(self, training: Training, config: Config, seconds: float, fingerprint: dict[str, object]) -> None:
-        """Write ``checkpoint.pt`` and ``metrics.csv``; a collective of all processes of a job.
+        """Write ``checkpoint.pt`` and ``metrics.csv``.
+
+        Every data-parallel process must call this method.
 
         Args:
-            training: The training, as callbacks of ``fit`` get it.
+            training: The training state that ``fit`` passes to its callbacks.
             config: The configuration.
             seconds: Training time in all sessions.
             fingerprint: The fingerprint of the data.
@@ -181,7 +183,7 @@ class RunDirectory:
         self.write_metrics(training.history.rows)
 
     def write_metrics(self, rows: list[Row]) -> None:
-        """Write ``metrics.csv``, once there is a whole epoch."""
+        """Write ``metrics.csv`` if an epoch is complete."""
         if rows:
             out = io.StringIO()
             writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
@@ -190,22 +192,20 @@ class RunDirectory:
             self._write("metrics.csv", out.getvalue().encode())
 
     def read_checkpoint(self) -> Checkpoint:
-        """Read ``checkpoint.pt`` onto the CPU, without running code in it.
+        """Read ``checkpoint.pt`` onto the CPU, without running code from the file.
 
         Raises:
-            ValueError: If there is none, it cannot be read, or another version wrote it.
+            ValueError: If the file is missing, cannot be read, or was written by another version.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
-            raise ValueError(
-                f"run {self.path}: expected a folder with checkpoint.pt, got none there; name a run's folder."
-            )
+            raise ValueError(f"run {self.path}: checkpoint.pt is missing; name the folder of a run.")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # bytes that are no checkpoint fail in any way, down to IndexError
+        except Exception as error:  # for bytes that are no checkpoint, torch.load raises any error, even IndexError
             raise ValueError(
-                f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({first_line(error):.200}); take "
-                "another run, or train it again."
+                f"{path}: expected a checkpoint of pyro_vae, got a file that cannot be read ({first_line(error):.200}); name "
+                "another run, or train this run again."
             ) from None
         return _checked(content if isinstance(content, dict) else {}, path)
 
@@ -216,7 +216,7 @@ class RunDirectory:
             The checkpoint, or None if there is none yet, and the configuration.
 
         Raises:
-            ValueError: If there is neither, or they cannot be read.
+            ValueError: If both files are missing, or a file cannot be read.
         """
         if (self.path / "config.json").is_file() and not (self.path / "checkpoint.pt").exists():
             return None, self.config_of(self.read_json("config.json"))
@@ -226,7 +226,7 @@ class RunDirectory:
     def config_of(self, values: Json) -> Config:
         """Make a configuration from the values in a file of the run.
 
-        A label seed without a number of labels is dropped: it has no effect, and a new run refuses it.
+        A label seed has no effect without a number of labels, and a new run refuses it. Here it becomes 0.
 
         Raises:
             ValueError: If a key or a value is wrong.
@@ -240,35 +240,42 @@ class RunDirectory:
             raise ValueError(f"run {self.path}: {first_line(error)}") from None
 
     def read_json(self, name: str) -> Json:
-        """Read a JSON file of the run; an empty dict without one.
+        """Read a JSON file of the run.
+
+        Returns:
+            The contents; an empty dict if the file is missing.
 
         Raises:
-            ValueError: If it is not JSON.
+            ValueError: If the file is not JSON.
         """
         path = self.path / name
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}: expected a JSON file, got one that cannot be read ({first_line(error)})."
+                f"{path}: expected a JSON file, got a file that cannot be read ({first_line(error)})."
             ) from None
 
 
 def _checked(content: Json, path: Path) -> Checkpoint:
-    """Refuse a checkpoint of another version, or an incomplete one."""
+    """Refuse an incomplete checkpoint, or a checkpoint of another version."""
     if content.get("schema") != SCHEMA:
         raise ValueError(
             f"{path}: expected a checkpoint of schema {SCHEMA} (pyro_vae {version('pyro-vae')}), got schema "
-            f"{content.get('schema')!r} (pyro_vae {content.get('pyro_vae', 'unknown')!s:.20}); take that version, or train it "
-            "again."
+            f"{content.get('schema')!r} (pyro_vae {content.get('pyro_vae', 'unknown')!s:.20}); install that version, or train "
+            "the run again."
         )
     check_keys(content, KEYS, str(path))
     data, seconds = content["data"], content["seconds"]
     shape, numbers = data.get("data_shape"), [value for key, value in data.items() if key != "data_shape"]
     if not isinstance(shape, list) or not all(isinstance(number, int) for number in [*shape, *numbers]):
-        raise ValueError(f"{path}: expected the shape and numbers of its data, got something else; train it again.")
+        raise ValueError(
+            f"{path}: expected the shape, sizes and checksums of the data, got something else; train the run again."
+        )
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"{path}: expected the seconds of training, got {seconds}; train it again.")
+        raise ValueError(
+            f"{path}: expected a training time in seconds, at least 0, got {seconds}; train the run again."
+        )
     checkpoint: Any = content
     return checkpoint
 

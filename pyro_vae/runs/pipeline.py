@@ -62,7 +62,7 @@ def prepare(config: Config, device: torch.device, checkpoint: Checkpoint | None 
 def _check_numbers(config: Config) -> None:
     Estimation(num_samples=config.evaluate.num_samples)
     if config.evaluate.compile_draws and (reason := obstacle()) is not None:
-        raise ValueError(f"compile_draws: expected a machine that can compile, got one where {reason}; leave it out.")
+        raise ValueError(f"compile_draws: this machine cannot compile: {reason}; remove --compile-draws.")
     seeds = {"seed": config.train.seed, "data_seed": config.data.data_seed, "label_seed": config.data.label_seed}
     for name, seed in seeds.items():
         if not 0 <= seed < 2**63:
@@ -72,10 +72,10 @@ def _check_numbers(config: Config) -> None:
 def start_from_data(plan: Plan) -> None:
     """Start p(x|z) at the mean of the training data.
 
-    The hook before the first step, never called on resume.
+    The hook ``center_output`` runs before the first training step of a new run, not on resume.
 
     Raises:
-        ValueError: If a user's class fails at it.
+        ValueError: If the hook of a user's class fails.
     """
     config, vae = plan.config, plan.vae
     if not hasattr(vae, "center_output"):
@@ -102,17 +102,17 @@ def _continued(plan: Plan, checkpoint: Checkpoint) -> Plan:
     if t.epochs < begun:
         raise ValueError(f"epochs: expected at least the {begun} that the run has begun, got {t.epochs}.")
     if t.patience != Config.from_dict(checkpoint["config"]).train.patience:
-        state = {**state, "stop_reason": None}  # the verdict of another patience
+        state = {**state, "stop_reason": None}  # it was decided with another patience
     return dataclasses.replace(plan, resume=state, seconds=checkpoint["seconds"])
 
 
 def _with_compiling(plan: Plan) -> Plan:
-    """Decide if steps are compiled; store it for a resumed run."""
+    """Decide if training steps are compiled; store the decision in the configuration."""
     t = plan.config.train
     options = plan.options if plan.resume is None else dataclasses.replace(plan.options, compile=None)
     compiled, words = compiling_of(plan.vae, plan.data, plan.objective, options, plan.resume)
     if t.check_every is not None and not compiled:
-        raise ValueError(f"check_every: expected with compiled steps, got {t.check_every} with {words}; add --compile.")
+        raise ValueError(f"check_every: {t.check_every} needs compiled training steps, got {words}; add --compile.")
     config = dataclasses.replace(plan.config, train=dataclasses.replace(t, compile=compiled))
     options = dataclasses.replace(plan.options, compile=compiled)
     return dataclasses.replace(plan, config=config, options=options, compiling=words)
@@ -121,20 +121,20 @@ def _with_compiling(plan: Plan) -> Plan:
 def train(
     plan: Plan, directory: RunDirectory, console: Console, interrupt: Callable[[], bool] = never
 ) -> tuple[History, float]:
-    """Fit the model, with a checkpoint at each epoch and interruption.
+    """Fit the model; write a checkpoint at each epoch and interruption.
 
     Args:
         plan: The run.
         directory: The folder for its files.
-        console: Prints a line an epoch and shows a progress bar, unless quiet.
-        interrupt: Asked after every step; True stops training there.
+        console: Prints a line for each epoch and shows a progress bar, unless quiet.
+        interrupt: Called after every training step; training stops if it returns True.
 
     Returns:
         The history, and the seconds of training in all sessions.
     """
     with parallel.shared_errors():
         directory.write_json("config.json", plan.config.to_dict())
-        if plan.resume is not None:  # a kill may have come after the checkpoint and before the metrics
+        if plan.resume is not None:  # the process may have been killed between checkpoint and metrics
             directory.write_metrics(plan.resume["rows"])
     started, seconds = time.perf_counter() - plan.seconds, plan.seconds
 

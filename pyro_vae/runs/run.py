@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyro_vae.data import Data
 from pyro_vae.inference.training.history import History
-from pyro_vae.models.protocol import PyroModel
 from pyro_vae.runs.build import load_data, saved_vae
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.directory import Json, RunDirectory
@@ -19,8 +19,8 @@ class Run:
     """A finished or interrupted run, in memory.
 
     Attributes:
-        path: Its folder.
-        config: Its configuration.
+        path: The run's folder.
+        config: The run's configuration.
         vae: The model with the parameters of the best epoch, on the CPU, in eval mode.
         history: A row for each epoch.
         seconds: Training time in all sessions.
@@ -29,7 +29,7 @@ class Run:
 
     path: Path
     config: Config
-    vae: PyroModel
+    vae: Any  # a PyroModel; Any, so that a user's type checker accepts further methods such as encode
     history: History
     seconds: float
     fingerprint: Mapping[str, object]
@@ -38,7 +38,7 @@ class Run:
         """Load the data of the run: same split, same binarized test images.
 
         Raises:
-            ValueError: If they cannot be found, or have changed since.
+            ValueError: If the data cannot be found, or have changed since training.
         """
         data = load_data(self.config)
         check_data(self.fingerprint, data.fingerprint(), f"run {self.path}")
@@ -51,7 +51,7 @@ class Run:
 
 
 def check_data(expected: Mapping[str, object], found: Mapping[str, object], where: str) -> None:
-    """Refuse data other than those of a run.
+    """Refuse data that differ from the training data of a run.
 
     Args:
         expected: The fingerprint in the run's checkpoint.
@@ -59,7 +59,7 @@ def check_data(expected: Mapping[str, object], found: Mapping[str, object], wher
         where: The beginning of the error.
 
     Raises:
-        ValueError: If they differ; it names the difference.
+        ValueError: If the fingerprints differ; the error names the difference.
     """
     keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
     if not keys:
@@ -73,16 +73,16 @@ def check_data(expected: Mapping[str, object], found: Mapping[str, object], wher
         if key.startswith(prefix)
     ]
     raise ValueError(
-        f"{where}: expected the data that it was trained on, got {', '.join(sizes or values)}; restore these data, or start "
-        "a new run."
+        f"{where}: expected the data that the run was trained on, got {', '.join(sizes or values)}; restore the original "
+        "data, or start a new run."
     )
 
 
 def load(path: str | Path) -> Run:
-    """Load a run onto the CPU, without running code in its files.
+    """Load a run onto the CPU, without running code from its files.
 
-    Classes of a user's, which its configuration names, are imported from where Python finds modules. A run without
-    validation data, or interrupted within its first epoch, has its last parameters.
+    User classes named in the configuration are imported from Python's module path. The model has its best parameters;
+    without validation data, or if the first epoch was interrupted, its last ones.
 
     Args:
         path: The run's folder.
@@ -91,7 +91,7 @@ def load(path: str | Path) -> Run:
         The run.
 
     Raises:
-        ValueError: If there is no run, or its files cannot be read.
+        ValueError: If the folder has no run, or a file of the run cannot be read.
     """
     directory = RunDirectory(Path(path))
     vae, config, checkpoint = saved_vae(directory)

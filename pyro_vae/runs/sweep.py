@@ -31,28 +31,28 @@ def run(
     console: Console,
     train: Callable[[Config, Path], None],
 ) -> None:
-    """Train a run per weight, then write the table and the plot.
+    """Train one run for each KL weight; write table and plot.
 
     Args:
-        betas: The weights.
-        config: The configuration of each run, but for the weight.
-        folder: The folder of the sweep; None: a new one in ``runs``.
-        overwrite: Train runs that are finished again.
+        betas: The KL weights.
+        config: The configuration of each run, except for the KL weight.
+        folder: The folder of the sweep; None: a new folder in ``runs``.
+        overwrite: Train finished runs again.
         console: Prints the table.
-        train: Trains the run of a configuration in a folder, or resumes it there.
+        train: Function of a configuration and a folder that trains or resumes the run there.
 
     Raises:
-        ValueError: See :func:`check` and :func:`check_folder`; or if there are several processes.
+        ValueError: If there are several processes, or an error of :func:`check` or :func:`check_folder` occurs.
     """
     if (size := parallel.world().size) > 1:
         raise ValueError(
-            f"--beta-sweep: expected one process, got {size}; train each weight by a command of its own, with --beta."
+            f"--beta-sweep: expected one process, got {size}; train each weight by its own command with --beta."
         )
     check(betas, config)
     for beta in (min(betas), max(betas)):  # refuse bad input before anything is written
         plan = pipeline.prepare(with_beta(config, beta), torch.device("cpu"))
     training = dataclasses.replace(config.train, elbo=plan.config.train.elbo)
-    config = dataclasses.replace(plan.config, train=training)  # the config.json of each run, but for beta
+    config = dataclasses.replace(plan.config, train=training)  # the config.json of each run, except for beta
     name, rows = run_name(config), []
     with dated_folder(Path("runs"), f"{name}-sweep") if folder is None else run_folder(folder) as folder:
         check_folder(folder)
@@ -66,11 +66,11 @@ def run(
 
 
 def check(betas: Sequence[float], config: Config) -> None:
-    """Refuse weights that make no curve.
+    """Refuse KL weights that make no curve.
 
     Raises:
-        ValueError: If there are fewer than two, one is repeated, negative or not finite, the model has no bound, or ``beta``
-            is set too.
+        ValueError: If there are fewer than two weights, a weight is repeated, negative or not finite, the model has no
+            bound, or ``beta`` is set too.
     """
     if len(betas) < 2 or len(set(betas)) < len(betas):
         raise ValueError(
@@ -83,19 +83,21 @@ def check(betas: Sequence[float], config: Config) -> None:
     if not getattr(model_class(config.model.model), "has_bound", True):
         raise ValueError(
             f"beta_sweep: expected a model with a rate and a distortion, got --model {config.model.model}, which has no bound; "
-            "take a vae."
+            "choose a vae."
         )
     if config.train.beta != 1.0:
-        raise ValueError(f"beta: expected without --beta-sweep, which sets it, got {config.train.beta}; drop one.")
+        raise ValueError(
+            f"beta: --beta {config.train.beta} cannot be combined with --beta-sweep, which sets beta; remove one of the two."
+        )
 
 
 def name_of(beta: float) -> str:
-    """Folder name of one weight, of letters, digits and hyphens."""
+    """Return the folder name of a KL weight: letters, digits and hyphens."""
     return f"beta-{beta:g}".replace(".", "-").replace("+", "")
 
 
 def with_beta(config: Config, beta: float) -> Config:
-    """The same run with another weight."""
+    """Return the configuration with another KL weight."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, beta=beta))
 
 
@@ -103,14 +105,14 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but a sweep.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If the folder holds another file.
     """
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     strange = [name for name in names if not name.startswith("beta-") and name not in (TABLE, PICTURE)]
     if strange:
         raise ValueError(
-            f"run directory {folder}: expected a new folder or that of a sweep, got one that holds {strange[0]}; take another "
-            "--run-dir."
+            f"run directory {folder}: expected a new folder or the folder of a sweep, got one that holds {strange[0]}; pass "
+            "another --run-dir."
         )
 
 
@@ -118,23 +120,23 @@ def finished(folder: Path, config: Config) -> bool:
     """Return True if the folder holds the finished run of this configuration.
 
     Raises:
-        ValueError: If it holds that of another configuration.
+        ValueError: If the folder holds a run of another configuration.
     """
     if not (folder / "summary.json").is_file():
         return False
     chosen = frozenset({"compile"} if config.train.compile is None else ())  # the run chose it when it began
     if changed := config.differences(Config.read(folder / "config.json"), chosen):
         raise ValueError(
-            f"run directory {folder}: expected a run of this sweep, got one with {', '.join(changed)}; take another "
-            "--run-dir, or --overwrite it."
+            f"run directory {folder}: expected a run of this sweep, got a run with {', '.join(changed)}; pass another "
+            "--run-dir, or --overwrite."
         )
     return True
 
 
 def row_of(beta: float, summary: Json, run: str) -> Json:
-    """Row of the table, from the summary of a run.
+    """Return the table row of a run, from the run's summary.
 
-    Rate, distortion and bounds are those of beta = 1, nats per datum.
+    Rate, distortion and bounds are computed at beta = 1, nats per datum.
     """
     test = summary["test"]
     return {
@@ -164,7 +166,7 @@ def write(folder: Path, rows: Sequence[Json], title: str) -> None:
 
 
 def table(rows: Sequence[Json]) -> str:
-    """Table of the curve for the terminal."""
+    """Return the table of the curve for the terminal."""
     head = "     beta       rate   distortion         ELBO     log p(x)   active units"
     unit = "                nats         nats         nats         nats"
     lines = [

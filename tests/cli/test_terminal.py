@@ -173,7 +173,7 @@ def helped(monkeypatch, capsys, *words: str) -> str:
 def test_help_says_what_the_string_below_each_field_says(monkeypatch, capsys):
     shown = helped(monkeypatch, capsys)
     assert "--latent-dim N Size of the latent vector. (default: 16)" in shown
-    assert "0 for none. (default: as many as test images" in shown
+    assert "0 for none. (default: as many as there are test images" in shown
     assert "--download, --no-download Download missing files. (default: yes)" in shown
 
 
@@ -185,7 +185,7 @@ def test_help_lists_the_names_of_the_registries(monkeypatch, capsys):
 
 
 def test_help_shows_the_defaults_of_a_model(monkeypatch, capsys):
-    said = "Weight of the total correlation"
+    said = "Weight of the codes' total correlation"
     assert "(default: none)" in helped(monkeypatch, capsys).split(said)[1][:150]
     assert "(default: 6.0)" in helped(monkeypatch, capsys, "--model", "tcvae").split(said)[1][:150]
 

@@ -113,7 +113,7 @@ def test_a_seed_decides(name):
 def test_an_estimator_reads_the_options_of_its_row_and_no_others(name, option):
     known = ESTIMATORS[name].options
     if option == "target_se" and option not in known:
-        with pytest.raises(ValueError, match="target_se: expected with --estimator"):
+        with pytest.raises(ValueError, match="target_se: needs --estimator"):
             estimate(name, 5, **FEW, target_se=0.05)
         return
     # The most samples are asked for under a target alone.

@@ -89,16 +89,19 @@ def refused(capsys, *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--model linear --hidden 32", "hidden: expected with networks that it changes, got 32 with --model linear"),
+        ("--model linear --hidden 32", "hidden: 32 changes nothing in the networks of --model linear"),
         (
             "--model linear --hidden",
-            "hidden: expected with networks that it changes, got no layers with --model linear",
+            "hidden: no layers changes nothing in the networks of --model linear",
         ),
-        ("--model linear --activation relu", "activation: expected with networks that it changes, got relu with"),
-        ("--hidden --activation relu", "activation: expected with networks that it changes, got relu with --model vae"),
+        ("--model linear --activation relu", "activation: relu changes nothing in the networks of"),
+        ("--hidden --activation relu", "activation: relu changes nothing in the networks of --model vae"),
         ("--model linear --decoder faulty:Flat", "decoder: a linear model takes no decoder"),
-        ("--model m1m2 --encoder faulty:Flat --model-options below=below", "encoder: expected with networks that it"),
-        ("--model faulty:Own --hidden 32", "hidden: expected"),
+        (
+            "--model m1m2 --encoder faulty:Flat --model-options below=below",
+            "encoder: faulty:Flat changes nothing",
+        ),
+        ("--model faulty:Own --hidden 32", "hidden: --model faulty:Own has no argument hidden"),
     ],
 )
 def test_a_network_option_without_effect_is_refused(capsys, no_pictures, words, said):

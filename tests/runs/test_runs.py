@@ -113,7 +113,7 @@ def test_claim_refuses_a_folder_with_files_and_leaves_them(tmp_path):
     assert names(tmp_path) == ["config.json", "notes.txt"]
     (spaced := tmp_path / "with space").mkdir()
     (spaced / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=f"pass --resume '{spaced}' to go on"):
+    with pytest.raises(ValueError, match=f"pass --resume '{spaced}' to continue"):
         claimed(spaced)
 
 
@@ -192,7 +192,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"expected a folder with checkpoint\.pt, got none there") as caught:
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is missing; name the folder of a run") as caught:
             RunDirectory(folder).read_checkpoint()
         assert str(folder) in str(caught.value)
 

@@ -84,7 +84,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         ("--beta-sweep 1 1", "at least two different weights"),
         ("--beta-sweep 1 -2", "got -2"),
         ("--beta-sweep 1 nan", "got nan"),
-        ("--beta-sweep 1 2 --beta 3", "expected without --beta-sweep"),
+        ("--beta-sweep 1 2 --beta 3", "cannot be combined with --beta-sweep"),
         ("--beta-sweep 1 2 --run-dir taken", "notes.txt"),
         ("--beta-sweep 1 2 --elbo rws", "KL weight"),
     ],
@@ -105,13 +105,19 @@ def test_bad_sweeps_write_nothing(tmp_path, monkeypatch, capsys, words, what):
     [
         ("--free-bits-per site", "free_bits_per: expected with --free-bits, got 'site' alone; drop it."),
         ("--capacity-weight 3", "capacity_weight: expected with --capacity, got 3 alone; drop it."),
-        ("--elbo iwae --alpha 0.5", "--alpha: expected with --elbo renyi or dreg, got --elbo iwae; drop it."),
+        ("--elbo iwae --alpha 0.5", "--alpha: needs --elbo renyi or dreg, but the objective is iwae; remove --alpha."),
         (
             "--elbo trace --num-groups 3",
-            "--num-groups: expected with --elbo miwae or piwae, got --elbo trace; drop it.",
+            "--num-groups: needs --elbo miwae or piwae, but the objective is trace; remove --num-groups.",
         ),
-        ("--elbo stl --elbo-weight 0.3", "--elbo-weight: expected with --elbo ciwae, got --elbo stl; drop it."),
-        ("--elbo iwae --partitions 3", "--partitions: expected with --elbo tvo, got --elbo iwae; drop it."),
+        (
+            "--elbo stl --elbo-weight 0.3",
+            "--elbo-weight: needs --elbo ciwae, but the objective is stl; remove --elbo-weight.",
+        ),
+        (
+            "--elbo iwae --partitions 3",
+            "--partitions: needs --elbo tvo, but the objective is iwae; remove --partitions.",
+        ),
         ("--elbo tvo --partitions 0", "partitions: expected at least 1, got 0."),
     ],
 )

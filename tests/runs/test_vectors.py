@@ -116,7 +116,7 @@ def test_what_vectors_are_is_said(capsys):
         (
             bars(60)[1],
             "--num-classes 3",
-            "num_classes: expected 2, the length of the vectors of bars.npz, got 3; leave it out.",
+            "num_classes: expected 2, the length of the label vectors of bars.npz, got 3; remove --num-classes.",
         ),
         (
             np.full((60, 2), np.nan),

@@ -155,7 +155,7 @@ def test_no_compile_holds_for_the_evaluation_too(tmp_path, monkeypatch):
 def test_steps_that_are_not_compiled_cannot_be_checked(tmp_path, capsys):
     words = [*SHORT, "--no-compile", "--check-every", "10", "--run-dir", str(tmp_path / "run")]
     assert main(words) == 2
-    assert "check_every: expected with compiled steps" in capsys.readouterr().err
+    assert "check_every: 10 needs compiled training steps" in capsys.readouterr().err
     assert not os.path.exists(tmp_path / "run")
 
 

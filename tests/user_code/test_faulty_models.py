@@ -193,8 +193,8 @@ def refused(capsys, *words: str) -> str:
             "Nowhere.log_px: expected finite numbers, got nan (",
             "def log_px(self, x):\n        return x.flatten(1).sum(1) *",
         ),
-        ("Prior", "Prior.prior: expected a distribution whose draws have shape (2, any) of two, got (2,)", None),
-        ("Analogies", "Analogies.analogies: expected shape (2, 10, 1, 8, 8) of 2 data, got (2, 1, 8, 8)", None),
+        ("Prior", "Prior.prior: expected a distribution whose draws have shape (2, any) for two draws, got (2,)", None),
+        ("Analogies", "Analogies.analogies: expected shape (2, 10, 1, 8, 8) for 2 data, got (2, 1, 8, 8)", None),
     ],
 )
 def test_a_method_that_gives_something_else_is_refused(capsys, name, said, line):
@@ -247,7 +247,7 @@ def test_a_model_that_registers_no_parameters_is_refused_where_it_would_train_no
         ("--model faulty:Nan", "model faulty:Nan: expected distributions whose parameters are", "Normal with loc nan"),
         (
             "--model faulty:Plateless",
-            "model faulty:Plateless: expected one shape of site 'z', got (2) in the model and (2, 2)",
+            "model faulty:Plateless: expected the same shape of site 'z' in both programs, got (2) in the model and (2, 2)",
             "plate",
         ),
         ("--model faulty:Plateless2", "plate", "'z'"),
@@ -286,7 +286,9 @@ def test_what_a_class_gets_wrong_is_named(capsys, words, said, how):
 def test_a_figure_that_is_not_finite_after_training_is_left_out_and_the_others_are_kept(capsys, monkeypatch):
     monkeypatch.setattr(report, "draw_pictures", lambda *args: [])
     words = [word for word in SMALL if word != "--quiet"]
-    with pytest.warns(UserWarning, match="log_px: expected finite numbers of the trained model, got others for 180 of"):
+    with pytest.warns(
+        UserWarning, match="log_px: expected finite numbers from the trained model, got non-finite ones for 180 of"
+    ):
         assert train.main([*words, "--model", "faulty:Later", "--no-compile"]) == 0
     assert "log p(x), exactly: unknown nats" in capsys.readouterr().out
     test = json.loads(Path("run/summary.json").read_text())["test"]
@@ -316,10 +318,18 @@ def test_an_encoder_that_takes_other_arguments_is_named_in_python_too():
 @pytest.mark.parametrize(
     ("words", "said", "how"),
     [
-        ("--model m2 --label-seed 3", "label_seed: expected with --labels", "got 3 alone"),
+        ("--model m2 --label-seed 3", "label_seed: 3 has no effect without --labels", "remove --label-seed"),
         ("--model m2 --labels 20 --label-seed -1", "label_seed: expected a whole number from 0", "got -1"),
-        ("--model tcvae --batch-size 1", "total_correlation: expected batches of at least 2", "--batch-size 1"),
-        ("--total-correlation 2 --batch-size 1", "total_correlation: expected batches of at least 2", "--batch-size 1"),
+        (
+            "--model tcvae --batch-size 1",
+            "total_correlation: the total correlation needs batches of at least 2",
+            "--batch-size is 1",
+        ),
+        (
+            "--total-correlation 2 --batch-size 1",
+            "total_correlation: the total correlation needs batches of at least 2",
+            "--batch-size is 1",
+        ),
         ("--total-correlation -1", "total_correlation: expected a finite number of at least 0", "got -1"),
     ],
 )

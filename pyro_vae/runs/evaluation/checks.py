@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 #: The largest numbers of images and simulations that the checks use by default.
 GAPS_DATA, CHECKED_DATA, SIMULATIONS = 100, 1000, 1000
 
-#: A function that translates the names in a text, which are those of a model of x alone, for another model.
+#: A function of a text that replaces log p(x), q(z|x) and I(x; z) by the names that fit a model.
 Wording = Callable[[str], str]
 
 
 def wording_for(vae: PyroModel, inputs: Inputs) -> Wording:
     """Return the wording of a model.
 
-    A model that needs labels has log p(x|y), q(z|x, y) and I(x, y; z).
+    Texts are written for a model of x alone. For a model that needs labels, log p(x) becomes log p(x|y), q(z|x) becomes
+    q(z|x, y), and I(x; z) becomes I(x, y; z).
 
     Args:
         vae: The model.
-        inputs: The data that it is evaluated on.
+        inputs: The evaluation data.
     """
     evidence = evidence_name(vae, inputs)
     if evidence == "log p(x)":
@@ -54,9 +55,9 @@ class Findings(NamedTuple):
     """Findings of a check.
 
     Attributes:
-        figures: Figures as plain containers, for ``summary.json``.
+        figures: Numbers in plain containers, for ``summary.json``.
         text: A text for the terminal.
-        pictures: Pictures by name.
+        pictures: Pictures, by file name without suffix.
     """
 
     figures: dict[str, object]
@@ -120,7 +121,7 @@ def _describe_calibration(result: evidence.Calibration, wording: Wording) -> Fin
 
 
 def _predictive(vae: Any, inputs: Inputs, seed: int, **options: Any) -> evidence.PredictiveChecks:
-    """Compare the images with images of the model, of the same labels."""
+    """Compare test images with images drawn from the model, given equal labels."""
     columns = inputs[:CHECKED_DATA]
     if len(columns) == 1 and method_of(vae, "sample") is not None:
         images = evidence.replicates(vae, columns[0])
@@ -148,11 +149,11 @@ class Check:
 
     Attributes:
         run: Function from a model, its inputs, a seed and options to a result.
-        describe: Function from a result and the model's wording to its findings.
+        describe: Function from a result and the model's wording to the findings.
         least: Options of the cheapest run, to find out if a model suits the check.
         help: A phrase for ``--help``.
-        needs_gradients: True if the run optimizes something.
-        routine: True if it belongs to each evaluation of a whole test set.
+        needs_gradients: True if the check optimizes something.
+        routine: True if every evaluation of the whole test set runs the check.
     """
 
     run: Callable[..., Any]
@@ -183,7 +184,7 @@ CHECKS: dict[str, Check] = {
         _calibration,
         _describe_calibration,
         {"num_simulations": 1, "num_draws": 1},
-        "of the guide, on simulated images",
+        "calibration of the guide, on simulated images",
     ),
     "predictive": Check(
         _predictive,
@@ -195,14 +196,17 @@ CHECKS: dict[str, Check] = {
 
 
 def run_check(name: str, vae: PyroModel, inputs: Inputs, seed: int, **options: float) -> Any:
-    """Run a check, with random numbers of its own.
+    """Run a check with a separate random state.
 
     Args:
-        name: A name from :data:`CHECKS`, whose row describes the result.
+        name: A name from :data:`CHECKS`.
         vae: The model.
-        inputs: Its inputs.
+        inputs: The inputs of the model.
         seed: Seed of the draws.
         **options: Options of the check.
+
+    Returns:
+        The result, an argument of the ``describe`` function of the check.
     """
     check = CHECKS[name]
     with own_randomness(seed), nullcontext() if check.needs_gradients else torch.no_grad():
@@ -222,10 +226,11 @@ def run_checks(
     Args:
         names: Names from :data:`CHECKS`.
         vae: The model, in eval mode.
-        data: Test images, shape ``(N, *data_shape)``, or the inputs of the model. Of stored data the first 10,000 are used.
+        data: Test images, shape ``(N, *data_shape)``, or the inputs of the model. Of data stored on disk only the first 10,000
+            are used.
         seed: Seed of the draws.
         folder: The folder for the pictures.
-        optional: Checks to leave out if the model does not suit them, such as one with several latent sites.
+        optional: Checks to skip if they do not suit the model.
 
     Yields:
         The name of each check and its findings.

@@ -15,26 +15,26 @@ from pyro_vae.system.files import dated_folder
 
 
 def check_comparable(subjects: Sequence[Subject]) -> None:
-    """Refuse to compare other data, other binarizations, or densities with probabilities.
+    """Refuse runs whose log p(x) cannot be compared.
+
+    Runs must share the test data, the binarization, and the kind of log p(x): density or probability, of the same variables.
 
     Raises:
-        ValueError: If two subjects differ, or they have a single datum.
+        ValueError: If two runs differ in these, or there is a single test datum.
     """
     first = subjects[0]
     if len(first.inputs) < 2:
-        raise ValueError(
-            "runs: expected at least two test images to compare them on, got one; pass a larger --num-data."
-        )
+        raise ValueError("runs: expected at least two test images for a comparison, got one; pass a larger --num-data.")
     for other in subjects[1:]:
         if other.name != first.name:
             raise ValueError(
-                f"runs: expected all of them given labels or none, got {first.name} of {first.run.path} and {other.name} of "
-                f"{other.run.path}; evaluate each by a command of its own."
+                f"runs: {first.name} of {first.run.path} cannot be compared with {other.name} of {other.run.path}; evaluate "
+                "each run by its own command."
             )
         if other.key != first.key:
             raise ValueError(
-                f"runs: expected the same test images, binarized alike, got others in {first.run.path} than in "
-                f"{other.run.path}; evaluate each by a command of its own."
+                f"runs: expected the same test images, binarized alike, got different images in {first.run.path} and "
+                f"{other.run.path}; evaluate each run by its own command."
             )
 
 
@@ -47,12 +47,12 @@ def compare(
 
     Args:
         subjects: The runs.
-        results: The estimate of each.
-        request: The request that they answer.
+        results: The estimate of each run.
+        request: The request that the estimates answer.
         console: Prints the table, unless quiet.
 
     Returns:
-        The folder with the files, a new one beside the first run.
+        The new folder with the files, next to the folder of the first run.
     """
     from pyro_vae.report.figures.comparison import comparison
     from pyro_vae.report.pictures import write_figure
@@ -81,13 +81,13 @@ def compare(
 
 
 def shortest_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the runs' paths that tell them apart.
+    """Return the shortest path endings that distinguish the runs.
 
     Raises:
-        ValueError: If a run is there twice.
+        ValueError: If a path occurs twice.
     """
     for depth in range(1, max(len(p.resolve().parts) for p in paths) + 1):
         names = ["/".join(p.resolve().parts[-depth:]) for p in paths]
         if len(set(names)) == len(names):
             return names
-    raise ValueError("runs: expected each run once, got one of them twice; drop one.")
+    raise ValueError("runs: expected each run once, got a run twice; name each run once.")

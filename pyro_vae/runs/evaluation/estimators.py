@@ -25,13 +25,13 @@ from pyro_vae.system import compiler
 from pyro_vae.system.checksum import checksum
 from pyro_vae.system.randomness import own_randomness
 
-#: Data of one call of an estimator: with 10 draws each, a chunk of 1,000 rows, which stays in the processor's cache.
+#: Data in one call of an estimator. With 10 draws each they make a chunk of 1,000 rows, which fits in the processor's cache.
 BATCH = 100
 
 #: Default number of test data of a slow estimator.
 SLOW_DATA = 100
 
-#: Options of estimators that draw importance samples, and of those that run chains.
+#: Options of estimators that draw importance samples, and of estimators that run chains.
 SAMPLING = ("num_samples", "target_se", "max_samples")
 ANNEALING = ("num_chains", "num_steps", "start", "path")
 
@@ -43,14 +43,14 @@ class Estimation:
     Attributes:
         estimator: A name from :data:`ESTIMATORS`.
         num_samples: K, importance samples for each datum.
-        target_se: Standard error to reach for each datum, nats, in place of ``num_samples``; None: no target.
-        max_samples: The largest K under ``target_se``.
-        num_chains: Chains of an annealed estimate, for each datum.
-        num_steps: Steps of a chain.
+        target_se: Standard error to reach for each datum, nats; K then grows until it is reached. None: K is ``num_samples``.
+        max_samples: The largest K with ``target_se``.
+        num_chains: Annealing chains for each datum.
+        num_steps: Annealing steps of a chain.
         start: The distribution where chains start, ``"prior"`` or ``"guide"``.
-        path: Spacing of the steps, ``"sigmoid"`` or ``"geometric"``.
-        refine_steps: Steps of a refined proposal.
-        compile: Compile what is evaluated many times; None: if the evaluation is long enough to repay it.
+        path: Spacing of the annealing steps, ``"sigmoid"`` or ``"geometric"``.
+        refine_steps: Optimization steps that refine the guide.
+        compile: Compile the draws or the chains; None: only if the evaluation is long enough to repay compiling.
 
     Raises:
         ValueError: If a name is unknown or a number is out of range.
@@ -73,10 +73,10 @@ class Estimation:
         lookup("path", self.path, dict.fromkeys(("sigmoid", "geometric")))
         if self.num_samples < 2:
             raise ValueError(
-                f"num_samples: expected at least 2 importance samples, for an error, got {self.num_samples}."
+                f"num_samples: expected at least 2 importance samples, to estimate an error, got {self.num_samples}."
             )
         if self.num_chains < 2:
-            raise ValueError(f"num_chains: expected at least 2 chains, for an error, got {self.num_chains}.")
+            raise ValueError(f"num_chains: expected at least 2 chains, to estimate an error, got {self.num_chains}.")
         check_counts(num_steps=self.num_steps, refine_steps=self.refine_steps, max_samples=self.max_samples)
         if self.target_se is not None:
             self._check_target()
@@ -87,8 +87,8 @@ class Estimation:
         if "target_se" not in self.row.options:
             names = " or ".join(name for name, row in ESTIMATORS.items() if "target_se" in row.options)
             raise ValueError(
-                f"target_se: expected with --estimator {names}, got {self.estimator}, which has no number of samples to "
-                "choose; drop it."
+                f"target_se: needs --estimator {names}, but --estimator {self.estimator} draws no importance samples; remove "
+                "--target-se."
             )
 
     @property
@@ -98,13 +98,13 @@ class Estimation:
 
     @property
     def cost(self) -> str | None:
-        """The work for each datum in words, if it is chains."""
+        """The chains for each datum in words; None without chains."""
         if self.row.kind != "chains":
             return None
         return f"{self.num_chains} chains of {self.num_steps:,} steps from the {self.start}"
 
     def least(self, estimator: str) -> Estimation:
-        """Return the cheapest estimation by an estimator, for a try."""
+        """Return the cheapest estimation by an estimator, for a trial."""
         return dataclasses.replace(
             self,
             estimator=estimator,
@@ -123,10 +123,10 @@ class Batch:
 
     Attributes:
         vae: The model.
-        inputs: The batch, as the model takes it.
-        first: Index of its first datum in the data set.
+        inputs: The batch, as inputs of the model.
+        first: Index in the data set of the first datum.
         seed: Seed of the draws.
-        how: The estimator's options.
+        how: The estimator with its options.
         captured: Cache of captured graphs; False: nothing is compiled.
     """
 
@@ -161,7 +161,7 @@ def _prior(batch: Batch) -> Estimate:
 
 
 def _refined(batch: Batch) -> Estimate:
-    options = batch.sampling | {"compile": False}  # each batch has a guide of its own
+    options = batch.sampling | {"compile": False}  # each batch has a different guide
     return evidence.refined_importance_sampling(
         batch.vae.model, batch.vae.guide, *batch.inputs, steps=batch.how.refine_steps, **options
     )
@@ -181,10 +181,10 @@ class Estimator:
 
     Attributes:
         make: Function from a batch to its estimate.
-        options: Fields of :class:`Estimation` that it reads.
-        kind: Source of its draws: the guide, the prior, a refined guide, or chains.
+        options: Fields of :class:`Estimation` that the estimator reads.
+        kind: Source of the draws: the guide, the prior, a refined guide, or chains.
         help: A phrase for ``--help``.
-        simulates: True if it estimates log p(x) of data that it simulates.
+        simulates: True if the estimator evaluates data simulated from the model instead of test data.
     """
 
     make: Callable[[Batch], Estimate | Bracket]
@@ -195,19 +195,19 @@ class Estimator:
 
     @property
     def slow(self) -> bool:
-        """True if ``SLOW_DATA`` test data are the default."""
+        """True if the default number of test data is ``SLOW_DATA``."""
         return self.kind in ("refined", "chains")
 
     @property
     def suits_every_model(self) -> bool:
-        """True if it needs draws from the guide alone."""
+        """True if the estimator needs only draws from the guide."""
         return self.kind == "guide"
 
 
-#: Estimators of the command line by name. ``smoothed`` is ``importance``, read by its smoothed weights.
+#: Estimators of the command line by name. ``smoothed`` runs ``importance``; its result has the smoothed estimate too.
 ESTIMATORS: dict[str, Estimator] = {
     "importance": Estimator(_importance, SAMPLING, "guide", "draws from the guide"),
-    "smoothed": Estimator(_importance, SAMPLING, "guide", "the same with Pareto-smoothed weights"),
+    "smoothed": Estimator(_importance, SAMPLING, "guide", "draws from the guide, Pareto-smoothed weights"),
     "prior": Estimator(_prior, SAMPLING, "prior", "draws from p(z)"),
     "refined": Estimator(_refined, (*SAMPLING, "refine_steps"), "refined", "a guide refined for each image"),
     "annealed": Estimator(_annealed, ANNEALING, "chains", "HMC chains"),
@@ -230,23 +230,23 @@ def estimate(
 
     Args:
         vae: The model.
-        data: Images, shape ``(N, *data_shape)``, or the inputs of the model; ``bidirectional`` simulates as many images of
-            this shape.
+        data: Images, shape ``(N, *data_shape)``, or the inputs of the model. ``bidirectional`` takes only their number and
+            shape, and simulates images.
         how: The estimator with its options.
-        seed: Seed of the draws, together with the parameters: the draws of two models are independent, as a comparison of
-            them requires.
+        seed: Seed of the draws. It is combined with the parameters, so that the draws of two models are independent, as a
+            comparison requires.
         progress: Show a progress bar on a terminal.
 
     Returns:
         A row for each image: a ``Bracket`` for ``bidirectional``, else an ``Estimate``.
 
     Raises:
-        ValueError: If the objective of the model bounds no log p(x).
+        ValueError: If the model's objective is no bound on log p(x).
     """
     if not has_bound(vae):
         raise ValueError(
-            f"log p(x): expected a model that has one, got {type(vae).__name__}, which is trained for its squared error alone; "
-            "take a vae."
+            f"log p(x): expected a model with a bound on log p(x), got {type(vae).__name__}, which minimizes a squared error; "
+            "choose a vae."
         )
     inputs = Inputs.of(data)
     size = min(BATCH, inputs.chunk)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae import parallel
 from pyro_vae.evidence import Bracket, Estimate
+from pyro_vae.models.protocol import PyroModel
 from pyro_vae.runs.directory import Json, RunDirectory
 from pyro_vae.runs.evaluation import summary, tables
 from pyro_vae.runs.evaluation.checks import CHECKS, run_checks
@@ -25,7 +26,7 @@ from pyro_vae.system.files import write_atomically
 
 
 class Evaluated(NamedTuple):
-    """An estimate, the figures of the run with it, and its table."""
+    """An estimate, all figures of its run, and a table."""
 
     estimate: Estimate | Bracket
     figures: Json
@@ -35,8 +36,8 @@ class Evaluated(NamedTuple):
 def evaluate(subject: Subject, request: Request, device: torch.device, console: Console) -> Estimate | Bracket:
     """Estimate log p(x) for a run's data, and update its files.
 
-    The importance estimate of the whole test set renews the figures under ``test`` in ``summary.json``, ``log-px.png`` and
-    ``worst.png``; figures of other estimates go under ``evidence`` there. The values for each datum go to
+    The importance estimate of the whole test set replaces the figures under ``test`` in ``summary.json``, ``log-px.png`` and
+    ``worst.png``. Figures of any other estimate go under ``evidence`` in ``summary.json``. The values for each datum go to
     ``evidence-NAME.nc``.
 
     Args:
@@ -49,7 +50,7 @@ def evaluate(subject: Subject, request: Request, device: torch.device, console: 
         The estimate.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number of the request is out of range.
     """
     run = subject.run
     how = dataclasses.replace(request.how, num_samples=request.num_samples or run.config.evaluate.num_samples)
@@ -68,11 +69,12 @@ def evaluate(subject: Subject, request: Request, device: torch.device, console: 
 
 
 def _whole(subject: Subject, _request: Request, how: Estimation, device: torch.device, progress: bool) -> Evaluated:
-    """Renew the summary of a run; keep other evidence and the checks."""
+    """Make a new summary of a run; keep other estimates and checks."""
     run = subject.run
     evaluation = dataclasses.replace(run.config.evaluate, num_samples=how.num_samples)
     config = dataclasses.replace(run.config, evaluate=evaluation)
-    vae, data = run.vae.to(device), subject.data.to(device)
+    vae: PyroModel = run.vae.to(device)
+    data = subject.data.to(device)
     figures, result = summary.evaluate(config, vae, data, run.history, run.seconds, progress, how)
     assert result is not None  # the model has a bound
     kept = {key: value for key, value in _figures_so_far(run).items() if key in ("evidence", "checks")}
@@ -83,7 +85,8 @@ def _whole(subject: Subject, _request: Request, how: Estimation, device: torch.d
 def _part(subject: Subject, request: Request, how: Estimation, device: torch.device, progress: bool) -> Evaluated:
     """Add an estimate to the figures of a run, under ``evidence``."""
     run, started = subject.run, time.perf_counter()
-    result = estimate(run.vae.to(device), subject.inputs.to(device), how, run.config.train.seed, progress)
+    vae: PyroModel = run.vae.to(device)
+    result = estimate(vae, subject.inputs.to(device), how, run.config.train.seed, progress)
     if isinstance(result, Bracket):
         means = result.summary()
         part, table = dataclasses.asdict(means), tables.bracket_table(means, how.cost)
@@ -108,7 +111,7 @@ def _figures_of_part(result: Estimate, subject: Subject, request: Request, how: 
 
 
 def _figures_so_far(run: Run) -> Json:
-    """Return the figures in the summary, if it can be read."""
+    """Return the figures of ``summary.json``; an empty dict if unreadable."""
     try:
         return run.summary
     except ValueError:
@@ -129,7 +132,7 @@ def _make_checks(subject: Subject, request: Request, figures: Json, device: torc
 
 
 def _write_values(result: Estimate | Bracket, folder: Path, name: str) -> list[str]:
-    """Write the values of each datum as NetCDF; return the names."""
+    """Write the values of each datum as NetCDF; return the file names."""
     parts: dict[str, Estimate] = {}
     if isinstance(result, Bracket):
         parts = {f"{name}-lower": result.lower, f"{name}-upper": result.upper.inverse}
@@ -150,7 +153,7 @@ def _write_values(result: Estimate | Bracket, folder: Path, name: str) -> list[s
 
 
 def _draw_estimate(subject: Subject, result: Estimate | Bracket) -> list[str]:
-    """Draw an estimate of the whole test set; return the names."""
+    """Draw an estimate of the whole test set; return the file names."""
     from pyro_vae.report.pictures import draw_estimate  # brings matplotlib
 
     if subject.data.test is None or not isinstance(result, Estimate):

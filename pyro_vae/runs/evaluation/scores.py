@@ -29,19 +29,19 @@ Figure = dict[str, float | int | None]
 def scores(model: PyroModel, split: Split, seed: int = 0) -> dict[str, Figure]:
     """Evaluate the scores that a model has.
 
-    - ``accuracy``, of a model with ``classify``: the share of right labels among the data whose label is known.
-    - ``exact_log_px``, of a model with ``log_px``: nats per datum.
-    - ``squared_error``, of a model whose objective is no bound: the squared distance of a datum from ``reconstruct``, summed
-      over its pixels.
+    - ``accuracy``, if the model has ``classify``: the share of correct labels among the data with a known label.
+    - ``exact_log_px``, if the model has ``log_px``: log p(x), nats per datum.
+    - ``squared_error``, if the model's objective is no bound: the squared distance between a datum and its reconstruction,
+      summed over pixels.
 
     Args:
         model: The model, in eval mode.
         split: The data, with their labels.
-        seed: Seed of the draws, if it classifies or reconstructs by draws.
+        seed: Seed of the draws, if the model classifies or reconstructs by sampling.
 
     Returns:
-        For each, ``value``, its mean over data, ``std_error`` over data (None for one datum) and ``num_data``. A mean that is
-        not finite is None, with a warning.
+        A dict for each score: ``value``, the mean over data; ``std_error``, the standard error over data, None for one datum;
+        ``num_data``. A non-finite mean is None, with a warning.
     """
     inputs, found = evaluation_inputs(model, split), {}
     size = min(1000, inputs.chunk)
@@ -64,12 +64,12 @@ def scores(model: PyroModel, split: Split, seed: int = 0) -> dict[str, Figure]:
 
 
 def _mean(values: Tensor, method: str = "") -> Figure:
-    """Return a mean with its error, and warn of non-finite values."""
+    """Return a mean with its standard error, and warn of non-finite values."""
     count = len(values)
     if bad := int((~values.isfinite()).sum()):
         warnings.warn(
-            f"{method}: expected finite numbers of the trained model, got others for {bad:,} of {count:,} data; its figure is "
-            "left out.",
+            f"{method}: expected finite numbers from the trained model, got non-finite ones for {bad:,} of {count:,} data; "
+            "the mean is left out.",
             stacklevel=3,
         )
         return {"value": None, "std_error": None, "num_data": count}

@@ -20,7 +20,7 @@ from pyro_vae.runs.run import Run
 from pyro_vae.system.checksum import checksum
 from pyro_vae.system.randomness import own_randomness
 
-#: Seed of the noise of dequantized pixels, unlike any run's, so that the noise is independent of its draws.
+#: Seed of the dequantization noise. A run has another seed, so that its draws are independent of the noise.
 DEQUANTIZED = 1_812_433_253
 
 
@@ -29,9 +29,9 @@ class Request:
     """A request to evaluate runs.
 
     Attributes:
-        how: The estimator; its ``num_samples`` counts only if that below is given.
-        num_samples: K; None: the K of each run's configuration.
-        num_data: Number of test data, the first ones; None: all.
+        how: The estimator and its options; ``num_samples`` below replaces the one in ``how``.
+        num_samples: Number of importance samples; None: the number in each run's configuration.
+        num_data: Evaluate only this number of test data, from the first; None: all.
         dequantize: ``"none"``, or ``"uniform"``: 8-bit pixels become (x + u) / 256.
         checks: Names from ``checks.CHECKS``.
     """
@@ -57,7 +57,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        """Key of its figures in ``summary.json``."""
+        """Key of the request's figures in ``summary.json``."""
         parts = [self.how.estimator]
         parts += [] if self.dequantize == "none" else ["dequantized"]
         return "-".join(parts if self.num_data is None else [*parts, str(self.num_data)])
@@ -65,12 +65,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Subject:
-    """A run, with the data that it is evaluated on.
+    """A run with its evaluation data.
 
     Attributes:
         run: The run.
-        data: Its data.
-        inputs: The test data, as the model takes them.
+        data: The data of the run.
+        inputs: The test data, as inputs of the model.
         density: True if log p(x) is a log density.
         name: Name of the evidence, see :func:`evidence_name`.
         key: Shape, kind and checksum of the data; equal if two runs can be compared.
@@ -88,21 +88,21 @@ def load_subject(run: Run, request: Request) -> Subject:
     """Load the data of a run, and check the request.
 
     Raises:
-        ValueError: If the run has no whole epoch or no test data, there are too few, they cannot be dequantized, its model
-            has no log p(x), or a check or the estimator does not suit it.
+        ValueError: If the run has no whole epoch, or the model no log p(x); if test data are missing, too few, or cannot be
+            dequantized; or if the estimator or a check does not suit the model.
     """
     _check_run(run)
     with parallel.local_main_first():
         data = run.data()
     if data.test is None:
-        raise ValueError(f"run {run.path}: expected test data to evaluate on, got none.")
+        raise ValueError(f"run {run.path}: an evaluation needs test data, but the data set has none.")
     split = _first(data.test, request.num_data, run)
     density = has_density(run.vae, evaluation_inputs(run.vae, split))
     if request.dequantize == "uniform":
         if not density:
             raise ValueError(
                 f"dequantize: expected a run whose likelihood is a density, got {run.config.model.likelihood} ({run.path}), "
-                "which gives probabilities already; drop it."
+                "which gives probabilities; remove --dequantize."
             )
         split = split._replace(x=_dequantized(split.x))
     inputs = evaluation_inputs(run.vae, split)
@@ -116,12 +116,12 @@ def _check_run(run: Run) -> None:
     """Refuse a run without a log p(x) or without a whole epoch."""
     if not has_bound(run.vae):
         raise ValueError(
-            f"run {run.path}: expected a model with a log p(x) to evaluate, got {run.config.model.model}, which has none; its "
+            f"run {run.path}: expected a model with a log p(x) to evaluate, got {run.config.model.model}, which has none; the "
             "squared error is in summary.json."
         )
     if not run.history.rows:
         raise ValueError(
-            f"run {run.path}: expected at least one whole epoch to evaluate, got one interrupted in its first; go on with "
+            f"run {run.path}: expected at least one whole epoch to evaluate, but the first was interrupted; continue with "
             f"{resuming(run.path)}."
         )
 
@@ -138,18 +138,18 @@ def _first(split: Split, count: int | None, run: Run) -> Split:
 def _dequantized(x: Tensor | Stored) -> Tensor:
     """Turn pixels k / 255 into (k + u) / 256."""
     if not isinstance(x, Tensor):
-        raise ValueError("dequantize: expected test images that fit in memory, got larger ones; pass --num-data.")
+        raise ValueError("dequantize: expected test images that fit in memory, got more; pass a smaller --num-data.")
     levels = x.double() * 255
     if not bool((levels - levels.round()).abs().max() < 1e-3):
         raise ValueError(
-            "dequantize: expected 8-bit pixels, multiples of 1/255, got others, such as resized ones; drop it, since their "
-            "bits mean nothing."
+            "dequantize: expected 8-bit pixels, multiples of 1/255, got other values, as in resized images; remove "
+            "--dequantize."
         )
     with own_randomness(DEQUANTIZED):
         return evidence.dequantize(levels.round())
 
 
 def _checksum(x: Tensor | Stored) -> int:
-    """Return a checksum of the pixels, for stored ones of some."""
+    """Return a checksum of the pixels; of some if on disk."""
     some = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
     return checksum([some])

@@ -1,4 +1,4 @@
-"""Trials of estimators and checks: do they suit a model?"""
+"""Trials that show if estimators and checks suit a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_vae.runs.evaluation.checks import CHECKS, run_check
 from pyro_vae.runs.evaluation.estimators import ESTIMATORS, Estimation, estimate_batch
 from pyro_vae.system.randomness import own_randomness
 
-#: Number of data of a try, spread over all of them so that their labels differ.
+#: Number of data in a trial, spread over the data set so that their labels differ.
 NUM_TRIED = 20
 
 
@@ -24,13 +24,13 @@ def check_suitable(vae: PyroModel, inputs: Inputs, how: Estimation, checks: Sequ
 
     Args:
         vae: The model.
-        inputs: The data that it is evaluated on.
+        inputs: The evaluation data.
         how: The estimator.
         checks: Names from ``CHECKS``.
-        where: The model's name in the sentence.
+        where: The model's name in the error.
 
     Raises:
-        ValueError: If one does not suit the model; it names those that do.
+        ValueError: If the estimator or a check does not suit the model; the error lists alternatives that do.
     """
     if not how.row.suits_every_model:
         _check("estimator", [how.estimator], partial(estimator_obstacle, vae, inputs, how), ESTIMATORS, where)
@@ -48,9 +48,9 @@ def check_obstacle(vae: PyroModel, inputs: Inputs, name: str) -> str | None:
 
 
 def _obstacle(vae: PyroModel, inputs: Inputs, attempt: Callable[[Inputs], object]) -> str | None:
-    """Try something on a few data; return its error without the remedy.
+    """Run an attempt on few data; return the error without its remedy.
 
-    The remedy is for callers from Python.
+    The remedy in such an error addresses callers from Python, not users of the command line.
     """
     vae.eval()
     rows = torch.linspace(0, len(inputs) - 1, min(NUM_TRIED, len(inputs))).round().long()
@@ -68,15 +68,13 @@ def _obstacle(vae: PyroModel, inputs: Inputs, attempt: Callable[[Inputs], object
 def _check(
     argument: str, asked: Sequence[str], obstacle: Callable[[str], str | None], names: Iterable[str], where: str
 ) -> None:
-    """Refuse asked names with an obstacle; list the names without one."""
+    """Refuse requested names that do not suit; list the names that do."""
     refused = {name: reason for name in asked if (reason := obstacle(name)) is not None}
     if not refused:
         return
     suited = [name for name in names if name not in refused and (name in asked or obstacle(name) is None)]
-    expected = f"{_either(suited)}, which suit {where}" if suited else f"none with {where}, which none suits"
-    remedy = (
-        "take one of those" if argument == "estimator" else "leave it out" if len(refused) == 1 else "leave them out"
-    )
+    expected = f"{_either(suited)}, which suit {where}" if suited else f"none, since none suits {where}"
+    remedy = "choose one that suits" if argument == "estimator" else f"remove {' and '.join(refused)}"
     got = " and ".join(f"{name} ({reason})" for name, reason in refused.items())
     raise ValueError(f"{argument}: expected {expected}, got {got}; {remedy}.")
 

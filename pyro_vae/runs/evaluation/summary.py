@@ -53,17 +53,17 @@ def evaluate(
         history: The history.
         train_seconds: Training time in all sessions.
         progress: Show a progress bar on a terminal.
-        how: The estimator of log p(x), one that draws from the guide; None: that of ``config``.
+        how: An estimator of log p(x) that draws from the guide; None: importance sampling with the options in ``config``.
 
     Returns:
-        Nested plain containers, bounds in nats per datum, higher is better; and the estimate, in the order of the data, or
-        None for a model without a bound.
+        The summary as nested plain containers, with bounds in nats per datum, higher is better; and the estimate, in the
+        order of the data, or None for a model without a bound.
 
     Raises:
         ValueError: If there are no test data.
     """
     if data.test is None:
-        raise ValueError("test data: expected some to evaluate on, got none.")
+        raise ValueError("test data: an evaluation needs test data, but the data set has none.")
     started = time.perf_counter()
     how = how or Estimation(num_samples=config.evaluate.num_samples, compile=config.evaluate.compile_draws)
     inputs = evaluation_inputs(vae, data.test)
@@ -99,9 +99,10 @@ def latent_figures(vae: PyroModel, data: Inputs | Tensor | Stored | tuple[Tensor
         data: Data, shape ``(N, *data_shape)``, or the inputs of the model.
 
     Returns:
-        ``active_units``: the number of units that vary with the data, see :func:`evidence.active_units`; None for a single
-        datum, and for a model that does not encode.
-        ``kl_per_unit``: mean KL(q(z_j|x) || p(z_j)) of each unit, nats; None if the KL is no sum over units, or not finite.
+        ``active_units``: the number of latent units that vary with the data, see :func:`evidence.active_units`; None for a
+        single datum, and for a model without ``encode``.
+        ``kl_per_unit``: mean KL(q(z_j|x) || p(z_j)) of each latent unit, nats; None if the KL is no sum over units, or not
+        finite.
     """
     inputs = Inputs.of(data)
     if not encodes(vae):
@@ -123,8 +124,8 @@ def estimate_figures(means: Summary, dims: int | None = None, levels: int | None
 
     Args:
         means: The means.
-        dims: Pixels times channels, for the bits of each; None: a density, which has none.
-        levels: Number of levels of dequantized pixels; None: pixels that were not dequantized.
+        dims: Pixels times channels, for bits per dimension; None: leave them out, as for a density.
+        levels: Number of levels of dequantized pixels; None: the pixels were not dequantized.
     """
     figures = {
         "elbo": {"value": means.elbo, "std_error": means.elbo_std_error, "mc_error": means.elbo_mc_error},

@@ -26,7 +26,7 @@ def estimate_table(figures: Json, title: str, density: bool, cost: str | None = 
         figures: The figures, from :func:`pyro_vae.runs.evaluation.summary.estimate_figures`.
         title: Name of the data.
         density: True if log p(x) is a log density.
-        cost: The work for each datum in words; None: importance samples.
+        cost: The work for each datum in words; None: the number of importance samples.
         name: Name of the evidence, see :func:`pyro_vae.models.protocol.evidence_name`.
     """
     px = figures["log_px"]

@@ -34,36 +34,34 @@ def check_compatibility(plan: Plan) -> None:
 
 
 def _check_labels_flag(config: Config, vae: PyroModel, data: Data) -> None:
-    """Refuse ``--labels`` for a model that takes none or needs all."""
+    """Refuse ``--labels`` for a model that takes no labels or needs all."""
     labels, name = config.data.labels, config.model.model
     if "y" not in takes(vae):
-        raise ValueError(
-            f"labels: expected with a model that takes labels, got {labels:,} with --model {name}; drop it."
-        )
+        raise ValueError(f"labels: --model {name} takes no labels, got {labels:,}; remove --labels.")
     if not classifies(vae) and data.train.y is not None and bool((data.train.y == UNKNOWN).any()):
         raise ValueError(
-            f"labels: expected with a model that classifies, such as m2, got {labels:,} with --model {name}, which needs "
-            "the label of each datum; drop it."
+            f"labels: --model {name} needs the label of each datum, got {labels:,}; remove --labels, or choose a model that "
+            "classifies, such as m2."
         )
 
 
 def _check_no_kl_weight(config: Config) -> None:
-    """Refuse a weight or control of the KL without a KL."""
+    """Refuse KL weights and controls for a model without a KL."""
     t, defaults = config.train, TrainConfig()
     for name in ("beta", "anneal", *CONTROLS):
         if getattr(t, name) != getattr(defaults, name):
             raise ValueError(
-                f"{name}: expected with a model that has a KL to weight, got {getattr(t, name)} with --model "
-                f"{config.model.model}, which has none; drop it."
+                f"{name}: --model {config.model.model} has no KL to weight, got {getattr(t, name)}; "
+                f"remove --{name.replace('_', '-')}."
             )
 
 
 def check_network_options(plan: Plan) -> None:
     """Refuse an option of the networks that changes nothing.
 
-    Widths change nothing in a guide without layers, for example. Each option is compared with its default by a second
-    model, that of another configuration. A user's network is not checked: it may read an argument without a trace in its
-    layers.
+    For example, widths change nothing in a guide without layers. For each option a second model is made, with that option
+    at its default, and the networks of both models are compared. A user's network is not checked, since its layers need
+    not show which arguments it reads.
 
     Raises:
         ValueError: If an option changes nothing.
@@ -82,17 +80,15 @@ def check_network_options(plan: Plan) -> None:
             other = make_vae(dataclasses.replace(config, model=without), plan.data.data_shape)
         if str(other) == str(vae):
             got = " ".join(map(str, value)) or "no layers" if isinstance(value, tuple) else value
-            raise ValueError(
-                f"{name}: expected with networks that it changes, got {got} with --model {m.model}, whose networks are the "
-                "same without; drop it."
-            )
+            raise ValueError(f"{name}: {got} changes nothing in the networks of --model {m.model}; remove --{name}.")
 
 
 def check_support(vae: PyroModel, data: Data) -> None:
     """Refuse pixels outside the support of a model's likelihood.
 
     Raises:
-        ValueError: If they are grey under a binary likelihood, or outside [0, 1] under one of numbers in [0, 1].
+        ValueError: If pixels are grey under a likelihood of binary pixels, or outside [0, 1] under a likelihood of numbers
+            in [0, 1].
     """
     support = data_support(vae)
     parts = data.train.x.split(rows_of(data.train.x.shape))

@@ -15,7 +15,7 @@ from pyro_vae.models.protocol import PyroModel, call_with_inputs, method_of, num
 from pyro_vae.models.user_code import place_of_method
 from pyro_vae.runs.preflight.user_errors import in_brackets, method_error
 
-#: Words for the shape that is checked: of a tensor, of a distribution's mean, of its draws.
+#: Words for a checked shape: that of a tensor, a distribution's mean, or a distribution's draws.
 SHAPE_OF = {
     "tensor": "shape",
     "mean": "a distribution whose mean has shape",
@@ -27,13 +27,13 @@ def check_methods(name: str, vae: PyroModel, batch: tuple[Tensor, ...]) -> None:
     """Call the methods that a model has, and check what they return.
 
     Args:
-        name: The model's name in the sentences.
+        name: The model's name in the errors.
         vae: The model.
-        batch: Two data, as it takes them.
+        batch: Inputs of the model for two data.
 
     Raises:
-        ValueError: If a method fails, or returns something else: ``encode``, ``decode`` and ``prior`` a distribution, the
-            others a tensor of finite numbers.
+        ValueError: If a method fails or returns a wrong value. ``encode``, ``decode`` and ``prior`` must return a
+            distribution, the other methods a tensor of finite numbers.
     """
     check = _Check(name, vae)
     x, size, classes = batch[0], len(batch[0]), getattr(vae, "num_classes", None)
@@ -52,7 +52,7 @@ def check_methods(name: str, vae: PyroModel, batch: tuple[Tensor, ...]) -> None:
 
 
 def _check_decode(check: _Check, vae: PyroModel, batch: tuple[Tensor, ...], labels: Tensor) -> None:
-    """Decode draws of the prior, and the codes of the data."""
+    """Decode draws from the prior, and the codes of the data."""
     x, count = batch[0], num_required_arguments(method_of(vae, "decode"))
     if count not in (1, 2):
         return
@@ -65,7 +65,7 @@ def _check_decode(check: _Check, vae: PyroModel, batch: tuple[Tensor, ...], labe
 
 
 def _check_probabilities(name: str, vae: PyroModel, probabilities: Tensor) -> None:
-    """Refuse probabilities below 0 or without a sum of 1."""
+    """Refuse negative probabilities, and rows that do not sum to 1."""
     rows = probabilities.double()
     wrong = (rows < 0).any(1) | ((rows.sum(1) - 1).abs() > 1e-3)
     if bool(wrong.any()):
@@ -91,7 +91,7 @@ class _Check:
     """A checked call of a model's method.
 
     Args:
-        name: The model's name in the sentences.
+        name: The model's name in the errors.
         vae: The model.
     """
 
@@ -101,16 +101,16 @@ class _Check:
     def __call__(
         self, method: str, call: Callable[[Callable[..., Any]], object], expected: tuple[int, ...], of: str = "tensor"
     ) -> None:
-        """Call a method if there is one, and check its value.
+        """Call a method if it exists, and check the returned value.
 
         Args:
             method: The method's name.
-            call: A function of the method, which calls it.
-            expected: The shape, -1 for any size.
-            of: The owner of the shape, from ``SHAPE_OF``.
+            call: A function that receives the method and calls it.
+            expected: The expected shape; -1 allows any size.
+            of: The owner of the shape, a key of ``SHAPE_OF``.
 
         Raises:
-            ValueError: If the method fails, or returns another kind, another shape, or numbers that are not finite.
+            ValueError: If the method fails, or returns a wrong type, a wrong shape or non-finite numbers.
         """
         if (function := method_of(self.vae, method)) is None:
             return
@@ -127,19 +127,19 @@ class _Check:
             self._refuse(method, f"expected {kind}, got {got}{where}")
         elif len(shape) != len(expected) or any(e not in (-1, n) for e, n in zip(expected, shape, strict=True)):
             sizes = ", ".join("any" if size == -1 else str(size) for size in expected)
-            number = "two" if of == "draws" else f"{expected[0]} data"
-            self._refuse(method, f"expected {SHAPE_OF[of]} ({sizes}) of {number}, got {shape}")
+            number = "two draws" if of == "draws" else f"{expected[0]} data"
+            self._refuse(method, f"expected {SHAPE_OF[of]} ({sizes}) for {number}, got {shape}")
         elif isinstance(value, Tensor) and not bool(value.isfinite().all()):
             self._refuse(method, f"expected finite numbers, got {float(value[~value.isfinite()][0])}{where}")
         elif isinstance(value, Tensor) and method == "classify":
             _check_probabilities(self.name, self.vae, value)
 
     def _refuse(self, method: str, fault: str) -> None:
-        raise ValueError(f"model {self.name}.{method}: {fault}; correct it, or leave it out.")
+        raise ValueError(f"model {self.name}.{method}: {fault}; correct or remove the method.")
 
 
 def _shape(value: object, of: str) -> tuple[int, ...] | None:
-    """Return the shape of a value, None for one of another kind."""
+    """Return the shape of a value; None for a wrong type."""
     if isinstance(value, Distribution) and of != "tensor":
         seen = mean_image(value) if of == "mean" else value.sample(torch.Size((2,)))
         return tuple(seen.shape)

@@ -1,4 +1,4 @@
-"""A trial run: a step of training and evaluation on two data."""
+"""A trial run: one training step and one evaluation on two data."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def run_trial(plan: Plan) -> None:
     """Run objective, validation and methods of a model on two data.
 
     Raises:
-        ValueError: If the objective refuses the model, the program fails, or a method returns another shape than it should.
+        ValueError: If the objective refuses the model, the program fails, or a method returns a wrong value.
     """
     vae, name = plan.vae, plan.config.model.model
     batch = _two_data(plan)
     pair = Betas(plan.beta).apply(vae.model, vae.guide)
-    # A control counts its steps, and Pyro's objectives keep the depth of plates that they find: training starts without.
+    # Evaluate a copy: KL controls count their steps, and Pyro's objectives store the plate depth that they find.
     objective = copy.deepcopy(plan.objective)
     was_training = vae.training
     with own_randomness(plan.config.train.seed), pyro.get_param_store().scope(), warnings.catch_warnings():
@@ -70,14 +70,14 @@ def _two_rows(split: Split) -> Tensor:
 
 
 def _filter_warnings() -> None:
-    """Silence Pyro's warnings about faults that are errors here."""
+    """Silence Pyro's warnings about faults that this module reports as errors."""
     warnings.filterwarnings("ignore", message=DRAWN_INSTEAD)
     warnings.filterwarnings("error", message="TraceEnum_ELBO found no sample sites")
     warnings.filterwarnings("ignore", message="Found (vars in model|non-auxiliary vars|plate statements)")
 
 
 def _check_registered(name: str, vae: PyroModel, batch: tuple[Tensor, ...]) -> None:
-    """Refuse a model without registered parameters, or with foreign ones."""
+    """Refuse a model without registered parameters, or with parameters outside its modules."""
     traces = (poutine.trace(part, param_only=True).get_trace(*batch).nodes for part in (vae.guide, vae.model))
     if any(p.requires_grad for p in vae.parameters()) and not any(traces):
         raise ValueError(unregistered_message(name))
@@ -92,6 +92,6 @@ def _no_site_to_enumerate(vae: PyroModel, batch: tuple[Tensor, ...]) -> str:
     trace = poutine.trace(vae.guide).get_trace(*batch)
     names = ", ".join(repr(name) for name, _ in drawn_sites(trace))
     return (
-        f"elbo enum: expected a model with a discrete site to sum over, marked infer={{'enumerate': 'parallel'}}, got one that "
-        f"draws {names}; pass --elbo trace or mean-field."
+        f"elbo enum: expected a discrete latent site marked infer={{'enumerate': 'parallel'}}, got a guide that draws {names}; "
+        "pass --elbo trace or mean-field."
     )

@@ -33,7 +33,7 @@ def program_errors(name: str, vae: PyroModel) -> Iterator[None]:
         vae: The model.
 
     Raises:
-        ValueError: In place of such an error.
+        ValueError: In place of an error in the user's program.
     """
     modules = user_modules_of(vae)
     with SiteLines(modules) as lines:
@@ -50,8 +50,8 @@ def program_errors(name: str, vae: PyroModel) -> Iterator[None]:
             if where is None or explain_device_error(error) is not None:
                 raise
             raise ValueError(
-                f"model {name}: expected a program that runs on these data, got {error_summary(error)} ({where}); correct it, "
-                "or take other data."
+                f"model {name}: expected a program that runs on these data, got {error_summary(error)} ({where}); correct "
+                "the program, or choose other data."
             ) from error
 
 
@@ -90,7 +90,7 @@ def method_error(name: str, vae: PyroModel, method: str, error: Exception) -> st
         name: The model's name in the sentence.
         vae: The model.
         method: The method's name.
-        error: The error that it raised.
+        error: The error that the method raised.
 
     Returns:
         The sentence; None if the class is not a user's, or the device is to blame.
@@ -101,7 +101,7 @@ def method_error(name: str, vae: PyroModel, method: str, error: Exception) -> st
     where = place_of_error(error, modules) or place_of_method(vae, method)
     return (
         f"model {name}.{method}: expected a method that runs on these data, got {error_summary(error)}{in_brackets(where)}; "
-        "correct it, or leave it out."
+        "correct or remove the method."
     )
 
 
@@ -113,10 +113,10 @@ def in_brackets(where: str | None) -> str:
 class SiteLines(Messenger):
     """A messenger that notes file and line of a user's sites.
 
-    ``lines`` has them by the site's name and batch shape.
+    ``lines`` maps a site's name and batch shape to its file and line.
 
     Args:
-        modules: Names of the modules.
+        modules: Names of the user's modules.
     """
 
     def __init__(self, modules: set[str]) -> None:
@@ -138,10 +138,10 @@ class PyroError(NamedTuple):
 
     Attributes:
         model: The model's name in the sentence.
-        match: Match of the first line.
-        below: The lines below it, such as a table of shapes.
-        sites: Lines of the sites.
-        where: The place where the error arose, if that is in the user's modules.
+        match: Match of the error's first line.
+        below: The lines below the first, such as a table of shapes.
+        sites: File and line of each site.
+        where: File and line of the error; None if outside the user's modules.
     """
 
     model: str
@@ -156,7 +156,7 @@ def _parameter_out_of_range(error: PyroError) -> str:
     value = re.search(r"nan|inf", " ".join(error.below))
     return (
         f"model {error.model}: expected distributions whose parameters are in their range, got {distribution} with "
-        f"{parameter} {value[0] if value else 'outside it'}; check what model and guide compute for it."
+        f"{parameter} {value[0] if value else 'outside it'}; check how model and guide compute {parameter}."
     )
 
 
@@ -164,8 +164,8 @@ def _shapes_disagree(error: PyroError) -> str:
     site, *shapes = error.match.groups()
     sizes = " in the model and ".join(re.sub(r"torch.Size\(\[(.*)\]\)", r"(\1)", shape) for shape in shapes)
     return (
-        f"model {error.model}: expected one shape of site {site!r}, got {sizes} in the guide; draw it in both within "
-        'pyro.plate("data", len(x), dim=-1).'
+        f"model {error.model}: expected the same shape of site {site!r} in both programs, got {sizes} in the guide; draw "
+        'the site within pyro.plate("data", len(x), dim=-1) in both.'
     )
 
 
@@ -175,8 +175,8 @@ def _event_dims_disagree(error: PyroError) -> str:
     depths = [(len(shape), line) for (name, shape), line in error.sites.lines.items() if name == site]
     where = max(depths, default=(0, None))[1]
     return (
-        f"model {error.model}: expected as many event dimensions of site {site!r} in model and guide, got {in_model} in the "
-        f"model and {in_guide} in the guide; add .to_event({max(in_model, in_guide)}) where there are fewer"
+        f"model {error.model}: expected equally many event dimensions of site {site!r}, got {in_model} in the model and "
+        f"{in_guide} in the guide; add .to_event({max(in_model, in_guide)}) in the program that has fewer"
         f"{in_brackets(where)}."
     )
 
@@ -185,7 +185,7 @@ def _plate_size_differs(error: PyroError) -> str:
     plate, site, dim, size, got = error.match.groups()
     return (
         f"model {error.model}: expected log p of size {size} in dimension {dim} at site {site!r} within plate {plate!r}, got "
-        f"{got}; add .to_event(1) to its distribution{in_brackets(error.where)}."
+        f"{got}; add .to_event(1) to the site's distribution{in_brackets(error.where)}."
     )
 
 
@@ -194,7 +194,7 @@ def _log_prob_shape(error: PyroError) -> str:
     expected, actual = (tuple(map(int, re.findall(r"\d+", part))) for part in error.below[0].split(", actual"))
     where = error.sites.lines.get((site, actual))
     return (
-        f"model {error.model}: expected log p of shape {expected} at site {site!r}, as its plates say, got {actual}; put it "
+        f"model {error.model}: site {site!r} needs log p of shape {expected} to fit its plates, got {actual}; put the site "
         f'in pyro.plate("data", len(x), dim=-1), or add .to_event(1) to its distribution{in_brackets(where)}.'
     )
 
@@ -203,16 +203,16 @@ def _value_outside_support(error: PyroError) -> str:
     site, reason = error.match[1], " ".join(error.below[:1])
     if "support (Boolean" in reason:
         return (
-            f"model {error.model}: expected pixels that are 0 or 1 at site {site!r}, got others; pass --binarize dynamic, or "
-            "give the site another distribution."
+            f"model {error.model}: expected pixels that are 0 or 1 at site {site!r}, got other values; pass "
+            "--binarize dynamic, or give the site another distribution."
         )
     return (
-        f"model {error.model}: expected data that site {site!r} can have, got others ({reason}); change the data or its "
-        "distribution."
+        f"model {error.model}: expected data in the support of site {site!r}, got values outside ({reason}); change the data "
+        "or the site's distribution."
     )
 
 
-#: First lines of Pyro's errors, each with its sentence here.
+#: Patterns of the first lines of Pyro's errors, each with the function that makes our sentence.
 PYRO_ERRORS: tuple[tuple[str, Callable[[PyroError], str]], ...] = (
     (r"Expected parameter (\w+) .* of distribution (\w+)\(", _parameter_out_of_range),
     (r"Model and guide shapes disagree at site '(.+)': (.+) vs (.+)", _shapes_disagree),

@@ -152,9 +152,9 @@ def test_two_models_have_draws_of_their_own(runs):
 def test_runs_that_cannot_be_compared_are_refused_before_anything_is_written(runs, capsys):
     before = summary(runs / "one")
     assert call(runs / "one", runs / "two", "--num-data", 1, "--device", "cpu") == 2
-    assert "expected at least two test images to compare" in capsys.readouterr().err
+    assert "expected at least two test images for a comparison" in capsys.readouterr().err
     assert call(runs / "one", runs / "one", "--device", "cpu") == 2
-    assert "got one of them twice" in capsys.readouterr().err
+    assert "got a run twice" in capsys.readouterr().err
     assert summary(runs / "one") == before
 
 
@@ -207,7 +207,7 @@ def test_checks(runs, capsys):
     (["--num-data", 0], "num_data: expected at least 1 image, got 0"),
     (["--num-data", 10_000], "num_data: expected at most the 180 test images"),
     (["--target-se", -1], "target_se: expected a positive number of nats, got -1"),
-    (["--target-se", 0.1, "--estimator", "annealed"], "target_se: expected with --estimator importance"),
+    (["--target-se", 0.1, "--estimator", "annealed"], "target_se: needs --estimator importance"),
     (["--num-chains", 1, "--estimator", "annealed"], "num_chains: expected at least 2 chains"),
     (["--num-steps", 0, "--estimator", "annealed"], "num_steps: expected at least 1, got 0"),
     (["--num-samples", 50, "--target-se", 0.1], "num_samples: expected without --target-se"),

@@ -92,12 +92,12 @@ def test_what_does_not_suit_is_refused_before_anything_is_estimated(m2, monkeypa
     assert call(m2, "--checks", "gaps", "aggregate", "calibration") == 2
     assert capsys.readouterr().err == (
         f"pyro_vae.evaluate: error: checks: expected gaps, calibration or predictive, which suit the m2 of {m2}, got "
-        "aggregate (expected one latent site, got 2: y_unobserved, z); leave it out.\n"
+        "aggregate (expected one latent site, got 2: y_unobserved, z); remove aggregate.\n"
     )
     assert call(m2, "--num-data", "1", "--checks", "predictive", "aggregate") == 2
     err = capsys.readouterr().err
     assert "expected gaps or calibration, which" in err
-    assert err.endswith("; leave them out.\n")
+    assert err.endswith("; remove predictive and aggregate.\n")
     assert (m2 / "summary.json").read_bytes() == before
 
 
@@ -124,7 +124,7 @@ def test_an_estimator_that_does_not_suit_is_refused():
     said = str(refused.value)
     assert said.startswith("estimator: expected importance, smoothed or prior, which suit")
     assert "got annealed (latent site 'y': expected a continuous distribution, whose gradient" in said
-    assert said.endswith("got Bernoulli); take one of those.")
+    assert said.endswith("got Bernoulli); choose one that suits.")
 
 
 def test_the_guide_over_labels_is_calibrated_by_the_command(m2):
