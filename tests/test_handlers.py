@@ -88,7 +88,7 @@ def test_bad_weights_are_refused(beta):
 
 
 @pytest.mark.parametrize("beta", ["4", True, None])
-def test_what_is_no_number_is_refused(beta):
+def test_a_weight_that_is_no_number_is_refused(beta):
     with pytest.raises(TypeError, match="beta: expected a number or a tensor, got"):
         scale_kl(model, beta)
 

@@ -542,7 +542,7 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
 # Disks and folders.
 
 
-def test_too_full_a_disk_is_said_before_training(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_before_training(tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
     for free, code in ((8_000_000, 2), (11_000_000, 0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
@@ -641,7 +641,7 @@ def test_a_real_disk_that_is_full(tiny_disk, monkeypatch, capsys, whole):
     same(whole, folder)
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_training(tiny_disk, capsys):
+def test_a_folder_without_write_permission_is_reported_before_training(tiny_disk, capsys):
     assert run(tiny_disk / "run") == 2  # made and removed again
     (tiny_disk / "run").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)

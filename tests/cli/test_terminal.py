@@ -170,7 +170,7 @@ def helped(monkeypatch, capsys, *words: str) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_help_says_what_the_string_below_each_field_says(monkeypatch, capsys):
+def test_help_quotes_the_string_below_each_field(monkeypatch, capsys):
     shown = helped(monkeypatch, capsys)
     assert "--latent-dim N Size of the latent vector. (default: 16)" in shown
     assert "0 for none. (default: as many as there are test images" in shown
@@ -246,7 +246,7 @@ def test_words_become_values(text, expected):
     assert parse(text) == expected
 
 
-def test_what_is_not_said_is_the_default():
+def test_a_flag_that_is_left_out_has_its_default():
     default = Outer(Inner(7, 0.5, (1,)), "d", True)
     assert parse("", default) == default
     assert parse("--share None --no-loud", default) == Outer(Inner(7, None, (1,)), "d", False)

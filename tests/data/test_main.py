@@ -29,7 +29,7 @@ def test_the_command_says_where_the_files_are(tmp_path, monkeypatch, capsys):
         (["digits", "./data.npy"], "unknown data set './data.npy'"),
     ],
 )
-def test_the_command_refuses_what_is_no_name(words, named, capsys):
+def test_the_command_refuses_unknown_names(words, named, capsys):
     assert main(words) == 2
     out, error = capsys.readouterr()
     assert out == ""

@@ -29,7 +29,7 @@ def test_quickstart(monkeypatch, capsys):
     assert -40 < bound < log_px < -20
 
 
-def test_the_readme_names_what_is_there():
+def test_the_readme_names_existing_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert len(links) >= 4

@@ -103,7 +103,7 @@ def test_the_monte_carlo_error_is_the_scatter_over_seeds():
     assert abs(float(differences.mean())) < 4 * float(differences.std()) / math.sqrt(40)
 
 
-def test_an_unknown_error_stays_unknown_and_is_said():
+def test_an_unknown_error_stays_unknown_and_is_reported():
     x = ORACLE.draw(50)
     estimates = {
         "good": importance_sampling(ORACLE.model, ORACLE.guide(), x, num_samples=200),

@@ -109,7 +109,7 @@ def test_models_with_another_prior_of_their_own_refuse_it():
     assert "prior" not in constructor_parameters(MODELS["autoencoder"])
 
 
-def test_a_prior_is_told_of_its_model_once():
+def test_a_prior_learns_of_its_model_once():
     class Curious(type(make_vae().prior)):
         def connect(self, data_shape, encode):
             self.seen = (data_shape, encode)

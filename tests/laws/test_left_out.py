@@ -56,7 +56,7 @@ def test_the_bracket_of_partly_labelled_images(name):
 
 
 @pytest.mark.parametrize("place", ["handler", "distribution"])
-def test_the_bracket_holds_log_px_of_the_observed_alone(place):
+def test_the_bracket_holds_log_px_of_the_observed_sites_alone(place):
     def model(x, label):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2, **DOUBLE), 1.0).to_event(1))
@@ -166,7 +166,7 @@ def test_a_mask_that_is_an_argument_keeps_what_it_leaves_out(place):
     assert within(x[mask].mean(), 0.0, math.sqrt(1.49 / num))
 
 
-def test_a_model_of_which_nothing_is_observed_is_refused():
+def test_a_model_without_observed_sites_is_refused():
     with pytest.raises(ValueError, match=r"observed site, got only fully masked sites \['given', 'x'\]"):
         simulate(poutine.mask(labelled, mask=False), torch.zeros(3, **DOUBLE), torch.full((3,), -1))
 

@@ -35,7 +35,7 @@ def data(num: int = 12) -> torch.Tensor:
     return torch.randn(num, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_noises_are_what_they_say():
+def test_each_noise_has_its_stated_distribution():
     torch.manual_seed(0)
     x = torch.full((200_000,), 0.25, dtype=torch.float64)
     error = math.sqrt(0.3 * 0.7 / len(x))
@@ -78,7 +78,7 @@ def test_it_passes_every_law(words):
     assert report.laws["exact"] == report.laws["posterior"] == "held"
 
 
-def test_noise_in_training_is_told_like_dropout():
+def test_noise_in_training_is_reported_like_dropout():
     vae = linear()
     with pytest.raises(BrokenBound, match="dropout in train mode"):
         check_elbo_bounds(vae.model, vae.guide, data(), num_samples=100)
@@ -132,7 +132,7 @@ def test_compiled_steps_draw_new_noise(inductor, monkeypatch):
     torch.testing.assert_close(states[1], states[0])
 
 
-def test_a_replayed_graph_draws_its_noise_anew(monkeypatch):
+def test_a_replayed_graph_draws_new_noise(monkeypatch):
     """With z known exactly, given the noise, a step at rate 0 can differ from another by the noise alone."""
     monkeypatch.setattr(capture, "_compiled", lambda graph, inputs: graph)
     torch.manual_seed(0)

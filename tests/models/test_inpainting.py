@@ -178,7 +178,7 @@ def test_masks_may_be_arrays_of_ones_and_zeros():
     assert torch.equal(first, second)
 
 
-def test_the_masked_likelihood_leaves_out_what_is_hidden():
+def test_the_masked_likelihood_leaves_out_hidden_pixels():
     p = dist.Bernoulli(torch.tensor([[0.2, 0.5, 0.9], [0.4, 0.6, 0.7]])).to_event(2)
     x = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
     expected = math.log(0.2) + math.log(0.9) + math.log(0.6)
@@ -335,7 +335,7 @@ def test_the_encoder_alone_may_be_trained():
     assert not torch.equal(vae.encoder.head.weight, start)
 
 
-def test_what_is_hidden_enters_nothing():
+def test_hidden_pixels_enter_nothing():
     torch.manual_seed(0)
     vae = InpaintingVAE((2, 2, 3), 2, (5,), likelihood="normal").eval()
     x, other = torch.randn(2, 4, 2, 2, 3)

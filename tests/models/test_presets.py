@@ -53,11 +53,11 @@ def penalty(weight=6.0, num_data=40):
         (TCVAE, {"elbo": elbo("trace")}, {"elbo": "trace"}),
     ],
 )
-def test_fit_trains_them_as_they_want_where_nothing_else_is_said(kind, named, plain):
+def test_fit_uses_their_defaults_unless_others_are_given(kind, named, plain):
     assert torch.equal(fitted(kind, **named), fitted(VAE, **plain))
 
 
-def test_what_they_want_makes_another_model():
+def test_their_defaults_make_another_model():
     others = [fitted(VAE, **options) for options in ({}, {"elbo": "mean-field"}, {"elbo": penalty(weight=3.0)})]
     for kind in (BetaVAE, TCVAE):
         assert all(not torch.allclose(fitted(kind), other, atol=1e-4) for other in others)

@@ -211,7 +211,7 @@ def test_bad_input_is_one_sentence_of_one_process(nursery, tmp_path, words, sent
     assert sentence in texts[0]
 
 
-def test_what_only_one_process_cannot_read_is_said_once(nursery, tmp_path):
+def test_a_file_that_one_process_cannot_read_is_reported_once(nursery, tmp_path):
     words = [*WORDS, "--quiet", "--run-dir", str(tmp_path / "run"), "--dataset", "x.npy"]
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(), there.mkdir()

@@ -80,7 +80,7 @@ def test_a_conditional_model_of_vectors_by_the_commands(size, monkeypatch, capsy
     assert (bright[:, 1:] == bright[:, :1]).mean() > 0.9
 
 
-def test_what_vectors_are_is_said(capsys):
+def test_the_description_of_vectors(capsys):
     x, y = bars(60)
     np.savez("bars.npz", x=x, y=y)
     assert train.main([*SMALL[:-1], "--epochs", "1", "--hidden", "4", "--run-dir", "run"]) == 0

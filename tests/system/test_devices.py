@@ -136,7 +136,7 @@ def test_a_device_that_is_not_there_is_refused_with_what_is(monkeypatch, text, d
 
 
 @pytest.mark.parametrize("text", ["tpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cpu:1", "", "gpu"])
-def test_a_word_that_is_no_device(text):
+def test_an_unknown_name_of_a_device_is_refused(text):
     with pytest.raises(ValueError, match="expected auto, cpu, cuda, cuda:N or mps, got"):
         machine.resolve_device(text)
 

@@ -61,7 +61,7 @@ def test_the_quota_of_the_control_group_limits_torchs_choice(tmp_path, monkeypat
     assert threads.usable_threads() == expected
 
 
-def test_what_is_asked_for_is_set(monkeypatch):
+def test_the_number_of_threads_is_set(monkeypatch):
     monkeypatch.undo()
     for count in (1, 3):
         threads.set_threads(count)

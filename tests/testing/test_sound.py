@@ -62,7 +62,7 @@ def test_data_in_slices_and_at_masked_sites_are_simulated(name):
     assert report.laws["posterior"] == expected
 
 
-def test_what_cannot_be_checked_is_said():
+def test_laws_that_cannot_be_checked_are_reported():
     case = SOUND["closure"]()
     report = check_elbo_bounds(case.model, case.guide)
     assert report.laws["posterior"] == "not checked"

@@ -277,7 +277,7 @@ def test_a_model_that_registers_no_parameters_is_refused_where_it_would_train_no
         ),
     ],
 )
-def test_what_a_class_gets_wrong_is_named(capsys, words, said, how):
+def test_the_mistake_of_a_class_is_named(capsys, words, said, how):
     error = refused(capsys, *words.split())
     assert said in error
     assert how in error
@@ -347,7 +347,7 @@ def test_arguments_that_do_nothing_or_are_wrong_are_refused(capsys, words, said,
         ([0, 1, -1, -1, 2, 0], None),
     ],
 )
-def test_a_classifier_told_too_few_labels_is_warned_of(labels, said):
+def test_too_few_labels_of_a_classifier_warn(labels, said):
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
     vae = MODELS["m2"]((1, 8, 8), 2, (8,), num_classes=3)
     with contextlib.nullcontext() if said is None else pytest.warns(UserWarning, match=said):

@@ -176,7 +176,7 @@ def own(tmp_path, monkeypatch):
         ("Rate", 3, ".defaults: train.lr: expected a number, got 'fast'", "correct the value", None),
     ],
 )
-def test_a_mistake_is_said_with_its_place(own, capfd, recwarn, name, latent_dim, said, remedy, line):
+def test_a_mistake_is_reported_with_its_place(own, capfd, recwarn, name, latent_dim, said, remedy, line):
     assert train.main([*SMALL, "--model", f"faulty_programs:{name}", "--latent-dim", str(latent_dim)]) == 2
     out, error = capfd.readouterr()
     assert f"model faulty_programs:{name}{said}" in error

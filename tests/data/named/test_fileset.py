@@ -101,7 +101,7 @@ def files_below(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_what_is_fetched_is_what_lies_there_and_nothing_else(name, server, tmp_path, monkeypatch):
+def test_a_download_leaves_the_files_of_the_set_and_no_others(name, server, tmp_path, monkeypatch):
     made = serve(name, server, monkeypatch)
     folder = tmp_path / "new" / "folder"
     fetched = NAMED[name](Request((folder, tmp_path / "other")))
@@ -127,7 +127,7 @@ def test_a_download_that_is_cut_off_leaves_nothing_and_can_be_repeated(name, ser
     assert files_below(tmp_path) == set(made.files)
 
 
-def test_what_a_killed_process_left_is_not_taken_for_whole_and_removed(server, tmp_path, monkeypatch):
+def test_the_leavings_of_a_killed_process_are_not_taken_for_whole_and_removed(server, tmp_path, monkeypatch):
     made = serve("kmnist", server, monkeypatch)
     for name, content in made.files.items():
         left = tmp_path / ".kmnist-killed" / name
@@ -253,7 +253,7 @@ def test_nothing_is_made_or_printed_where_the_files_are_there(tmp_path, monkeypa
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_folder_that_cannot_be_made_is_told(offline, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_reported(offline, tmp_path, monkeypatch):
     fabricate("kmnist", monkeypatch)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"could not fetch them \(\[Errno 20\] Not a directory"):
@@ -313,7 +313,7 @@ def test_photographs_without_their_list_are_not_replaced(drive, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["celeba"])
-def test_google_drive_out_of_reach_is_told_before_gdown_waits(name, offline, tmp_path, monkeypatch):
+def test_google_drive_out_of_reach_is_reported_before_gdown_waits(name, offline, tmp_path, monkeypatch):
     fabricate(name, monkeypatch)
     gdown = types.ModuleType("gdown")
     gdown.__spec__ = types.SimpleNamespace(name="gdown")

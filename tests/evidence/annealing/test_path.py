@@ -197,7 +197,7 @@ def test_compiled_gradients_are_the_eager_ones_in_every_batch(start):
 
 
 @pytest.mark.slow
-def test_a_model_that_changed_is_captured_anew():
+def test_a_model_that_changed_is_captured_again():
     x, captured = torch.ones(4, 6), CapturedPath()
     for vae in (VAE((6,), 2, (5,)), VAE((6,), 2, (5,))):
         joint = AnnealingPath(vae.model, vae.guide, (x,), {})

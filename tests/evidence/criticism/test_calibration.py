@@ -34,7 +34,7 @@ def test_the_exact_posterior_passes():
 
 @pytest.mark.parametrize("count", [40, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["gaussian", "discrete"])
-def test_an_exact_guide_fails_as_seldom_as_is_said(name, count):
+def test_an_exact_guide_fails_at_the_stated_rate(name, count):
     if name == "gaussian":
         model, guide, x = ORACLE.model, ORACLE.guide(), X[:100]
     else:
@@ -57,7 +57,7 @@ def test_an_exact_guide_fails_as_seldom_as_is_said(name, count):
         (-0.3, 1.0, {"z[0]": "too low", "z[1]": "too low"}),
     ],
 )
-def test_a_wrong_guide_fails_and_it_is_said_how(shift, stretch, faults):
+def test_a_wrong_guide_fails_and_its_fault_is_named(shift, stretch, faults):
     found = calibrate(ORACLE.model, ORACLE.guide(shift, stretch), X, seed=0)
     assert set(faults) <= set(found.failures)
     for name, fault in faults.items():

@@ -28,7 +28,7 @@ def test_a_graph_is_made_once_for_a_signature():
     assert compared == [0, 0, 1, 0]
 
 
-def test_a_graph_that_went_wrong_is_made_anew_until_too_many_did():
+def test_a_failed_graph_is_captured_again_until_too_many_failed():
     cache = Numbers()
     for right in (1, 2):
         assert cache.find("a", lambda right=right: right, lambda graph, right=right: graph == right) == right

@@ -464,7 +464,7 @@ def test_a_network_baseline_is_live():
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_module_put_in_the_place_of_another_is_captured_anew():
+def test_a_replaced_module_is_captured_again():
     model, guide = vae()
     svi = make("trace", (model, guide), compile=True)
     svi.step(X)
@@ -477,7 +477,7 @@ def test_a_module_put_in_the_place_of_another_is_captured_anew():
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_parameter_that_is_frozen_or_cast_is_captured_anew():
+def test_a_parameter_that_is_frozen_or_cast_is_captured_again():
     """The same object, but one that learns no longer, or of another type."""
     model, guide = vae()
     module = model.__self__
@@ -500,7 +500,7 @@ def test_a_parameter_that_is_frozen_or_cast_is_captured_anew():
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_parameter_store_restored_behind_the_back_is_captured_anew():
+def test_a_restored_parameter_store_is_captured_again():
     svi = make("trace", "two layers", compile=True)
     svi.step(X)
     state = pyro.get_param_store().get_state()

@@ -79,7 +79,7 @@ def test_mean_field_is_a_bound_where_the_guide_draws_a_models_parent_last(how, c
 
 
 @pytest.mark.filterwarnings("error")
-def test_mean_field_says_nothing_of_an_order_that_it_heeds():
+def test_mean_field_does_not_warn_of_an_order_that_does_not_matter():
     def model():
         pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("a", dist.Normal(0.0, 1.0))

@@ -125,7 +125,7 @@ SECOND = {
 
 
 @pytest.mark.parametrize("name", SECOND)
-def test_sites_that_depend_on_a_draw_are_told(name):
+def test_sites_that_depend_on_a_draw_are_found(name):
     second, expected = SECOND[name]
     x = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)

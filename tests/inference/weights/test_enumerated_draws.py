@@ -322,7 +322,7 @@ def test_a_program_that_indexes_from_the_left_is_drawn_one_by_one():
     assert within(relative.mean(0), 1.0, relative.std(0) / math.sqrt(500))
 
 
-def test_what_is_enumerated():
+def test_the_sites_that_are_enumerated():
     m2 = M2()
     x = m2.draw(2)
     traces = [poutine.trace(program).get_trace(x) for program in (m2.model, m2.guide)]

@@ -25,7 +25,7 @@ def closed_form_kl(vae: VAE, x: torch.Tensor) -> torch.Tensor:
     return ((loc.square() + (2 * log_scale).exp() - 1) / 2 - log_scale).mean(0)
 
 
-def test_units_are_drawn_by_their_kl_and_told_apart_by_activity() -> None:
+def test_units_are_drawn_by_their_kl_and_split_by_activity() -> None:
     vae, data = make_vae(6, (5,)), vectors(200).train
     with torch.no_grad():
         vae.encoder.head.weight[[1, 4]] = 0  # their means are constant, their KL is not 0

@@ -60,7 +60,7 @@ def test_choice_is_level_and_has_power():
     assert max(_choice(-0.4), _choice(0.6)) < 1e-4
 
 
-def test_choice_takes_what_is_certain():
+def test_choice_takes_a_certain_outcome():
     sure = torch.tensor([[0.0, -1e6], [0.0, -1e6]])
     assert choice_p(sure, sure) == 1.0
     assert choice_p(-sure, -sure) == 0.0
@@ -109,7 +109,7 @@ def test_what_has_no_mass_to_compute_says_so(fn):
     ids=["Beta", "Gamma", "StudentT", "Mixture", "Mixture of vectors"],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", range(5))
-def test_a_mass_that_cannot_be_resolved_is_not_told(fn, seed):
+def test_a_mass_that_cannot_be_resolved_is_not_reported(fn, seed):
     """Each is a density; part of its mass lies beyond the grid, the numbers of its precision, or between the cells."""
     pyro.set_rng_seed(seed)
     with pytest.raises(NoMassError):
@@ -134,7 +134,7 @@ class _Scaled(dist.TorchDistribution):
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
-def test_mass_of_a_product_is_had_coordinate_by_coordinate(factor):
+def test_the_mass_of_a_product_is_computed_coordinate_by_coordinate(factor):
     scale = torch.tensor([0.1, 1.0, 2.0, 30.0, 1e3])
     for base in (dist.Normal(torch.arange(10.0).reshape(2, 5), scale), dist.Laplace(torch.zeros(5), scale)):
         mass = total_mass(_Scaled(base.to_event(1), factor))

@@ -101,7 +101,7 @@ def test_exact_as_a_tensor_catches_where_the_weights_are_even():
         check_elbo_bounds(ORACLE.model, ORACLE.guide(), x, exact=torch.zeros(15))
 
 
-def test_a_wrong_jacobian_is_told_of_the_distribution_that_has_it():
+def test_a_wrong_jacobian_names_its_distribution():
     toy = next(kind for kind in LAW if kind.__name__ == "JacobianLeftOut")()
     with pytest.raises(BrokenBound, match="TransformedDistribution has a total mass of"):
         check_elbo_bounds(toy.model, toy.guide, *toy.data(), num_samples=200)
@@ -136,7 +136,7 @@ class Modules(PyroModule):
             pyro.sample("z", dist.Normal(self.encoder(x[:, None])[:, 0], 0.8))
 
 
-def test_pyro_modules_are_told_of_local_parameters():
+def test_local_parameters_of_pyro_modules_are_reported():
     x = torch.linspace(-2, 2, 8)
     module = Modules()
     with pytest.raises(BrokenBound, match=r"law 'instances'.*module_local_params=True\)"):
