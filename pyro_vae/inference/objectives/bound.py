@@ -177,7 +177,7 @@ class Bound(pyro.infer.ELBO):
 
 
 class _SampleTrace(TraceMessenger):
-    """A ``poutine.trace`` that omits parameters and plates without subsampling."""
+    """A ``poutine.trace`` that records only sample sites and subsamples."""
 
     def _pyro_post_param(self, _msg: object) -> None:
         pass

@@ -36,8 +36,8 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
         \big(\log p(x, y, z) - \log q(y, z|x)\big)\Big] \le \log p(x)
 
     for sites y that are enumerated in the guide (``infer={"enumerate": "parallel"}``). Sites that are enumerated in the
-    model alone are summed out of p(x, z). For models with discrete latent variables, such as unknown labels. A lower bound.
-    Its estimate and its gradient are unbiased, and y needs no score-function terms.
+    model alone are summed out of p(x, z). Use this objective for models with discrete latent variables, such as unknown
+    labels. It is a lower bound; its estimate and its gradient are unbiased, without score-function terms for y.
 
     If every enumerated site lies in the data plate and in no plate inside a datum, this class computes the sum. Otherwise
     Pyro's tensor contraction computes the loss, without a rate or a distortion.
@@ -135,9 +135,9 @@ class NotSimpleError(ValueError):
 def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
     """Refuse masks that Pyro's contraction handles wrongly.
 
-    Under such a mask, the contraction counts the site once for each value. Refused are a mask of the distribution at a site
-    that only the model enumerates, and the constant mask False in the guide. A mask of the site, from ``poutine.mask`` or
-    ``obs_mask``, does not change the probabilities of the values and is allowed.
+    Under such a mask, the contraction counts the site once for each value. Two masks are refused: a mask of the distribution
+    at a site that only the model enumerates, and the constant mask False in the guide. A mask of the site, from
+    ``poutine.mask`` or ``obs_mask``, does not change the probabilities of the values and is allowed.
     """
     ours = [(name, site) for name, site in sample_sites(model_trace) if name not in guide_trace]
     for name, site in (*ours, *sample_sites(guide_trace)):
@@ -247,17 +247,17 @@ def _plain_sites(pair: Pair, data_plate: DataPlate) -> list[str]:
         if within:
             raise NotSimpleError(
                 f"enum: a bound for each datum needs enumerated sites in the data plate only, but {name!r} is in plate "
-                f"{within[0]!r} too; call the loss, not bound or terms."
+                f"{within[0]!r} too; use loss instead of bound and terms."
             )
         if infer.get("num_samples") is not None or infer.get("enumerate") == "sequential":
             raise NotSimpleError(
                 f"enum: a bound for each datum needs parallel enumeration of all values, but site {name!r} is sequential or "
-                "has num_samples; call the loss, not bound or terms."
+                "has num_samples; use loss instead of bound and terms."
             )
     if len({site["infer"]["_enumerate_dim"] for site in enumerated.values()}) < len(enumerated):
         raise NotSimpleError(
-            "enum: a bound for each datum needs one axis for each enumerated site, but pyro.markov shares axes; call the "
-            "loss, not bound or terms."
+            "enum: a bound for each datum needs one axis for each enumerated site, but pyro.markov shares axes; use loss "
+            "instead of bound and terms."
         )
     return list(enumerated)
 

@@ -27,9 +27,9 @@ class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
 
-    For guides with sites that are not reparameterized. The score of a draw multiplies only the terms that depend on the
-    draw, minus a baseline (``infer={"baseline": ...}``, as in Pyro). A lower bound. Its estimate and its gradient are
-    unbiased. If all sites are reparameterized, the objective equals ``TraceELBO``.
+    Use this objective if sites of the guide are not reparameterized. The score of a draw multiplies only the terms that
+    depend on the draw, minus a baseline (``infer={"baseline": ...}``, as in Pyro). The objective is a lower bound; its
+    estimate and its gradient are unbiased. If all sites are reparameterized, the objective equals ``TraceELBO``.
 
     Args:
         *args: See ``pyro.infer.TraceGraph_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.
@@ -57,7 +57,7 @@ class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
         for of_model, trace in traces:
             sign = 1.0 if of_model else -1.0
             for name, site in sample_sites(trace):
-                if not of_model and site["is_observed"] and not is_auxiliary_loss(site):  # no draw
+                if not of_model and site["is_observed"] and not is_auxiliary_loss(site):  # not drawn
                     continue
                 if of_model and not site["is_observed"] and name not in guide_trace.nodes:
                     check_match(model_trace, guide_trace)

@@ -22,8 +22,8 @@ class IWAE(WeightedELBO):
     .. math:: \mathcal L_K(x) = E\Big[\log \tfrac1K \textstyle\sum_k w_k\Big] \le \log p(x),
         \quad w_k = p(x, z_k) / q(z_k|x)
 
-    For a tighter bound than the ELBO; at K = 1 the bound is the ELBO. A lower bound. It rises with K to log p(x); the gap is
-    about Var(w) / (2 K p(x)^2). The gradient is unbiased. The signal-to-noise ratio of the encoder's gradient falls with K
+    This lower bound is tighter than the ELBO, and equal to the ELBO at K = 1. It rises with K to log p(x); the gap is about
+    Var(w) / (2 K p(x)^2). The gradient is unbiased. The signal-to-noise ratio of the encoder's gradient falls with K
     (Rainforth et al. 2018); see :class:`DReG`. With ``scale_kl_pair``, the importance weights are tempered, and the loss is
     distortion + beta x rate at K = 1 only. All latent sites must be reparameterized.
 
@@ -47,10 +47,10 @@ class Renyi(WeightedELBO):
 
     .. math:: \mathcal L_\alpha(x) = \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
 
-    For a family of bounds that contains the importance-weighted bound (alpha = 0) and the ELBO (alpha = 1). If alpha >= 0,
-    the expectation is a lower bound at every K, which rises with K for alpha < 1 and falls for alpha > 1. If alpha < 0, the
-    value is an upper bound only in the limit of infinite K, and no bound at finite K. The gradient is unbiased. All latent
-    sites must be reparameterized.
+    The family contains the importance-weighted bound (alpha = 0) and the ELBO (alpha = 1). If alpha >= 0, the expectation is
+    a lower bound at every K; it rises with K for alpha < 1 and falls with K for alpha > 1. If alpha < 0, the value is an
+    upper bound in the limit of infinite K, and no bound at finite K. The gradient is unbiased. All latent sites must be
+    reparameterized.
 
     Args:
         alpha: The order, any finite number.
@@ -79,8 +79,8 @@ class VIMCO(WeightedELBO):
         + \sum_k \tilde w_k \nabla a_k\Big]
 
     :math:`\hat L` is the bound of :class:`IWAE`. In :math:`\hat L_{-k}`, the log weight of draw k is replaced by the mean of
-    the other log weights. For discrete sites: the baseline of each draw is computed from the other draws. A lower bound. The
-    gradient is unbiased. Reparameterized sites keep their pathwise gradient. Needs K >= 2.
+    the other log weights, so the other draws are the baseline of draw k. Use this objective for discrete sites. It is a lower
+    bound, and the gradient is unbiased. Reparameterized sites keep their pathwise gradient. K must be at least 2.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
@@ -125,9 +125,9 @@ class MIWAE(WeightedELBO):
 
     .. math:: \mathcal L_{M,K}(x) = E\Big[\tfrac1M \textstyle\sum_m \log \tfrac1K \sum_k w_{mk}\Big] \le \log p(x)
 
-    For less noise than :class:`IWAE`, without a weaker encoder gradient. A lower bound, for any M equal to the bound of
-    :class:`IWAE` with K draws. The variance is M times smaller; a training step needs M x K draws. The gradient is unbiased.
-    The MIWAE for missing data (Mattei, Frellsen 2019) is another objective.
+    The expectation is the lower bound of :class:`IWAE` with K draws, whatever M is. The variance is M times smaller, and the
+    encoder gradient is not weakened. A training step needs M x K draws. The gradient is unbiased. The MIWAE for missing data
+    is another objective.
 
     Args:
         num_groups: M, the number of groups, at least 1.
@@ -161,8 +161,8 @@ class CIWAE(WeightedELBO):
     .. math:: \lambda\, E\Big[\tfrac1K \textstyle\sum_k \log w_k\Big]
         + (1 - \lambda)\, E\Big[\log \tfrac1K \sum_k w_k\Big] \le \log p(x)
 
-    For a compromise between a tight bound and a strong encoder gradient. Both bounds use the same K draws. A lower bound,
-    which rises with K unless :math:`\lambda = 1`. The gradient is unbiased.
+    This objective is a compromise between a tight bound and a strong encoder gradient. Both bounds use the same K draws. The
+    combination is a lower bound, which rises with K unless :math:`\lambda = 1`. The gradient is unbiased.
 
     Args:
         elbo_weight: :math:`\lambda`, the weight of the ELBO, in [0, 1].
@@ -190,9 +190,9 @@ class PIWAE(MIWAE):
     .. math:: \theta: \log \tfrac1{MK} \textstyle\sum_{m,k} w_{mk}, \qquad
         \phi: \tfrac1M \sum_m \log \tfrac1K \sum_k w_{mk}
 
-    The parameters :math:`\theta` of the model follow the importance-weighted bound of all M x K draws, which is tighter. The
-    parameters :math:`\phi` of the guide follow the bound of :class:`MIWAE`, whose gradient has the better signal-to-noise
-    ratio. ``bound`` and the loss are those of :class:`MIWAE`: a lower bound. Each gradient is unbiased for its own bound. A
+    The parameters :math:`\theta` of the model follow the tighter bound, with all M x K draws in one group. The parameters
+    :math:`\phi` of the guide follow the bound of :class:`MIWAE`, whose gradient has the better signal-to-noise ratio.
+    ``bound`` and the loss use the bound of :class:`MIWAE`, a lower bound. Each gradient is unbiased for its own bound. A
     training step evaluates model and guide twice. Model and guide must not share parameters.
 
     Args:

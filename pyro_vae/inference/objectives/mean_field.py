@@ -33,11 +33,12 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x|z)] - \sum_s KL(q(z_s|x) \| p(z_s)) \le \log p(x)
 
-    For models whose prior and posterior have a KL in closed form. A lower bound. Its estimate and its gradient are unbiased.
-    The KL term of site s is estimated from draws in two cases: the pair of distributions has no closed form, or some other
-    site comes before s in the model and after s in the guide. In the second case a parent of s in the model might depend on
-    s in the guide, and the closed form would be wrong. The variance is lower than the variance of :class:`TraceELBO` away
-    from the optimum, and higher near the optimum. With ``scale_kl_pair``, the loss is exactly distortion + beta x rate.
+    Use this objective if the KL of posterior and prior has a closed form. The objective is a lower bound; its estimate and
+    its gradient are unbiased. The KL term of site s is estimated from draws in two cases: the pair of distributions has no
+    closed form, or another site comes before s in the model and after s in the guide. In the second case, a parent of s in
+    the model might depend on s in the guide, and the closed form would be wrong. Compared with :class:`TraceELBO`, the
+    variance is lower away from the optimum and higher near the optimum. With ``scale_kl_pair``, the loss is exactly
+    distortion + beta x rate.
 
     Args:
         *args: See ``pyro.infer.TraceMeanField_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.

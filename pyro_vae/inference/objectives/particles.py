@@ -69,7 +69,7 @@ def reduce(pair: Pair, data_plate: DataPlate) -> Particles:
         if is_auxiliary_loss(site):
             extra.add(-site["log_prob_sum"] / _num_particles(site))
             continue
-        if site["is_observed"]:  # no draw
+        if site["is_observed"]:  # not drawn
             continue
         _add_latent(site, data_plate, -1.0, ratio, tempered)
         plain = data_plate.per_datum(site_log_prob(site))

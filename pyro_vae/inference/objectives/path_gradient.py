@@ -121,11 +121,11 @@ class DReG(_PathGradient):
         \frac{\partial a_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}\Big],
         \quad \tilde w_k \propto e^{(1-\alpha) a_k}, \quad c = \beta (1 - \alpha)
 
-    For many draws: the signal-to-noise ratio of the encoder's gradient rises with K, whereas it falls for ``IWAE``. The bound
-    is the bound of ``Renyi``, and of ``IWAE`` at alpha = 0: a lower bound for alpha >= 0. The gradient has the same
-    expectation as the gradient of ``Renyi``, since the score of q is integrated out (docs/objectives.md derives c). At
-    beta = 1 and alpha = 0 the factor is Tucker's :math:`\tilde w^2`. The decoder's gradient is the gradient of the bound. A
-    training step evaluates the guide twice. All latent sites must be reparameterized and have the same KL weight.
+    Use this objective with many draws: the signal-to-noise ratio of the encoder's gradient rises with K, and falls with K for
+    ``IWAE``. The bound is the same as for ``Renyi``, and for ``IWAE`` at alpha = 0: a lower bound if alpha >= 0. The gradient
+    has the same expectation as the gradient of ``Renyi``, since the score of q is integrated out (docs/objectives.md derives
+    c). At beta = 1 and alpha = 0, the factor is Tucker's :math:`\tilde w^2`. The decoder's gradient is the gradient of the
+    bound. A training step evaluates the guide twice. All latent sites must be reparameterized and have the same KL weight.
 
     Args:
         alpha: The order of the bound, any finite number.
@@ -164,10 +164,10 @@ class STL(_PathGradient):
     .. math:: \mathcal L(x) = E\Big[\tfrac1K \textstyle\sum_k \log w_k\Big], \quad
         \nabla_\phi = \tfrac1K \sum_k \frac{\partial a_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
 
-    Sticking the landing. For an encoder gradient that is exactly zero for every draw at the exact posterior, with any number
-    of latent layers. A lower bound, estimated by the mean over K draws. The gradient is unbiased, since the score has
-    expectation 0. A training step evaluates the guide twice. All latent sites must be reparameterized. With
-    ``scale_kl_pair``, the loss is exactly distortion + beta x rate.
+    This is the estimator "sticking the landing". At the exact posterior, the encoder's gradient is 0 for every draw, with any
+    number of latent layers. The bound is the ELBO, estimated by the mean over K draws: a lower bound. The gradient is
+    unbiased, since the score has expectation 0. A training step evaluates the guide twice. All latent sites must be
+    reparameterized. With ``scale_kl_pair``, the loss is exactly distortion + beta x rate.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.

@@ -19,9 +19,9 @@ class TraceELBO(Bound, pyro.infer.Trace_ELBO):
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
 
-    For any model and guide. A lower bound. Its estimate and its gradient are unbiased. Reparameterized sites have pathwise
-    gradients; other sites have Pyro's score-function terms. With ``scale_kl_pair``, the loss is exactly
-    distortion + beta x rate.
+    This objective works with any model and guide. It is a lower bound; its estimate and its gradient are unbiased.
+    Reparameterized sites have pathwise gradients; other sites have Pyro's score-function terms. With ``scale_kl_pair``, the
+    loss is exactly distortion + beta x rate.
 
     Args:
         *args: See ``pyro.infer.Trace_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.
@@ -57,7 +57,7 @@ class TraceELBO(Bound, pyro.infer.Trace_ELBO):
 def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
     """The surrogate loss of Pyro's ``Trace_ELBO``, without ``.item()``.
 
-    It has the same score-function terms as in Pyro. With tensors only, the surrogate can be captured.
+    The score-function terms are the same as in Pyro. The surrogate uses tensors only, so a graph can capture it.
     """
     total, log_r = RunningSum(), None
     for _, site in sample_sites(model_trace):

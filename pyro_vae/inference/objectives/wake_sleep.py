@@ -21,10 +21,10 @@ class RWS(WeightedELBO):
     .. math:: \nabla_\theta = \textstyle\sum_k \tilde w_k \nabla_\theta \log p(x, z_k), \qquad
         \nabla_\phi = \sum_k \tilde w_k \nabla_\phi \log q(z_k|x)
 
-    For any sites, including discrete sites, since draws are not differentiated. ``bound`` and the loss use the
-    importance-weighted bound, a lower bound. The model's gradient is the gradient of this bound, without bias. The guide's
-    gradient is the gradient of -KL(p(z|x) || q(z|x)), with a bias from self-normalization that falls with K. The loss has no
-    KL(q || p), so a KL weight is refused. Needs K >= 2.
+    This objective works with any sites, discrete sites included, since draws are not differentiated. ``bound`` and the loss
+    use the importance-weighted bound, a lower bound. The model's gradient is the gradient of this bound, without bias. The
+    guide's gradient is the gradient of -KL(p(z|x) || q(z|x)), with a bias from self-normalization that falls with K. A KL
+    weight is refused, since the loss has no KL(q || p). K must be at least 2.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
@@ -65,10 +65,10 @@ class TVO(RWS):
     .. math:: \textstyle\sum_{j=1}^{J} (t_j - t_{j-1})\, E_{\pi_{t_{j-1}}}[\log w] \le \log p(x),
         \qquad \pi_t(z) \propto q(z|x)^{1-t} p(x, z)^t
 
-    A left Riemann sum along the path from q(z|x) to p(z|x). For any sites: the gradient has the covariance form of the paper,
-    so draws are not differentiated. The exact sum is a lower bound, equal to the ELBO at J = 1 and tighter with more points.
-    The estimate is biased up or down, since its expectations are self-normalized over K draws of q; the bias falls with K. A
-    KL weight is refused. Needs K >= 2.
+    The objective is a left Riemann sum along the path from q(z|x) to p(z|x). It works with any sites: the gradient has the
+    covariance form of the paper, so draws are not differentiated. The exact sum is a lower bound, equal to the ELBO at J = 1
+    and tighter with more points. The estimate may be biased up or down, since its expectations are self-normalized over K
+    draws of q; the bias falls with K. A KL weight is refused. K must be at least 2.
 
     Args:
         partitions: J, the number of intervals, at least 1. The path has the points 0, then J - 1 points evenly spaced in

@@ -123,7 +123,7 @@ class WeightedELBO(Bound):
         """The bound, as a differentiable function of log weights.
 
         Args:
-            log_w: Log weights, tempered in training, shape ``(K, B)``, nats.
+            log_w: Log importance weights, in training tempered by the KL weight, shape ``(K, B)``, nats.
 
         Returns:
             Bound of each datum, shape ``(B,)``, nats, higher is better.
@@ -188,8 +188,8 @@ class WeightedELBO(Bound):
             for name, site in sample_sites(trace):
                 if site.get("kl_scales"):
                     raise ValueError(
-                        f"{self.name}: this objective has no KL, so it cannot be combined with the KL weight at site "
-                        f"{name!r}; remove beta, or use elbo('trace')."
+                        f"{self.name}: this objective has no KL to weight, but site {name!r} has a KL weight; remove beta, or "
+                        "use elbo('trace')."
                     )
 
     def _pairs(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Iterator[Pair]:

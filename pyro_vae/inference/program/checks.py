@@ -20,8 +20,8 @@ class UnguidedSiteError(ValueError):
 def how_to_mark(name: str) -> str:
     """Instruction to mark a site for enumeration, as part of a message.
 
-    With ``obs_mask``, Pyro creates a latent site ``NAME_unobserved`` and drops its ``infer=``. Such a site is marked with
-    ``pyro.infer.config_enumerate``.
+    For a site with ``obs_mask``, Pyro creates a latent site ``NAME_unobserved`` without the ``infer=`` argument. Only
+    ``pyro.infer.config_enumerate`` can mark that latent site.
     """
     if name.endswith("_unobserved"):
         return "mark it with pyro.infer.config_enumerate (obs_mask drops infer=)"

@@ -84,8 +84,8 @@ def find_data_plate(model_trace: Trace, guide_trace: Trace, plate: str | None = 
     for name, site in latent:
         if not set(chosen or candidates) & set(plates_of(site)):
             raise ValueError(
-                f"latent site {name!r}: expected a site inside the data plate {sorted(chosen or candidates)}, got a site "
-                "outside, which belongs to no datum; move it into the plate, or make it a parameter."
+                f"latent site {name!r}: lies outside the data plate {sorted(chosen or candidates)} and belongs to no datum; "
+                "move the site into the plate, or replace the site by a parameter."
             )
     if len(chosen) != 1:
         raise ValueError(

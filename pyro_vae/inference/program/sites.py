@@ -17,7 +17,7 @@ from torch.distributions import Independent
 
 #: Name of the plate over the K draws of log weights.
 PARTICLES = "_log_weights_particles"
-#: Names of all particle plates: that of log weights and that of Pyro's objectives.
+#: Names of particle plates: the plate of log weights and the plate of Pyro's objectives.
 PARTICLE_PLATES = {PARTICLES, "num_particles_vectorized"}
 
 

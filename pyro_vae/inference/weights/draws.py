@@ -150,7 +150,7 @@ class Draws(ABC, Generic[T]):
         """
         for ours, single in zip(together, alone, strict=True):
             if not torch.allclose(ours[:1], single, rtol=1e-3, atol=1e-3, equal_nan=True):
-                raise ValueError("a draw has other log weights there than alone")
+                raise ValueError("a draw has different log weights inside the plate")
         self._compared = True
 
 

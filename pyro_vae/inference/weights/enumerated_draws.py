@@ -78,7 +78,7 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
             )
         if site["infer"].get("num_samples") is not None:
             raise ValueError(
-                f"enumerated site {name!r}: num_samples cannot be combined with a sum over all values; remove num_samples, or "
+                f"enumerated site {name!r}: the sum needs all values, but num_samples is set; remove num_samples, or remove "
                 "the enumeration mark to sample the site."
             )
         if not in_model:

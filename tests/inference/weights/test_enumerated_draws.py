@@ -361,8 +361,8 @@ def _empty(x):
     ("model", "sentence"),
     [
         (_inner, "enumerated site 'y': expected the data plate only, got plate 'parts' too"),
-        (_partly, "enumerated site 'y': num_samples cannot be combined with a sum over all values"),
-        (_global, "latent site 'y': expected a site inside the data plate"),
+        (_partly, "enumerated site 'y': the sum needs all values, but num_samples is set"),
+        (_global, "latent site 'y': lies outside the data plate"),
     ],
 )
 def test_what_cannot_be_summed_for_each_datum_is_refused(model, sentence):

@@ -226,7 +226,7 @@ def test_a_program_that_indexes_from_the_left_is_found_out():
             pyro.sample("z", dist.Normal(x[:, None] / 2, math.sqrt(0.5)).to_event(1))
 
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="other log weights there than alone"):
+    with pytest.warns(UserWarning, match="a draw has different log weights inside the plate"):
         log_w = log_weights(model, guide, x, num_samples=6)
     exact = dist.Normal(torch.zeros((), dtype=torch.float64), math.sqrt(2)).log_prob(x)
     torch.testing.assert_close(log_w, exact.expand(6, 5))
@@ -278,7 +278,7 @@ def _two_plates(x):
     [
         (_no_plate, "no pyro.plate encloses every observed site"),
         (_no_data, "expected an observed site, got none"),
-        (_global_latent, "latent site 'scale': expected a site inside the data plate"),
+        (_global_latent, "latent site 'scale': lies outside the data plate"),
         (_loop, "expected a vectorized plate, got a loop"),
         (_two_plates, "choose the data plate with plate="),
     ],
