@@ -151,8 +151,8 @@ def site_kl(site: Site, guide_site: Site, closed: bool) -> Tensor:
 def closed_kl(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tensor | None:
     """KL(q || p) in closed form, if it exists.
 
-    A ``Delta`` has no closed form here. In Pyro's autoguides its ``log_density`` holds the Jacobian of a draw, which the
-    registered formulas ignore.
+    A ``Delta`` is treated as a distribution without a closed form: in Pyro's autoguides, its ``log_density`` holds the
+    Jacobian of a draw, and no KL formula includes that Jacobian.
 
     Returns:
         KL in the batch shape of q, nats; None without a closed form.

@@ -1,4 +1,4 @@
-"""Scored draws for the importance-weighted objectives."""
+"""Log-probabilities of draws, for the importance-weighted objectives."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Objectives by name.
 
-Each name has a class. The parameters of the constructor are the objective's options (see :func:`options_of`). Attributes of
-the class give the number of draws, and say if the objective takes a KL weight and has the gradient of its bound (see
-:class:`Bound`).
+Each name has a class. The parameters of the class's constructor are the options of the objective (see :func:`options_of`).
+Class attributes give the number of draws, support for a KL weight, and the kind of gradient (see :class:`Bound`).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def refuse_points(model_trace: Trace, guide_trace: Trace) -> None:
     """Refuse an autoencoder, which has no bound on log p(x).
 
     Raises:
-        ValueError: If a guide site is a Delta and its prior is improper: then log p(x) does not exist.
+        ValueError: If a guide site is a Delta and its prior is improper, since log p(x) does not exist then.
     """
     for name, site in drawn_sites(guide_trace):
         if base_name(site["fn"]) == "Delta" and name in model_trace.nodes:

@@ -17,7 +17,7 @@ from pyro_vae.inference.program.noise import Noise, NoiseShape
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.weights.draws import Draws, T
 
-#: Number of batches without a matching graph after which all draws are eager.
+#: All draws become eager once graphs have disagreed with eager draws for this number of batches.
 MISFITS = 3
 
 

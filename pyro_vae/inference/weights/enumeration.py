@@ -50,8 +50,8 @@ def support_size(pair: Pair, name: str) -> int:
 def counted_once(site: Site) -> Tensor:
     """Log-probability of an enumerated site; a masked site counts once.
 
-    Under the mask, each of the n values has log-probability -log n, so that the values sum to 1. A log-probability of 0
-    would count the site n times. The mask belongs to the site (``poutine.mask``, ``obs_mask``) or to the distribution
+    If the site is masked, each of its n values gets log-probability -log n, so the sum over values is 1. A log-probability
+    of 0 would count the site n times. The mask belongs to the site (``poutine.mask``, ``obs_mask``) or to the distribution
     (``dist.Categorical(p).mask(m)``).
     """
     log_prob = site_log_prob(site)

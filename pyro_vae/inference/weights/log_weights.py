@@ -53,7 +53,7 @@ def log_weights(
     .. math:: \log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} | x_i), \quad z_{ki} \sim q(z | x_i)
 
     The ELBO, the importance-weighted bound and the estimate of log p(x) are reductions of the log weights over k. Masks are
-    applied. The scales N/B of plates and the KL weights of ``scale_kl`` are not. Three kinds of sites count as follows:
+    applied. The scales N/B of plates and the KL weights of ``scale_kl`` are left out. Some sites are special:
 
     - Sites marked ``infer={"auxiliary_loss": True}`` are left out.
     - Sites that the guide observes are left out of log q, since q does not draw them.
