@@ -501,7 +501,9 @@ def test_lr_schedule_sets_the_learning_rate(tmp_path, schedule):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_schedule_that_outlives_training_is_warned_of(tmp_path):
-    with pytest.warns(UserWarning, match="takes 31 steps but training only 30, so that its end is never reached"):
+    with pytest.warns(
+        UserWarning, match="takes 31 steps, but training has only 30; train longer or shorten the schedule"
+    ):
         assert run(tmp_path / "long", "--anneal", "linear:0:31") == 0
     assert run(tmp_path / "exact", "--anneal", "linear:0:30") == 0  # a warning would be an error here
 

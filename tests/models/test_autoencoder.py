@@ -99,11 +99,11 @@ def test_it_has_no_log_px():
         (4.0, "4.0"),
         (schedules.linear(0.0, 1.0, steps=10), "a schedule"),
         (schedules.Constant(0.5), "a schedule"),
-        ({"z": 0.5}, "weights of sites"),
+        ({"z": 0.5}, "a dict of sites"),
     ],
 )
 def test_it_has_no_kl_to_weight(beta, got):
-    said = f"beta: expected with a model that has a KL to weight, got {got} with Autoencoder, which has none; drop it."
+    said = f"beta: Autoencoder has no KL to weight, but beta is {got}; remove beta."
     with pytest.raises(ValueError, match=re.escape(said)):
         pv.fit(Autoencoder((6,), 2), data(), beta=beta, epochs=1, progress=False)
     pv.fit(Autoencoder((6,), 2), data(), beta=schedules.Constant(1.0), epochs=1, progress=False)

@@ -255,8 +255,8 @@ def test_what_goes_wrong_on_one_ends_all_at_its_step(nursery, tmp_path, kind, ob
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("bare", "data plate: expected one pyro.plate of the 4 data of a rank around all sites, got none"),
-        ("loose", "parameter: expected those of the model's modules, got one of pyro.param alone"),
+        ("bare", "data plate: expected one pyro.plate of size 4, the batch of a rank, around all sites, got none"),
+        ("loose", "parameter: expected parameters of the model's modules, got one made by pyro.param"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(nursery, tmp_path, kind, sentence):
@@ -279,7 +279,7 @@ def test_each_rank_takes_the_device_of_its_local_rank(monkeypatch, gpu, text, na
 def test_ranks_with_other_parameters_end_the_job(nursery, tmp_path):
     run(nursery, 3, tmp_path, "drift", "trace", "1", str(tmp_path), call="tests.ranks:fail")
     said = {(tmp_path / f"rank-{rank}.txt").read_text() for rank in range(3)}
-    sentence = "epoch 2: expected the same parameters on every rank, got others on rank 2 than on rank 0"
+    sentence = "epoch 2: expected the same parameters on every rank, got a difference between rank 0 and rank 2"
     assert (len(said), said.pop().startswith(f"JobError: {sentence}")) == (1, True)
 
 

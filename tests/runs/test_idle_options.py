@@ -152,9 +152,9 @@ def ten(labels: list[int] | None = None) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize(
     ("batch_size", "said"),
     [
-        (1, r"expected batches of at least 2 data .* got 1, which leaves 1 of 10 data alone; take 2\."),
-        (3, r"got 3, which leaves 1 of 10 data alone; take 4\."),
-        (9, r"got 9, which leaves 1 of 10 data alone; take 10\."),
+        (1, r"expected batches of at least 2 data .* got 1, which leaves 1 of 10 data alone in a batch; use 2\."),
+        (3, r"got 3, which leaves 1 of 10 data alone in a batch; use 4\."),
+        (9, r"got 9, which leaves 1 of 10 data alone in a batch; use 10\."),
         (4, None),
         (10, None),
     ],
@@ -168,7 +168,7 @@ def test_a_total_correlation_is_given_no_datum_alone(batch_size, said):
 def test_the_command_refuses_a_last_batch_of_one_datum(capsys):
     error = refused(capsys, "--model", "tcvae", "--batch-size", "1436")  # of 1,437
     assert "batch_size: expected batches of at least 2 data" in error
-    assert "leaves 1 of 1,437 data alone; take 1437." in error
+    assert "leaves 1 of 1,437 data alone in a batch; use 1437." in error
 
 
 @pytest.mark.parametrize("name", [name for name, cls in MODELS.items() if hasattr(cls, "classify")])
@@ -216,7 +216,8 @@ def test_fit_refuses_unregistered_parts_and_takes_frozen_or_unused_ones(compiled
 
     options = {"epochs": 2, "batch_size": 5, "compile": compiled, "progress": False}
     with pytest.raises(
-        ValueError, match="model ModelAlone: expected every part .* got encoder unregistered; call pyro.module"
+        ValueError,
+        match="model ModelAlone: expected every part .* got encoder unregistered; in model or guide call pyro.module",
     ):
         pv.fit(faulty.ModelAlone((1, 8, 8)), *ten(), **options)
     with pytest.raises(ValueError, match="model GuideAlone: expected every part .* got decoder unregistered"):

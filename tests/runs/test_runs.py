@@ -293,9 +293,9 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_the_first_paramete
     name = next(iter(parameters))
     shape = tuple(parameters[name].shape)
     for tampered, found in [
-        ({**parameters, name: torch.zeros(3, 2)}, f"{name!r} of shape {shape}, got one of shape (3, 2);"),
+        ({**parameters, name: torch.zeros(3, 2)}, f"{name!r} of shape {shape}, got shape (3, 2);"),
         ({k: v for k, v in parameters.items() if k != name}, f"{name!r} of shape {shape}, got none;"),
-        ({**parameters, "more": torch.zeros(2)}, "got 'more' besides;"),
+        ({**parameters, "more": torch.zeros(2)}, "got 'more' as well;"),
     ]:
         for key in ("model", "best"):
             training = {**checkpoint["training"], key: tampered}

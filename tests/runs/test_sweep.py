@@ -103,8 +103,8 @@ def test_bad_sweeps_write_nothing(tmp_path, monkeypatch, capsys, words, what):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--free-bits-per site", "free_bits_per: expected with --free-bits, got 'site' alone; drop it."),
-        ("--capacity-weight 3", "capacity_weight: expected with --capacity, got 3 alone; drop it."),
+        ("--free-bits-per site", "free_bits_per: 'site' has no effect without --free-bits; remove --free-bits-per."),
+        ("--capacity-weight 3", "capacity_weight: 3 has no effect without --capacity; remove --capacity-weight."),
         ("--elbo iwae --alpha 0.5", "--alpha: needs --elbo renyi or dreg, but the objective is iwae; remove --alpha."),
         (
             "--elbo trace --num-groups 3",

@@ -1,4 +1,4 @@
-"""Captured graphs of one program, one for each signature of its arguments."""
+"""Cache of a program's captured graphs, by signature of the arguments."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ G = TypeVar("G")
 
 
 class GraphCache(Generic[G]):
-    """The graphs of a program, by signature.
+    """Cache of a program's captured graphs, by signature.
 
-    A graph is compared with an eager call, and forgotten when it is wrong. A program that cannot be captured is given up,
-    with a reason.
+    Each graph is compared with an eager call. A graph that disagrees is discarded. A program that cannot be captured runs
+    eagerly from then on, and a warning gives the reason.
 
     Attributes:
-        captures: Number of graphs made so far.
-        reason: Why the program runs eagerly from now on, or None while it is captured.
+        captures: Number of graphs captured so far.
+        reason: Reason why the program runs eagerly from now on; None as long as graphs are used.
         graphs: The graphs by signature.
     """
 
-    #: The warning when the program is given up, before its reason.
+    #: Start of the warning that the program runs eagerly from now on; the reason follows.
     refusal: ClassVar[str]
-    #: How a graph that is wrong from the start differs from Python.
+    #: Difference between a new graph that is wrong and an eager call, in words.
     difference: ClassVar[str]
-    #: Graphs that may go wrong later, before the program is given up; None: any number.
+    #: The program is given up once this many of its graphs have stopped agreeing; None: never.
     most_misfits: ClassVar[int | None] = None
-    #: The reason for that.
+    #: Reason given when ``most_misfits`` is reached.
     misfit: ClassVar[str] = ""
 
     def __init__(self) -> None:
@@ -46,15 +46,15 @@ class GraphCache(Generic[G]):
         self._misfits = 0
 
     def find(self, key: Hashable, make: Callable[[], G], agrees: Callable[[G], bool]) -> G:
-        """Return the graph for a signature; capture one if none agrees.
+        """Return the graph for a signature; capture a new graph if needed.
 
         Args:
             key: The signature.
             make: Captures a graph.
-            agrees: Compares a graph with an eager call.
+            agrees: Returns True if a graph agrees with an eager call.
 
         Raises:
-            NotCapturedError: If a new graph disagrees, or too many graphs went wrong later.
+            NotCapturedError: If a new graph disagrees, or ``most_misfits`` graphs have stopped agreeing.
         """
         graph = self.graphs.get(key)
         if graph is not None and not agrees(graph):
@@ -69,10 +69,10 @@ class GraphCache(Generic[G]):
         return graph
 
     def keep(self, key: Hashable, graph: G, agrees: bool) -> None:
-        """Keep a new graph that agrees with an eager call.
+        """Store a new graph, which must agree with an eager call.
 
         Raises:
-            NotCapturedError: If it does not.
+            NotCapturedError: If ``agrees`` is False.
         """
         if not agrees:
             raise NotCapturedError(f"captured, {self.difference}")
@@ -80,30 +80,30 @@ class GraphCache(Generic[G]):
         self.captures += 1
 
     def give_up(self, reason: str, stacklevel: int = 2) -> None:
-        """Run eagerly from now on, with a warning that says why."""
+        """Run eagerly from now on, and warn with the reason."""
         self.reason = reason
         self.graphs.clear()
         warnings.warn(f"{self.refusal}: {reason}.", stacklevel=stacklevel + 1)
 
     def forget(self) -> None:
-        """Capture anew at the next call."""
+        """Discard all graphs, so that the next call captures a new graph."""
         self.graphs.clear()
 
 
 def refilled(args: Args, kwargs: Kwargs, tensors: Iterator[Tensor]) -> tuple[Args, Kwargs]:
-    """Replace the tensors among arguments by the next of ``tensors``, in order."""
+    """Replace the tensors among the arguments by ``tensors``, in order."""
     leaves, spec = _pytree.tree_flatten((args, kwargs))
     return _pytree.tree_unflatten([next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
 
 class Batch(Protocol):
-    """A program with the arguments of one batch.
+    """Protocol of a program together with the arguments of one batch.
 
     Attributes:
         args: Positional arguments of model and guide.
-        kwargs: Keyword arguments of both.
+        kwargs: Keyword arguments of model and guide.
         guide_trace: The guide's first trace.
-        fixed: The subsamples that every call sees.
+        fixed: Trace of the subsampling sites, shared by all calls.
     """
 
     args: Args
@@ -127,10 +127,10 @@ class BatchGraph:
     """A graph for all batches of one signature.
 
     Args:
-        function: See :class:`Graph`.
-        tensors: Its arguments for the batch that it is captured with.
-        held: The tensors of that batch besides its arguments, such as the parameters of its posterior. A later call puts
-            those of its own batch in their place.
+        function: The function to capture; see :class:`Graph`.
+        tensors: Arguments of the function, taken from the batch used at capture.
+        held: Other tensors of that batch, such as the parameters of its posterior. Later calls replace these tensors by
+            the corresponding tensors of another batch.
     """
 
     def __init__(self, function: Function, tensors: list[Tensor], held: list[Tensor]) -> None:
@@ -139,9 +139,9 @@ class BatchGraph:
         self._places = [places.get(id(t)) for t in self._graph.held]
 
     def inputs(self, held: list[Tensor]) -> list[Tensor]:
-        """Return the tensors that the graph holds, those of a batch replaced."""
+        """Return the graph's extra inputs, with ``held`` of the current batch."""
         return [t if k is None else held[k] for t, k in zip(self._graph.held, self._places, strict=True)]
 
     def __call__(self, tensors: list[Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        """Run the graph at these arguments; ``inputs`` are those of :meth:`inputs`."""
+        """Run the graph on ``tensors``; ``inputs`` come from :meth:`inputs`."""
         return self._graph(tensors, inputs)

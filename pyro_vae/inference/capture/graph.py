@@ -1,9 +1,10 @@
-"""Capture: a Pyro program as one graph of tensors, compiled by Inductor.
+"""Capture of a Pyro program as one graph of tensors.
 
-A program runs once under ``make_fx``, which records every operation on tensors in model, guide, objective and backward
-pass. Pyro's handlers and traces are Python and leave nothing behind. Every tensor from outside the arguments (a parameter,
-a buffer, a beta) becomes an input of the graph, read anew at every call: changed in place, it stays live. Random numbers
-are torch's own (``fallback_random``), so a captured step draws what an eager one would.
+``make_fx`` runs the program once and records every tensor operation of model, guide, objective and backward pass. Inductor
+compiles the graph. Pyro's handlers and traces are Python code and leave nothing in the graph. Every tensor that is not an
+argument (a parameter, a buffer, a KL weight) becomes an input of the graph. The input is read again at every call, so
+in-place changes take effect. Random numbers come from torch's own generators (``fallback_random``), so a captured step
+draws the same numbers as an eager step.
 """
 
 from __future__ import annotations
@@ -26,34 +27,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.errors import error_summary, first_line
 
-#: Largest relative difference of loss and gradients between a captured step and an eager one.
+#: Largest relative difference between the loss and gradients of a captured step and of an eager step, by precision.
 ROUNDING = {"float32": 1e-3, "bf16": 3e-2}
-#: Seed of the noise at capture. The comparison has another, so that a draw held as a constant shows.
+#: Seed of the noise at capture. The comparison uses other seeds, to detect a draw that became a constant of the graph.
 OTHER_NOISE = 20_170_313
 #: Types of arguments that become constants of the graph.
 CONSTANTS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, enum.Enum)
 _OPTIONS = {"fallback_random": True}
-#: On the CPU, turning images channels-last and back costs more than convolutions gain.
+#: On the CPU, converting images to channels-last and back costs more than convolutions gain.
 _CPU_OPTIONS = _OPTIONS | {"layout_optimization": False}
 
 
 class NotCapturedError(RuntimeError):
-    """A program cannot be captured; the text says why."""
+    """A program cannot be captured; the message gives the reason."""
 
 
 def signature(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Hashable, list[Tensor]]:
-    """Return the signature of arguments, and the tensors among them.
+    """Return the signature of the arguments, and the tensors among the arguments.
 
-    A graph is valid for one signature: the shapes and types of tensors, and the values of all other arguments.
+    A graph is valid for one signature only. The signature holds the shapes and types of tensors, the values of all other
+    arguments, the number of threads and the autocast settings.
 
     Raises:
-        NotCapturedError: If an argument is neither a tensor nor of a type that cannot change.
+        NotCapturedError: If an argument is neither a tensor nor of a type in ``CONSTANTS``.
     """
     leaves, spec = _pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     for leaf in leaves:
         if not isinstance(leaf, (Tensor, *CONSTANTS)):
-            raise NotCapturedError(f"an argument holds a {type(leaf).__name__}, and nothing shows when that changes")
+            raise NotCapturedError(f"an argument holds a {type(leaf).__name__}, whose changes cannot be detected")
     described = [describe(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves]
     return (tuple(described), spec, torch.get_num_threads(), _autocast()), tensors
 
@@ -64,7 +66,7 @@ def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
 
 
 def describe(x: Tensor) -> Hashable:
-    """Describe a tensor as far as a graph depends on it."""
+    """Return the properties of a tensor that a graph depends on."""
     return tuple(x.shape), x.stride(), x.dtype, x.device, x.requires_grad
 
 
@@ -73,14 +75,14 @@ Function: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
 
 class Graph:
-    """A function of tensors, captured and compiled.
+    """A captured and compiled function of tensors.
 
     Args:
-        function: Runs Pyro programs: from the tensors of one signature to a tuple of tensors.
-        tensors: Arguments to capture it with. The function runs for real and alters what it alters.
+        function: Maps tensors of one signature to a tuple of tensors; may run Pyro programs.
+        tensors: Arguments used at capture. The function is executed, with all its side effects.
 
     Attributes:
-        held: The tensors that the function reads besides its arguments, in the graph's order.
+        held: The tensors that the function reads besides its arguments, in the order of the graph's inputs.
 
     Raises:
         NotCapturedError: If the function cannot be captured or compiled.
@@ -103,8 +105,8 @@ class Graph:
         """Run the graph without autograd.
 
         Args:
-            tensors: Arguments of the signature that it was captured with.
-            held: Replaces the tensors that it holds; None: these.
+            tensors: Arguments with the signature used at capture.
+            held: Tensors to use instead of the attribute ``held``; None: use the attribute.
         """
         with torch.no_grad():
             return self._compiled(*(self.held if held is None else held), *tensors)
@@ -112,7 +114,7 @@ class Graph:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch's compiler tells its developers, such as a missing CUDA."""
+    """Silence compiler messages meant for torch's developers, such as a missing CUDA."""
     log = logging.getLogger("torch.utils.cpp_extension")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -138,15 +140,15 @@ def _captured(function: Function, tensors: list[Tensor]) -> torch.fx.GraphModule
 
 
 class _NoNumbers(TorchDispatchMode):
-    """Refuses numbers and sizes taken from the values of a tensor.
+    """Refuses numbers and sizes computed from the values of a tensor.
 
-    A graph would hold them for good.
+    A graph would keep such numbers as constants.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _takes_values(func, args):
             name = _NAMES.get(func.overloadpacket.__name__, str(func))
-            raise NotCapturedError(f"it takes a number or a size out of the values of a tensor ({name})")
+            raise NotCapturedError(f"the program takes a number or a size from the values of a tensor ({name})")
         return func(*args, **(kwargs or {}))
 
 
@@ -161,7 +163,7 @@ class _NoArrays(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
-            raise NotCapturedError(f"it takes numbers out of a tensor (.{func.__name__}())")
+            raise NotCapturedError(f"the program takes numbers out of a tensor (.{func.__name__}())")
         return func(*args, **(kwargs or {}))
 
 
@@ -177,7 +179,7 @@ def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Function:
 
 
 def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
-    """Turn tensors that a graph holds into its first inputs; return them."""
+    """Turn the tensors that a graph holds into inputs; return these tensors."""
     held: dict[str, Tensor] = {}
     places: dict[str, torch.fx.Node] = {}
     first = next(node for node in graph.graph.nodes)
@@ -187,7 +189,7 @@ def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
         if node.target not in held:
             held[node.target] = getattr(graph, node.target)
             if not isinstance(held[node.target], Tensor):
-                raise NotCapturedError(f"it reads a {type(held[node.target]).__name__}, which is no tensor")
+                raise NotCapturedError(f"the program reads a {type(held[node.target]).__name__}, which is not a tensor")
             with graph.graph.inserting_before(first):
                 places[node.target] = graph.graph.placeholder(f"held_{len(held)}")
         node.replace_all_uses_with(places[node.target])
@@ -197,20 +199,21 @@ def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the type and first line of the error that began it."""
+    """Return the type and first line of the original error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error_summary(error)[:200]
 
 
 def agree(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None], rounding: float, size: float = 0.0) -> bool:
-    """Return True if two lists of tensors differ by rounding alone.
+    """Return True if two lists of tensors differ only by rounding.
 
     Args:
-        ours: Some tensors.
-        theirs: Others of the same shapes.
+        ours: The first list.
+        theirs: The second list, with the same shapes.
         rounding: Largest relative difference, in the norm of each tensor.
-        size: Size of the sums whose differences the tensors are; the rounding of these is allowed, too.
+        size: Magnitude of the sums from which the tensors are computed by subtraction. The rounding error of these sums
+            is allowed as well.
     """
     for a, b in zip(ours, theirs, strict=True):
         if a is None or b is None:

@@ -1,4 +1,4 @@
-"""Modules and parameters that a program uses, and state that it alters."""
+"""Modules and parameters a program uses, and state the program alters."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from pyro_vae.system.randomness import own_randomness
 
 V = TypeVar("V")
 
-#: Prefix of the running mean of a score-function term in the parameter store.
+#: Prefix of the names, in the parameter store, of running means of score-function terms.
 BASELINE = "__baseline_avg_downstream_cost_"
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An objective with a state of its own."""
+    """Protocol of an objective that has state."""
 
     def state_dict(self) -> dict[str, object]:
-        """Return the state."""
+        """Return the objective's state."""
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take the state that :meth:`state_dict` returned."""
+        """Restore a state returned by :meth:`state_dict`."""
 
 
 class Watch:
-    """The modules and parameters that a program uses, and its graph holds.
+    """Record of the modules and parameters that a program uses.
 
     Args:
-        roots: Model and guide. If one is a module, or a method of one, that module is watched with all within it.
+        roots: Model and guide. If a root is a module or a method of a module, that module and its submodules are watched.
     """
 
     def __init__(self, *roots: object) -> None:
@@ -53,7 +53,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within the block, watch modules as they are called; restore buffers afterwards."""
+        """Within the block, watch each called module; restore buffers afterwards."""
         self._buffers = [pair for module in self._modules.values() for pair in _copies(module)]
         hook = nn.modules.module.register_module_forward_pre_hook(lambda module, _: self.add(module))
         try:
@@ -72,7 +72,7 @@ class Watch:
         return list(self._modules.values())
 
     def add(self, module: nn.Module) -> None:
-        """Watch a module and all within it."""
+        """Watch a module and its submodules."""
         if id(module) in self._modules:
             return
         for inner in module.modules():
@@ -81,15 +81,16 @@ class Watch:
                 self._buffers += _copies(inner)
 
     def remember(self, params: list[Tensor]) -> None:
-        """Remember what the modules, and the store for ``params``, hold now."""
+        """Record the modules' members and the parameter-store entries of ``params``."""
         used = {id(p) for p in params}
         self._seen = [(m, m.training, _members(m)) for m in self._modules.values()]
         self._store = [(name, p) for name, p in pyro.get_param_store()._params.items() if id(p) in used]
 
     def unchanged(self) -> bool:
-        """Return True if modules and store hold what was remembered.
+        """Return True if modules and store match the record of :meth:`remember`.
 
-        That is, the same objects as parameters, buffers and submodules, and the same ``training``.
+        They match if parameters, buffers and submodules are the same objects, and ``training`` and the number of hooks are
+        the same.
         """
         for module, training, members in self._seen:
             now = _members(module)
@@ -112,11 +113,11 @@ def _copies(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
 def unaltered(watch: Watch, objective: object = None) -> Iterator[None]:
     """Restore all state that the block alters.
 
-    That is generators, buffers, Pyro's running baselines and the state of an objective.
+    The state consists of random generators, buffers, Pyro's running baselines and the objective's state.
 
     Args:
-        watch: Watches the modules within the block.
-        objective: An objective that may have ``state_dict`` and ``load_state_dict``.
+        watch: Watches the modules that the block calls.
+        objective: An objective, which may be :class:`Stateful`.
     """
     kept = _copied(objective.state_dict()) if isinstance(objective, Stateful) else {}
     store = pyro.get_param_store()._params
@@ -137,9 +138,9 @@ def unaltered(watch: Watch, objective: object = None) -> Iterator[None]:
 
 
 def altered_by(watch: Watch, objective: object = None) -> list[Tensor]:
-    """Return the tensors that an evaluation may alter in place.
+    """Return the tensors that evaluating the loss may alter in place.
 
-    These are buffers of the modules, running baselines, and the state of an objective.
+    These tensors are the modules' buffers, the running baselines and the objective's state.
     """
     state = objective.state_dict().values() if isinstance(objective, Stateful) else ()
     store = pyro.get_param_store()._params

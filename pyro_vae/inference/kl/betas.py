@@ -1,4 +1,4 @@
-"""Weights of the KL during training, each on a schedule."""
+"""KL weights during training, each on a schedule."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pyro_vae.handlers import scale_kl_pair
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.schedules import Constant, Schedule
 
-#: Weights of the KL: a number or schedule for all sites, or one for each of some sites.
+#: KL weights: a number or schedule for all latent sites, or a mapping from names of sites to numbers or schedules.
 Weights = float | Schedule | Mapping[str, float | Schedule]
 
 
 class Betas:
-    """Live weights of the KL: 0-dim tensors, set before each step.
+    """Current KL weights: 0-dim tensors, set before each training step.
 
     Args:
-        given: A number or schedule for all sites, or one for each named site; other sites keep weight 1.
+        given: A number or schedule for all latent sites, or a mapping from names of sites to numbers or schedules. Sites
+            that are not named keep weight 1.
         device: The device of the tensors.
 
     Raises:
@@ -30,34 +31,34 @@ class Betas:
         sites = given if isinstance(given, Mapping) else {"": given}
         if not sites:
             raise ValueError(
-                "beta: expected a weight, or one for each of some sites, got an empty mapping; leave it out."
+                "beta: expected a KL weight, or a mapping from sites to KL weights, got an empty mapping; omit beta."
             )
         self.schedules: dict[str, Schedule] = {n: s if callable(s) else Constant(s) for n, s in sites.items()}
         self.values = {name: torch.tensor(float(s(0)), device=device) for name, s in self.schedules.items()}
 
     def apply(self, model: Program, guide: Program) -> tuple[Program, Program]:
-        """Return model and guide under these weights."""
+        """Return model and guide with these KL weights applied."""
         if "" not in self.values:
             return scale_kl_pair(model, guide, self.values)
         return (model, guide) if self.is_one else scale_kl_pair(model, guide, self.values[""])
 
     @property
     def is_one(self) -> bool:
-        """True if the weight of all sites is 1 throughout."""
+        """True if all KL weights are 1 at every step."""
         return all(isinstance(schedule, Constant) and schedule.value == 1.0 for schedule in self.schedules.values())
 
     def set(self, step: int) -> None:
-        """Set the weights to those of a step.
+        """Set the KL weights for a training step.
 
         Raises:
-            ValueError: If a schedule gives a negative number or one that is not finite.
+            ValueError: If a schedule returns a negative or non-finite number.
         """
         for name, schedule in self.schedules.items():
             beta = float(schedule(step))
             if not (math.isfinite(beta) and beta >= 0):
                 where = f" for site {name!r}" if name else ""
                 raise ValueError(
-                    f"beta: expected finite numbers of at least 0 from its schedule{where}, got {beta} at step {step}."
+                    f"beta: expected finite numbers of at least 0 from the schedule{where}, got {beta} at step {step}."
                 )
             self.values[name].fill_(beta)
 
@@ -65,18 +66,18 @@ class Betas:
     def columns(self) -> dict[str, float]:
         """Columns of the history: ``beta``, and ``beta_SITE`` for each named site.
 
-        ``beta`` is the weight of all other sites.
+        ``beta`` is the KL weight of all sites that are not named.
         """
         named = {f"beta_{name}": float(value) for name, value in self.values.items() if name}
         return {"beta": float(self.values[""]) if "" in self.values else 1.0, **named}
 
     @property
     def final(self) -> float | None:
-        """Final weight of all sites; None if it differs or is unknown."""
+        """Final KL weight shared by all sites; None without such a weight."""
         schedule = self.schedules.get("")
         return getattr(schedule, "end", getattr(schedule, "value", None))
 
     @property
     def steps(self) -> int:
-        """Number of steps until all weights are final."""
+        """Number of training steps until all KL weights are final."""
         return max(getattr(schedule, "steps", 0) for schedule in self.schedules.values())

@@ -1,4 +1,4 @@
-"""Base class of the controls of the KL."""
+"""Base class of the KL controls."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ from pyro_vae.parallel.shared_batch import batch_mean
 
 
 class KLControl(pyro.infer.ELBO):
-    r"""An objective with a function of the rate for the KL.
+    r"""An objective that replaces the KL by a function of the rate.
 
     .. math:: \text{distortion} + \beta\, f(R)
 
-    ``bound``, rate and distortion stay the true ones. A subclass gives f as :meth:`penalty`.
+    The control does not change ``bound``, nor the rate and distortion that are reported. A subclass defines f in
+    :meth:`penalty`.
 
     Args:
-        objective: ``elbo("trace")`` or ``elbo("mean-field")``. It decides how the KL is evaluated; its ``plate`` names the
-            data plate if several enclose every site.
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``. The choice decides how the KL is evaluated. If several
+            plates enclose every site, ``objective.plate`` names the data plate.
 
     Raises:
-        TypeError: If it is another objective.
+        TypeError: If ``objective`` has another type.
     """
 
     name: ClassVar[str] = ""
-    #: What has a rate of its own: each ``"unit"``, each ``"site"``, or ``"all"`` latent variables together.
+    #: Granularity of the rates: one rate for each ``"unit"``, for each ``"site"``, or for ``"all"`` latent variables.
     per: str = "all"
-    #: True if a weight of the KL multiplies f.
+    #: True if a KL weight multiplies f.
     takes_beta: ClassVar[bool] = False
-    #: True if the loss depends on a mean over the batch, and is no sum over data.
+    #: True if the loss depends on a mean over the batch, so that the loss is not a sum over data.
     across_batch: ClassVar[bool] = True
 
     def __init__(self, objective: ELBO) -> None:
         if type(objective) not in (TraceELBO, TraceMeanFieldELBO):
             raise TypeError(
                 f"{self.name}: expected elbo('trace') or elbo('mean-field'), which have a KL for each site, got "
-                f"{type(objective).__name__}; wrap one of these."
+                f"{type(objective).__name__}; choose trace or mean-field."
             )
         super().__init__(
             num_particles=objective.num_particles,
@@ -68,24 +69,24 @@ class KLControl(pyro.infer.ELBO):
             rates: Rates averaged over the batch, nats: shape ``(units,)``, ``(sites,)`` or ``(1,)``.
 
         Returns:
-            0-dim, nats.
+            The penalty, 0-dim, nats.
         """
         raise NotImplementedError
 
     def selection(self, distortion: float, rate: float, beta: float) -> float:
-        """Return the figure that chooses the best epoch, higher is better.
+        """Return the score that selects the best epoch, higher is better.
 
-        It is minus the loss of the validation data at the end of all schedules.
+        The score is minus the validation loss, nats per datum, with all schedules at their end.
 
         Args:
             distortion: Distortion of the validation data, nats per datum.
-            rate: Their rate, nats per datum.
-            beta: The final weight of the KL.
+            rate: Rate of the validation data, nats per datum.
+            beta: The final KL weight.
         """
         return -distortion - beta * self._final_penalty(rate)
 
     def _final_penalty(self, rate: float) -> float:
-        """Return f for :meth:`selection`; the rate itself, unless overridden."""
+        """Return f at the end of all schedules; here, the rate itself."""
         return rate
 
     def bound(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
@@ -93,11 +94,11 @@ class KLControl(pyro.infer.ELBO):
         return self.objective.bound(model, guide, *args, **kwargs)
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """Return the loss with the true rate and distortion; see :class:`Terms`.
+        """Return the loss, and the true rate and distortion; see :class:`Terms`.
 
         Raises:
-            ValueError: If a site has no reparameterized draws, a rate for each unit is asked for and the posterior has no
-                independent units, or a weight of the KL is set beside a control that takes none.
+            ValueError: If a latent site has no reparameterized draws; if ``per`` is ``"unit"`` and the units of the
+                posterior depend on each other; or if a KL weight is set although ``takes_beta`` is False.
         """
         pairs = [Pair(*traces) for traces in self.objective._get_traces(model, guide, args, kwargs)]
         for pair in pairs:
@@ -116,7 +117,8 @@ class KLControl(pyro.infer.ELBO):
     def _sums(self, pair: Pair, data_plate: DataPlate) -> tuple[Tensor, ...]:
         """Return sums over the batch.
 
-        These are distortion and rates times the outer scale, that scale, distortion and rate without it, and extra terms.
+        In order: scale times distortion, scale times rates, scale, distortion, rate, auxiliary losses. The scale is that of
+        the data plate.
         """
         distortion, rates = self._distortion(pair, data_plate), self._rates(pair, data_plate)
         scale = distortion.new_ones(data_plate.size) * data_scale(pair, data_plate)
@@ -129,12 +131,13 @@ class KLControl(pyro.infer.ELBO):
     def _beta(self, pair: Pair, data_plate: DataPlate) -> float | Tensor:
         if not self.takes_beta and any(site.get("kl_scales") for _, site in sample_sites(pair.guide)):
             raise ValueError(
-                f"{self.name}: expected no weight of the KL beside it, since it sets that itself, got one; drop beta."
+                f"{self.name}: cannot be combined with beta, since this control weights the KL itself; remove beta."
             )
         beta = common_beta(pair, data_plate, self.name)
         if isinstance(beta, Tensor) and beta.dim():
             raise ValueError(
-                f"{self.name}: expected one weight of the KL for the whole batch, got shape {tuple(beta.shape)}; pass a number."
+                f"{self.name}: expected one KL weight for the whole batch, got KL weights of shape {tuple(beta.shape)}; pass a "
+                "number."
             )
         return beta
 
@@ -146,16 +149,16 @@ class KLControl(pyro.infer.ELBO):
         return rates_of(pair, data_plate, self.per, analytic, self.name)
 
     def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """Return the loss, nats, summed over the batch; it is no bound."""
+        """Return the loss summed over the batch, nats; not a bound."""
         with torch.no_grad():
             return torch_item(self.terms(model, guide, *args, **kwargs).loss)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
-        """Return the loss as a 0-dim tensor."""
+        """Return the loss summed over the batch, nats, as a 0-dim tensor."""
         return self.terms(model, guide, *args, **kwargs).loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """Return the loss, and add its gradient to that of the parameters."""
+        """Return the loss; add its gradient to ``grad`` of the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)

@@ -1,4 +1,4 @@
-"""Floors under the KL, which keep a model from ignoring its latents."""
+"""Floors under the rate, which keep a model from ignoring its latents."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ class FreeBits(KLControl):
 
     .. math:: \text{distortion} + \beta \textstyle\sum_j \max(\lambda, R_j)
 
-    Below the floor a lower rate gains nothing, which keeps units from being switched off early in training. Per unit only
-    if posterior and prior have independent units. A common beta multiplies the floored rate.
+    Below the floor, a lower rate does not lower the loss. This keeps units from being switched off early in training. A
+    floor per unit requires independent units in posterior and prior. A KL weight :math:`\beta` multiplies the floored rate.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``.
         nats: :math:`\lambda`, the floor, nats.
-        per: ``"unit"`` or ``"site"``.
+        per: ``"unit"`` for a floor under the rate of each unit, ``"site"`` for a floor under the rate of each latent site.
+
+    Raises:
+        ValueError: If ``nats`` is not positive, or ``per`` is unknown.
 
     References:
         Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", 2016, eq. 15.
@@ -42,15 +45,19 @@ class FreeBits(KLControl):
 
 
 class MinimumRate(KLControl):
-    r"""A floor under the whole rate.
+    r"""A floor under the total rate.
 
     .. math:: \text{distortion} + \beta \max(R_{min}, R)
 
-    Above the floor it is the ELBO; below it the KL costs nothing. Keeps a strong decoder from ignoring z.
+    Above the floor, the loss is the negative ELBO. Below the floor, the penalty is constant and the KL costs nothing. This
+    keeps a strong decoder from ignoring z.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``.
-        nats: :math:`R_{min}`, nats per datum.
+        nats: :math:`R_{min}`, the floor, nats per datum.
+
+    Raises:
+        ValueError: If ``nats`` is not positive.
 
     References:
         Alemi et al., "Fixing a Broken ELBO", 2018, on rates as constraints.

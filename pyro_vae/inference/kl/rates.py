@@ -18,7 +18,7 @@ from pyro_vae.inference.program.traces import Pair
 
 
 def distortion_of(pair: Pair, data_plate: DataPlate) -> Tensor:
-    """Return the distortion of each datum, shape ``(B,)``, nats; mean over draws."""
+    """Return the distortion of each datum, averaged over draws, shape ``(B,)``, nats."""
     total: Any = 0.0
     for _, site in sample_sites(pair.model):
         if site["is_observed"] and not is_auxiliary_loss(site):
@@ -27,34 +27,34 @@ def distortion_of(pair: Pair, data_plate: DataPlate) -> Tensor:
 
 
 def rates_of(pair: Pair, data_plate: DataPlate, per: str, analytic: bool, name: str) -> Tensor:
-    """Return the rates of each datum, nats; mean over draws.
+    """Return the rates of each datum, averaged over draws.
 
     Args:
         pair: Traces of model and guide.
-        data_plate: Their data plate.
-        per: What has a rate of its own: ``"unit"``, ``"site"``, or ``"all"`` latent variables together (R = 1).
-        analytic: Take the KL in closed form where one is known and right.
-        name: Name of the caller, for errors.
+        data_plate: The data plate of both traces.
+        per: One rate for each ``"unit"``, for each ``"site"``, or for ``"all"`` latent variables together (R = 1).
+        analytic: Use the closed-form KL of each site that has a valid closed form.
+        name: Name of the caller, for error messages.
 
     Returns:
-        Shape ``(B, R)``.
+        Rates, shape ``(B, R)``, nats.
 
     Raises:
-        ValueError: If a site has no reparameterized draws, or a rate that is asked for is not known.
+        ValueError: If a latent site has no reparameterized draws, or the rate of a single unit or site is not known.
     """
     for site_name, site in sample_sites(pair.guide):
         if not site["fn"].has_rsample and not is_auxiliary_loss(site):
             raise ValueError(
-                f"{name}: expected reparameterized draws at site {site_name!r}, got {type(site['fn']).__name__}; "
-                "no score-function term is known for a function of the rate."
+                f"{name}: expected reparameterized draws at site {site_name!r}, got {type(site['fn']).__name__}, whose draws "
+                "would need an unknown score-function term; use a reparameterized distribution."
             )
     auxiliary = auxiliary_sites(*pair)
     closed = with_closed_kl(*pair) if analytic else set()
     if per == "unit":
         if auxiliary:
             raise ValueError(
-                f"{name}: expected a guide whose sites are the model's, got the auxiliary site {auxiliary[0][0]!r}, "
-                "whose density is not known for single units; use per='site'."
+                f"{name}: expected only latent sites of the model in the guide, got the auxiliary site {auxiliary[0][0]!r}, "
+                "whose units have no separate densities; use per='site'."
             )
         return torch.cat([_unit_kl(*sites, sites[0] in closed, data_plate) for sites in latent_sites(pair)], -1)
     rates = {
@@ -76,7 +76,10 @@ def latent_sites(pair: Pair) -> Iterator[tuple[str, Site, Site]]:
 
 
 def extra_terms(pair: Pair) -> Tensor:
-    """Return the sum of the auxiliary losses with their scales, 0-dim, nats."""
+    """Return the sum of the scaled auxiliary losses, 0-dim, nats.
+
+    Log-probabilities of the model count as positive, those of the guide as negative.
+    """
     total = torch.zeros(())
     for sign, trace in ((1.0, pair.model), (-1.0, pair.guide)):
         for _, site in sample_sites(trace):
@@ -86,22 +89,22 @@ def extra_terms(pair: Pair) -> Tensor:
 
 
 def _owner(key: str, rates: Mapping[str, Tensor], per: str, name: str) -> str:
-    """Return the site whose rate includes an auxiliary site of the guide."""
+    """Return the latent site whose rate includes an auxiliary guide site."""
     owner = owner_of(key)
     if owner in rates:
         return owner
     if per == "all" or len(rates) == 1:
         return next(iter(rates))
     raise ValueError(
-        f"{name}: expected auxiliary sites of the guide named SITE_unconstrained, as in Pyro's autoguides, got {key!r}, which "
-        "could belong to any site; use a floor under the whole rate."
+        f"{name}: expected auxiliary guide sites named SITE_unconstrained, as in Pyro's autoguides, got {key!r}, which could "
+        "belong to any latent site; rename the site, or use min_rate."
     )
 
 
 def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, data_plate: DataPlate) -> Tensor:
-    """Return the KL of each unit of a site, shape ``(B, units)``.
+    """Return the KL of each unit of a site.
 
-    It is a mean over draws, and a sum over plates inside a datum.
+    Shape ``(B, units)``, nats. The KL is averaged over draws, and summed over plates inside a datum.
     """
     q, p = (_units(name, s["fn"]) for s in (guide_site, site))
     kl = closed_kl(q, p) if closed else None
@@ -120,7 +123,7 @@ def _units(name: str, distribution: TorchDistributionMixin) -> TorchDistribution
     """Return the units of a site as scalar distributions.
 
     Raises:
-        ValueError: If they depend on each other.
+        ValueError: If the units depend on each other, or have no density.
     """
     base = distribution.base_dist if isinstance(distribution, Independent) else distribution
     whole = distribution.event_dim == (distribution.reinterpreted_batch_ndims if base is not distribution else 0)
@@ -131,6 +134,6 @@ def _units(name: str, distribution: TorchDistributionMixin) -> TorchDistribution
         )
     if base_name(base) == "Delta":
         raise ValueError(
-            f"free bits: expected a density at site {name!r}, got a Delta, which has none; use a guide with a scale."
+            f"free bits: expected a density at site {name!r}, got a Delta, which has no density; use a guide with a scale."
         )
     return base

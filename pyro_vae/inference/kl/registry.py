@@ -1,4 +1,4 @@
-"""The controls of the KL, by their flags."""
+"""The KL controls, by the names of their flags."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def _total_correlation(objective: ELBO, weight: float) -> TotalCorrelation:
 
 
 class Control(NamedTuple):
-    """A control of the KL.
+    """A KL control and its flags.
 
     Attributes:
-        kind: Its class. Unless ``kind.takes_beta``, it excludes a weight of the KL.
-        make: Wraps an objective; takes the value of the flag, then that of the option.
-        option: The flag that goes with it alone, or "".
+        kind: Class of the control. If ``kind.takes_beta`` is False, no KL weight can be set.
+        make: Wraps an objective in the control. Called with the objective, the value of the flag and the value of ``option``.
+        option: Name of a second flag that only this control uses, or "".
     """
 
     kind: type[KLControl]
@@ -43,7 +43,7 @@ class Control(NamedTuple):
     option: str = ""
 
 
-#: The controls by flag. Each excludes the others.
+#: The KL controls by flag. At most one flag can be set.
 CONTROLS = {
     "free_bits": Control(FreeBits, FreeBits, "free_bits_per"),
     "min_rate": Control(MinimumRate, MinimumRate),
@@ -57,16 +57,19 @@ FLAGS = (*CONTROLS, *(control.option for control in CONTROLS.values() if control
 
 
 def controlled(objective: ELBO, *, num_data: int | None = None, **values: float | str | None) -> ELBO:
-    """Wrap an objective in the control that flags ask for, if any.
+    """Wrap an objective in the KL control selected by flags, if any.
 
     Args:
-        objective: ``elbo("trace")`` or ``elbo("mean-field")``; any, if no control is asked for.
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``. Without a KL control, any objective.
         num_data: N, the size of the training data, for a total correlation.
-        **values: Values by name, of ``FLAGS``. None: not asked for.
+        **values: Values of the flags in ``FLAGS``, by name; None: the flag is not set.
+
+    Returns:
+        The KL control, or ``objective`` itself if no control is selected.
 
     Raises:
         TypeError: If the objective has no KL for each site, or a flag is unknown.
-        ValueError: If two controls are asked for, an option without its control, or a number is out of range.
+        ValueError: If two controls are selected, an option is set without its control, or a number is out of range.
     """
     for name in values:
         if name not in FLAGS:
@@ -74,7 +77,9 @@ def controlled(objective: ELBO, *, num_data: int | None = None, **values: float 
     _refuse_idle_options(values)
     chosen = [name for name in CONTROLS if values.get(name) is not None]
     if len(chosen) > 1:
-        raise ValueError(f"{chosen[1]}: expected without {chosen[0]}, since both control the KL, got both; drop one.")
+        raise ValueError(
+            f"{chosen[1]}: cannot be combined with {chosen[0]}, since both control the KL; remove one of the two."
+        )
     for name in chosen:
         control = CONTROLS[name]
         objective = control.make(objective, values[name], *(values[k] for k in values if k == control.option))
@@ -84,7 +89,7 @@ def controlled(objective: ELBO, *, num_data: int | None = None, **values: float 
 
 
 def _refuse_idle_options(values: Mapping[str, float | str | None]) -> None:
-    """Refuse an option whose control is not asked for."""
+    """Refuse an option whose KL control is not selected."""
     for name, control in CONTROLS.items():
         if values.get(name) is None and control.option in values:
             *_, parameter = inspect.signature(control.make).parameters.values()
@@ -92,4 +97,5 @@ def _refuse_idle_options(values: Mapping[str, float | str | None]) -> None:
             if value != parameter.default:
                 got = f"{value:g}" if isinstance(value, float) else repr(value)
                 flag = name.replace("_", "-")
-                raise ValueError(f"{control.option}: expected with --{flag}, got {got} alone; drop it.")
+                idle = control.option.replace("_", "-")
+                raise ValueError(f"{control.option}: {got} has no effect without --{flag}; remove --{idle}.")

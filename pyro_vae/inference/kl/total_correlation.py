@@ -4,8 +4,8 @@ r"""Total correlation: the rate in three parts, each with a weight.
     + \underbrace{KL\big(q(z) \| \textstyle\prod_j q(z_j)\big)}_{\text{total correlation}}
     + \underbrace{KL\big(\textstyle\prod_j q(z_j) \| p(z)\big)}_{\text{of the units}}
 
-:math:`q(z) = \tfrac1N \sum_n q(z|x_n)` needs all data; in a step it is estimated from the codes of the batch, see
-:func:`batch_weights`. ``evidence.aggregate_posterior`` evaluates a trained model exactly.
+:math:`q(z) = \tfrac1N \sum_n q(z|x_n)` depends on all data. A training step estimates q(z) from the batch, see
+:func:`batch_weights`. ``evidence.aggregate_posterior`` evaluates the parts of a trained model exactly.
 """
 
 from __future__ import annotations
@@ -36,37 +36,40 @@ def batch_weights(estimator: str, batch_size: int, num_data: int) -> Tensor:
 
     .. math:: \hat q(z_i) = \textstyle\sum_j W_{ij}\, q(z_i | x_j), \qquad z_i \sim q(z | x_i)
 
-    - ``"weighted"``: :math:`W_{ij} = 1 / (N B)`. They sum to 1/N: an estimate of q(z) up to a factor, which has no
-      gradient, and which :class:`TotalCorrelation` leaves out. The draw's own code is as heavy as any other, so the estimate
-      of I(x; z) cannot exceed log B.
-    - ``"stratified"``: with M = B - 1, own code 1/N, the next one in the batch (N - M) / (N M), each other one 1/M.
-      :math:`E\, \hat q(z_i) = q(z_i)` over batches of distinct data that hold datum i.
-    - ``"even"``: own code 1/N, each other one (N - 1) / (N M). This is the mean of ``"stratified"`` over the order of the
-      batch: the same expectation, less variance, less bias of the logarithm, and at B = N q(z) itself.
+    The code of datum j is :math:`q(z | x_j)`. M = B - 1.
 
-    The logarithm of an unbiased estimate is biased low. A batch of one has weight 1 (``"weighted"``: 1/N).
+    - ``"weighted"``: every code has weight 1 / (N B). The weights sum to 1/N, so they estimate q(z) up to a factor. The
+      factor has no gradient, and :class:`TotalCorrelation` leaves it out. A draw's own code has the same weight as any other
+      code, so the estimate of I(x; z) cannot exceed log B.
+    - ``"stratified"``: a draw's own code has weight 1/N, the next code in the batch (N - M) / (N M), each other code 1/M.
+      :math:`E\, \hat q(z_i) = q(z_i)` over batches of distinct data that contain datum i.
+    - ``"even"``: a draw's own code has weight 1/N, each other code (N - 1) / (N M). This is the mean of ``"stratified"``
+      over the order of the batch. The expectation is the same; the variance and the bias of the logarithm are smaller. At
+      B = N the estimate equals q(z).
+
+    The logarithm of an unbiased estimate is biased low. In a batch of one, the weight is 1 (``"weighted"``: 1/N).
 
     Args:
         estimator: One of the names above.
-        batch_size: B.
-        num_data: N, at least B.
+        batch_size: B, number of data in the batch.
+        num_data: N, size of the training data, at least B.
 
     Returns:
-        W, shape ``(B, B)``, float64; row i for draws from the code of datum i.
+        Weights W, shape ``(B, B)``, float64. Row i is for draws from the code of datum i.
 
     Raises:
-        ValueError: If the name is unknown, B is below 1 or N below B.
+        ValueError: If ``estimator`` is unknown, ``batch_size`` is below 1, or ``num_data`` is below ``batch_size``.
 
     References:
         Chen, Li, Grosse, Duvenaud, "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, section 4.1
-        and appendix C. The code released with it fills two columns of W, where the definition has two diagonals.
+        and appendix C. The authors' program fills two columns of W instead of the two diagonals of the definition.
     """
     fill = lookup("estimator", estimator, ESTIMATORS)
     check_count("batch_size", batch_size)
     check_count("num_data", num_data)
     if num_data < batch_size:
         raise ValueError(
-            f"num_data: expected at least the {batch_size} data of a batch, got {num_data}; give the size of the training data."
+            f"num_data: expected at least the batch size {batch_size}, got {num_data}; pass the size of the training data."
         )
     return fill(batch_size, num_data)
 
@@ -92,46 +95,46 @@ def _even(size: int, total: int) -> Tensor:
     return weights.fill_diagonal_(1 / total)
 
 
-#: An estimate of the total correlation below this, nats, is more than noise.
+#: Threshold in nats: noise alone does not explain a lower estimate of the total correlation.
 BELOW = -0.1
 
-#: Estimators of q(z) by name: B and N to the weights, shape ``(B, B)``.
+#: Estimators of q(z) by name: functions of B and N that return the weights, shape ``(B, B)``.
 ESTIMATORS = {"even": _even, "stratified": _stratified, "weighted": _weighted}
 
 
 class TotalCorrelation(KLControl):
-    r"""The rate in three parts with a weight each: beta-TC.
+    r"""beta-TC: an objective that weights three parts of the rate.
 
     .. math:: \text{distortion} + \alpha\, I(x; z) + \beta\, KL\big(q(z) \| \textstyle\prod_j q(z_j)\big)
         + \gamma\, KL\big(\textstyle\prod_j q(z_j) \| p(z)\big)
 
-    Written as the wrapped loss plus (weight - 1) times each part, so that equal weights of 1 are the ELBO exactly, its KL in
-    closed form over ``mean-field``. A weight on the total correlation alone asks for independent units and leaves their
-    information about the data untouched. The parts are estimated from the codes of the batch, with
-    the gradient of all of them; their sum is the rate, draw by draw, whatever the batch. At weights other than 1 the loss
-    is no bound; ``bound``, rate and distortion stay the true ones.
+    The loss is that of ``objective`` plus (weight - 1) times each part. With all weights 1 it is exactly the negative ELBO,
+    with the closed-form KL of ``mean-field``. A weight on the total correlation alone favours independent units and does not
+    penalize their information about the data. The parts are estimated from the codes q(z|x) of the batch, and the gradient
+    passes through all codes. For every draw and batch, the three estimates sum to the rate. If a weight is not 1, the
+    loss is not a bound. ``bound`` and the reported rate and distortion do not depend on the weights.
 
-    A common beta of ``scale_kl_pair`` multiplies all three. The best epoch is that of the largest ELBO (under that beta):
-    the total correlation of validation data is not known, since it belongs to a set, not to a datum.
+    A KL weight from ``scale_kl_pair``, common to all sites, multiplies all three parts. The best epoch has the largest
+    validation ELBO (under that KL weight). The total correlation cannot enter the choice, since it is defined for a set of
+    data, not for a datum.
 
     Args:
-        objective: ``elbo("trace")`` or ``elbo("mean-field")``. Its draws are scored under the codes of all data of the
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``. Each draw is scored under the codes of all data in the
             batch: K x B x B x Z densities.
-        weight: :math:`\beta`, of the total correlation.
-        information_weight: :math:`\alpha`, of I(x; z).
-        unit_weight: :math:`\gamma`, of the units' KL.
-        estimator: Weights of the codes of a batch, see :func:`batch_weights`. ``"even"`` and ``"stratified"`` are for
-            batches that hold neighbours of each code, with log B well above I(x; z). Without neighbours they estimate the
-            joint density far too small, more so than the units'. The penalty then falls below 0 and rewards units that
-            depend on each other (``fit`` warns of it). The error of ``"weighted"`` has the other sign, and lowers I(x; z),
-            too.
-        num_data: N, the size of the training data; None: the full size of the data plate, which is B if the plate is the
-            batch. Then ``"even"`` is the mean of the batch, as ``"weighted"`` is at any N.
+        weight: :math:`\beta`, weight of the total correlation.
+        information_weight: :math:`\alpha`, weight of I(x; z).
+        unit_weight: :math:`\gamma`, weight of the units' KL.
+        estimator: Weights of the codes in a batch, see :func:`batch_weights`. ``"even"`` and ``"stratified"`` need batches
+            that contain neighbours of each code, with log B well above I(x; z). Without neighbours, they underestimate the
+            joint density, and more strongly than the densities of the units. The penalty then falls below 0 and rewards
+            dependent units (``fit`` warns). ``"weighted"`` errs the other way: the penalty also lowers I(x; z).
+        num_data: N, the size of the training data. None: the full size of the data plate, which is B if the plate holds
+            only the batch. If N = B, ``"even"`` weights all codes equally, as ``"weighted"`` does at any N.
 
     Raises:
-        TypeError: If it is another objective, or a weight is no number.
-        ValueError: If a weight is negative, or the estimator unknown. When called: unless there is one latent site, in the
-            data plate alone, with marginals in closed form; or if N is below B.
+        TypeError: If ``objective`` has another type, or a weight is not a number.
+        ValueError: If a weight is negative, or ``estimator`` is unknown. When called: if N is below B; or unless there is
+            exactly one latent site, in no plate but the data plate, with marginals in closed form.
 
     References:
         Chen, Li, Grosse, Duvenaud, "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, eq. 2 and 4.
@@ -139,7 +142,7 @@ class TotalCorrelation(KLControl):
 
     name = "total correlation"
     takes_beta = True
-    across_batch = False  # a sum over data: each of several processes compares the codes of its own share
+    across_batch = False  # the loss is a sum over data: each data-parallel process compares the codes of its own rows
 
     def __init__(
         self,
@@ -161,10 +164,10 @@ class TotalCorrelation(KLControl):
         self.estimator, self.num_data = estimator, num_data
 
     def terms(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """Return the loss with the true rate and distortion; see :class:`Terms`.
+        """Return the loss, and the true rate and distortion; see :class:`Terms`.
 
         Raises:
-            ValueError: See the class.
+            ValueError: For the reasons listed in the class.
         """
         pairs = [Pair(*traces) for traces in self.objective._get_traces(model, guide, args, kwargs)]
         for pair in pairs:
@@ -175,15 +178,15 @@ class TotalCorrelation(KLControl):
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
 
     def epoch_warning(self, objective: float, elbo: float, batch_size: int) -> str | None:
-        """Return a warning if the estimated total correlation is below 0.
+        """Return a warning if the estimated total correlation is clearly below 0.
 
         Args:
             objective: Mean objective of the epoch, nats per datum.
-            elbo: Mean ELBO, - distortion - rate.
-            batch_size: B.
+            elbo: Mean ELBO of the epoch (- distortion - rate), nats per datum.
+            batch_size: B, for the warning.
 
         Returns:
-            A sentence, or None.
+            The text of the warning, or None.
         """
         if self.weight <= 1 or (self.information_weight, self.unit_weight) != (1, 1):
             return None
@@ -191,8 +194,8 @@ class TotalCorrelation(KLControl):
         if value >= BELOW:
             return None
         return (
-            f"{self.name}: expected an estimate of at least 0, got {value:.2f} nats: a batch of {batch_size} holds too few "
-            "neighbours of a code, and the penalty is a reward; take larger batches, or in Python estimator='weighted'."
+            f"{self.name}: expected at least 0, got {value:.2f} nats, so the penalty is a reward: a batch of {batch_size} "
+            "holds too few neighbours of a code; use larger batches or estimator='weighted' (Python)."
         )
 
     def _particle(self, pair: Pair, data_plate: DataPlate) -> Terms:
@@ -208,9 +211,9 @@ class TotalCorrelation(KLControl):
         return Terms(weighted.sum() - extra_terms(pair), distortion.sum().detach(), rate.sum().detach())
 
     def _parts(self, pair: Pair, data_plate: DataPlate) -> tuple[Tensor, Tensor, Tensor]:
-        """Return I(x; z), total correlation and the units' KL, nats.
+        """Return estimates of I(x; z), total correlation and the units' KL.
 
-        Each has shape ``(B,)`` and is a mean over draws.
+        Each estimate has shape ``(B,)``, in nats, averaged over draws.
         """
         site, guide_site = self._only_site(pair, data_plate)
         joint, units = _scores(guide_site, data_plate)
@@ -226,13 +229,13 @@ class TotalCorrelation(KLControl):
         return plates_of(site)[data_plate.plate].full_size if self.num_data is None else self.num_data
 
     def _only_site(self, pair: Pair, data_plate: DataPlate) -> tuple[Site, Site]:
-        """Return the latent site in the model and in the guide."""
+        """Return the only latent site: its model site and its guide site."""
         found = [*latent_sites(pair)]
         if len(found) != 1 or auxiliary_sites(*pair):
             names = sorted({n for n, _, _ in found} | {n for n, _ in auxiliary_sites(*pair)})
             raise ValueError(
-                f"{self.name}: expected one latent site, in model and guide, got {len(names)}: {', '.join(names)}; join them "
-                "into one vector."
+                f"{self.name}: expected one latent site, in model and guide, got {len(names)}: {', '.join(names)}; join the "
+                "sites into one vector."
             )
         ((name, model_site, site),) = found
         inside = [p for p in plates_of(site) if p != data_plate.plate]
@@ -245,8 +248,8 @@ class TotalCorrelation(KLControl):
                 else base_name(site["fn"])
             )
             raise ValueError(
-                f"{self.name}: expected a normal or independent units at site {name!r}, in the data plate alone and without a "
-                f"mask, got {what}; the marginals of its units must be known."
+                f"{self.name}: expected a normal distribution or independent units at site {name!r}, with no mask and no plate "
+                f"besides the data plate, got {what}; use a guide with known unit marginals."
             )
         return model_site, site
 
@@ -254,7 +257,7 @@ class TotalCorrelation(KLControl):
 def _marginals(fn: Distribution) -> Distribution | None:
     """Return the units as scalar distributions; None without a closed form.
 
-    Their batch shape is ``(..., B, Z)``.
+    The scalar distributions have batch shape ``(..., B, Z)``.
     """
     if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(fn.loc, fn.variance.sqrt(), validate_args=False)
@@ -267,7 +270,7 @@ def _scores(site: Site, data_plate: DataPlate) -> tuple[Tensor, Tensor]:
     """Score each draw under the code of each datum.
 
     Returns:
-        log q(z_i|x_j), shape ``(B, K, B)``, and by unit, shape ``(B, K, B, Z)``, nats.
+        log q(z_i|x_j), shape ``(B, K, B)``, and the same for each unit, shape ``(B, K, B, Z)``, nats.
     """
     fn, units, size = site["fn"], _marginals(site["fn"]), data_plate.size
     assert units is not None  # _only_site has checked

@@ -1,4 +1,4 @@
-"""Compiled steps: loss and gradients of an SVI from captured graphs."""
+"""Compiled training steps: loss and gradients from captured graphs."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.svi.step import Evaluated
 from pyro_vae.system.randomness import own_randomness
 
-#: A program whose arguments have had more shapes than this runs eagerly.
+#: A program runs eagerly once its arguments have had more than this number of shapes.
 SHAPES = 16
 
 
 @dataclass
 class Entry:
-    """A captured step for one signature of arguments.
+    """A captured training step for one signature of the arguments.
+
+    A step is called broken if its loss (with clipping, its gradient) is not finite.
 
     Attributes:
-        graph: The graph; its last input is 1 if an earlier step was broken.
-        watch: Watches the modules and parameters that it uses.
-        params: The parameters.
+        graph: The graph. Its last input is 1 if an earlier step was broken, else 0.
+        watch: Watches the modules and parameters that the graph uses.
+        params: The parameters that the graph uses.
         has_grad: For each parameter, True if it has a gradient.
-        sound: 0, on the device: no earlier step was broken.
+        sound: A 0 on the device: the last input of the graph if no earlier step was broken.
     """
 
     graph: Graph
@@ -45,9 +47,9 @@ class Entry:
         self._made_for = list(map(_brief, self.graph.held))
 
     def unchanged(self) -> bool:
-        """Return True if the tensors and modules that it holds are unchanged.
+        """Return True if the graph's tensors and modules are unchanged.
 
-        That is, the same objects, of the same shape, type and ``requires_grad``.
+        The objects must be the same, and the tensors must have the same shape, type, device and ``requires_grad``.
         """
         return self.watch.unchanged() and list(map(_brief, self.graph.held)) == self._made_for
 
@@ -56,7 +58,8 @@ class Entry:
 
         Args:
             tensors: The tensors among the arguments.
-            broken: 1 if an earlier step was broken. Then, and if this one is, only random numbers are altered.
+            broken: 1 if an earlier step was broken, 0 or None if not. If this step or an earlier step is broken, only the
+                random generators change.
         """
         loss, distortion, rate, broken, *rest = self.graph([*tensors, self.sound if broken is None else broken])
         grads = iter(rest)
@@ -69,27 +72,27 @@ def _given(tensors: list[Tensor | None]) -> list[Tensor]:
 
 
 def _size(x: Tensor) -> float:
-    """Return the absolute value; 0 if it is not finite."""
+    """Return the absolute value of a 0-dim tensor; 0 if not finite."""
     return float(x.detach().abs().nan_to_num(0.0, 0.0, 0.0))
 
 
 def _brief(x: Tensor) -> tuple[torch.Size, torch.dtype, torch.device, bool]:
-    """Describe what ``module.to(...)`` and ``requires_grad_`` change of one tensor."""
+    """Return the tensor's properties that ``module.to(...)`` and ``requires_grad_`` change."""
     return x.shape, x.dtype, x.device, x.requires_grad
 
 
 class CapturedSteps(GraphCache[Entry]):
-    """The captured steps of one SVI.
+    """Cache of the captured training steps of one SVI.
 
     Args:
-        evaluate: Evaluates loss and gradients eagerly, given ``(args, kwargs)``; this is what is captured.
-        objective: The objective; capture leaves its state as it was.
+        evaluate: The function to capture: evaluates loss and gradients, given ``(args, kwargs)``.
+        objective: The objective. Capture does not change its state.
         pair: Model and guide.
-        precision: ``"float32"`` or ``"bf16"``, which decides how closely a captured step must agree with an eager one.
+        precision: ``"float32"`` or ``"bf16"``; sets the tolerance between a captured and an eager step.
     """
 
     refusal = "SVI: this step cannot be compiled and is taken eagerly"
-    difference = "it has another loss or gradient than run by Python with the same noise"
+    difference = "the step has another loss or gradient than an eager step with the same noise"
 
     def __init__(
         self,
@@ -104,19 +107,19 @@ class CapturedSteps(GraphCache[Entry]):
             self.give_up_objective()
 
     def give_up_objective(self) -> None:
-        """Give up because the objective is no function of tensors."""
+        """Run eagerly, since the objective is not a function of tensors."""
         self.give_up(
-            "expected an objective of pyro_vae.elbo or a function that gives the loss, got "
+            "expected an objective from pyro_vae.elbo or a function that returns the loss, got "
             f"{type(self.objective).__name__}"
         )
 
     def entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
         """Return the captured step, and the tensors among the arguments.
 
-        None if the step must be eager.
+        Return None if the step must be eager.
 
         Raises:
-            Exception: What an eager evaluation raises.
+            Exception: Any error that an eager evaluation raises.
         """
         if self.reason is not None:
             return None
@@ -132,16 +135,16 @@ class CapturedSteps(GraphCache[Entry]):
         return None if entry is None else (entry, tensors)
 
     def compared(self, args: Args, kwargs: Kwargs, step: int) -> tuple[Entry, list[Tensor]] | None:
-        """Compare with an eager step, then return what :meth:`entry` does.
+        """Compare the captured step with an eager step, then return :meth:`entry`.
 
-        If they differ, warn and capture anew.
+        If the two steps differ, warn and capture the step again.
         """
         found = self.entry(args, kwargs)
         if found is None or not self.differs(*found, args, kwargs):
             return found
         warnings.warn(
-            f"SVI: at step {step} the compiled step has another loss or gradient than an eager one; captured anew. It had "
-            "read a value outside of any tensor (docs/speed.md).",
+            f"SVI: at step {step} the compiled step has another loss or gradient than an eager step; it is captured again. "
+            "The program had read a value outside any tensor (docs/speed.md).",
             stacklevel=6,
         )
         self.forget()
@@ -150,13 +153,17 @@ class CapturedSteps(GraphCache[Entry]):
     def differs(self, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
         """Return True if an eager step has another loss or gradient.
 
-        Both have the same noise; nothing is altered. Rounding may put a unit on the other side of a kink (ReLU's, say) and
-        so change a gradient by more than rounding. Steps therefore differ only if they do so under each of three noises.
+        Both steps use the same noise, and no state changes. Rounding may put a unit on the other side of a kink (of ReLU,
+        say) and so change a gradient by more than rounding. The steps therefore count as different only if they differ
+        under each of three noises.
         """
         return all(self._differ_at(seed, entry, tensors, args, kwargs) for seed in (None, 1, 2))
 
     def _differ_at(self, seed: int | None, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
-        """Compare under one noise; None is that of the next step."""
+        """Return True if the steps differ under one noise.
+
+        ``seed`` None stands for the noise of the next training step.
+        """
         with own_randomness(seed):
             eager = self._eager(args, kwargs, entry.watch)
             with unaltered(entry.watch, self.objective):
@@ -176,9 +183,9 @@ class CapturedSteps(GraphCache[Entry]):
     def _captured(self, key: Hashable, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> Entry | None:
         """Capture a step; return None if no parameter has a gradient now."""
         if len(self.graphs) >= SHAPES:
-            raise NotCapturedError(f"its arguments have had more than {SHAPES} shapes")
+            raise NotCapturedError(f"the arguments have had more than {SHAPES} shapes")
         watch = Watch(*self.pair)
-        self._eager(args, kwargs, watch)  # the first run of a program may set it up: an autoguide looks at its model
+        self._eager(args, kwargs, watch)  # the first run may set up the program: an autoguide inspects its model
         eager = self._eager(args, kwargs, watch)
         has_grad = [g is not None for g in eager.grads]
         if not any(has_grad):
@@ -206,7 +213,7 @@ class CapturedSteps(GraphCache[Entry]):
             state = [(t, t.clone()) for t in altered_by(watch, self.objective)]
             evaluated = self.evaluate(*refilled(args, kwargs, iter(tensors)))
             if [id(p) for p in evaluated.params] != [id(p) for p in eager.params]:
-                raise NotCapturedError("it uses other parameters from one run to the next")
+                raise NotCapturedError("the program uses other parameters from one run to the next")
             broken = torch.maximum(evaluated.broken, earlier)
             with torch.no_grad():
                 for t, before in state:

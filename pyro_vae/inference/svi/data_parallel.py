@@ -1,11 +1,11 @@
-r"""One step of several processes, each with its rows of a batch.
+r"""Data-parallel training steps: each process takes some rows of a batch.
 
-The loss of the batch is
+Each process is a rank r. It computes the loss :math:`L_r` of :math:`b_r` of the B rows. The loss of the batch is
 
 .. math:: L = \textstyle\sum_r w_r L_r
 
-with :math:`w_r = 1` if the data plate is the batch (the loss is a sum over it), and :math:`w_r = b_r / B` if it
-declares a full size N (each :math:`L_r` is scaled by :math:`N / b_r`).
+If the data plate has the size of the batch, the loss is a sum over the batch and :math:`w_r = 1`. If the data plate
+declares a full size N, each :math:`L_r` is scaled by :math:`N / b_r` and :math:`w_r = b_r / B`.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ from pyro_vae.system.checksum import checksum
 T = TypeVar("T")
 
 
-#: On a GPU the host checks every so many steps if a rank has failed or was asked to stop; on a CPU at each step.
+#: On a GPU, the host checks once in this number of training steps if a rank has failed or was asked to stop. On a CPU, it
+#: checks at each step.
 POLL_STEPS = 10
 
 
 class Shared(NamedTuple):
-    """A step of the whole batch.
+    """Loss and gradients of the whole batch.
 
     Attributes:
         terms: Loss, distortion and rate, 0-dim, nats.
         broken: 1 if the loss is not finite, else 0; 0-dim.
-        grads: A gradient, or None, for each parameter.
+        grads: For each parameter, its gradient or None.
     """
 
     terms: tuple[Tensor, Tensor, Tensor]
@@ -55,22 +56,22 @@ class Shared(NamedTuple):
 
 
 class Exchange:
-    """Adds up the loss, gradients and flags of all ranks.
+    """Sums the loss, gradients and flags of all ranks.
 
     Args:
-        module: The model; from here on its parameters and buffers are those of rank 0.
-        interrupt: Returns True if this rank was asked to stop; called at each step.
+        module: The model. Its parameters and buffers are replaced by those of rank 0.
+        interrupt: Returns True if this rank was asked to stop; called at each training step.
 
     Attributes:
-        stop: True if a rank was asked to stop.
-        due: True if every rank synchronizes after this step.
-        expecting: True if the current step is still to gather a mean, before it has a gradient.
-        failure: The error in this rank's step, unless that is a non-finite number.
-        plates: Returns the plates around all sites that the current evaluation has met.
-        full_size: The size that the program declares for its data; None if it is that of the batch.
+        stop: True if any rank was asked to stop.
+        due: True if all ranks synchronize after the current step.
+        expecting: True if the current step must still gather a mean over the batch, before its gradient.
+        failure: The error in this rank's step, or None. A non-finite loss is not a failure.
+        plates: Returns the plates around all sites of the current evaluation.
+        full_size: Full size that the program declares for the data plate; None if it is the size of the batch.
 
     Raises:
-        ValueError: If the ranks have different parameters.
+        ValueError: If names, shapes or types of parameters differ between ranks.
     """
 
     HEAD = 5  # loss, distortion, rate, broken, stop; then the gradients
@@ -95,12 +96,13 @@ class Exchange:
         described = {name: (tuple(value.shape), str(value.dtype)) for name, value in state.items()}
         if any(other != described for other in all_gather(described)):
             raise ValueError(
-                "model: expected the same parameters on every rank, got others; give all the same command."
+                "model: expected parameters of the same names, shapes and types on every rank, got different ones; start every "
+                "rank with the same command."
             )
         broadcast(state.values())
 
     def begin(self, total: int) -> None:
-        """Begin a step with a batch of ``total`` data, over all ranks."""
+        """Begin a training step on ``total`` data, all ranks together."""
         self.total, self.rows = total, world().rows(total)
 
     def see(self, params: Iterable[Tensor] = ()) -> None:
@@ -110,12 +112,13 @@ class Exchange:
             params: The parameters that the program uses.
 
         Raises:
-            ValueError: If no plate, or several of different sizes, hold the batch; or a parameter is not the module's.
+            ValueError: If no plate holds the batch, plates of different sizes hold the batch, or a parameter does not belong
+                to the module.
         """
         if any(p.requires_grad and id(p) not in self._places for p in params):
             raise ValueError(
-                "parameter: expected those of the model's modules, got one of pyro.param alone, which ranks do not share; "
-                "make it an nn.Parameter or a PyroParam of the model."
+                "parameter: expected parameters of the model's modules, got one made by pyro.param, which ranks do not share; "
+                "use an nn.Parameter or a PyroParam of the model."
             )
         local = max(self.rows, 1)
         found = {
@@ -125,21 +128,21 @@ class Exchange:
         }
         if len(found) != 1:
             raise ValueError(
-                f"data plate: expected one pyro.plate of the {local} data of a rank around all sites, got "
-                f"{'several' if found else 'none'}; several processes can only share data in such a plate."
+                f"data plate: expected one pyro.plate of size {local}, the batch of a rank, around all sites, got "
+                f"{'several' if found else 'none'}; several processes can share data only in such a plate."
             )
         self.full_size = found.pop()
 
     @property
     def weight(self) -> float:
-        """Factor w of this rank's loss in that of the batch."""
+        """Factor w of this rank's loss in the loss of the batch."""
         if self.rows == 0:
             return 0.0
         return 1.0 if self.full_size is None else self.rows / self.total
 
     @property
     def num_data(self) -> int:
-        """Number of data that the loss of the batch stands for."""
+        """Number of data that the loss of the batch represents."""
         return self.total if self.full_size is None else self.full_size
 
     def __call__(
@@ -149,10 +152,12 @@ class Exchange:
         params: Sequence[Tensor] = (),
         grads: Sequence[Tensor | None] = (),
     ) -> Shared:
-        """Sum over all ranks; a rank that has failed passes nothing.
+        """Sum loss, gradients and flags over all ranks.
+
+        A rank whose evaluation failed passes no arguments.
 
         Raises:
-            JobError: If a rank is gone.
+            JobError: If another rank has ended.
         """
         flat = self._flat.zero_()
         if terms is None or broken is None:
@@ -190,13 +195,13 @@ class Exchange:
         flat[3] = broken
 
     def attempt(self, evaluate: Callable[[], T], *known: type[Exception]) -> T | None:
-        """Evaluate this rank's part; return None if that fails.
+        """Evaluate this rank's part; return None if the evaluation fails.
 
-        The next exchange tells the other ranks.
+        The next exchange reports the failure to the other ranks.
 
         Args:
-            evaluate: The part.
-            *known: Errors that mean a non-finite loss.
+            evaluate: Evaluates this rank's part.
+            *known: Types of errors that mean a non-finite loss.
         """
         try:
             return evaluate()
@@ -212,12 +217,12 @@ class Exchange:
             return None
 
     def blame(self, find: Callable[[], str | None]) -> str | None:
-        """After a broken step, return the first rank's non-finite site.
+        """Return the non-finite site of a broken step, from the first rank.
 
-        This is a collective.
+        Collective: all ranks must call this method.
 
         Raises:
-            Exception: The failure of a rank, if that broke the step.
+            Exception: The failure of a rank, if a failure broke the step.
         """
         with shared_errors():
             if self.failure is not None:
@@ -226,7 +231,7 @@ class Exchange:
         return first_given(found)
 
     def mean(self, local: Tensor, scale: Tensor) -> Tensor:
-        """See :func:`pyro_vae.parallel.shared_batch.batch_mean`."""
+        """Return a mean over all ranks; see :func:`pyro_vae.parallel.shared_batch.batch_mean`."""
         self.see()
         self.expecting = False
         weight = self.weight * float(scale)
@@ -235,20 +240,20 @@ class Exchange:
         return _Replaced.apply(local, whole.to(local))
 
     def compare(self, epoch: int) -> None:
-        """Check that all ranks have equal parameters; share rank 0's buffers.
+        """Check that all ranks have equal parameters; copy rank 0's buffers.
 
-        This is a collective.
+        Collective: all ranks must call this method.
 
         Raises:
-            JobError: If they have different parameters.
+            JobError: If parameters differ between ranks.
         """
         broadcast(self.module.buffers())
         sums = all_gather(checksum(self.module.parameters()))
         others = [str(rank) for rank, one in enumerate(sums) if one != sums[0]]
         if others:
             raise JobError(
-                f"epoch {epoch}: expected the same parameters on every rank, got others on rank {', '.join(others)} than on "
-                "rank 0; use processors that round alike, and the same parameters on all."
+                f"epoch {epoch}: expected the same parameters on every rank, got a difference between rank 0 and rank "
+                f"{', '.join(others)}; use processors that round alike, and the same parameters on all ranks."
             )
 
 

@@ -1,4 +1,4 @@
-"""Non-finite losses: the error, the site to blame, steps not checked yet."""
+"""Non-finite losses: the error, the responsible site, unchecked training steps."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.system.randomness import device_state, set_device_state
 
-#: Most steps, and most bytes of their arguments, that are held until their losses are checked.
+#: Largest number of training steps, and of bytes of their arguments, that wait for a check of their losses.
 HELD_STEPS, HELD_BYTES = 100, 64 << 20
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss is not finite, and the step was not taken.
+    """The loss is not finite, and the training step was not taken.
 
     Attributes:
-        loss: The loss, several, or the words for a gradient.
-        step: Number of the step, counted from 0.
-        site: Name of the first site whose log-probability is not finite, or None.
+        loss: The loss, a tuple of losses, or a text that describes a non-finite gradient.
+        step: Number of the training step, counted from 0.
+        site: Name of the first site with a non-finite log-probability, or None.
     """
 
     def __init__(self, loss: object, step: int, site: str | None) -> None:
@@ -40,9 +40,10 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def nonfinite_site(model: Program, guide: Program, args: Args, kwargs: Kwargs) -> str | None:
-    """Return the first site, guide first, with a non-finite log-probability; alter nothing.
+    """Return the first site with a non-finite log-probability; alter nothing.
 
-    Sites are drawn in the order of the objectives, so the same generator state gives the same values.
+    Guide sites come before model sites. Sites are drawn in the same order as in the objectives, so the same state of the
+    random generators gives the same values.
     """
     with torch.no_grad(), unaltered(Watch(model, guide)), poutine.block(), pyro.validation_enabled(False):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -56,24 +57,24 @@ def nonfinite_site(model: Program, guide: Program, args: Args, kwargs: Kwargs) -
 
 
 class Generators(NamedTuple):
-    """States of the generators."""
+    """States of the random generators of host and device."""
 
     host: Tensor
     device: Tensor | None
 
     @classmethod
     def of(cls, device: torch.device | None) -> Generators:
-        """Return the current states."""
+        """Return the current states of the random generators."""
         return cls(torch.get_rng_state(), None if device is None else device_state(device))
 
     def restore(self, device: torch.device) -> None:
-        """Set the generators to these states."""
+        """Set the random generators to these states."""
         torch.set_rng_state(self.host)
         set_device_state(device, self.device)
 
 
 class Pending(NamedTuple):
-    """A step whose loss is not checked yet."""
+    """A training step whose loss is not checked yet."""
 
     args: Args
     kwargs: Kwargs
@@ -83,7 +84,7 @@ class Pending(NamedTuple):
 
 
 class PendingSteps:
-    """Steps whose losses stay on the device until they are checked."""
+    """Training steps whose losses stay on the device until they are checked."""
 
     def __init__(self) -> None:
         self._steps: list[Pending] = []
@@ -93,20 +94,21 @@ class PendingSteps:
         return len(self._steps)
 
     def add(self, step: Pending, tensors: list[Tensor]) -> None:
-        """Hold a step; ``tensors`` are those among its arguments."""
+        """Add a step; ``tensors`` are the tensors among its arguments."""
         self._steps.append(step)
         self._held_bytes += sum(t.numel() * t.element_size() for t in tensors)
 
     @property
     def many(self) -> bool:
-        """True if so many wait that it is time to check."""
+        """True if enough steps wait that their losses should be checked."""
         return len(self._steps) >= HELD_STEPS or self._held_bytes > HELD_BYTES
 
     def first_broken(self) -> tuple[int, Pending] | None:
-        """Wait for all losses, and drop the steps.
+        """Wait for all losses; drop the steps; return the first broken step.
 
         Returns:
-            The first step with a non-finite loss, after the number of steps from it on; None if all are finite.
+            The number of steps that are lost (the first step with a non-finite loss and all later steps), and that first
+            step; None if all losses are finite.
         """
         steps, self._steps, self._held_bytes = self._steps, [], 0
         if not steps or not bool(torch.stack([s.broken for s in steps]).any()):

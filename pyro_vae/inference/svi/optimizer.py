@@ -14,7 +14,7 @@ from torch import Tensor
 #: Optimizers by name: the ``pyro.optim`` class that becomes one fused torch optimizer.
 OPTIMIZERS = {"adam": pyro.optim.Adam, "adamw": pyro.optim.AdamW, "sgd": pyro.optim.SGD}
 
-#: Learning-rate schedules by name: share of training done, in [0, 1), to the factor on ``lr``.
+#: Learning-rate schedules by name: functions from the fraction of training done, in [0, 1), to a factor on ``lr``.
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda _done: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
@@ -27,8 +27,8 @@ FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 class FusedOptim:
     """One fused torch optimizer over all parameters.
 
-    The ``PyroOptim`` stays in charge: its optimizers of single parameters hold the very state that the fused one updates.
-    So its ``get_state``, ``set_state``, ``save`` and ``load`` work as ever, and so does a learning rate changed there.
+    The fused optimizer shares its state with the optimizers of single parameters in ``source``. Therefore ``get_state``,
+    ``set_state``, ``save`` and ``load`` of ``source`` work as usual, and a learning rate changed in ``source`` takes effect.
     Other hyperparameters are read when a parameter is first seen.
 
     Args:
@@ -37,25 +37,25 @@ class FusedOptim:
 
     def __init__(self, source: PyroOptim) -> None:
         self.source = source
-        #: A 0-dim tensor on the device. While it is 1 no step is taken, and the host need not know.
+        #: A 0-dim tensor on the device, or None. While the tensor is 1, the device takes no step, without a wait by the host.
         self.found_inf: Tensor | None = None
         self._fused: torch.optim.Optimizer | None = None
         self._rates: list[float] = []
 
     @staticmethod
     def accepts(source: PyroOptim) -> bool:
-        """Return True if this ``PyroOptim`` can be fused with the same results."""
+        """Return True if fusing this ``PyroOptim`` does not change its results."""
         options = source.pt_optim_args
         plain = isinstance(options, dict) and not {"foreach", "fused", "capturable", "differentiable"} & set(options)
         if isinstance(options, dict) and options.get("dampening") and source.pt_optim_constructor is torch.optim.SGD:
-            return False  # its first step is not damped
-        # A PyroLRScheduler is a PyroOptim too, with an optimizer class of its own for each parameter.
+            return False  # torch does not dampen the first step
+        # The subclass PyroLRScheduler has another optimizer class for each parameter.
         return (
             type(source) is PyroOptim and source.pt_optim_constructor in FUSIBLE and plain and not source.pt_clip_args
         )
 
     def __call__(self, params: Iterable[Tensor]) -> None:
-        """Step all ``params`` that have a gradient; add new ones."""
+        """Update all ``params`` that have a gradient; add unknown parameters first."""
         for p in params:
             if p not in self.source.optim_objs:
                 waiting = self.source._state_waiting_to_be_consumed
@@ -69,7 +69,7 @@ class FusedOptim:
             self._fused.step()
 
     def add(self, p: Tensor, state: dict[str, object] | None = None) -> None:
-        """Add a parameter, with an earlier state of its optimizer."""
+        """Add a parameter; ``state`` restores its optimizer state."""
         source = self.source
         single = source.pt_optim_constructor([p], **{"fused": True, **source.pt_optim_args})
         if state is not None:
@@ -78,9 +78,9 @@ class FusedOptim:
         self._rates = []
 
     def _fuse(self) -> None:
-        """Make one optimizer that holds the very state of the single ones.
+        """Make one optimizer that shares the state of the single-parameter optimizers.
 
-        It has a group for each learning rate.
+        The optimizer has one group for each learning rate.
         """
         singles = self.source.optim_objs
         groups: dict[float, list[Tensor]] = {}
@@ -92,28 +92,31 @@ class FusedOptim:
         for p, single in singles.items():
             state = single.state[p]
             if single.param_groups[0].get("momentum") and state.get("momentum_buffer") is None:
-                # The first step from zeros is the same, and parameters may begin at different steps.
+                # Zeros give the same first step, and parameters may begin at different steps.
                 state["momentum_buffer"] = torch.zeros_like(p)
             self._fused.state[p] = state
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of all parameters, those to come included."""
+        """Set the learning rate of all present and future parameters."""
         self.source.pt_optim_args = {**self.source.pt_optim_args, "lr": lr}
         for single in self.source.optim_objs.values():
             single.param_groups[0]["lr"] = lr
 
 
 def as_pyro_optim(optim: object) -> PyroOptim:
-    """Make a ``PyroOptim`` of one, or of ``functools.partial(torch.optim.Adam, lr=...)``.
+    """Return an optimizer argument as a ``PyroOptim``.
+
+    Args:
+        optim: A ``PyroOptim``, or ``functools.partial(torch.optim.Adam, lr=...)``.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If ``optim`` is neither.
     """
     if isinstance(optim, functools.partial) and isinstance(optim.func, type) and not optim.args:
         return PyroOptim(optim.func, dict(optim.keywords))
     if not isinstance(optim, PyroOptim):
         raise TypeError(
             "optim: expected a pyro.optim optimizer or functools.partial(torch.optim.Adam, lr=...), got "
-            f"{type(optim).__name__}; wrap the class, not an instance."
+            f"{type(optim).__name__}; pass the class to partial, not an instance."
         )
     return optim

@@ -1,4 +1,4 @@
-"""Networks in bfloat16, all else in float32."""
+"""Networks in bfloat16, everything else in float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-#: The products that networks are made of; distributions call none of these.
+#: The products that networks compute. Distributions call none of these functions.
 PRODUCTS = {
     F.linear, F.bilinear, F.scaled_dot_product_attention, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
     F.conv_transpose2d, F.conv_transpose3d,
@@ -21,12 +21,12 @@ PRODUCTS = {
 class BFloat16Products(TorchFunctionMode):
     """Linear maps, convolutions and attention in bfloat16, with float32 results.
 
-    The products and their gradients are rounded to 8 bits of mantissa, summed in float32 by the hardware; activations,
-    parameters, log-probabilities, the KL and all sums stay float32. float64 is left alone.
+    The products and their gradients are rounded to 8 bits of mantissa; the hardware sums them in float32. Activations,
+    parameters, log-probabilities, the KL and all sums stay float32. float64 tensors are not converted.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call ``func``; in bfloat16 if it is one of the products."""
+        """Call ``func``, in bfloat16 if ``func`` is in ``PRODUCTS``."""
         kwargs = kwargs or {}
         if func not in PRODUCTS or not any(_single(a) for a in (*args, *kwargs.values())):
             return func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""One evaluation of a loss by tensors: gradients, clipping, finite flag."""
+"""One evaluation of a loss, with gradients, clipping and finite flag."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Evaluated(NamedTuple):
     """One evaluation of the loss with its gradients.
 
     Attributes:
-        terms: See :class:`Terms`; detached.
-        broken: 1 if the loss (with clipping, the gradient) is not finite, else 0; 0-dim float32, on the device.
+        terms: Loss, distortion and rate, detached; see :class:`Terms`.
+        broken: 1 if the loss (with clipping, also the gradient) is not finite, else 0; 0-dim, float32, on the device.
         params: The parameters used, in the order of their first use.
-        grads: A gradient, or None, for each of them.
+        grads: For each parameter, its gradient or None.
     """
 
     terms: Terms
@@ -36,7 +36,7 @@ class Evaluated(NamedTuple):
 
 
 class Evaluation:
-    """Evaluate an objective and its gradients without a wait for the device.
+    """Evaluates an objective and its gradients without waiting for the device.
 
     Args:
         objective: An objective of :func:`pyro_vae.elbo`, or a function ``loss(model, guide, *args)``.
@@ -44,7 +44,7 @@ class Evaluation:
         precision: See :class:`pyro_vae.SVI`.
 
     Attributes:
-        exchange: Adds up the loss and gradients of several processes, or None.
+        exchange: Sums loss and gradients over several processes; None with one process.
 
     Raises:
         ValueError: If ``precision`` is unknown.
@@ -58,11 +58,11 @@ class Evaluation:
         self._networks = lookup("precision", precision, PRECISIONS)
 
     def share(self, exchange: Exchange) -> None:
-        """From now on, evaluate one process's share of each batch."""
+        """From now on, evaluate only this process's rows of each batch."""
         self.exchange, self._used = exchange, UsedData
 
     def __call__(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Evaluated:
-        """Evaluate loss and gradients; leave nothing in ``grad``."""
+        """Evaluate loss and gradients without writing to ``grad``."""
         with self.recording() as (used, seen):
             if hasattr(self.objective, "terms"):
                 terms = self.objective.terms(model, guide, *args, **kwargs)
@@ -83,11 +83,11 @@ class Evaluation:
         return Evaluated(Terms(*(part.detach() for part in terms)), (~finite).float(), params, grads)
 
     def tensors(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Evaluated:
-        """Evaluate as ``__call__`` does, called as a loss is."""
+        """Evaluate like ``__call__``, with the arguments of a loss function."""
         return self(model, guide, args, kwargs)
 
     def backward(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
-        """Evaluate the objective; add the gradients of its loss to ``grad``."""
+        """Evaluate the objective; add the gradients of the loss to ``grad``."""
         terms = self.objective.terms(model, guide, *args, **kwargs)
         if terms.loss.requires_grad:
             terms.loss.backward()
@@ -95,8 +95,8 @@ class Evaluation:
 
     @contextmanager
     def recording(self) -> Iterator[tuple[dict[int, Tensor], Used]]:
-        """Record the parameters of an evaluation; run networks in their precision."""
-        # Pyro's own objectives look for param sites before they go backward; ours do not need them.
+        """Within the block, record parameters and run networks in the set precision."""
+        # Pyro's own objectives read param sites before the backward pass; ours do not need param sites.
         listening = self._modules.recording() if hasattr(self.objective, "terms") else nullcontext()
         used = self._modules.begin()
         with listening, self._used(used) as seen, self._networks():
@@ -105,12 +105,12 @@ class Evaluation:
             yield used, seen
 
     def exchanged(self, part: Evaluated | None, exchange: Exchange, earlier: Tensor | None) -> Evaluated:
-        """Add up the parts of all processes.
+        """Sum the parts of all processes.
 
         Args:
-            part: This process's part, or None if its evaluation failed.
-            exchange: The exchange of the processes.
-            earlier: 1 if an earlier step was broken.
+            part: This process's part, or None if the evaluation failed.
+            exchange: Sums over the processes.
+            earlier: 1 if an earlier step was broken, 0 or None if not.
         """
         terms, broken, grads = exchange() if part is None else exchange(*part)
         if self.clip_norm is not None:
@@ -125,7 +125,7 @@ def clipped(grads: list[Tensor | None], most: float) -> tuple[Tensor, list[Tenso
     """Scale a gradient down to a norm of at most ``most``.
 
     Returns:
-        True if its norm is finite, 0-dim, and the scaled gradient.
+        A 0-dim tensor, True if the norm before scaling is finite; and the scaled gradient.
     """
     norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
     share = (most / (norm + 1e-6)).clamp(max=1.0)
@@ -133,6 +133,6 @@ def clipped(grads: list[Tensor | None], most: float) -> tuple[Tensor, list[Tenso
 
 
 def clear(params: Iterable[Tensor]) -> None:
-    """Drop the gradients of parameters."""
+    """Set ``grad`` of the parameters to None."""
     for p in params:
         p.grad = None

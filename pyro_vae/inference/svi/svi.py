@@ -1,4 +1,4 @@
-"""``SVI``: Pyro's, with a fused optimizer, gradient clipping and compiled steps."""
+"""``SVI``: Pyro's SVI with a fused optimizer, gradient clipping and compiled steps."""
 
 from __future__ import annotations
 
@@ -30,38 +30,38 @@ Loss = float | tuple[float, ...]
 
 
 class SVI(pyro.infer.SVI):
-    """Stochastic variational inference: ``pyro.infer.SVI``, faster, for any Pyro program.
+    """Stochastic variational inference for any Pyro program, faster than ``pyro.infer.SVI``.
 
     ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments become one fused torch optimizer over all parameters.
-    Any other keeps Pyro's one optimizer for each parameter, with a warning. A parameter without a gradient in a step stays
-    where it is (in Pyro its momentum would move it on).
+    Any other optimizer stays one optimizer for each parameter, as in Pyro, with a warning. A parameter without a gradient
+    in a step does not move (in Pyro, momentum would move the parameter).
 
-    With ``compile``, loss and gradients come from one graph of tensors, captured at the first step of each shape of the
-    arguments (docs/speed.md says what is captured, and what a captured step does not see). The noise is that of an eager
-    step. A program that cannot be captured runs eagerly, with a warning that says why.
+    With ``compile``, one graph of tensors computes loss and gradients. The graph is captured at the first step with each
+    shape of the arguments (docs/speed.md: what is captured, and what a captured step does not see). The noise equals that
+    of an eager step. A program that cannot be captured runs eagerly, with a warning that gives the reason.
 
     Args:
         model: A Pyro model.
         guide: Its guide.
         optim: A ``pyro.optim`` optimizer, or ``functools.partial(torch.optim.Adam, lr=...)``.
-        loss: A ``pyro.infer.ELBO`` (ours or Pyro's), or a function ``loss(model, guide, *args)``.
-        loss_and_grads: As in Pyro, for a loss that is a function.
-        clip_norm: Largest Euclidean norm of the whole gradient of the loss **per datum** (of the summed loss if the program
-            has no data plate); larger gradients are scaled down to it. None: no clipping.
-        compile: Capture and compile the step.
-        check_every: With ``compile``, compare loss and gradients with an eager step's every so many steps; if they differ,
-            warn and capture anew. None: only when a graph is made.
-        precision: ``"float32"``, or ``"bf16"``: linear maps and convolutions of networks in bfloat16; their results and all
-            else in float32.
+        loss: A ``pyro.infer.ELBO`` (of this package or Pyro), or a function ``loss(model, guide, *args)``.
+        loss_and_grads: As in Pyro, if ``loss`` is a function.
+        clip_norm: Largest Euclidean norm of the gradient of the loss **per datum** (of the summed loss if the program has no
+            data plate). A larger gradient is scaled down to this norm. None: no clipping.
+        compile: Capture and compile the training step.
+        check_every: With ``compile``, compare loss and gradients with an eager step once in this number of steps; if they
+            differ, warn and capture the step again. None: compare only when a graph is captured.
+        precision: ``"float32"``, or ``"bf16"``: linear maps and convolutions of networks in bfloat16, with their results and
+            everything else in float32.
         **kwargs: Further arguments of ``pyro.infer.SVI``.
 
     Attributes:
         fused: The fused optimizer, or None if ``optim`` cannot be fused.
-        steps_taken: Number of steps taken.
-        exchange: Adds up the steps of several processes, or None.
+        steps_taken: Number of training steps taken.
+        exchange: Sums loss and gradients over several processes; None with one process.
 
     Raises:
-        TypeError: If ``optim`` is no such optimizer.
+        TypeError: If ``optim`` is neither a ``pyro.optim`` optimizer nor a ``functools.partial`` of a torch optimizer class.
         ValueError: If ``clip_norm`` or ``check_every`` is not positive, or ``precision`` is unknown.
     """
 
@@ -105,23 +105,23 @@ class SVI(pyro.infer.SVI):
         self._evaluation.share(exchange)
         if self._captured is not None and self._across_batch:
             self._captured.give_up(
-                "its loss depends on the mean rate of the batch, which is spread over several processes"
+                "the loss depends on the mean rate of the batch, and several processes share the batch"
             )
 
     @property
     def compiled(self) -> bool:
-        """True if steps are compiled, and not given up so far."""
+        """True if steps are compiled and compilation has not been given up."""
         return self._captured is not None and self._captured.reason is None
 
     def step(self, *args: object, **kwargs: object) -> Loss:
         """Take one gradient step.
 
         Args:
-            *args: Arguments of model and guide.
-            **kwargs: Likewise.
+            *args: Positional arguments of model and guide.
+            **kwargs: Keyword arguments of model and guide.
 
         Returns:
-            The loss summed over the batch, nats, as ``pyro.infer.SVI.step`` does.
+            The loss summed over the batch, nats, as in ``pyro.infer.SVI.step``.
 
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite; no step is taken.
@@ -135,7 +135,7 @@ class SVI(pyro.infer.SVI):
     def step_terms(self, *args: object, **kwargs: object) -> Terms:
         """Take one gradient step; return the detached :class:`Terms`.
 
-        A compiled step does not wait for the device: :meth:`synchronize` finds out if its loss was finite.
+        A compiled step does not wait for the device; :meth:`synchronize` later checks that the loss was finite.
 
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite; no step is taken.
@@ -145,16 +145,16 @@ class SVI(pyro.infer.SVI):
         return self._eager_step(args, kwargs, self._evaluation.backward)[1] if terms is None else terms
 
     def evaluate_terms(self, args: Args, kwargs: Kwargs) -> Evaluated:
-        """Evaluate loss and gradients by tensors; take no step."""
+        """Evaluate loss and gradients on the device; take no step."""
         return self._evaluation(self.model, self.guide, args, kwargs)
 
     def synchronize(self) -> None:
         """Wait for the compiled steps; check that their losses are finite.
 
-        After one that was not, no parameter has moved; an eager replay of that step names the site.
+        No parameter moves from the first non-finite loss on. An eager replay of that step finds the responsible site.
 
         Raises:
-            NonFiniteLossError: If one was not.
+            NonFiniteLossError: If a loss (with clipping, a gradient) was not finite.
         """
         broken = self._pending.first_broken()
         if broken is None:
@@ -174,7 +174,7 @@ class SVI(pyro.infer.SVI):
         return self.exchange.blame(lambda: nonfinite_site(self.model, self.guide, step.args, step.kwargs))
 
     def _tensor_step(self, args: Args, kwargs: Kwargs) -> Terms | None:
-        """Take a step without a wait; None if it must be eager."""
+        """Take a step without waiting; None if the step must be eager."""
         if self.exchange is not None:
             return self._shared_step(args, kwargs, self.exchange)
         host = torch.get_rng_state()
@@ -186,7 +186,7 @@ class SVI(pyro.infer.SVI):
         return self._taken(entry(tensors, self._broken), args, kwargs, before, tensors)
 
     def _shared_step(self, args: Args, kwargs: Kwargs, exchange: Exchange) -> Terms:
-        """Take a step of one of several processes."""
+        """Take a step together with other processes."""
         before = Generators.of(exchange.device)
         exchange.expecting = self._across_batch
         part = exchange.attempt(lambda: self._part(args, kwargs, before.host), NonFiniteLossError)
@@ -199,7 +199,7 @@ class SVI(pyro.infer.SVI):
         return self._evaluated(self._evaluation.tensors, args, kwargs, random_state)
 
     def _taken(self, step: Evaluated, args: Args, kwargs: Kwargs, before: Generators, tensors: list[Tensor]) -> Terms:
-        """Take a step without a wait for its loss."""
+        """Apply an evaluated step without waiting for its loss."""
         self._pending.add(Pending(args, kwargs, before, step.broken, step.terms.loss), tensors)
         self._take(step)
         if self._pending.many if self.exchange is None else self.exchange.due:  # all ranks wait at one step
@@ -208,7 +208,7 @@ class SVI(pyro.infer.SVI):
 
     def _entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
         """Return the compiled step and its tensors, or None."""
-        # Handlers around a step, gradients left by the caller and ``no_grad`` are the eager step's to see.
+        # Only an eager step sees handlers around the step, gradients left by the caller and ``no_grad``.
         if self._captured is None or self._captured.reason is not None or _PYRO_STACK or not torch.is_grad_enabled():
             return None
         try:
@@ -217,11 +217,11 @@ class SVI(pyro.infer.SVI):
             else:
                 found = self._captured.entry(args, kwargs)
         except (ValueError, NonFiniteLossError):
-            return None  # the eager step says what is wrong
+            return None  # the eager step raises the error
         return None if found is None or any(p.grad is not None for p in found[0].params) else found
 
     def _take(self, evaluated: Evaluated) -> None:
-        """Step the optimizer; on the device it stops at a non-finite loss."""
+        """Step the optimizer, unless the loss (on the device) is not finite."""
         self.steps_taken += 1
         if self.fused is not None:
             self._broken = self.fused.found_inf = evaluated.broken
@@ -243,7 +243,7 @@ class SVI(pyro.infer.SVI):
             self._refuse_non_finite(self.evaluate_loss(*args, **kwargs), args, kwargs, random_state)
 
     def _eager_step(self, args: Args, kwargs: Kwargs, evaluate: Callable[..., T]) -> tuple[Loss, T]:
-        """Take a step and wait; return the loss and what ``evaluate`` returns."""
+        """Take a step and wait; return the loss and ``evaluate``'s result."""
         random_state = torch.get_rng_state()
         with self._evaluation.recording() as (used, seen):
             evaluated = self._evaluated(evaluate, args, kwargs, random_state)
@@ -265,7 +265,7 @@ class SVI(pyro.infer.SVI):
         return value, evaluated
 
     def _evaluated(self, evaluate: Callable[..., T], args: Args, kwargs: Kwargs, random_state: Tensor) -> T:
-        """Evaluate; name step and site if validation refuses a number."""
+        """Evaluate; if Pyro's validation refuses a number, name step and site."""
         try:
             return evaluate(self.model, self.guide, *args, **kwargs)
         except ValueError as error:
@@ -283,9 +283,11 @@ class SVI(pyro.infer.SVI):
 
 def _check_numbers(clip_norm: float | None, check_every: int | None) -> None:
     if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}; leave it out for no clipping.")
+        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}; use None for no clipping.")
     if check_every is not None and check_every < 1:
-        raise ValueError(f"check_every: expected at least 1 step, got {check_every}; leave it out for no comparison.")
+        raise ValueError(
+            f"check_every: expected at least 1 step, got {check_every}; use None to compare only at capture."
+        )
 
 
 def _fused(source: PyroOptim) -> FusedOptim | None:
@@ -302,8 +304,8 @@ def _fused(source: PyroOptim) -> FusedOptim | None:
 def _check_terms(objective: object) -> None:
     if not hasattr(objective, "terms"):
         raise TypeError(
-            f"objective: expected one of pyro_vae.elbo, got {type(objective).__name__}, whose rate and distortion are not "
-            "known; use pyro_vae.elbo('trace'), or SVI.step in a loop of your own."
+            f"objective: expected an objective from pyro_vae.elbo, got {type(objective).__name__}, whose rate and distortion "
+            "are not known; use pyro_vae.elbo('trace'), or call SVI.step in your own loop."
         )
 
 

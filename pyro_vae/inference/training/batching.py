@@ -1,4 +1,4 @@
-"""Batch sizes and the order of the rows of an epoch."""
+"""Batch sizes, and the order of the rows in an epoch."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from pyro_vae.models.protocol import PyroModel, classifies, takes
 def check_batches(model: PyroModel, data: Data, objective: ELBO, options: FitOptions) -> None:
     """Refuse batches of one datum if the loss compares data.
 
-    A total correlation compares the codes of a batch: for one code it is 0, and its rate has no parts. The term of a
-    classifier has its weight if every batch has a label, which is not so in batches of one.
+    A total correlation compares the codes of a batch. For a single code, the total correlation is 0 and the rate has no
+    parts. A classifier term has its full weight only if every batch has a label, which batches of one datum cannot ensure.
 
     Args:
         model: The model.
-        data: Its data.
+        data: The model's data.
         objective: The objective.
-        options: Numbers and names.
+        options: Options of the training.
 
     Raises:
-        ValueError: If a batch is that small, the last one of an epoch included.
+        ValueError: If the loss compares data, and a batch (the last batch of an epoch included) holds one datum.
     """
     size = options.batch_size
     y = data.train.y if "y" in takes(model) and classifies(model) else None
     if size == 1 and y is not None and y.dim() == 1 and 0 < int((y >= 0).sum()) < len(y):
         raise ValueError(
             f"batch_size: expected at least 2 with {type(model).__name__} and partly labelled data, so that each batch has a "
-            "label, got 1; take larger batches."
+            "label, got 1; use larger batches."
         )
     if not isinstance(objective, TotalCorrelation):
         return
@@ -46,7 +46,7 @@ def check_batches(model: PyroModel, data: Data, objective: ELBO, options: FitOpt
         where = f" and {processes} processes" if processes > 1 else ""
         raise ValueError(
             f"batch_size: expected batches of at least 2 data for a total correlation, got {size}{where}, which leaves "
-            f"{least or 1} of {total:,} data alone; take {better}."
+            f"{least or 1} of {total:,} data alone in a batch; use {better}."
         )
 
 
@@ -58,11 +58,11 @@ def _smallest(total: int, size: int) -> int:
 def epoch_order(model: PyroModel, data: Data, options: FitOptions) -> Order:
     """Return the order of the training data; see :func:`pyro_vae.data.batches.order_of`.
 
-    A model that classifies gets a label in every batch, even if there are fewer of them than batches: the term of its
-    classifier has the same weight in each batch with a label, and would be too small if others had none.
+    A model that classifies gets a label in every batch, even if there are fewer labels than batches. The classifier term has
+    the same weight in each batch with a label, so batches without labels would make the term too small.
 
     Raises:
-        ValueError: If ``labelled_per_batch`` does not suit the labels that the model is given.
+        ValueError: If ``labelled_per_batch`` does not fit the labels of the training data.
     """
     labels = data.train.y if "y" in takes(model) else None
     size, per_batch = len(data.train.x), options.labelled_per_batch

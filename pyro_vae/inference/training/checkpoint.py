@@ -1,4 +1,4 @@
-"""Training states: their keys, their checks, their parts."""
+"""Training states: keys, checks and parts."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def check_state(state: State, model: PyroModel, where: str) -> None:
     """Refuse a training state that is incomplete or belongs to another model.
 
     Args:
-        state: A state from :meth:`Training.state_dict`, or what a file holds in its place.
-        model: The model to be restored.
-        where: The beginning of the error message.
+        state: A state from :meth:`Training.state_dict`, or the unchecked content of a file.
+        model: The model to restore.
+        where: Start of the error message.
 
     Raises:
-        ValueError: If something is missing, has another type, or another shape than the model's.
+        ValueError: If a part of the state is missing, has the wrong type, or has another shape than in the model.
     """
     check_keys(state, KEYS, where)
     if state["epoch"] is not None:
@@ -67,8 +67,8 @@ def check_state(state: State, model: PyroModel, where: str) -> None:
     batches = 0 if state["epoch"] is None else state["epoch"]["batches"]
     if state["step"] != (state["rows"][-1]["step"] if state["rows"] else 0) + batches:
         raise ValueError(
-            f"{where}: expected as many steps as its epochs have, got {state['step']} after {len(state['rows'])} epochs; "
-            "train it again."
+            f"{where}: expected as many steps as the epochs have, got {state['step']} after {len(state['rows'])} epochs; "
+            "train the model again."
         )
     _check_optimizer(state["optimizer"], dict(model.named_parameters()), where)
     _check_generators(state, where)
@@ -82,32 +82,35 @@ def check_keys(values: object, keys: Types, where: str) -> None:
     """
     if not isinstance(values, dict):
         raise ValueError(
-            f"{where}: expected a dict with {', '.join(keys)}, got {type(values).__name__}; train it again."
+            f"{where}: expected a dict with {', '.join(keys)}, got {type(values).__name__}; train the model again."
         )
     if missing := [key for key in keys if key not in values]:
-        raise ValueError(f"{where}: expected a whole checkpoint, got one without {', '.join(missing)}; train it again.")
+        raise ValueError(
+            f"{where}: expected a complete checkpoint, got one without {', '.join(missing)}; train the model again."
+        )
     for key, types in keys.items():
         if not isinstance(values[key], types):
             names = " or ".join("None" if t is type(None) else t.__name__ for t in types)
-            raise ValueError(f"{where}: expected {names} as {key!r}, got {type(values[key]).__name__}; train it again.")
+            got = type(values[key]).__name__
+            raise ValueError(f"{where}: expected {names} under the key {key!r}, got {got}; train the model again.")
 
 
 def check_parameters(given: Mapping[str, object], expected: Mapping[str, Tensor], where: str) -> None:
-    """Refuse parameters of another architecture; name the first that differs.
+    """Refuse parameters of another architecture; name the first difference.
 
     Raises:
-        ValueError: If a name or a shape differs.
+        ValueError: If the name or shape of a parameter differs.
     """
-    remedy = "take the version of pyro_vae that saved it, or train it again."
+    remedy = "use the version of pyro_vae that saved the model, or train the model again."
     for name, parameter in expected.items():
         got = given.get(name)
         if not isinstance(got, Tensor) or got.shape != parameter.shape:
-            shape = f"one of shape {tuple(got.shape)}" if isinstance(got, Tensor) else "none"
+            shape = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else "none"
             raise ValueError(
                 f"{where}: expected the model's parameter {name!r} of shape {tuple(parameter.shape)}, got {shape}; {remedy}"
             )
     if more := [str(name) for name in given if name not in expected]:
-        raise ValueError(f"{where}: expected the model's parameters alone, got {more[0]!r} besides; {remedy}")
+        raise ValueError(f"{where}: expected only the model's parameters, got {more[0]!r} as well; {remedy}")
 
 
 def _check_rows(rows: list[State], where: str) -> None:
@@ -115,14 +118,14 @@ def _check_rows(rows: list[State], where: str) -> None:
         numbers = isinstance(row, dict) and all(isinstance(value, (int, float)) for value in row.values())
         if not numbers or row.keys() != rows[0].keys() or row.get("epoch") != number or "step" not in row:
             raise ValueError(
-                f"{where}: expected a row of numbers for epoch {number}, got something else; train it again."
+                f"{where}: expected a row of numbers for epoch {number}, got something else; train the model again."
             )
 
 
 def _check_optimizer(optimizer: State, parameters: dict[str, nn.Parameter], where: str) -> None:
-    """Refuse moments of another shape than their parameter's.
+    """Refuse moments whose shape differs from the shape of their parameter.
 
-    Fused kernels would not notice.
+    Fused kernels would not detect the difference.
     """
     for name, one in optimizer.items():
         whole = name in parameters and isinstance(one, dict) and isinstance(one.get("state"), dict)
@@ -132,7 +135,8 @@ def _check_optimizer(optimizer: State, parameters: dict[str, nn.Parameter], wher
             whole = shapes <= {parameters[name].shape}
         if not whole:
             raise ValueError(
-                f"{where}: expected the optimizer's state of the model's parameters, got another for {name!r}; train it again."
+                f"{where}: expected an optimizer state that fits the model's parameters, got another for {name!r}; train the "
+                "model again."
             )
 
 
@@ -146,12 +150,13 @@ def _check_generators(state: State, where: str) -> None:
     for name, value in generators.items():
         if (value.dtype, value.shape) != (like.dtype, like.shape):
             raise ValueError(
-                f"{where}: expected the state of a generator as {name!r}, got another tensor; train it again."
+                f"{where}: expected the state of a random generator under the key {name!r}, got another tensor; train the "
+                "model again."
             )
 
 
 def check_epoch(state: State, batch_size: int, total: int) -> None:
-    """Refuse the state of an epoch with other batches.
+    """Refuse the state of an epoch with other batches or data.
 
     Args:
         state: The state of the epoch.
@@ -159,44 +164,49 @@ def check_epoch(state: State, batch_size: int, total: int) -> None:
         total: Number of data in an epoch.
 
     Raises:
-        ValueError: If as many steps would have seen another number of data.
+        ValueError: If the number of data seen does not fit the number of training steps.
     """
     batches, seen = state["batches"], state["seen"]
     whole = min(batches * batch_size, total)
     if not (0 < batches <= -(-total // batch_size) and seen == whole):
-        raise ValueError(f"{seen} data in {batches} steps of an epoch, where it would be {whole}")
+        raise ValueError(f"expected {whole} data in {batches} steps of an epoch, got {seen}")
 
 
 def optimizer_state(model: PyroModel, optimizer: FusedOptim) -> State:
-    """Return the state of the optimizer for each parameter, by name."""
+    """Return the optimizer state of each parameter, by name."""
     singles = optimizer.source.optim_objs
     return {name: singles[p].state_dict() for name, p in model.named_parameters() if p in singles}
 
 
 def restore_optimizer(model: PyroModel, optimizer: FusedOptim, state: State) -> None:
-    """Give the optimizer the state that :func:`optimizer_state` gave."""
+    """Restore a state returned by :func:`optimizer_state`."""
     for name, p in model.named_parameters():
         if name in state:
             optimizer.add(p, state[name])
 
 
 def random_state(device: torch.device) -> State:
-    """Return the states of the generators of all processes; a collective."""
+    """Return the states of the random generators of all processes.
+
+    Collective: all processes must call this function.
+    """
     ranks = parallel.all_gather({"random": torch.get_rng_state(), "random_device": device_state(device)})
     return {**ranks[0], **({"ranks": ranks} if len(ranks) > 1 else {})}
 
 
 def restore_random_state(state: State, device: torch.device, order: torch.Generator, seed: int) -> bool:
-    """Give the generators the states of :func:`random_state`, where that is possible.
+    """Restore the states returned by :func:`random_state`, if possible.
+
+    Warn if the run cannot continue exactly.
 
     Args:
         state: A training state.
         device: The device of the training.
-        order: Generator of the data order; only seeded, and only on another device.
-        seed: Seed of the generators if the run continues on another device or by another number of processes.
+        order: Generator of the data order. Only seeded here, and only if the run continues on another device.
+        seed: Seed of the generators if the run continues on another device or with another number of processes.
 
     Returns:
-        True if the run continues on the kind of device on which it began. A warning says if it does not continue exactly.
+        True if the run continues on the kind of device on which it began.
     """
     ranks, world = state.get("ranks", [state]), parallel.world()
     same = _same_device(state["device"], device.type)
@@ -214,7 +224,7 @@ def _same_device(begun: str, device: str) -> bool:
     if begun == device:
         return True
     warnings.warn(
-        f"resume: this run began on {begun} and continues on {device}, with other random numbers; its result will differ from "
+        f"resume: this run began on {begun} and continues on {device}, with other random numbers; the result will differ from "
         "that of an uninterrupted run.",
         stacklevel=3,
     )
@@ -225,8 +235,8 @@ def _same_ranks(begun: int, size: int) -> bool:
     if begun == size:
         return True
     warnings.warn(
-        f"resume: this run began with {begun} process{'es' if begun > 1 else ''} and continues with {size} and other random "
-        "numbers; its result will differ from that of an uninterrupted run.",
+        f"resume: this run began with {begun} process{'es' if begun > 1 else ''} and continues with {size}, with other random "
+        "numbers; the result will differ from that of an uninterrupted run.",
         stacklevel=3,
     )
     return False

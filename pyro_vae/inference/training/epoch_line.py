@@ -17,14 +17,14 @@ _HEADER_WITHOUT_BOUND = "       epoch   train loss   validation loss   images/s"
 
 
 def table_header(model: PyroModel) -> str:
-    """Return the names of the columns of :func:`epoch_line`."""
+    """Return the header above the lines of :func:`epoch_line`."""
     if has_bound(model):
         return _HEADER + (f"\n             train ELBO: of {part}" if (part := trained_on(model)) else "")
-    return f"{_HEADER_WITHOUT_BOUND}\n             {loss_name(model)} of a datum, no bound on log p(x)"
+    return f"{_HEADER_WITHOUT_BOUND}\n             {loss_name(model)} per datum, not a bound on log p(x)"
 
 
 def epoch_line(row: Row, epochs: int) -> str:
-    """Return the line of an epoch; ``epochs`` is their total number."""
+    """Return the line of one epoch out of ``epochs``."""
     epoch, speed = f"{row['epoch']:6.0f}/{epochs:<5d}", f"{row['images_per_second']:10,.0f}"
     if "train_elbo" not in row:
         return f"{epoch} {-row['objective']:12.2f} {_validation(row, 'objective', -1):>17} {speed}"
@@ -36,7 +36,7 @@ def epoch_line(row: Row, epochs: int) -> str:
 
 
 def mean_text(model: PyroModel, objective: float) -> str:
-    """Return the text for the mean objective of the current epoch."""
+    """Return the progress-bar text for the epoch's mean objective so far."""
     return f"ELBO {objective:.2f}" if has_bound(model) else f"loss {-objective:.2f}"
 
 

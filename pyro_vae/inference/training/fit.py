@@ -44,7 +44,7 @@ def early_stopping(patience: int) -> Callback:
         ValueError: If ``patience`` is below 1.
     """
     if patience < 1:
-        raise ValueError(f"patience: expected at least 1 epoch, got {patience}; leave it out to train all epochs.")
+        raise ValueError(f"patience: expected at least 1 epoch, got {patience}; omit patience to train all epochs.")
 
     def check(training: Training) -> None:
         if training.data.validation is not None and len(training.history) - training.history.best_epoch >= patience:
@@ -70,38 +70,38 @@ def fit(
 
     .. math:: \max E_q[\log p(x|z)] - \beta_t\, KL(q(z|x) \| p(z))
 
-    The result does not depend on what ran before in the process: random numbers come from ``seed``, and the caller's
-    generators and parameter store stay as they were. At the end the model holds the parameters of the epoch with the
-    highest validation ELBO, or of the last epoch if there are no validation data.
+    All random numbers come from ``seed``, so earlier code in the process does not affect the result. The caller's random
+    generators and parameter store do not change. At the end, the model holds the parameters of the epoch with the highest
+    validation ELBO, or of the last epoch if there are no validation data.
 
     Args:
         model: A ``torch.nn.Module`` with Pyro functions ``model`` and ``guide``, such as :class:`pyro_vae.VAE`;
             ``pyro_vae.models.protocol`` lists its optional parts.
-        data: A :class:`pyro_vae.data.Data`; or training data alone, shape ``(N, *data_shape)``, or a tuple of the inputs
-            that the model takes.
-        elbo: An objective from :func:`pyro_vae.elbo`, used as it is, or its name. None: the model's own, else ``"trace"``.
-            With a name or None the controls of the KL in the model's ``defaults`` apply.
-        beta: Weight of the KL: a number, or a schedule of the step, such as ``schedules.linear(0., 1., steps=1000)``, or a
-            dict of these by site, ``{"z1": 0.5}``; other sites keep weight 1. None: that of the model's ``defaults`` if the
-            objective takes one, else 1.
-        callbacks: Called with the :class:`Training` after each epoch, and once more if ``interrupt`` ends one early; then
-            ``training.progress`` is not None, and the epoch has no row.
-        resume: A state from :meth:`Training.state_dict`, to continue from exactly, within an epoch or between two.
-        interrupt: Called after every step; return True to stop there, and from then on.
-        progress: Print a line for each epoch, and a bar on a terminal.
+        data: A :class:`pyro_vae.data.Data`; or only training data, shape ``(N, *data_shape)``; or a tuple of the inputs that
+            the model takes.
+        elbo: An objective from :func:`pyro_vae.elbo`, used unchanged, or its name. None: the model's default objective, else
+            ``"trace"``. With a name or None, the KL controls in the model's ``defaults`` apply.
+        beta: KL weight: a number; or a schedule of the training step, such as ``schedules.linear(0., 1., steps=1000)``; or a
+            dict from sites to numbers or schedules, such as ``{"z1": 0.5}``. Sites not in the dict keep weight 1. None: the
+            KL weight in the model's ``defaults`` if the objective takes a KL weight, else 1.
+        callbacks: Called with the :class:`Training` after each epoch. If ``interrupt`` ends an epoch early, they are called
+            once more; then ``training.progress`` is not None, and the history has no row for the epoch.
+        resume: A state from :meth:`Training.state_dict`, from within an epoch or between epochs. Training continues exactly.
+        interrupt: Called after every training step. To stop training, return True, and keep returning True.
+        progress: Print a line for each epoch, and show a progress bar on a terminal.
         **options: The fields of :class:`pyro_vae.inference.FitOptions`; docs/training.md lists them. With ``resume``,
-            ``compile`` is None to go on as the run began.
+            ``compile=None`` compiles the steps if the run began with compiled steps.
 
     Returns:
-        The history: true bounds in nats per datum.
+        The history, with true bounds in nats per datum.
 
     Raises:
-        TypeError: If the model is no ``nn.Module``, or an option is unknown.
-        ValueError: If a number is out of range, a name is unknown, the model lacks a part of the protocol or takes inputs
-            that the data lack, a batch is too small, ``enum`` finds no discrete site to sum over, ``resume`` is not the
-            state of such a run, or ``compile`` is True on a machine that cannot compile.
-        NonFiniteLossError: If the loss becomes NaN or infinite. The model stays as it then is; what callbacks saved is the
-            last whole epoch.
+        TypeError: If ``model`` is not an ``nn.Module``, or an option is unknown.
+        ValueError: If a number is out of range; a name is unknown; the model lacks a part of the protocol, or takes inputs
+            that the data lack; a batch is too small; ``enum`` finds no discrete site to sum over; ``resume`` does not fit
+            the run; or ``compile`` is True on a machine that cannot compile.
+        NonFiniteLossError: If the loss becomes NaN or infinite. The model keeps the parameters of that moment. The
+            last state that callbacks saved is that of the last whole epoch.
     """
     chosen = make_options("fit", options, fit)
     check_model(model)
@@ -132,14 +132,11 @@ def fit(
 
 
 def _check_beta(model: PyroModel, beta: Weights | None) -> None:
-    """Refuse a weight of the KL for a model without a KL."""
+    """Refuse a KL weight for a model without a KL."""
     if has_bound(model) or beta is None or Betas(beta).is_one:
         return
-    got = "weights of sites" if isinstance(beta, Mapping) else "a schedule" if callable(beta) else beta
-    raise ValueError(
-        f"beta: expected with a model that has a KL to weight, got {got} with {type(model).__name__}, which has none; "
-        "drop it."
-    )
+    got = "a dict of sites" if isinstance(beta, Mapping) else "a schedule" if callable(beta) else beta
+    raise ValueError(f"beta: {type(model).__name__} has no KL to weight, but beta is {got}; remove beta.")
 
 
 def _objective(model: PyroModel, elbo: str | ELBO | None, num_data: int) -> ELBO:
@@ -161,7 +158,7 @@ def _default_beta(model: PyroModel, objective: ELBO) -> Weights:
 def _something_to_sum() -> Iterator[None]:
     """Refuse ``enum`` for a model with nothing to sum over.
 
-    Pyro warns, and takes the sampled ELBO.
+    Pyro itself only warns, and uses the sampled ELBO.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=DRAWN_INSTEAD)
@@ -172,8 +169,8 @@ def _something_to_sum() -> Iterator[None]:
             if "found no sample sites" not in str(warning):
                 raise
             raise ValueError(
-                "elbo enum: expected a model with a discrete site to sum over, marked infer={'enumerate': 'parallel'}, got "
-                "one without; use elbo='trace' or 'mean-field'."
+                "elbo enum: the model has no discrete site to sum over; mark a site with infer={'enumerate': 'parallel'}, or "
+                "use elbo='trace' or 'mean-field'."
             ) from None
 
 
@@ -184,7 +181,7 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
     with tqdm(total=total, initial=training.step, disable=None if progress else True, unit="step", leave=False) as bar:
 
         def advance(mean: Callable[[], float]) -> None:
-            if bar.update():  # true when the bar was drawn: no more often than the eye can see
+            if bar.update():  # True if the bar was redrawn, a few times a second
                 bar.set_postfix_str(mean_text(training.model, mean()), refresh=False)
 
         while len(training.history) < training.options.epochs and training.stop_reason is None:
@@ -207,7 +204,7 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
 def compiling_of(
     model: PyroModel, data: Data, objective: ELBO, options: FitOptions, resume: State | None = None
 ) -> tuple[bool, str]:
-    """Decide if steps are compiled; return that and the reason in words.
+    """Return True if steps should be compiled, and the reason in words.
 
     See :func:`pyro_vae.system.compiler.should_compile`.
     """
@@ -222,9 +219,9 @@ def compiling_of(
 
 
 def _flops(model: PyroModel, batch_size: int, objective: ELBO) -> float:
-    """Estimate the floating-point operations of a step.
+    """Estimate the floating-point operations of a training step.
 
-    Every parameter meets every draw of every datum, once forward and twice backward.
+    Each draw of each datum uses every parameter once in the forward pass and twice in the backward pass.
     """
     parameters = sum(p.numel() for p in model.parameters())
     draws = getattr(objective, "num_draws", objective.num_particles)
@@ -234,7 +231,7 @@ def _flops(model: PyroModel, batch_size: int, objective: ELBO) -> float:
 def _warn_if_unfinished(needed: int, steps: int) -> None:
     if needed > steps:
         warnings.warn(
-            f"the schedule of beta takes {needed:,} steps but training only {steps:,}, so that its end is never reached; "
-            "train longer or shorten it.",
+            f"beta: the schedule takes {needed:,} steps, but training has only {steps:,}; train longer or shorten the "
+            "schedule.",
             stacklevel=3,
         )

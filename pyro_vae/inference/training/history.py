@@ -1,4 +1,4 @@
-"""History of a training, and progress of an epoch."""
+"""History of a training run, and progress within an epoch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Row = dict[str, float]
 
 @dataclass
 class History:
-    """A row of figures for each epoch.
+    """History of a training run, with a row for each epoch.
 
-    Every bound is the true one (beta = 1), in nats per datum.
+    Every bound is the true bound (KL weight 1), in nats per datum.
 
     Attributes:
         rows: A dict for each epoch; ``docs/run-directory.md`` explains the columns.
-        stopped_by: ``"epochs"``, ``"interrupted"``, or the reason that a callback gave.
-        steps: Optimization steps taken, those of an interrupted epoch included.
-        compiled: True if they were compiled.
+        stopped_by: ``"epochs"``, ``"interrupted"``, or the reason given by a callback.
+        steps: Number of training steps taken, including those of an interrupted epoch.
+        compiled: True if the training steps were compiled.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -40,8 +40,8 @@ class History:
     def best_epoch(self) -> int:
         """The epoch with the highest validation ELBO, counted from 1.
 
-        Without validation data it is the last one. If the objective weights or bends the KL, its value at the final weights
-        decides instead; for a model without a bound, its objective.
+        Without validation data, the last epoch. If the objective weights or controls the KL, the objective at the final KL
+        weights decides instead of the ELBO. For a model without a bound, the objective decides.
         """
         last = self.rows[-1] if self.rows else {}
         column = next((name for name in ("validation_objective", "validation_elbo") if name in last), None)
@@ -53,15 +53,15 @@ class History:
 
 @dataclass
 class EpochProgress:
-    """The part of an epoch that is done.
+    """Progress within an epoch.
 
     Attributes:
-        start: State of the generator of the data order when the epoch began.
-        order: The order of its data, shape ``(N,)``, drawn from that state.
+        start: State of the data-order generator at the start of the epoch.
+        order: Order of the data in the epoch, shape ``(N,)``, drawn from ``start``.
         totals: Sums of loss, distortion and rate over the data seen, shape ``(3,)``, nats.
-        batches: Steps taken in it.
-        seen: Data seen in it.
-        seconds: Training time in it.
+        batches: Number of training steps taken in the epoch.
+        seen: Number of data seen in the epoch.
+        seconds: Training time in the epoch, seconds.
     """
 
     start: Tensor
@@ -72,7 +72,7 @@ class EpochProgress:
     seconds: float = 0.0
 
     def means(self, has_bound: bool) -> Row:
-        """Return means over the data seen, as columns of the history, nats."""
+        """Return means over the data seen, as history columns, nats per datum."""
         loss, distortion, rate = (self.totals / self.seen).tolist()
         elbo = {"train_elbo": -distortion - rate} if has_bound else {}
         return {"objective": -loss, **elbo, "train_rate": rate, "train_distortion": distortion}
@@ -82,7 +82,7 @@ class EpochProgress:
         return -float(self.totals[1] + self.totals[2]) / self.seen
 
     def state_dict(self) -> State:
-        """Return all but the order, which can be drawn again."""
+        """Return the progress without the order, which is drawn again."""
         return {
             "start": self.start,
             "totals": self.totals,
@@ -92,6 +92,6 @@ class EpochProgress:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Take the totals and counts of a state."""
+        """Restore the totals and counts of a state."""
         self.totals.copy_(state["totals"])
         self.batches, self.seen, self.seconds = state["batches"], state["seen"], float(state["seconds"])

@@ -1,4 +1,4 @@
-"""The numbers and names of a training: each is declared here, once."""
+"""Options of a training run, each declared here once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options that ``fit`` and the command share, each with its help."""
+    """Options that ``fit`` and the command share, each with its help text."""
 
     epochs: int = 100
     """Passes over the training data, in total."""
@@ -27,7 +27,7 @@ class TrainingOptions:
     """Batch size."""
     labelled_per_batch: int | None = None
     """Labelled data in each batch, if some labels are unknown;
-    default: each once an epoch, evenly spread; 1 for a model that classifies, if there are fewer of them than batches."""
+    default: each label once an epoch, evenly spread; 1 for a model that classifies, if there are fewer labels than batches."""
     optimizer: str = "adam"
     """Optimizer: {names}."""
     lr: float = 1e-3
@@ -40,16 +40,16 @@ class TrainingOptions:
     default: no clipping."""
     seed: int = 0
     """Seed of the data order and of every draw;
-    on the command line, of the initial parameters, too."""
+    on the command line, also of the initial parameters."""
     compile: bool | None = None
-    """Compile the step;
-    default: if the run is long enough to repay it and a compiler works."""
+    """Compile the training step;
+    default: if a compiler works and the run is long enough to repay the compilation."""
     check_every: int | None = None
     """Compare a compiled step with an eager one every this many steps;
-    default: once, when it is compiled."""
+    default: compare only once, after compilation."""
     precision: str = "float32"
     """Precision of the products in the networks: {names};
-    their sums and all else stay float32."""
+    sums and everything else stay float32."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FitOptions(TrainingOptions):
     """
 
     num_workers: int = 0
-    """Processes that read ahead, if the data are too large for memory."""
+    """Number of processes that read ahead, for data too large for memory."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -120,10 +120,10 @@ def make_options(function: str, keywords: FitKeywords, shown: Callable[..., obje
     Args:
         function: The name of the function, for errors.
         keywords: The keywords.
-        shown: The function, whose signature lists all known keywords.
+        shown: The function itself; its signature lists all known keywords.
 
     Raises:
-        TypeError: If a keyword is unknown; the sentence lists the known ones and the nearest.
+        TypeError: If a keyword is unknown; the message lists the known keywords and the nearest.
         ValueError: If a number is out of its range or a name is unknown.
     """
     known = inspect.signature(shown).parameters

@@ -1,4 +1,4 @@
-"""``Training``: the epochs of one run, and its state."""
+"""``Training``: the epochs and the state of one run."""
 
 from __future__ import annotations
 
@@ -46,29 +46,29 @@ class Paused(Exception):
 
 
 def never() -> bool:
-    """Return False: no one asks to stop."""
+    """Return False: the ``interrupt`` that never stops training."""
     return False
 
 
 class Training:
-    """One training run, with all that must be saved to continue exactly.
+    """One training run, with the state needed to continue exactly.
 
-    Callbacks receive this object after each epoch, and when training is interrupted within one.
+    Callbacks receive this object after each epoch, and when training is interrupted within an epoch.
 
     Args:
         model: The model.
-        data: Its data.
+        data: The model's data.
         objective: The objective.
-        betas: The weights of the KL.
-        options: Numbers and names.
-        interrupt: Asked after every step if training stops there.
+        betas: The KL weights.
+        options: Options of the training.
+        interrupt: Called after every training step; returns True if training must stop.
 
     Attributes:
-        history: The rows so far.
+        history: History of the finished epochs.
         best: State of the model at the best epoch, or None without validation data.
-        progress: The part of an interrupted epoch that is done, or None between epochs.
-        stop_reason: Why a callback stops training after this epoch, or None.
-        svi: Takes the steps.
+        progress: Progress within an interrupted epoch, or None between epochs.
+        stop_reason: Reason of a callback to stop training after this epoch, or None.
+        svi: Takes the training steps.
         steps_per_epoch: Number of batches in an epoch.
     """
 
@@ -111,12 +111,12 @@ class Training:
         self.whole: WholeBatch | None = None
 
     def stop(self, reason: str) -> None:
-        """Ask the loop to end after this epoch."""
+        """Stop training after this epoch."""
         self.stop_reason = reason
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Within the block, share each step with the other processes."""
+        """Within the block, share each training step with the other processes."""
         if parallel.world().size == 1:
             yield
             return
@@ -127,28 +127,31 @@ class Training:
             yield
 
     def interrupted(self) -> bool:
-        """Return True if any process was asked to stop; a collective."""
+        """Return True if any process was asked to stop.
+
+        Collective: all processes must call this method.
+        """
         return any(parallel.all_gather(self.interrupt()))
 
     @property
     def step(self) -> int:
-        """Optimization steps taken."""
+        """Number of training steps taken."""
         return self.svi.steps_taken
 
     @property
     def optimizer(self) -> FusedOptim:
-        """The optimizer of the steps."""
+        """The fused optimizer."""
         assert self.svi.fused is not None  # every entry of OPTIMIZERS is fusible
         return self.svi.fused
 
     def run_epoch(self, advance: Advance) -> Row | None:
-        """Train one epoch, or the rest of one; then validate.
+        """Train an epoch, or the rest of an interrupted epoch; then validate.
 
         Args:
             advance: See ``Advance``.
 
         Returns:
-            The row of this epoch, or None if ``interrupt`` asked to stop within it.
+            The row of this epoch, or None if ``interrupt`` stopped training within the epoch.
         """
         self.model.train()
         if self.progress is None:
@@ -179,7 +182,7 @@ class Training:
         return EpochProgress(start, self.batches.order(self.order), torch.zeros(3, device=self.device, dtype=dtype))
 
     def _finish_epoch(self, progress: EpochProgress, advance: Advance) -> None:
-        """Take the remaining steps of an epoch, and check their result."""
+        """Take the remaining training steps of an epoch, and check the result."""
         started, batch, validated = time.perf_counter() - progress.seconds, None, True
         checked = bool(self.history.rows)
         with ExitStack() as unchecked:
@@ -204,7 +207,7 @@ class Training:
         self.svi.synchronize()
         if batch is not None:
             with parallel.shared_errors(), pyro.validation_enabled(False):
-                self.svi.check_finite(*batch)  # the last step may have gone too far: its result must not be saved
+                self.svi.check_finite(*batch)  # the last step may have gone too far: do not save its result
         if self.svi.exchange is not None:
             self.svi.exchange.compare(len(self.history) + 1)
         if not self.history.rows:
@@ -247,7 +250,7 @@ class Training:
             raise Paused
 
     def state_dict(self) -> State:
-        """Return plain containers, numbers and tensors to continue from exactly."""
+        """Return the state to continue exactly: containers, numbers and tensors."""
         objective = self.svi.objective
         return {
             "model": self.model.state_dict(),
@@ -265,10 +268,10 @@ class Training:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Continue from a state of :meth:`state_dict`.
+        """Restore a state returned by :meth:`state_dict`.
 
         Raises:
-            ValueError: If it is incomplete, or belongs to another model or other data.
+            ValueError: If ``state`` is incomplete, or belongs to another model or other data.
         """
         check_state(state, self.model, "resume")
         try:
@@ -277,7 +280,8 @@ class Training:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise ValueError(
-                f"resume: expected a whole training state, got one that cannot be used ({first_line(error)}); train it again."
+                f"resume: expected a training state that can be restored, got an error ({first_line(error)}); train the model "
+                "again."
             ) from error
 
     def _restore(self, state: State) -> None:
@@ -302,7 +306,7 @@ class Training:
 
 
 def _warn_about_epoch(training: Training, row: Row) -> bool:
-    """Warn if the objective finds an epoch implausible; return that."""
+    """Warn if the objective finds the epoch implausible; return True if so."""
     warning_for = getattr(training.svi.objective, "epoch_warning", None)
     if warning_for is None or training.betas.final not in (None, 1.0):
         return False

@@ -20,16 +20,16 @@ from pyro_vae.models.protocol import PyroModel
 
 
 def check_trained(model: PyroModel, svi: SVI, optimizer: FusedOptim, batch: tuple[Tensor, ...]) -> None:
-    """After a step, refuse parameters that no step would move.
+    """After a training step, refuse trainable parameters that no step moves.
 
     Args:
         model: The model.
-        svi: Has taken the step.
-        optimizer: Its optimizer.
+        svi: The SVI that has taken the step.
+        optimizer: The optimizer of ``svi``.
         batch: The batch of the step.
 
     Raises:
-        ValueError: If no parameter took part in the step, or the loss depends on others that did not.
+        ValueError: If the step moved no parameter, or the loss depends on a parameter that the optimizer does not know.
     """
     known = optimizer.source.optim_objs
     if not known and any(p.requires_grad for p in model.parameters()):
@@ -39,12 +39,12 @@ def check_trained(model: PyroModel, svi: SVI, optimizer: FusedOptim, batch: tupl
 
 
 def check_saved(model: PyroModel, optimizer: FusedOptim) -> None:
-    """Refuse trained tensors that are not the model's.
+    """Refuse trained parameters that do not belong to the model.
 
-    They would be lost with the parameter store.
+    Such parameters would be lost together with the parameter store.
 
     Raises:
-        ValueError: If there are any.
+        ValueError: If there is such a parameter.
     """
     own = {id(p) for p in model.parameters()}
     store = pyro.get_param_store()
@@ -63,18 +63,18 @@ def check_reached(
 ) -> None:
     """Refuse a model with unregistered parameters that have a gradient; alter nothing.
 
-    Parameters without a gradient, such as those of a network for pictures alone, are accepted, and so are frozen ones.
+    Frozen parameters are accepted, and so are parameters without a gradient, such as those of a network only for pictures.
 
     Args:
-        name: The name of the model, for errors.
+        name: Name of the model, for error messages.
         parts: The model, which holds the parameters.
         objective: The objective.
         pair: Model and guide, as the objective takes them.
-        batch: Some data.
-        known: Parameters that Pyro knows, by id; None: those that it meets here.
+        batch: A batch of data.
+        known: Parameters registered with Pyro, by id; None: find the registered parameters by an evaluation.
 
     Raises:
-        ValueError: If there are any.
+        ValueError: If there is an unregistered parameter with a gradient.
     """
     met: dict[int, Tensor] = {}
     if known is not None and not _others(parts, known):
@@ -91,10 +91,11 @@ def check_reached(
         first = next(iter(reached))
         raise ValueError(
             f"model {name}: expected every part that the objective uses to be registered with Pyro, got {', '.join(reached)} "
-            f'unregistered; call pyro.module("{first}", self.{first}) or self._register("{first}") there, or freeze it.'
+            f'unregistered; in model or guide call pyro.module("{first}", self.{first}) or self._register("{first}"), or '
+            f"freeze {first}."
         )
 
 
 def _others(parts: PyroModel, known: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """Return the trainable parameters that are not known, by name."""
+    """Return the trainable parameters that are not in ``known``, by name."""
     return {name: p for name, p in parts.named_parameters() if p.requires_grad and id(p) not in known}

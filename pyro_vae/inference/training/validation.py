@@ -34,13 +34,13 @@ def validate(
     Args:
         model: The model.
         split: The data.
-        objective: The objective, which may choose the best epoch by a figure of its own.
-        beta: The final weight of the KL; None if sites have their own.
+        objective: The objective, which may define its own score to select the best epoch.
+        beta: The final KL weight; None if latent sites have separate KL weights.
         seed: Seed of the draws.
         poll: Called before every batch; an exception that it raises ends the evaluation.
 
     Returns:
-        The columns of the history, nats per datum.
+        Columns of the history, nats per datum.
     """
     likelihood, ratio = evaluate_terms(model, evaluation_inputs(model, split), seed, poll)
     value = likelihood + ratio
@@ -56,19 +56,19 @@ def validate(
 
 
 def _selection(objective: ELBO, beta: float, distortion: float, rate: float) -> Row:
-    """Return the objective, if that chooses the best epoch, not the ELBO."""
+    """Return the score that selects the best epoch, if not the ELBO."""
     if hasattr(objective, "selection"):
         return {"validation_objective": objective.selection(distortion, rate, beta)}
     return {} if beta == 1 else {"validation_objective": -distortion - beta * rate}
 
 
 def first_draw(model: Program, guide: Program, batch: Args) -> WeightTerms | EnumeratedTerms:
-    """Return the terms of one draw for each datum.
+    """Return the importance-weight terms of one draw for each datum.
 
-    Sites enumerated in the model alone are summed out.
+    Sites that are enumerated only in the model are summed out.
 
     Raises:
-        ValueError: If model and guide have none, see ``log_weights``.
+        ValueError: If model and guide have no importance weights; see ``log_weights``.
     """
     try:
         return ProposalDraws(model, guide, batch, {}).first
@@ -85,19 +85,19 @@ def evaluate_terms(
 ) -> tuple[Tensor, Tensor]:
     """Draw log p(x|z) and log p(z) - log q(z|x) for each datum.
 
-    The draws are the same at every call.
+    The same seed gives the same draws at every call.
 
-    A site that is enumerated in the model alone is summed out of both exactly; then those of the guide are summed under q.
-    In a model without such a site, those of the guide are drawn.
+    A site that is enumerated only in the model is summed out of both terms exactly; then sites enumerated in the guide are
+    summed under q. In a model without such a site, sites enumerated in the guide are drawn.
 
     Args:
         model: An object with Pyro functions ``model`` and ``guide``.
-        data: Their inputs: data of shape ``(N, *data_shape)``, or several inputs.
-        seed: Seed of the draws; the caller's generators stay as they were.
+        data: Inputs of model and guide: data of shape ``(N, *data_shape)``, or several inputs.
+        seed: Seed of the draws. The caller's random generators do not change.
         poll: Called before every batch; an exception that it raises ends the evaluation.
 
     Returns:
-        Two tensors of shape ``(N,)``, nats, float64, on the CPU.
+        log p(x|z) and log p(z) - log q(z|x), each of shape ``(N,)``, nats, float64, on the CPU.
     """
     inputs = Inputs.of(data)
     was_training = model.training
@@ -120,13 +120,13 @@ def evaluate_terms(
 def after_epoch(model: PyroModel, data: Data, seed: int) -> None:
     """Call the ``after_epoch`` method of a model, if it has one.
 
-    It gets evenly spaced training data; the model is in evaluation mode. Buffers that the method fills
-    are saved, chosen and loaded with the parameters.
+    The method gets evenly spaced training data, with the model in evaluation mode. Buffers that the method fills are
+    saved, selected and loaded with the parameters.
 
     Args:
         model: The model.
-        data: Its data; at most 10,000 training data, and 1 GiB, are used.
-        seed: Seed of their binarization, if batches are binarized when drawn: the same at every epoch.
+        data: The model's data. At most 10,000 training data, and at most 1 GiB, are used.
+        seed: Seed of the binarization, the same at every epoch; used if batches are binarized when drawn.
     """
     hook = method_of(model, "after_epoch")
     if hook is None:

@@ -390,7 +390,7 @@ def test_too_many_shapes_go_on_eagerly(monkeypatch):
     for rows in range(1, 4):
         svi.step(many[:rows])
     assert svi.compiled
-    with pytest.warns(UserWarning, match="taken eagerly: its arguments have had more than 3 shapes"):
+    with pytest.warns(UserWarning, match="taken eagerly: the arguments have had more than 3 shapes"):
         svi.step(many[:4])
     svi.step(many[:5])
     assert svi.steps_taken == 5
@@ -567,7 +567,7 @@ def test_a_number_taken_out_of_a_tensor_is_not_held(read):
         level = torch.tensor([1.0, 1.0])
         svi = warmed(make("trace", with_level(read, level), compile=compile, optim=pyro.optim.SGD({"lr": 0.0})))
         torch.manual_seed(5)
-        with pytest.warns(UserWarning, match="taken eagerly: it takes") if compile else nullcontext():
+        with pytest.warns(UserWarning, match="taken eagerly: the program takes") if compile else nullcontext():
             losses.append([svi.step(X)])
         level.fill_(5.0)
         losses[-1].append(svi.step(X))
@@ -698,7 +698,7 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why():
             pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
     svi = make("trace", (model, guide), compile=True)
-    with pytest.warns(UserWarning, match=r"taken eagerly: it takes a number .* \(.item\(\)") as said:
+    with pytest.warns(UserWarning, match=r"taken eagerly: the program takes a number .* \(.item\(\)") as said:
         ours = path(svi)
     assert len([w for w in said if "eagerly" in str(w.message)]) == 1
     assert not svi.compiled
@@ -707,7 +707,7 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why():
 
 def test_pyros_own_objectives_run_eagerly():
     model, guide = vae()
-    with pytest.warns(UserWarning, match="taken eagerly: expected an objective of pyro_vae.elbo"):
+    with pytest.warns(UserWarning, match="taken eagerly: expected an objective from pyro_vae.elbo"):
         svi = pv.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO(), compile=True)
     assert svi.step(X) > 0
 

@@ -244,9 +244,9 @@ def test_what_is_refused():
         FreeBits(elbo("trace"), 1.0, per="pixel")
     pair = scale_kl_pair(model, guide, 2.0)
     for control in (Capacity(elbo("trace"), 1.0), TargetRate(elbo("trace"), 1.0)):
-        with pytest.raises(ValueError, match="expected no weight of the KL beside it"):
+        with pytest.raises(ValueError, match="cannot be combined with beta, since this control weights the KL itself"):
             control.loss(*pair, X)
-    with pytest.raises(ValueError, match="one weight of the KL for the whole batch"):
+    with pytest.raises(ValueError, match="one KL weight for the whole batch"):
         FreeBits(elbo("trace"), 1.0).loss(*scale_kl_pair(model, guide, torch.tensor([1.0, 2.0])), X)
 
 
@@ -320,9 +320,7 @@ def test_units_and_sites_whose_rate_is_not_known_are_refused():
             a = pyro.sample("rate", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(a + pyro.sample("share", dist.Normal(0.0, 1.0)), 1.0), obs=x)
 
-    with pytest.raises(
-        ValueError, match="free bits: expected auxiliary sites of the guide named SITE_unconstrained.*'u'"
-    ):
+    with pytest.raises(ValueError, match="free bits: expected auxiliary guide sites named SITE_unconstrained.*'u'"):
         FreeBits(elbo("trace"), 0.1, "site").loss(pair, hidden, x)
     assert math.isfinite(MinimumRate(elbo("trace"), 0.1).loss(pair, hidden, x))
     point = AutoDelta(pair)

@@ -115,9 +115,7 @@ def test_even_weights_are_the_mean_over_orders_and_better():
 def test_weights_that_are_refused():
     with pytest.raises(ValueError, match="estimator 'sampled'.*even, stratified, weighted"):
         batch_weights("sampled", 3, 5)
-    with pytest.raises(
-        ValueError, match="num_data: expected at least the 8 data of a batch, got 5; give the size of the"
-    ):
+    with pytest.raises(ValueError, match="num_data: expected at least the batch size 8, got 5; pass the size of the"):
         batch_weights("even", 8, 5)
     with pytest.raises(ValueError, match="batch_size: expected at least 1"):
         batch_weights("even", 0, 5)
@@ -370,11 +368,11 @@ def two(x, obs=True):
 @pytest.mark.parametrize(
     ("programs", "sentence"),
     [
-        ((two, lambda x: two(x, False)), "expected one latent site, in model and guide, got 2: a, b; join them"),
+        ((two, lambda x: two(x, False)), "expected one latent site, in model and guide, got 2: a, b; join the sites"),
         ((one, AutoNormal(one)), "expected one latent site, in model and guide, got 2: z, z_unconstrained"),
-        ((outer("model"), outer("guide")), "in the data plate alone and without a mask, got the plate 'parts'"),
+        ((outer("model"), outer("guide")), "with no mask and no plate besides the data plate, got the plate 'parts'"),
         ((poutine.mask(model, mask=True), poutine.mask(guide_of("full"), mask=torch.ones(5).bool())), "got a mask"),
-        ((model, lambda x: delta(x)), "at site 'z', .* got Delta; the marginals of its units must be known"),
+        ((model, lambda x: delta(x)), "at site 'z', .* got Delta; use a guide with known unit marginals"),
     ],
 )
 def test_sites_that_are_refused(programs, sentence):
@@ -399,5 +397,5 @@ def test_options_that_are_refused():
         TotalCorrelation(elbo("trace"), estimator="mws")
     with pytest.raises(ValueError, match="num_data: expected at least 1"):
         TotalCorrelation(elbo("trace"), num_data=0)
-    with pytest.raises(ValueError, match="num_data: expected at least the 5 data of a batch, got 4"):
+    with pytest.raises(ValueError, match="num_data: expected at least the batch size 5, got 4"):
         TotalCorrelation(elbo("trace"), num_data=4).loss(model, guide_of("full"), X)

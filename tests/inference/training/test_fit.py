@@ -178,14 +178,14 @@ def test_the_time_of_a_stopped_epoch_is_that_of_both_its_parts(data):
         (lambda s: s["model"].popitem(), "expected the model's parameter .*, got none"),
         (
             lambda s: s["model"].update({"encoder.head.bias": torch.zeros(7)}),
-            r"of shape \(4,\), got one of shape \(7,\)",
+            r"of shape \(4,\), got shape \(7,\)",
         ),
-        (lambda s: s.pop("rows"), "expected a whole checkpoint, got one without rows"),
-        (lambda s: s.update(step="3"), "expected int as 'step', got str"),
-        (lambda s: s.update(step=9), "expected as many steps as its epochs have, got 9 after 0 epochs"),
-        (lambda s: s.update(random=torch.zeros(3)), "expected the state of a generator as 'random'"),
-        (lambda s: s["epoch"].update(seen=17), "17 data in 2 steps of an epoch, where it would be 50"),
-        (lambda s: (s["epoch"].update(batches=-1, seen=-25), s.update(step=-1)), "-25 data in -1 steps"),
+        (lambda s: s.pop("rows"), "expected a complete checkpoint, got one without rows"),
+        (lambda s: s.update(step="3"), "expected int under the key 'step', got str"),
+        (lambda s: s.update(step=9), "expected as many steps as the epochs have, got 9 after 0 epochs"),
+        (lambda s: s.update(random=torch.zeros(3)), "expected the state of a random generator under the key 'random'"),
+        (lambda s: s["epoch"].update(seen=17), "expected 50 data in 2 steps of an epoch, got 17"),
+        (lambda s: (s["epoch"].update(batches=-1, seen=-25), s.update(step=-1)), "expected -25 data in -1 steps"),
         (lambda s: s["optimizer"].update(nothing={}), "got another for 'nothing'"),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_run_of_another_device_goes_on_with_a_warning_and_other_numbers(data, 
 def test_a_state_of_another_model_is_refused_with_the_first_difference(data):
     states = []
     fit(_vae(), data, epochs=1, progress=False, callbacks=[lambda t: states.append(t.state_dict())])
-    with pytest.raises(ValueError, match=r"'encoder\..*' of shape \(7, 6\), got one of shape \(5, 6\)"):
+    with pytest.raises(ValueError, match=r"'encoder\..*' of shape \(7, 6\), got shape \(5, 6\)"):
         fit(VAE((6,), 2, (7,)), data, epochs=2, progress=False, resume=states[0])
 
 
@@ -291,7 +291,7 @@ def test_validation_uses_the_same_draws_at_every_epoch(data):
 
 def test_a_schedule_that_goes_astray_is_stopped(data):
     with pytest.raises(
-        ValueError, match="beta: expected finite numbers of at least 0 from its schedule, got -5.0 at step 1"
+        ValueError, match="beta: expected finite numbers of at least 0 from the schedule, got -5.0 at step 1"
     ):
         fit(_vae(), data, epochs=2, beta=lambda step: 1.0 if step < 1 else -5.0, progress=False)
 
@@ -369,7 +369,7 @@ def test_a_learning_rate_schedule_acts(data):
 
 
 def test_a_schedule_longer_than_training_warns(data):
-    with pytest.warns(UserWarning, match="takes 100 steps but training only 3"):
+    with pytest.warns(UserWarning, match="takes 100 steps, but training has only 3"):
         fit(_vae(), data, epochs=3, beta=schedules.linear(0.0, 1.0, 100), progress=False)
 
 
@@ -437,7 +437,7 @@ def test_bad_options_are_refused(data, options, sentence):
 
 
 def test_pyros_own_objective_has_no_terms(data):
-    with pytest.raises(TypeError, match=r"expected one of pyro_vae.elbo, got Trace_ELBO"):
+    with pytest.raises(TypeError, match=r"expected an objective from pyro_vae.elbo, got Trace_ELBO"):
         fit(_vae(), data, elbo=pyro.infer.Trace_ELBO(), epochs=1, progress=False)
 
 
@@ -472,5 +472,7 @@ def test_enum_without_a_site_to_sum_over_is_one_sentence():
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("always")  # a warning is no error outside the tests
-            with pytest.raises(ValueError, match="^elbo enum: expected a model with a discrete site.*use elbo='trace'"):
+            with pytest.raises(
+                ValueError, match="^elbo enum: the model has no discrete site to sum over.*use elbo='trace'"
+            ):
                 fit(model, data, elbo="enum", epochs=1, progress=False)

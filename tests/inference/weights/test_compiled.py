@@ -65,7 +65,7 @@ def test_compiled_by_inductor():
 def test_a_generator_of_ones_own_is_refused():
     """The graph would hold it, and the oracle's guide draws from one."""
     oracle = LinearGaussian()
-    with pytest.warns(UserWarning, match="made eagerly: it reads a Generator, which is no tensor"):
+    with pytest.warns(UserWarning, match="made eagerly: the program reads a Generator, which is not a tensor"):
         found = evidence.importance_sampling(oracle.model, oracle.guide(), oracle.draw(8), chunk_rows=200, compile=True)
     assert found.num_samples == 5000
 
