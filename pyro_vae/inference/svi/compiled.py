@@ -119,7 +119,7 @@ class CapturedSteps(GraphCache[Entry]):
         Return None if the step must be eager.
 
         Raises:
-            Exception: Any error that an eager evaluation raises.
+            Exception: An error of the eager evaluation.
         """
         if self.reason is not None:
             return None

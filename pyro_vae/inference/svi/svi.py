@@ -33,7 +33,7 @@ class SVI(pyro.infer.SVI):
     """Stochastic variational inference for any Pyro program, faster than ``pyro.infer.SVI``.
 
     ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments become one fused torch optimizer over all parameters.
-    Any other optimizer stays one optimizer for each parameter, as in Pyro, with a warning. A parameter without a gradient
+    Other optimizers stay one optimizer for each parameter, as in Pyro, with a warning. A parameter without a gradient
     in a step does not move (in Pyro, momentum would move the parameter).
 
     With ``compile``, one graph of tensors computes loss and gradients. The graph is captured at the first step with each

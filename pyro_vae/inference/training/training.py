@@ -127,10 +127,7 @@ class Training:
             yield
 
     def interrupted(self) -> bool:
-        """Return True if any process was asked to stop.
-
-        Collective: all processes must call this method.
-        """
+        """Return True if any process must stop; all processes must call this."""
         return any(parallel.all_gather(self.interrupt()))
 
     @property
