@@ -184,7 +184,7 @@ class Conditional(LabelledModel):
         return z
 
     def guide(self, x: Tensor, y: Tensor) -> Tensor:
-        """The amortized posterior q(z|x, y); see :meth:`model`."""
+        """The amortized posterior q(z|x, y); arguments: see :meth:`model`."""
         self._register("encoder", "posterior")
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.encode(x, y))

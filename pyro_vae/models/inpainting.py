@@ -83,8 +83,8 @@ class Partial:
 
     .. math:: p(z) \textstyle\prod_{d \in V} p(x_d|z)
 
-    ``model`` and ``guide`` take ``(x, visible)``. Every estimator of ``evidence`` takes the same arguments, and then
-    estimates :math:`\log p(x_V)` in place of log p(x). The guide of an :class:`InpaintingVAE` is its ``encode(x, visible)``.
+    ``model`` and ``guide`` take ``(x, visible)``. With these arguments, the estimators of ``evidence``
+    estimate :math:`\log p(x_V)` in place of log p(x). The guide of an :class:`InpaintingVAE` is its ``encode(x, visible)``.
     For any other model, the encoder gets the mean of the model's samples in place of the hidden pixels; ``evidence.refine``
     improves this guide.
 
@@ -128,13 +128,13 @@ class Partial:
         return z
 
     def guide(self, x: Tensor, visible: Tensor) -> Tensor:
-        """The guide q(z|x_V); see :meth:`model`."""
+        """The guide q(z|x_V); arguments: see :meth:`model`."""
         self._register("encoder", "posterior")
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.encode(x, visible))
 
     def encode(self, x: Tensor, visible: Tensor) -> TorchDistributionMixin:
-        """Return q(z|x_V), event shape ``(Z,)``; see :meth:`model`."""
+        """Return q(z|x_V), event shape ``(Z,)``; arguments: see :meth:`model`."""
         visible = check_visible(visible, x, self.vae.data_shape)
         if self.background is None:
             return self.vae.encode(x, visible)
@@ -247,7 +247,7 @@ class InpaintingVAE(VAE):
         self._drawn = _Drawn()
 
     def model(self, x: Tensor) -> Tensor:
-        """The generative model p(z) p(x_V|z); see :meth:`VAE.model`.
+        """The generative model p(z) p(x_V|z); arguments: see :meth:`VAE.model`.
 
         In training, V is the mask that the guide drew for ``x``. Without such a mask, V is all pixels.
         """
@@ -262,7 +262,7 @@ class InpaintingVAE(VAE):
         return z
 
     def guide(self, x: Tensor) -> Tensor:
-        """The guide q(z|x_V, V); see :meth:`VAE.guide`.
+        """The guide q(z|x_V, V); arguments: see :meth:`VAE.guide`.
 
         In training, V is a new mask for each datum. In eval mode, V is all pixels.
         """

@@ -105,7 +105,7 @@ class LinearVAE(VAE):
         return self.likelihood.log_scale.exp()
 
     def guide(self, x: Tensor) -> Tensor:
-        """The exact posterior p(z|x), or the encoder's q(z|x); see :meth:`VAE.guide`."""
+        """The exact posterior p(z|x), or the encoder's q(z|x); arguments: see :meth:`VAE.guide`."""
         if self.exact:
             self._register("decoder", "likelihood")  # the exact posterior is a function of these parts
         return super().guide(x)

@@ -79,7 +79,7 @@ class NetworkFactory:
         if not callable(make):
             names = ", ".join(name for name, cls in NETWORKS.items() if cls.joined is not None)
             raise ValueError(
-                f"network: this model needs networks with several inputs, but {_name(self.network)} makes none; choose from "
+                f"network: this model needs networks with several inputs, but {_name(self.network)} has one input; choose from "
                 f"{names}, or pass the networks as modules."
             )
         return lambda *sizes: make(*sizes, *args)
@@ -137,13 +137,13 @@ def check_network(made: nn.Module, in_shapes: Shapes, out_shape: Sequence[int]) 
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
             f"network {name}: inputs of shape {inputs} give an error ({first_line(error).rstrip('.')}); make the layers fit "
-            "these shapes, or use larger data."
+            "these shapes, or use larger inputs."
         ) from error
     finally:
         made.train(was_training)
     if not isinstance(output, Tensor) or tuple(output.shape) != (2, *out_shape):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"network {name}: expected an output of shape {(2, *out_shape)} for {inputs}, got {got}; let the last layer use "
-            "out_shape."
+            f"network {name}: expected output shape {(2, *out_shape)} for input shape {inputs}, got {got}; let the last layer "
+            "use out_shape."
         )

@@ -99,7 +99,7 @@ def test_a_kind_without_several_inputs_is_refused():
     assert isinstance(make_network(None, [(3,)], (2,), ()), Single)
     with pytest.raises(
         ValueError,
-        match="network: this model needs networks with several inputs, but Single makes none; choose from mlp",
+        match="network: this model needs networks with several inputs, but Single has one input; choose from mlp",
     ):
         make_network(None, [(3,), (4,)], (2,), ())
     with pytest.raises(ValueError, match="unknown network 'mlpp'.*did you mean 'mlp'"):

@@ -24,9 +24,8 @@ class _LogBernoulli(torch.autograd.Function):
     .. math:: x l - \max(l, 0) + \log \sigma(|l|), \quad \text{gradient } x - \sigma(l)
 
     The value equals minus PyTorch's binary cross-entropy with logits, which computes log1p(exp(-|l|)) instead. PyTorch
-    vectorizes log and
-    sigmoid on a CPU, but not log1p (benchmarks/kernels.py). The absolute error is one rounding of a number in [1/2, 1]:
-    below 6e-8 nats a pixel in float32.
+    vectorizes log and sigmoid on a CPU, but not log1p (benchmarks/kernels.py). The absolute error is one rounding of a number
+    in [1/2, 1]: below 6e-8 nats per pixel in float32.
     """
 
     @staticmethod
@@ -100,5 +99,5 @@ class ContinuousBernoulli(Likelihood):
         return dist.ContinuousBernoulli(logits=params).to_event(self.event_dim)
 
     def bias(self, mean: Tensor) -> Tensor:
-        """Return the logit of the mean, a monotone approximation."""
+        """Return the logit of the mean, an approximate output for that mean."""
         return _logit(mean)

@@ -37,7 +37,7 @@ class LocationScale(Likelihood):
     def start_at(self, scale: float) -> None:
         """Start at the standard deviation ``scale``, at least ``LEAST_SCALE``.
 
-        Training then reduces the scale to the deviation that z does not explain.
+        Training then moves the scale to the deviation that z does not explain.
         """
         self.log_scale.fill_(math.log(max(scale, LEAST_SCALE) / self.unit_deviation))
 

@@ -1,4 +1,4 @@
-"""Semi-supervised models, for data with few known labels."""
+"""Semi-supervised models, for data with partly known labels."""
 
 from pyro_vae.models.semi_supervised.auxiliary import ADGM, SDGM
 from pyro_vae.models.semi_supervised.m1 import M1

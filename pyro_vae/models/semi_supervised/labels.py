@@ -88,10 +88,10 @@ class Labels(nn.Module):
         .. math:: \alpha\, \frac{B}{B_l} \textstyle\sum_{i \text{ labelled}} \log q(y_i|x_i)
 
         The bound of a labelled datum does not depend on q(y|x): without this term the classifier would learn from unlabelled
-        data alone. The batch has B data, and :math:`B_l` of them have labels. With the ratio of both, the term divided by B
-        is :math:`\alpha` times the mean over the labelled data, for any number of labelled data, if every batch has at least
-        one labelled datum (``labelled_per_batch`` of ``fit``). Kingma et al. multiply :math:`\alpha` by the number of data
-        instead. Call this method in the model, within the data plate.
+        data alone. The batch has B data, and :math:`B_l` of them have labels. The factor :math:`B / B_l` makes the term per
+        datum :math:`\alpha` times the mean over the labelled data, for any number of labelled data, if every batch has at
+        least one labelled datum (``labelled_per_batch`` of ``fit``). Kingma et al. multiply :math:`\alpha` by the number of
+        data instead. Call this method in the model, within the data plate.
 
         Args:
             y: Labels, shape ``(B,)``, int64, -1 where unknown.

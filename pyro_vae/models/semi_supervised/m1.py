@@ -81,7 +81,7 @@ class M1(VAE):
         x: Tensor,
         y: Tensor,  # noqa: ARG002  # part of the protocol
     ) -> Tensor:
-        """The guide q(z|x); see :meth:`model`."""
+        """The guide q(z|x); arguments: see :meth:`model`."""
         return super().guide(x)
 
     @torch.no_grad()

@@ -116,7 +116,7 @@ class M1M2(SemiSupervised):
         self.train(self.training)
 
     def center_output(self, mean: Tensor, scale: float | None = None) -> None:
-        """Start p(x|z) at the training data, except after :meth:`stand_on`.
+        """Start p(x|z) at the data's mean; no effect after :meth:`stand_on`.
 
         Arguments: see :meth:`LatentModel.center_output`.
         """
@@ -150,7 +150,7 @@ class M1M2(SemiSupervised):
         return z
 
     def guide(self, x: Tensor, y: Tensor) -> Tensor:
-        """The guide q(z|x) q(y|z) q(z2|z, y); see :meth:`model`."""
+        """The guide q(z|x) q(y|z) q(z2|z, y); arguments: see :meth:`model`."""
         self._register("encoder", "posterior", "classifier", "upper_encoder")
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", self.encode_lower(x))

@@ -136,7 +136,7 @@ class M2(SemiSupervised):
         return z
 
     def guide(self, x: Tensor, y: Tensor) -> Tensor:
-        """The guide q(y|x) q(z|x, y); see :meth:`model`."""
+        """The guide q(y|x) q(z|x, y); arguments: see :meth:`model`."""
         self._register("classifier", "encoder", "posterior")
         with pyro.plate("data", len(x), dim=-1):
             label = self.labels.guide(y, self.classifier(x))
