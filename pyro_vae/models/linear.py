@@ -160,7 +160,7 @@ class LinearVAE(VAE):
             W = U_Z (\Lambda_Z - \sigma^2 I)^{1/2}
 
         with the eigenvalues :math:`\lambda_1 \ge \lambda_2 \ge \dots` and eigenvectors U of the data's covariance (normalized
-        by N). Any rotation of W has the same likelihood; this W has orthogonal columns, in order of decreasing variance.
+        by N). Every rotation of W has the same likelihood; this W has orthogonal columns, in order of decreasing variance.
 
         Args:
             x: Data, shape ``(N, *data_shape)``.
