@@ -24,14 +24,14 @@ Schedule = Literal["sigmoid", "geometric"]
 
 Metric = Literal["diagonal", "unit"]
 
-#: Draws from which the metric is estimated.
+#: Number of draws that estimate the metric.
 METRIC_DRAWS = 32
 
 
 def beta_schedule(path: Schedule) -> Callable[[float], float]:
-    r"""Make the schedule of beta over places on the path.
+    r"""Make the schedule of beta along the path.
 
-    A place s is a number from 0 to 1.
+    A place s on the path is a number from 0 (start) to 1 (posterior).
 
     ``"geometric"``: equal steps, :math:`\beta(s) = s`. ``"sigmoid"``: small steps at both ends,
     :math:`\beta(s) = (\sigma(\delta(2s - 1)) - \sigma(-\delta)) / (\sigma(\delta) - \sigma(-\delta))` with :math:`\delta = 4`.
@@ -39,8 +39,11 @@ def beta_schedule(path: Schedule) -> Callable[[float], float]:
     Args:
         path: ``"sigmoid"`` or ``"geometric"``.
 
+    Returns:
+        Function from a place to beta.
+
     Raises:
-        ValueError: If there is no such path.
+        ValueError: If ``path`` is unknown.
 
     References:
         Wu, Burda, Salakhutdinov, Grosse, "On the Quantitative Analysis of Decoder-Based Generative Models", 2017, section 5.
@@ -58,7 +61,7 @@ class Chains(NamedTuple):
 
     Attributes:
         log_w: Log weights, shape ``(C, B)``, float64, nats.
-        u: End of the chains, shape ``(C, B, U)``.
+        u: Unconstrained latents at the end of the chains, shape ``(C, B, U)``.
         acceptance: Mean acceptance probability, shape ``(B,)``; NaN if there are no moves.
     """
 
@@ -69,15 +72,15 @@ class Chains(NamedTuple):
 
 @dataclass(frozen=True)
 class Annealer:
-    """Chains along the path of one batch, with frozen moves.
+    """Annealing of one batch by chains with tuned, frozen moves.
 
     Attributes:
-        path: The densities.
-        evaluate: Densities and their gradients.
-        beta: Place on the path, from 0 to 1, to beta.
+        path: Densities along the path.
+        evaluate: Function that evaluates the densities and their gradients.
+        beta: Function from a place on the path, 0 to 1, to beta.
         tuning: Step sizes and metric.
-        num_steps: T.
-        num_leapfrog: L.
+        num_steps: Number of steps, T.
+        num_leapfrog: Number of leapfrog steps in one move, L.
     """
 
     path: AnnealingPath
@@ -101,13 +104,13 @@ class Annealer:
         """Tune the moves by a pilot.
 
         Args:
-            path: The densities.
-            num_chains: C.
-            num_steps: T.
-            num_leapfrog: L.
+            path: Densities along the path.
+            num_chains: Number of chains, C.
+            num_steps: Number of steps, T.
+            num_leapfrog: Number of leapfrog steps in one move, L.
             schedule: See :func:`beta_schedule`.
             metric: ``"diagonal"`` or ``"unit"``.
-            captured: Compiles one graph for the pilot and all later chains, which then are C in number; None: eager.
+            captured: Compiler of one graph for the pilot and all later runs, each with C chains; None: eager evaluation.
         """
         beta, (start, end) = beta_schedule(schedule), _variances(path, metric)
         u = path.draw(min(num_chains, MAX_PILOT_CHAINS) if captured is None else num_chains)
@@ -116,7 +119,7 @@ class Annealer:
         return cls(path, evaluate, beta, tuning, num_steps, num_leapfrog)
 
     def run(self, u: Tensor, forward: bool = True) -> Chains:
-        r"""Move chains along the path and sum up their weights.
+        r"""Move chains along the path and sum their log weights.
 
         .. math:: \log w = \textstyle\sum_{t=1}^T (\beta_t - \beta_{t-1})\, b(u_{t-1})
 
@@ -124,8 +127,8 @@ class Annealer:
         the posterior, and the same moves are made in the opposite order: each move is its own reverse.
 
         Args:
-            u: Beginning of the chains, shape ``(C, B, U)``.
-            forward: The direction.
+            u: Unconstrained latents at the beginning of the chains, shape ``(C, B, U)``.
+            forward: True: from start to posterior; False: from posterior to start.
         """
         betas = [self.beta(t / self.num_steps) for t in range(self.num_steps + 1)]
         order = range(1, self.num_steps + 1) if forward else range(self.num_steps, 0, -1)
@@ -157,7 +160,7 @@ class Annealer:
 def _variances(path: AnnealingPath, metric: Metric) -> tuple[Tensor, Tensor]:
     """Variances of the latents at both ends of the path.
 
-    Those of the guide stand for the posterior's.
+    The variances of the guide stand for those of the posterior.
     """
     if metric not in get_args(Metric):
         raise ValueError(f"metric: expected one of {list(get_args(Metric))}, got {metric!r}.")
@@ -196,28 +199,29 @@ def annealed_importance_sampling(
     that leaves f at beta_t invariant. E[w] = p(x) for any moves, so the estimate is a stochastic lower bound. It rises to
     log p(x) with the number of steps and does not need a guide that fits.
 
-    All chains of all data move in one batch of chains x data rows, which bounds memory: pass data in batches and join the
-    estimates by ``AnnealedEstimate.cat``. Step sizes, one for each datum and place on the path, come from a pilot of at most 8
-    chains (compiled: of C chains) that is discarded, and are then frozen. Latents with a restricted support move in the real
-    numbers, by its bijection. The other data in a batch change an estimate as other draws would, not by rounding only.
+    All chains of all data move together, as one batch of chains x data rows. To bound memory, pass the data in batches and
+    join the estimates by ``AnnealedEstimate.cat``. A discarded pilot of at most 8 chains (C chains if compiled) tunes the step
+    size of each datum at each place on the path; then the step sizes are frozen. Latents with a restricted support are mapped
+    to the real numbers by a bijection. The rest of a batch changes the draws of an estimate, not only its rounding.
 
     Args:
         model: A Pyro model with all latents in one plate. Each is continuous, or discrete and marked
             ``infer={"enumerate": "parallel"}`` in model or guide; a marked site is summed out of every density exactly.
-        guide: Its guide; None is allowed if the start is the prior. It also gives the metric near the posterior.
-        *args: Positional arguments of both.
-        num_chains: C, chains for each datum.
-        num_steps: T, steps from start to posterior. The cost is C T L gradients for each datum.
-        start: f_0, ``"prior"`` or ``"guide"``, which must have a density.
+        guide: The guide of the model; None is allowed if the start is the prior. The guide also sets the metric near the
+            posterior.
+        *args: Positional arguments of model and guide.
+        num_chains: Number of chains C for each datum.
+        num_steps: Number of steps T from start to posterior. The cost is C T L gradients for each datum.
+        start: f_0, ``"prior"`` or ``"guide"``; the guide must have a density.
         path: Spacing of beta, ``"sigmoid"`` or ``"geometric"``, see :func:`beta_schedule`.
-        num_leapfrog: L, leapfrog steps of one move.
+        num_leapfrog: Number of leapfrog steps L in one move.
         metric: ``"diagonal"``: moves in units of the latents' standard deviations under start and guide; ``"unit"``: in the
             units of the latents.
         compile: Compile density and gradient; a :class:`CapturedPath` shares its graphs between batches.
-        seed: Seed of the draws, at least 0, which leaves torch's generators as they were; None: draw from the generators.
+        seed: Seed of the draws, at least 0, which leaves torch's generators unchanged; None: draw from torch's generators.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
-        **kwargs: Keyword arguments of both.
+        **kwargs: Keyword arguments of model and guide.
 
     Returns:
         The estimate of each datum.

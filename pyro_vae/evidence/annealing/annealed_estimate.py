@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pyro_vae.evidence.estimates.estimate import Estimate
 
-#: Most chains that are judged by their spread: they have no tail to fit a Pareto shape to.
+#: Most chains that are judged by the spread of log w: so few chains have no tail for a Pareto fit.
 MAX_CHAINS_JUDGED_BY_SPREAD = 20
-#: Largest standard deviation of log w over these chains, nats, at which their error is given.
+#: Largest standard deviation of log w over so few chains, nats, at which an error is reported.
 MAX_SPREAD_NATS = 1.0
 
 
@@ -25,11 +25,11 @@ class AnnealedEstimate(Estimate):
     .. math:: \widehat{\log p}(x) = \log \tfrac1C \textstyle\sum_c w_c
 
     A stochastic lower bound, like every :class:`Estimate`; K is the number of chains C, and w is the weight of a whole chain.
-    ``elbo`` is the mean of log w, the bound from a single chain. ``distortion`` is -log p(x|z) at the end of the chains, near
-    that of the posterior, and ``rate`` is -elbo - distortion, near KL(p(z|x) || p(z)).
+    ``elbo`` is the mean of log w, the bound from a single chain. ``distortion`` is -log p(x|z) at the end of the chains, close
+    to its posterior mean; ``rate`` is -elbo - distortion, close to KL(p(z|x) || p(z)).
 
     With at most 20 chains no tail can be fitted: ``pareto_k`` is infinite, and a datum is judged by the standard deviation of
-    log w, which is normal if there are many steps. Its error is given if that is at most 1 nat.
+    log w, which is normal if there are many steps. An error is reported if this standard deviation is at most 1 nat.
 
     Attributes, unless stated otherwise, are tensors of shape ``(B,)`` on the CPU.
 
@@ -37,7 +37,7 @@ class AnnealedEstimate(Estimate):
         acceptance: Mean acceptance probability of the moves.
         step_size: Step size of the moves, in units of the metric's scales: the geometric mean over the path.
         spread: Standard deviation of log w over chains, nats; NaN for one chain.
-        num_steps: T, steps from start to posterior, an integer.
+        num_steps: Number of steps T from start to posterior, an integer.
     """
 
     acceptance: Tensor = field(kw_only=True)
@@ -53,10 +53,10 @@ class AnnealedEstimate(Estimate):
 
         Args:
             log_w: Log weights, shape ``(C, B)``, nats, in the dtype of the model.
-            log_likelihood: log p(x|z) at the end of the chains, likewise.
+            log_likelihood: log p(x|z) at the end of the chains, shape ``(C, B)``, nats, in the dtype of the model.
             acceptance: Mean acceptance probability, shape ``(B,)``.
             step_size: Step size of the moves, shape ``(B,)``.
-            num_steps: T.
+            num_steps: Number of steps, T.
 
         Raises:
             ValueError: If a weight is NaN.
@@ -86,14 +86,14 @@ class AnnealedEstimate(Estimate):
 
     @property
     def criterion(self) -> tuple[str, str]:
-        """The quantity by which ``reliable`` judges, and its limit, in words."""
+        """Name and limit of the quantity that decides ``reliable``."""
         if self.num_samples <= MAX_CHAINS_JUDGED_BY_SPREAD:
             return "the standard deviation of log w over chains", f"{MAX_SPREAD_NATS:g} nat"
         return super().criterion
 
     @property
     def threshold(self) -> float:
-        """Largest k at which the estimate can be trusted.
+        """Largest Pareto k at which the estimate can be trusted.
 
         Infinite with at most 20 chains, which are judged by their spread.
         """
@@ -103,7 +103,7 @@ class AnnealedEstimate(Estimate):
     def reliable(self) -> Tensor:
         """True where the estimate can be trusted, shape ``(B,)``, bool.
 
-        With at most 20 chains: ``spread`` is at most 1 nat. With more: k is at most the threshold.
+        With at most 20 chains: ``spread`` is at most 1 nat. With more chains: Pareto k is at most the threshold.
         """
         few = (self.draws > 1) & (self.draws <= MAX_CHAINS_JUDGED_BY_SPREAD)
         return torch.where(few, self.spread <= MAX_SPREAD_NATS, super().reliable)

@@ -39,8 +39,8 @@ class UpperBound:
     Biased high, whatever C is, by about Var(1/w) p(x)^2 / (2 C).
 
     Attributes:
-        inverse: The same chains as an estimate of -log p(x), with weights 1/w. Its errors, ESS, Pareto k and acceptance are
-            those of the bound. Tensors of shape ``(B,)`` on the CPU.
+        inverse: Estimate of -log p(x) from the same chains, with weights 1/w. Its errors, ESS, Pareto k and acceptance hold
+            for the bound too. Tensors of shape ``(B,)`` on the CPU.
     """
 
     inverse: AnnealedEstimate
@@ -54,9 +54,9 @@ class UpperBound:
     def std_error(self) -> Tensor:
         """Monte Carlo standard error of the bound, shape ``(B,)``, nats.
 
-        NaN where it cannot be trusted. It treats chains that began at one posterior draw as independent, and few chains seldom
-        show the draws that would raise 1/w: it is often too small, by a fifth or more. The scatter of the bound over data does
-        not have this fault.
+        NaN where the error cannot be trusted. The error is often too small, by a fifth or more: it treats chains that began at
+        one posterior draw as independent, and few chains seldom include the draws that raise 1/w. The scatter of the bound
+        over data does not have this fault.
         """
         return self.inverse.std_error
 
@@ -64,7 +64,7 @@ class UpperBound:
     def bias(self) -> Tensor:
         """Estimated bias, std_error^2 / 2, shape ``(B,)``, nats.
 
-        NaN where ``std_error`` is.
+        NaN where ``std_error`` is NaN.
         """
         return -self.inverse.bias
 
@@ -89,15 +89,17 @@ class BracketSummary:
         gap: ``upper`` - ``lower``: the mean log p(x) lies between the bounds, up to their errors.
         gap_std_error: Standard error of ``gap`` from its scatter over data, which contains all Monte Carlo error. None at
             N = 1.
-        lower_mc_error: Monte Carlo standard error of ``lower``; None if it is unknown for any datum.
-        upper_mc_error: Monte Carlo standard error of ``upper``, likewise.
-        lower_bound: ``lower`` - log(20) / N. The mean of log p(x) over these data is above it with probability 0.95.
-        upper_bound: ``upper`` + log(20) / N. The mean is below it with probability 0.95 (both by Markov's inequality).
+        lower_mc_error: Monte Carlo standard error of ``lower``; None if the error of any datum is unknown.
+        upper_mc_error: Monte Carlo standard error of ``upper``; None if the error of any datum is unknown.
+        lower_bound: ``lower`` - log(20) / N. The mean of log p(x) over these data is above this bound with probability 0.95,
+            by Markov's inequality.
+        upper_bound: ``upper`` + log(20) / N. The mean of log p(x) over these data is below this bound with probability 0.95,
+            by Markov's inequality.
         acceptance: Mean acceptance probability of the forward chains.
         reverse_acceptance: Mean acceptance probability of the backward chains.
-        num_chains: C.
-        num_steps: T.
-        num_data: N.
+        num_chains: Number of chains, C.
+        num_steps: Number of steps, T.
+        num_data: Number of data, N.
     """
 
     lower: float
@@ -122,8 +124,8 @@ class Bracket:
     Attributes:
         lower: Lower bound, from chains that go forward from the start.
         upper: Upper bound, from chains that go backward from the posterior.
-        args: Positional arguments that the bounds hold for: with simulated data, unless posterior draws were given.
-        kwargs: Keyword arguments, likewise.
+        args: Positional arguments for which the bounds hold. They contain simulated data, unless posterior draws were given.
+        kwargs: Keyword arguments for which the bounds hold.
     """
 
     lower: AnnealedEstimate
@@ -135,7 +137,7 @@ class Bracket:
     def gap(self) -> Tensor:
         """Upper minus lower bound, shape ``(B,)``, nats.
 
-        At least 0 in expectation, though not at every draw.
+        At least 0 in expectation, but not for every draw.
         """
         return self.upper.log_px - self.lower.log_px
 
@@ -143,13 +145,13 @@ class Bracket:
     def cat(cls, parts: Sequence[Bracket]) -> Bracket:
         """Join the brackets of several batches.
 
-        Tensors among the arguments that have a row for each datum are joined; other arguments are those of the first batch.
+        Tensor arguments with a row for each datum are joined; all other arguments come from the first batch.
 
         Args:
             parts: One bracket for each batch.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If ``parts`` is empty.
         """
         if not parts:
             raise ValueError("cat: expected at least one bracket, got none; bracket some data first.")
@@ -209,22 +211,22 @@ def bidirectional(
         E\left[-\log \tfrac1C \textstyle\sum_c 1 / \tilde w_c\right]
 
     The lower bound is annealed importance sampling, the upper bound its reverse: :math:`\tilde w` is the weight of a chain
-    that begins at an exact draw from the posterior and makes the moves of the path in the opposite order. Such a draw is
-    known for data simulated from the model, z with x. With a trained model the bracket on simulated data shows how well
-    annealing does on data like the model's own.
+    that begins at an exact draw from the posterior and makes the moves of the path in the opposite order. For data simulated
+    from the model, such a draw is known: the z that generated x. With a trained model, the bracket on simulated data shows how
+    well annealing works on data like the model's own.
 
-    All chains of a datum begin at its one posterior draw and first make ten moves at the posterior, to spread. The mean over
-    data of the upper bound is valid however well they spread; its per-datum error is not.
+    All chains of a datum begin at its one posterior draw and spread by ten moves at the posterior before they go backward. If
+    the chains spread poorly, the mean of the upper bound over data stays valid, but its error for a single datum does not.
 
     Args:
         model: See :func:`annealed_importance_sampling`.
         guide: See :func:`annealed_importance_sampling`.
-        *args: Positional arguments of both. Without ``posterior_draws`` only the shapes of the data matter, see
+        *args: Positional arguments of model and guide. Without ``posterior_draws``, only the shapes of the data matter, see
             :func:`simulate`.
-        posterior_draws: z of each latent site, drawn from p(z|x) of the given data, in the shape in which the model draws it,
-            or with one more dimension for chains in front; None: simulate data.
-        num_chains: C, in each direction.
-        num_steps: T.
+        posterior_draws: Draws of each latent site from p(z|x) of the given data, in the shape that the model draws, with or
+            without a leading dimension of chains; None: simulate data.
+        num_chains: Number of chains C in each direction.
+        num_steps: Number of steps, T.
         start: See :func:`annealed_importance_sampling`.
         path: See :func:`annealed_importance_sampling`.
         num_leapfrog: See :func:`annealed_importance_sampling`.
@@ -233,13 +235,14 @@ def bidirectional(
         seed: See :func:`annealed_importance_sampling`; it also seeds the simulated data.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
-        **kwargs: Keyword arguments of both, like ``args``.
+        **kwargs: Keyword arguments of model and guide, like ``args``.
 
     Returns:
         The bracket of each datum.
 
     Raises:
-        ValueError: As :func:`annealed_importance_sampling` and :func:`simulate`, and if ``posterior_draws`` do not fit.
+        ValueError: See :func:`annealed_importance_sampling` and :func:`simulate`. Also if ``posterior_draws`` lack a site, or
+            have another shape or number of chains.
 
     References:
         Grosse, Ancha, Roy, "Measuring the reliability of MCMC inference with bidirectional Monte Carlo", 2016; Wu et al., "On
@@ -280,7 +283,7 @@ def backward(annealer: Annealer, u: Tensor) -> UpperBound:
 def _expand_to_chains(u: Tensor, num_chains: int) -> Tensor:
     if len(u) not in (1, num_chains):
         raise ValueError(
-            f"posterior_draws: expected one for each datum or one for each of {num_chains} chains, got {len(u)}; pass "
+            f"posterior_draws: expected one draw for each datum, or one for each of {num_chains} chains, got {len(u)}; pass "
             f"num_chains={len(u)}."
         )
     return u.expand(num_chains, -1, -1)

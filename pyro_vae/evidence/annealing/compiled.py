@@ -18,21 +18,21 @@ from pyro_vae.inference.weights.compiled import held_by, trust
 class CapturedPath(GraphCache[BatchGraph]):
     """Compiled evaluations of one model and guide, over many batches.
 
-    A graph takes the latents, the arguments of a batch and the parameters of its posterior. Each batch compares the graph
-    with an eager evaluation and captures anew if they differ.
+    A graph takes the latents, the arguments of a batch and the parameters of the guide's distributions. For each batch, the
+    graph is compared with an eager evaluation and captured anew if the two differ.
     """
 
-    refusal = "annealing: gradients cannot be compiled and are made eagerly"
-    difference = "they have other values than by Python"
+    refusal = "annealing: gradients cannot be compiled and are computed eagerly"
+    difference = "they differ from the eager values"
 
     def __call__(self, path: AnnealingPath, u: Tensor) -> Evaluate:
         """Return the compiled evaluation for one batch.
 
-        It is the eager one if it cannot be compiled.
+        If the evaluation cannot be compiled, the eager evaluation is returned.
 
         Args:
-            path: The densities of the batch.
-            u: Latents of the shape that later calls have, shape ``(C, B, U)``.
+            path: Densities of the batch.
+            u: Example latents, shape ``(C, B, U)``, the shape of all later calls.
         """
         eager = evaluation(path.terms)
         if self.reason is not None or not path.vectorize:

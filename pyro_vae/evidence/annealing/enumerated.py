@@ -19,7 +19,7 @@ from pyro_vae.inference.weights.enumeration import EnumerationSums
 
 
 def enumerate_sites(program: Program, sites: Sequence[str], num_plates: int) -> Program:
-    """Make a program that takes all values of some sites at once.
+    """Make a program that enumerates all values of the given sites.
 
     Args:
         program: A model or a guide.
@@ -39,11 +39,11 @@ def sum_out(trace: Trace, data_plate: DataPlate, sites: Sequence[str], num_chain
         trace: Trace of a program made by :func:`enumerate_sites`.
         data_plate: The data plate.
         sites: Names of the enumerated sites y.
-        num_chains: C, chains in the trace.
+        num_chains: Number of chains in the trace, C.
 
     Returns:
-        Log-probability of the observed sites given the latent ones, and of the latent ones, each of shape ``(C, B)``, nats.
-        Their sum is the log of the joint density, summed over y.
+        Log-probability of the observed sites given the latent sites, and of the latent sites, each of shape ``(C, B)``, nats.
+        The sum of the two is the log of the joint density, summed over y.
     """
     terms = EnumerationSums(Pair(trace, Trace()), data_plate, sites).model_terms()
     likelihood, prior = (part.reshape(part.shape[-2:]).expand(num_chains, data_plate.size) for part in terms)
@@ -51,7 +51,7 @@ def sum_out(trace: Trace, data_plate: DataPlate, sites: Sequence[str], num_chain
 
 
 def keep_sites(trace: Trace, names: Collection[str]) -> Trace:
-    """Copy a trace with some of its sample sites only."""
+    """Copy a trace and keep only the named sample sites."""
     kept = trace.copy()
     for name, _ in sample_sites(trace):
         if name not in names:

@@ -18,8 +18,8 @@ class State(NamedTuple):
 
     Attributes:
         u: Unconstrained latents, shape ``(C, B, U)``.
-        base: a, shape ``(C, B)``, nats.
-        slope: b, shape ``(C, B)``, nats.
+        base: Part a of the log density, shape ``(C, B)``, nats.
+        slope: Coefficient b of beta in the log density, shape ``(C, B)``, nats.
         base_grad: Gradient of a, shape ``(C, B, U)``.
         slope_grad: Gradient of b, shape ``(C, B, U)``.
     """
@@ -37,12 +37,12 @@ class State(NamedTuple):
     def gradient(self, beta: float) -> Tensor:
         """Gradient of the log density, shape ``(C, B, U)``.
 
-        Those of a and b are kept apart, so that a new beta needs no new evaluation.
+        The gradients of a and b are stored separately, so that a new beta needs no new evaluation.
         """
         return self.base_grad + beta * self.slope_grad
 
 
-#: Evaluates the path at unconstrained latents, shape ``(C, B, U)``, with one gradient.
+#: Function that evaluates the path and its gradient at unconstrained latents, shape ``(C, B, U)``.
 Evaluate = Callable[[Tensor], State]
 
 
@@ -57,7 +57,7 @@ def evaluation(terms: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Evaluate:
     The gradient of a (a prior or a guide) is cheap beside that of b, which contains the decoder.
 
     Args:
-        terms: u, shape ``(C, B, U)``, to a and b, each of shape ``(C, B)``.
+        terms: Function from u, shape ``(C, B, U)``, to a and b, each of shape ``(C, B)``.
     """
 
     def evaluate(u: Tensor) -> State:
@@ -71,7 +71,7 @@ def evaluation(terms: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Evaluate:
 
 
 def _gradient(terms: Tensor, u: Tensor) -> Tensor:
-    """Gradient of the sum of terms, 0 if independent of u."""
+    """Gradient of the sum of terms; 0 if the terms do not depend on u."""
     if not terms.requires_grad:
         return torch.zeros_like(u)
     (grad,) = torch.autograd.grad(terms.sum(), u, retain_graph=True, allow_unused=True)
@@ -86,16 +86,17 @@ def move(
     .. math:: v \leftarrow v + \tfrac\epsilon2 s \nabla \log f_\beta(u), \quad u \leftarrow u + \epsilon s v, \quad
         v \leftarrow v + \tfrac\epsilon2 s \nabla \log f_\beta(u)
 
-    v ~ N(0, I). L such steps are accepted with the probability :math:`\min(1, e^{-\Delta H})`, which leaves :math:`f_\beta`
-    invariant. Each chain of each datum has its own step size and its own decision. Each step evaluates one gradient.
+    with v ~ N(0, I). After L such steps, the new position is accepted with probability :math:`\min(1, e^{-\Delta H})`, which
+    leaves :math:`f_\beta` invariant. Each chain of each datum has its own step size and is accepted or rejected on its own.
+    Each step evaluates one gradient.
 
     Args:
-        evaluate: The path.
+        evaluate: Function that evaluates the path.
         state: Positions of the chains.
-        beta: Beta.
+        beta: Exponent of the posterior in :math:`f_\beta`, 0 to 1.
         step_size: Epsilon, shape ``(B,)``, positive.
         scale: s, scales of the unconstrained latents, shape that broadcasts to ``(B, U)``, positive.
-        num_leapfrog: L, at least 1.
+        num_leapfrog: Number of steps L, at least 1.
 
     Returns:
         The next positions, and the acceptance probabilities, shape ``(C, B)``. A trajectory that reaches infinity or NaN has

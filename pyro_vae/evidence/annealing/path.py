@@ -10,7 +10,7 @@ guide      :math:`\log q(z|x) + \log|T'|`      :math:`\log p(x, z) - \log q(z|x)
 =========  ==================================  ==========================================
 
 :math:`f_0` is the normalized density of the start, :math:`f_1 = p(x, z) |T'|`. The densities between are their geometric
-averages. All are functions of unconstrained latents, for each chain and datum.
+averages. All densities are functions of unconstrained latents, for each chain and datum.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Terms(NamedTuple):
     r"""The two parts of the log density, :math:`a + \beta b`.
 
     Attributes:
-        base: a, shape ``(C, B)``, nats.
-        slope: b, shape ``(C, B)``, nats.
+        base: Part a, shape ``(C, B)``, nats.
+        slope: Coefficient b of beta, shape ``(C, B)``, nats.
     """
 
     base: Tensor
@@ -65,15 +65,15 @@ class AnnealingPath:
 
     .. math:: \log f_\beta(u) = a(u) + \beta\, b(u), \quad z = T(u)
 
-    The latents of a datum are one vector u of real numbers, by the bijection of each site's support, so every continuous
-    latent is supported. Discrete latents that guide or model mark for enumeration are summed out of each density (see
-    ``sum_out``). Chains are an outermost plate. A program that does not run in one is evaluated chain by chain, with a warning.
+    A bijection maps the latents of a datum, of any continuous support, to one vector u of real numbers. Discrete latents that
+    guide or model mark for enumeration are summed out of each density (see ``sum_out``). Chains run in an outermost plate. A
+    program that does not run in this plate is evaluated chain by chain, with a warning.
 
     Args:
         model: A Pyro model whose latents are continuous, or marked for enumeration.
-        guide: Its guide; None is allowed if the path starts at the prior.
-        args: Positional arguments of both.
-        kwargs: Keyword arguments of both.
+        guide: The guide of the model; None is allowed if the path starts at the prior.
+        args: Positional arguments of model and guide.
+        kwargs: Keyword arguments of model and guide.
         start: The density at beta = 0, ``"prior"`` or ``"guide"``.
         plate: See :func:`log_weights`.
         outer_scale: See :func:`log_weights`.
@@ -83,7 +83,7 @@ class AnnealingPath:
         latents: Layout of a datum's vector.
         summed_sites: Names of the latent sites that are summed out.
         guide_trace: First trace of the guide.
-        fixed: The subsamples that every call sees.
+        fixed: Subsamples of the plates, the same in every call.
         vectorize: True if all chains run in one call.
 
     Raises:
@@ -104,11 +104,11 @@ class AnnealingPath:
         if start not in ("prior", "guide"):
             raise ValueError(f"start: expected 'prior' or 'guide', got {start!r}.")
         if guide is None and start == "guide":
-            raise ValueError("start: expected 'prior' where there is no guide, got 'guide'; pass a guide.")
+            raise ValueError("start: 'guide' needs a guide, but guide is None; pass a guide or start='prior'.")
         try:
             draws = _proposal(model, guide or prior_guide(model), args, kwargs, plate, outer_scale)
         except ZeroDivisionError:  # Pyro's error for a plate of size 0
-            raise ValueError("data: expected at least one datum, got none; pass some.") from None
+            raise ValueError("data: expected at least one datum, got none; pass at least one row.") from None
         self.data_plate, self.model, self.guide, self.fixed = draws.data_plate, draws.model, draws.guide, draws.fixed
         self.guide_trace: Trace = draws.guide_trace
         self.args, self.kwargs, self.start, self.vectorize = args, kwargs, start, True
@@ -116,13 +116,13 @@ class AnnealingPath:
         if start == "guide":
             _check_density(self.guide_trace)
             for _, site in sample_sites(self.guide_trace):
-                trust(site["fn"])  # outside the support the density is 0, which is no error on the path
+                trust(site["fn"])  # a value outside the support has density 0, which is no error on the path
         self.latents = self._find_latents()
         self._check_chains()
 
     @property
     def dim(self) -> int:
-        """U, the length of a datum's vector."""
+        """Length U of a datum's vector of unconstrained latents."""
         return self.latents.size
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class AnnealingPath:
         """Draw independently from the prior or the guide.
 
         Args:
-            num_chains: C.
+            num_chains: Number of chains, C.
             source: ``"prior"`` or ``"guide"``; None: the start of the path.
 
         Returns:
@@ -150,14 +150,13 @@ class AnnealingPath:
         """Convert latents to unconstrained vectors.
 
         Args:
-            values: z of each latent site, in the shape in which the model draws it, or with one more dimension for chains
-                in front.
+            values: z of each latent site, in the shape that the model draws, with or without a leading dimension of chains.
 
         Returns:
-            Unconstrained latents, shape ``(C, B, U)``; C is 1 for values without chains.
+            Unconstrained latents, shape ``(C, B, U)``; C is 1 if the values have no dimension of chains.
 
         Raises:
-            ValueError: If a site is missing, or a value has another shape.
+            ValueError: If a site is missing, or a value has the wrong shape.
         """
         stacked = self.latents.stack(values)
         with validation_enabled(False):
@@ -187,8 +186,8 @@ class AnnealingPath:
             u: Unconstrained latents, shape ``(C, B, U)``.
 
         Returns:
-            ``prior``, ``likelihood``, ``jacobian`` (log|T'|) and, if the path starts there, ``guide``, each of shape
-            ``(C, B)``, nats.
+            Log densities by name: ``prior``, ``likelihood``, ``jacobian`` (log|T'|) and, if the path starts at the guide,
+            ``guide``. Each has shape ``(C, B)``, nats.
         """
         latents = self.latents.split(u)
         with validation_enabled(False):
@@ -213,7 +212,7 @@ class AnnealingPath:
         return logs
 
     def _per_datum(self, terms: list[Tensor], num_chains: int) -> Tensor:
-        """Sum log-probabilities over all but chains and data."""
+        """Sum log-probabilities over all dimensions except chains and data."""
         shape = (num_chains, self.data_plate.size)
         return sum(map(self.data_plate.per_datum, terms), start=terms[0].new_zeros(shape)).expand(shape)
 
@@ -254,16 +253,16 @@ class AnnealingPath:
         if not found.sites:
             if self.summed_sites:
                 raise ValueError(
-                    f"model: expected a latent site for chains to move, got only sites that are summed over, "
+                    f"model: annealing needs a continuous latent site, but all latent sites are summed out: "
                     f"{self.summed_sites}; use importance_sampling, which gives the exact sum."
                 )
-            raise ValueError("model: expected a latent site, got none; its log p(x) needs no estimate.")
+            raise ValueError("model: expected a latent site, got none; without latents, log p(x) needs no estimate.")
         blocks = (LatentBlock.of(n, site, found.free[n], self.data_plate) for n, site in found.sites.items())
         return LatentVector(tuple(blocks))
 
     @torch.no_grad()
     def _check_chains(self) -> None:
-        """Run chains one by one if the plate changes densities.
+        """Run chains one by one if their plate fails or changes densities.
 
         Raises:
             ValueError: If densities change from call to call.
@@ -272,25 +271,25 @@ class AnnealingPath:
             u = self.draw(2)
             together, again = self.terms(u), self.terms(u)
         except (RuntimeError, ValueError, IndexError) as error:
-            if explain_device_error(error) is not None:  # the device fails for chains one by one too
+            if explain_device_error(error) is not None:  # the device would also fail chain by chain
                 raise
             return self._go_chain_by_chain(f"does not run inside an outer plate ({error})")
         if not all(map(_close, together, again)):
             raise ValueError(
-                "model: expected the same log p(x, z) at each call, got another for the same z (dropout?); put its networks "
-                "into eval() mode."
+                "model: expected the same log p(x, z) at each call, got different values for the same z (dropout?); put the "
+                "networks into eval() mode."
             )
         self.vectorize = False
         alone = self.terms(u)
         self.vectorize = True
         if not all(map(_close, together, alone)):
-            self._go_chain_by_chain("has other densities inside an outer plate than alone")
+            self._go_chain_by_chain("has different densities inside an outer plate")
         return None
 
     def _go_chain_by_chain(self, reason: str) -> None:
         self.vectorize = False
         warnings.warn(
-            f"annealing: this program {reason}; going chain by chain instead, which is slower. Index from the last dimension "
+            f"annealing: this program {reason}; the chains run one by one, which is slower. Index from the last dimension "
             "(z[..., 0], not z[:, 0]).",
             stacklevel=5,
         )
@@ -310,10 +309,10 @@ def _proposal(
 
 
 def _check_density(guide_trace: Trace) -> None:
-    """Refuse a guide whose density cannot be evaluated at any z.
+    """Refuse a guide that cannot score every z.
 
     Raises:
-        ValueError: If a site is a Delta, or auxiliary.
+        ValueError: If a guide site is a Delta or auxiliary.
     """
     for name, site in drawn_sites(guide_trace):
         if base_name(site["fn"]) == "Delta" or site["infer"].get("is_auxiliary", False):

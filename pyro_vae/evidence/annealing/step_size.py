@@ -15,9 +15,9 @@ from pyro_vae.evidence.annealing.hmc import Evaluate, move, sum_dtype
 TARGET_ACCEPTANCE = 0.9
 #: Places on the path at which step sizes are tuned; their logarithms are interpolated linearly.
 NUM_KNOTS = 10
-#: Fewest and most moves at each place: one for each 50 steps of the path. The first place has three times as many.
+#: Fewest and most moves at each place: one move for each 50 steps of the path, and three times as many at the first place.
 MOVES_PER_KNOT = (3, 6)
-#: Most chains of the pilot.
+#: Largest number of pilot chains.
 MAX_PILOT_CHAINS = 8
 #: Largest step size, in units of the scales.
 MAX_STEP_SIZE = 50.0
@@ -31,8 +31,8 @@ class Tuning:
 
     Attributes:
         log_steps: Logarithm of each datum's step size at equally spaced places, shape ``(J, B)``, float64.
-        start: v_0, variances at the start, shape that broadcasts to ``(B, U)``.
-        end: v_1, variances near the posterior, likewise.
+        start: Variances v_0 at the start, shape that broadcasts to ``(B, U)``.
+        end: Variances v_1 near the posterior, shape that broadcasts to ``(B, U)``.
     """
 
     log_steps: Tensor
@@ -67,17 +67,17 @@ def tune(
     .. math:: \log \epsilon_{n+1} = \log \epsilon_n + 1.5\, n^{-0.6} (\bar\alpha_n - 0.9)
 
     at each of ten places, where :math:`\bar\alpha` is the datum's mean acceptance over chains. The step size of a place is the
-    geometric mean over the second half of its moves. The chains are then discarded, so that moves with these step sizes are
-    reversible like any others.
+    geometric mean over the second half of its moves. The chains of the pilot are then discarded, so later moves, with fixed
+    step sizes, are reversible.
 
     Args:
-        evaluate: The path.
+        evaluate: Function that evaluates the path.
         u: Draws from the start, shape ``(C, B, U)``.
-        path: Place, from 0 to 1, to beta.
+        path: Function from a place, 0 to 1, to beta.
         start: v_0, see :class:`Tuning`.
         end: v_1, see :class:`Tuning`.
-        num_leapfrog: L.
-        num_steps: T, which sets the length of the pilot.
+        num_leapfrog: Number of leapfrog steps in one move, L.
+        num_steps: Number of steps T, which sets the length of the pilot.
 
     References:
         Robbins, Monro, "A Stochastic Approximation Method", 1951; Andrieu, Thoms, "A tutorial on adaptive MCMC", 2008.

@@ -26,11 +26,11 @@ class LatentBlock:
     """Block of a datum's vector that belongs to one latent site.
 
     Attributes:
-        name: The site.
+        name: Name of the site.
         alone: Batch shape of the site outside any plate of chains.
-        event: Event shape of its value.
-        free: Event shape of its unconstrained value.
-        dtype: Dtype of its value.
+        event: Event shape of the site's value.
+        free: Event shape of the unconstrained value.
+        dtype: Dtype of the value.
         data_plate: The data plate.
     """
 
@@ -46,9 +46,9 @@ class LatentBlock:
         """Make the block of a latent site from a trace without chains.
 
         Args:
-            name: The site.
-            site: Its node in the trace.
-            free: Its unconstrained value.
+            name: Name of the site.
+            site: Node of the site in the trace.
+            free: Unconstrained value of the site.
             data_plate: The data plate.
 
         Raises:
@@ -90,25 +90,25 @@ class LatentVector:
     """Layout of a datum's vector: blocks of latent sites, side by side.
 
     Attributes:
-        blocks: One for each site.
+        blocks: One block for each latent site.
     """
 
     blocks: tuple[LatentBlock, ...]
 
     @property
     def size(self) -> int:
-        """U, the length of the vector."""
+        """Length U of the vector."""
         return sum(block.size for block in self.blocks)
 
     def join(self, free: Mapping[str, Tensor], num_chains: int) -> Tensor:
         """Join unconstrained values to vectors.
 
         Args:
-            free: u of each site, in the shape of its batch and free event, with chains in front if there are several.
-            num_chains: C.
+            free: Unconstrained value of each site, shape ``(*batch, *free)``, with a leading dimension for several chains.
+            num_chains: Number of chains, C.
 
         Returns:
-            Shape ``(C, B, U)``.
+            Vectors, shape ``(C, B, U)``.
         """
         shaped = [(b, free[b.name].reshape(num_chains, *b.batch, *b.free)) for b in self.blocks]
         return torch.cat([block.flatten(value) for block, value in shaped], -1)
@@ -120,44 +120,45 @@ class LatentVector:
             u: Vectors, shape ``(C, B, U)``.
 
         Returns:
-            u of each site, shape ``(C, *batch, *free)``.
+            Unconstrained value of each site, shape ``(C, *batch, *free)``.
         """
         pieces = zip(self.blocks, u.split([block.size for block in self.blocks], -1), strict=True)
         return {block.name: block.unflatten(piece) for block, piece in pieces}
 
     def stack(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Check values of the latent sites and put chains in front.
+        """Check the values of latent sites and add a dimension of chains.
 
         Args:
-            values: z of each site, in the shape in which the model draws it, or with one more dimension for chains in front.
+            values: z of each site, in the shape that the model draws, with or without a leading dimension of chains.
 
         Returns:
-            z of each site, shape ``(C, *batch, *event)``; C is 1 for values without chains.
+            z of each site, shape ``(C, *batch, *event)``; C is 1 if the values have no dimension of chains.
 
         Raises:
-            ValueError: If a site is missing, or a value has another shape.
+            ValueError: If a site is missing, a value has the wrong shape, or the numbers of chains differ.
         """
         stacked = {}
         for block in self.blocks:
             if block.name not in values:
-                raise ValueError(f"posterior_draws: expected a value of latent site {block.name!r}, got none.")
+                raise ValueError(f"posterior_draws: expected draws of latent site {block.name!r}, got none.")
             value, shape = values[block.name], tuple(block.alone + block.event)
             if tuple(value.shape) not in (shape, (len(value), *shape)):
                 raise ValueError(
-                    f"posterior_draws: expected {block.name!r} of shape {shape}, or with chains in front, got "
+                    f"posterior_draws: expected {block.name!r} of shape {shape}, or with a leading dimension of chains, got "
                     f"{tuple(value.shape)}."
                 )
             stacked[block.name] = value.to(block.dtype).reshape(-1, *block.batch, *block.event)
         if len({len(value) for value in stacked.values()}) > 1:
             raise ValueError(
-                "posterior_draws: expected as many chains at every site, got several numbers; draw them together."
+                "posterior_draws: expected the same number of chains at every site, got different numbers; draw all sites "
+                "together."
             )
         return stacked
 
     def chains(self, values: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """Yield the values of one chain after another.
 
-        They have the shapes of a program without chains.
+        The values have the shapes of a program without chains.
 
         Args:
             values: A value of each site, shape ``(C, *batch, *event)`` or ``(C, *batch, *free)``.
@@ -175,13 +176,13 @@ def check_continuous(name: str, distribution: Distribution) -> None:
     """Refuse a latent site without a density over real numbers.
 
     Raises:
-        ValueError: If it is discrete or a Delta.
+        ValueError: If the distribution is discrete or a Delta.
     """
     support = distribution.support
     if base_name(distribution) == "Delta" or (support is not None and support.is_discrete):
         raise ValueError(
-            f"latent site {name!r}: expected a continuous distribution, whose gradient moves chains, got "
-            f"{base_name(distribution)}; use importance_sampling, or {how_to_mark(name)} to sum over it."
+            f"latent site {name!r}: expected a continuous distribution, got {base_name(distribution)}; use "
+            f"importance_sampling, or {how_to_mark(name)} to sum over the site."
         )
 
 
@@ -189,11 +190,11 @@ class FromUnconstrained(Messenger):
     """Messenger that sets latent sites to z = T(u).
 
     Args:
-        latents: u of each site, in the shape of its batch and free event.
+        latents: Unconstrained value u of each site, shape ``(*batch, *free)``.
 
     Attributes:
         values: z of each site.
-        jacobians: log|T'(u)| of each site, in the shape of its batch.
+        jacobians: log|T'(u)| of each site, in the batch shape of the site.
     """
 
     def __init__(self, latents: Mapping[str, Tensor]) -> None:
@@ -211,8 +212,8 @@ class FromUnconstrained(Messenger):
         batch = msg["value"].dim() - msg["fn"].event_dim  # fn has more axes if other sites are enumerated
         if msg["value"].dim() - transform.codomain.event_dim > u.dim() - transform.domain.event_dim:
             raise ValueError(
-                f"latent site {name!r}: expected a support that is the same for all values of enumerated sites, got one that "
-                "depends on them; remove their enumeration marks and use importance_sampling."
+                f"latent site {name!r}: expected the same support for all values of enumerated sites, got one that depends on "
+                "the value; remove their enumeration marks and use importance_sampling."
             )
         jacobian = transform.log_abs_det_jacobian(u, msg["value"])
         self.jacobians[name] = sum_rightmost(jacobian, jacobian.dim() - batch)
@@ -225,8 +226,8 @@ class ToUnconstrained(Messenger):
         values: z of each site.
 
     Attributes:
-        free: u of each site, in the shape of its batch and free event.
-        sites: Node of each site.
+        free: Unconstrained value u of each site, shape ``(*batch, *free)``.
+        sites: Node of each site in the trace.
     """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:

@@ -85,8 +85,11 @@ def test_posterior_draws_of_data_of_ones_own(chains):
 @pytest.mark.parametrize(
     ("draws", "message"),
     [
-        ({}, "expected a value of latent site 'z', got none"),
-        ({"z": torch.zeros(3, 2)}, r"expected 'z' of shape \(4, 2\), or with chains in front, got \(3, 2\)"),
+        ({}, "expected draws of latent site 'z', got none"),
+        (
+            {"z": torch.zeros(3, 2)},
+            r"expected 'z' of shape \(4, 2\), or with a leading dimension of chains, got \(3, 2\)",
+        ),
         ({"z": torch.zeros(3, 4, 2)}, "one for each of 16 chains, got 3; pass num_chains=3"),
     ],
 )

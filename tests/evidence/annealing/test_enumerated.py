@@ -82,7 +82,7 @@ def test_a_support_that_depends_on_what_is_summed_over_is_refused():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     with (
-        pytest.raises(ValueError, match="latent site 'z': expected a support that is the same for all values"),
+        pytest.raises(ValueError, match="latent site 'z': expected the same support for all values"),
         pytest.warns(UserWarning, match="does not run inside an outer plate"),
     ):
         annealed_importance_sampling(model, None, torch.zeros(4, **DOUBLE), num_chains=4, num_steps=5)

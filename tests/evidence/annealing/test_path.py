@@ -144,7 +144,7 @@ def test_a_program_that_indexes_from_the_left_goes_chain_by_chain():
             pyro.sample("x", dist.Normal(z[:, 0], 1.0), obs=x)
 
     x = torch.tensor([0.5, 2.0, -1.0], **DOUBLE)
-    with pytest.warns(UserWarning, match="going chain by chain instead"):
+    with pytest.warns(UserWarning, match="the chains run one by one"):
         joint = AnnealingPath(model, None, (x,), {})
     u = joint.draw(4)
     base, slope = joint.terms(u)
@@ -215,6 +215,6 @@ def test_what_cannot_be_captured_goes_on_eagerly():
             pyro.sample("x", dist.Normal(z + far, 1.0), obs=x)
 
     x = torch.zeros(3, **DOUBLE)
-    with pytest.warns(UserWarning, match="gradients cannot be compiled and are made eagerly"):
+    with pytest.warns(UserWarning, match="gradients cannot be compiled and are computed eagerly"):
         estimate = annealed_importance_sampling(model, None, x, num_steps=2, num_leapfrog=1, compile=True)
     assert bool(estimate.log_px.isfinite().all())

@@ -176,7 +176,7 @@ def test_what_does_not_sum_says_what_does():
     for estimate in (pv.evidence.calibrate, pv.evidence.aggregate_posterior):
         with pytest.raises(ValueError, match=f"{sentence} guide, or use elbo enum, importance_s"):
             estimate(model.model, model.guide, x)
-    with pytest.raises(ValueError, match=r"got only sites that are summed over, \['y'\]; use importance_sampling"):
+    with pytest.raises(ValueError, match=r"all latent sites are summed out: \['y'\]; use importance_sampling"):
         pv.evidence.annealed_importance_sampling(Discrete().model, Discrete().guide, x)
 
 

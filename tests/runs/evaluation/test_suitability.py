@@ -123,7 +123,7 @@ def test_an_estimator_that_does_not_suit_is_refused():
         check_suitable(own, x, Estimation(estimator="annealed"), (), "the own of here")
     said = str(refused.value)
     assert said.startswith("estimator: expected importance, smoothed or prior, which suit")
-    assert "got annealed (latent site 'y': expected a continuous distribution, whose gradient" in said
+    assert "got annealed (latent site 'y': expected a continuous distribution, got " in said
     assert said.endswith("got Bernoulli); choose one that suits.")
 
 
