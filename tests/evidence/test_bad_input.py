@@ -78,7 +78,7 @@ def test_a_subsample_is_not_refined(name):
         with rows(x) as index:
             pyro.sample("z", dist.Normal(x[index] / 2, 0.7))
 
-    with pytest.raises(ValueError, match="plate 'data': expected all its data, got a subsample"):
+    with pytest.raises(ValueError, match="plate 'data': expected all data, got a new subsample at each call"):
         FUNCTIONS[name](part, its_guide, X)
 
 

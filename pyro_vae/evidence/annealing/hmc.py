@@ -71,7 +71,7 @@ def evaluation(terms: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Evaluate:
 
 
 def _gradient(terms: Tensor, u: Tensor) -> Tensor:
-    """Gradient of the sum of terms; 0 if the terms do not depend on u."""
+    """Gradient of the sum of terms; 0 for terms without u."""
     if not terms.requires_grad:
         return torch.zeros_like(u)
     (grad,) = torch.autograd.grad(terms.sum(), u, retain_graph=True, allow_unused=True)

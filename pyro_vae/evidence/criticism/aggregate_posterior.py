@@ -1,4 +1,4 @@
-"""The aggregate posterior of a data set and its rate's parts."""
+"""The aggregate posterior of a data set, which splits the rate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyro_vae.inference.program.sites import base_name, is_auxiliary_loss, sampl
 from pyro_vae.inference.program.traces import Program
 from pyro_vae.system.randomness import own_randomness
 
-#: Numbers in the largest array, draws x data x units; 64 MiB in float32.
+#: Most numbers in one array, draws x data x units; 64 MiB in float32.
 MAX_ELEMENTS = 2**24
 
 
@@ -34,28 +34,29 @@ class AggregatePosterior:
         + \textstyle\sum_j KL(q(z_j) \| p(z_j))
 
     where :math:`q(z) = \tfrac1N \sum_n q(z|x_n)`; the second equation needs a prior with independent units. Both equations
-    hold for each draw, and so for the estimates. q(z) is summed over all N codes, so that nothing is biased for these data.
+    hold for each draw, and so for the estimates. q(z) is a mean over all N codes, so the estimates are unbiased for these data.
 
-    For the population, ``mutual_information`` is too low and ``marginal_kl`` too high: I(x; z) grows with N in the mean, the
-    rate does not. The bias is large where I is near its ceiling log N; the total correlation is then mostly that of N
-    separate codes. The errors are Monte Carlo standard errors. They also count the scatter between data, and so are somewhat
-    too large.
+    For the population, ``mutual_information`` is too low and ``marginal_kl`` too high: on average, I(x; z) grows with N but the
+    rate does not. The bias is large if I(x; z) is near its ceiling log N; the total correlation then mostly describes N
+    separate codes. The errors are Monte Carlo standard errors. They include the scatter between data, and so are somewhat too
+    large.
 
     Attributes:
         mutual_information: :math:`I(x; z) = E_{q(z|x_n)}[\log q(z|x_n) - \log q(z)]`, between 0 and ``ceiling``.
-        mutual_information_error: Its standard error.
-        ceiling: log N, the largest I(x; z) of N data. Near it, no two codes overlap, and I(x; z) shows no more than that.
+        mutual_information_error: Standard error of ``mutual_information``.
+        ceiling: log N, the largest I(x; z) of N data. An I(x; z) near the ceiling shows only that no two codes overlap.
         marginal_kl: :math:`KL(q(z) \| p(z))`.
-        marginal_kl_error: Its standard error.
+        marginal_kl_error: Standard error of ``marginal_kl``.
         rate: ``mutual_information + marginal_kl``.
-        rate_error: Its standard error.
+        rate_error: Standard error of ``rate``.
         total_correlation: :math:`KL(q(z) \| \prod_j q(z_j))`; None if q(z|x) has no marginals in closed form.
-        total_correlation_error: Its standard error, or None.
-        dimension_wise_kl: :math:`\sum_j KL(q(z_j) \| p(z_j))`; None likewise, or if the prior's units are dependent.
-        dimension_wise_kl_error: Its standard error, or None.
-        kl_per_unit: :math:`KL(q(z_j) \| p(z_j))`, shape ``(Z,)``, float64, CPU; None if ``dimension_wise_kl`` is.
+        total_correlation_error: Standard error of ``total_correlation``, or None.
+        dimension_wise_kl: :math:`\sum_j KL(q(z_j) \| p(z_j))`; None if ``total_correlation`` is None or the prior's units are
+            dependent.
+        dimension_wise_kl_error: Standard error of ``dimension_wise_kl``, or None.
+        kl_per_unit: :math:`KL(q(z_j) \| p(z_j))`, shape ``(Z,)``, float64, CPU; None if ``dimension_wise_kl`` is None.
         num_samples: Number of draws from q(z).
-        num_data: N.
+        num_data: Number of data, N.
 
     References:
         Hoffman, Johnson, "ELBO Surgery", 2016; Chen, Li, Grosse, Duvenaud, "Isolating Sources of Disentanglement in
@@ -105,18 +106,18 @@ def aggregate_posterior(
     .. math:: E_n\, KL(q(z|x_n) \| p(z)) = I(x; z) + KL(q(z) \| p(z))
 
     See :class:`AggregatePosterior` for the parts and their biases. Every draw is scored under the code of every datum:
-    ``num_samples`` x N densities, exact for these data. Pass all data at once: the parts belong to the whole set, and are no
+    ``num_samples`` x N densities, exact for these data. Pass all data at once: the parts belong to the whole set and are not
     means over batches.
 
     Args:
         model: A Pyro model with one latent site, in the data plate, whose prior is the same for all data.
-        guide: Its guide.
-        *args: Positional arguments of both, with all N data.
-        num_samples: Draws from q(z), at least 2; the numbers of draws from any two data differ by at most one.
+        guide: The guide of the model.
+        *args: Positional arguments of model and guide, with all N data.
+        num_samples: Number of draws from q(z), at least 2, spread evenly over the codes.
         seed: Seed of the draws; None: draws come from torch's generator.
         plate: Name of the data plate, if several plates enclose every site.
-        max_elements: Numbers in the largest array, which bounds memory.
-        **kwargs: Keyword arguments of both.
+        max_elements: Most numbers in one array, which bounds memory.
+        **kwargs: Keyword arguments of model and guide.
 
     Returns:
         I(x; z), KL(q(z) || p(z)) and, if units have marginals, the total correlation and dimension-wise KL.
@@ -134,7 +135,10 @@ def aggregate_posterior(
 
 
 def _latent_site(guide_trace: Trace, size: int) -> str:
-    """Name of the only latent site; refuse others and further plates."""
+    """Return the name of the only latent site.
+
+    Refuse several latent sites, and a site in further plates.
+    """
     names = [n for n, site in sample_sites(guide_trace) if not (site["is_observed"] or is_auxiliary_loss(site))]
     if len(names) != 1:
         raise ValueError(
@@ -144,8 +148,8 @@ def _latent_site(guide_trace: Trace, size: int) -> str:
     shape = guide_trace.nodes[names[0]]["fn"].batch_shape
     if shape != (size,):
         raise ValueError(
-            f"latent site {names[0]!r}: expected in the data plate alone, batch shape ({size},), got {tuple(shape)}; make "
-            "the other dimensions its event by to_event."
+            f"latent site {names[0]!r}: expected batch shape ({size},), the data plate alone, got {tuple(shape)}; move the "
+            "other dimensions into the event by to_event."
         )
     return names[0]
 
@@ -162,14 +166,14 @@ def aggregate(
     Args:
         q: The N codes q(z|x_n), batch shape ``(N,)``, event shape ``(Z,)`` or ``()``.
         p: The prior, the same for all data, with the event shape of q and batch shape ``()`` or ``(N,)``.
-        num_samples: Draws from q(z), at least 2, from torch's generator.
-        max_elements: Numbers in the largest array.
+        num_samples: Number of draws from q(z), at least 2, from torch's generator.
+        max_elements: Most numbers in one array.
 
     Returns:
         I(x; z), KL(q(z) || p(z)) and, if units have marginals, the total correlation and dimension-wise KL.
 
     Raises:
-        ValueError: If q is a Delta or has another shape, p depends on the data, or a number is too small.
+        ValueError: If q is a Delta or has the wrong shape, p depends on the data, or a number is too small.
     """
     check_count("num_samples", num_samples, least=2)
     check_count("max_elements", max_elements)
@@ -201,7 +205,7 @@ def _split_rate(
     log_mixture_units: Tensor | None,
     num_data: int,
 ) -> AggregatePosterior:
-    """The parts of the rate from log densities at M draws."""
+    """Compute the parts of the rate from log densities at M draws."""
     information, marginal, rate = _mean(log_q - log_mixture), _mean(log_mixture - log_p), _mean(log_q - log_p)
     correlation: tuple[float, float] | tuple[None, None] = (None, None)
     dimension_wise, kl_per_unit = correlation, None
@@ -229,7 +233,7 @@ def _split_rate(
 
 
 def _check_codes(q: TorchDistributionMixin) -> None:
-    """Refuse codes without a density or with another shape."""
+    """Refuse codes without a density or with a wrong shape."""
     if len(q.batch_shape) != 1 or len(q.event_shape) > 1 or base_name(q) == "Delta":
         raise ValueError(
             f"q: expected codes with a density, batch shape (N,) and one vector each, got {base_name(q)} with batch shape "
@@ -238,14 +242,14 @@ def _check_codes(q: TorchDistributionMixin) -> None:
 
 
 def _check_prior(p: TorchDistributionMixin, z: Tensor, num: int) -> None:
-    """Refuse a prior that differs between data, which is no single p(z)."""
+    """Refuse a prior that differs between data."""
     event = z.shape[2:]
     for place in (0, num - 1):
         scores = p.log_prob(z[0, place].expand(num, *event))
         if not torch.allclose(scores, scores[:1].expand_as(scores), rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ValueError(
-                "aggregate_posterior: expected a prior that is the same for all data, got one that depends on them; use the "
-                "data of one condition only."
+                "aggregate_posterior: expected the same prior for all data, got a prior that depends on the data; use the data "
+                "of one condition only."
             )
 
 
@@ -270,9 +274,9 @@ def _log_mixture(q: TorchDistributionMixin, z: Tensor, max_elements: int) -> tup
     .. math:: \log q(z) = \log \tfrac1N \textstyle\sum_n q(z|x_n)
 
     Args:
-        q: The N codes.
+        q: The N codes q(z|x_n).
         z: M draws, shape ``(M, Z)`` or ``(M,)``.
-        max_elements: Numbers in the largest array.
+        max_elements: Most numbers in one array.
 
     Returns:
         log q(z), shape ``(M,)``, and log q(z_j), shape ``(M, Z)`` or None; float64, CPU.

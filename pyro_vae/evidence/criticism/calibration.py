@@ -41,12 +41,12 @@ class Coverage(NamedTuple):
 class Calibration:
     """Ranks of the true latents among draws from the guide.
 
-    They are uniform on 0 to L if q is the exact posterior.
+    The ranks are uniform on 0 to L if q is the exact posterior.
 
     Attributes:
         ranks: Number of draws below the truth for S simulations and Q quantities, shape ``(S, Q)``, int64, 0 to L.
-        names: The quantities: each unit of each latent site, log p(x, z), and log q(z|x) if the guide can score any z.
-        num_draws: L.
+        names: Names of the quantities: units of latent sites, log p(x, z), and log q(z|x) if the guide can score every z.
+        num_draws: Number of draws for each simulation, L.
         level: Probability that an exact guide passes.
     """
 
@@ -78,7 +78,7 @@ class Calibration:
     def failures(self) -> tuple[str, ...]:
         """Quantities whose ranks are not uniform, the worst first.
 
-        By Holm's method, an exact guide has none with probability at least ``level``.
+        By Holm's method, an exact guide has no failure with probability at least ``level``.
         """
         order = sorted(self.names, key=lambda name: self.p_values[name])
         passed = (k for k, name in enumerate(order) if self.p_values[name] > (1 - self.level) / (len(self.names) - k))
@@ -93,23 +93,26 @@ class Calibration:
     def band(self) -> Band:
         """Simultaneous band of all distribution functions of an exact guide.
 
-        By Bonferroni's method, none leaves it with probability at least ``level``.
+        By Bonferroni's method, all of them stay inside with probability at least ``level``.
         """
         return simultaneous_band(len(self.ranks), self.num_draws, 1 - (1 - self.level) / len(self.names))
 
     def coverage(self, nominal: float = 0.9) -> list[Coverage]:
         """Coverage of central intervals of units and of highest-density sets of z.
 
-        The latter needs log q(z|x).
+        Highest-density sets need log q(z|x).
 
         Args:
-            nominal: Probability of the sets, rounded to the nearest that L draws allow, which is returned.
+            nominal: Probability of the sets, rounded to the nearest value that L draws allow.
+
+        Returns:
+            Coverage of each quantity at the rounded probability.
 
         Raises:
             ValueError: If ``nominal`` is not between 0 and 1.
         """
         if not 0 < nominal < 1:
-            raise ValueError(f"nominal: expected a probability between 0 and 1, got {nominal}; pass one such as 0.9.")
+            raise ValueError(f"nominal: expected a probability between 0 and 1, such as 0.9, got {nominal}.")
         coverages = []
         for name, column in zip(self.names, self.ranks.T, strict=True):
             if name != LOG_JOINT:
@@ -121,17 +124,17 @@ class Calibration:
         return coverages
 
     def credible(self, name: str, ranks: Tensor) -> tuple[Tensor, int]:
-        r"""Find the smallest of n nested credible sets that holds the truth.
+        r"""Find the smallest of n nested credible sets that contains the truth.
 
-        A unit has the n = (L + 1) / 2 central intervals between draws of opposite rank, log q(z|x) the n = L + 1 sets of
-        highest density. Set j, with 0 the innermost, has probability :math:`(j + 1) / n` under q.
+        For a unit, the sets are the n = (L + 1) / 2 central intervals between draws of opposite rank. For log q(z|x), the sets
+        are the n = L + 1 sets of highest density. Set j has probability :math:`(j + 1) / n` under q; set 0 is the innermost.
 
         Args:
-            name: The quantity.
-            ranks: Its ranks, shape ``(S,)``.
+            name: Name of the quantity.
+            ranks: Ranks of the quantity, shape ``(S,)``.
 
         Returns:
-            Index of the set, shape ``(S,)``, int64, 0 to n - 1; and n.
+            Index of the smallest set in each simulation, shape ``(S,)``, int64, 0 to n - 1; and n.
         """
         if name == LOG_Q:
             return self.num_draws - ranks, self.num_draws + 1
@@ -141,7 +144,7 @@ class Calibration:
     def fault(self, name: str) -> str:
         """Describe the fault of a quantity, such as ``q is too narrow``.
 
-        For a unit it is the larger of its shift and its excess spread, each in standard errors.
+        For a unit, the fault is the larger of shift and excess spread, each in standard errors.
         """
         pit = self.pit[:, self.names.index(name)]
         shift = (float(pit.mean()) - 0.5) * math.sqrt(12 * len(pit))
@@ -155,23 +158,23 @@ class Calibration:
         return f"q is too {'narrow' if spread > 0 else 'wide'}"
 
     def verdict(self) -> str:
-        """The result in sentences."""
+        """Describe the result in sentences."""
         size = f"{len(self.ranks):,} simulations, {self.num_draws} draws each, {len(self.names)} quantities"
         if self.passed:
-            return f"{size}: nothing speaks against q(z|x) being the posterior (smallest p {min(self.p_values.values()):.2g})"
+            return f"{size}: no evidence against q(z|x) as the posterior (smallest p {min(self.p_values.values()):.2g})"
         shown = [f"{name}: {self.fault(name)} (p {max(1e-12, self.p_values[name]):.1g})" for name in self.failures[:5]]
         more = len(self.failures) - len(shown)
-        lines = [f"{size}: q(z|x) is not the posterior, by {len(self.failures)} of them", *shown]
+        lines = [f"{size}: q(z|x) is not the posterior; {len(self.failures)} of the quantities fail", *shown]
         return "\n".join(lines + ([f"and {more} more"] if more else []))
 
     def to_arviz(self) -> Any:
         """Convert the transforms ``pit`` to ArviZ's container.
 
-        They are in the group ``prior_sbc``, which ``plot_ecdf_pit`` of ArviZ 1.x reads.
+        The group is ``prior_sbc``, which ``plot_ecdf_pit`` of ArviZ 1.x reads.
 
         Returns:
             An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x). It has dimensions ``chain`` of size 1
-            and ``draw`` of size S, and a variable for each quantity, under its name.
+            and ``draw`` of size S, and a variable named for each quantity.
         """
         return draws_group("prior_sbc", dict(zip(self.names, self.pit.T.numpy(), strict=True)))
 
@@ -205,17 +208,17 @@ def calibrate(
 
     Args:
         model: A Pyro model whose data lie in one plate.
-        guide: Its guide.
-        *args: Positional arguments of both. Only the shapes of the data matter; each call simulates as many.
-        num_simulations: S; the band narrows in proportion to 1 / sqrt(S).
-        num_draws: L, odd.
+        guide: The guide of the model.
+        *args: Positional arguments of model and guide. Only the shapes of the data matter; each call simulates as many data.
+        num_simulations: Number of simulations S; the band narrows in proportion to 1 / sqrt(S).
+        num_draws: Number of draws L for each simulation, odd.
         level: Probability that an exact guide passes.
         seed: Seed of all draws, which leaves the caller's generator unchanged; None: draws come from that generator.
         plate: See ``log_weights``.
-        chunk_rows: Draws x data in one call of the model, which bounds memory; a call makes at least one draw.
+        chunk_rows: Largest number of draws x data in one call of the model, but at least one draw; it bounds memory.
         vectorize: See ``log_weights``.
-        simulator: Called as ``simulator(model, *args, **kwargs)``, for models from which :func:`simulate` cannot draw.
-        **kwargs: Keyword arguments of both.
+        simulator: Function called as ``simulator(model, *args, **kwargs)``, for models that :func:`simulate` cannot draw from.
+        **kwargs: Keyword arguments of model and guide.
 
     Returns:
         The ranks, with p-values and coverage.
@@ -238,7 +241,7 @@ def calibrate(
             try:
                 simulated = simulator(model, *args, **kwargs)
             except ZeroDivisionError:  # raised by Pyro for an empty plate
-                raise ValueError("data: expected at least one datum, got none; pass some of the right shape.") from None
+                raise ValueError("data: expected at least one datum, got none; pass data of the right shape.") from None
             ranking = Ranking(model, guide, simulated, plate, vectorize)
             vectorize = ranking.vectorize
             names, batch = ranking.ranks(num_draws, chunk_rows)
@@ -250,7 +253,7 @@ def _check_numbers(num_simulations: int, num_draws: int, level: float, chunk_row
     check_counts(num_simulations=num_simulations, num_draws=num_draws, chunk_rows=chunk_rows)
     if num_draws % 2 == 0:
         raise ValueError(
-            f"num_draws: expected an odd number, whose ranks pair to intervals, got {num_draws}; pass {num_draws + 1}."
+            f"num_draws: expected an odd number, so that ranks pair up to intervals, got {num_draws}; pass {num_draws + 1}."
         )
     if not 0 < level < 1:
-        raise ValueError(f"level: expected between 0 and 1, got {level}; pass a probability such as 0.95.")
+        raise ValueError(f"level: expected a probability between 0 and 1, such as 0.95, got {level}.")

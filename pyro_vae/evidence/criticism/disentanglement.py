@@ -15,7 +15,7 @@ from pyro_vae.errors import check_count, check_number
 from pyro_vae.evidence.estimates.diagnostics import active_units, units_of
 from pyro_vae.system.randomness import own_randomness
 
-#: Numbers in the largest array; 64 MiB in float64.
+#: Most numbers in one array; 64 MiB in float64.
 MAX_ELEMENTS = 2**23
 
 
@@ -26,18 +26,19 @@ class InformationGap:
     .. math:: \text{MIG} = \tfrac1F \textstyle\sum_k \frac{I(z_{j(k)}; v_k) - \max_{j \ne j(k)} I(z_j; v_k)}{H(v_k)}, \quad
         j(k) = \operatorname{argmax}_j I(z_j; v_k)
 
-    It is 1 if each factor v_k is known from one unit and no other unit has information about it. It is 0 if the two best units
-    have the same information, as after a rotation by 45 degrees. A unit that holds two factors costs nothing by itself.
+    MIG is 1 if one unit determines each factor v_k and no other unit has information about the factor. MIG is 0 if the two best
+    units have the same information, as after a rotation by 45 degrees. A unit that encodes two factors does not lower MIG by
+    itself.
 
     Attributes:
         value: MIG.
-        std_error: Standard error over data, for N data and their draws of z as a random sample. It comes from the scatter of
-            the terms whose means are I and H (the delta method), and takes the two best units of each factor as known. Draws
-            alone move the value by less. Vectors, from which nothing is drawn, have this error too.
-        gaps: The terms of the mean, shape ``(F,)``, float64, CPU.
+        std_error: Standard error over data, which treats the N data and their draws of z as a random sample. It is computed by
+            the delta method from the scatter of the terms whose means are I and H, with the two best units of each factor
+            taken as known. The draws alone have a smaller error. Vectors, from which nothing is drawn, have this error too.
+        gaps: Gap of each factor, whose mean is MIG, shape ``(F,)``, float64, CPU.
         information: :math:`I(z_j; v_k)`, nats, shape ``(Z, F)``, float64, CPU.
         entropy: :math:`H(v_k)`, nats, shape ``(F,)``, float64, CPU.
-        num_data: N.
+        num_data: Number of data, N.
 
     References:
         Chen, Li, Grosse, Duvenaud, "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, eq. 6.
@@ -67,17 +68,18 @@ class FactorVAEScore:
 
     .. math:: d = \operatorname{argmin}_j \operatorname{Var}_L(z_j) / \operatorname{Var}(z_j)
 
-    A vote draws a factor k and a value of it, then L data with that value; d is the unit whose variance among their codes, as
-    a share of that among all codes, is smallest. A classifier learns the most frequent k for each d from some votes; the score
-    is its accuracy on other votes. A code without information has 1/F in the mean. Unlike MIG, the score does not fall if a
-    second unit also knows a factor, as long as the first varies less.
+    A vote draws a factor k, a value of this factor, and L data with this value. The vote goes to the unit d with the smallest
+    variance among the codes of these data, relative to the variance among all codes. A classifier learns the most frequent k
+    for each d from training votes; the score is the accuracy of the classifier on test votes. A code without information scores
+    1/F on average. Unlike MIG, the score does not fall if a second unit also encodes a factor, as long as the first unit
+    varies less.
 
     Attributes:
         value: Accuracy of the classifier.
         std_error: Standard error over votes, on these data.
         votes: Number of training votes in which unit d varied least while factor k was fixed, shape ``(Z, F)``, int64. Rows of
             inactive units are 0.
-        num_data: N.
+        num_data: Number of data, N.
 
     References:
         Kim, Mnih, "Disentangling by Factorising", 2018, section 4.
@@ -108,20 +110,20 @@ def mutual_information_gap(
     .. math:: I(z_j; v_k) = \tfrac1N \textstyle\sum_n [\log q(z_{nj}|v_{nk}) - \log q(z_{nj})]
 
     See :class:`InformationGap` for MIG. From q(z|x), each datum has one draw, scored under the mixtures
-    :math:`q(z_j) = \tfrac1N \sum_n q(z_j|x_n)` and :math:`q(z_j|v_k)`, the same over the data with this value. This is exact
-    for these data except for the draws, and counts the noise of the code.
+    :math:`q(z_j) = \tfrac1N \sum_n q(z_j|x_n)` and :math:`q(z_j|v_k)`, the mean over the data with the same value v_k. This is
+    exact for these data except for the draws, and includes the noise of the code.
 
-    From vectors, such as means, each unit has a histogram whose bins hold equal numbers of data. This ignores the noise of
-    the code, so that a unit that the model does not use may still score. I(z_j; v_k) is then too large by about
+    From vectors, such as means, each unit has a histogram whose bins contain equal numbers of data. This ignores the noise of
+    the code, so a unit that the model does not use may still score. I(z_j; v_k) is then too large by about
     (bins - 1) (values - 1) / (2 N), which nearly cancels in the gap.
 
     Args:
         codes: q(z|x) of all N data with independent units, batch shape ``(N,)``, event shape ``(Z,)``; or vectors, shape
             ``(N, Z)``.
         factors: Values of the factors, shape ``(N, F)``, whole numbers.
-        num_bins: Bins of each unit, for vectors; at least the number of values of a factor.
+        num_bins: Number of bins for each unit of vectors, at least the number of values of a factor.
         seed: Seed of the draws; None: draws come from torch's generator.
-        max_elements: Numbers in the largest array, which bounds memory.
+        max_elements: Most numbers in one array, which bounds memory.
 
     Returns:
         MIG with its standard error, and I and H in nats.
@@ -142,12 +144,12 @@ def mutual_information_gap(
 
 
 def _independent_units(q: TorchDistributionMixin) -> Distribution:
-    """The units of q(z|x) as scalar distributions; refuse dependent ones."""
+    """Return the units of q(z|x) as scalar distributions; refuse dependent units."""
     units = units_of(q)
     if units is None:
         raise ValueError(
             f"codes: expected vectors or q(z|x) with independent units, got {type(q).__name__} whose units depend on each "
-            "other; pass its mean."
+            "other; pass the mean of q(z|x)."
         )
     return units
 
@@ -180,10 +182,10 @@ def factor_vae_score(
     Args:
         codes: Means of q(z|x), shape ``(N, Z)``.
         factors: Values of the factors, shape ``(N, F)``, whole numbers.
-        num_votes: Votes that the classifier learns from, and as many that it is tested on.
-        batch_size: L, data in a vote, drawn with replacement from those with the value.
+        num_votes: Number of training votes, and of test votes.
+        batch_size: Number of data L in a vote, drawn with replacement from the data with the chosen value.
         seed: Seed of the votes; None: votes come from torch's generator.
-        threshold: Units with a variance over the data of at most this are not used by the model and have no vote.
+        threshold: Variance over data above which a unit is active. Inactive units, which the model does not use, get no vote.
 
     Returns:
         The score with its standard error, and the training votes.
@@ -199,8 +201,8 @@ def factor_vae_score(
     active = active_units(codes, threshold)
     if not active.any():
         raise ValueError(
-            f"codes: expected a unit that varies, got none with a variance above {threshold:g}; the model uses no unit, or "
-            "lower threshold."
+            f"codes: expected a unit with a variance above {threshold:g}, got none; lower threshold if the model uses its "
+            "units."
         )
     codes = codes / codes.std(0).where(active, torch.ones(()))
     with nullcontext() if seed is None else own_randomness(seed):
@@ -213,22 +215,22 @@ def factor_vae_score(
 
 
 def _least_varying(codes: Tensor, values: Tensor, batch_size: int, active: Tensor) -> Tensor:
-    """One vote: the active unit that varies least at one value."""
+    """Cast one vote for the active unit that varies least."""
     rows = (values == values[torch.randint(len(values), ())]).nonzero()[:, 0]
     chosen = rows[torch.randint(len(rows), (batch_size,))]
     return codes[chosen].var(0).where(active, torch.tensor(math.inf)).argmin()
 
 
 def _factor_values(factors: Tensor, codes: Tensor, least: int = 2) -> list[Tensor]:
-    """The values of each factor, numbered from 0 without gaps.
+    """Number the values of each factor from 0 without gaps.
 
     Args:
-        factors: Shape ``(N, F)``, whole numbers.
-        codes: Shape ``(N, Z)``.
+        factors: Values of the factors, shape ``(N, F)``, whole numbers.
+        codes: Codes of the same data, shape ``(N, Z)``.
         least: Smallest number of units.
 
     Returns:
-        F tensors of shape ``(N,)``, int64, CPU.
+        Numbered values of each factor: F tensors of shape ``(N,)``, int64, CPU.
 
     Raises:
         ValueError: If shapes do not match, a code is not finite, or a factor has only one value.
@@ -249,7 +251,7 @@ def _factor_values(factors: Tensor, codes: Tensor, least: int = 2) -> list[Tenso
     for k, column in enumerate(values):
         if not len(column) or int(column.max()) == 0:
             raise ValueError(
-                f"factors: expected at least two values of each, got one in column {k}; leave the column out."
+                f"factors: expected at least two values of each factor, got one in column {k}; remove the column."
             )
     return values
 
@@ -262,13 +264,12 @@ def _self_information(values: Tensor) -> Tensor:
 def _terms_of_vectors(codes: Tensor, values: list[Tensor], num_bins: int) -> Tensor:
     """Pointwise information of each datum, shape ``(N, Z, F)``, nats, float64.
 
-    It is log p(bin, v) / (p(bin) p(v)) with bins of equal numbers of data.
+    The information is log p(bin, v) / (p(bin) p(v)), with bins of equal numbers of data.
     """
     most = max(int(v.max()) + 1 for v in values)
     if num_bins < most:
         raise ValueError(
-            f"num_bins: expected at least the {most} values of a factor, which fewer bins cannot tell apart, got {num_bins}; "
-            f"pass at least {most}."
+            f"num_bins: expected at least {most}, the number of values of a factor, got {num_bins}; pass at least {most}."
         )
     codes = codes.detach().cpu().double()
     edges = torch.quantile(codes, torch.arange(1, num_bins, dtype=torch.float64) / num_bins, 0).T.contiguous()
@@ -285,7 +286,7 @@ def _pointwise_information(bins: Tensor, values: Tensor) -> Tensor:
 def _terms_of_q(units: Distribution, values: list[Tensor], max_elements: int) -> Tensor:
     """Pointwise information of each datum, shape ``(N, Z, F)``, nats, float64.
 
-    It is log q(z_j|v_k) - log q(z_j) at one draw.
+    The information is log q(z_j|v_k) - log q(z_j) at one draw.
     """
     z = units.sample()  # (N, Z)
     num, width = z.shape

@@ -31,13 +31,13 @@ def image_statistics(images: Tensor, threshold: float = 0.5) -> ImageStatistics:
 
     Args:
         images: Shape ``(N, H, W)`` or ``(N, C, H, W)``.
-        threshold: Pixels above it are ink, for the components.
+        threshold: Pixel value above which a pixel counts as ink, for the components.
 
     Returns:
         Ink, components and spectrum of each image; float64, CPU.
 
     Raises:
-        ValueError: If the shape is another one or a pixel is not finite.
+        ValueError: If ``images`` have the wrong shape or a pixel is not finite.
     """
     if images.dim() not in (3, 4) or 0 in images.shape:
         raise ValueError(
@@ -46,7 +46,7 @@ def image_statistics(images: Tensor, threshold: float = 0.5) -> ImageStatistics:
     images = images.detach().cpu().double()
     if not bool(images.isfinite().all()):
         bad = int((~images.isfinite()).sum())
-        raise ValueError(f"images: expected finite pixels, got {bad:,} that are not; leave such images out.")
+        raise ValueError(f"images: expected finite pixels, got {bad:,} infinite or NaN; remove such images.")
     channels = images[:, None] if images.dim() == 3 else images
     grey = channels.mean(1)
     return ImageStatistics(
@@ -57,7 +57,7 @@ def image_statistics(images: Tensor, threshold: float = 0.5) -> ImageStatistics:
 
 
 def components(ink: NDArray[np.bool_]) -> Tensor:
-    """Number of connected components of each image.
+    """Count the connected components of each image.
 
     Pixels that share a corner are connected. All images are labelled in one call, without connections between images.
 
@@ -65,7 +65,7 @@ def components(ink: NDArray[np.bool_]) -> Tensor:
         ink: True where a pixel is ink, shape ``(N, H, W)``, bool.
 
     Returns:
-        Shape ``(N,)``, float64.
+        Number of components of each image, shape ``(N,)``, float64.
     """
     structure = np.zeros((3, 3, 3), dtype=bool)
     structure[1] = True
@@ -87,7 +87,7 @@ def radial_spectrum(images: Tensor) -> Tensor:
         images: Shape ``(..., H, W)``.
 
     Returns:
-        Shape ``(..., F)``, where F is half the longer side, at least 1.
+        Mean power at frequencies 1 to F, shape ``(..., F)``, where F is half the longer side, at least 1.
     """
     height, width = images.shape[-2:]
     side = max(height, width)

@@ -20,7 +20,7 @@ from pyro_vae.system.randomness import own_randomness
 #: Bands of spatial frequency whose power is checked, as shares of the Nyquist frequency.
 BANDS = (("coarse", 0.0, 0.25), ("middle", 0.25, 0.5), ("fine", 0.5, 1.0))
 
-#: Images made in one call of the decoder.
+#: Number of images made in one call of the decoder.
 CHUNK = 1000
 
 
@@ -34,7 +34,7 @@ class PredictiveChecks:
         replicated: T of each simulated set, shape ``(R, C)``, float64.
         observed_spectrum: Mean power of the images at each spatial frequency, shape ``(F,)``.
         replicated_spectrum: Mean power of each simulated set, shape ``(R, F)``.
-        num_images: N.
+        num_images: Number of images, N.
         level: Probability that a true model passes.
     """
 
@@ -63,8 +63,8 @@ class PredictiveChecks:
     def two_sided(self) -> dict[str, float]:
         """Two-sided p-values.
 
-        Each is 2 (1 + c) / (R + 1), where c counts the sets at least as extreme on the nearer side. A true model has one of
-        at most a with probability at most a.
+        Each p-value is 2 (1 + c) / (R + 1), where c is the number of simulated sets at least as extreme as the images, on the
+        nearer side. For a true model, P(p <= a) is at most a.
         """
         high = (self.replicated >= self.observed).double().sum(0)
         low = (self.replicated <= self.observed).double().sum(0)
@@ -96,9 +96,9 @@ class PredictiveChecks:
     def verdict(self) -> str:
         """The result in one sentence."""
         if self.passed:
-            return "by these statistics the images could be the model's"
+            return "these statistics of the images agree with the model"
         shown = [f"{name} (p {self.p_values[name]:.3f})" for name in self.failures]
-        return f"the model makes other images than these, by {', '.join(shown)}"
+        return f"these images differ from the model's in {', '.join(shown)}"
 
 
 def predictive_checks(
@@ -117,18 +117,19 @@ def predictive_checks(
     T is a statistic of a whole set of N images: the mean ink, the standard deviation of ink over images, the mean number of
     connected components, and the mean power at coarse, middle and fine spatial frequencies.
 
-    If a model that was not fitted to these images draws the sets from p(x), and the model is true, p is uniform (in steps of
-    1 / (R + 1)); the model then passes with probability ``level``. If the sets are drawn given the same images, by
-    z ~ q(z|x), the data are used twice: p crowds around 1/2. Passing then means little, but failing means as much as before.
+    Suppose that the model was not fitted to these images and the sets are drawn from p(x). If the model is true, p is uniform
+    (in steps of 1 / (R + 1)), and the model passes with probability ``level``. If instead the sets are drawn given the same
+    images, by z ~ q(z|x), the data are used twice, and p crowds around 1/2. Passing then means little, but a failure still
+    means as much as before.
 
     Args:
         images: Shape ``(N, H, W)`` or ``(N, C, H, W)``, N at least 2.
-        simulated: R sets of N images, shape ``(R, *images.shape)``; or a function that makes one set in each call, as
-            :func:`replicates` and :func:`simulations` return, which needs memory for only one set.
-        num_sets: R, if a function makes the sets.
-        threshold: Pixels above it are ink, for the components.
+        simulated: R sets of N images, shape ``(R, *images.shape)``; or a function that makes one set in each call, such as the
+            result of :func:`replicates` or :func:`simulations`. A function needs memory for only one set.
+        num_sets: Number of sets R, if a function makes the sets.
+        threshold: Pixel value above which a pixel counts as ink, for the components.
         level: Probability that a true model passes.
-        seed: Seed of the draws of a function, which leaves the caller's generator unchanged; None: draws come from that
+        seed: Seed of the function's draws, which leaves the caller's generator unchanged; None: draws come from that
             generator.
 
     Returns:
@@ -147,7 +148,7 @@ def predictive_checks(
             "pass more images."
         )
     if not 0 < level < 1:
-        raise ValueError(f"level: expected between 0 and 1, got {level}; pass a probability such as 0.95.")
+        raise ValueError(f"level: expected a probability between 0 and 1, such as 0.95, got {level}.")
     count = num_sets if callable(simulated) else len(simulated)
     sets = (simulated() for _ in range(num_sets)) if callable(simulated) else iter(simulated)
     observed = image_statistics(images, threshold)
@@ -155,7 +156,7 @@ def predictive_checks(
     least = math.ceil(2 * len(values) / (1 - level) - 1e-9) - 1
     if count < least:
         raise ValueError(
-            f"simulated: expected at least {least:,} sets, since with fewer nothing can fail at level {level}, got "
+            f"simulated: expected at least {least:,} sets, because with fewer no statistic can fail at level {level}, got "
             f"{count:,}; make more sets of fewer images."
         )
     with nullcontext() if seed is None else own_randomness(seed):
@@ -172,11 +173,11 @@ def predictive_checks(
 
 
 def _check_shape(made: Tensor, images: Tensor) -> Tensor:
-    """Return a simulated set; refuse one of another shape than the images."""
+    """Return a simulated set; refuse a set with another shape."""
     if made.shape != images.shape:
         raise ValueError(
-            f"simulated: expected sets of shape {tuple(images.shape)}, as the images have, got {tuple(made.shape)}; make as "
-            "many images."
+            f"simulated: expected sets with the shape of the images, {tuple(images.shape)}, got {tuple(made.shape)}; simulate "
+            "as many images as given."
         )
     return made
 
@@ -199,21 +200,21 @@ def _set_statistics(images: ImageStatistics) -> dict[str, Tensor]:
 def replicates(vae: VAE, images: Tensor, latents: Literal["prior", "posterior"] = "prior") -> Callable[[], Tensor]:
     """Make a function that draws a set of images at each call.
 
-    It serves :func:`predictive_checks`.
+    Pass the function to :func:`predictive_checks`.
 
     Args:
-        vae: The model, in the mode (train or eval) that it is to draw in.
+        vae: The model. It draws in its current mode (train or eval).
         images: Shape ``(N, *data_shape)``, on the model's device.
-        latents: ``"prior"``: z ~ p(z), new images; ``"posterior"``: z ~ q(z|x), an image for each of these.
+        latents: ``"prior"``: z ~ p(z), new images; ``"posterior"``: z ~ q(z|x), one image for each given image.
 
     Returns:
         A function of no arguments, whose result has the shape of ``images``.
 
     Raises:
-        ValueError: If ``latents`` is another word.
+        ValueError: If ``latents`` is neither ``"prior"`` nor ``"posterior"``.
     """
     if latents not in ("prior", "posterior"):
-        raise ValueError(f"latents: expected 'prior' or 'posterior', got {latents!r}; pass one of them.")
+        raise ValueError(f"latents: expected 'prior' or 'posterior', got {latents!r}.")
     parts = images.split(CHUNK)
 
     @torch.no_grad()
@@ -228,12 +229,12 @@ def replicates(vae: VAE, images: Tensor, latents: Literal["prior", "posterior"] 
 def simulations(model: Program, *args: Tensor) -> Callable[[], Tensor]:
     """Make a function that draws image sets from a Pyro model.
 
-    It serves :func:`predictive_checks`. If the model is given labels, the images have the same labels; where a label is
-    unknown, it is drawn.
+    Pass the function to :func:`predictive_checks`. If ``args`` contain labels, the drawn images have the same labels; unknown
+    labels are drawn.
 
     Args:
         model: A Pyro model of images, see :func:`simulate`.
-        *args: Its arguments for N images, shapes ``(N, ...)``; the images come first.
+        *args: Arguments of the model for N images, each of shape ``(N, ...)``; the images come first.
 
     Returns:
         A function of no arguments, whose result has the shape of the images.

@@ -31,7 +31,7 @@ class Scored(NamedTuple):
     """K latents for each datum, with their log densities.
 
     Attributes:
-        units: Site name to its latents, shape ``(K, B, U)`` with U numbers for a datum.
+        units: Latents by site name, shape ``(K, B, U)`` with U numbers for a datum.
         log_joint: log p(x, z), shape ``(K, B)``, nats.
         log_q: log q(z|x), shape ``(K, B)``, nats; None if the guide cannot score latents that it did not draw.
     """
@@ -43,7 +43,7 @@ class Scored(NamedTuple):
     def quantities(self) -> dict[str, Tensor]:
         """Values of the ranked quantities by name, each ``(K, B)``.
 
-        The quantities are each unit of each site, log p(x, z), and log q(z|x) if it is known.
+        The quantities are each unit of each latent site, log p(x, z), and log q(z|x) if ``log_q`` is known.
         """
         values = {}
         for site, units in self.units.items():
@@ -58,7 +58,7 @@ class Ranking:
 
     Args:
         model: A Pyro model whose data lie in one plate.
-        guide: Its guide.
+        guide: The guide of the model.
         simulated: Data from the model with their true latents.
         plate: See ``log_weights``.
         vectorize: See ``log_weights``.
@@ -78,7 +78,7 @@ class Ranking:
             checked(2)  # tries an outer plate, and warns if the program does not run in one
         self.data_plate, self.vectorize = checked.data_plate, checked.vectorize
         sites = [site for _, site in sample_sites(checked.guide_trace)]
-        #: True if the guide can score any z; not if a site passes on the draw of another one.
+        #: True if the guide can score every z; False if a site passes on the draw of another site.
         self.has_log_q = not any(site["infer"].get("is_auxiliary", False) for site in sites)
         at_truth = poutine.trace(poutine.replay(model, trace=_trace_of(simulated.latents)))
         sites_at_truth = dict(sample_sites(at_truth.get_trace(*simulated.args, **simulated.kwargs)))
@@ -88,8 +88,8 @@ class Ranking:
         """Rank the truth among draws from the guide; break ties at random.
 
         Args:
-            num: L, the number of draws.
-            chunk_rows: Draws x data in one call of the model; a call makes at least one draw.
+            num: Number of draws, L.
+            chunk_rows: Largest number of draws x data in one call of the model, but at least one draw.
 
         Returns:
             Names of the Q quantities, and their ranks, shape ``(B, Q)``, int64, 0 to L.
@@ -134,7 +134,7 @@ class Ranking:
     def _score(self, num: int, latents: Mapping[str, Tensor] | None = None) -> Scored:
         guide = self.guide if latents is None else poutine.replay(self.guide, trace=_trace_of(latents))
         args, kwargs = self.simulated.args, self.simulated.kwargs
-        with validation_enabled(False), self._particles(num):  # its checks know no particle axis
+        with validation_enabled(False), self._particles(num):  # Pyro's checks do not know the particle axis
             q = poutine.trace(guide).get_trace(*args, **kwargs)
             values = latents or {name: q.nodes[name]["value"] for name in self.simulated.latents}
             p = poutine.trace(poutine.replay(self.model, trace=_trace_of(values))).get_trace(*args, **kwargs)
@@ -167,7 +167,7 @@ def _below_and_tied(drawn: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Te
     Log densities count as equal up to rounding.
 
     Raises:
-        ValueError: If a number is NaN.
+        ValueError: If ``drawn`` or ``truth`` contains NaN.
     """
     if bool(drawn.isnan().any()) or bool(truth.isnan().any()):
         raise ValueError(f"{name}: expected numbers, got NaN for a simulated datum; calibrate a model without NaN.")
@@ -179,7 +179,7 @@ def _below_and_tied(drawn: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Te
 
 
 def _trace_of(values: Mapping[str, Tensor]) -> Trace:
-    """A trace of given values, to be replayed."""
+    """Make a trace of given values, to be replayed."""
     trace = Trace()
     for name, value in values.items():
         trace.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})

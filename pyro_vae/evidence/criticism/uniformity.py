@@ -21,7 +21,7 @@ class Band:
         grid: The points :math:`j / (L + 1) = P(\text{rank} < j)` for j from 1 to L, shape ``(L,)``.
         lower: Lower end of the share of ranks below j, shape ``(L,)``.
         upper: Upper end of the share of ranks below j, shape ``(L,)``.
-        level: Probability that S uniform ranks stay inside at every point. It is exact, and at least the level asked for.
+        level: Exact probability that S uniform ranks stay inside at every point; at least the requested level.
     """
 
     grid: Array
@@ -43,13 +43,13 @@ def simultaneous_band(num: int, num_draws: int, level: float = 0.95) -> Band:
 
     .. math:: P\big(\text{lower}_j \le \tfrac1S \#\{s: r_s < j\} \le \text{upper}_j \ \text{for all } j\big) \ge \text{level}
 
-    The number of ranks below a point is binomial. All points get the same tail probability, the largest at which the whole
-    band holds with at least ``level``. This is computed, not simulated: the counts are a Poisson process conditioned on its
-    total, and the probability of staying inside is carried from point to point.
+    The number of ranks below a point is binomial. All points get the same tail probability, the largest for which the whole
+    band has a probability of at least ``level``. This probability is computed, not simulated: the counts are a Poisson process
+    conditioned on its total, and the probability of staying inside is carried from point to point.
 
     Args:
-        num: S, the number of ranks.
-        num_draws: L, the number of draws among which each truth is ranked.
+        num: Number of ranks, S.
+        num_draws: Number of draws L among which each truth is ranked.
         level: Probability in (0, 1).
 
     Returns:
@@ -75,12 +75,12 @@ def uniformity_p(counts: Counts, num_draws: int) -> float:
     """Exact p-value of uniform ranks on 0 to L.
 
     The statistic is the smallest binomial tail probability over the points of the grid: the tail of the band that the ranks
-    just leave. Its distribution is exact, as in :func:`simultaneous_band`: uniform ranks have a p-value of at most a with
-    probability at most a. Rounding errors are about 1e-13; smaller p-values cannot be told apart.
+    just leave. Its distribution is computed exactly, as in :func:`simultaneous_band`: for uniform ranks, P(p <= a) is at most
+    a. Rounding errors are about 1e-13; smaller p-values cannot be told apart.
 
     Args:
         counts: Number of ranks with each value, shape ``(L + 1,)``.
-        num_draws: L, the number of draws among which each truth is ranked.
+        num_draws: Number of draws L among which each truth is ranked.
 
     Returns:
         The p-value, in [0, 1].

@@ -31,19 +31,21 @@ class Gaps:
     where q is the guide and :math:`q^*` the best member of its family for this datum. The approximation gap is the cost of
     the family, the amortization gap the cost of one encoder for all data.
 
-    The refined guide is at most as good as :math:`q^*`. By what it misses, the amortization gap is estimated too low and the
-    approximation gap too high. The estimate of log p(x) is a stochastic lower bound. By its bias, the approximation gap and
-    the sum of both are estimated too low.
+    The refined guide is at most as good as :math:`q^*`. This makes the estimated amortization gap too low and the estimated
+    approximation gap too high. The estimate of log p(x) is a stochastic lower bound. This makes the estimates of the
+    approximation gap and of the sum of both gaps too low.
+
+    All tensors have shape ``(B,)`` and are on the CPU; all but ``kept`` are float64, in nats.
 
     Attributes:
-        log_px: log p(x), given or importance-sampled from a refined proposal, shape ``(B,)``, float64, CPU, nats.
-        log_px_error: Monte Carlo standard error of ``log_px``, likewise; NaN where it is not known.
-        elbo: ELBO of the guide, likewise.
-        elbo_error: Monte Carlo standard error of ``elbo``, likewise.
-        elbo_refined: ELBO of the refined guide, likewise.
-        elbo_refined_error: Monte Carlo standard error of ``elbo_refined``, likewise.
-        kept: True where the refined parameters were better than the guide's, shape ``(B,)``, bool. Elsewhere the amortization
-            gap is 0 except for noise.
+        log_px: log p(x), given or importance-sampled from a refined proposal.
+        log_px_error: Monte Carlo standard error of ``log_px``; NaN where unknown.
+        elbo: ELBO of the guide.
+        elbo_error: Monte Carlo standard error of ``elbo``.
+        elbo_refined: ELBO of the refined guide.
+        elbo_refined_error: Monte Carlo standard error of ``elbo_refined``.
+        kept: True where the refined parameters were better than the guide's, bool. Where False, the amortization gap is 0
+            except for noise.
     """
 
     log_px: Tensor
@@ -71,12 +73,12 @@ class Gaps:
 
     @property
     def inference_error(self) -> Tensor:
-        """Monte Carlo standard error of ``inference``; NaN if that of ``log_px`` is."""
+        """Monte Carlo standard error of ``inference``; NaN where ``log_px_error`` is NaN."""
         return torch.hypot(self.log_px_error, self.elbo_error)
 
     @property
     def approximation_error(self) -> Tensor:
-        """Monte Carlo standard error of ``approximation``; NaN if that of ``log_px`` is."""
+        """Monte Carlo standard error of ``approximation``; NaN where ``log_px_error`` is NaN."""
         return torch.hypot(self.log_px_error, self.elbo_refined_error)
 
     @property
@@ -89,7 +91,7 @@ class Gaps:
         """Join the gaps of several batches.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If ``parts`` is empty.
         """
         if not parts:
             raise ValueError("cat: expected at least one part, got none; compute the gaps of some data first.")
@@ -97,7 +99,7 @@ class Gaps:
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def summary(self) -> GapsSummary:
-        """Means over data with standard errors, over data and Monte Carlo."""
+        """Average over data, with standard errors over data and Monte Carlo errors."""
         inference, inference_std_error, inference_mc_error = _mean(self.inference, self.inference_error)
         approximation, approximation_std_error, approximation_mc_error = _mean(
             self.approximation, self.approximation_error
@@ -131,16 +133,16 @@ class GapsSummary:
 
     Attributes:
         inference: Mean of log p(x) - ELBO.
-        inference_std_error: Its standard error over data. Here and below it is None at N = 1.
-        inference_mc_error: Its Monte Carlo standard error; None unless that of log p(x) is known for every datum.
+        inference_std_error: Standard error of ``inference`` over data; None at N = 1.
+        inference_mc_error: Monte Carlo standard error of ``inference``; None if the error of log p(x) is unknown for a datum.
         approximation: Mean of log p(x) - refined ELBO.
-        approximation_std_error: Its standard error over data.
-        approximation_mc_error: Its Monte Carlo standard error; None likewise.
+        approximation_std_error: Standard error of ``approximation`` over data; None at N = 1.
+        approximation_mc_error: Monte Carlo standard error of ``approximation``; None if ``inference_mc_error`` is None.
         amortization: Mean of refined ELBO - ELBO.
-        amortization_std_error: Its standard error over data.
-        amortization_mc_error: Its Monte Carlo standard error.
+        amortization_std_error: Standard error of ``amortization`` over data; None at N = 1.
+        amortization_mc_error: Monte Carlo standard error of ``amortization``.
         num_kept: Number of data for which the refined parameters were better.
-        num_data: N.
+        num_data: Number of data, N.
     """
 
     inference: float
@@ -171,26 +173,27 @@ def gaps(
     """Split each datum's inference gap into approximation and amortization gap.
 
     See :class:`Gaps` for the formula and the direction of the biases. The guide is refined for each datum (``refine``). The
-    ELBOs of the guide and of the refined guide come from ``num_samples`` draws each, which chose nothing. log p(x) is
-    importance-sampled from a proposal beyond the guide's family (``refined_importance_sampling``).
+    ELBOs of the guide and of the refined guide come from ``num_samples`` fresh draws each. log p(x) is importance-sampled from
+    a proposal beyond the guide's family (``refined_importance_sampling``).
 
     Args:
         model: A Pyro model whose data lie in one plate.
-        guide: Its guide.
-        *args: Positional arguments of both.
+        guide: The guide of the model.
+        *args: Positional arguments of model and guide.
         steps: See ``refine``.
         lr: See ``refine``.
         num_particles: See ``refine``.
-        num_samples: Draws for each datum from each of the two guides; at least 2.
-        log_px: A better estimate of log p(x) for the same data, such as an annealed one, from its own draws; None: one from
-            ``num_samples`` draws.
-        **kwargs: Keyword arguments of both, and options of ``importance_sampling``.
+        num_samples: Number of draws for each datum from each guide, at least 2.
+        log_px: A better estimate of log p(x) for the same data from independent draws, such as an annealed estimate; None:
+            importance sampling with ``num_samples`` draws.
+        **kwargs: Keyword arguments of model and guide, and options of ``importance_sampling``.
 
     Returns:
         The gaps of each datum, with their errors.
 
     Raises:
-        ValueError: As ``refine`` and ``importance_sampling``; if ``num_samples`` is below 2, or ``log_px`` is of other data.
+        ValueError: See ``refine`` and ``importance_sampling``. Also if ``num_samples`` is below 2, or ``log_px`` has another
+            number of data.
 
     References:
         Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018, eq. 5.
@@ -201,7 +204,7 @@ def gaps(
     refined = refine_with_options(model, guide, args, options, inputs, steps=steps, lr=lr, num_particles=num_particles)
 
     def estimated(estimate: Callable[..., Estimate], proposal: Program, which: int, **how: float) -> Estimate:
-        # With one seed they would have the same noise, and their errors would not add.
+        # With one seed, the estimates would share their noise, and their errors would not add.
         seed = {"seed": 3 * options["seed"] + which} if options.get("seed") is not None else {}
         return estimate(model, proposal, *args, num_samples=num_samples, **{**options, **seed}, **inputs, **how)
 
@@ -211,8 +214,8 @@ def gaps(
         exact = estimated(refined_importance_sampling, guide, 2, steps=steps, lr=lr)
     if exact.log_px.shape != plain.log_px.shape:
         raise ValueError(
-            f"log_px: expected an estimate of these {len(plain.log_px)} data, got one of {len(exact.log_px)}; estimate "
-            "log p(x) of the same data."
+            f"log_px: expected an estimate for the {len(plain.log_px)} given data, got one for {len(exact.log_px)} data; "
+            "estimate log p(x) of the given data."
         )
     return Gaps(
         log_px=exact.log_px,

@@ -1,4 +1,4 @@
-"""Offsets of a refinement: their zeros, their optimization, and their test."""
+"""Offsets of a refinement: making, optimizing and testing them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pyro_vae.inference.program.traces import Program
 from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.system.randomness import own_randomness
 
-#: Site name to the offsets of its parameters.
+#: Offsets of a site's parameters, by site name.
 Offsets = dict[str, list[Tensor]]
-#: Adam's epsilon. Smaller gradients, in nats per unit of an offset, move nothing: Adam would make steps of rounding errors.
+#: Adam's epsilon, nats per unit of an offset. A smaller epsilon would turn rounding errors in the gradient into steps.
 _MIN_GRADIENT = 1e-3
 
 
@@ -28,7 +28,7 @@ def zero_offsets_of(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
         full_covariance: Give vectors of independent normals a covariance, see :func:`with_covariance`.
 
     Returns:
-        Site name to the offsets of its parameters, all 0.
+        Offsets of each site's parameters by site name, all 0.
 
     Raises:
         ValueError: If a site is neither reparameterized nor enumerated, or no site has a parameter to move.
@@ -47,18 +47,18 @@ def zero_offsets_of(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
             offsets[name] = zeros
     if not offsets:
         raise ValueError(
-            "refine: expected a guide with parameters to move, got none: no site, or a Delta at each; use a guide with a "
-            "scale, such as AutoNormal."
+            "refine: the guide needs parameters to move, but has no sites or only Delta sites; use a guide with a scale, such "
+            "as AutoNormal."
         )
     return offsets
 
 
 def with_offsets(guide: Program, offsets: Offsets, full_covariance: bool, path_only: bool = False) -> Program:
-    """A guide whose parameters are moved by offsets.
+    """Make a guide whose parameters are moved by offsets.
 
     Args:
-        guide: The guide.
-        offsets: The offsets; later changes of them, in place, act too.
+        guide: The original guide.
+        offsets: Offsets by site name; later in-place changes take effect.
         full_covariance: See :class:`Shift`.
         path_only: See :class:`Shift`.
     """
@@ -81,12 +81,12 @@ def optimize(
     """Move the offsets, in place, to the largest ELBO of each datum.
 
     Args:
-        draws: Makes draws from a guide.
+        draws: Function that makes draws from a guide.
         guide: The guide with these offsets.
-        offsets: The offsets.
-        steps: Steps of Adam.
-        lr: First step size, which falls linearly to 0.
-        num_particles: Draws for each datum in a step.
+        offsets: Offsets by site name.
+        steps: Number of Adam steps.
+        lr: Initial step size, which falls linearly to 0.
+        num_particles: Number of draws for each datum in one step.
     """
     parts = [part.requires_grad_() for site in offsets.values() for part in site]
     optimizer = torch.optim.Adam(parts, lr, eps=_MIN_GRADIENT)
@@ -114,11 +114,11 @@ def paired_elbos(
     Args:
         start: Draws from the guide.
         moved: Draws from the guide with offsets.
-        num_draws: K, draws for each datum.
-        chunk_rows: Draws x data in one call of the model.
+        num_draws: Number of draws K for each datum.
+        chunk_rows: Largest number of draws x data in one call of the model.
 
     Returns:
-        One tensor for each guide, shape ``(K, B)``, nats, float64, CPU.
+        ELBO of each draw and datum under each guide, shape ``(K, B)``, nats, float64, CPU.
     """
     seed = int(torch.randint(2**62, ()))
     elbos = []
@@ -139,11 +139,11 @@ def clearly_larger(first: Tensor, second: Tensor) -> Tensor:
     A datum also passes if the mean goes from minus infinity to a finite value.
 
     Args:
-        first: Shape ``(K, B)``.
-        second: Likewise.
+        first: First sample, shape ``(K, B)``.
+        second: Second sample, shape ``(K, B)``.
 
     Returns:
-        Shape ``(B,)``, bool.
+        True for data that pass, shape ``(B,)``, bool.
     """
     gain = second - first
     rescued = (first.mean(0) == -torch.inf) & second.mean(0).isfinite()

@@ -31,20 +31,19 @@ from pyro_vae.system.randomness import own_randomness
 class Refined:
     """A guide with its own parameters for each datum.
 
-    It is called as the guide is, and serves only the data that it was refined for. Both ELBOs come from draws that chose
-    nothing, with the same noise: each is unbiased, and so is their difference. Tensors have shape ``(B,)``, float64, on the
-    CPU.
+    It is called like the guide, but only with the data that it was refined for. Fresh draws with shared noise estimate both
+    ELBOs, so each ELBO is unbiased, and so is the difference. Tensors have shape ``(B,)``, float64, on the CPU.
 
     Attributes:
-        guide: The guide it was made from.
-        offsets: Site name to the offsets of its unconstrained parameters, see :func:`shifted`; 0 where not ``kept``.
-        axes: Site name to the axis of its offsets that the data lie on.
+        guide: The original guide.
+        offsets: Offsets of the unconstrained parameters by site name, see :func:`shifted`; 0 for data that are not ``kept``.
+        axes: Data axis of the offsets by site name.
         elbo: ELBO of each datum under this guide, nats, higher is better.
         elbo_std_error: Monte Carlo standard error of ``elbo``, nats.
         elbo_start: ELBO of each datum under ``guide``, nats.
         improvement: ``elbo - elbo_start``, nats.
         improvement_std_error: Monte Carlo standard error of ``improvement``, nats.
-        kept: True if the datum has its own parameters, bool; where they were no better it keeps the guide's.
+        kept: True if the datum has refined parameters, bool; False if they were no better and the guide's parameters stay.
         steps: Number of optimization steps.
         full_covariance: True if vectors of independent normals have a covariance.
     """
@@ -65,13 +64,13 @@ class Refined:
         """Run the guide with the refined parameters.
 
         Raises:
-            ValueError: If the number of data is not that of the data it was refined for.
+            ValueError: If the number of data differs from that of the refinement.
         """
         with Shift(self.offsets, self.full_covariance):
             return self.guide(*args, **kwargs)
 
     def take(self, rows: Tensor) -> Refined:
-        """The refined guide of some of the data, in any order.
+        """Return the refined guide for selected data, in any order.
 
         Args:
             rows: Indices of the data, int64.
@@ -85,10 +84,10 @@ class Refined:
         return dataclasses.replace(self, **{**values, **taken, "offsets": offsets})
 
     def keeping(self, kept: Tensor) -> Refined:
-        """This guide with the original parameters where ``kept`` is False.
+        """Return the guide with original parameters where ``kept`` is False.
 
         Args:
-            kept: Shape ``(B,)``, bool.
+            kept: True for data that keep their refined parameters, shape ``(B,)``, bool.
         """
         return dataclasses.replace(self, offsets=_zero_unless(kept, self.offsets, self.axes), kept=kept)
 
@@ -116,34 +115,35 @@ def refine(
 
     where :math:`q_\delta` is the guide with its unconstrained parameters moved by :math:`\delta`. Adam starts at
     :math:`\delta = 0`, moves all data at once, and its step size falls linearly to 0. No parameter of model or guide
-    changes. If a later site depends on an earlier draw, one offset for all draws moves its parameters given that draw; if a
-    site is enumerated, one offset serves all its values. A datum keeps its refined parameters only if they are better by
-    more than two standard errors in a paired comparison on fresh draws.
+    changes. If the parameters of a site depend on an earlier draw, all draws share one offset. If a site is enumerated, all
+    values share one offset. A datum keeps its refined parameters only if they are better by more than two standard errors in a
+    paired comparison on fresh draws.
 
     Args:
         model: A Pyro model whose data lie in one plate.
-        guide: Its guide.
-        *args: Positional arguments of both.
-        steps: Steps of Adam.
-        lr: First step size; a location moves in units of its own scale, a scale in its logarithm.
-        num_particles: Draws for each datum in a step.
+        guide: The guide of the model.
+        *args: Positional arguments of model and guide.
+        steps: Number of Adam steps.
+        lr: Initial step size. A location moves in units of its own scale, a scale in its logarithm.
+        num_particles: Number of draws for each datum in one step.
         full_covariance: Give vectors of independent normals their own covariance for each datum, beyond the guide's family:
             Z^2 / 2 more numbers for each datum, and a much better proposal.
-        num_draws: Draws for each datum that choose, and as many again that estimate the two ELBOs; at least 2.
+        num_draws: Number of draws for each datum in the paired comparison, at least 2. As many more draws estimate the two
+            ELBOs.
         seed: Seed of all draws, at least 0; None: draws come from torch's generator.
-        chunk_rows: Draws x data in one call of the model in that comparison; None: 1,000.
+        chunk_rows: Largest number of draws x data in one call of the model in the comparison; None: 1,000.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
         vectorize: See ``log_weights``.
         **kwargs: Keyword arguments of model and guide.
 
     Returns:
-        The refined guide, with the ELBO it gained.
+        The refined guide, with its gain in ELBO.
 
     Raises:
         ValueError: If the guide has no parameters to move (a Delta), draws a site that is neither reparameterized nor
             enumerated, or model and guide have no terms for each datum (see ``log_weights``).
-        TypeError: If a number is of another type.
+        TypeError: If a number has the wrong type.
 
     References:
         Kim, Wiseman, Miller, Sontag, Rush, "Semi-Amortized Variational Autoencoders", 2018; Cremer, Li, Duvenaud,
@@ -173,7 +173,7 @@ def refine(
 
 
 def _data_axes(draws: EnumeratedDraws, offsets: Offsets) -> dict[str, int]:
-    """Map each site to the axis of its offsets with the data."""
+    """Map each site to the data axis of its offsets."""
     sites = draws.guide_trace.nodes
     return {name: len(sites[name]["fn"].batch_shape) + draws.data_plate.dim for name in offsets}
 
@@ -187,7 +187,10 @@ def _refined(
     steps: int,
     full_covariance: bool,
 ) -> Refined:
-    """The refined guide, from ELBO draws before and after, each ``(K, B)``."""
+    """Make the refined guide from ELBO draws before and after refinement.
+
+    Each of ``elbos`` has shape ``(K, B)``.
+    """
     start, end = elbos
     gain = end - start
     error, gain_error = (draws.std(0) / len(start) ** 0.5 for draws in (end, gain))
@@ -207,15 +210,15 @@ def _refined(
 
 
 def derived_seed(seed: int, use: bytes = b"refine") -> int:
-    """A seed that no other estimator derives from this one.
+    """Derive a seed that no other estimator derives from ``seed``.
 
-    Draws made later from the same seed have then chosen nothing here.
+    Later draws seeded with ``seed`` are then independent of the draws made here.
     """
     return int(np.random.SeedSequence([seed, int.from_bytes(use)]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _zero_unless(kept: Tensor, offsets: Offsets, axes: dict[str, int]) -> Offsets:
-    """Offsets that are 0 for the data that are not kept."""
+    """Set the offsets of data that are not kept to 0."""
 
     def zeroed(part: Tensor, axis: int) -> Tensor:
         shape = [1] * part.dim()
@@ -229,12 +232,11 @@ def refuse_subsample(draws: EnumeratedDraws) -> None:
     """Refuse a data plate that draws a subsample of its rows.
 
     Raises:
-        ValueError: If it does: refined parameters would belong to other rows at the next call.
+        ValueError: If the plate subsamples: refined parameters would belong to different rows at the next call.
     """
     for name, site in draws.fixed.nodes.items():
         rows = site.get("fn")
         if site["type"] == "sample" and rows.subsample_size not in (None, rows.size):
             raise ValueError(
-                f"plate {name!r}: expected all its data, got a subsample, a new one at each call; pass the rows "
-                "without subsample_size."
+                f"plate {name!r}: expected all data, got a new subsample at each call; pass the rows without subsample_size."
             )

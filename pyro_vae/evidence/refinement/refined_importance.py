@@ -15,9 +15,9 @@ from pyro_vae.evidence.importance.importance import importance_sampling
 from pyro_vae.evidence.refinement.refined import Refined, derived_seed, refine
 from pyro_vae.inference.program.traces import Args, Program
 
-#: Draws for each datum from either guide in the comparison of the two proposals.
+#: Number of draws for each datum from each guide in the comparison of the two proposals.
 NUM_PILOT = 500
-#: A smaller log p(x) counts as a lost mode from this many standard errors of the difference on.
+#: Loss of log p(x), in standard errors of the difference, above which refinement has lost a mode.
 MIN_LOSS = 3.0
 
 #: Keyword arguments of an estimator, or of model and guide.
@@ -41,39 +41,39 @@ def refined_importance_sampling(
     .. math:: \log p(x_i) \approx \log \tfrac1K \textstyle\sum_k \frac{p(x_i, z_{ki})}{q_{\delta_i}(z_{ki}|x_i)},
         \quad z_{ki} \sim q_{\delta_i}(z|x_i)
 
-    This helps data whose Pareto k is bad under the guide: :func:`refine`, then :func:`importance_sampling`. The ELBO prefers
-    a narrow guide. Of a posterior with several modes, refinement may keep one; a wide guide that was a fair proposal then
-    becomes a bad one, possibly without any sign of it. So 500 draws from each guide are compared, and a datum returns to the
-    original guide if that one's Pareto k is good and either its ESS is larger or its log p(x) is larger by more than three
-    standard errors. Modes that neither guide finds are missed; :func:`annealed_importance_sampling` may find them.
+    :func:`refine` makes the proposal and :func:`importance_sampling` uses it. This helps data whose Pareto k is bad under the
+    guide. But the ELBO prefers a narrow guide. If the posterior has several modes, refinement may keep one mode and turn a
+    wide guide, a fair proposal, into a bad proposal, possibly without any sign in the diagnostics. Therefore 500 draws from
+    each guide are compared. A datum returns to the original guide if its Pareto k is good under that guide and either its ESS
+    is larger there, or its log p(x) is larger there by more than three standard errors. Modes that neither guide finds are
+    missed; :func:`annealed_importance_sampling` may find such modes.
 
-    The estimate uses draws that chose nothing, and so stays a stochastic lower bound. ``elbo``, ``rate`` and ``distortion``
-    are those of the proposal. The refinement draws from torch's generator: in other batches, the data get slightly different
-    proposals.
+    The estimate uses fresh draws, so it remains a stochastic lower bound. ``elbo``, ``rate`` and ``distortion`` belong to the
+    proposal. The refinement draws from torch's generator: in other batches, the data get slightly different proposals.
 
     Args:
         model: A Pyro model whose data lie in one plate.
-        guide: Its guide.
-        *args: Positional arguments of both.
+        guide: The guide of the model.
+        *args: Positional arguments of model and guide.
         steps: See :func:`refine`.
         lr: See :func:`refine`.
         num_particles: See :func:`refine`.
-        full_covariance: See :func:`refine`; True by default, since only the proposal counts here.
-        num_samples: K, draws for each datum.
-        **kwargs: Keyword arguments of both, and options of :func:`importance_sampling`.
+        full_covariance: See :func:`refine`; True by default, because the proposal may leave the guide's family.
+        num_samples: Number of draws K for each datum.
+        **kwargs: Keyword arguments of model and guide, and options of :func:`importance_sampling`.
 
     Returns:
         The estimate for each datum.
 
     Raises:
-        ValueError: As :func:`refine` and :func:`importance_sampling`.
+        ValueError: See :func:`refine` and :func:`importance_sampling`.
     """
     options, inputs = split_options(kwargs)
     how = {"steps": steps, "lr": lr, "num_particles": num_particles, "full_covariance": full_covariance}
     refined = refine_with_options(model, guide, args, options, inputs, **how)
     if bool(refined.kept.any()):
         refined = refined.keeping(refined.kept & ~_worse_proposals(model, refined, args, options, inputs))
-    # The estimator may take some rows of the data, which then need their rows of the refined parameters.
+    # If the estimator runs a subset of the rows, it needs the same rows of the refined parameters.
     inputs["_rows"] = torch.arange(len(refined.kept))
 
     def model_of_rows(*args: object, _rows: Tensor, **kwargs: object) -> object:
@@ -88,14 +88,14 @@ def refined_importance_sampling(
 def refine_with_options(
     model: Program, guide: Program, args: Args, options: Keywords, inputs: Keywords, **how: Any
 ) -> Refined:
-    """Refine a guide with the options of :func:`importance_sampling` that :func:`refine` has too.
+    """Refine a guide with the options that both functions share.
 
     Args:
         model: A Pyro model whose data lie in one plate.
-        guide: Its guide.
-        args: Positional arguments of both.
-        options: Options of :func:`importance_sampling`.
-        inputs: Keyword arguments of both.
+        guide: The guide of the model.
+        args: Positional arguments of model and guide.
+        options: Options of :func:`importance_sampling`; those that :func:`refine` has too are passed on.
+        inputs: Keyword arguments of model and guide.
         **how: Further options of :func:`refine`.
     """
     shared = {name: options[name] for name in inspect.signature(refine).parameters if name in options}
@@ -103,12 +103,12 @@ def refine_with_options(
 
 
 def _worse_proposals(model: Program, refined: Refined, args: Args, options: Keywords, inputs: Keywords) -> Tensor:
-    """Data for which the original guide is the better proposal.
+    """Find the data for which the original guide is the better proposal.
 
-    The draws that judge enter nothing else.
+    The draws of this comparison are used for nothing else.
 
     Returns:
-        Shape ``(B,)``, bool.
+        True for such data, shape ``(B,)``, bool.
     """
     shared = {n: v for n, v in options.items() if n in ("data_ids", "chunk_rows", "plate", "outer_scale", "vectorize")}
     shared["seed"] = None if options.get("seed") is None else derived_seed(options["seed"], b"pilot")
@@ -121,7 +121,10 @@ def _worse_proposals(model: Program, refined: Refined, args: Args, options: Keyw
 
 
 def split_options(kwargs: Keywords) -> tuple[Keywords, Keywords]:
-    """Split off the options of :func:`importance_sampling` from the inputs of both programs."""
+    """Split keyword arguments into options of the estimator and program inputs.
+
+    The options are those of :func:`importance_sampling`.
+    """
     parameters = inspect.signature(importance_sampling).parameters
     names = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     return {k: v for k, v in kwargs.items() if k in names}, {k: v for k, v in kwargs.items() if k not in names}

@@ -16,10 +16,10 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.inference.program.sites import Site
 
-#: From the unconstrained value of a parameter and its unit to its new unconstrained value.
+#: Function from a parameter's unconstrained value and unit to the new unconstrained value.
 Change = Callable[[Tensor, Tensor | float], Tensor]
 
-# Names of the same parameter; the first that a distribution has is moved.
+# Alternative names of one parameter; the first name that a distribution has is moved.
 _SYNONYMS = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
 
 
@@ -27,7 +27,7 @@ def zero_offsets(fn: TorchDistributionMixin) -> list[Tensor]:
     """Zero offsets for the unconstrained parameters of a distribution.
 
     Returns:
-        A tensor for each parameter, of the parameter's unconstrained shape; none for a Delta.
+        Zeros for each parameter, in its unconstrained shape; an empty list for a Delta.
 
     Raises:
         ValueError: See :func:`shifted`.
@@ -43,23 +43,23 @@ def zero_offsets(fn: TorchDistributionMixin) -> list[Tensor]:
 
 
 def shifted(fn: TorchDistributionMixin, offsets: Iterable[Tensor]) -> TorchDistributionMixin:
-    r"""The distribution of the same family with its parameters moved by offsets.
+    r"""Move the parameters of a distribution by offsets.
 
     .. math:: \theta' = T\big(T^{-1}(\theta) + u\,\delta\big)
 
-    T is ``biject_to`` of the parameter's constraint: a scale is moved in its logarithm, logits as they are. The unit u is
-    the distribution's own scale for a location and for entries below the diagonal of a Cholesky factor, otherwise 1.
-    Parameters inside ``Independent`` and ``TransformedDistribution`` are moved; the transforms of the latter stay.
+    T is ``biject_to`` of the parameter's constraint: a scale moves in its logarithm, logits move directly. The unit u is the
+    distribution's own scale for a location and for entries below the diagonal of a Cholesky factor, and 1 otherwise.
+    Parameters inside ``Independent`` and ``TransformedDistribution`` are moved; transforms stay.
 
     Args:
         fn: The distribution, batch shape ``(..., B, ...)``.
-        offsets: Offsets as :func:`zero_offsets` gives them; each broadcasts to the left, over draws and enumerated values.
+        offsets: Offsets in the layout of :func:`zero_offsets`; each broadcasts to the left, over draws and enumerated values.
 
     Returns:
-        The distribution, of the same shape.
+        The moved distribution, of the same family and shape.
 
     Raises:
-        ValueError: If a parameter has no unconstrained coordinates or bounds the support, or an offset is of other data.
+        ValueError: If a parameter has no unconstrained coordinates or bounds the support, or an offset belongs to other data.
     """
     remaining = iter(offsets)
 
@@ -68,7 +68,7 @@ def shifted(fn: TorchDistributionMixin, offsets: Iterable[Tensor]) -> TorchDistr
         if value.shape[value.dim() - offset.dim() :] != offset.shape:
             raise ValueError(
                 f"refined guide: expected the data that it was refined for, with a parameter of shape {tuple(offset.shape)}, "
-                f"got {tuple(value.shape)}; refine it again for these data."
+                f"got {tuple(value.shape)}; refine the guide for these data."
             )
         return value + unit * offset
 
@@ -76,7 +76,7 @@ def shifted(fn: TorchDistributionMixin, offsets: Iterable[Tensor]) -> TorchDistr
 
 
 def _rebuild(fn: TorchDistributionMixin, change: Change) -> TorchDistributionMixin:
-    """The distribution of the same family with changed parameters."""
+    """Rebuild a distribution with changed parameters."""
     name = type(fn).__name__
     if name == "Delta":
         return fn
@@ -111,7 +111,7 @@ def _constructor_arguments(fn: TorchDistributionMixin) -> tuple[list[str], list[
 
 
 def _changed(fn: TorchDistributionMixin, name: str, change: Change) -> Tensor:
-    """The changed value of one parameter."""
+    """Compute the changed value of one parameter."""
     value: Tensor = getattr(fn, name)
     constraint: Constraint = fn.arg_constraints[name]
     if constraint.is_discrete:  # a number of trials
@@ -124,18 +124,18 @@ def _changed(fn: TorchDistributionMixin, name: str, change: Change) -> Tensor:
 
 
 def _to_constrained(constraint: Constraint) -> Transform:
-    """The transform from unconstrained coordinates."""
+    """Return the transform from unconstrained coordinates."""
     try:
         return biject_to(constraint)
-    except NotImplementedError:  # torch calls that of a Cholesky factor no bijection
+    except NotImplementedError:  # torch has no biject_to for a Cholesky factor
         return transform_to(constraint)
 
 
 def _unit_of(fn: TorchDistributionMixin, name: str, value: Tensor) -> Tensor | float:
     """The unit of a parameter's offset: its distribution's scale, or 1.
 
-    It is the scale for a location. In a row of a Cholesky factor it is the scale divided by sqrt(Z), since the Z numbers of a
-    row all move at once.
+    The unit of a location is the scale. In a row of a Cholesky factor, the unit is the scale divided by sqrt(Z), because all
+    Z numbers of the row move at once.
     """
     if name == "scale_tril":
         rows = value.detach().diagonal(dim1=-2, dim2=-1)[..., None].expand_as(value) / value.shape[-1] ** 0.5
@@ -155,9 +155,9 @@ def _immovable(fn: TorchDistributionMixin) -> ValueError:
 
 
 def with_covariance(fn: TorchDistributionMixin) -> TorchDistributionMixin:
-    """An equal multivariate normal for a vector of independent normals.
+    """Convert a vector of independent normals to an equal multivariate normal.
 
-    Its covariance can then be moved. Other distributions are returned as they are.
+    The covariance can then be moved. Other distributions are returned unchanged.
     """
     if type(fn).__name__ != "Independent" or fn.reinterpreted_batch_ndims != 1:
         return fn
@@ -171,10 +171,10 @@ class Shift(Messenger):
     """Effect handler that moves the parameters of sample sites by offsets.
 
     Args:
-        offsets: Site name to the offsets of its parameters.
+        offsets: Offsets of each site's parameters, by site name.
         full_covariance: Give vectors of independent normals a covariance, see :func:`with_covariance`.
         path_only: Let the log-probability of a reparameterized site depend on the offsets through its draw alone. This leaves
-            out the gradient's score term, which is zero in the mean.
+            out the score term of the gradient, whose mean is zero.
 
     References:
         Roeder, Wu, Duvenaud, "Sticking the Landing", 2017, for ``path_only``.
@@ -198,7 +198,7 @@ class Shift(Messenger):
 
 
 class _PathOnly(TorchDistribution):
-    """Draws from one distribution, scored by another with the same values."""
+    """Distribution that draws from one distribution and scores by another."""
 
     arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012
     has_rsample = True

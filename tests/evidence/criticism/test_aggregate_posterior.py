@@ -238,8 +238,8 @@ def _inner_model(x):
     [
         (_two_sites_model, _two_sites, "expected one latent site, got 2"),
         (scalar_model, _point, "q: expected codes with a density"),
-        (_conditional, scalar_guide, "expected a prior that is the same for all data"),
-        (_inner_model, _inner, "latent site 'z': expected in the data plate alone"),
+        (_conditional, scalar_guide, "expected the same prior for all data"),
+        (_inner_model, _inner, "latent site 'z': expected batch shape \\(\\d+,\\), the data plate alone"),
     ],
 )
 def test_what_has_no_aggregate_posterior_is_refused(model, guide, sentence):

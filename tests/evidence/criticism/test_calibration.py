@@ -26,7 +26,7 @@ def test_the_exact_posterior_passes():
     assert found.names == ("z[0]", "z[1]", LOG_JOINT, LOG_Q)
     assert found.ranks.shape == (1000, 4)
     assert (int(found.ranks.min()), int(found.ranks.max())) == (0, 99)
-    assert "nothing speaks against" in found.verdict()
+    assert "no evidence against" in found.verdict()
     for cover in found.coverage(0.8):
         assert cover.nominal == 0.8
         assert abs(cover.actual - 0.8) < 4 * cover.std_error
@@ -221,10 +221,10 @@ def test_bad_input():
             calibrate(ORACLE.model, guide, X, **{name: value})
     with pytest.raises(ValueError, match="num_draws: expected an odd number"):
         calibrate(ORACLE.model, guide, X, num_draws=100)
-    with pytest.raises(ValueError, match="level: expected between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match="level: expected a probability between 0 and 1, such as 0.95, got 1"):
         calibrate(ORACLE.model, guide, X, level=1)
     found = Calibration(torch.zeros(5, 1, dtype=torch.int64), ("z",), 9)
-    with pytest.raises(ValueError, match="nominal: expected a probability between 0 and 1, got 90"):
+    with pytest.raises(ValueError, match="nominal: expected a probability between 0 and 1, such as 0.9, got 90"):
         found.coverage(90)
 
     def broken(x):

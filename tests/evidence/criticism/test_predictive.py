@@ -170,9 +170,9 @@ def test_bad_input():
         predictive_checks(blots(), blots, num_sets=100)
     with pytest.raises(ValueError, match="expected at least 239 sets, .* got 10"):
         predictive_checks(blots(), torch.zeros(10, *SHAPE))
-    with pytest.raises(ValueError, match=r"sets of shape \(20, 8, 8\), as the images have, got \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"sets with the shape of the images, \(20, 8, 8\), got \(8, 8\)"):
         predictive_checks(blots(), torch.zeros(6000, 8, 8))
-    with pytest.raises(ValueError, match="level: expected between 0 and 1, got 2"):
+    with pytest.raises(ValueError, match="level: expected a probability between 0 and 1, such as 0.95, got 2"):
         predictive_checks(blots(), blots, level=2)
     with pytest.raises(ValueError, match="latents: expected 'prior' or 'posterior', got 'x'"):
         replicates(VAE((1, 6, 6), 2, (5,)), torch.zeros(2, 1, 6, 6), "x")

@@ -63,7 +63,7 @@ def test_a_better_log_px_can_be_given():
     found = gaps(ORACLE.model, guide, x, num_samples=100, steps=50, log_px=given)
     torch.testing.assert_close(found.log_px, ORACLE.log_px(x))
     assert within(found.inference, divergence(guide, x), found.inference_error)
-    with pytest.raises(ValueError, match="log_px: expected an estimate of these 3 data, got one of 4"):
+    with pytest.raises(ValueError, match="log_px: expected an estimate for the 3 given data, got one for 4 data"):
         gaps(ORACLE.model, guide, x[:3], num_samples=10, steps=0, log_px=given)
 
 

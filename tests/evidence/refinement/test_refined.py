@@ -291,7 +291,7 @@ def test_what_cannot_be_refined_is_refused():
             z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4, dtype=x.dtype)))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
 
-    with pytest.raises(ValueError, match="expected a guide with parameters to move, got none"):
+    with pytest.raises(ValueError, match="the guide needs parameters to move, but has no sites or only Delta sites"):
         refine(ORACLE.model, delta, x)
     with pytest.raises(
         ValueError,

@@ -22,7 +22,7 @@ from pyro_vae.runs.evaluation.suitability import check_obstacle, check_suitable,
 #: What does not suit a model, with a part of the reason; all else does.
 REFUSED = {
     "autoencoder": {
-        "gaps": "expected a guide with parameters to move",
+        "gaps": "the guide needs parameters to move",
         "aggregate": "expected codes with a density",
         "calibration": "the model has no prior to draw from",
     }
