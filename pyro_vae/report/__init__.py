@@ -1,6 +1,6 @@
 """Pictures of a run: reconstructions, samples, latent vectors, learning curves, log p(x).
 
-The public name is loaded when it is first used, and with it matplotlib.
+The public name and matplotlib are loaded when the name is first used.
 """
 
 import lazy_loader

@@ -1,7 +1,7 @@
 """Names of the pictures of a run.
 
-``report.pictures`` draws them to ``NAME.png``. ``runs.directory`` counts these files among those of a run, for which it needs
-no matplotlib.
+``report.pictures`` draws each picture to ``NAME.png``. ``runs.directory`` uses the names to list the files of a run, without
+loading matplotlib.
 """
 
 #: Every picture, in the order in which they are drawn.
@@ -20,5 +20,5 @@ PICTURES = (
     "grid",
 )
 
-#: Those that only models of labels have.
+#: Pictures that only models with labels have.
 LABEL_PICTURES = ("analogies",)

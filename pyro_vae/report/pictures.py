@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model with its data: all that a picture may show.
+    """A trained model and its data: everything that a picture may show.
 
     Attributes:
         split: The data.
@@ -80,12 +80,12 @@ class Subject:
 
     @property
     def decodes_z(self) -> bool:
-        """True if ``decode`` needs a latent vector alone."""
+        """True if ``decode`` needs only a latent vector."""
         return num_required_arguments(method_of(self.vae, "decode")) == 1
 
     @property
     def samples(self) -> bool:
-        """True if the model can make data of its own."""
+        """True if the model can draw samples."""
         return can_sample(self.vae) or (self.decodes_z and decodes(self.vae))
 
     @property
@@ -169,27 +169,28 @@ def draw_pictures(
 ) -> list[Path]:
     """Draw the pictures that apply to a run as PNG files.
 
-    A picture applies if the model offers what it shows: ``encode``, ``decode(z)``, ``prior`` or ``sample``,
-    ``reconstruct``, ``analogies`` (of data with some known labels). Pictures made of images need data of shape
+    A picture applies if the model has the methods that the picture needs: ``encode``, ``decode(z)``, ``prior`` or ``sample``,
+    ``reconstruct``, ``analogies`` (for data with some known labels). Pictures made of images need data of shape
     ``(1, H, W)`` or ``(3, H, W)``; they show pixels clipped to [0, 1]. ``traversals`` and ``units`` need q(z|x) and p(z)
-    with independent units, since only then is the KL a sum over units. ``curves`` needs an epoch of history, ``latents`` and
-    ``units`` two data, ``tsne`` ten, ``log-px`` an estimate, ``worst`` images with one, and ``grid`` images with a latent
-    vector of size 2. If a user's class fails at a picture, a warning says so and the other pictures are drawn.
+    with independent units, because otherwise the KL is no sum over units. ``curves`` needs an epoch of history. ``latents``
+    and ``units`` need two data, ``tsne`` needs ten. ``log-px`` needs an estimate, ``worst`` needs images and an estimate,
+    ``grid`` needs images and a latent vector of size 2. If a user's class fails at a picture, a warning says so and the other
+    pictures are drawn.
 
     Args:
         vae: The model, on any device. Its mode (train or eval) is restored at the end.
-        data: The data. Pictures show the test images, or the training images if there are none. Of more than 10,000, they
-            use that many evenly spaced ones.
+        data: The data. Pictures show the test data, or the training data if there are no test data. If there are more than
+            10,000, the pictures use 10,000 of them, evenly spaced.
         history: One row for each epoch.
         directory: Folder of the PNG files; made if it does not exist.
         seed: Seed of the choice of images and of the draws. The caller's generators are not changed.
-        estimate: Estimate of log p(x) for each of the data shown, in their order; None: it is not drawn.
+        estimate: Estimate of log p(x) for the data shown, in the same order; None: no estimate is drawn.
 
     Returns:
-        The files written, in the order of ``names.PICTURES``. Each is written whole or not at all.
+        The files written, in the order of ``names.PICTURES``. Each file is written whole or not at all.
 
     Raises:
-        ValueError: If the estimate is of another number of data.
+        ValueError: If ``estimate`` has a different number of data.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -211,7 +212,7 @@ def draw_estimate(split: Split, source: str, directory: Path, estimate: Estimate
         split: The data.
         source: Name of the data, such as ``test``.
         directory: Folder of the PNG files.
-        estimate: Estimate of log p(x) for each of the data, in their order.
+        estimate: Estimate of log p(x) for the data, in the same order.
         name: Name of the estimated quantity, see :func:`pyro_vae.models.protocol.evidence_name`.
 
     Returns:
@@ -255,7 +256,7 @@ def _attempt(vae: PyroModel, name: str, make: Callable[[], T]) -> T | None:
         place = place_of_error(error, modules)
         text = error_summary(error) + ("" if place is None else f" ({place})")
         warnings.warn(
-            f"picture {name}: expected a model that can be drawn, got {text}; fix it, the other pictures are drawn.",
+            f"picture {name}: the model's class failed with {text}; fix the class. The other pictures are drawn.",
             stacklevel=4,
         )
         return None

@@ -68,7 +68,7 @@ class Summary:
     def verdict(self) -> str:
         """Say in one sentence if the Monte Carlo error can be trusted."""
         if self.num_samples < 2:
-            return "one draw for each datum tells nothing of its error: take at least 2."
+            return "one draw for each datum gives no error estimate: take at least 2 draws."
         quantity, limit = self.criterion
         if not self.pareto_k_bad:
             return (
@@ -76,5 +76,5 @@ class Summary:
             )
         return (
             f"{quantity} is above {limit} for {self.pareto_k_bad:,} of {self.num_data:,} data: their log p(x) is likely too "
-            "low, and how far is not known."
+            "low, by an unknown amount."
         )

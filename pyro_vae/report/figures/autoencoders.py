@@ -25,13 +25,13 @@ WALKS, SIDE = 3, 6  # walks between images; images in a walk, and in a row of sa
 def planes(models: Mapping[str, Autoencodes], split: Split, source: str) -> Figure:
     """Draw latent planes, walks and samples of models with two latent units.
 
-    A walk is a straight line between the codes of two images, the same images in each model. Below it are decoded draws from
-    N(0, I), the same in each model. They are samples if that is the model's prior. An autoencoder has no prior; such a code
-    may lie where it has learnt nothing. Last are decoded draws from the normal distribution with the mean and covariance of
-    the codes shown.
+    A walk is a straight line between the codes of two images. Below the walks are decoded draws from N(0, I). Images and draws
+    are the same for all models. Decoded draws are samples if N(0, I) is the model's prior. An autoencoder has no prior, so a
+    draw may lie where the decoder has learnt nothing. The last row shows decoded draws from a normal distribution with the
+    mean and covariance of the codes shown.
 
     Args:
-        models: Name to a model with ``encode``, ``decode`` and ``latent_dim`` 2.
+        models: Models by name, each with ``encode``, ``decode`` and ``latent_dim`` 2.
         split: Images, with or without labels.
         source: Name of the data, such as ``test``.
 
@@ -39,14 +39,16 @@ def planes(models: Mapping[str, Autoencodes], split: Split, source: str) -> Figu
         A column for each model: the plane, walks, the two kinds of draws.
 
     Raises:
-        ValueError: If there is no model, or one has another size of code.
+        ValueError: If there is no model, or a model has another ``latent_dim``.
     """
     for name, model in models.items():
         latent_dim = getattr(model, "latent_dim", None)
         if latent_dim != 2:
-            raise ValueError(f"models: expected codes of two numbers, got {latent_dim} in {name!r}; train it with 2.")
+            raise ValueError(
+                f"models: expected latent_dim 2, got {latent_dim} in {name!r}; train it with latent_dim 2."
+            )
     if not models:
-        raise ValueError("models: expected at least one, got none; pass some by name.")
+        raise ValueError("models: expected at least one model, got none; pass models by name.")
     rows = torch.randperm(len(split.x))[:MAX_POINTS]
     x, y = split.x[rows], None if split.y is None or split.y.dim() > 1 else split.y[rows]
     ends = pick(split, 2 * WALKS)
@@ -73,7 +75,7 @@ def planes(models: Mapping[str, Autoencodes], split: Split, source: str) -> Figu
 
 
 def codes(model: Autoencodes, x: Tensor, source: str) -> Figure:
-    """Draw images, the code of each as bars, and their reconstructions.
+    """Draw images, their codes as bars, and their reconstructions.
 
     Args:
         model: A model with ``encode`` and ``decode``; the code is the mean of q(z|x).
@@ -123,7 +125,7 @@ def _plane(axes: Axes, name: str, codes: Tensor, walks: Tensor, y: Tensor | None
 
 
 def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, label: str) -> None:
-    """Draw images edge to edge, ``SIDE`` a row, above a label."""
+    """Draw images edge to edge, ``SIDE`` in a row, above a label."""
     axes = figure.add_subplot(place)
     axes.imshow(mosaic(images, SIDE), cmap="gray", vmin=0, vmax=1)
     height, width = images.shape[-2:]

@@ -19,11 +19,11 @@ def ranks(calibration: Calibration, wording: Callable[[str], str] = str) -> Figu
     """Draw the distribution function of the ranks minus the uniform one.
 
     The panels are the units with the smallest p-values, then the log densities. A guide that is too narrow makes an S: above
-    0 on the left, below 0 on the right. One that is too wide makes the reverse, one that is shifted a bow to one side.
+    0 on the left, below 0 on the right. A guide that is too wide makes the reverse S. A shifted guide makes a bow to one side.
 
     Args:
         calibration: The ranks and their p-values.
-        wording: Translate texts about a model of x alone, such as ``q(z|x)``, to this model.
+        wording: Function that adapts texts about a model of x alone, such as ``q(z|x)``, to the model at hand.
     """
     names = [*_worst(calibration), *(name for name in (LOG_JOINT, LOG_Q) if name in calibration.names)]
     pit = dict(zip(calibration.names, calibration.pit.T.numpy(), strict=True))
@@ -44,7 +44,7 @@ def ranks(calibration: Calibration, wording: Callable[[str], str] = str) -> Figu
 def coverage(calibration: Calibration, wording: Callable[[str], str] = str) -> Figure:
     """Draw the coverage of credible sets minus their probability under q.
 
-    Below 0 the guide is overconfident: its sets hold the truth too rarely.
+    Below 0 the guide is overconfident: its credible sets contain the truth too rarely.
 
     Args:
         calibration: The ranks and their p-values.

@@ -14,19 +14,19 @@ from pyro_vae.inference import History
 # The palette of Okabe and Ito, safe for colour-blind readers.
 TRAIN, VALIDATION, OBJECTIVE = "#0072B2", "#D55E00", "#009E73"
 
-TOLERANCE = 1e-4  # two values that differ by less are the same but for rounding
-LEGEND = 140  # characters in one line of the legend
+TOLERANCE = 1e-4  # values that differ by less are equal up to rounding
+LEGEND = 140  # most characters in one line of the legend
 
 
 def curves(history: History, trained_on: str = "", loss: str = "distortion") -> Figure:
     """Draw ELBO, rate, distortion and beta over epochs in four panels.
 
-    The ELBO is the true one (beta = 1); the objective is drawn beside it if it differs. A model without a bound and without
-    a rate, such as the autoencoder, has one panel: its loss.
+    The ELBO is the true ELBO (beta = 1); the objective is drawn too if it differs. A model without a bound and without a rate,
+    such as the autoencoder, has one panel: its loss.
 
     Args:
         history: At least one epoch.
-        trained_on: The part of the data that the training ELBO is of, see :func:`pyro_vae.models.protocol.trained_on`.
+        trained_on: Part of the data to which the training ELBO refers, see :func:`pyro_vae.models.protocol.trained_on`.
         loss: Name of the loss of a model without a bound.
     """
     train = f"training{trained_on and ', of '}{trained_on} (mean over the epoch)"
@@ -109,17 +109,17 @@ def _draw_bounds(axes: Axes, history: History, label: str) -> None:
 
 
 def _objective_label(history: History, train: str) -> str:
-    r"""Label of the objective, which names its difference to the bound.
+    r"""Label of the objective, which names the difference from the bound.
 
     .. math:: \mathcal L + (1 - \beta) R
 
-    is the objective at a constant beta, where R is the rate. While beta moves, the mean over an epoch lies between the values
-    at the beta of the epoch before and at its own.
+    This is the objective at a constant beta, where R is the rate. While beta changes, the mean over an epoch lies between the
+    values at the previous epoch's beta and at the epoch's own beta.
     """
     columns = ("objective", train, "train_rate", "beta")
     objective, bound, rate, beta = (np.array(history[column], dtype=float) for column in columns)
     rising = len(beta) > 1 and beta[1] >= beta[0]
-    first = 0.0 if rising else 2 * beta[0] - beta[min(1, len(beta) - 1)]  # the first beta, which no row has
+    first = 0.0 if rising else 2 * beta[0] - beta[min(1, len(beta) - 1)]  # the initial beta, which no row records
     before = np.concatenate([[first], beta[:-1]])
     falls = beta < before  # a cycle may have started again within the epoch
     ends = [np.where(falls, 0.0, before), np.where(falls, max(first, beta.max()), beta)]
@@ -134,9 +134,9 @@ def _objective_label(history: History, train: str) -> str:
 
 
 def _crop(axes: Axes) -> None:
-    """Scale a panel to its later epochs; note what is cut off.
+    """Scale a panel to later epochs; note the values cut off.
 
-    From ten epochs on, the first tenth does not set the scale.
+    With ten or more epochs, the first tenth of the epochs does not set the scale.
     """
     values = np.stack([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     late = values[:, math.ceil(values.shape[1] / 10) :] if values.shape[1] >= 10 else values

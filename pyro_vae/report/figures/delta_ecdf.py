@@ -16,13 +16,13 @@ LINE, BAND, FAULT = "#0072B2", "0.85", "#D55E00"
 
 
 class Panel(NamedTuple):
-    """One sample and the band it should stay in.
+    """One sample and the band for its distribution function.
 
     Attributes:
-        title: The panel's title.
+        title: Title of the panel.
         values: The sample: midpoints of the equal cells between the points of the band, shape ``(S,)``, float64, in (0, 1).
-        band: Simultaneous band of its distribution function.
-        fault: Draw line and title in the colour of a fault.
+        band: Simultaneous band of the sample's distribution function.
+        fault: True: draw line and title in the colour of a fault.
     """
 
     title: str
@@ -37,10 +37,10 @@ def delta_ecdf(panels: Sequence[Panel], title: str, xlabel: str, ylabel: str) ->
     .. math:: \Delta(u) = \tfrac1S \textstyle\sum_s [v_s < u] - u
 
     The line joins the points of the band's grid, as the band's edges do: it leaves the grey area exactly where the sample
-    leaves its band. The band's level is exact, and holds for all points at once.
+    leaves its band. The level of the band is exact, and holds for all points at once.
 
     Args:
-        panels: At least one.
+        panels: Panels, at least one.
         title: Title of the figure.
         xlabel: Label below the lowest panel of each column.
         ylabel: Label of the first column.

@@ -21,7 +21,7 @@ DARK = 0.55
 #: A smaller share of a factor's entropy counts as none.
 NOTHING = 0.005
 
-#: Units in a traversal, and values of each, from -3 to 3 standard deviations of the prior.
+#: Number of units in a traversal, and of values for each unit, from -3 to 3 standard deviations of the prior.
 ROWS, STEPS = 5, 7
 
 #: Space for text beside and below a block, in tiles.
@@ -34,14 +34,14 @@ def units_by_factors(scores: dict[str, InformationGap], factors: Sequence[str]) 
     .. math:: I(z_j; v_k) / H(v_k)
 
     Args:
-        scores: Title of a panel to the scores of a code; all codes have the same factors.
+        scores: Scores of a code, by the title of its panel; all codes have the same factors.
         factors: Names of the factors.
 
     Raises:
-        ValueError: If there is no code, or the number of names is not that of the factors.
+        ValueError: If ``scores`` is empty, or the number of names differs from the number of factors.
     """
     if not scores:
-        raise ValueError("scores: expected at least one code, got none; pass the scores of one.")
+        raise ValueError("scores: expected at least one code, got none; pass the scores of a code.")
     for title, gap in scores.items():
         if len(gap.entropy) != len(factors):
             raise ValueError(
@@ -66,13 +66,13 @@ def traversals_by_factor(
 ) -> Figure:
     """Decode an image while each unit in turn runs over its prior.
 
-    Each model has a block. Beside each row is the factor about which the unit holds most information. Units are sorted by
-    that information; of those without any, only the first is shown.
+    Each model has a block, with a row for each unit. The text beside a row names the factor about which the unit has most
+    information. Units are sorted by this information; of the units without information, only the first is shown.
 
     Args:
-        models: Title of a block to a model of images with a standard normal prior.
+        models: Models of images with a standard normal prior, by the title of their block.
         x: The image, shape ``data_shape``.
-        scores: Title of a block to the scores of the model's code.
+        scores: Scores of each model's code, by the title of its block.
         factors: Names of the factors.
     """
     rows = min(ROWS, *(model.latent_dim for model in models.values()))
@@ -114,7 +114,7 @@ def _block(model: VAE, x: Tensor, units: Sequence[int], rows: int) -> Tensor:
 
 
 def _shown(gap: InformationGap, rows: int) -> list[int]:
-    """Units sorted by information about a factor, ending with one without any."""
+    """Sort units by information about a factor; keep one uninformative unit."""
     order = gap.shares.amax(1).argsort(descending=True, stable=True)
     telling = int((gap.shares.amax(1) >= NOTHING).sum())
     return order[: min(rows, telling + 1)].tolist()

@@ -36,10 +36,10 @@ class Encoded:
         rows: Rows of the split, evenly spaced, shape ``(N,)``, int64.
         means: Means of q(z|x), or the codes of an encoder without a distribution, shape ``(N, Z)``, float64.
         labels: Labels, shape ``(N,)``, or None.
-        unit_kl: KL of each unit, mean over these data, shape ``(Z,)``, nats; None if the KL is no sum over units.
+        unit_kl: Mean KL of each unit over these data, shape ``(Z,)``, nats; None if the KL is no sum over units.
         total: Number of data in the split.
         name: Name of the latent vectors in a title, such as ``means of q(z|x)`` or ``codes``.
-        num_sites: Number of latent sites of the guide. With one, the KL of its units sums to the rate.
+        num_sites: Number of latent sites of the guide. With one site, the KLs of its units sum to the rate.
     """
 
     rows: Tensor
@@ -51,10 +51,10 @@ class Encoded:
     num_sites: int = 1
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rows of the split, means and labels of some of the data.
+        """Select rows of the split, means and labels.
 
         Args:
-            index: Places among these data, int64.
+            index: Positions among the encoded data, int64.
         """
         return self.rows[index], self.means[index], None if self.labels is None else self.labels[index]
 
@@ -67,7 +67,7 @@ class Encoded:
         """The number of data and their total, such as ``40 of 70``.
 
         Args:
-            count: The number; None: all of these data.
+            count: Number of data; None: all encoded data.
         """
         count = len(self.rows) if count is None else count
         return f"{self.total:,}" if count == self.total else f"{count:,} of {self.total:,}"
@@ -78,7 +78,7 @@ def encode(vae: Encodes, split: Split) -> Encoded:
 
     Args:
         vae: A model with ``encode``.
-        split: The data; of more than ``MAX_ROWS``, evenly spaced ones are encoded.
+        split: The data. If there are more than ``MAX_ROWS``, only ``MAX_ROWS`` of them, evenly spaced, are encoded.
 
     Returns:
         Latent vectors with labels, and the KL of each unit if there is a prior with independent units.
@@ -126,8 +126,8 @@ def latent_name(vae: Encodes, q: TorchDistributionMixin) -> str:
     """Name of the latent vectors of a model in a title.
 
     Args:
-        vae: The model; one of labels may encode with labels that it found by itself.
-        q: Its encoder's output.
+        vae: The model. A model with labels may encode with labels that it inferred itself.
+        q: Output of the encoder.
     """
     if is_point(q):
         return "codes"

@@ -62,7 +62,7 @@ def reconstructions(vae: Reconstructs, split: Split, source: str) -> Figure:
 
 
 def _reconstructed(vae: Reconstructs) -> str:
-    """Describe what ``reconstruct`` returns."""
+    """Describe the output of ``reconstruct``."""
     if not has_bound(vae):
         return "decoded from their codes"
     if _decoder_inputs(vae) == 2:
@@ -74,8 +74,9 @@ def _reconstructed(vae: Reconstructs) -> str:
 def samples(vae: PyroModel, split: Split, source: str) -> Figure:
     """Draw samples of the model.
 
-    With ``decode(z)``, means of p(x|z) at 64 draws from the prior. With ``decode(z, y)``, a column for each label, or, if y
-    is a vector, a row for each of some images and its y. Otherwise the draws of ``sample``.
+    A model with ``decode(z)`` shows means of p(x|z) at 64 draws from the prior. A model with ``decode(z, y)`` has a column for
+    each label; if y is a vector, it has a row for each of up to 8 images and their y. Any other model shows the draws of
+    ``sample``.
 
     Args:
         vae: A model of images.
@@ -98,7 +99,7 @@ def samples(vae: PyroModel, split: Split, source: str) -> Figure:
 
 
 def _decoder_inputs(vae: PyroModel) -> int:
-    """Number of arguments that ``decode`` needs; 0 without one."""
+    """Number of arguments that ``decode`` needs; 0 without ``decode``."""
     return num_required_arguments(method_of(vae, "decode"))
 
 
@@ -121,7 +122,7 @@ def _samples_of_labels(vae: Decodes, classes: int) -> Figure:
 
 
 def _samples_of_vectors(vae: Decodes, split: Split, source: str) -> Figure:
-    """Draw images, and beside each means of p(x|z, y) at its y."""
+    """Draw images, each beside means of p(x|z, y) for its y."""
     height, width = min(8, len(split.x)), 8
     x, y = like_parameters(vae, split.inputs(("x", "y"))[pick_rows(split, height)])
     z = vae.prior().sample((height * width,))
@@ -133,7 +134,7 @@ def _samples_of_vectors(vae: Decodes, split: Split, source: str) -> Figure:
 
 
 def analogies(vae: PyroModel, split: Split, source: str) -> Figure:
-    """Draw images with a known label, and each again with every label.
+    """Draw labelled images, each beside versions with every label.
 
     Args:
         vae: A model of images with ``analogies``.
@@ -144,9 +145,13 @@ def analogies(vae: PyroModel, split: Split, source: str) -> Figure:
         ValueError: If no label is known, or the model has no ``analogies``.
     """
     if not has_known_labels(split):
-        raise ValueError(f"analogies: expected {source} data with some known labels, got none; leave the picture out.")
+        raise ValueError(
+            f"analogies: expected {source} data with known labels, got no known label; leave the picture out."
+        )
     if (make := method_of(vae, "analogies")) is None:
-        raise ValueError(f"analogies: expected a model with analogies(x, y), got {type(vae).__name__} without.")
+        raise ValueError(
+            f"analogies: expected a model with analogies(x, y), got {type(vae).__name__} without this method."
+        )
     x, y = like_parameters(vae, split.inputs(("x", "y"))[pick_rows(split, 8, labelled=True)])
     made = make(x, y)[:, :MAX_COLUMNS]
     figure, axes, middles = tiles_beside(x, shrunk(made.flatten(0, 1)).unflatten(0, made.shape[:2]))
@@ -190,7 +195,7 @@ def interpolations(vae: Autoencodes, split: Split, source: str) -> Figure:
 def plane(vae: Decodes) -> Figure:
     """Decode a grid of the latent plane at quantiles of normals.
 
-    The normals are N(0, I), or have the means and scales of another prior.
+    The normals are N(0, I), or have the means and scales of a different prior.
     """
     side = 20
     quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)

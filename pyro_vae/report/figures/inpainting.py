@@ -24,7 +24,7 @@ def fillings(x: Tensor, visible: Tensor, filling: Filling, columns: int = 6) -> 
         x: Complete images, shape ``(B, *data_shape)``.
         visible: True at visible pixels, bool, a shape that broadcasts to that of ``x``.
         filling: Result of :func:`pyro_vae.evidence.inpaint`.
-        columns: Number of fillings shown, at most.
+        columns: Largest number of fillings shown.
 
     Returns:
         A row for each image.
@@ -47,13 +47,13 @@ def denoisings(models: Mapping[str, Autoencodes], clean: Tensor, noisy: Tensor, 
     """Draw clean, noisy and denoised images with their squared errors.
 
     Args:
-        models: Name to a model with ``encode`` and ``decode``.
+        models: Models by name, each with ``encode`` and ``decode``.
         clean: Images, shape ``(B, *data_shape)``.
-        noisy: The same with noise.
+        noisy: The images with noise, shape ``(B, *data_shape)``.
         noise: Name of the noise, for the title.
 
     Returns:
-        A row for the images, one for the noisy ones, and one for each model.
+        A row for the clean images, a row for the noisy images, and a row for each model.
     """
     rows = {"clean": clean, "noisy": noisy} | {name: denoise(model, noisy) for name, model in models.items()}
     errors = {name: float(squared_error(image, clean, clean.dim() - 1).mean().detach()) for name, image in rows.items()}

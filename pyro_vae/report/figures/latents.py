@@ -42,10 +42,10 @@ def _at_most_two(means: Array) -> tuple[Array, list[str]]:
     """Reduce latent vectors to at most two principal components.
 
     Args:
-        means: Shape ``(N, Z)``; kept as they are if Z is 1 or 2.
+        means: Latent vectors, shape ``(N, Z)``; returned unchanged if Z is 1 or 2.
 
     Returns:
-        Shape ``(N, min(Z, 2))``, and the name of each axis.
+        Reduced vectors, shape ``(N, min(Z, 2))``, and the name of each axis.
     """
     if means.shape[1] <= 2:
         return means, [f"$z_{k + 1}$" for k in range(means.shape[1])]
@@ -59,7 +59,7 @@ def _at_most_two(means: Array) -> tuple[Array, list[str]]:
 
 
 def _height(points: Array) -> float:
-    """Height of a figure that a plane of equal units fills, inches."""
+    """Height of a figure whose axes have equal units, inches."""
     if points.shape[1] == 1:
         return 5.0
     width, height = np.ptp(points, axis=0) + 1e-12

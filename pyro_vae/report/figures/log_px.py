@@ -21,19 +21,19 @@ def log_px(estimate: Estimate, split: Split, images: bool, source: str, name: st
     """Draw a histogram of log p(x), and the ten least likely images.
 
     Args:
-        estimate: Estimate for each of the data of ``split``, in their order.
+        estimate: Estimate of log p(x) for the data of ``split``, in the same order.
         split: The data.
-        images: Draw the least likely data as images.
+        images: True: draw the least likely data as images.
         source: Name of the data, such as ``test``.
         name: Name of the estimated quantity.
 
     Raises:
-        ValueError: If the estimate is of another number of data.
+        ValueError: If ``estimate`` has a different number of data.
     """
     if len(estimate.log_px) != len(split.x):
         raise ValueError(
-            f"estimate: expected log p(x) of all {len(split.x):,} {source} data, got {len(estimate.log_px):,}; estimate it for "
-            "the data shown."
+            f"estimate: expected log p(x) of all {len(split.x):,} {source} data, got {len(estimate.log_px):,}; estimate "
+            "log p(x) of the data shown."
         )
     height, width = split.x.shape[-2:] if images else (0, 1)
     below = 0.7 + 0.85 * min(height / width, 2.0) if images else 0.0
@@ -51,8 +51,8 @@ def worst(estimate: Estimate, split: Split, source: str, name: str = "log p(x)")
     """Draw the images with the least reliable estimates, the largest Pareto k.
 
     Args:
-        estimate: Estimate for each of the data of ``split``, in their order.
-        split: Images.
+        estimate: Estimate of log p(x) for the data of ``split``, in the same order.
+        split: The images.
         source: Name of the data, such as ``test``.
         name: Name of the estimated quantity.
     """

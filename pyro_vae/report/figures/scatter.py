@@ -20,7 +20,7 @@ Place = Literal["outside right upper", "outside right center"]
 
 MAX_CLASSES = 40  # with more, a legend is longer than the picture
 
-# Paul Tol's "muted", its palest colours replaced by ones that stand out from white.
+# Paul Tol's "muted" palette; its palest colours are replaced by colours that stand out from white.
 PALETTE = ("#332288", "#DDAA33", "#117733", "#CC6677", "#56B4E9", "#882255", "#44AA99", "#000000", "#999933", "#AA4499")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
@@ -28,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 def classes_of(y: Tensor | None, count: int) -> Classes:
     """Map each label to its rows.
 
-    If no label is known, or there are more than ``MAX_CLASSES``, all data form one class without a name.
+    If no label is known, or there are more than ``MAX_CLASSES`` labels, all data form one class without a name.
 
     Args:
         y: Labels, shape ``(count,)``, -1 where unknown, or None.
@@ -43,18 +43,18 @@ def classes_of(y: Tensor | None, count: int) -> Classes:
 
 
 def nameless(count: int) -> Classes:
-    """One class of all data, without a name."""
+    """Put all data in one class without a name."""
     return {"": np.ones(count, dtype=bool)}
 
 
 def scatter(axes: Axes, points: Array, names: list[str], classes: Classes) -> None:
-    """Draw points of classes, with the class's name at its median.
+    """Draw the points of classes, with each class's name at its median.
 
     Args:
-        axes: Where they are drawn; both axes get equal units.
-        points: Shape ``(N, 2)``.
+        axes: Panel to draw in; both axes get equal units.
+        points: Points, shape ``(N, 2)``.
         names: Labels of the two axes.
-        classes: Label to a mask of the points, shape ``(N,)``.
+        classes: Mask of the points by label, shape ``(N,)``.
     """
     size = float(np.clip(10_000 / len(points), 12, 28))
     for k, (label, rows) in enumerate(classes.items()):
@@ -84,10 +84,10 @@ def label_legend(figure: Figure, axes: Axes, classes: Classes, loc: Place, marke
 
     Args:
         figure: The figure.
-        axes: One of its panels, in which the classes are drawn.
+        axes: Panel of the figure in which the classes are drawn.
         classes: See :func:`classes_of`.
-        loc: Its place.
-        markerscale: Size of its markers, in sizes of the drawn ones.
+        loc: Place of the legend.
+        markerscale: Size of the legend's markers, relative to the drawn markers.
     """
     if "" in classes:
         return

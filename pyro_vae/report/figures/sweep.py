@@ -45,7 +45,7 @@ def _digits(levels: Sequence[float]) -> int:
 
 
 def _labels(rows: Sequence[Mapping[str, float]], near: float) -> list[tuple[str, tuple[float, float]]]:
-    """Labels with their places; points within ``near`` share one."""
+    """Labels with their places; points within ``near`` share a label."""
     groups: list[tuple[list[str], tuple[float, float]]] = []
     for row in rows:
         point = (row["rate"], row["distortion"])

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 #: Pictures use at most this many data, evenly spaced.
 MAX_ROWS = 10_000
 
-#: Largest side of an image in pixels; a tile on the page has fewer.
+#: Largest side of an image in pixels; a tile on the page has fewer pixels.
 MAX_SIDE = 160
 
 TILE = 0.75  # inches
@@ -58,17 +58,17 @@ def pick(split: Split, count: int) -> Tensor:
 
 
 def pick_rows(split: Split, count: int, labelled: bool = False) -> Tensor:
-    """Pick random rows, the classes in turn.
+    """Pick random rows that cycle through the classes.
 
-    Every class is seen, and in a table with ten columns a column holds one of ten classes.
+    Every class appears, and with ten classes each column of a table with ten columns shows one class.
 
     Args:
         split: Images, with or without labels.
-        count: Number of rows, at most.
-        labelled: Pick only data with a known label; the split then needs labels of shape ``(N,)``.
+        count: Largest number of rows.
+        labelled: True: pick only data with a known label; the split then needs labels of shape ``(N,)``.
 
     Returns:
-        Shape ``(count,)``, int64.
+        Rows of the split, shape ``(count,)``, int64.
     """
     among = (cast(Tensor, split.y).cpu() >= 0).nonzero()[:, 0] if labelled else None
     order = spread_rows(len(split.x)) if among is None else among[spread_rows(len(among))]
@@ -82,7 +82,7 @@ def pick_rows(split: Split, count: int, labelled: bool = False) -> Tensor:
 
 
 def has_known_labels(split: Split) -> bool:
-    """Return True if the label of some datum is known."""
+    """Return True if at least one label is known."""
     return split.y is not None and split.y.dim() == 1 and bool((split.y >= 0).any())
 
 
@@ -91,7 +91,7 @@ def shrunk(images: Tensor, side: int = MAX_SIDE) -> Tensor:
 
     Args:
         images: Shape ``(N, C, H, W)``.
-        side: Largest height and width in pixels; smaller images stay as they are.
+        side: Largest height and width in pixels; smaller images stay unchanged.
     """
     height, width = images.shape[-2:]
     if max(height, width) <= side:
@@ -112,7 +112,7 @@ def decoded(vae: Decodes, z: Tensor, side: int = MAX_SIDE) -> Tensor:
         side: Largest height and width in pixels.
 
     Returns:
-        Shape ``(..., C, H, W)``.
+        Images, shape ``(..., C, H, W)``.
     """
     parts = z.flatten(0, -2).split(rows_of((0, *vae.data_shape)))
     images = torch.cat([shrunk(mean_image(vae.decode(part)), side) for part in parts])
@@ -126,14 +126,14 @@ def pixels(images: Tensor) -> Array:
         images: Shape ``(N, C, H, W)``.
 
     Returns:
-        Shape ``(N, H, W)`` if they are grey, ``(N, H, W, 3)`` if they have colours.
+        Arrays of shape ``(N, H, W)`` for grey images, ``(N, H, W, 3)`` for colour images.
     """
     shown = images.clamp(0, 1).cpu().double().permute(0, 2, 3, 1).numpy()
     return shown[..., 0] if shown.shape[-1] == 1 else shown
 
 
 def inches(images: Tensor) -> tuple[float, float]:
-    """Width and height of a tile, inches; the longer is ``TILE``."""
+    """Width and height of a tile, inches; the longer side is ``TILE``."""
     height, width = images.shape[-2:]
     return TILE * width / max(height, width), TILE * height / max(height, width)
 
@@ -167,11 +167,11 @@ def tiles(images: Tensor, columns: Sequence[float], rows: Sequence[float]) -> tu
 
 
 def tiles_beside(x: Tensor, made: Tensor) -> tuple[Figure, Axes, list[float]]:
-    """Draw images, and beside each what a model made of it.
+    """Draw images, each beside the images that a model made of it.
 
     Args:
         x: Images, shape ``(R, C, H, W)``.
-        made: What the model made, as small as a tile shows it, shape ``(R, N, C, h, w)``.
+        made: Images made by the model, shrunk to tiles, shape ``(R, N, C, h, w)``.
 
     Returns:
         The figure, its axes in units of tiles, and the middle of each of the 1 + N columns.
@@ -182,11 +182,11 @@ def tiles_beside(x: Tensor, made: Tensor) -> tuple[Figure, Axes, list[float]]:
 
 
 def mosaic(images: Tensor, columns: int) -> Array:
-    """Join images edge to edge to one array for matplotlib.
+    """Join images edge to edge into one array for matplotlib.
 
     Args:
-        images: Shape ``(N, C, H, W)``, N a multiple of ``columns``, row after row.
-        columns: Images in a row.
+        images: Images, row after row, shape ``(N, C, H, W)``; N is a multiple of ``columns``.
+        columns: Number of images in a row.
     """
     shown = pixels(images)
     grid: Array = shown.reshape(-1, columns, *shown.shape[1:])
@@ -197,9 +197,9 @@ def captioned(panels: Sequence[Axes], images: Tensor, captions: Sequence[str]) -
     """Draw images with captions, one in each panel.
 
     Args:
-        panels: At least as many as images; the others stay blank.
+        panels: At least as many panels as images; extra panels stay blank.
         images: Shape ``(N, C, H, W)``.
-        captions: One for each image.
+        captions: One caption for each image.
     """
     for axes, image, caption in zip(panels, pixels(shrunk(images)), captions, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)

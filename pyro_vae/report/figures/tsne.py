@@ -16,7 +16,7 @@ from pyro_vae.report.figures.tiles import Array, shrunk
 
 MIN_POINTS = 10  # with fewer, all data are neighbours
 MAX_POINTS = 1000
-MAX_VALUES = 2**24  # numbers in the data, 64 MiB in all
+MAX_VALUES = 2**24  # most numbers in the embedded data, 64 MiB in all
 MAX_SIDE = 64  # largest side of an image in pixels
 
 
@@ -83,7 +83,7 @@ def _choice(encoded: Encoded, split: Split) -> tuple[torch.Tensor, float, int]:
 def _embed(values: torch.Tensor, perplexity: float, seed: int) -> Array:
     """Embed values of shape ``(N, ...)`` by t-SNE: shape ``(N, 2)``.
 
-    It starts from two principal components, or at random if the data have fewer.
+    The embedding starts from two principal components, or at random if the data have fewer components.
     """
     from sklearn.manifold import TSNE
 

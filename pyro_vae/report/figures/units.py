@@ -30,7 +30,7 @@ def by_kl(unit_kl: Tensor) -> list[int]:
 def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
     """Draw the KL of each unit, active units marked.
 
-    The KL of the units sums to the rate if the guide has no other latent, such as a label.
+    The KLs of the units sum to the rate if the guide has no other latent site, such as a label.
 
     Args:
         encoded: The encoded data.
@@ -84,7 +84,7 @@ def traversals(vae: Autoencodes, split: Split, unit_kl: Tensor, source: str) -> 
     Args:
         vae: A model of images with independent latent units.
         split: The images.
-        unit_kl: KL of each unit, shape ``(Z,)``, nats; the units with the largest are shown.
+        unit_kl: KL of each unit, shape ``(Z,)``, nats; the units with the largest KL are shown.
         source: Name of the data, such as ``test``.
     """
     order = by_kl(unit_kl)[:MAX_TRAVERSED]

@@ -137,7 +137,7 @@ def test_summary_means_and_errors():
     assert within(summary.log_px, float(ORACLE.log_px(x).mean()), summary.mc_error)
     one = importance_sampling(ORACLE.model, ORACLE.guide(0.2), x[:1], num_samples=1).summary()
     assert (one.std_error, one.mc_error, one.elbo_mc_error, one.pareto_k_threshold) == (None, None, None, None)
-    assert one.verdict() == "one draw for each datum tells nothing of its error: take at least 2."
+    assert one.verdict() == "one draw for each datum gives no error estimate: take at least 2 draws."
 
 
 @pytest.mark.parametrize("latent", ["vae", "normal"])

@@ -68,9 +68,9 @@ def test_a_walk_begins_and_ends_at_the_codes_of_images():
 
 
 def test_planes_refuse_what_they_cannot_show():
-    with pytest.raises(ValueError, match="models: expected codes of two numbers, got 3 in 'VAE'"):
+    with pytest.raises(ValueError, match="models: expected latent_dim 2, got 3 in 'VAE'"):
         planes({"VAE": pv.VAE(SHAPE, 3, (4,))}, Split(binary_images(), None), "test")
-    with pytest.raises(ValueError, match="models: expected at least one, got none"):
+    with pytest.raises(ValueError, match="models: expected at least one model, got none"):
         planes({}, Split(binary_images(), None), "test")
 
 
