@@ -29,7 +29,7 @@ class Run:
 
     path: Path
     config: Config
-    vae: Any  # a PyroModel; Any, so that a user's type checker accepts further methods such as encode
+    vae: Any  # a PyroModel, untyped so that a user's type checker accepts further methods such as encode
     history: History
     seconds: float
     fingerprint: Mapping[str, object]

@@ -29,7 +29,7 @@ class FileSet:
     Attributes:
         name: Name of the data set.
         files: Paths, relative to a data folder, of the files and folders that ``read`` needs.
-        read: Function that reads the splits from a data folder. Any error means that the files are damaged.
+        read: Function that reads the splits from a data folder. An error means that the files are damaged.
         fetch: Function that downloads the data set into an empty folder.
         archives: Paths of downloaded archives. ``fetch`` uses an existing archive with the right checksum instead of
             downloading it again.

@@ -40,7 +40,7 @@ class FreeBits(KLControl):
         self.nats, self.per = nats, per
 
     def penalty(self, rates: Tensor) -> Tensor:
-        """See :meth:`KLControl.penalty`."""
+        """Return the sum of the floored rates; see :meth:`KLControl.penalty`."""
         return rates.clamp(min=self.nats).sum()
 
 
@@ -72,7 +72,7 @@ class MinimumRate(KLControl):
         self.nats = nats
 
     def penalty(self, rates: Tensor) -> Tensor:
-        """See :meth:`KLControl.penalty`."""
+        """Return the floored total rate; see :meth:`KLControl.penalty`."""
         return rates.clamp(min=self.nats).sum()
 
     def _final_penalty(self, rate: float) -> float:

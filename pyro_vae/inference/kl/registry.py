@@ -78,7 +78,7 @@ def controlled(objective: ELBO, *, num_data: int | None = None, **values: float 
     chosen = [name for name in CONTROLS if values.get(name) is not None]
     if len(chosen) > 1:
         raise ValueError(
-            f"{chosen[1]}: cannot be combined with {chosen[0]}, since both control the KL; remove one of the two."
+            f"{chosen[1]}: cannot be combined with {chosen[0]}, since both flags control the KL; remove one of the two."
         )
     for name in chosen:
         control = CONTROLS[name]

@@ -231,7 +231,7 @@ class Exchange:
         return first_given(found)
 
     def mean(self, local: Tensor, scale: Tensor) -> Tensor:
-        """Return a mean over all ranks; see :func:`pyro_vae.parallel.shared_batch.batch_mean`."""
+        """Return the mean over the batches of all ranks; see :func:`pyro_vae.parallel.shared_batch.batch_mean`."""
         self.see()
         self.expecting = False
         weight = self.weight * float(scale)

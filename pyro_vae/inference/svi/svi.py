@@ -199,7 +199,7 @@ class SVI(pyro.infer.SVI):
         return self._evaluated(self._evaluation.tensors, args, kwargs, random_state)
 
     def _taken(self, step: Evaluated, args: Args, kwargs: Kwargs, before: Generators, tensors: list[Tensor]) -> Terms:
-        """Apply an evaluated step without waiting for its loss."""
+        """Take a step from its gradients, without waiting for its loss."""
         self._pending.add(Pending(args, kwargs, before, step.broken, step.terms.loss), tensors)
         self._take(step)
         if self._pending.many if self.exchange is None else self.exchange.due:  # all ranks wait at one step
