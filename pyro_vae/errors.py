@@ -19,14 +19,14 @@ def check_count(name: str, value: object, least: int = 1, remark: str = "") -> N
     """Check that a value is a whole number of at least ``least``.
 
     Args:
-        name: The argument.
-        value: Its value.
-        least: The smallest number allowed.
-        remark: Words that follow the number in the error, such as ``" epoch"``.
+        name: Name of the argument.
+        value: Value of the argument.
+        least: The smallest allowed number.
+        remark: Text that follows ``least`` in the error, such as ``" epoch"``.
 
     Raises:
-        TypeError: If it is no whole number.
-        ValueError: If it is below ``least``.
+        TypeError: If ``value`` is not a whole number.
+        ValueError: If ``value`` is below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected a whole number, got {type(value).__name__} {value!r}.")
@@ -35,7 +35,7 @@ def check_count(name: str, value: object, least: int = 1, remark: str = "") -> N
 
 
 def check_counts(least: int = 1, /, **counts: object) -> None:
-    """Check that each argument is None or passes :func:`check_count`."""
+    """Check that each argument is None or a whole number of at least ``least``."""
     for name, value in counts.items():
         if value is not None:
             check_count(name, value, least)
@@ -45,15 +45,15 @@ def check_number(name: str, value: object, allowed: Callable[[float], bool], exp
     """Check that a value is a number in a range.
 
     Args:
-        name: The argument.
-        value: Its value.
-        allowed: Returns True for a number in the range.
-        expected: The range in words, such as ``"a finite number"``.
-        remark: Words that end the error.
+        name: Name of the argument.
+        value: Value of the argument.
+        allowed: Function that returns True for a number in the range.
+        expected: Description of the range, such as ``"a finite number"``.
+        remark: Text at the end of the error.
 
     Raises:
-        TypeError: If it is no number.
-        ValueError: If it is out of the range.
+        TypeError: If ``value`` is not a number.
+        ValueError: If ``value`` is out of the range.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}{remark}.")
@@ -64,9 +64,13 @@ def check_number(name: str, value: object, allowed: Callable[[float], bool], exp
 def check_nats(name: str, value: object) -> None:
     """Check that a value is a positive, finite number of nats.
 
+    Args:
+        name: Name of the argument.
+        value: Value of the argument.
+
     Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not finite, or not above 0.
+        TypeError: If ``value`` is not a number.
+        ValueError: If ``value`` is not finite, or not above 0.
     """
     check_number(
         name, value, lambda v: math.isfinite(v) and v > 0, "a positive number of nats", "; leave it out for none"
@@ -74,10 +78,13 @@ def check_nats(name: str, value: object) -> None:
 
 
 def check_data(*inputs: object) -> None:
-    """Check that the first tensor with rows is not empty.
+    """Check that the first tensor with at least one dimension is not empty.
+
+    Args:
+        *inputs: Tensors, or nested lists, tuples and dicts of tensors; other objects are ignored.
 
     Raises:
-        ValueError: If it has no row.
+        ValueError: If this tensor has no rows.
     """
     tensors = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim() > 0]
     if tensors and len(tensors[0]) == 0:
@@ -87,7 +94,7 @@ def check_data(*inputs: object) -> None:
 def clear_data_errors(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function to refuse empty data and shorten Pyro's errors.
 
-    Errors lose Pyro's table of shapes.
+    Pyro's table of trace shapes is removed from the message of an error.
     """
 
     @functools.wraps(function)
@@ -107,13 +114,13 @@ def clear_data_errors(function: Callable[P, T]) -> Callable[P, T]:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message.
 
-    An empty message gives the name of the error's type.
+    For an empty message, the name of the error's type is returned.
     """
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 
 def error_summary(error: BaseException) -> str:
-    """Return type and first line of an error, without the full stop."""
+    """Return the type and first line of an error, without the full stop."""
     name, line = type(error).__name__, first_line(error).rstrip(".")
     return name if line == name else f"{name}: {line}"

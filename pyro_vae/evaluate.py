@@ -1,6 +1,6 @@
 """Evaluate finished runs: log p(x) of their test data, with error bars.
 
-One of six estimators is used. Several runs are compared.
+Choose one of six estimators of log p(x). Runs with the same test data are compared.
 
 Four examples:
   python -m pyro_vae.evaluate runs/mnist-trace-20260101-120000 --num-samples 5000
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The words of the command line; None: those of the process.
+        argv: The arguments of the command; None for ``sys.argv[1:]``.
 
     Returns:
         The exit code: 0, 2 for bad input, or 128 + the number of a signal (130 for Ctrl-C).
@@ -54,12 +54,12 @@ def _evaluate(argv: Sequence[str], _signals: Signals, held: ExitStack) -> int:
             args = parser.parse(Arguments(), argv, prog=prog, description=__doc__, names=NAMES)
             console = Console(args.quiet)
             if not args.runs:
-                raise ValueError("runs: expected the folder of at least one run, got none.")
+                raise ValueError("runs: expected the folder of at least one run, got none; name a folder.")
             threads.set_threads(args.threads)
             device, device_text = devices.resolve_device(parallel.device_name(args.device))
             request = args.request()
             if args.compile and (reason := compiler.obstacle()) is not None:
-                raise ValueError(f"compile: expected a machine that can compile, got one where {reason}; leave it out.")
+                raise ValueError(f"compile: this machine cannot compile, since {reason}; remove --compile.")
             comparison.shortest_names(args.runs)
             runs = [load(path) for path in args.runs]
             device_text += f"{parallel.world()}, {torch.get_num_threads()} threads"

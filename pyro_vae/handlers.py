@@ -1,7 +1,7 @@
 r"""Poutine handlers that weight the KL of any Pyro model and guide.
 
-In :math:`\mathcal L_\beta = E_q[\log p(x|z)] - \beta\, KL(q(z|x) \| p(z))` the weight stands on the latent sites, on
-**both** sides: on log p(z) in the model and on log q(z|x) in the guide. :func:`scale_kl_pair` puts it on both.
+In :math:`\mathcal L_\beta = E_q[\log p(x|z)] - \beta\, KL(q(z|x) \| p(z))` the weight :math:`\beta` multiplies the latent
+sites on **both** sides: log p(z) in the model and log q(z|x) in the guide. :func:`scale_kl_pair` weights both sides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def _is_latent(msg: Message) -> bool:
-    """Return True for a latent sample site that enters the bound."""
+    """Return True for a latent sample site that is part of the bound."""
     return (
         msg["type"] == "sample"
         and not msg["is_observed"]
@@ -35,9 +35,9 @@ def _is_latent(msg: Message) -> bool:
 
 
 def owner_of(auxiliary: str) -> str:
-    """Return the latent site of an autoguide's auxiliary site.
+    """Return the latent site that belongs to an autoguide's auxiliary site.
 
-    Pyro's autoguides compute the value of ``z`` from ``z_unconstrained``.
+    Pyro's autoguides compute the value of the latent site ``z`` from the auxiliary site ``z_unconstrained``.
     """
     return auxiliary.removesuffix("_unconstrained")
 
@@ -54,9 +54,9 @@ def _check_beta(beta: object) -> Beta:
 class ScaleKL(Messenger):
     """The handler behind :func:`scale_kl`.
 
-    It multiplies the log-probability of latent sites by beta, and of an autoguide's auxiliary site with the latent site
-    that is computed from it. Each site carries the product of all such factors as ``infer["kl_scale"]``. The trace's node
-    also carries them one by one, as ``kl_scales``, which unlike ``infer`` survives ``poutine.replay``.
+    The handler multiplies the log-probability of latent sites by beta. An autoguide's auxiliary site gets the weight of the
+    latent site that is computed from it. Each site stores the product of its weights as ``infer["kl_scale"]``. The node of
+    the trace also stores the single weights, as ``kl_scales``; unlike ``infer``, ``kl_scales`` survives ``poutine.replay``.
     """
 
     def __init__(self, beta: Beta, sites: Collection[str] | None = None) -> None:
@@ -68,7 +68,7 @@ class ScaleKL(Messenger):
 
     @property
     def beta(self) -> Beta:
-        """The weight; it may be set between calls."""
+        """The KL weight; it may be changed between calls."""
         return self._beta
 
     @beta.setter
@@ -79,9 +79,9 @@ class ScaleKL(Messenger):
 
     @property
     def _factor(self) -> Beta:
-        """The factor of the log-probability; in a capture, a tensor.
+        """The factor of the log-probability.
 
-        The graph reads it at every step.
+        While a graph is captured, the factor is a tensor, which the graph reads at every training step.
         """
         if isinstance(self._beta, Tensor) or not capturing():
             return self._beta
@@ -113,7 +113,7 @@ class ScaleKL(Messenger):
         beta = self._factor
         msg["scale"] = msg["scale"] * beta
         msg["kl_scales"] = (*msg.get("kl_scales", ()), beta)
-        # A new dict: the user's may be shared between calls.
+        # Copy the dict, since the user's dict may be shared between calls.
         msg["infer"] = {**msg["infer"], "kl_scale": msg["infer"].get("kl_scale", 1.0) * beta}
 
 
@@ -130,22 +130,23 @@ def scale_kl(
 ) -> Callable[P, T] | ScaleKL:
     r"""Multiply the log-probability of the latent sites of ``fn`` by :math:`\beta`.
 
-    One side of :math:`\beta\, KL(q \| p)`: the model's side is :math:`\beta \log p(z)`, the guide's
-    :math:`\beta \log q(z|x)`. Unless both sides have the same weight, the objective is no beta-ELBO, and the objectives of
-    this package refuse it; :func:`scale_kl_pair` weights both. Observed sites, subsampling sites and sites marked
-    ``infer={"auxiliary_loss": True}`` are left alone. Unlike ``poutine.scale``, it takes 0.
+    This is one side of :math:`\beta\, KL(q \| p)`: :math:`\beta \log p(z)` for a model, :math:`\beta \log q(z|x)` for a guide.
+    The objective is a beta-ELBO only if model and guide have the same weight; the objectives of this package refuse other
+    pairs. :func:`scale_kl_pair` weights both sides. Observed sites, subsampling sites and sites marked
+    ``infer={"auxiliary_loss": True}`` are not weighted. Unlike ``poutine.scale``, this handler accepts 0.
 
     Args:
         fn: A model or a guide.
-        beta: The weight, at least 0: a number, a 0-dim tensor (a change in place takes effect), or a tensor that broadcasts
-            to the plates of the site, such as shape ``(B,)``, one weight for each datum.
-        sites: Names of the sites to weight; None for all latent sites.
+        beta: The KL weight, at least 0: a number, a 0-dim tensor (which may be changed in place), or a tensor that broadcasts
+            to the plates of the site, such as shape ``(B,)`` for one weight for each datum.
+        sites: Names of the latent sites to weight; None for all latent sites.
 
     Returns:
-        The same function with the weight applied; without ``fn``, the handler, a context manager.
+        A function that runs ``fn`` with the weight applied; without ``fn``, the handler, a context manager.
 
     Raises:
-        ValueError: If ``beta`` is negative, infinite or NaN; when called, if a site of ``sites`` is missing.
+        TypeError: If ``beta`` is neither a number nor a tensor.
+        ValueError: If ``beta`` is negative, infinite or NaN. When the function runs: if a site in ``sites`` is missing.
     """
     handler = ScaleKL(beta, sites)
     return handler if fn is None else handler(fn)
@@ -161,13 +162,15 @@ def scale_kl_pair(
     Args:
         model: A Pyro model.
         guide: Its guide.
-        beta: The weight of the KL, as in :func:`scale_kl`, or one for each site, ``{site: beta}``; other sites keep weight 1.
+        beta: The KL weight, as in :func:`scale_kl`; or a dict with the KL weight of each latent site, ``{site: beta}``. Sites
+            that are not in the dict keep weight 1.
 
     Returns:
-        ``(model, guide)`` with the weight on both sides.
+        The pair ``(model, guide)``, both with the weight applied.
 
     Raises:
-        ValueError: If a weight is negative, infinite or NaN; when called, if a named site is missing on either side.
+        TypeError: If a weight is neither a number nor a tensor.
+        ValueError: If a weight is negative, infinite or NaN. When model or guide runs: if a named site is missing.
 
     References:
         Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework", 2017, eq. 4.
@@ -197,32 +200,32 @@ def _product(betas: tuple[Beta, ...]) -> Tensor:
 
 
 def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse a KL weight that stands on one side only.
+    """Refuse KL weights that differ between model and guide.
 
     Args:
         model_trace: Trace of the model, replayed against the guide.
         guide_trace: Trace of the guide.
 
     Raises:
-        ValueError: If the weights of a latent site differ between model and guide, or those of an auxiliary site from those
-            of the sites computed from it.
+        ValueError: If the weight of a latent site differs between model and guide, or the weight of an auxiliary site differs
+            from the weight of a latent site computed from it.
     """
     if capturing():
-        return  # the pair has just been run and checked
+        return  # model and guide were checked just before the capture
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample" or site["is_observed"] or name not in guide_trace.nodes:
             continue
         ours, theirs = site.get("kl_scales", ()), guide_trace.nodes[name].get("kl_scales", ())
         if not _same(ours, theirs):
             raise ValueError(
-                f"site {name!r}: expected the same KL weight on both sides, got {[*map(_show, ours)] or 1} in the model "
+                f"site {name!r}: expected the same KL weight in model and guide, got {[*map(_show, ours)] or 1} in the model "
                 f"and {[*map(_show, theirs)] or 1} in the guide; use scale_kl_pair(model, guide, beta)."
             )
     _check_auxiliary(model_trace, guide_trace)
 
 
 def _check_auxiliary(model_trace: Trace, guide_trace: Trace) -> None:
-    """Check that an auxiliary site has the weight of its latent sites."""
+    """Check that an auxiliary site has the KL weight of its latent sites."""
     latent = [n for n, s in guide_trace.nodes.items() if n in model_trace.nodes and _is_latent(s)]
     for name, site in guide_trace.nodes.items():
         if name in model_trace.nodes or site["type"] != "sample" or not site["infer"].get("is_auxiliary", False):
@@ -230,8 +233,8 @@ def _check_auxiliary(model_trace: Trace, guide_trace: Trace) -> None:
         for owner in [owner_of(name)] if owner_of(name) in latent else latent:
             if not _same(site.get("kl_scales", ()), guide_trace.nodes[owner].get("kl_scales", ())):
                 raise ValueError(
-                    f"auxiliary site {name!r}: expected the KL weight of site {owner!r}, got another; give all sites one "
-                    f"weight, or name the auxiliary site {owner}_unconstrained."
+                    f"auxiliary site {name!r}: expected the KL weight of site {owner!r}, got a different weight; give all sites "
+                    f"one weight, or name the auxiliary site {owner}_unconstrained."
                 )
 
 

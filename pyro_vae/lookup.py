@@ -1,4 +1,4 @@
-"""Objects by name, and specs ``NAME:ARG:ARG`` of flags and options."""
+"""Look up objects by name, and parse values of the form ``NAME:ARG:ARG``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     """Make the error for an unknown name.
 
-    It lists the known names and the nearest.
+    The message lists all known names, and suggests the most similar name.
 
     Args:
-        kind: The kind of thing that has a name, such as ``"objective"``.
+        kind: The kind of object, such as ``"objective"``.
         name: The unknown name.
         known: The known names.
 
@@ -29,7 +29,12 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Return ``table[name]``.
+    """Return the object with a given name.
+
+    Args:
+        kind: The kind of object, such as ``"objective"``, for the error.
+        name: The name.
+        table: The objects by name.
 
     Raises:
         ValueError: If the name is unknown, see :func:`unknown`.
@@ -43,12 +48,12 @@ def parse_spec(kind: str, text: str, table: Mapping[str, T]) -> tuple[T, list[st
     """Read ``NAME:ARG:ARG``.
 
     Args:
-        kind: The kind of thing that has a name, such as ``"prior"``.
-        text: The spec, such as ``"vamp:500"``.
-        table: The things by name.
+        kind: The kind of object, such as ``"prior"``, for the error.
+        text: The text to read, such as ``"vamp:500"``.
+        table: The objects by name.
 
     Returns:
-        The thing of this name, and its arguments as text; :func:`parse_numbers` reads them.
+        The object with this name, and its arguments as text, which :func:`parse_numbers` can read.
 
     Raises:
         ValueError: If the name is unknown, see :func:`unknown`.
@@ -67,22 +72,22 @@ def parse_numbers(
     example: str,
     optional: int = 0,
 ) -> list[float]:
-    """Read the arguments of a spec as numbers.
+    """Read the arguments in ``NAME:ARG:ARG`` as numbers.
 
     Args:
         flag: The name of the flag or option, for the error.
         text: The whole text, for the error.
-        args: The arguments.
+        args: The arguments as text, from :func:`parse_spec`.
         types: ``int`` or ``float`` for each argument.
         form: The expected form, such as ``"linear:START:STEPS"``, for the error.
-        example: A right spec, such as ``"linear:0:2000"``, for the error.
-        optional: How many of the last arguments may be left out.
+        example: A valid text, such as ``"linear:0:2000"``, for the error.
+        optional: Number of arguments at the end that may be omitted.
 
     Returns:
-        The numbers, one for each of ``args``.
+        The numbers, one for each argument in ``args``.
 
     Raises:
-        ValueError: If an argument is missing, superfluous or no number of its type.
+        ValueError: If there are too few or too many arguments, or an argument is not a number of its type.
     """
     try:
         if not len(types) - optional <= len(args) <= len(types):
@@ -95,18 +100,19 @@ def parse_numbers(
 def parse_part(kind: str, text: str, table: Mapping[str, type[T]]) -> tuple[type[T], list[float]]:
     """Read ``NAME:ARG:ARG`` for a class that declares its arguments.
 
-    ``arguments`` maps their names to example values, whose types are theirs.
+    The class attribute ``arguments`` maps the names of the arguments to example values. The type of an example value, int or
+    float, is the type of the argument.
 
     Args:
         kind: The kind of part, such as ``"prior"``.
-        text: The spec, such as ``"normal"``.
+        text: The text to read, such as ``"normal"``.
         table: The classes by name.
 
     Returns:
-        The class, and the values of the arguments that are given; the others have the constructor's defaults.
+        The class, and the values of the arguments in ``text``. Omitted arguments have the defaults of the constructor.
 
     Raises:
-        ValueError: If the name is unknown, or an argument is superfluous or no number of its type.
+        ValueError: If the name is unknown, there are too many arguments, or an argument is not a number of its type.
     """
     cls, args = parse_spec(kind, text, table)
     name = text.partition(":")[0]

@@ -1,4 +1,4 @@
-"""``pyro.module`` without a message for each parameter at every step."""
+"""A faster ``pyro.module``, without a message for each parameter at each step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 
 class Recorder:
-    """The parameters of registered modules that one SVI has seen.
+    """The parameters that one SVI has seen, by registered module.
 
     Attributes:
-        known: Parameters of a module, by its id, from an earlier step in which all of them came as ``param`` messages.
-        used: Parameters of the current step, by id.
+        known: For each module id, the module and its parameters. A module is known after a step in which all its parameters
+            were seen as ``param`` messages.
+        used: The parameters used in the current step, by id.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class Recorder:
         self._registered: list[nn.Module] = []
 
     def begin(self) -> dict[int, Tensor]:
-        """Begin a step; return the dict of its parameters."""
+        """Begin a step; return the dict that collects the step's parameters."""
         self.used, self._registered = {}, []
         return self.used
 
@@ -37,14 +38,15 @@ class Recorder:
             _recorders.pop()
         for module in self._registered:
             own = [p for p in module.parameters() if p.requires_grad]
-            # Parameters that a handler such as poutine.lift replaced send no messages, so the module is never known.
+            # A parameter replaced by a handler such as poutine.lift sends no message; its module is never known.
             if own and all(id(p) in self.used for p in own):
                 self.known[id(module)] = module, own
 
     def use_known(self, module: nn.Module) -> bool:
-        """Use the known parameters of ``module``; return False without any.
+        """Mark the known parameters of ``module`` as used.
 
-        They must still be its own.
+        Returns:
+            False, and marks nothing, if the module is not known or its parameters have been replaced.
         """
         _, params = self.known.get(id(module), (None, []))
         current = iter(module.parameters())
@@ -54,7 +56,7 @@ class Recorder:
         return True
 
     def note(self, module: nn.Module) -> None:
-        """Note that ``module`` went through ``pyro.module`` in this step."""
+        """Record that ``module`` was registered by ``pyro.module`` in this step."""
         self._registered.append(module)
 
 
@@ -64,7 +66,7 @@ _collectors: list[list[Tensor]] = []
 
 @contextmanager
 def collecting() -> Iterator[list[Tensor]]:
-    """Collect the parameters of every module that is registered inside."""
+    """Collect the parameters of every module registered inside the context."""
     params: list[Tensor] = []
     _collectors.append(params)
     try:
@@ -74,17 +76,18 @@ def collecting() -> Iterator[list[Tensor]]:
 
 
 def register(name: str, module: nn.Module) -> None:
-    """Call ``pyro.module``, unless the store holds another tensor.
+    """Register a module with Pyro, as ``pyro.module`` does.
 
-    Inside a step of an :class:`pyro_vae.SVI` that has seen the module's parameters before, all of them are recorded at once,
-    without a message for each.
+    If an earlier step of the running :class:`pyro_vae.SVI` has seen the module's parameters, they are recorded at once,
+    without a message for each parameter.
 
     Args:
         name: Name of the module in the parameter store.
-        module: A network.
+        module: The network to register.
 
     Raises:
-        RuntimeError: If the store holds another tensor under one of its names, so that the network would never train.
+        RuntimeError: If the parameter store holds another tensor under the name of the module's first parameter. The module
+            would then never train.
     """
     for collected in _collectors:
         collected.extend(module.parameters())
@@ -99,6 +102,6 @@ def register(name: str, module: nn.Module) -> None:
     store, full = pyro.get_param_store(), f"{name}$$${key}"
     if parameter.requires_grad and full in store and store[full] is not parameter:
         raise RuntimeError(
-            f"parameter store: expected this model's own tensor under {full}, got another, so the model would never train; "
-            "call pyro.clear_param_store() first."
+            f"parameter store: {full} holds another model's tensor, so this model would never train; call "
+            "pyro.clear_param_store() first."
         )

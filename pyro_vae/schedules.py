@@ -1,8 +1,7 @@
 r"""Schedules for :math:`\beta`, the weight of the KL.
 
-They are functions of the optimization step, counted from 0.
-
-A schedule is a frozen value: calling it with a step gives a float, and from step ``steps`` on this stays at the end value.
+A schedule is an immutable function of the training step, counted from 0. Calling a schedule with a step returns the weight
+as a float. From step ``steps`` on, the weight stays at its end value.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def _check_ramp(start: float, end: float) -> None:
 
 def _check_steps(steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"steps of a schedule: expected at least 1, got {steps}; use constant instead.")
+        raise ValueError(f"steps of a schedule: expected at least 1, got {steps}; for no ramp, use constant.")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Constant:
     .. math:: \beta_t = b
 
     Args:
-        value: The weight b of the KL, at least 0.
+        value: The KL weight b, at least 0.
+        steps: Always 0, since there is no ramp.
 
     Raises:
         ValueError: If ``value`` is negative or not finite.
@@ -86,22 +86,23 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cyclical:
-    r"""Cyclical annealing: ramps from ``start`` to ``end``, then ``end``.
+    r"""Cyclical annealing: repeated linear ramps from ``start`` to ``end``.
 
-    There are ``cycles`` ramps within ``steps`` steps.
+    Within the first ``steps`` training steps there are ``cycles`` cycles. Each cycle is a ramp, followed by steps at ``end``.
+    After the last cycle, the weight stays at ``end``.
 
     .. math:: \beta_t = s + (e - s) \min(1, \tau / R),
         \quad \tau = \frac{t \bmod T/M}{T/M} \quad (t < T)
 
     Args:
-        start: The :math:`\beta` at which each cycle begins, s, at least 0.
-        end: The :math:`\beta` that each cycle reaches, e, at least 0.
-        steps: The length T of all cycles together, in optimization steps.
-        cycles: The number M of cycles.
-        ratio: The share R of a cycle spent on the ramp, in (0, 1]; the rest stays at ``end``.
+        start: The first :math:`\beta` of each cycle, s, at least 0.
+        end: The last :math:`\beta` of each cycle, e, at least 0.
+        steps: The number T of training steps in all cycles together.
+        cycles: The number M of cycles, from 1 to ``steps``.
+        ratio: The share R of a cycle that the ramp takes, in (0, 1].
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If ``start`` or ``end`` is negative or not finite, or ``cycles`` or ``ratio`` is out of range.
 
     References:
         Fu et al., "Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing", 2019, eq. 6-7.
@@ -120,12 +121,16 @@ class Cyclical:
                 f"cycles: expected between 1 and steps = {self.steps}, got {self.cycles}; give more steps or fewer cycles."
             )
         if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio: expected the share of a cycle that rises, in (0, 1], got {self.ratio}.")
+            raise ValueError(
+                f"ratio: expected the ramp's share of a cycle, in (0, 1], got {self.ratio}; use 0.5, for example."
+            )
 
     def __call__(self, step: int) -> float:
         if step >= self.steps:
             return self.end
-        tau = (step * self.cycles % self.steps) / self.steps  # whole numbers: a cycle begins exactly at its first step
+        tau = (
+            step * self.cycles % self.steps
+        ) / self.steps  # integer arithmetic, so that a cycle begins exactly at a step
         return self.start + (self.end - self.start) * min(1.0, tau / self.ratio)
 
 
@@ -158,7 +163,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    r"""Annealing along a logistic curve, stretched from ``start`` to ``end``.
+    r"""Annealing along a logistic curve, scaled to run from ``start`` to ``end``.
 
     .. math:: \beta_t = s + (e - s)\, \frac{\sigma(k (2u - 1)) - \sigma(-k)}{\sigma(k) - \sigma(-k)},
         \quad u = \min(1, t / T), \quad k = 6
@@ -172,7 +177,7 @@ class Sigmoid:
         ValueError: If a weight is negative or not finite, or ``steps`` is below 1.
 
     References:
-        Bowman et al., "Generating Sentences from a Continuous Space", 2016, figure 2 (there not stretched).
+        Bowman et al., "Generating Sentences from a Continuous Space", 2016, figure 2 (not rescaled there).
     """
 
     start: float
@@ -205,16 +210,19 @@ RAMPS: dict[str, Callable[..., Schedule]] = {
 
 
 def parse(text: str, end: float) -> Schedule:
-    r"""Read ``KIND[:START:STEPS[:CYCLES]]``, the form of the flag ``--anneal``.
+    r"""Read ``KIND[:START:STEPS[:CYCLES]]``, the value of the flag ``--anneal``.
 
-    ``"constant"``, ``"linear:0:2000"`` (from 0, over 2,000 steps) and ``"cyclical:0:2000:4"`` are examples.
+    Examples are ``"constant"``, ``"linear:0:2000"`` (from 0, over 2,000 training steps) and ``"cyclical:0:2000:4"``.
 
     Args:
-        text: The kind and its numbers, separated by colons.
+        text: The kind of schedule and its numbers, separated by colons.
         end: The final :math:`\beta` (the flag ``--beta``).
 
+    Returns:
+        The schedule.
+
     Raises:
-        ValueError: If the kind is unknown, or its numbers are missing, superfluous or out of range.
+        ValueError: If the kind is unknown, there are too few or too many numbers, or a number is out of range.
     """
     make, args = parse_spec("schedule", text, {"constant": Constant, **RAMPS})
     if make is Constant:
@@ -230,16 +238,19 @@ def parse(text: str, end: float) -> Schedule:
 
 
 def parse_all(text: str, beta: float | str) -> Schedule | dict[str, Schedule]:
-    r"""Read ``--anneal`` and ``--beta``.
+    r"""Read the flags ``--anneal`` and ``--beta``.
 
-    Beta may be a number for each of some sites, ``z1=0.5,z2=2``.
+    Beta is one number, or a number for each named latent site: ``z1=0.5,z2=2``.
 
     Args:
-        text: See :func:`parse`; each site gets a schedule of its own, to its own final :math:`\beta`.
-        beta: The final weight, or the text of the flag.
+        text: The value of ``--anneal``, see :func:`parse`.
+        beta: The final :math:`\beta`, or the text of ``--beta``.
+
+    Returns:
+        The schedule; if ``beta`` names latent sites, a schedule for each site, ending at the site's own :math:`\beta`.
 
     Raises:
-        ValueError: See :func:`parse`; or if a part of ``beta`` is not ``SITE=NUMBER``.
+        ValueError: If :func:`parse` refuses ``text``, a part of ``beta`` is not ``SITE=NUMBER``, or a site appears twice.
     """
     if "=" not in str(beta):
         return parse(text, _beta(beta, str(beta)))
@@ -248,13 +259,15 @@ def parse_all(text: str, beta: float | str) -> Schedule | dict[str, Schedule]:
         site, _, number = part.partition("=")
         value = _beta(number, str(beta))
         if not site or site in schedules:
-            raise ValueError(f"beta: expected each site once, with its name, got {beta!r}; write z1=0.5,z2=2, say.")
+            raise ValueError(
+                f"beta: expected each site name exactly once, got {beta!r}; write, for example, z1=0.5,z2=2."
+            )
         schedules[site] = parse(text, value)
     return schedules
 
 
 def _beta(number: float | str, text: str) -> float:
-    """Read one weight of ``--beta``."""
+    """Read one number in the value of ``--beta``."""
     if not isinstance(number, str):
         return float(number)
     return parse_numbers("beta", text, [number], [float], form="a number or SITE=NUMBER,...", example="z1=0.5,z2=2")[0]

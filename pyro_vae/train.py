@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The words of the command line; None: those of the process.
+        argv: The arguments of the command; None for ``sys.argv[1:]``.
 
     Returns:
-        The exit code: 0, 2 for bad input, 1 for a loss that is not finite or a device that failed, 128 + the number of a
-        signal (130 for Ctrl-C).
+        The exit code: 0; 2 for bad input; 1 for a non-finite loss or a failed device; 128 + the number of a signal (130 for
+        Ctrl-C).
     """
     return command.run("pyro_vae.train", _train, argv, "before training began.")
 
@@ -61,10 +61,10 @@ def _train(words: Sequence[str], signals: Signals, held: ExitStack) -> int:
 
 
 def _sweep(session: Session, config: Config, options: train_arguments.Options) -> None:
-    """Train one run for each KL weight; an interrupted one is resumed."""
+    """Train one run for each KL weight; resume an interrupted run."""
     if options.resume is not None:
         raise ValueError(
-            "--beta-sweep: expected without --resume, got both; repeat the command of the sweep to resume it."
+            "--beta-sweep: cannot be combined with --resume; to resume a sweep, repeat its command without --resume."
         )
 
     def train_or_resume(config: Config, folder: Path) -> None:

@@ -103,7 +103,7 @@ def test_weights_are_compared_by_their_product():
     guide_trace = poutine.trace(scale_kl(guide, torch.ones(3) * 2)).get_trace(x)
     guide_trace.nodes["a"]["kl_scales"] = (torch.ones(2) * 2,)
     model_trace = poutine.trace(poutine.replay(scaled, trace=guide_trace)).get_trace(x)
-    with pytest.raises(ValueError, match="same KL weight on both sides"):
+    with pytest.raises(ValueError, match="same KL weight in model and guide"):
         check_kl_scales(model_trace, guide_trace)
 
 

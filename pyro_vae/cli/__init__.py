@@ -1,1 +1,1 @@
-"""The command line: flags, terminal output and the two commands' arguments."""
+"""The command line: parser, terminal output, and the arguments of each command."""

@@ -11,7 +11,8 @@ from pyro_vae import parallel
 from pyro_vae.cli import terminal
 from pyro_vae.system.signals import Signals, handled_signals, signal_of
 
-#: A command: its words, the signals it may wait with, and a stack of contexts that close when it ends; the exit code.
+#: The function behind a command. It takes the command-line arguments, the signal handler, and a stack of contexts that are
+#: closed when the command ends. It returns the exit code.
 Body = Callable[[Sequence[str], Signals, ExitStack], int]
 
 
@@ -19,7 +20,7 @@ class Exit(Exception):
     """End the command with a message and an exit code.
 
     Args:
-        message: One sentence or two, for stderr.
+        message: The message for stderr, one or two sentences.
         code: The exit code: 2 for bad input, 1 for a failure, 128 + the number of a signal.
     """
 
@@ -30,9 +31,9 @@ class Exit(Exception):
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """End the command with one sentence and code 2 on wrong input.
+    """On wrong input, end the command with exit code 2.
 
-    An error of the device counts as one of the input.
+    The message is one sentence. A device error counts as wrong input.
     """
     try:
         yield
@@ -47,13 +48,13 @@ def run(name: str, body: Body, words: Sequence[str] | None, stopped: str) -> int
     """Run a command.
 
     Args:
-        name: Its module, which opens every message.
-        body: The command itself.
-        words: The words of the command line; None: those of the process.
+        name: Name of the command's module, which opens every message.
+        body: The function behind the command.
+        words: The command-line arguments; None for ``sys.argv[1:]``.
         stopped: The end of the message "stopped by SIGTERM ..." after a signal.
 
     Returns:
-        The exit code: that of ``body``, or of the :class:`Exit` or signal that ended it.
+        The exit code: from ``body``, from the :class:`Exit` that ended it, or 128 + the number of a signal.
     """
     words = sys.argv[1:] if words is None else words
     with parallel.only_main_prints(), handled_signals() as signals, warning_lines(name), ExitStack() as held:
@@ -73,7 +74,7 @@ def run(name: str, body: Body, words: Sequence[str] | None, stopped: str) -> int
 
 @contextmanager
 def warning_lines(name: str) -> Iterator[None]:
-    """Print a warning as one line, without its place in the source."""
+    """Print warnings as one line, without file name and line number."""
 
     def one_line(message: Warning | str, *_place: object, **_line: object) -> str:
         return f"{name}: warning: {message}\n"

@@ -11,7 +11,8 @@ from pyro_vae.runs.evaluation.checks import CHECKS
 from pyro_vae.runs.evaluation.estimators import ESTIMATORS, SLOW_DATA, Estimation
 from pyro_vae.runs.evaluation.subject import Request
 
-#: Names for the help texts: estimators and checks with a phrase each, and the estimators that read an option.
+#: Names that help texts list: estimators and checks, each with a short description; and for each option, the estimators that
+#: use the option.
 NAMES = {
     "estimator": [f"{name} ({row.help})" for name, row in ESTIMATORS.items()],
     "checks": [f"{name} ({row.help})" for name, row in CHECKS.items()],
@@ -71,15 +72,17 @@ class Arguments:
     """Print the version and exit."""
 
     def request(self) -> Request:
-        """The evaluation that these values ask for.
+        """The evaluation that these arguments describe.
 
         Raises:
-            ValueError: If a name is unknown, or two values exclude each other.
+            ValueError: If the estimator is unknown, or ``num_samples`` is given together with ``target_se`` or with an
+                estimator that does not use it.
         """
         row = lookup("estimator", self.estimator, ESTIMATORS)
         if self.num_samples is not None and (self.target_se is not None or "num_samples" not in row.options):
-            other = "--target-se, which chooses them" if self.target_se is not None else f"--estimator {self.estimator}"
-            raise ValueError(f"num_samples: expected without {other}, got both; drop one.")
+            if self.target_se is not None:
+                raise ValueError("num_samples: --target-se chooses the number of samples; remove one of the two flags.")
+            raise ValueError(f"num_samples: has no effect with --estimator {self.estimator}; remove --num-samples.")
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Estimation)}
         if self.num_samples is None:
             del shared["num_samples"]

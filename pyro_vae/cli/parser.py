@@ -1,7 +1,7 @@
 """The command-line parser: argparse, built from the fields of dataclasses.
 
-Each field is a flag: its type says how a value is read, and the string below it is the help. A field that holds a
-dataclass is a group of flags.
+Each field is a flag. The type of the field determines how a value is read, and the string below the field is the help text.
+A field that holds a dataclass is a group of flags.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
-#: Values of flags, by field.
+#: Values of the flags that were given, by the name of the field.
 Values = dict[str, Any]
 
-#: How help and errors name the types of values.
+#: Names of the types of values, in help texts and in errors.
 METAVARS = {int: "N", float: "X", str: "WORD", Path: "PATH"}
 NOUNS = {int: "a whole number", float: "a number", str: "a word", Path: "a path"}
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help that never breaks a flag or a name at its hyphens."""
+    """A help formatter that does not break lines at hyphens."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` of dataclasses that raises ``ValueError`` for what it cannot read.
+    """An ``ArgumentParser`` built from a dataclass; errors raise ``ValueError``.
 
     Args:
         default: A dataclass; its values are the defaults that ``--help`` shows.
-        prog: The command, as it is typed.
+        prog: The command as the user types it.
         description: The text of ``--help`` above the flags.
-        names: Known names by field, for each ``{names}`` in a help text.
+        names: For each field, the names that replace ``{names}`` in the field's help text.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             exit_on_error=False,
         )
-        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # -1e-3 is a value, too
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # argparse would take -1e-3 for a flag
         self.add_argument(
             "-h", "--help", action="store_true", default=argparse.SUPPRESS, help="Print this help and exit."
         )
@@ -91,17 +91,20 @@ class Parser(argparse.ArgumentParser):
                 self.flags += add(f"--{name.replace('_', '-')}", dest=name, **options).option_strings
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse has to say, in one sentence."""
+        """Raise argparse's message as a ``ValueError``, in one sentence."""
         raise ValueError(message if message.endswith(("?", ".")) else f"{message}; see --help.")
 
     def read(self, words: Sequence[str]) -> Values:
-        """Read the words of a command line.
+        """Read command-line arguments.
+
+        Args:
+            words: The arguments.
 
         Returns:
-            The values of the fields that the words set, and ``help`` if it was asked for.
+            The values of the flags that are given, by field; with ``--help``, also ``help``.
 
         Raises:
-            ValueError: If a flag is unknown, or its value is not of the right type.
+            ValueError: If a flag is unknown, or a value has the wrong type.
         """
         words = [re.sub(r"^--[^=]*", lambda flag: flag[0].replace("_", "-"), word) for word in words]
         try:
@@ -113,13 +116,13 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(flag, self.flags, n=1)
             if not flag.startswith("-"):
                 self.error(f"unexpected word {word!r}: expected flags and their values")
-            hint = f"did you mean {near[0]}?" if near else "leave it out."
-            self.error(f"unrecognized flag {flag}: expected one of those that --help shows; {hint}")
+            hint = f"did you mean {near[0]}?" if near else "see --help for all flags."
+            self.error(f"unrecognized flag {flag}; {hint}")
         return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
 
 
 def fill(default: T, values: Values) -> T:
-    """Replace fields of nested dataclasses by the values of the same name."""
+    """Replace fields of nested dataclasses by the values with their names."""
     changes = {}
     for field in dataclasses.fields(default):
         value = getattr(default, field.name)
@@ -142,14 +145,17 @@ def parse(
     """Read a command line; with ``--help``, print the help and exit.
 
     Args:
-        default: A dataclass of values, or of dataclasses, each a group of flags; the value of flags that are not given.
-        words: The words.
-        prog: The command, as it is typed.
+        default: A dataclass with the default of each flag. A field that holds a dataclass is a group of flags.
+        words: The command-line arguments.
+        prog: The command as the user types it.
         description: The text of ``--help`` above the flags.
-        names: Known names by field, for each ``{names}`` in a help text.
+        names: For each field, the names that replace ``{names}`` in the field's help text.
+
+    Returns:
+        The dataclass, with the values of the flags that are given.
 
     Raises:
-        ValueError: If a flag is unknown, or its value is not of the right type.
+        ValueError: If a flag is unknown, or a value has the wrong type.
     """
     parser = Parser(default, prog, description, names)
     values = parser.read(words)
@@ -160,9 +166,9 @@ def parse(
 
 
 def _help_texts(cls: type) -> dict[str, str]:
-    """The strings below the fields of a dataclass and its bases.
+    """Return the strings below the fields of a dataclass and its bases.
 
-    Empty if the source is not installed.
+    The result is empty if the source code is not available.
     """
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
@@ -180,7 +186,7 @@ def _help_texts(cls: type) -> dict[str, str]:
 def _with_default(text: str, value: object) -> str:
     """Add the default to a help text.
 
-    The text says what None, an empty word or no value means: ``"Folder; default: a new one."``.
+    If the default is None or empty, the text itself explains it: ``"Folder; default: a new one."``.
     """
     sentence, _, meaning = text.removesuffix(".").partition("; default: ")
     if isinstance(value, bool):
@@ -193,7 +199,7 @@ def _with_default(text: str, value: object) -> str:
 
 
 def _reading(hint: object) -> dict[str, object]:
-    """The options of ``add_argument`` for values of a type."""
+    """Return the options of ``add_argument`` for values of a type."""
     if typing.get_origin(hint) is tuple:
         return {"nargs": "*"} | _reading(typing.get_args(hint)[0])
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from pyro_vae.system import devices
 
-#: ASCII in place of the letters that the package prints.
+#: ASCII replacements of the other letters that the package prints.
 ASCII = {
     "±": "+/-",
     "×": "x",
@@ -39,19 +39,23 @@ ASCII = {
 }
 
 
-#: Errors for which a command prints a sentence instead of a traceback, see :func:`sentence`.
+#: Errors for which a command prints one sentence instead of a traceback, see :func:`sentence`.
 ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 
 
 def sentence(error: Exception, *others: type[Exception]) -> str:
-    """Sentence for the user about an error of ``ERRORS``.
+    """Return the message that a command prints for an error.
 
     Args:
-        error: An error of the input or of the device.
-        *others: Types that mean a bug here, unless the device caused the error; as ``RuntimeError`` and ``MemoryError`` do.
+        error: An error of a type in ``ERRORS``.
+        *others: Types of errors that mean a bug, in addition to ``RuntimeError`` and ``MemoryError``. If the device caused
+            the error, it is not a bug.
+
+    Returns:
+        The explanation of a device error, or the error's own message.
 
     Raises:
-        Exception: The error itself, if it is a bug.
+        Exception: The error itself, if it means a bug.
     """
     if (explanation := devices.explain_device_error(error)) is not None:
         return explanation
@@ -62,10 +66,10 @@ def sentence(error: Exception, *others: type[Exception]) -> str:
 
 @contextlib.contextmanager
 def any_encoding() -> Iterator[None]:
-    """Print letters that the terminal's encoding lacks in ASCII; also a decorator.
+    """Replace letters that the terminal cannot print by ASCII.
 
-    Bytes of file names that are not text are printed unchanged. If the reader of the output closes it, the process ends
-    without a traceback and with the exit code of a broken pipe.
+    The context manager is also a decorator. Bytes of a file name that are not text are printed unchanged. If the process that
+    reads the output closes the pipe, the command ends without a traceback, with the exit code of a broken pipe.
     """
     codecs.register_error("pyro_vae.ascii", _in_ascii)
     with contextlib.ExitStack() as after:
@@ -90,7 +94,7 @@ BROKEN_PIPE = 141
 
 
 def _drop_output() -> None:
-    """Discard buffered output, with which Python would fail again at exit."""
+    """Discard buffered output, since Python would fail again at exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -107,6 +111,6 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def versions() -> str:
-    """Text of ``--version``: the versions of the package, Python, torch and Pyro."""
+    """Return the text of ``--version``: package, Python, torch and Pyro."""
     python = ".".join(map(str, sys.version_info[:3]))
     return f"pyro_vae {version('pyro-vae')} (Python {python}, torch {version('torch')}, Pyro {version('pyro-ppl')})"

@@ -1,6 +1,6 @@
-"""The flags of ``python -m pyro_vae.train`` and the defaults beneath them.
+"""The flags of ``python -m pyro_vae.train`` and their defaults.
 
-The defaults are those of the model, a file (``--config``) or a run (``--resume``).
+Defaults come from the model, from a file (``--config``), or from the run to resume (``--resume``).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pyro_vae.runs.config import Config, DataConfig, EvaluateConfig, ModelConfig
 from pyro_vae.runs.directory import Checkpoint, RunDirectory, resuming
 from pyro_vae.schedules import RAMPS
 
-#: Keys in which a resumed run may differ from the run as it began.
+#: Keys of the configuration that may be changed when a run is resumed.
 FREE = frozenset(
     {"epochs", "patience", "num_samples", "num_workers", "data_dir", "download", "check_every", "compile_draws"}
 )
 
-#: Flags that set the weight of the KL, in place of a model's default.
+#: Flags that set the KL weight. If one is given, the model's default of ``beta`` does not apply.
 SETS_BETA = frozenset({"beta_sweep", *(name for name, control in CONTROLS.items() if not control.kind.takes_beta)})
 
-#: The names that a flag takes, from the registries.
+#: For each flag, the names that it accepts, from the registries.
 NAMES: dict[str, Iterable[str]] = {
     "dataset": NAMED,
     "binarize": BINARIZE,
@@ -52,7 +52,7 @@ NAMES: dict[str, Iterable[str]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """The command itself: where it writes, computes and prints."""
+    """The command itself: its folder, device and output."""
 
     run_dir: Path | None = None
     """Folder for the run's files; default: a new one under runs/."""
@@ -88,17 +88,17 @@ class Arguments:
 
 
 def read(words: Sequence[str], description: str | None = None) -> Values:
-    """Read the flags, or print the help they ask for and exit.
+    """Read the flags; with ``--help``, print the help and exit.
 
     Args:
-        words: The words of the command line.
+        words: The command-line arguments.
         description: The text of ``--help`` above the flags.
 
     Returns:
         The values of the flags that are given, by field.
 
     Raises:
-        ValueError: If a flag is unknown, or its value is not of the right type.
+        ValueError: If a flag is unknown, or a value has the wrong type.
     """
     given = _parser(Arguments(), description).read(words)
     if given.pop("help", False):
@@ -112,21 +112,22 @@ def _parser(default: Arguments, description: str | None) -> Parser:
 
 
 def complete(given: Values) -> tuple[Config, Options, Checkpoint | None]:
-    """Complete the flags by the defaults beneath them.
+    """Fill in the defaults of the flags that are not given.
 
     Args:
-        given: The flags, see :func:`read`.
+        given: The values of the given flags, from :func:`read`.
 
     Returns:
-        The configuration, the options, and the checkpoint to resume from or None.
+        The configuration, the options of the command, and the checkpoint to resume from, or None.
 
     Raises:
-        ValueError: If the run or file cannot be read, or a resumed run is changed in other keys than ``FREE``.
+        ValueError: If the run or the file cannot be read, or the configuration of a resumed run differs in a key that is not
+            in ``FREE``.
     """
     folder, file, checkpoint = given.get("resume"), given.get("config"), None
     if folder is not None and file is not None:
         raise ValueError(
-            "--config: expected without --resume, which takes the settings of that run, got both; drop one."
+            "--config: cannot be combined with --resume, which uses the settings of the run; remove one of the two flags."
         )
     if folder is not None:
         checkpoint, before = RunDirectory(folder).begun()
@@ -146,22 +147,27 @@ def complete(given: Values) -> tuple[Config, Options, Checkpoint | None]:
 
 
 def parse(words: Sequence[str]) -> tuple[Config, Options, Checkpoint | None]:
-    """:func:`read` and :func:`complete` a command line."""
+    """Read a command line and fill in the defaults."""
     return complete(read(words))
 
 
 def check_resumed(config: Config, before: Config, folder: Path) -> None:
     """Refuse to resume a run with another configuration.
 
-    A file or folder of data may have moved: it is compared when it is read.
+    A user's own file or folder of data may have a new path. Its data are compared when they are read.
+
+    Args:
+        config: The configuration of the resumed run.
+        before: The configuration with which the run was started.
+        folder: Folder of the run, for the error.
 
     Raises:
-        ValueError: If something else than ``FREE`` differs.
+        ValueError: If a key differs that is not in ``FREE``.
     """
     named = {config.data.dataset, before.data.dataset} & NAMED.keys()
     if changed := config.differences(before, FREE if named else FREE | {"dataset"}):
         raise ValueError(
-            f"{resuming(folder)}: expected the configuration of that run, got {', '.join(changed)}; leave these flags out, or "
+            f"{resuming(folder)}: expected the configuration of that run, got {', '.join(changed)}; remove these flags, or "
             "start a new run."
         )
 
@@ -171,7 +177,7 @@ def _arguments(config: Config) -> Arguments:
 
 
 def _model_defaults(given: Values) -> Arguments:
-    """The defaults of the flags with the model that is given."""
+    """Return the defaults of the flags for the model that is given."""
     model = given.get("model", ModelConfig.model)
     defaults = model_settings(model)
     if SETS_BETA & given.keys():
@@ -182,7 +188,7 @@ def _model_defaults(given: Values) -> Arguments:
     )
     if defaults:
         raise ValueError(
-            f"model {model}: expected `defaults` for flags of the data and of training, got {next(iter(defaults))!r}; correct "
+            f"model {model}: expected only flags of data and training in `defaults`, got {next(iter(defaults))!r}; correct "
             "the class."
         )
     try:
@@ -193,7 +199,7 @@ def _model_defaults(given: Values) -> Arguments:
 
 
 def _located(data: DataConfig) -> DataConfig:
-    """Make paths absolute, for a run that is resumed from another folder."""
+    """Make paths absolute, for a resume from another working folder."""
     path = data.dataset not in NAMED and is_path(data.dataset)
     return dataclasses.replace(
         data,

@@ -30,10 +30,10 @@ class Session:
     """Settings that all runs of one command share.
 
     Attributes:
-        device: The device.
-        device_text: Its description.
+        device: Device of the runs.
+        device_text: Description of the device.
         console: Prints lines and progress bars.
-        signals: Signals, with which training waits for the end of a step.
+        signals: Handler that delays signals until the end of a training step.
     """
 
     device: torch.device
@@ -42,15 +42,15 @@ class Session:
     signals: Signals
 
     def run(self, config: Config, options: Options, checkpoint: Checkpoint | None = None) -> None:
-        """Train, evaluate and draw one run.
+        """Train one run, evaluate it, and draw its pictures.
 
         Args:
-            config: The configuration.
-            options: Names the folder of the run.
-            checkpoint: The checkpoint to resume from.
+            config: The configuration of the run.
+            options: The options of the command, which name the folder of the run.
+            checkpoint: The checkpoint to resume from; None for a new run.
 
         Raises:
-            Exit: If the input is wrong, training fails, or a signal stops it.
+            Exit: If the input is wrong, training fails, or a signal stops the run.
         """
         with ExitStack() as held:
             with input_errors():
@@ -65,7 +65,7 @@ class Session:
         try:
             with self.signals.deferred():
                 history, seconds = pipeline.train(plan, directory, self.console, self.signals)
-                pipeline.load_libraries()  # an import that is broken off could leave a library half loaded
+                pipeline.load_libraries()  # an interrupted import could leave a library half loaded
             if (caught := parallel.first_given(self.signals.caught)) is not None:
                 raise Interrupted(caught)
             pipeline.finish(plan, history, directory, seconds, self.console)
@@ -73,7 +73,10 @@ class Session:
             number = signal_of(stop)
             raise Exit(f"stopped by {number.name} {_where(history, directory)}", 128 + number) from None
         except BrokenPipeError:
-            print(f"pyro_vae.train: the reader of the output has closed it. {_kept(directory)}", file=sys.stderr)
+            print(
+                f"pyro_vae.train: the process that reads the output has closed the pipe. {_kept(directory)}",
+                file=sys.stderr,
+            )
             raise
         except (NonFiniteLossError, parallel.JobError) as error:
             raise Exit(f"{error} {_kept(directory)}", 1) from None
@@ -85,7 +88,7 @@ class Session:
 
 
 def _shared_directory(plan: Plan, options: Options, held: ExitStack) -> RunDirectory:
-    """The run's folder: the main process claims it and tells the others."""
+    """Claim the run's folder on rank 0; return it on all ranks."""
     claimed = None
     with parallel.shared_errors():
         if parallel.world().is_main:
@@ -105,7 +108,7 @@ def _directory(plan: Plan, options: Options) -> Iterator[RunDirectory]:
     if options.run_dir is not None or options.overwrite:
         flag = "--overwrite" if options.overwrite else "--run-dir"
         raise ValueError(
-            f"{flag}: expected without --resume, which writes to the run's own folder, got both; drop one."
+            f"{flag}: cannot be combined with --resume, which writes to the run's own folder; remove one of the two flags."
         )
     directory = RunDirectory(options.resume)
     directory.reopen(plan.disk_bytes)
@@ -113,12 +116,12 @@ def _directory(plan: Plan, options: Options) -> Iterator[RunDirectory]:
 
 
 def _where(history: History | None, directory: RunDirectory) -> str:
-    """Where a signal stopped the run, and what is saved."""
+    """Describe where a signal stopped the run, and what is saved."""
     resume = resuming(directory.path)
     if history is None:
         return f"at once. {_kept(directory)}" + ("" if _has_checkpoint(directory) else f" {resume} begins again.")
     if history.stopped_by != "interrupted":
-        return f"after training: all of it is saved; for figures and pictures go on with {resume}"
+        return f"after training: the trained model is saved; for results and pictures go on with {resume}"
     whole = history.rows[-1]["step"] if history.rows else 0
     where = f"after epoch {len(history)}" if history.steps == whole else f"in epoch {len(history) + 1}"
     return f"{where}, step {history.steps}: saved; go on with {resume}"

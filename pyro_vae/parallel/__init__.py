@@ -1,6 +1,6 @@
-"""Several processes, started by ``torchrun``, that train or evaluate as one.
+"""Data-parallel training and evaluation by the processes of a ``torchrun`` job.
 
-In a process that no launcher has started there is one rank, and nothing here costs anything.
+A process that was not started by a launcher is the only rank, and the functions of this package then cost nothing.
 """
 
 from pyro_vae.parallel.collectives import (

@@ -1,6 +1,6 @@
-"""Collectives: objects, tensors and errors shared by all ranks.
+"""Collectives: exchange of objects, tensors and errors between all ranks.
 
-Every rank calls them in the same order.
+Every rank must call these functions in the same order.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _SHARED = "_pyro_vae_shared"
 
 
 class JobError(ConnectionError):
-    """A process of the job is gone, or has other parameters."""
+    """The error for a lost process, or parameters that differ between ranks."""
 
 
-# Objects and errors. A rank that fails sends a Failure in place of its next object, and then all ranks raise it.
+# Objects and errors. A rank that fails sends a Failure instead of its next object. All other ranks then raise this error.
 
-#: Errors of input or of the machine: the other ranks raise them with the number of the rank on which they arose.
+#: Errors of the input or of the machine. Other ranks raise such an error with the number of the failed rank.
 _PLAIN = (ValueError, TypeError, OSError, MemoryError, RuntimeError)
 
 
@@ -38,8 +38,8 @@ class Failure(NamedTuple):
     """An error in a form that every rank can rebuild: ``make(*args)``.
 
     Attributes:
-        make: The type of the error, or a function that makes it.
-        args: Its arguments.
+        make: The type of the error, or a function that returns the error.
+        args: Arguments of ``make``.
     """
 
     make: Callable[..., Exception]
@@ -49,7 +49,7 @@ class Failure(NamedTuple):
     def of(cls, error: Exception) -> Failure:
         """Describe an error.
 
-        One of the package is rebuilt exactly, any other as a built-in type with its text.
+        An error class of this package is rebuilt exactly. Any other error becomes a built-in type with the same message.
         """
         plain = next((kind for kind in _PLAIN if isinstance(error, kind)), RuntimeError)
         if type(error).__module__.startswith("pyro_vae.") and plain is RuntimeError:
@@ -59,7 +59,7 @@ class Failure(NamedTuple):
         return cls(plain, (text,))
 
     def error(self, rank: int) -> Exception:
-        """Rebuild the error of ``rank``, as the other ranks raise it."""
+        """Rebuild the error of the failed rank ``rank`` for another rank."""
         error = self.make(f"rank {rank}: {self.args[0]}") if self.make in _PLAIN else self.make(*self.args)
         error.__dict__[_SHARED] = True
         return error
@@ -75,8 +75,8 @@ def all_gather(value: T) -> list[T]:
         The objects of all ranks, in the order of the ranks.
 
     Raises:
-        JobError: If a rank is gone.
-        Exception: The error that a rank has shared, see :func:`share_error`.
+        JobError: If the connection to another rank is lost.
+        Exception: The error that another rank has sent by :func:`share_error`.
     """
     if world().size == 1:
         return [value]
@@ -101,14 +101,14 @@ def _job_errors() -> Iterator[None]:
         yield
     except (RuntimeError, EOFError) as error:
         reason = re.sub(r"^\[.*?\] *", "", first_line(error)).split(". ")[0]
-        raise JobError(f"rank {world().rank}: another process of the job is gone ({reason}).") from error
+        raise JobError(f"rank {world().rank}: lost the connection to another process of the job ({reason}).") from error
 
 
 @contextlib.contextmanager
 def shared_errors() -> Iterator[None]:
-    """Raise an error of one rank on all ranks.
+    """Raise an error inside the context on all ranks.
 
-    Without an error, all ranks leave the block together.
+    Without an error, all ranks wait for each other at the end of the context.
     """
     if world().size == 1:
         yield
@@ -127,45 +127,45 @@ def shared_errors() -> Iterator[None]:
 def share_error(error: Exception) -> None:
     """Send an error to the other ranks.
 
-    They raise it at their next :func:`all_gather`.
+    The other ranks raise this error at their next :func:`all_gather`.
     """
     error.__dict__[_SHARED] = True
     _all_gather(Failure.of(error))
 
 
 def is_shared(error: Exception) -> bool:
-    """Return True if all ranks know this error."""
+    """Return True if this error was already sent to all ranks."""
     return _SHARED in error.__dict__
 
 
 def set_device(device: torch.device) -> None:
-    """Set this process's device; all ranks must use one kind.
+    """Set this process's device; all ranks must use one kind of device.
 
     Raises:
-        ValueError: If the kinds differ.
+        ValueError: If ranks use different kinds of devices.
     """
     if world().size == 1:
         return
     kinds = all_gather(device.type)
     if len(set(kinds)) > 1:
         raise ValueError(
-            f"device: expected one kind for all processes, got {', '.join(f'{k} on rank {r}' for r, k in enumerate(kinds))}; "
-            "use --device cpu."
+            "device: expected the same kind of device on all ranks, got "
+            f"{', '.join(f'{k} on rank {r}' for r, k in enumerate(kinds))}; use --device cpu."
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def first_given(value: T | None) -> T | None:
-    """Return the first value that is not None, over all ranks."""
+    """Return the value of the lowest rank whose value is not None."""
     return next((other for other in all_gather(value) if other is not None), None)
 
 
 @contextlib.contextmanager
 def local_main_first() -> Iterator[None]:
-    """Let local rank 0 of each machine run the block first.
+    """Run the context on local rank 0 of each machine first.
 
-    For example, it downloads the files that the others then find.
+    For example, local rank 0 downloads files, and the other ranks of its machine then find these files.
     """
     if world().size > 1 and world().local_rank != 0:
         all_gather(None)
@@ -189,16 +189,16 @@ def local_batches(x: Sliceable[Batch], size: int, seed: int) -> Iterator[Batch |
 
     Batch i goes to rank i modulo the number of ranks.
 
-    In a job each batch has its own stream of random numbers, so the figures do not depend on the number of ranks. The
-    first batch has the stream with which a single process begins.
+    With several ranks, each batch has its own stream of random numbers, so the results do not depend on the number of ranks.
+    The stream of the first batch is the one with which a single process starts.
 
     Args:
-        x: Data.
+        x: All data to evaluate.
         size: Batch size.
-        seed: Seed of the draws; the caller restores the generators.
+        seed: Seed of the streams. The caller restores the generators.
 
     Yields:
-        Batches; None where this rank has one fewer than others, so that every rank gets equally many.
+        A batch of this rank; or None at the end, if other ranks have one batch more. Every rank gets the same number of items.
     """
     if world().size == 1:
         for start in range(0, len(x), size):
@@ -216,7 +216,8 @@ def local_indices(count: int) -> Iterator[int | None]:
     Index i goes to rank i modulo the number of ranks.
 
     Yields:
-        Indices; None where this rank has one fewer than others, so that every rank gets equally many.
+        An index of this rank; or None at the end, if other ranks have one index more. Every rank gets the same number of
+        items.
     """
     for number in range(world().rank, math.ceil(count / world().size) * world().size, world().size):
         yield number if number < count else None
@@ -226,7 +227,10 @@ def merge_batches(parts: Sequence[T]) -> list[T]:
     """Gather the results of all ranks, in the order of the data.
 
     Args:
-        parts: This rank's results, one for each batch that :func:`local_batches` or :func:`local_indices` gave it.
+        parts: This rank's results, one for each item of :func:`local_batches` or :func:`local_indices` that is not None.
+
+    Returns:
+        The results for all batches or indices, on every rank.
     """
     if world().size == 1:
         return list(parts)
@@ -234,14 +238,14 @@ def merge_batches(parts: Sequence[T]) -> list[T]:
     return [ranks[i % world().size][i // world().size] for i in range(sum(map(len, ranks)))]
 
 
-# Tensors, of the same shape on every rank.
+# Tensors. Each tensor has the same shape on every rank.
 
 
 def all_reduce_sum(tensor: Tensor) -> None:
     """Replace this rank's tensor by the sum over all ranks, in place.
 
     Raises:
-        JobError: If a rank is gone.
+        JobError: If the connection to another rank is lost.
     """
     with _job_errors():
         dist.all_reduce(tensor)
@@ -249,10 +253,10 @@ def all_reduce_sum(tensor: Tensor) -> None:
 
 @torch.no_grad()
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Replace this rank's tensors by those of rank 0, in place.
+    """Replace this rank's tensors by the tensors of rank 0, in place.
 
     Raises:
-        JobError: If a rank is gone.
+        JobError: If the connection to another rank is lost.
     """
     for tensor in tensors:
         whole = tensor.detach().contiguous()

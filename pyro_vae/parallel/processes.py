@@ -1,4 +1,4 @@
-"""A process in a job of ``torchrun``: rank, output, device, random numbers."""
+"""A process of a ``torchrun`` job: rank, output, device and random numbers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class World:
     """The rank of a process, and the size of its job.
 
     Attributes:
-        rank: Number of this process, from 0.
-        size: Number of processes.
+        rank: Number of this process in the job, from 0.
+        size: Number of processes in the job.
         local_rank: Number of this process on its machine, from 0.
     """
 
@@ -39,16 +39,16 @@ class World:
         return self.rank == 0
 
     def rows(self, total: int) -> int:
-        """Return the number of this rank's rows of a batch of ``total``.
+        """Return this rank's number of rows in a batch of ``total`` rows.
 
-        Ranks differ by at most one row.
+        The numbers of two ranks differ by at most 1.
         """
         return (self.rank + 1) * total // self.size - self.rank * total // self.size
 
     def share(self, batch: Tensor) -> Tensor:
         """Return this rank's rows of a batch.
 
-        Without any, it returns the first row, which then gets weight 0.
+        If the batch has no row for this rank, the first row of the batch is returned; the caller gives this row weight 0.
         """
         start = self.rank * len(batch) // self.size
         return batch[start : start + self.rows(len(batch))] if self.rows(len(batch)) else batch[:1]
@@ -61,17 +61,17 @@ _world = World()
 
 
 def world() -> World:
-    """Return rank and job size of this process.
+    """Return the rank and the job size of this process.
 
-    Inside :func:`process_group` they are those of the launcher, else 0 and 1.
+    Inside :func:`process_group`, the launcher has set both. Outside, the rank is 0 and the size is 1.
     """
     return _world
 
 
 def launcher_world() -> World:
-    """Return the rank and job size that the launcher has set.
+    """Return the rank and the job size that the launcher has set.
 
-    They are known before the process group exists.
+    Unlike :func:`world`, this works before the process group exists.
     """
     if not all(os.environ.get(name) for name in VARIABLES) or not dist.is_available():
         return World()
@@ -80,14 +80,14 @@ def launcher_world() -> World:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[World]:
-    """Join the job of the launcher.
+    """Join the launcher's job inside the context.
 
-    Inside, ``pyro_vae.fit`` shares its batches among all processes.
+    Inside the context, ``pyro_vae.fit`` splits every batch among all processes.
 
-    Without a launcher, or with one process, it does nothing. It uses an existing process group and leaves it open.
+    Without a launcher, or with only one process, nothing happens. An existing process group is used and stays open.
 
     Yields:
-        Rank and job size of this process.
+        The rank and the job size of this process.
     """
     global _world
     place = launcher_world()
@@ -104,18 +104,16 @@ def process_group() -> Iterator[World]:
     finally:
         _world = before
         if ours:
-            with contextlib.suppress(RuntimeError):  # another process is gone
+            with contextlib.suppress(RuntimeError):  # another process has already ended
                 dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def only_main_prints() -> Iterator[None]:
-    """Let only rank 0 of a job print inside; ignore signals afterwards.
+    """Silence all ranks except rank 0 inside the context.
 
-    Afterwards each process ignores SIGTERM and SIGINT.
-
-    ``torchrun`` sends these signals as soon as one process has left with an error. By then all processes have agreed to
-    leave, and end by themselves.
+    After the context, every process of the job ignores SIGTERM and SIGINT. ``torchrun`` sends these signals as soon as one
+    process has ended with an error. At that time, all processes already know the error and end by themselves.
     """
     place = launcher_world()
     if place.size == 1:
@@ -137,17 +135,24 @@ def only_main_prints() -> Iterator[None]:
 def device_name(text: str) -> str:
     """Resolve ``--device`` for this process of a job.
 
-    It is the CUDA device of the local rank, or the CPU.
+    A process of a job uses the CUDA device with the number of its local rank, or the CPU.
+
+    Args:
+        text: The value of ``--device``.
+
+    Returns:
+        A name for :func:`pyro_vae.system.devices.resolve_device`. Outside a job, this is ``text``.
 
     Raises:
-        ValueError: If it is ``cuda:N``, which all processes would share, or ``mps``, which has no collectives.
+        ValueError: In a job, if ``text`` is ``cuda:N``, which all processes would share, or ``mps``, which has no
+            collectives.
     """
     if _world.size == 1:
         return text
     if re.fullmatch(r"cuda:\d+", text):
         raise ValueError(
-            f"device: expected auto, cuda or cpu for a job of {_world.size} processes, got {text!r}; use --device cuda: "
-            "each process takes the CUDA device of its local rank."
+            f"device: expected auto, cuda or cpu for a job of {_world.size} processes, got {text!r}; use --device cuda, which "
+            "gives each local rank its own GPU."
         )
     if text == "mps":
         raise ValueError(
@@ -159,13 +164,13 @@ def device_name(text: str) -> str:
 
 
 def stream_seed(seed: int, number: int | None = None) -> int:
-    """Return the seed of one of many streams of random numbers.
+    """Return the seed of a numbered stream of random numbers.
 
-    That of stream 0 is ``seed`` itself.
+    Stream 0 has the seed ``seed`` itself.
 
     Args:
         seed: The seed of the run.
-        number: Number of the stream; None for this rank's.
+        number: Number of the stream; None for the rank of this process.
     """
     number = _world.rank if number is None else number
     if number == 0:

@@ -1,4 +1,4 @@
-"""Label counts and means over the batch of all processes."""
+"""Label counts and means over a batch split among all processes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ _active: WholeBatch | None = None
 
 
 class WholeBatch:
-    """Size, number of labels and means of the batch of all processes.
+    """A batch split among all processes: its size, labels and means.
 
-    The counts are tensors that are changed in place, so that a captured graph sees each step's.
+    The counts are tensors that are changed in place. A captured graph therefore sees the counts of the current training
+    step.
 
     Args:
         device: Device of the counts.
-        mean: Returns the mean over the whole batch, given the mean of this process's data and the sum of their weights.
+        mean: Function that returns the mean over the whole batch. Its arguments are the mean over this process's data, and
+            the sum of the weights of these data.
     """
 
     def __init__(self, device: torch.device, mean: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -27,7 +29,7 @@ class WholeBatch:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, :func:`batch_counts` and :func:`batch_mean` are those of the whole batch."""
+        """Let :func:`batch_counts` and :func:`batch_mean` use the whole batch inside."""
         global _active
         before, _active = _active, self
         try:
@@ -36,10 +38,10 @@ class WholeBatch:
             _active = before
 
     def set_labels(self, y: Tensor) -> None:
-        """Set the labels of the next whole batch.
+        """Count the labels of the next batch, over all processes.
 
         Args:
-            y: Shape ``(B,)``, int64, -1 where unknown.
+            y: Labels of the whole batch, shape ``(B,)``, int64, -1 where unknown.
         """
         self.size.fill_(len(y))
         self.labelled.copy_((y >= 0).sum())
@@ -48,27 +50,30 @@ class WholeBatch:
 def batch_counts(known: Tensor) -> tuple[int | Tensor, Tensor]:
     """Return the size of the batch and its number of labels.
 
-    In a shared step they are those of all processes together.
+    Inside :meth:`WholeBatch.active`, both count the data of all processes.
 
     Args:
-        known: True for each of this process's data that has a label, shape ``(B,)``, bool.
+        known: True for each datum of this process that has a label, shape ``(B,)``, bool.
 
     Returns:
-        Size of the batch, and number of labels as a 0-dim tensor.
+        The size of the batch, and the number of labels as a 0-dim tensor.
     """
     return (len(known), known.sum()) if _active is None else (_active.size, _active.labelled)
 
 
 def batch_mean(local: Tensor, scale: Tensor) -> Tensor:
-    """Return the mean over the batch of all ranks, given this rank's.
+    """Return the mean over the whole batch from this rank's mean.
 
-    Outside a shared step it is ``local`` itself.
+    Outside :meth:`WholeBatch.active`, this is ``local`` itself.
 
-    Within a shared step it is a collective. Its gradient is that of ``local``: multiplied by a rank's weight and size, and
-    summed over ranks, it is the gradient of the whole mean.
+    Inside, this function is a collective, and its gradient is the gradient of ``local``. Each rank's gradient, multiplied by
+    the rank's weight and size, sums over ranks to the gradient of the mean over the whole batch.
 
     Args:
-        local: Mean over this rank's data, any shape, the same on every rank.
+        local: Mean over this rank's data, any shape, the same shape on every rank.
         scale: Sum of the weights of this rank's data, 0-dim.
+
+    Returns:
+        The mean over the whole batch, with the shape of ``local``.
     """
     return local if _active is None else _active.mean(local, scale)

@@ -1,1 +1,1 @@
-"""The process and the machine: files, signals, devices, threads; no statistics."""
+"""The process and the machine: files, signals, devices and threads."""

@@ -1,4 +1,4 @@
-"""A checksum of tensors, to tell data and parameters apart."""
+"""A checksum of tensors, used to compare data and parameters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """Return the CRC-32 of the bytes of all tensors in turn.
+    """Return the CRC-32 of the concatenated bytes of all tensors.
 
-    Shapes and types don't enter.
+    Shapes and dtypes do not affect the checksum.
 
     Args:
         tensors: Tensors on any device.

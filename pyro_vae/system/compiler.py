@@ -1,6 +1,6 @@
-"""The decision to compile a run.
+"""The decision to compile the training steps of a run.
 
-The machine must be able to, and the run long enough to repay it.
+Steps are compiled if the machine can compile them and the run is long enough to save time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-#: Length of eager training from which compiling is repaid, about the time it takes; seconds.
+#: Shortest eager training, in seconds, that is worth compiling: about the time that compiling takes.
 WORTH_SECONDS = 120.0
-#: Time of an eager step's Python, seconds, and flops a second: rough, so that the choice is the same on every machine.
+#: Python's share of an eager training step, in seconds, and flops per second of a CPU and a GPU. These numbers are rough and
+#: fixed, so that every machine makes the same choice.
 STEP_SECONDS, CPU_FLOPS, GPU_FLOPS = 1e-3, 1e11, 1e13
 
 _SOURCE = '#include <Python.h>\nextern "C" int pyro_vae_probe() { return PY_MAJOR_VERSION; }\n'
@@ -29,15 +30,15 @@ _SOURCE = '#include <Python.h>\nextern "C" int pyro_vae_probe() { return PY_MAJO
 def obstacle() -> str | None:
     """Return why this machine cannot compile a step; None if it can.
 
-    It compiles and loads one function, which takes a C++ compiler, Python's header and a temporary folder from which code
-    may be executed.
+    The check compiles and loads one function. This needs a C++ compiler, the header ``Python.h``, and a temporary folder
+    from which code may be executed.
     """
     compiler = shutil.which(_compiler_name())
     if compiler is None:
-        return f"there is no C++ compiler {_compiler_name()!r} (the environment variable CXX names another)"
+        return f"there is no C++ compiler {_compiler_name()!r} (set the environment variable CXX to another compiler)"
     include = sysconfig.get_paths()["include"]
     if not Path(include, "Python.h").is_file():
-        return f"there is no Python.h in {include} (a package such as python3-dev brings it)"
+        return f"there is no Python.h in {include} (install a package such as python3-dev)"
     root = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     try:
         if root is not None:
@@ -62,11 +63,11 @@ def _compiler_name() -> str:
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it says nothing"
+    return lines[-1].strip() if lines else "no error message"
 
 
 def worth_compiling(flops: float, device: torch.device) -> bool:
-    """Return True if compiling an evaluation is possible and repaid.
+    """Return True if compiling an evaluation is possible and saves time.
 
     Args:
         flops: Floating-point operations of the whole evaluation.
@@ -76,19 +77,19 @@ def worth_compiling(flops: float, device: torch.device) -> bool:
 
 
 def should_compile(asked: bool | None, steps: int, flops: float, device: torch.device) -> tuple[bool, str]:
-    """Decide whether to compile the steps of a run.
+    """Decide whether to compile the training steps of a run.
 
     Args:
-        asked: The user's choice; None for no choice.
-        steps: Number of steps of the run.
-        flops: Floating-point operations of one step.
+        asked: The user's choice (``--compile``); None to decide automatically.
+        steps: Number of training steps of the run.
+        flops: Floating-point operations of one training step.
         device: Device of the model.
 
     Returns:
-        The decision, and its reason in words, such as ``"steps compiled, as asked"``.
+        The decision, and its reason as text, such as ``"steps compiled, as asked"``.
 
     Raises:
-        ValueError: If the user asked for it and it is not possible here.
+        ValueError: If ``asked`` is True and this machine cannot compile.
     """
     if asked is False:
         return False, "steps not compiled, as asked"
@@ -100,8 +101,6 @@ def should_compile(asked: bool | None, steps: int, flops: float, device: torch.d
             return False, f"steps not compiled: not on {device.type}"
     if (reason := obstacle()) is not None:
         if asked:
-            raise ValueError(
-                f"compile: expected a machine that can compile steps, got one where {reason}; leave it out."
-            )
+            raise ValueError(f"compile: this machine cannot compile steps, since {reason}; remove --compile.")
         return False, f"steps not compiled: {reason}"
     return True, "steps compiled" + (", as asked" if asked else f": {steps:,} of this size repay it")

@@ -1,4 +1,4 @@
-"""The device of a run, and explanations of a device's own errors."""
+"""The device of a run, and explanations of device errors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ def resolve_device(text: str) -> tuple[torch.device, str]:
     """Resolve the text of ``--device``.
 
     Args:
-        text: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``auto`` is the first of CUDA, MPS and CPU that works.
+        text: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``auto`` selects the first working device of CUDA, MPS and
+            CPU.
 
     Returns:
         The device, and its description, such as ``"cpu (no GPU: this torch is built without CUDA)"``.
 
     Raises:
-        ValueError: If the name is unknown, or the device is missing or does not work.
+        ValueError: If ``text`` is no such name, or the device is missing or does not work.
     """
     if text == "cpu":
         return torch.device("cpu"), "cpu (as asked)"
@@ -39,11 +40,9 @@ def resolve_device(text: str) -> tuple[torch.device, str]:
         raise ValueError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {text!r}.")
     device = torch.device(text)
     if (reason := _missing(device)) is not None:
-        raise ValueError(
-            f"device: expected one that this machine has, got {text!r}, which is not there: {reason}; use --device cpu."
-        )
+        raise ValueError(f"device: this machine has no device {text!r}: {reason}; use --device cpu.")
     if (reason := _broken(device)) is not None:
-        raise ValueError(f"device: expected one that works, got {text!r}, which does not: {reason}; use --device cpu.")
+        raise ValueError(f"device: {text!r} does not work: {reason}; use --device cpu.")
     return device, _description(device)
 
 
@@ -56,7 +55,7 @@ def _best() -> tuple[torch.device, str]:
         if reason is None:
             return device, _description(device)
         reasons.append(reason)
-    # On a Mac the second reason says more, on every other machine the first.
+    # The reason for MPS is the useful one on a Mac, the reason for CUDA on other machines.
     return torch.device("cpu"), f"cpu (no GPU: {reasons[1] if torch.backends.mps.is_built() else reasons[0]})"
 
 
@@ -65,15 +64,15 @@ def _description(device: torch.device) -> str:
 
 
 def _missing(device: torch.device) -> str | None:
-    """Return why a device is missing; None if it is there."""
+    """Return why a device is missing; None if the machine has it."""
     if device.type == "mps":
         if torch.backends.mps.is_available():
             return None
         built = torch.backends.mps.is_built()
-        return "no Metal device found" if built else "this torch is built without MPS, which is for Apple's GPUs"
+        return "no Metal device found" if built else "this torch is built without MPS (Apple GPUs)"
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without CUDA"
-    with warnings.catch_warnings(record=True) as caught:  # for a broken driver torch only warns
+    with warnings.catch_warnings(record=True) as caught:  # torch only warns about a broken driver
         warnings.simplefilter("always")
         there = torch.cuda.is_available()
         count = torch.cuda.device_count() if there else 0
@@ -97,7 +96,7 @@ def _why_no_cuda(caught: list[Warning]) -> str:
 def _broken(device: torch.device) -> str | None:
     """Return why a device does not work; None if it does."""
     try:
-        with warnings.catch_warnings(record=True):  # for example that this GPU is too old for this torch
+        with warnings.catch_warnings(record=True):  # torch warns, for example, that a GPU is too old
             warnings.simplefilter("always")
             works = torch.ones(2, device=device).square().sum().item() == 2
     except (RuntimeError, AssertionError) as error:
@@ -106,28 +105,28 @@ def _broken(device: torch.device) -> str | None:
 
 
 def explain_device_error(error: BaseException) -> str | None:
-    """Explain an error of the device, and its remedy.
+    """Explain an error caused by the device, and name a remedy.
 
     Args:
-        error: An error of training or evaluation.
+        error: An error raised by training or evaluation.
 
     Returns:
-        One sentence; None for an error that the device did not cause.
+        The explanation, one sentence; None if the device did not cause the error.
     """
     if not isinstance(error, (RuntimeError, TypeError, MemoryError)):
         return None
     text, line = str(error), _torch_reason(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _FULL.search(text):
         other = "" if isinstance(error, MemoryError) or "CPU" in text else ", or use --device cpu"
-        return f"memory: expected enough of it, got: {line}; train with a smaller --batch-size{other}."
+        return f"memory: not enough memory: {line}; train with a smaller --batch-size{other}."
     if _LACKING.search(text):
-        return f"device: expected one that has every operation, got: {line}; use --device cpu."
+        return f"device: an operation is missing on this device: {line}; use --device cpu."
     if _FAILING.search(text):
-        return f"device: expected one that works, got: {line}; use --device cpu."
+        return f"device: the device does not work: {line}; use --device cpu."
     return None
 
 
 def _torch_reason(error: BaseException) -> str:
-    """Return the first sentence of torch's message, without its advice to developers."""
+    """Return the first sentence of torch's message, without advice to developers."""
     line = re.sub(r"^\[enforce fail at .*?\. ", "", first_line(error))
     return re.sub(r"(?<=[a-z0-9)'])\. .*", "", line).strip(" .")

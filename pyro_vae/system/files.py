@@ -1,4 +1,4 @@
-"""Files written whole, lock files, and folders for the output of runs."""
+"""Atomic writes, lock files, and folders for the output of runs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ from filelock import FileLock, Timeout
 #: Name of the lock file in the folder of a run.
 LOCK = ".lock"
 
-#: Date and time in the name of a folder.
+#: Format of the date and time in the name of a folder.
 CLOCK = "%Y%m%d-%H%M%S"
 
-#: Longest part of a folder's name that comes from the name of the run.
+#: Largest number of characters that a folder's name takes from the name of the run.
 NAME_LENGTH = 80
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by a whole new one.
+    """Write a file atomically, replacing an existing file.
 
-    At every moment either the old or the new one is there.
+    At every moment, ``path`` holds either the complete old content or the complete new content.
+
+    Args:
+        path: The file.
+        content: The new content.
+
+    Raises:
+        OSError: If the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,19 +42,19 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):  # the first error is the one to raise
+        with suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut.
+    """Flush a folder to the disk, against loss by a power failure.
 
-    Windows cannot open and sync folders.
+    Does nothing on Windows, which cannot open folders.
     """
     if hasattr(os, "O_DIRECTORY"):
-        with suppress(OSError):  # the file is in its place; some file systems cannot do more
+        with suppress(OSError):  # the file is already renamed; some file systems cannot sync folders
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(handle)
@@ -56,26 +63,31 @@ def _sync_folder(folder: Path) -> None:
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
-    """List the temporary files of a killed :func:`write_atomically`."""
+    """List temporary files that a killed :func:`write_atomically` has left.
+
+    Args:
+        folder: The folder to search.
+        names: Names of the files that were to be written.
+    """
     return [path for name in names for path in folder.glob(f".{name}.*.tmp")]
 
 
 @contextmanager
 def lock_file(path: Path, timeout: float = -1) -> Iterator[bool]:
-    """Hold a lock file, which other processes wait for.
+    """Hold a lock file inside the context; other processes wait.
 
-    It is free when the process ends, in whatever way.
+    The lock is released when the process ends, even if it is killed.
 
     Args:
         path: The lock file, removed at the end.
         timeout: Seconds to wait for another process; negative for no limit.
 
     Yields:
-        True; False where the file system has no locks.
+        True if the lock is held; False if the file system has no locks.
 
     Raises:
-        filelock.Timeout: If another process still holds it.
-        OSError: If the file cannot be written.
+        filelock.Timeout: If another process still holds the lock after ``timeout`` seconds.
+        OSError: If the lock file cannot be written.
     """
     with ExitStack() as stack:
         lock, held = FileLock(path, timeout=timeout), False
@@ -83,25 +95,26 @@ def lock_file(path: Path, timeout: float = -1) -> Iterator[bool]:
             lock.acquire()
             held = True
             stack.callback(lock.release)
-            # Removed while it is held, since another user could not open it. A process that waits for it makes a new one.
+            # The file is removed while the lock is held, since another user could not open this user's file. A process that
+            # waits for the lock makes a new file.
             stack.callback(_remove, path)
         yield held
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock the folder of a run, where the file system has locks.
+    """Lock the folder of a run, if the file system has locks.
 
     Raises:
-        ValueError: If another process has locked it.
+        ValueError: If another process has locked the folder.
     """
     with ExitStack() as stack:
         try:
             stack.enter_context(lock_file(folder / LOCK, timeout=0))
         except Timeout:
             raise ValueError(
-                f"run directory {folder}: expected one that no other process is using, got one in use; wait until that "
-                "process has ended, or take another --run-dir."
+                f"run directory {folder}: another process is using this folder; wait until that process has ended, or choose "
+                "another --run-dir."
             ) from None
         except OSError:
             pass  # check_writable refuses a folder that cannot be written
@@ -110,14 +123,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
-    """Make a folder and its parents; remove empty ones at the end.
+    """Make a folder and its missing parents.
+
+    At the end, new folders that are still empty are removed.
 
     Args:
         folder: The folder.
-        exist_ok: Whether the folder may exist already; then it stays.
+        exist_ok: Whether the folder may exist already. An existing folder is never removed.
 
     Raises:
-        OSError: If it cannot be made.
+        OSError: If the folder cannot be made.
     """
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=exist_ok)
@@ -134,8 +149,8 @@ def run_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
     """Make the folder of a run, see :func:`new_folder`.
 
     Raises:
-        FileExistsError: If it exists and may not.
-        ValueError: If it cannot be made.
+        FileExistsError: If the folder exists and ``exist_ok`` is False.
+        ValueError: If the folder cannot be made.
     """
     with ExitStack() as stack:
         try:
@@ -151,10 +166,10 @@ def run_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
 def dated_folder(parent: Path, name: str) -> Iterator[Path]:
     """Make a new folder ``NAME-DATE-TIME``, see :func:`new_folder`.
 
-    Its name has ASCII letters, digits and hyphens only.
+    All characters of ``name`` except ASCII letters and digits become hyphens.
 
     Raises:
-        ValueError: If it cannot be made.
+        ValueError: If the folder cannot be made.
     """
     words = re.sub(r"[^A-Za-z0-9]+", "-", name)[:NAME_LENGTH]
     stem = re.sub("-+", "-", f"{words}-{time.strftime(CLOCK)}").strip("-")
@@ -163,11 +178,11 @@ def dated_folder(parent: Path, name: str) -> Iterator[Path]:
         with ExitStack() as stack:
             try:
                 stack.enter_context(run_folder(folder, exist_ok=False))
-            except FileExistsError:  # of another run in the same second
+            except FileExistsError:  # another run has started in the same second
                 continue
             yield folder
             return
-    raise ValueError(f"run directory {parent / stem}: expected a free name, got 999 taken; pass --run-dir.")
+    raise ValueError(f"run directory {parent / stem}: expected an unused name, but 999 are taken; pass --run-dir.")
 
 
 def check_writable(folder: Path, needed: int) -> None:
@@ -178,7 +193,7 @@ def check_writable(folder: Path, needed: int) -> None:
         needed: Bytes that the run will write.
 
     Raises:
-        ValueError: If it cannot be written, or has less free space.
+        ValueError: If the folder cannot be written, or has less than ``needed`` bytes of free space.
     """
     probe = folder / f".probe.{os.getpid()}.tmp"
     try:
@@ -191,13 +206,13 @@ def check_writable(folder: Path, needed: int) -> None:
     if free < needed:
         raise ValueError(
             f"run directory {folder}: expected {needed / 1e6:,.0f} MB of free disk for checkpoints and pictures, got "
-            f"{free / 1e6:,.0f} MB; free some, or take another --run-dir."
+            f"{free / 1e6:,.0f} MB; free some space, or choose another --run-dir."
         )
 
 
 def _unwritable(folder: Path, error: OSError) -> ValueError:
     return ValueError(
-        f"run directory {folder}: expected a folder that can be written, got {error}; take another --run-dir."
+        f"run directory {folder}: expected a folder that can be written, got {error}; choose another --run-dir."
     )
 
 

@@ -1,4 +1,4 @@
-"""Imports of packages that write to the home, or take a while."""
+"""Imports of packages that write to the home folder or load slowly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from unittest.mock import patch
 def quiet_font_cache() -> Iterator[None]:
     """Silence matplotlib's warning about a temporary font cache.
 
-    It does so where the home cannot be written. That does no harm, and it removes the folder at the end.
+    Matplotlib warns if the home folder cannot be written. The warning can be ignored: matplotlib then uses a temporary
+    folder, and removes this folder at exit.
     """
     logger = logging.getLogger("matplotlib")
     logger.addFilter(_not_about_caches)
@@ -32,11 +33,10 @@ def _not_about_caches(record: logging.LogRecord) -> bool:
 
 
 def import_arviz() -> ModuleType:
-    """Import ArviZ, even where the home cannot be written.
+    """Import ArviZ, even if the home folder cannot be written.
 
-    Its announcement of version 1.0 is silenced.
-
-    ArviZ 0.23 writes the day of that announcement to the user's cache folder, and cannot be imported where that fails.
+    ArviZ 0.23 announces version 1.0 in a warning, which is silenced. It also writes the day of this announcement to the
+    user's cache folder. If the write fails, so does the import; a temporary cache folder is then used.
     """
     with warnings.catch_warnings(), quiet_font_cache():
         warnings.simplefilter("ignore", FutureWarning)
@@ -51,7 +51,7 @@ def import_arviz() -> ModuleType:
 def capturing() -> bool:
     """Return True while ``make_fx`` records operations.
 
-    It does not import ``make_fx``, which takes a while.
+    The check does not import ``make_fx``, which loads slowly.
     """
     tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return tracer is not None and tracer.get_proxy_mode() is not None

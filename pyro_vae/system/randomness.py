@@ -1,4 +1,4 @@
-"""Random numbers that leave the caller's generators as they were."""
+"""Seeding of torch's generators that restores their state afterwards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def own_randomness(seed: int | None = None) -> Iterator[None]:
     """Seed torch's generators inside, and restore them afterwards.
 
     Args:
-        seed: The seed; None to go on from the caller's state.
+        seed: The seed; None to continue from the caller's state.
     """
-    # manual_seed reaches every device, so every one in use is restored.
+    # manual_seed seeds the generators of all devices, so the state of every device in use is restored.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
@@ -35,9 +35,9 @@ def seeded(seed: int | None) -> AbstractContextManager[None]:
 
 
 def device_state(device: torch.device) -> Tensor | None:
-    """Return the state of a device's own generator, or None.
+    """Return the state of a GPU's generator; None for the CPU.
 
-    The CPU has none: its generator is torch's.
+    The CPU's generator is torch's default generator, whose state ``torch.get_rng_state`` returns.
     """
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)
@@ -45,7 +45,7 @@ def device_state(device: torch.device) -> Tensor | None:
 
 
 def set_device_state(device: torch.device, state: Tensor | None) -> None:
-    """Restore the state of a device's generator that :func:`device_state` returned."""
+    """Restore a state that :func:`device_state` returned; None changes nothing."""
     if state is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state.cpu(), device)
     elif state is not None and device.type == "mps":

@@ -1,4 +1,4 @@
-"""Signals that end the process, at once or when nothing is lost."""
+"""Signals that end the process, at once or after the current step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-#: Ctrl-C, the request of a system or scheduler to end, and, where it exists, the warning that batch systems send before.
+#: SIGINT is Ctrl-C. SIGTERM is the request of a system or scheduler to end. SIGUSR1, if the platform has it, is the warning
+#: that batch systems send before SIGTERM.
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the process to end at once.
+    """The exception raised when a signal asks the process to end.
 
     Attributes:
         signal: The signal.
@@ -27,10 +28,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """The signals that came; calling it returns True after a deferred one.
+    """Handler of signals; the call returns True after a deferred signal.
 
     Attributes:
-        caught: The first signal that came within :meth:`deferred`, or None.
+        caught: The first signal received inside :meth:`deferred`, or None.
     """
 
     def __init__(self) -> None:
@@ -42,9 +43,9 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note the first signal inside.
+        """Inside the context, store the first signal instead of raising.
 
-        A Ctrl-C after it raises :class:`Interrupted`.
+        A later Ctrl-C raises :class:`Interrupted`.
         """
         self._deferred = True
         try:
@@ -53,23 +54,23 @@ class Signals:
             self._deferred = False
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Note a signal, or raise :class:`Interrupted`: the handler of all signals."""
+        """Store a deferred signal, or raise :class:`Interrupted`."""
         if self._deferred and self.caught is None:
             self.caught = signal.Signals(number)
         elif not self._deferred or number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)  # the next one ends the process, whatever it is doing
+            signal.signal(number, signal.SIG_DFL)  # the next signal ends the process at once
             raise Interrupted(number)
 
 
 @contextlib.contextmanager
 def handled_signals() -> Iterator[Signals]:
-    """Inside, the signals of ``NAMES`` raise :class:`Interrupted`, except where they are deferred.
+    """Inside the context, raise :class:`Interrupted` for signals in ``NAMES``.
 
-    Signals that the process was started to ignore are left alone. Outside the main thread, where Python allows no
-    handlers, nothing is changed.
+    :meth:`Signals.deferred` delays this exception. Signals that the process ignored from its start stay ignored. Outside the
+    main thread, Python allows no signal handlers, and nothing is changed.
 
     Yields:
-        The signals, see :meth:`Signals.deferred`.
+        The handler of the signals.
     """
     signals = Signals()
     with contextlib.ExitStack() as stack:
@@ -81,26 +82,25 @@ def handled_signals() -> Iterator[Signals]:
 
 
 def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
-    """Return the signal behind an exception; a plain ``KeyboardInterrupt`` was a Ctrl-C."""
+    """Return the signal behind an exception; SIGINT for a plain ``KeyboardInterrupt``."""
     return stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
 
 
 def exit_on_signal(command: str) -> None:
-    """Let a signal end the process with a line and exit code.
+    """Let a signal end the process with a message and exit code.
 
-    This holds until other handlers are set.
-
-    For the seconds in which torch is imported; this module needs none of it.
+    These handlers serve while torch is imported, which takes seconds, until other handlers are set. This module itself does
+    not import torch.
 
     Args:
-        command: The first word of the line.
+        command: The command, which opens the message.
     """
 
     def leave(number: int, _frame: FrameType | None) -> None:
         if os.environ.get("RANK", "0") == "0":  # only one process of a job prints
             sys.stderr.write(f"{command}: stopped by {signal.Signals(number).name} before it began.\n")
             sys.stderr.flush()
-        os._exit(128 + number)  # an exception within an import could be caught there, or break a library
+        os._exit(128 + number)  # an import could catch an exception, or be left half done
 
     for name in NAMES:
         number = getattr(signal, name, None)

@@ -9,7 +9,7 @@ import torch
 
 from pyro_vae.errors import check_count
 
-#: Environment variables that set the threads of torch's libraries; torch has read them when it was imported.
+#: Environment variables with the number of threads of torch's libraries. Torch reads these variables at import.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -17,10 +17,11 @@ def set_threads(threads: int | None) -> None:
     """Set the number of CPU threads that torch uses.
 
     Args:
-        threads: The number; None for as many as this process may use, see :func:`usable_threads`.
+        threads: The number of threads; None for as many as this process may use, see :func:`usable_threads`.
 
     Raises:
-        ValueError: If it is below 1, or far above the number of CPUs.
+        TypeError: If ``threads`` is not a whole number.
+        ValueError: If ``threads`` is below 1, or far above the number of CPUs.
     """
     if threads is None:
         torch.set_num_threads(usable_threads())
@@ -28,15 +29,17 @@ def set_threads(threads: int | None) -> None:
     check_count("threads", threads)
     most = max(64, 4 * (os.cpu_count() or 1))
     if threads > most:
-        raise ValueError(f"threads: expected at most {most} on this machine, got {threads}; more would only be slower.")
+        raise ValueError(
+            f"threads: expected at most {most} on this machine, got {threads}; more threads would be slower."
+        )
     torch.set_num_threads(threads)
 
 
 def usable_threads() -> int:
     """Return torch's number of threads, limited to this process's CPUs.
 
-    These are the CPUs to which it is bound and the quota of its control group (cgroup), which torch does not know. A number
-    in ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` is left as torch took it.
+    The limit counts the CPUs to which the process is bound and the CPU quota of its control group (cgroup); torch ignores
+    this quota. If ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` is set, torch's number is not limited.
     """
     own = torch.get_num_threads()
     if any(os.environ.get(name, "").strip() for name in VARIABLES):

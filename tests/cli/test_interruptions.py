@@ -192,7 +192,8 @@ def test_a_signal_in_the_last_step_leaves_the_evaluation(tmp_path, monkeypatch, 
         )  # 15 x 108 > 1,617
     error = capsys.readouterr().err
     assert (
-        "stopped by SIGTERM after training: all of it is saved; for figures and pictures go on with --resume" in error
+        "stopped by SIGTERM after training: the trained model is saved; for results and pictures go on with --resume"
+        in error
     )
     assert not (tmp_path / "run" / "summary.json").exists()
     assert resume(tmp_path / "run") == 0
@@ -251,7 +252,7 @@ def test_a_signal_outside_of_training_leaves_at_once(tmp_path, monkeypatch, caps
         patch.setattr(summaries, "evaluate", interrupted)
         assert run(tmp_path / "run", "--epochs", "3") == 128 + number
     error = capsys.readouterr().err
-    assert error.startswith(f"pyro_vae.train: stopped by {name} after training: all of it is saved;")
+    assert error.startswith(f"pyro_vae.train: stopped by {name} after training: the trained model is saved;")
     assert error.count("\n") == 1
     assert resume(tmp_path / "run") == 0
     same(whole, tmp_path / "run")

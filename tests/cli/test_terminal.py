@@ -256,14 +256,14 @@ def test_a_flag_that_is_left_out_has_its_default():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("--counts 5", "unrecognized flag --counts: expected one of those that --help shows; did you mean --count?"),
-        ("--coun 5", "unrecognized flag --coun: expected one of those that --help shows; did you mean --count?"),
+        ("--counts 5", "unrecognized flag --counts; did you mean --count?"),
+        ("--coun 5", "unrecognized flag --coun; did you mean --count?"),
         (
             "--no-loude",
-            "unrecognized flag --no-loude: expected one of those that --help shows; did you mean --no-loud?",
+            "unrecognized flag --no-loude; did you mean --no-loud?",
         ),
-        ("--zzz=1", "unrecognized flag --zzz: expected one of those that --help shows; leave it out."),
-        ("-x", "unrecognized flag -x: expected one of those that --help shows; leave it out."),
+        ("--zzz=1", "unrecognized flag --zzz; see --help for all flags."),
+        ("-x", "unrecognized flag -x; see --help for all flags."),
         ("--count five", "--count: expected a whole number, got 'five'; see --help."),
         ("--count 1.5", "--count: expected a whole number, got '1.5'; see --help."),
         ("--share half", "--share: expected a number, got 'half'; see --help."),

@@ -182,7 +182,7 @@ def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(nursery, tmp_path):
     wait_for((tmp_path / "run" / "metrics.csv").exists)
     job.ranks[1].send(signal.SIGKILL)
     assert job.wait() == [1, -signal.SIGKILL, 1]
-    assert job.texts[0].startswith("pyro_vae.train: rank 0: another process of the job is gone (")
+    assert job.texts[0].startswith("pyro_vae.train: rank 0: lost the connection to another process of the job (")
     assert job.texts[0].endswith(f"The last checkpoint is kept: go on with --resume {tmp_path / 'run'}\n")
     assert (job.texts[0].count("\n"), job.texts[1:]) == (1, ["", ""])
     done = len(checkpoint(tmp_path / "run")["training"]["rows"])
