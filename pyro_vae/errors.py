@@ -35,7 +35,7 @@ def check_count(name: str, value: object, least: int = 1, remark: str = "") -> N
 
 
 def check_counts(least: int = 1, /, **counts: object) -> None:
-    """Check that each argument is None or a whole number of at least ``least``."""
+    """Check that each argument is None or a whole number from ``least``."""
     for name, value in counts.items():
         if value is not None:
             check_count(name, value, least)
@@ -78,7 +78,7 @@ def check_nats(name: str, value: object) -> None:
 
 
 def check_data(*inputs: object) -> None:
-    """Check that the first tensor with at least one dimension is not empty.
+    """Check that the first tensor with a dimension is not empty.
 
     Args:
         *inputs: Tensors, or nested lists, tuples and dicts of tensors; other objects are ignored.
@@ -121,6 +121,6 @@ def first_line(error: BaseException) -> str:
 
 
 def error_summary(error: BaseException) -> str:
-    """Return the type and first line of an error, without the full stop."""
+    """Return the type and first line of an error, without full stop."""
     name, line = type(error).__name__, first_line(error).rstrip(".")
     return name if line == name else f"{name}: {line}"

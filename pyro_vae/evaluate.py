@@ -1,6 +1,6 @@
 """Evaluate finished runs: log p(x) of their test data, with error bars.
 
-Choose one of six estimators of log p(x). Runs with the same test data are compared.
+There are six estimators of log p(x). Runs with the same test data are compared.
 
 Four examples:
   python -m pyro_vae.evaluate runs/mnist-trace-20260101-120000 --num-samples 5000

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def _is_latent(msg: Message) -> bool:
-    """Return True for a latent sample site that is part of the bound."""
+    """Return True for a latent sample site that enters the bound."""
     return (
         msg["type"] == "sample"
         and not msg["is_observed"]
@@ -225,7 +225,7 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def _check_auxiliary(model_trace: Trace, guide_trace: Trace) -> None:
-    """Check that an auxiliary site has the KL weight of its latent sites."""
+    """Check that auxiliary sites have the KL weight of their latent sites."""
     latent = [n for n, s in guide_trace.nodes.items() if n in model_trace.nodes and _is_latent(s)]
     for name, site in guide_trace.nodes.items():
         if name in model_trace.nodes or site["type"] != "sample" or not site["infer"].get("is_auxiliary", False):
@@ -233,8 +233,8 @@ def _check_auxiliary(model_trace: Trace, guide_trace: Trace) -> None:
         for owner in [owner_of(name)] if owner_of(name) in latent else latent:
             if not _same(site.get("kl_scales", ()), guide_trace.nodes[owner].get("kl_scales", ())):
                 raise ValueError(
-                    f"auxiliary site {name!r}: expected the KL weight of site {owner!r}, got a different weight; give all sites "
-                    f"one weight, or name the auxiliary site {owner}_unconstrained."
+                    f"auxiliary site {name!r}: expected the KL weight of site {owner!r}, got a different weight; give all "
+                    f"sites one weight, or name the auxiliary site {owner}_unconstrained."
                 )
 
 

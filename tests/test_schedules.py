@@ -193,9 +193,9 @@ def test_zero_is_allowed():
         (lambda: schedules.cyclical(0, 1, 3, cycles=4), "cycles: expected between 1 and steps = 3, got 4"),
         (lambda: schedules.parse("cyclical:0:10:0", 1.0), "cycles: expected between 1 and steps = 10, got 0"),
         (lambda: schedules.cyclical(0, 1, 0), "cycles: expected between 1 and steps = 0, got 4"),
-        (lambda: schedules.cyclical(0, 1, 10, ratio=0.0), "ratio: expected the share of a cycle that rises"),
-        (lambda: schedules.cyclical(0, 1, 10, ratio=1.1), "ratio: expected the share of a cycle that rises"),
-        (lambda: schedules.cyclical(0, 1, 10, ratio=math.nan), "ratio: expected the share of a cycle that rises"),
+        (lambda: schedules.cyclical(0, 1, 10, ratio=0.0), "ratio: expected the ramp's share of a cycle"),
+        (lambda: schedules.cyclical(0, 1, 10, ratio=1.1), "ratio: expected the ramp's share of a cycle"),
+        (lambda: schedules.cyclical(0, 1, 10, ratio=math.nan), "ratio: expected the ramp's share of a cycle"),
     ],
 )
 def test_lengths_and_ratios_out_of_range_are_refused(make, sentence):

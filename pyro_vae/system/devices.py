@@ -69,7 +69,7 @@ def _missing(device: torch.device) -> str | None:
         if torch.backends.mps.is_available():
             return None
         built = torch.backends.mps.is_built()
-        return "no Metal device found" if built else "this torch is built without MPS (Apple GPUs)"
+        return "no Metal device found" if built else "this torch is built without MPS, the backend of Apple GPUs"
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without CUDA"
     with warnings.catch_warnings(record=True) as caught:  # torch only warns about a broken driver

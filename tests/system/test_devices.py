@@ -125,7 +125,7 @@ def test_a_device_that_does_not_work_is_passed_over_or_refused(monkeypatch):
         ("cuda:7", 2, "this machine has 2 CUDA devices, cuda:0 to cuda:1; use --device cpu."),
         ("cuda:1", 1, "this machine has one CUDA device, cuda:0; use --device cpu."),
         ("cuda", 0, "no CUDA device found; use --device cpu."),
-        ("mps", 2, "this torch is built without MPS (Apple GPUs); use --device cpu."),
+        ("mps", 2, "this torch is built without MPS, the backend of Apple GPUs; use --device cpu."),
     ],
 )
 def test_a_device_that_is_not_there_is_refused_with_what_is(monkeypatch, text, devices, how):
