@@ -118,7 +118,7 @@ def explain_device_error(error: BaseException) -> str | None:
     text, line = str(error), _torch_reason(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _FULL.search(text):
         other = "" if isinstance(error, MemoryError) or "CPU" in text else ", or use --device cpu"
-        return f"memory: not enough memory: {line}; train with a smaller --batch-size{other}."
+        return f"memory: not enough memory ({line}); train with a smaller --batch-size{other}."
     if _LACKING.search(text):
         return f"device: an operation is missing on this device: {line}; use --device cpu."
     if _FAILING.search(text):

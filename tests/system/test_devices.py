@@ -247,7 +247,10 @@ def test_a_device_that_gives_way_before_anything_is_written(tmp_path, monkeypatc
 
     monkeypatch.setattr(pv.VAE, "to", failing)
     assert train.main([*SMALL, "--device", "cpu", "--run-dir", str(tmp_path / "run")]) == 2
-    assert "got: CUDA out of memory; train with a smaller --batch-size, or use --device cpu." in capsys.readouterr().err
+    assert (
+        "not enough memory (CUDA out of memory); train with a smaller --batch-size, or use --device cpu."
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 
