@@ -49,7 +49,7 @@ class Failure(NamedTuple):
     def of(cls, error: Exception) -> Failure:
         """Describe an error.
 
-        An error class of this package is rebuilt exactly. Any other error becomes a built-in type with the same message.
+        An error class of this package is rebuilt exactly. Every other error becomes a built-in type with the same message.
         """
         plain = next((kind for kind in _PLAIN if isinstance(error, kind)), RuntimeError)
         if type(error).__module__.startswith("pyro_vae.") and plain is RuntimeError:
