@@ -75,7 +75,7 @@ def samples(vae: PyroModel, split: Split, source: str) -> Figure:
     """Draw samples of the model.
 
     A model with ``decode(z)`` shows means of p(x|z) at 64 draws from the prior. A model with ``decode(z, y)`` has a column for
-    each label; if y is a vector, it has a row for each of up to 8 images and their y. Any other model shows the draws of
+    each label; if y is a vector, it has a row for each of up to 8 images and their y. Every other model shows the draws of
     ``sample``.
 
     Args:
