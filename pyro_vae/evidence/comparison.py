@@ -258,7 +258,7 @@ def _check(
     if data_keys is not None:
         _check_same_keys(names, data_keys)
     if first < 2:
-        raise ValueError(f"estimates: expected at least two data for an error of the difference, got {first}.")
+        raise ValueError(f"estimates: expected at least two data for a standard error, got {first}.")
     for name, estimate in estimates.items():
         if bad := int((~estimate.log_px.isfinite()).sum()):
             raise ValueError(

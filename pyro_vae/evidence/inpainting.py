@@ -154,7 +154,7 @@ def _importance_samples(partial: Partial, x: Tensor, visible: Tensor, num: int, 
 
 
 def _chain_ends(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> _WeightedDraws:
-    """Anneal chains and take their ends."""
+    """Anneal chains and return the weighted latents at their ends."""
     path = AnnealingPath(partial.model, partial.guide, (x, visible), {}, "prior")
     annealer = Annealer.tuned(path, num, steps)
     chains = annealer.run(path.draw(num))
@@ -291,7 +291,7 @@ def _eval_mode(vae: PyroModel) -> Iterator[None]:
 
 
 def _chunks(num: int, size: int) -> list[int]:
-    """Cut draws into calls whose rows stay in the cache.
+    """Split draws into calls that fit the processor's cache.
 
     Args:
         num: Number of draws.

@@ -122,8 +122,8 @@ class Picture:
     """One row of the table.
 
     Attributes:
-        applies: Return True if the subject has what the picture shows.
-        draw: Draw the picture.
+        applies: Function that returns True if the subject has what the picture shows.
+        draw: Function that draws the picture.
     """
 
     applies: Callable[[Subject], bool]

@@ -223,7 +223,7 @@ def test_a_picture_at_which_a_model_fails_leaves_the_others(tmp_path):
     failed = {"reconstructions", "samples", "interpolations", "traversals", "grid"}
     assert {str(w.message).split(":")[0] for w in said} == {f"picture {name}" for name in failed}
     assert not drawn & {f"{name}.png" for name in failed}
-    assert "got IndexError: too late" in str(said[0].message)
+    assert "the model's class failed with IndexError: too late" in str(said[0].message)
     assert all(file.is_file() for file in files)
 
 

@@ -93,7 +93,7 @@ class Calibration:
     def band(self) -> Band:
         """Simultaneous band of all distribution functions of an exact guide.
 
-        By Bonferroni's method, all of them stay inside with probability at least ``level``.
+        By Bonferroni's method, all functions stay inside the band with probability at least ``level``.
         """
         return simultaneous_band(len(self.ranks), self.num_draws, 1 - (1 - self.level) / len(self.names))
 

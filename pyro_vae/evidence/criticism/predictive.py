@@ -120,7 +120,7 @@ def predictive_checks(
     Suppose that the model was not fitted to these images and the sets are drawn from p(x). If the model is true, p is uniform
     (in steps of 1 / (R + 1)), and the model passes with probability ``level``. If instead the sets are drawn given the same
     images, by z ~ q(z|x), the data are used twice, and p crowds around 1/2. Passing then means little, but a failure still
-    means as much as before.
+    counts fully.
 
     Args:
         images: Shape ``(N, H, W)`` or ``(N, C, H, W)``, N at least 2.

@@ -92,7 +92,9 @@ def importance_sampling(
     with sampler.seeded_for(ids):
         proposal = sampler.proposal(args, kwargs)
         if ids is not None and len(ids) != proposal.data_plate.size:
-            raise ValueError(f"data_ids: expected {proposal.data_plate.size}, one for each datum, got {len(ids)}.")
+            raise ValueError(
+                f"data_ids: expected {proposal.data_plate.size} numbers, one for each datum, got {len(ids)}."
+            )
         if target_se is None:
             return sampler.estimate(proposal, num_samples, ids)
         return adaptive(sampler, proposal, args, kwargs, ids, target_se, max_samples)

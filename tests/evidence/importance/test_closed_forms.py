@@ -310,7 +310,7 @@ def bad(**options):
     [
         ({"x": torch.empty(0, 5)}, r"data: expected at least one datum, got a tensor of shape \(0, 5\)"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
-        ({"data_ids": [0, 1, 2]}, "data_ids: expected 4, one for each datum, got 3"),
+        ({"data_ids": [0, 1, 2]}, "data_ids: expected 4 numbers, one for each datum, got 3"),
         ({"data_ids": [0, 1, 1, 2]}, "data_ids: expected distinct integers"),
         ({"data_ids": [-1, 0, 1, 2]}, "data_ids: expected distinct integers"),
         ({"data_ids": [0.5, 1.0, 2.0, 3.0]}, "data_ids: expected distinct integers"),
