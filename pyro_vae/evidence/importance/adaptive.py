@@ -130,5 +130,5 @@ def _check_same_weights(whole: ProposalDraws, part: ProposalDraws, rows: Tensor)
     ):
         raise ValueError(
             "target_se: importance weights must not depend on the rest of the batch, but they changed on a subset; pass "
-            "num_samples instead, or change the length of tensors that are not data."
+            "num_samples instead, or resize tensors that are not data."
         )
