@@ -195,7 +195,7 @@ def interpolations(vae: Autoencodes, split: Split, source: str) -> Figure:
 def plane(vae: Decodes) -> Figure:
     """Decode a grid of the latent plane at quantiles of normals.
 
-    The normals are N(0, I), or have the means and scales of a different prior.
+    The normals are N(0, I); for every other prior, they have its means and scales.
     """
     side = 20
     quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
