@@ -38,7 +38,7 @@ class Checkpoint(TypedDict):
 
     Attributes:
         schema: :data:`SCHEMA`.
-        pyro_vae: Version of the package that wrote it.
+        pyro_vae: Version of the package that wrote the checkpoint.
         config: The configuration, from :meth:`Config.to_dict`.
         data: The fingerprint of the data.
         seconds: Training time in all sessions.
@@ -226,7 +226,7 @@ class RunDirectory:
     def config_of(self, values: Json) -> Config:
         """Make a configuration from the values in a file of the run.
 
-        A label seed has no effect without a number of labels, and a new run refuses it. Here it becomes 0.
+        A label seed without a number of labels becomes 0, since it has no effect and a new run refuses it.
 
         Raises:
             ValueError: If a key or a value is wrong.

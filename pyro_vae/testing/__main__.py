@@ -1,8 +1,8 @@
 """Self-test: compare the package with exact values on this machine.
 
 Every objective and every estimator is compared with the exact values of a
-linear-Gaussian VAE. The checks run on a sound model and on one fault
-for each law.
+linear-Gaussian VAE. The checks of the bound then run on a sound model
+and on one faulty model for each law.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Arguments:
     """The values of the command line."""
 
     samples: int = 512
-    """Simulated pairs of each check, and draws of each estimate."""
+    """Number of simulated pairs for each check, and draws for each estimate."""
     seed: int = 0
     """Seed of the draws."""
 
@@ -30,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The words of the command line; None: those of the process.
+        argv: Command-line arguments; None: the arguments of the process.
 
     Returns:
-        The exit code: 0 if each figure is as near to the exact one as its error allows, the sound model passes and each
-        fault is caught by its law; 1 if not; 2 for bad input.
+        The exit code. 0: each figure agrees with its exact value within its error, the sound model passes, and each fault is
+        caught by its law. 1: a comparison or a check failed. 2: bad input.
     """
     return command.run("pyro_vae.testing", _test, argv, "before the last check.")
 
@@ -48,37 +48,39 @@ def _test(words: Sequence[str], _signals: Signals, _held: ExitStack) -> int:
 
 
 def _figures(samples: int, seed: int) -> int:
-    """Print the table of figures; return the number of wrong ones."""
+    """Print the table of figures; return the number of wrong figures."""
     from pyro_vae.testing.selftest.linear_gaussian import HEADER, LIMIT
     from pyro_vae.testing.selftest.table import chance, measure
 
-    print(f"Objectives and estimators on a linear-Gaussian VAE, where all is exact; wrong: {LIMIT} standard errors off")
+    print(
+        f"Objectives and estimators on a linear-Gaussian VAE; FAIL: over {LIMIT} standard errors from the exact value"
+    )
     print(HEADER)
     lines = []
     for line in measure(samples, seed):
         print(line, flush=True)
         lines.append(line)
     failed = sum(not line.right for line in lines)
-    luck = f"by chance one table in {1 / chance(lines):.0f} has a figure that is not"
-    print(f"{len(lines) - failed} of {len(lines)} figures as they should; {luck}\n")
+    luck = f"by chance, one correct table in {1 / chance(lines):.0f} has a figure that fails"
+    print(f"{len(lines) - failed} of {len(lines)} figures agree with the exact value; {luck}\n")
     return failed
 
 
 def _faults(samples: int, seed: int) -> int:
-    """Print the verdict on each fault; return the number of wrong ones."""
+    """Print the result for each fault; return the number of wrong results."""
     from pyro_vae.testing.selftest.faults import CASES, run
 
-    print("The checks of check_elbo_bounds, on a sound model and on a fault for each law")
+    print("check_elbo_bounds, on a sound model and on a faulty model for each law")
     failed = 0
     for name, toy, found in run(samples, seed):
         right = bool(found) if toy.law else not found
         right = right and (toy.law is None or f"law {toy.law!r}" in found[0])
         failed += not right
         verdict = f"caught by law {toy.law!r}" if toy.law else "passes"
-        print(f"{'ok  ' if right else 'FAIL'} {name}: {verdict if right else 'not as it should'}")
+        print(f"{'ok  ' if right else 'FAIL'} {name}: {verdict if right else 'unexpected result'}")
         for sentence in found[:1]:
             print(f"       {sentence}")
-    print(f"{len(CASES) - failed} of {len(CASES)} as they should")
+    print(f"{len(CASES) - failed} of {len(CASES)} as expected")
     return failed
 
 

@@ -15,16 +15,17 @@ from pyro_vae.testing.subject import Slot, Subject, observed_sites, same
 def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subject, dict[int | str, set[str]]]:
     """Find the data among the arguments.
 
-    An argument with a row for each datum is data if rolling its rows changes an observed value. Simulated data are put
-    into the argument that *is* an observed value: the same tensor, a view, a cast, the rows that the plate picked, or
-    some entries of each row (``x[:, t]``).
+    An argument with a row for each datum holds data if rolling its rows changes an observed value. Simulated data replace
+    an argument that *equals* an observed value: the same tensor, a view, a cast, the rows picked by the plate, or some
+    entries of each row (``x[:, t]``).
 
     Args:
         subject: The program.
         declared: Names or positions given by the caller; empty: all arguments with as many rows as the plate.
 
     Returns:
-        The subject with ``rows``, ``data`` and ``slots``, and the observed sites that each data argument feeds.
+        The subject with ``rows``, ``data`` and ``slots`` filled in; and, for each data argument, the observed sites that
+        read it.
 
     Raises:
         ValueError: If a declared argument is missing or is not a tensor.
@@ -58,7 +59,13 @@ def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subjec
 
 
 def _slot(subject: Subject, key: int | str, value: Tensor, part: bool, taken: dict[str, Slot]) -> Slot | None:
-    """Find a value in an argument: whole or, if ``part``, consecutive entries."""
+    """Locate an observed value in an argument.
+
+    With ``part``, the value may be consecutive entries of each row.
+
+    Returns:
+        The place; None if the argument does not contain the value.
+    """
     argument = subject.call.tensors()[key]
     rows = argument if subject.picked is None else argument[subject.picked]
     size = len(rows)

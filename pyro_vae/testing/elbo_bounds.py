@@ -42,29 +42,30 @@ def check_elbo_bounds(
 ) -> Report:
     r"""Check that the ELBO is a bound: :math:`E_q[\log w] \le \log p(x)`.
 
-    Nothing is trained. The parameter store and the random generators are restored. Layers with running statistics do
-    update them in train mode.
+    Nothing is trained. The parameter store and the random generators are restored. In train mode, layers with running
+    statistics still update them.
 
     Args:
         model: A Pyro model whose data lie in one plate.
         guide: Its guide.
         *args: Arguments of both. Five to fifty data are enough; the batch laws need at least two.
-        exact: log p(x) of each datum, shape ``(B,)``, nats; or a function of the arguments that returns it, a stronger test.
+        exact: log p(x) of each datum, shape ``(B,)``, nats. A function of the arguments that returns log p(x) gives a
+            stronger test.
         data: Names or positions of the data arguments, if they are not found by their values.
         plate: Name of the data plate, if several plates enclose every site.
-        conditional: Model sites whose distribution may read the data, or that score the same data as another site.
-        without_gradient: Parts of the names of parameters that should have no gradient, or only part of it.
+        conditional: Model sites that may read the data in their distribution, or may score the same data as another site.
+        without_gradient: Substrings of parameter names; these parameters may have no gradient, or only part of it.
         factory: A function without arguments that returns a second (model, guide).
-        num_samples: Number of simulated pairs, and of draws for each sampled KL.
+        num_samples: Number of simulated pairs (x, z), and of draws for each sampled KL.
         seed: Seed of all draws.
         false_alarms: Probability that a sound program is reported, over all tests of the call.
         **kwargs: Keyword arguments of both.
 
     Returns:
-        The laws that hold, and those that could not be checked with the reason.
+        The laws that hold, and the laws that could not be checked, with the reason.
 
     Raises:
-        BrokenBound: An ``AssertionError`` that gives, for each broken law, the place, the figures and the usual causes.
+        BrokenBound: If a law is broken. This ``AssertionError`` gives place, figures and usual causes for each broken law.
         ValueError: If an option is out of range, or a site is marked for enumeration.
     """
     if num_samples < 100:

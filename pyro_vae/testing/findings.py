@@ -12,17 +12,17 @@ from pyro_vae.testing.numerics.statistics import holm
 #: The laws, in the order in which they are checked.
 LAWS: dict[str, str] = {
     "structure": "guide and model agree on latent sites, shapes, supports and plates",
-    "posterior": "the posterior's own draw is chosen among the guide's in proportion to the weights",
+    "posterior": "among guide draws, the exact posterior draw is found in proportion to the importance weights",
     "exact": "the mean of w / p(x) is 1",
     "independence": "changing one datum moves no other datum's log w",
     "invariance": "row order, batch split and subsampling change no datum's loss",
-    "kl": "analytic and sampled KL agree, and a weight stands on both sides",
-    "gradients": "pathwise and score-function gradients agree, and every parameter has one",
-    "likelihood": "each density is normalized, a function of its site's value and parents, and read once",
-    "instances": "a second instance trains by itself",
+    "kl": "analytic and sampled KL agree, and model and guide have the same KL weight",
+    "gradients": "pathwise and score-function gradients agree, and every parameter has a gradient",
+    "likelihood": "each density is normalized and depends on its site's value and parents only; data are scored once",
+    "instances": "a second instance trains its own parameters",
 }
 
-#: The p-value below which a t test's rejection is confirmed by fresh draws.
+#: A rejection by a t test counts if fresh draws give a p-value of at most this.
 CONFIRMED = 0.01
 
 State = Literal["held", "broken", "not checked"]
@@ -33,12 +33,12 @@ class Finding:
     """One law at one site.
 
     Attributes:
-        law: Its name, a key of ``LAWS``.
+        law: Name of the law, a key of ``LAWS``.
         state: ``"held"``, ``"broken"`` or ``"not checked"``.
-        site: Where: a site, a parameter, or a part of the program.
-        figures: The measured figures; for a law not checked, the reason.
-        causes: Usual causes and remedies; empty unless broken.
-        p_value: p-value of a statistical test; None if no statistics were needed.
+        site: Place: a site, a parameter, or a part of the program.
+        figures: The measured figures; if the law was not checked, the reason.
+        causes: Usual causes and remedies; empty unless the law is broken.
+        p_value: p-value; None without a statistical test.
     """
 
     law: str
@@ -61,7 +61,7 @@ class Report:
     """All findings of one call.
 
     Attributes:
-        findings: One for each law and site.
+        findings: A finding for each law and site.
         false_alarms: Probability that a sound program breaks any law, over all tests of the call.
     """
 
@@ -73,7 +73,7 @@ class Report:
 
     @property
     def broken(self) -> tuple[Finding, ...]:
-        """The findings against the program."""
+        """The broken laws."""
         return self._in("broken")
 
     @property
@@ -97,7 +97,7 @@ class Report:
 
     def __str__(self) -> str:
         tests = sum(f.p_value is not None for f in self.findings)
-        lines = [f"{tests} tests at a false-alarm rate of {self.false_alarms:g} together"]
+        lines = [f"{tests} tests with a joint false-alarm rate of {self.false_alarms:g}"]
         return "\n".join([*lines, *map(str, (*self.broken, *self.held, *self.not_checked))])
 
 
@@ -110,27 +110,27 @@ class BrokenBound(AssertionError):
 
 
 def one_line(text: str) -> str:
-    """An error's text without the table of shapes that Pyro appends."""
+    """Return an error's text on one line, without Pyro's table of shapes."""
     return " ".join(text.split("Trace Shapes:")[0].split()).rstrip(". (")
 
 
 class Ledger:
-    """Collector of findings; statistical tests are judged together, by Holm's method."""
+    """Collector of findings; Holm's method judges all statistical tests together."""
 
     def __init__(self) -> None:
         self._findings: list[Finding] = []
         self._again: dict[int, Callable[[], float]] = {}
 
     def holds(self, law: str, site: str, figures: str) -> None:
-        """Record a law that was checked without statistics and holds."""
+        """Record that a law holds, from a check without statistics."""
         self._findings.append(Finding(law, "held", site, figures))
 
     def skips(self, law: str, site: str, why: str) -> None:
-        """Record a law that could not be checked, and the reason."""
+        """Record that a law could not be checked, and the reason."""
         self._findings.append(Finding(law, "not checked", site, one_line(why)))
 
     def breaks(self, law: str, site: str, figures: str, causes: str) -> None:
-        """Record a law that was checked without statistics and is broken."""
+        """Record that a law is broken, from a check without statistics."""
         self._findings.append(Finding(law, "broken", site, one_line(figures), causes))
 
     def tests(
@@ -150,8 +150,9 @@ class Ledger:
             p_value: The p-value.
             figures: The measured figures.
             causes: The usual causes of a rejection.
-            again: Repeats the test with fresh draws, for p-values that are only approximate: a t test of skewed terms
-                rejects too often in the tail. A rejection must then be repeated at level ``CONFIRMED``.
+            again: Function that repeats the test with fresh draws and returns the p-value. It is meant for approximate
+                p-values: a t test of skewed terms rejects too often. A rejection then counts only if the second p-value is at
+                most ``CONFIRMED``.
         """
         if again is not None:
             self._again[len(self._findings)] = again
@@ -164,10 +165,13 @@ class Ledger:
         return any(f.state == "broken" for f in self._findings)
 
     def close(self, false_alarms: float) -> Report:
-        """Judge the tests.
+        """Judge all recorded tests together, by Holm's method.
 
         Args:
-            false_alarms: Family-wise level.
+            false_alarms: Family-wise level: probability that any law of a sound program is called broken.
+
+        Returns:
+            All findings.
         """
         p_values = [f.p_value for f in self._findings if f.p_value is not None]
         rejected = iter(holm(p_values, false_alarms))
@@ -176,7 +180,7 @@ class Ledger:
             if f.p_value is not None:
                 confirmed = next(rejected) and (i not in self._again or self._again[i]() <= CONFIRMED)
                 state: State = "broken" if confirmed else "held"
-                figures = f"{f.figures}, p = {f.p_value:.1e} in one of {len(p_values)} tests"
+                figures = f"{f.figures}, p = {f.p_value:.1e}, one of {len(p_values)} tests"
                 f = Finding(f.law, state, f.site, figures, f.causes if state == "broken" else "", f.p_value)
             done.append(f)
         return Report(tuple(done), false_alarms)

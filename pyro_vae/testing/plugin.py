@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=512,
         metavar="N",
-        help="simulated pairs of each check, at least 100 (default: 512)",
+        help="number of simulated pairs of each check, at least 100 (default: 512)",
     )
     group.addoption("--elbo-seed", type=int, default=0, metavar="N", help="seed of each check's draws (default: 0)")
 
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def elbo_checks(request: pytest.FixtureRequest) -> Callable[..., Report]:
     """``check_elbo_bounds`` with the command line's samples and seed.
 
-    A broken law fails the test with its sentence. The laws checked and not checked are printed: ``pytest -rP`` shows them.
+    A broken law fails the test with one sentence. The other laws, checked or not, are printed; ``pytest -rP`` shows them.
     """
     __tracebackhide__ = True
 

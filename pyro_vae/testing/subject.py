@@ -28,8 +28,8 @@ def is_factor(site: Mapping[str, object]) -> bool:
 class Fixed(Messenger):
     """Handler that gives sample sites chosen values.
 
-    With ``unobserved``, observed sites are drawn, or given values, as well.
-    Unlike ``poutine.replay`` and ``poutine.uncondition`` it leaves the user's ``infer`` dictionaries alone.
+    With ``unobserved``, observed sites are treated like latent sites: drawn, or given values.
+    Unlike ``poutine.replay`` and ``poutine.uncondition``, this handler does not change the user's ``infer`` dictionaries.
     """
 
     def __init__(self, values: Mapping[str, Tensor], unobserved: bool = False) -> None:
@@ -52,13 +52,13 @@ class Call(NamedTuple):
     kwargs: Kwargs
 
     def tensors(self) -> dict[int | str, Tensor]:
-        """The arguments that are tensors, by position or name."""
+        """Return the tensor arguments, by position or name."""
         found: dict[int | str, object] = dict(enumerate(self.args))
         found.update(self.kwargs)
         return {key: value for key, value in found.items() if isinstance(value, Tensor)}
 
     def put(self, new: Mapping[int | str, Tensor]) -> Call:
-        """The call with some arguments replaced."""
+        """Return the call with some arguments replaced."""
         args = tuple(new.get(i, value) for i, value in enumerate(self.args))
         return Call(args, {key: new.get(key, value) for key, value in self.kwargs.items()})
 
@@ -66,7 +66,7 @@ class Call(NamedTuple):
 class Slot(NamedTuple):
     """Place of an observed value in an argument.
 
-    It is entries ``start`` to ``start + width`` of each row.
+    The value is entries ``start`` to ``start + width`` of each row of argument ``key``.
     """
 
     key: int | str
@@ -78,9 +78,9 @@ class Scores(NamedTuple):
     """Log-probabilities of one draw, nats, without scales; each of shape ``(B,)``.
 
     Attributes:
-        model: By site, latent and observed.
-        guide: By site.
-        observed: Values of the observed sites.
+        model: Log-probabilities of the model's sites, latent and observed, by name.
+        guide: Log-probabilities of the guide's sites, by name.
+        observed: Values of the observed sites, by name.
     """
 
     model: dict[str, Tensor]
@@ -93,25 +93,25 @@ class Scores(NamedTuple):
         return sum(self.model.values()) - sum(self.guide.values())  # type: ignore[return-value]
 
     def parts(self) -> dict[str, Tensor]:
-        """Every term by a name fit for a sentence."""
+        """Return every log-probability, by a description of the site."""
         ours = {f"site {name!r} of the model": term for name, term in self.model.items()}
         return ours | {f"site {name!r} of the guide": term for name, term in self.guide.items()}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model and guide under test, with what is known of them.
+    """The model and guide under test, with their sites and data.
 
     Attributes:
         model: The model.
-        guide: Its guide.
-        call: Their arguments.
-        data_plate: Where the data lie.
-        index: Indices of the subsampling sites, fixed.
+        guide: The guide.
+        call: The arguments of model and guide.
+        data_plate: The plate of the data.
+        index: Fixed row indices of the plates that subsample, by plate.
         model_trace: A first trace of the model.
         guide_trace: A first trace of the guide.
         rows: Arguments with a row for each datum.
-        data: Those of ``rows`` that observed sites read.
+        data: Arguments in ``rows`` that observed sites read.
         slots: Place of each observed value in an argument, by site.
     """
 
@@ -128,7 +128,7 @@ class Subject:
 
     @property
     def picked(self) -> Tensor | None:
-        """Rows of an argument that form the batch; None for all."""
+        """Rows of an argument that form the batch; None for all rows."""
         index = self.index.get(self.data_plate.plate)
         return None if index is None or not self.subsamples else index
 
@@ -140,24 +140,24 @@ class Subject:
         return full > self.data_plate.size and any(len(self.call.tensors()[key]) == full for key in self.rows)
 
     def draw(self, call: Call | None = None) -> tuple[Values, Scores]:
-        """One draw of the guide, scored."""
+        """Draw from the guide; return the latent values and their log-probabilities."""
         call = call or self.call
         guide_trace = self.traced(self.guide, call, self.index)
         values = latent_values(guide_trace)
         return values, self.score(self.traced(self.model, call, self.index | values), guide_trace)
 
     def evaluate(self, values: Values, call: Call | None = None, index: Values | None = None) -> Scores:
-        """The log-probabilities at given latent values: no draw is left to chance."""
+        """Return the log-probabilities at given latent values, without random draws."""
         call, known = call or self.call, (self.index if index is None else index) | values
         return self.score(self.traced(self.model, call, known), self.traced(self.guide, call, known))
 
     def traced(self, fn: Program, call: Call, values: Mapping[str, Tensor], unobserved: bool = False) -> Trace:
-        """A trace with these values."""
+        """Return a trace with sites fixed to these values."""
         with Fixed(values, unobserved):
             return poutine.trace(fn).get_trace(*call.args, **call.kwargs)
 
     def score(self, model_trace: Trace, guide_trace: Trace) -> Scores:
-        """The terms of two traces for each datum."""
+        """Return the log-probabilities of two traces for each datum."""
         data_plate = self.data_plate.at(model_trace)
         terms: list[dict[str, Tensor]] = []
         for trace in (model_trace, guide_trace):
@@ -167,7 +167,11 @@ class Subject:
         return Scores(terms[0], terms[1], observed)
 
     def simulate(self) -> tuple[Call, Values, Values]:
-        """Draw (z, x) from the model; return call, z, x by site."""
+        """Draw (z, x) from the model.
+
+        Returns:
+            The call with x in place of the data; the values of z; the values of x, both by site.
+        """
         trace = self.traced(self.model, self.call, self.index, unobserved=True)
         names = {n for n, _ in observed_sites(self.model_trace)}
         values = {n: s["value"].detach() for n, s in sample_sites(trace) if not s["is_observed"]}
@@ -182,7 +186,7 @@ class Subject:
         return self.call.put(new), values, x
 
     def reordered(self, order: Tensor, keys: tuple[int | str, ...] | None = None) -> Call:
-        """The call with the batch rows in an order that may repeat."""
+        """Return the call with reordered batch rows; rows may repeat."""
         new = {}
         for key in self.rows if keys is None else keys:
             old = self.call.tensors()[key]
@@ -190,7 +194,7 @@ class Subject:
         return self.call.put(new)
 
     def take(self, values: Values, order: Tensor) -> Values:
-        """Latent values of the batch's elements in this order."""
+        """Return the latent values with the data in this order."""
         sites = dict(sample_sites(self.guide_trace)) | dict(sample_sites(self.model_trace))
         taken = {}
         for name, value in values.items():
@@ -199,25 +203,25 @@ class Subject:
         return taken
 
     def rows_of(self, name: str, marked: Tensor) -> Tensor:
-        """True for data with a marked entry at a site, shape ``(B,)``."""
+        """Return which data have a marked entry at a site, bool, ``(B,)``."""
         event_dim = dict(sample_sites(self.model_trace))[name]["fn"].event_dim
         inner = marked.double().flatten(marked.dim() - event_dim).sum(-1) if event_dim else marked.double()
         return self.data_plate.per_datum(inner)[0] > 0
 
 
 def observed_sites(trace: Trace) -> list[tuple[str, Site]]:
-    """Sites with data, without factors and training terms."""
+    """Return the observed sites, except factors and auxiliary losses."""
     sites = [(n, s) for n, s in sample_sites(trace) if s["is_observed"]]
     return [(n, s) for n, s in sites if not is_auxiliary_loss(s) and not is_factor(s)]
 
 
 def latent_sites(trace: Trace) -> dict[str, Site]:
-    """Sites without data, by name."""
+    """Return the latent sites, by name."""
     return {n: s for n, s in sample_sites(trace) if not s["is_observed"] and not is_auxiliary_loss(s)}
 
 
 def latent_values(trace: Trace) -> Values:
-    """Values of the latent sites, by name."""
+    """Return the values of the latent sites, by name."""
     return {n: s["value"] for n, s in latent_sites(trace).items()}
 
 
@@ -227,12 +231,12 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def tolerance(*values: Tensor) -> float:
-    """Rounding error allowed in a log-probability: 1e-5 of its size, nats."""
+    """Return the rounding error allowed in log-probabilities: relative 1e-5, nats."""
     return 1e-5 * (1 + max(float(v.detach().abs().max()) if v.numel() else 0.0 for v in values))
 
 
 def outer_scale(site: Site) -> float:
-    """A site's mean scale without its plates' N/B."""
+    """Return a site's mean scale, without the N/B of plates."""
     scale = float(torch.as_tensor(site["scale"], dtype=torch.float64).mean())
     for frame in site["cond_indep_stack"]:
         scale *= frame.size / frame.full_size
@@ -240,7 +244,7 @@ def outer_scale(site: Site) -> float:
 
 
 def parameters(*traces: Trace) -> dict[str, Tensor]:
-    """Unconstrained parameters by name."""
+    """Return the unconstrained parameters in the traces, by name."""
     found = {}
     for trace in traces:
         for name, site in trace.nodes.items():

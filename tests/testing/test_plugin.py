@@ -88,10 +88,10 @@ def test_the_projects_own_run_does_not_collect_the_example():
 
 
 def test_selftest_catches_a_fault_of_each_law(capsys, monkeypatch):
-    monkeypatch.setattr(selftest, "_figures", lambda samples, seed: 0)  # see test_yardstick.py
+    monkeypatch.setattr(selftest, "_figures", lambda samples, seed: 0)  # see test_reference.py
     assert selftest.main(["--samples", "300"]) == 0
     out = capsys.readouterr().out
-    assert "10 of 10 as they should" in out
+    assert "10 of 10 as expected" in out
     assert out.count("is broken at") == 9
 
 
@@ -100,7 +100,7 @@ def test_selftest_says_when_the_checks_see_nothing(capsys, monkeypatch):
     monkeypatch.setattr("pyro_vae.testing.selftest.faults.check_elbo_bounds", lambda *_, **__: None)
     assert selftest.main([]) == 1
     out = capsys.readouterr().out
-    assert "1 of 10 as they should" in out
+    assert "1 of 10 as expected" in out
     assert out.count("FAIL") == 9
 
 

@@ -139,7 +139,7 @@ class DataPrior(Toy):
 def test_an_autoregressive_likelihood_is_summed_over_all_data():
     toy = Autoregressive()
     report = check_elbo_bounds(toy.model, toy.guide, *toy.data())
-    assert "as an autoregressive one does" in str(report)
+    assert "as an autoregressive site does" in str(report)
     assert report.laws["posterior"] == "not checked"  # its draws are not from its density
 
 

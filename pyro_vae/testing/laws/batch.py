@@ -16,13 +16,13 @@ BATCH_CAUSES = (
 
 
 def check_independence(subject: Subject, ledger: Ledger) -> None:
-    """Change one datum, or one latent value, and look at all others."""
+    """Check that one datum or latent value affects no other datum's terms."""
     law, size = "independence", subject.data_plate.size
     if size < 2:
-        ledger.skips(law, "the batch", "it has one datum; pass at least two, better five or more")
+        ledger.skips(law, "the batch", "it has a single datum; pass at least two, better five or more")
         return
     if not subject.data:
-        ledger.skips(law, "the data", "no argument was found whose change moves an observed value; name it by data=")
+        ledger.skips(law, "the data", "no argument changes an observed value; name the data argument by data=")
     values, _ = subject.draw()
     before = subject.evaluate(values)
     for i in sorted({0, size // 2, size - 1}):
@@ -35,11 +35,11 @@ def check_independence(subject: Subject, ledger: Ledger) -> None:
             if _report_others(before, after, i, what, ledger):
                 return
     changed = "x and z" if subject.data else "z"
-    ledger.holds(law, "the batch", f"changing {changed} of one datum moves no other's terms")
+    ledger.holds(law, "the batch", f"changing {changed} of one datum moves no other datum's terms")
 
 
 def _report_others(before: Scores, after: Scores, i: int, what: str, ledger: Ledger) -> bool:
-    """Report the first term of another datum that changed."""
+    """Report a changed term of another datum; return True if one changed."""
     for name, term in before.parts().items():
         change = (after.parts()[name] - term).abs()
         change[i] = 0
@@ -56,16 +56,20 @@ def check_invariance(subject: Subject, ledger: Ledger) -> None:
     law = "invariance"
     _check_plate_scales(subject, ledger)
     if subject.data_plate.size < 2:
-        ledger.skips(law, "the batch", "it has one datum; pass at least two, better five or more")
+        ledger.skips(law, "the batch", "it has a single datum; pass at least two, better five or more")
         return
     if not subject.rows:
-        ledger.skips(law, "the data", "no argument has a row for each datum; pass the data as an argument, or data=")
+        ledger.skips(
+            law, "the data", "no argument has a row for each datum; pass the data as an argument, or name it by data="
+        )
         return
     values, _ = subject.draw()
     before = subject.evaluate(values)
     own = _check_order(subject, values, before, ledger)
     if own:
-        ledger.skips(law, "the split", f"parameter {own!r} has a row for each datum, so that rows have a place")
+        ledger.skips(
+            law, "the split", f"parameter {own!r} has a row for each datum, so half of the rows cannot stand alone"
+        )
     elif subject.subsamples:
         _check_subsample(subject, values, before, ledger)
     else:
@@ -73,7 +77,7 @@ def check_invariance(subject: Subject, ledger: Ledger) -> None:
 
 
 def _check_plate_scales(subject: Subject, ledger: Ledger) -> None:
-    """Check that N/B scales every site of the data plate."""
+    """Check that every site of the data plate has the same N/B."""
     plate = subject.data_plate.plate
     sites = [(f"site {n!r} of the model", s) for n, s in latent_sites(subject.model_trace).items()]
     sites += [(f"site {n!r} of the model", s) for n, s in observed_sites(subject.model_trace)]
@@ -82,9 +86,9 @@ def _check_plate_scales(subject: Subject, ledger: Ledger) -> None:
     most = max(factors.values())
     for where, factor in factors.items():
         if factor != most:
-            figures = f"its plate {plate!r} has N/B = {factor:g}, and {most:g} elsewhere"
+            figures = f"its plate {plate!r} has N/B = {factor:g}, but {most:g} at other sites"
             causes = (
-                f"pyro.plate({plate!r}, N, subsample_size=B) in one of the two, pyro.plate({plate!r}, B) in the other"
+                f"pyro.plate({plate!r}, N, subsample_size=B) in one program, and pyro.plate({plate!r}, B) in the other"
             )
             ledger.breaks("invariance", where, figures, causes)
             return
@@ -101,12 +105,12 @@ def _differs(before: Scores, after: Scores, rows: Tensor) -> tuple[str, float] |
 
 
 def _check_order(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> str | None:
-    """Reverse the rows; return a per-datum parameter that explains a change."""
+    """Reverse the rows; return the per-datum parameter that explains a change."""
     order = torch.arange(subject.data_plate.size).flip(0)
     arguments = (subject.take(values, order), subject.reordered(order))
     found = _differs(before, subject.evaluate(*arguments), order)
     if found is None:
-        ledger.holds("invariance", "the order of rows", "reversing them reverses the terms")
+        ledger.holds("invariance", "the order of rows", "reversing the rows reverses the terms")
         return None
     for name, leaf in row_parameters(subject):
         old = leaf.detach().clone()
@@ -121,13 +125,13 @@ def _check_order(subject: Subject, values: Values, before: Scores, ledger: Ledge
         if explained:
             return name
     figures = f"reversing the rows of the batch changes a datum's term by {found[1]:.3g} nats"
-    causes = f"a term that reads the position in the batch (arange, x[:n] for x[index]); {BATCH_CAUSES}"
+    causes = f"a term that reads the position in the batch (arange, or x[:n] instead of x[index]); {BATCH_CAUSES}"
     ledger.breaks("invariance", found[0], figures, causes)
     return None
 
 
 def row_parameters(subject: Subject) -> list[tuple[str, Tensor]]:
-    """Unconstrained guide parameters that may have one row per datum."""
+    """Return the unconstrained guide parameters that may have one row per datum."""
     sites = plates_of(next(iter(latent_sites(subject.guide_trace).values())))
     full = sites[subject.data_plate.plate].full_size
     found = []
@@ -140,7 +144,7 @@ def row_parameters(subject: Subject) -> list[tuple[str, Tensor]]:
 
 
 def _check_split(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> None:
-    """Check terms and scales of the first half of the rows alone."""
+    """Compare the terms and scales of half the rows with the batch."""
     size = subject.data_plate.size
     rows = torch.arange(max(1, size // 2))
     call, part = subject.reordered(rows), subject.take(values, rows)
@@ -153,18 +157,18 @@ def _check_split(subject: Subject, values: Values, before: Scores, ledger: Ledge
     whole = _outer_scales(subject, subject.call, subject.index | values)
     half = _outer_scales(subject, call, index | part)
     if found is not None:
-        figures = f"a row has another term in a batch of {len(rows)} than of {size}, by {found[1]:.3g} nats"
+        figures = f"the term of a row differs between batches of {len(rows)} and {size} rows, by {found[1]:.3g} nats"
         ledger.breaks("invariance", found[0], figures, BATCH_CAUSES)
     elif (name := next((n for n in whole if abs(whole[n] - half[n]) > 1e-5 * abs(whole[n])), None)) is not None:
-        figures = f"its scale is {whole[name]:.4g} in a batch of {size} and {half[name]:.4g} in one of {len(rows)}"
-        causes = "a loss divided by the batch size (divide the learning rate instead), or N/B made by hand"
+        figures = f"its scale is {whole[name]:.4g} in a batch of {size} and {half[name]:.4g} in a batch of {len(rows)}"
+        causes = "a loss divided by the batch size (divide the learning rate instead), or N/B multiplied by hand"
         ledger.breaks("invariance", f"site {name!r}", figures, causes)
     else:
-        ledger.holds("invariance", "the split", f"{len(rows)} rows alone have the terms they have among {size}")
+        ledger.holds("invariance", "the split", f"{len(rows)} rows have the same terms alone as among {size}")
 
 
 def _outer_scales(subject: Subject, call: Call, values: Values) -> dict[str, float]:
-    """Mean scale of each model site, without the N/B of its plates."""
+    """Return the mean scale of each model site, without plates' N/B."""
     trace = subject.traced(subject.model, call, values)
     return {n: outer_scale(s) for n, s in [*latent_sites(trace).items(), *observed_sites(trace)]}
 
@@ -181,9 +185,9 @@ def _check_subsample(subject: Subject, values: Values, before: Scores, ledger: L
     model, guide = ({n: t[kept] for n, t in terms.items()} for terms in (after.model, after.guide))
     cut = Scores(model, guide, after.observed)
     if (found := _differs(before, cut, kept)) is not None:
-        figures = f"the same row has another term in another subsample, by {found[1]:.3g} nats"
+        figures = f"the term of a row differs between two subsamples, by {found[1]:.3g} nats"
         causes = (
-            f"rows picked by another index than the plate's (`with pyro.plate(...) as index: x[index]`); {BATCH_CAUSES}"
+            f"rows not picked by the plate's index (write `with pyro.plate(...) as index: x[index]`); {BATCH_CAUSES}"
         )
         ledger.breaks("invariance", found[0], figures, causes)
     else:

@@ -14,26 +14,26 @@ from pyro_vae.testing.numerics.normalization import elementary
 from pyro_vae.testing.subject import Call, Scores, Subject, latent_sites, observed_sites, tolerance
 
 LAW = "likelihood"
-#: How many values of one datum are tried to see whether a likelihood that reads its data sums to one.
+#: Largest number of values of a datum over which a likelihood that reads its data is summed.
 MOST_VALUES = 256
-#: How many entries of a datum are changed, one by one, to see whether two sites score them.
+#: Largest number of entries of a datum that are changed, one by one, to find two sites that score the same entry.
 MOST_ENTRIES = 64
 
 
 def check_reading(
     subject: Subject, feeds: dict[int | str, set[str]], conditional: Collection[str], ledger: Ledger
 ) -> bool:
-    """Return True if terms read the data through observed values only.
+    """Return True if the model reads the data only through observed values.
 
-    A site may read an argument whose value was observed before it in the model (teacher forcing).
+    A site may also read an argument that an earlier site of the model observes (teacher forcing).
     """
     if not subject.data or subject.data_plate.size < 2:
-        ledger.skips(LAW, "the data", "no data argument was found, or one row only; name it by data=")
+        ledger.skips(LAW, "the data", "no data argument with two rows was found; name the argument by data=")
         return False
     try:
         trace = subject.traced(subject.model, subject.call, subject.index, unobserved=True)
     except (RuntimeError, ValueError) as error:
-        ledger.skips(LAW, "the data", f"the model does not draw data ({type(error).__name__}: {error})")
+        ledger.skips(LAW, "the data", f"drawing data from the model fails ({type(error).__name__}: {error})")
         return False
     values = {n: s["value"] for n, s in sample_sites(trace) if not s["is_observed"]}
     order, places = torch.arange(subject.data_plate.size).roll(1), [n for n, _ in sample_sites(subject.model_trace)]
@@ -47,7 +47,7 @@ def check_reading(
             if name not in conditional and not earlier:
                 _report_reading(subject, name, ledger)
     if clean:
-        ledger.holds(LAW, "the data", "no term of the model reads them but through its observed value")
+        ledger.holds(LAW, "the data", "the model reads them only through observed values")
     return clean
 
 
@@ -64,21 +64,22 @@ def _report_reading(subject: Subject, name: str, ledger: Ledger) -> None:
     if name in latent_sites(subject.model_trace):
         figures = "its prior changes with the data it explains"
         causes = (
-            "an encoder's output used in the model; p(z) may read covariates, not x, unless declared conditional=[...]"
+            "an encoder's output used in the model; p(z) may depend on covariates, but on x only if the site is declared "
+            "conditional=[...]"
         )
     else:
         mass = _mass_over_data(subject, name)
         if mass is not None and float((mass - 1).abs().max()) < 0.01:
-            ledger.holds(LAW, where, "it reads its data, and sums to 1 over all values, as an autoregressive one does")
+            ledger.holds(LAW, where, "it reads its data, but sums to 1 over all values, as an autoregressive site does")
             return
         shown = "" if mass is None else f", and sums to {float(mass.flatten()[0]):.4g} over all values"
         figures = f"its parameters change with the value it scores{shown}"
-        causes = "a skip connection from the data, or a scale fitted to them; declare an autoregressive one conditional=[...]"
+        causes = "a skip connection from the data, or a scale fitted to them; declare an autoregressive site conditional=[...]"
     ledger.breaks(LAW, where, figures, causes)
 
 
 def _mass_over_data(subject: Subject, name: str) -> Tensor | None:
-    """Sum p(x|z) over all x of a few bits, run by run."""
+    """Sum p(x|z) over all values of a discrete x; None if impossible."""
     site, slot = dict(observed_sites(subject.model_trace))[name], subject.slots.get(name)
     base = elementary(site["fn"])
     if slot is None or subject.picked is not None or not getattr(base, "has_enumerate_support", False):
@@ -101,7 +102,7 @@ def _mass_over_data(subject: Subject, name: str) -> Tensor | None:
 def check_once(
     subject: Subject, feeds: dict[int | str, set[str]], conditional: Collection[str], ledger: Ledger
 ) -> None:
-    """Check that no entry is observed at two sites: p(x|z) squared."""
+    """Check that no entry of the data is observed at two sites."""
     values, before = subject.draw()
     for key, sites in feeds.items():
         names = sorted(sites - set(conditional))
@@ -110,11 +111,13 @@ def check_once(
         for call in _one_entry_rolled(subject, key):
             found = _scored(subject, names, before, subject.evaluate(values, call))
             if len(found) > 1:
-                figures = f"an entry of argument {key!r} is an observed value of {found[0]!r} too"
-                causes = "obs= given the same data at two sites; leave one out, or declare a deliberate one conditional=[...]"
+                figures = f"an entry of argument {key!r} is also observed at site {found[0]!r}"
+                causes = (
+                    "the same data in obs= of two sites; remove one site, or declare a deliberate one conditional=[...]"
+                )
                 ledger.breaks(LAW, f"site {found[1]!r}", figures, causes)
                 return
-    ledger.holds(LAW, "the observed values", "no entry of the data is that of two sites")
+    ledger.holds(LAW, "the observed values", "no entry of the data is observed at two sites")
 
 
 def _one_entry_rolled(subject: Subject, key: int | str) -> Iterator[Call]:
@@ -129,7 +132,7 @@ def _one_entry_rolled(subject: Subject, key: int | str) -> Iterator[Call]:
 
 
 def _scored(subject: Subject, names: list[str], before: Scores, after: Scores) -> list[str]:
-    """Sites that score a changed datum which an earlier site scores too."""
+    """Return sites that score changed data which earlier sites score too."""
     found: list[str] = []
     rows = torch.zeros(subject.data_plate.size, dtype=torch.bool)
     for name in names:

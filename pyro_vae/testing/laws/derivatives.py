@@ -12,14 +12,14 @@ from pyro_vae.testing.findings import Ledger
 from pyro_vae.testing.subject import Subject, Values, latent_sites, parameters
 
 LAW = "gradients"
-#: Steps of the difference quotients; the last only where rounding leaves something of it.
+#: Step sizes of the difference quotients. The last is used only if the rounding error of its quotient is small.
 STEPS = (1e-2, 3e-3, 3e-4)
-#: How often a difference is looked for, and how many of how many other draws have to repeat it: a kink of a relu does not.
+#: A difference is searched for LOOKS times. It counts if AGAIN of TRIES further draws show it too: a kink of a relu does not.
 LOOKS, AGAIN, TRIES = 2, 2, 4
-DETACHED = "a value detached on its way (z.detach(), .data, torch.no_grad(), numpy), or a backward pass of one's own"
-#: By term: slopes, and what rounding may add to their norm.
+DETACHED = "a detached value (z.detach(), .data, torch.no_grad(), numpy), or a wrong backward pass of your own"
+#: By term: difference quotients, and the rounding error of their norm.
 Quotients = dict[str, tuple[Tensor, float]]
-#: By term (and site): the slope by differences and by autograd, where they differ.
+#: By term (and site): derivatives by difference quotient and by autograd, if the two differ.
 Unlike = dict[str, tuple[float, float]]
 
 
@@ -37,21 +37,21 @@ def check_derivatives(subject: Subject, ledger: Ledger) -> None:
     found = _repeated(look)
     if found is not None:
         where, sizes = found
-        figures = f"its slope along z is {sizes[0]:.4g} by differences and {sizes[1]:.4g} by autograd"
+        figures = f"its derivative along z is {sizes[0]:.4g} by difference quotient and {sizes[1]:.4g} by autograd"
         ledger.breaks(LAW, where, figures, DETACHED)
     elif names:
-        ledger.holds(LAW, "the latent values", "autograd's slopes of all terms are their difference quotients")
+        ledger.holds(LAW, "the latent values", "autograd's derivatives of all terms agree with difference quotients")
 
 
 def _repeated(look: Callable[[], Unlike]) -> tuple[str, tuple[float, float]] | None:
-    """The first difference that some other draws show too."""
+    """Return the first difference that several other draws show too."""
     first = next((found for _ in range(LOOKS) if (found := look())), {})
     again = [look() for _ in range(TRIES)] if first else []
     return next(((w, sizes) for w, sizes in first.items() if sum(w in other for other in again) >= AGAIN), None)
 
 
 def _unlike_along(subject: Subject, values: Values, name: str) -> Unlike:
-    # Small values of a positive latent are moved by little, so that they stay in its support.
+    # Small values move by little, so that values of a positive latent site stay positive.
     direction = torch.randn_like(values[name]) * values[name].abs().clamp(1e-2, 1)
     slopes = _slopes(subject, values, name, direction)
     quotients = [_quotients(subject, values, name, direction, step) for step in STEPS]
@@ -97,7 +97,7 @@ def _per_datum(subject: Subject, name: str, value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _quotients(subject: Subject, values: Values, name: str, direction: Tensor, step: float) -> Quotients:
-    """Difference quotients by term, shape ``(B,)``, and their rounding error."""
+    """Return difference quotients by term, shape ``(B,)``, and their rounding error."""
     ends = [subject.evaluate(values | {name: values[name] + sign * step * direction}).parts() for sign in (1, -1)]
     found = {}
     for term, above in ends[0].items():
@@ -109,13 +109,13 @@ def _quotients(subject: Subject, values: Values, name: str, direction: Tensor, s
 def check_parameter_slopes(subject: Subject, still: tuple[str, ...], ledger: Ledger) -> None:
     r"""Compare the parameter derivatives of every term with a difference quotient.
 
-    The latent values are fixed and the direction is random over all parameters. A term that differs is checked again,
-    parameter by parameter.
+    The latent values are fixed, and the direction is random in the space of all parameters. If a term differs, each
+    parameter is checked by itself.
 
     Args:
         subject: The program.
-        still: Parts of the names of parameters that should have no gradient.
-        ledger: Where findings go.
+        still: Substrings of the names of parameters that should have no gradient.
+        ledger: Collects the findings.
     """
     known = parameters(subject.guide_trace, subject.model_trace)
     params = {n: p for n, p in known.items() if p.requires_grad and not any(part in n for part in still)}
@@ -123,21 +123,25 @@ def check_parameter_slopes(subject: Subject, still: tuple[str, ...], ledger: Led
         return  # check_parameters reports it
     found = _repeated(lambda: _unlike_moved(subject, params, list(params)))
     if found is None:
-        ledger.holds(LAW, "the parameters' slopes", "autograd's slopes of all terms are their difference quotients")
+        ledger.holds(
+            LAW, "derivatives by the parameters", "autograd's derivatives of all terms agree with difference quotients"
+        )
         return
     term, (quotient, slope) = found
-    figures = f"its slope along a random move of them is {quotient:.4g} by differences and {slope:.4g} by autograd"
+    figures = (
+        f"its derivative along a random direction is {quotient:.4g} by difference quotient and {slope:.4g} by autograd"
+    )
     one = next((n for n in params if _repeated(lambda n=n: _unlike_moved(subject, params, [n], term))), None)  # type: ignore[misc]
     where = f"{term}, with respect to " + (f"parameter {one!r}" if one else "the parameters")
-    causes = f"{DETACHED}; declare a parameter that is meant to stand still by without_gradient=[...]"
+    causes = f"{DETACHED}; declare a parameter that should stay fixed by without_gradient=[...]"
     ledger.breaks(LAW, where, figures, causes)
 
 
 def _unlike_moved(subject: Subject, params: dict[str, Tensor], names: list[str], term: str | None = None) -> Unlike:
-    """Terms whose derivative along a random step of the parameters is wrong."""
+    """Return terms with a wrong derivative along a random parameter direction."""
     with torch.no_grad():
         values, _ = subject.draw()
-    # Small entries move little, so that no scale changes its sign.
+    # Small entries move by little, so that no scale changes its sign.
     moves = {n: torch.randn_like(params[n]) * params[n].detach().abs().clamp(1e-2, 1) for n in names}
     slopes = _parameter_slopes(subject, values, params, moves)
     quotients = [_parameter_quotients(subject, values, params, moves, step) for step in STEPS]
@@ -151,7 +155,7 @@ def _unlike_moved(subject: Subject, params: dict[str, Tensor], names: list[str],
 def _parameter_slopes(
     subject: Subject, values: Values, params: dict[str, Tensor], moves: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Derivatives by term, summed over data, shape ``(1,)``."""
+    """Return autograd's derivatives by term, summed over data, shape ``(1,)``."""
     found = {}
     leaves = [params[name] for name in moves]
     for term, value in subject.evaluate(values).parts().items():
@@ -168,7 +172,7 @@ def _parameter_slopes(
 def _parameter_quotients(
     subject: Subject, values: Values, params: dict[str, Tensor], moves: dict[str, Tensor], step: float
 ) -> Quotients:
-    """Difference quotients by term, summed over data, and their rounding error."""
+    """Return difference quotients by term, summed over data, and rounding errors."""
     ends = []
     for sign in (1, -1):
         with _moved(params, moves, sign * step):

@@ -16,16 +16,15 @@ from pyro_vae.testing.subject import Call, Subject
 LAW = "exact"
 Exact = Tensor | Callable[..., Any]
 DRAWS = 48
-CAUSES = (
-    "a prior, likelihood or parameter that is not the one of exact=: its scale, its bias, or a decoder that ignores z"
-)
+CAUSES = "a prior, likelihood or parameter that differs from the one in exact= (a scale, a bias), or a decoder that ignores z"
 
 
 def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples: int, ledger: Ledger) -> None:
     r"""Compare the weights with the known log p(x).
 
-    :math:`\prod_i \frac1K \sum_k w_{ki} / p(x_i)` has mean 1. By Markov's inequality it exceeds 1/a with probability at
-    most a, whatever the tail. The given data are tested and, if ``exact`` is a function, data drawn from the model too.
+    The product :math:`\prod_i \frac1K \sum_k w_{ki} / p(x_i)` has mean 1. By Markov's inequality it exceeds 1/a with
+    probability at most a, however heavy its tail. The given data are tested. If ``exact`` is a function, data drawn from the
+    model are tested too.
 
     Args:
         subject: The program.
@@ -35,7 +34,7 @@ def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples
         ledger: Collects the findings.
 
     Raises:
-        ValueError: If ``exact`` has another shape.
+        ValueError: If ``exact`` does not have shape ``(B,)``.
     """
     size = subject.data_plate.size
     excess = _log_excess(subject, subject.call, exact)
@@ -52,16 +51,16 @@ def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples
 def _check_simulated(subject: Subject, exact: Exact, rounds: int, ledger: Ledger) -> None:
     r"""Test the weights of simulated data, by Markov's inequality and a balance.
 
-    With :math:`\rho = w / p(x)` the balance is :math:`E_p[1/(1+\rho)] = E_q[\rho/(1+\rho)]`.
+    With :math:`\rho = w / p(x)` the balance is :math:`E_p[1/(1+\rho)] = E_q[\rho/(1+\rho)]`, p the posterior.
 
-    Both are :math:`\int pq / (p + q)` where log p(x) is right; they are bounded, whatever the tail.
+    If log p(x) is right, both sides are :math:`\int pq / (p + q)`. They are bounded, however heavy the tail of w.
     """
     excess, balance = _simulated(subject, exact, rounds)
     where = "data drawn from the model"
     _test_excess(excess, where, ledger)
     p_value = student_p(balance) if float(balance.abs().max()) > 1e-3 else 1.0
-    figures = f"1/(1+w/p) at the posterior's draws less (w/p)/(1+w/p) at the guide's is {float(balance.mean()):.3g}"
-    figures = f"{figures} on average of {len(balance)} data, expected 0"
+    figures = f"1/(1+w/p) at posterior draws minus (w/p)/(1+w/p) at guide draws is {float(balance.mean()):.3g}"
+    figures = f"{figures}, averaged over {len(balance)} data, expected 0"
 
     def again() -> float:
         return student_p(_simulated(subject, exact, rounds)[1])
@@ -70,7 +69,11 @@ def _check_simulated(subject: Subject, exact: Exact, rounds: int, ledger: Ledger
 
 
 def _simulated(subject: Subject, exact: Exact, rounds: int) -> tuple[Tensor, Tensor]:
-    """Log excess, shape ``(K, rounds B)``, and balance, shape ``(rounds B,)``."""
+    """Simulate data in several rounds; return the log excess and the balance.
+
+    Returns:
+        log w - log p(x), shape ``(K, rounds B)``, nats; difference of the balance's two sides, shape ``(rounds B,)``.
+    """
     parts, balance = [], []
     for _ in range(rounds):
         call, values, _ = subject.simulate()
@@ -81,7 +84,7 @@ def _simulated(subject: Subject, exact: Exact, rounds: int) -> tuple[Tensor, Ten
 
 
 def _known(subject: Subject, call: Call, exact: Exact) -> Tensor:
-    """Log p(x) of each datum, shape ``(B,)``."""
+    """Return the known log p(x) of each datum, shape ``(B,)``, nats."""
     known = torch.as_tensor(exact(*call.args, **call.kwargs) if callable(exact) else exact).detach().double()
     if subject.picked is not None and known.dim() == 1 and len(known) > int(subject.picked.max()):
         known = known[subject.picked]
@@ -93,7 +96,7 @@ def _known(subject: Subject, call: Call, exact: Exact) -> Tensor:
 
 
 def _log_excess(subject: Subject, call: Call, exact: Exact) -> Tensor:
-    """Log excess, log w - log p(x), shape ``(K, B)``, nats."""
+    """Return the excess log w - log p(x), shape ``(K, B)``, nats."""
     log_w = torch.stack([subject.draw(call)[1].log_w.double() for _ in range(DRAWS)])
     return log_w - _known(subject, call, exact)
 
@@ -103,17 +106,20 @@ def _test_excess(excess: Tensor, where: str, ledger: Ledger) -> None:
     rounding = 1e-5 * float(log_ratio.abs().sum()) + 1e-6 * len(log_ratio)
     p_value = 1.0 if float(log_ratio.sum()) <= rounding else markov_p(log_ratio)
     figures = f"the log of the mean of w / p(x) over {len(excess)} draws is {float(log_ratio.mean()):.4g}"
-    figures = f"{figures} on average of {len(log_ratio)} data, and may not be above 0 by much"
+    figures = f"{figures}, averaged over {len(log_ratio)} data, and should not be far above 0"
     ledger.tests(LAW, where, p_value, figures, CAUSES)
 
 
 def _check_mean(subject: Subject, exact: Exact, excess: Tensor, ledger: Ledger) -> None:
-    """Test the mean of w / p(x) from both sides by t."""
+    """Test that the mean of w / p(x) is 1.
+
+    A two-sided t test, if the weights are even enough.
+    """
     weights = (excess - excess.max(0).values).exp()
     effective = weights.sum(0).square() / weights.square().sum(0)
     where = "the given data, both sides"
     if float(effective.min()) < 0.3 * len(excess):
-        why = f"a datum has an effective sample size of {float(effective.min()):.0f} of {len(excess)}, too few for a t test"
+        why = f"a datum's {len(excess)} draws have an effective size of {float(effective.min()):.0f}, too few for a t test"
         ledger.skips(LAW, where, why)
         return
     ratio = excess.clamp(max=700).exp().mean(1)
@@ -122,6 +128,6 @@ def _check_mean(subject: Subject, exact: Exact, excess: Tensor, ledger: Ledger) 
     def again() -> float:
         return student_p(_log_excess(subject, subject.call, exact).clamp(max=700).exp().mean(1), 1.0)
 
-    causes = f"{CAUSES}; or a guide that leaves out a part of the posterior"
+    causes = f"{CAUSES}; or a guide that misses a part of the posterior"
     figures = f"the mean of w / p(x) is {float(ratio.mean()):.4g}, expected 1"
     ledger.tests(LAW, where, p_value, figures, causes, again)

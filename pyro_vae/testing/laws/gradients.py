@@ -14,24 +14,25 @@ from pyro_vae.testing.numerics.statistics import student_p
 from pyro_vae.testing.subject import Scores, Subject, Values, latent_sites, parameters
 
 LAW = "gradients"
-#: By parameter and estimator: vectors of mean 0, shape ``(repeats, P)``, and the size of their parts.
+#: By parameter and comparison: vectors with expectation 0, shape ``(repeats, P)``, and the size of the compared gradients.
 Differences = dict[tuple[str, str], tuple[Tensor, float]]
 DRAWS = 4
-PAIR, NULL = "pathwise less score-function gradient", "gradient of E_q[log q] at fixed draws"
+PAIR, NULL = "pathwise minus score-function gradient", "gradient of E_q[log q] at fixed draws"
 UNLIKE = "a guide whose draws are not from the density it scores"
 
 
 def check_gradients(subject: Subject, repeats: int, ledger: Ledger) -> None:
     r"""Compare two unbiased estimates of :math:`\nabla_\phi E_q[\log w]`.
 
-    Pathwise :math:`\nabla \log w(z(\phi))`, against :math:`\sum_k (\log w_k - \overline{\log w}_{-k}) \nabla \log q_k`
-    with the values fixed, plus the terms' own :math:`\nabla \log w` there. The first half of the repeats finds the
-    direction in which they differ, the second half tests it. Likewise :math:`E_q[\nabla \log q] = 0`.
+    The pathwise estimate is :math:`\nabla \log w(z(\phi))`. The score-function estimate keeps the values fixed: it is
+    :math:`\sum_k (\log w_k - \overline{\log w}_{-k}) \nabla \log q_k` plus the mean :math:`\nabla \log w` at these values.
+    The first half of the repeats finds the direction in which the two differ; the second half tests this direction. The test
+    of :math:`E_q[\nabla \log q] = 0` is the same.
     """
     sites = latent_sites(subject.guide_trace)
     params = {n: p for n, p in parameters(subject.guide_trace).items() if p.requires_grad}
     if any(s["infer"].get("is_auxiliary") for s in sites.values()):
-        ledger.skips(LAW, "the estimators", "the guide draws an auxiliary site, whose value the others are made from")
+        ledger.skips(LAW, "the estimators", "the guide draws an auxiliary site, and computes other sites from it")
         return
     if not params:
         ledger.skips(LAW, "the estimators", "the guide has no parameters")
@@ -49,14 +50,14 @@ def check_gradients(subject: Subject, repeats: int, ledger: Ledger) -> None:
     for (name, what), (rows, size) in found.items():
         if what == NULL or moves:
             mean, error, p_value = _mean_test(rows, size)
-            figures = f"{what}, where it is furthest from 0, is {mean:.4g} +- {error:.2g}"
+            figures = f"{what}, in the direction furthest from 0, is {mean:.4g} +- {error:.2g}"
             causes = UNLIKE if what == NULL else DETACHED
             again = partial(_fresh_p, fresh, (name, what))
             ledger.tests(LAW, f"parameter {name!r}", p_value, figures, causes, again)
 
 
 def _differences(subject: Subject, params: dict[str, Tensor], repeats: int) -> Differences:
-    """The :data:`Differences` between the two estimates, by parameter and estimator."""
+    """Return the :data:`Differences`, by parameter and comparison."""
     estimates = [_estimates(subject, params) for _ in range(repeats)]
     found = {}
     for i, name in enumerate(params):
@@ -82,7 +83,11 @@ def _mean_test(rows: Tensor, size: float) -> tuple[float, float, float]:
 
 
 def _estimates(subject: Subject, params: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Pathwise gradients, score-function gradients and mean scores; flat, float64."""
+    """Return pathwise gradients, score-function gradients and mean scores.
+
+    Returns:
+        In each list a flat float64 vector for each parameter.
+    """
     paths: list[Tensor] = []
     at: list[Scores] = []
     for _ in range(DRAWS):
@@ -98,7 +103,7 @@ def _estimates(subject: Subject, params: dict[str, Tensor]) -> tuple[list[Tensor
 
 
 def _pathwise(subject: Subject) -> tuple[Tensor, Values]:
-    """Sum of log w with its score terms, and the drawn values."""
+    """Return log w, summed and with score terms, and the drawn values."""
     guide_trace = subject.traced(subject.guide, subject.call, subject.index)
     sites = latent_sites(guide_trace)
     values = {n: s["value"] for n, s in sites.items()}

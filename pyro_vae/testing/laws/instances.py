@@ -22,16 +22,16 @@ def check_instances(subject: Subject, factory: Factory | None, ledger: Ledger) -
 
     Args:
         subject: The first instance.
-        factory: Makes a second model and guide; None: a copy of the object whose methods they are.
-        ledger: Where findings go.
+        factory: Function that returns a second model and guide; None: copy the object that has both as methods.
+        ledger: Collects the findings.
     """
     pair = factory() if factory is not None else _copy(subject)
     if isinstance(pair, str):
         ledger.skips(LAW, "a second instance", pair)
         return
-    causes = "pyro.module, pyro.param or PyroParam under one name in both; give each instance names of its own, with a "
-    causes += (
-        "PyroModule by pyro.settings.set(module_local_params=True), or call pyro.clear_param_store() between two fits"
+    causes = (
+        "both instances use one name in pyro.module, pyro.param or PyroParam; give each instance its own names (for a "
+        "PyroModule: pyro.settings.set(module_local_params=True)), or call pyro.clear_param_store() between two fits"
     )
     try:
         second = replace(subject, model=pair[0], guide=pair[1])
@@ -47,25 +47,25 @@ def check_instances(subject: Subject, factory: Factory | None, ledger: Ledger) -
     own = parameters(guide_trace, model_trace)
     for name, leaf in own.items():
         if id(leaf) in first:
-            figures = "the store gives it the first instance's tensor"
+            figures = "the store returns the first instance's tensor"
             if id(leaf) not in used:
-                figures += ", which its loss does not use: it never trains"
+                figures += ", which the second loss does not use: the second parameter never trains"
             ledger.breaks(LAW, f"parameter {name!r} of a second instance", figures, causes)
             return
     if not own:
-        ledger.skips(LAW, "a second instance", "it has no parameters in the store")
+        ledger.skips(LAW, "a second instance", "the instance has no parameters in the store")
     else:
-        ledger.holds(LAW, "a second instance", f"its {len(own)} parameters are its own")
+        ledger.holds(LAW, "a second instance", f"it shares none of its {len(own)} parameters with the first")
 
 
 def _copy(subject: Subject) -> tuple[Program, Program] | str:
-    """The methods of a copy, or the reason why there is none."""
+    """Return the methods of a copy, or the reason why copying fails."""
     owner = getattr(subject.model, "__self__", None)
     if owner is None or getattr(subject.guide, "__self__", None) is not owner:
-        return "model and guide are no methods of one object; pass factory=, a function that makes a second pair"
+        return "model and guide are not methods of one object; pass factory=, a function that returns a second pair"
     try:
         with torch.no_grad():
             second = copy.deepcopy(owner)
     except (RuntimeError, TypeError) as error:
-        return f"their object cannot be copied ({error}); pass factory=, a function that makes a second pair"
+        return f"the object with model and guide cannot be copied ({error}); pass factory=, a function that returns a second pair"
     return getattr(second, subject.model.__name__), getattr(second, subject.guide.__name__)

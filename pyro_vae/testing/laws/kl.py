@@ -18,13 +18,13 @@ from pyro_vae.testing.subject import Subject, latent_sites, observed_sites, oute
 
 LAW = "kl"
 CAUSES = (
-    "a distribution whose log_prob is not that of its draws (a variance passed as a scale, a wrong Jacobian), or a "
+    "a distribution whose log_prob does not fit its draws (a variance passed as a scale, a wrong Jacobian), or a "
     "closed form inherited from a class with another density"
 )
 
 
 def check_scales(subject: Subject, ledger: Ledger) -> None:
-    """Check that latent sites have one scale and the likelihood has none."""
+    """Check that model and guide have equal scales, and the likelihood none."""
     ours, theirs = latent_sites(subject.model_trace), latent_sites(subject.guide_trace)
     try:
         check_kl_scales(subject.model_trace, subject.guide_trace)
@@ -35,24 +35,22 @@ def check_scales(subject: Subject, ledger: Ledger) -> None:
     for name, (model, guide) in latent.items():
         if abs(model - guide) > 1e-5 * max(abs(model), abs(guide)):
             figures = f"its scale is {model:.4g} in the model and {guide:.4g} in the guide"
-            causes = "poutine.scale around one of the two; use pyro_vae.handlers.scale_kl_pair(model, guide, beta)"
+            causes = "poutine.scale around only one of model and guide; use pyro_vae.handlers.scale_kl_pair(model, guide, beta)"
             ledger.breaks(LAW, f"latent site {name!r}", figures, causes)
             return
     common = {model for model, _ in latent.values()}
     for name, site in observed_sites(subject.model_trace):
         scale = outer_scale(site)
         if abs(scale - 1) > 1e-5 and (len(common) != 1 or abs(scale - common.copy().pop()) > 1e-5):
-            figures = f"the likelihood carries a scale of {scale:.4g}, the KL another"
-            causes = (
-                "poutine.scale on the reconstruction, which bounds no log p(x); weight the KL by scale_kl_pair instead"
-            )
+            figures = f"the likelihood has a scale of {scale:.4g}, and the KL a different scale"
+            causes = "poutine.scale on the likelihood, so that nothing bounds log p(x); weight the KL by scale_kl_pair instead"
             ledger.breaks(LAW, f"site {name!r}", figures, causes)
             return
-    ledger.holds(LAW, "the scales", "the same on both sides")
+    ledger.holds(LAW, "the scales", "model and guide have the same scales")
 
 
 def _other_scale(site: Site) -> float:
-    """A site's scale without N/B and without the factors of scale_kl."""
+    """Return a site's scale, without N/B and the factors of scale_kl."""
     scale = outer_scale(site)
     for beta in site.get("kl_scales", ()):
         mean = float(torch.as_tensor(beta, dtype=torch.float64).mean())
@@ -61,7 +59,7 @@ def _other_scale(site: Site) -> float:
 
 
 def check_divergences(subject: Subject, num_samples: int, ledger: Ledger) -> None:
-    r"""Compare :math:`KL(q \| p)` of each site in closed form with draws."""
+    r"""Compare the closed-form :math:`KL(q \| p)` of each site with draws."""
     guide_trace = subject.traced(subject.guide, subject.call, subject.index)
     values = {n: s["value"] for n, s in latent_sites(guide_trace).items()}
     model_trace = subject.traced(subject.model, subject.call, subject.index | values)
@@ -72,10 +70,10 @@ def check_divergences(subject: Subject, num_samples: int, ledger: Ledger) -> Non
 
 
 def _check_site(subject: Subject, name: str, ours: Site, theirs: Site, num_samples: int, ledger: Ledger) -> None:
-    """Compare KL and entropy of a site with their closed forms."""
+    """Compare the KL and the entropy at a site with draws."""
     p, q, where = ours["fn"], theirs["fn"], f"latent site {name!r}"
     if base_name(q) == "Delta":
-        ledger.skips(LAW, where, "the guide passes on the value of another draw, whose density no closed form knows")
+        ledger.skips(LAW, where, "the guide has a Delta with the value of another site, so the KL has no closed form")
         return
 
     def log_q_and_p() -> tuple[Tensor, Tensor]:
@@ -89,7 +87,7 @@ def _check_site(subject: Subject, name: str, ours: Site, theirs: Site, num_sampl
     try:
         log_ratio()
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        ledger.skips(LAW, where, f"its distribution does not draw {num_samples} values at once ({error})")
+        ledger.skips(LAW, where, f"drawing {num_samples} values at once fails ({error})")
         return
     try:
         _compare(subject, "KL(q || p)", kl_divergence(q, p), log_ratio, theirs, ledger)

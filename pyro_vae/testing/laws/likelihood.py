@@ -20,23 +20,25 @@ def check_values(subject: Subject, ledger: Ledger) -> None:
     for name, site in sample_sites(subject.model_trace):
         if is_factor(site) and not is_auxiliary_loss(site):
             figures = f"pyro.factor adds {float(site['fn'].log_factor.mean()):.3g} nats that no density accounts for"
-            causes = "a penalty or classifier term as a factor; leave it out, or sample it with infer={'auxiliary_loss': True}"
+            causes = (
+                "a penalty or classifier term as a factor; remove it, or sample it with infer={'auxiliary_loss': True}"
+            )
             ledger.breaks(LAW, f"site {name!r} of the model", figures, causes)
     for name, site in observed_sites(subject.model_trace):
         try:
             inside = _inside(site["fn"].support, site["value"])
         except (NotImplementedError, AttributeError):
-            ledger.skips(LAW, f"site {name!r}", f"{type(site['fn']).__name__} does not name its support")
+            ledger.skips(LAW, f"site {name!r}", f"{type(site['fn']).__name__} defines no support")
             continue
         if not bool(inside.all()):
             kind = type(elementary(site["fn"])).__name__
             figures = f"{100 * (1 - float(inside.double().mean())):.0f} % of the data lie outside the support of {kind}"
-            causes = "grey pixels under a Bernoulli (binarize them, or use a ContinuousBernoulli), or data that are not scaled"
+            causes = "grey pixels under a Bernoulli (binarize them, or use a ContinuousBernoulli), or unscaled data"
             ledger.breaks(LAW, f"site {name!r}", figures, causes)
 
 
 def _inside(support: Any, value: Tensor) -> Tensor:
-    """True where a value lies in a support or is NaN."""
+    """Return True where a value is in the support or NaN."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     inside = support.check(value)
@@ -49,25 +51,25 @@ def check_determinism(subject: Subject, ledger: Ledger) -> bool:
     one, other = subject.evaluate(values), subject.evaluate(values)
     for name, value in one.observed.items():
         if not same(value, other.observed[name]):
-            figures = "the observed value changes from call to call while the arguments stay"
-            causes = "noise added to the data inside the model, where the guide does not see it; add it before the call"
+            figures = "the observed value changes between calls with the same arguments"
+            causes = "noise added to the data inside the model, hidden from the guide; add the noise before the call"
             ledger.breaks(LAW, f"site {name!r}", figures, causes)
             return False
     for name, term in one.parts().items():
         change = float((other.parts()[name] - term).abs().max())
         if not change <= tolerance(term):
-            figures = f"its log-probability at the same x and z changes by {change:.3g} nats from call to call"
-            causes = "dropout in train mode (call .eval()), or random numbers that are no sample site"
+            figures = f"its log-probability at the same x and z changes by {change:.3g} nats between calls"
+            causes = "dropout in train mode (call .eval()), or random numbers drawn outside a sample site"
             ledger.breaks(LAW, name, figures, causes)
             return False
     other_values, _ = subject.draw()
     for name, value in subject.evaluate(other_values).observed.items():
         if not same(value, one.observed[name]):
-            figures = "the observed value moves with the latent one"
-            causes = "obs= given a reconstruction, or a value computed from z, instead of the data"
+            figures = "the observed value changes with the latent value"
+            causes = "obs= is a reconstruction, or another value computed from z, instead of the data"
             ledger.breaks(LAW, f"site {name!r}", figures, causes)
             return False
-    ledger.holds(LAW, "all sites", "the same x and z get the same terms")
+    ledger.holds(LAW, "all sites", "the same x and z give the same log-probabilities")
     return True
 
 
@@ -85,8 +87,9 @@ def check_mass(subject: Subject, ledger: Ledger) -> None:
                 ledger.skips(LAW, where, str(reason))
                 continue
             except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+                kind = type(elementary(site["fn"])).__name__
                 why = f"its log_prob or sample raises {type(error).__name__}: {error}"
-                ledger.skips(LAW, where, f"{type(elementary(site['fn'])).__name__} has no mass to be had, since {why}")
+                ledger.skips(LAW, where, f"the total mass of {kind} cannot be computed: {why}")
                 continue
             worst = float(mass.flatten()[(mass - 1).abs().argmax()])
             if abs(worst - 1) > 0.01 or worst != worst:

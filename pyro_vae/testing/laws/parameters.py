@@ -1,4 +1,4 @@
-"""The law ``gradients``: registered parameters are those with a gradient."""
+"""The law ``gradients``: exactly the registered parameters have a gradient."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ LAW = "gradients"
 
 
 def check_parameters(subject: Subject, without_gradient: tuple[str, ...], ledger: Ledger) -> None:
-    """Check that the registered parameters are those with a gradient."""
+    """Check that exactly the registered parameters have a gradient."""
     loss, known = _graph(subject)
     if loss.requires_grad:
         registered = {id(p) for p in known.values()}
         for leaf in leaves_of(loss):
             if id(leaf) not in registered and leaf.requires_grad:
-                figures = f"a parameter of shape {tuple(leaf.shape)} enters the loss and is not in the parameter store"
-                causes = "a network without pyro.module(name, network), or a module that is no PyroModule: SVI never trains it"
+                figures = f"the loss uses a parameter of shape {tuple(leaf.shape)} that is not in the parameter store"
+                causes = "a network without pyro.module(name, network), or a module that is no PyroModule; SVI never trains it"
                 ledger.breaks(LAW, f"parameter {_name_of(leaf, subject)!r}", figures, causes)
                 return
     undeclared = {n: p for n, p in known.items() if p.requires_grad and not any(d in n for d in without_gradient)}
     if not undeclared:
-        ledger.skips(LAW, "the parameters", "the program has none in the parameter store")
+        ledger.skips(LAW, "the parameters", "the program has no parameters in the parameter store")
         return
     for name in _without_gradient(subject, loss, undeclared):
         causes = (
-            "a network that is registered and not used, or its output detached (.detach(), torch.no_grad()); declare "
+            "a network that is registered but not used, or whose output is detached (.detach(), torch.no_grad()); declare a "
+            "parameter that should stay fixed by without_gradient=[...]"
         )
-        causes += "one that is meant to stand still by without_gradient=[...]"
         ledger.breaks(LAW, f"parameter {name!r}", "the loss has no gradient with respect to it", causes)
         return
-    ledger.holds(LAW, "the parameters", f"each of {len(undeclared)} has a gradient")
+    ledger.holds(LAW, "the parameters", f"all {len(undeclared)} have a gradient")
 
 
 def _graph(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss with its graph, and the parameters in its traces."""
+    """Return the loss with its graph, and the parameters in the traces."""
     guide_trace = subject.traced(subject.guide, subject.call, subject.index)
     values = {n: s["value"] for n, s in latent_sites(guide_trace).items()}
     model_trace = subject.traced(subject.model, subject.call, subject.index | values)
@@ -55,7 +55,7 @@ def _graph(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _without_gradient(subject: Subject, loss: Tensor, params: dict[str, Tensor]) -> list[str]:
-    """Parameters whose gradient is missing, or 0 even after small moves."""
+    """Return parameters whose gradient is missing, or 0 even after small moves."""
     names, leaves = list(params), list(params.values())
     if not loss.requires_grad:
         return names
@@ -66,7 +66,7 @@ def _without_gradient(subject: Subject, loss: Tensor, params: dict[str, Tensor])
         return missing
     before = [leaf.detach().clone() for leaf in leaves]
     try:
-        for _ in range(3):  # a layer that starts at zero hides those below it
+        for _ in range(3):  # a layer that starts at zero hides the gradients of layers below it
             with torch.no_grad():
                 for leaf, old in zip(leaves, before, strict=True):
                     leaf.copy_(old + 0.1 * (1 + old.abs()) * torch.randn_like(old))
@@ -83,7 +83,7 @@ def _without_gradient(subject: Subject, loss: Tensor, params: dict[str, Tensor])
 
 
 def leaves_of(loss: Tensor) -> Iterator[Tensor]:
-    """The leaf tensors for which autograd would accumulate a gradient."""
+    """Yield the leaf tensors for which autograd would accumulate a gradient."""
     seen, stack = set(), [loss.grad_fn]
     while stack:
         node = stack.pop()
@@ -96,7 +96,7 @@ def leaves_of(loss: Tensor) -> Iterator[Tensor]:
 
 
 def _name_of(leaf: Tensor, subject: Subject) -> str:
-    """Name of an unregistered parameter, from the modules that the program uses."""
+    """Return the name of an unregistered parameter in the program's modules."""
     for fn in (subject.model, subject.guide):
         for name, module in modules_of(fn).items():
             for path, parameter in module.named_parameters():
@@ -106,7 +106,7 @@ def _name_of(leaf: Tensor, subject: Subject) -> str:
 
 
 def modules_of(fn: Program) -> dict[str, nn.Module]:
-    """Modules that a function is bound to, closes over or reads."""
+    """Return modules that a function is bound to, closes over or reads."""
     found: dict[str, nn.Module] = {}
     if isinstance(fn, nn.Module):
         found[type(fn).__name__] = fn

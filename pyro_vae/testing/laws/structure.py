@@ -23,8 +23,8 @@ from pyro_vae.testing.subject import Call, Subject, latent_sites, observed_sites
 
 LAW = "structure"
 RUN_CAUSES = (
-    "shapes that do not fit (a missing .to_event(1), a plate of the wrong size or dim), a dtype that is not the network's, "
-    "or a site that only one of the two has"
+    "shapes that do not fit (a missing .to_event(1), a plate of the wrong size or dim), a dtype other than the network's, or "
+    "a site in only one of model and guide"
 )
 
 
@@ -60,7 +60,9 @@ def _with_data_plate(subject: Subject, plate: str | None, ledger: Ledger) -> Sub
                 check_site_shape(site, math.inf)
         data_plate = find_data_plate(*traces, plate)
     except (RuntimeError, ValueError) as error:
-        causes = "a missing `with pyro.plate('data', len(x)):`, a missing .to_event, or one that takes in the batch"
+        causes = (
+            "a missing `with pyro.plate('data', len(x)):`, a missing .to_event, or a .to_event that includes the batch"
+        )
         ledger.breaks(LAW, "the plates", str(error).strip(), causes)
         return None
     index = {n: s["value"] for t in traces for n, s in t.nodes.items() if s["type"] == "sample" and is_subsample(s)}
@@ -85,7 +87,7 @@ def _row_arguments(call: Call, plate: str, size: int, site: Site) -> tuple[int |
 
 
 def _refuse(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse sound programs that have no weight for each datum."""
+    """Refuse sound programs that have no importance weight for each datum."""
     theirs = latent_sites(guide_trace)
     for name, site in latent_sites(model_trace).items():
         if name not in theirs and site["infer"].get("enumerate"):
@@ -103,19 +105,17 @@ def _refuse(model_trace: Trace, guide_trace: Trace) -> None:
 
 def _check_names(model_trace: Trace, guide_trace: Trace, ledger: Ledger) -> None:
     ours, theirs = latent_sites(model_trace), latent_sites(guide_trace)
-    causes = "a name spelt differently in the two, or a site that was added to one of them only"
+    causes = "a name spelt differently in model and guide, or a site added to only one of them"
     for name in ours.keys() - theirs.keys():
         known = f"it is in the model only; the guide has {sorted(theirs)}"
         ledger.breaks(LAW, f"latent site {name!r}", known, causes)
     for name, site in theirs.items():
         if name not in ours and not site["infer"].get("is_auxiliary", False):
             known = f"it is in the guide only; the model has {sorted(ours)}"
-            ledger.breaks(LAW, f"latent site {name!r}", known, f"{causes}; mark a deliberate one is_auxiliary")
+            ledger.breaks(LAW, f"latent site {name!r}", known, f"{causes}; mark a deliberate extra site is_auxiliary")
     for name, site in sample_sites(guide_trace):
         if site["is_observed"] and not site["infer"].get("is_auxiliary", False):
-            figures = (
-                "the guide observes it: no draw of q, which bounds here leave out and Pyro's own objectives subtract"
-            )
+            figures = "the guide observes it: objectives of this package ignore such a site, Pyro's own objectives subtract it"
             ledger.breaks(LAW, f"site {name!r} of the guide", figures, "obs= copied from the model into the guide")
 
 
@@ -127,21 +127,21 @@ def _check_site(name: str, ours: Site | None, theirs: Site, ledger: Ledger) -> N
     p, q = ours["fn"], theirs["fn"]
     if p.event_shape != q.event_shape:
         figures = f"its event shape is {tuple(p.event_shape)} in the model and {tuple(q.event_shape)} in the guide"
-        ledger.breaks(LAW, where, figures, ".to_event missing on one side, or another latent size")
+        ledger.breaks(LAW, where, figures, ".to_event missing in one of them, or two latent sizes")
         return
     inside, outside = plates_of(ours), plates_of(theirs)
     known = [{n: (f.dim, f.size) for n, f in plates.items()} for plates in (inside, outside)]
     if known[0] != known[1]:
         figures = f"its plates (dim, size) are {known[0]} in the model and {known[1]} in the guide"
-        ledger.breaks(LAW, where, figures, "a plate in one of the two only, under two names, or of two sizes")
+        ledger.breaks(LAW, where, figures, "a plate in only one of them, or with two names or sizes")
         return
     if p.batch_shape != q.batch_shape:
         figures = f"its batch shape is {tuple(p.batch_shape)} in the model and {tuple(q.batch_shape)} in the guide"
-        ledger.breaks(LAW, where, figures, "a missing .to_event, or a parameter with a dimension too many")
+        ledger.breaks(LAW, where, figures, "a missing .to_event, or a parameter with an extra dimension")
         return
     if bool(theirs["value"].isnan().any()):
         ledger.breaks(
-            LAW, where, "the guide draws NaN", "parameters that training drove to NaN, or a scale of 0 or below"
+            LAW, where, "the guide draws NaN", "parameters that became NaN in training, or a scale of 0 or below"
         )
     elif not _is_delta(q):
         _check_support(where, p, q, ledger)
@@ -155,19 +155,19 @@ def _check_support(where: str, p: TorchDistributionMixin, q: TorchDistributionMi
         ledger.breaks(LAW, where, f"its support is {shown[0]} in the model and {shown[1]} in the guide", causes)
         return
     try:
-        for whose, source, target in (("guide", q, p), ("model", p, q)):
+        for whose, source, other, target in (("guide", q, "model", p), ("model", p, "guide", q)):
             draws = source.sample((100,))
             outside = 1 - float(target.support.check(draws).double().mean())
             if outside > 0:
-                figures = f"{100 * outside:.0f} % of the {whose}'s draws lie outside the other's support"
+                figures = f"{100 * outside:.0f} % of the {whose}'s draws lie outside the {other}'s support"
                 ledger.breaks(LAW, where, figures, causes)
                 return
     except NotImplementedError:
-        ledger.skips(LAW, where, f"{type(q).__name__} or {type(p).__name__} does not name its support")
+        ledger.skips(LAW, where, f"{type(q).__name__} or {type(p).__name__} defines no support")
 
 
 def _range(fn: TorchDistributionMixin) -> tuple[bool, Any, Any] | None:
-    """(discrete, lower, upper) of a support; None if it is no interval."""
+    """Return a support as (discrete, lower, upper); None for other supports."""
     try:
         support = fn.support
     except NotImplementedError:
@@ -203,7 +203,7 @@ def _is_delta(fn: TorchDistributionMixin) -> bool:
 
 def _check_delta(guide_trace: Trace, ledger: Ledger) -> None:
     sites = latent_sites(guide_trace)
-    # Pyro's autoguides draw an auxiliary site and pass it on by Delta sites, whose log_density is the Jacobian.
+    # Pyro's autoguides draw an auxiliary site and pass its value on through Delta sites, whose log_density is the Jacobian.
     if any(s["infer"].get("is_auxiliary", False) for s in sites.values()):
         return
     for name, site in sites.items():

@@ -18,14 +18,14 @@ from pyro_vae.testing.numerics.quadrature import (
 
 
 def total_mass(fn: TorchDistributionMixin, value: Tensor | None = None) -> Tensor:
-    r"""Total mass, :math:`\sum_y p(y)` or :math:`\int p(y)\, dy`, of each element.
+    r"""Return the total mass, :math:`\sum_y p(y)` or :math:`\int p(y)\, dy`.
 
     Args:
         fn: A distribution.
-        value: A value of it, where the integral begins if the distribution does not draw.
+        value: A value of the distribution, where the integral begins if the distribution cannot be sampled.
 
     Returns:
-        Its batch shape, or that of its elements; 1 where the distribution is one.
+        Total mass, 1 if ``fn`` is normalized; with the batch shape of ``fn``, or of its elements.
 
     Raises:
         NoMassError: If the distribution can be neither enumerated nor integrated.
@@ -36,7 +36,7 @@ def total_mass(fn: TorchDistributionMixin, value: Tensor | None = None) -> Tenso
     try:
         support = fn.support
     except (NotImplementedError, AttributeError) as error:
-        raise NoMassError(f"{type(fn).__name__} does not name its support") from error
+        raise NoMassError(f"{type(fn).__name__} defines no support") from error
     if support is None or type(fn).__name__ in ("Delta", "Unit"):
         raise NoMassError(f"{type(fn).__name__} has no mass to sum")
     if support.is_discrete:
@@ -46,7 +46,7 @@ def total_mass(fn: TorchDistributionMixin, value: Tensor | None = None) -> Tenso
 
 
 def elementary(fn: TorchDistributionMixin) -> TorchDistributionMixin:
-    """A distribution without the wrappers that only regroup or mask it."""
+    """Return a distribution without wrappers that only regroup or mask it."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
     return fn
@@ -65,7 +65,7 @@ def _enumerated(fn: TorchDistributionMixin) -> Tensor:
 
 
 def _counted(fn: TorchDistributionMixin) -> Tensor:
-    """Sum over 0, 1, 2, ... to well beyond what is drawn."""
+    """Sum over 0, 1, 2, ... to well beyond the largest draw."""
     draws = fn.sample((200,))
     if fn.event_shape or bool((draws < 0).any()):
         raise NoMassError(f"{type(fn).__name__} is neither enumerable nor a distribution of counts")

@@ -10,13 +10,13 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, biject_to
 
-#: Cells (grid points x batch elements) beyond which an integral is not computed.
+#: Largest number of cells (grid points x batch elements) of an integral.
 MOST_CELLS = 4_000_000
-#: Cells times coordinates of an integral one coordinate at a time, which is computed part by part.
+#: Largest number of cells times coordinates of an integral that is computed one coordinate at a time.
 MOST_PARTS = 100_000_000
-#: The grid's t goes from -REACH to REACH, which is 1490 times the spread of the draws.
+#: The grid's t runs from -REACH to REACH; the ends lie 1490 times the spread of the draws from the center.
 REACH = 8.0
-#: Mass that may lie beyond the grid or the numbers of a precision.
+#: Largest mass that may lie outside the grid or the range of floating-point numbers.
 EDGE = 1e-3
 
 
@@ -25,7 +25,7 @@ class NoMassError(Exception):
 
 
 def batch_of(fn: TorchDistributionMixin) -> torch.Size:
-    """A distribution's batch shape; some of Pyro's give a plain tuple."""
+    """Return a distribution's batch shape; some Pyro distributions have a tuple."""
     return torch.Size(fn.batch_shape)
 
 
@@ -56,14 +56,14 @@ class Density:
     """The density of a distribution, mapped from its support to real vectors.
 
     Args:
-        fn: A distribution over vectors of D numbers in all.
-        value: A value to begin at, for a distribution that does not draw.
+        fn: A distribution with D numbers in an event.
+        value: A starting value, for a distribution that cannot be sampled.
 
     Attributes:
-        places: 400 draws, shape ``(400, *batch, D)``.
+        places: 400 draws, mapped to real vectors, shape ``(400, *batch, D)``.
 
     Raises:
-        NoMassError: If its support is not that of D independent real numbers, or there is neither draw nor value.
+        NoMassError: If the support cannot be mapped to D real numbers, or there is neither a draw nor a value.
     """
 
     def __init__(self, fn: TorchDistributionMixin, value: Tensor | None = None) -> None:
@@ -76,7 +76,7 @@ class Density:
         try:
             self._transform = biject_to(support)
         except NotImplementedError as error:
-            raise NoMassError(f"{self.name} has a support that is not mapped to real numbers") from error
+            raise NoMassError(f"the support of {self.name} cannot be mapped to real numbers") from error
         draws = self._draws(value)
         self._inner = draws[0]
         self.places = self._unconstrained(draws)
@@ -87,7 +87,7 @@ class Density:
             return self.fn.sample(torch.Size((400,)))
         except NotImplementedError as error:
             if value is None or value.shape != shape:
-                raise NoMassError(f"{self.name} draws no values") from error
+                raise NoMassError(f"{self.name} cannot be sampled") from error
             return value.detach().expand(400, *shape)
 
     def _unconstrained(self, draws: Tensor) -> Tensor:
@@ -99,16 +99,23 @@ class Density:
             raise NoMassError(f"{self.name} draws values at the edge of its support")
         center = torch.where(inside, places, torch.nan).nanmedian(0).values
         places = torch.where(inside, places, center)
-        # Draws without a spread, of a distribution that gives its mean, are no guide to its width.
+        # If sample returns the mean, draws have no spread; add noise, so that the grid has a width.
         return torch.where(places.std(0) > 1e-12, places, places + torch.randn_like(places))
 
     def __call__(self, u: Tensor) -> Tensor:
-        """Log density, ``(..., *batch, D)`` to ``(..., *batch)``; -inf outside the support."""
+        """Return the log density; -inf outside the support.
+
+        Args:
+            u: Real vectors, shape ``(..., *batch, D)``.
+
+        Returns:
+            Log density with respect to u, shape ``(..., *batch)``, nats.
+        """
         event = torch.Size(self.fn.event_shape)
         u = u.reshape(*u.shape[:-1], *event)
         x = self._transform(u)
         y = x.to(self._inner.dtype)
-        # Where y is at the edge of its support u is not to be had back: the cells there would be another density's.
+        # At the edge of the support y does not map back to u: cells there would belong to another density.
         back = (self._transform.inv(y.double()) - u).abs() <= 0.1 + 1e-6 * u.abs()
         inside = self.fn.support.check(y)
         inside = inside & back.reshape(*inside.shape, -1).all(-1)
@@ -120,7 +127,7 @@ class Density:
 
 
 def line_mass(density: Density) -> Tensor:
-    """The integral of a density of one number, shape of its batch."""
+    """Integrate a density of one number; the result has the batch shape."""
     cells = max(1, density.batch.numel())
     steps = next((n for n in (801, 401, 201) if n * cells <= MOST_CELLS), 0)
     if not steps:
@@ -130,7 +137,7 @@ def line_mass(density: Density) -> Tensor:
 
 
 def plane_mass(density: Density) -> Tensor:
-    """The integral of a density of two numbers, shape of its batch."""
+    """Integrate a density of two numbers; the result has the batch shape."""
     steps, reach, batch = 121, 5.0, density.batch
     if steps**2 * max(1, batch.numel()) > MOST_CELLS:
         raise NoMassError(f"{density.name} has {batch.numel()} elements, too many to integrate; pass fewer data")
@@ -145,23 +152,23 @@ def plane_mass(density: Density) -> Tensor:
     fine, rough = cells.sum((0, 1)) * width**2, cells[::2, ::2].sum((0, 1)) * (2 * width) ** 2
     rim = (cells[[0, -1]].sum((0, 1)) + cells[:, [0, -1]].sum((0, 1))) * width
     if not torch.allclose(fine, rough, rtol=2e-3, atol=1e-3) or not bool((rim < EDGE).all()):
-        raise NoMassError(f"the integral of {density.name} does not synchronize")
+        raise NoMassError(f"the integral of {density.name} does not converge")
     return fine
 
 
 def product_mass(density: Density) -> Tensor:
-    r"""Integral of a density that factorizes over coordinates, shape of its batch.
+    r"""Integrate a density that factorizes; the result has the batch shape.
 
-    With :math:`\log p(u) = c + \sum_j g_j(u_j)` and any point m it is
+    If :math:`\log p(u) = c + \sum_j g_j(u_j)`, then for any point m the integral is
     :math:`p(m) \prod_j \int p(m_1, \dots, u_j, \dots, m_D) / p(m)\, du_j`: one integral for each coordinate.
 
     Raises:
-        NoMassError: If the log is no such sum, or there is too much to compute.
+        NoMassError: If the log density is no such sum, or the integral has too many cells.
     """
     steps = 201
     if steps * max(1, density.batch.numel()) * density.size**2 > MOST_PARTS:
         raise NoMassError(
-            f"{density.name} is a density in {density.size} dimensions at once, too many to integrate; pass fewer data"
+            f"{density.name} is a density in {density.size} dimensions, too many to integrate; pass fewer data"
         )
     if not _is_sum(density):
         raise NoMassError(f"{density.name} is a density in {density.size} dependent dimensions, too many to integrate")
@@ -184,7 +191,7 @@ def _is_sum(density: Density) -> bool:
 
 
 def _center(places: Tensor) -> tuple[Tensor, Tensor]:
-    """Median and spread of each coordinate, shape ``(*batch, D)``."""
+    """Return median and spread of each coordinate, shape ``(*batch, D)``."""
     quarters = places.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64, device=places.device), 0)
     return places.median(0).values, ((quarters[1] - quarters[0]) / 1.35).clamp(min=1e-12)
 
@@ -197,7 +204,7 @@ def _along(
     steps: int,
     draws: Tensor | None = None,
 ) -> Tensor:
-    """Log of the integral along coordinate j, shape of the batch."""
+    """Return the log integral along coordinate j, with the batch shape."""
     t = torch.linspace(-REACH, REACH, steps, dtype=torch.float64, device=center.device)
     t = t.reshape(-1, *(1,) * len(density.batch))
     u = center.expand(steps, *center.shape).clone()
@@ -210,9 +217,11 @@ def _along(
     masses = (cells - top).exp() * (2 * REACH / (steps - 1))
     fine, rough = masses.sum(0), 2 * masses[::2].sum(0)
     if not torch.allclose(fine, rough, rtol=2e-3, atol=1e-3) or not bool(fine.isfinite().all()):
-        raise NoMassError(f"the integral of {density.name} does not synchronize")
+        raise NoMassError(f"the integral of {density.name} does not converge")
     if not bool((_beyond(masses) + _beyond(masses.flip(0)) <= EDGE * fine).all()):
-        raise NoMassError(f"{density.name} reaches beyond the numbers of its precision, or is too wide to integrate")
+        raise NoMassError(
+            f"{density.name} exceeds the range of its floating-point numbers, or is too wide to integrate"
+        )
     return top + fine.log()
 
 
@@ -230,7 +239,7 @@ def _check_resolved(density: Density, cells: Tensor, draws: Tensor, center: Tens
 
 
 def _beyond(masses: Tensor) -> Tensor:
-    """Mass before the first cell with any, as a geometric series."""
+    """Extrapolate the mass before the first nonzero cell, as a geometric series."""
     place = torch.arange(len(masses), device=masses.device).reshape(-1, *(1,) * (masses.dim() - 1))
     empty = (masses == 0) & (place < masses.argmax(0))
     first = (torch.where(empty, place, -1).amax(0, keepdim=True) + 1).clamp(max=len(masses) - 5)

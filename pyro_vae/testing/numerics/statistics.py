@@ -1,4 +1,4 @@
-"""Statistical tests with a reliable level: exact ones, else t tests."""
+"""Statistical tests with a reliable level: exact bounds and t tests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from torch import Tensor
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
     r"""Holm's method: hypotheses rejected at a family-wise level.
 
-    In rising order of p, :math:`p_{(j)} \le \alpha / (m - j + 1)` until the first that is not.
+    In ascending order, p-values are rejected while :math:`p_{(j)} \le \alpha / (m - j + 1)`.
 
     Args:
-        p_values: m of them.
-        level: The chance of any false rejection.
+        p_values: The m p-values.
+        level: Probability of any false rejection.
+
+    Returns:
+        True for each rejected hypothesis, in the given order.
 
     References:
         Holm, "A simple sequentially rejective multiple test procedure", 1979.
@@ -32,7 +35,7 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
 def student_p(values: Tensor, mean: float = 0.0) -> float:
     r"""Two-sided p-value of Student's t test that independent values have this mean.
 
-    :math:`t` is carried to a normal deviate, :math:`z = \frac{8\nu+1}{8\nu+3} \sqrt{\nu \log(1 + t^2/\nu)}`.
+    :math:`t` is converted to a normal deviate, :math:`z = \frac{8\nu+1}{8\nu+3} \sqrt{\nu \log(1 + t^2/\nu)}`.
 
     Args:
         values: Shape ``(n,)``, n >= 2.
@@ -53,20 +56,20 @@ def markov_p(log_e: Tensor) -> float:
     r"""p-value by Markov's inequality: :math:`P(\prod_i e_i \ge 1/a) \le a`.
 
     Args:
-        log_e: Logs of the factors.
+        log_e: Logs of the factors, whose expectation is at most 1 under the hypothesis.
     """
     return math.exp(-max(0.0, float(log_e.double().sum())))
 
 
 def choice_p(log_w: Tensor, score: Tensor) -> float:
-    r"""Two-sided p-value of choosing first entries with probability :math:`w_j / \sum_j w_j`.
+    r"""Two-sided p-value that column 0 was chosen by :math:`w_j / \sum_j w_j`.
 
     With :math:`T = \sum_i s_{i0}` Chernoff's bound :math:`P(T \ge t) \le \inf_\lambda e^{-\lambda t}
     \prod_i \sum_j p_{ij} e^{\lambda s_{ij}}` holds at any number of rows and any tail.
 
     Args:
-        log_w: Log weights, shape ``(n, m)``; column 0 is the one that was chosen.
-        score: A number for each candidate, shape ``(n, m)``, by which to tell the chosen one.
+        log_w: Log weights, shape ``(n, m)``; column 0 has the chosen candidates.
+        score: A number for each candidate, shape ``(n, m)``. Its sum over chosen candidates is the test statistic T.
     """
     log_p = log_w.double().log_softmax(1)
     p = log_p.exp()

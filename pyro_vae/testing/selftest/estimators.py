@@ -1,4 +1,4 @@
-"""Every estimator beside what it estimates."""
+"""Every estimator beside the exact value."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor
 
 from pyro_vae import evidence
 from pyro_vae.inference.weights.log_weights import log_weights
-from pyro_vae.testing.selftest.linear_gaussian import Line, Yardstick
+from pyro_vae.testing.selftest.linear_gaussian import Line, LinearGaussianVAE
 from pyro_vae.testing.selftest.mixtures import Labelled, rate_parts
 
 CHAINS, STEPS = 16, 200  # of annealing
 WHAT = "log p(x), nats"
 
 
-def estimators(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """Each estimator beside the exact value, means over the data."""
-    yield from weights(yardstick, x, num_samples)
-    yield from sampled(yardstick, x, num_samples, seed)
-    yield from annealed(yardstick, x, seed)
-    yield from of_models(yardstick, x, num_samples, seed)
-    yield from of_codes(yardstick, x, num_samples, seed)
-    yield from of_pixels(yardstick, x, num_samples, seed)
+def estimators(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
+    """Compare each estimator with its exact value, averaged over the data."""
+    yield from weights(reference, x, num_samples)
+    yield from sampled(reference, x, num_samples, seed)
+    yield from annealed(reference, x, seed)
+    yield from of_models(reference, x, num_samples, seed)
+    yield from of_codes(reference, x, num_samples, seed)
+    yield from of_pixels(reference, x, num_samples, seed)
 
 
-def weights(yardstick: Yardstick, x: Tensor, num_samples: int) -> Iterator[Line]:
-    """The log weights of the wrong guide and of the exact posterior."""
-    vae = yardstick.vae
+def weights(reference: LinearGaussianVAE, x: Tensor, num_samples: int) -> Iterator[Line]:
+    """Check the log weights of the wrong guide and the exact posterior."""
+    vae = reference.vae
     log_px = vae.log_px(x).detach()
-    ratios = (log_weights(yardstick.model, yardstick.guide, x, num_samples=num_samples).detach() - log_px).exp()
+    ratios = (log_weights(reference.model, reference.guide, x, num_samples=num_samples).detach() - log_px).exp()
     yield Line("log_weights", "mean of w / p(x)", 1.0, float(ratios.mean()), _error(ratios))
     draws = log_weights(vae.model, vae.guide, x, num_samples=10).detach()
     yield Line(
@@ -41,34 +41,34 @@ def weights(yardstick: Yardstick, x: Tensor, num_samples: int) -> Iterator[Line]
     )
 
 
-def sampled(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """Importance sampling, from the guide, the prior and a refined guide."""
-    model, guide = yardstick.model, yardstick.guide
-    exact = _mean(yardstick.vae.log_px(x))
+def sampled(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
+    """Check importance sampling from the guide, the prior and a refined guide."""
+    model, guide = reference.model, reference.guide
+    exact = _mean(reference.vae.log_px(x))
     found = evidence.importance_sampling(model, guide, x, num_samples=num_samples, seed=seed).summary()
     yield Line("importance_sampling", WHAT, exact, found.log_px, _known(found.mc_error))
     error = math.hypot(_known(found.elbo_mc_error), _known(found.mc_error))
-    yield Line("importance_sampling", "gap = KL(q || posterior)", yardstick.kl, found.gap, error)
+    yield Line("importance_sampling", "gap = KL(q || posterior)", reference.kl, found.gap, error)
     labelled = Labelled()
     summed = evidence.importance_sampling(
         labelled.model, labelled.guide, x, num_samples=num_samples, seed=seed
     ).summary()
     name = "importance_sampling, three labels"
     yield Line(name, WHAT, _mean(labelled.log_px(x)), summed.log_px, _known(summed.mc_error))
-    yield from naive(yardstick, x, 5 * num_samples, seed)
+    yield from naive(reference, x, 5 * num_samples, seed)
     refined = evidence.refined_importance_sampling(model, guide, x, num_samples=num_samples, seed=seed)
     yield Line("refined_importance_sampling", WHAT, exact, refined.summary().log_px, _known(refined.summary().mc_error))
 
 
-def naive(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    r"""Prior sampling: unbiased for p(x), with a variance in closed form.
+def naive(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
+    r"""Check prior sampling, unbiased for p(x) with a variance in closed form.
 
     .. math:: E_{p(z)}[p(x|z)^2] = (4 \pi \sigma^2)^{-D/2}\, N(x; b, W W^\top + \tfrac12 \sigma^2 I)
 
-    The spread of the draws themselves does not tell it: their tail is too heavy.
+    The spread of the draws does not show this variance: their tail is too heavy.
     """
-    vae = yardstick.vae
-    found = evidence.prior_sampling(yardstick.model, x, num_samples=num_samples, seed=seed).log_px
+    vae = reference.vae
+    found = evidence.prior_sampling(reference.model, x, num_samples=num_samples, seed=seed).log_px
     log_px = vae.log_px(x).detach()
     noise = vae.scale.detach().square()
     covariance = vae.weight @ vae.weight.T + noise / 2 * torch.eye(x.shape[1]).to(noise)
@@ -79,10 +79,13 @@ def naive(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Itera
     yield Line("prior_sampling", "mean of its p(x) / p(x)", 1.0, ratio, float(variance.sum().sqrt()) / len(x))
 
 
-def annealed(yardstick: Yardstick, x: Tensor, seed: int) -> Iterator[Line]:
-    """Annealed importance sampling, forward and, from exact draws of the posterior, backward."""
-    model, guide = yardstick.model, yardstick.guide
-    exact = _mean(yardstick.vae.log_px(x))
+def annealed(reference: LinearGaussianVAE, x: Tensor, seed: int) -> Iterator[Line]:
+    """Check annealed importance sampling, forward and backward.
+
+    Backward chains start at exact draws from the posterior.
+    """
+    model, guide = reference.model, reference.guide
+    exact = _mean(reference.vae.log_px(x))
     free = len(x) * (CHAINS - 1)
     for start in ("prior", "guide"):
         chains = evidence.annealed_importance_sampling(
@@ -93,21 +96,21 @@ def annealed(yardstick: Yardstick, x: Tensor, seed: int) -> Iterator[Line]:
         name = f"annealed_importance_sampling, {start}"
         yield Line(name, WHAT, exact, chains.summary().log_px, float(spread.sum().sqrt()) / len(x), freedom=free)
     bracket = evidence.bidirectional(model, guide, x, num_chains=CHAINS, num_steps=STEPS, start="guide", seed=seed)
-    found, exact = bracket.summary(), _mean(yardstick.vae.log_px(bracket.args[0]))
-    # Bounds in expectation, by half the square of a datum's error: less than 0.1 of the errors here, so that none is one-sided.
+    found, exact = bracket.summary(), _mean(reference.vae.log_px(bracket.args[0]))
+    # These bounds are off by half the square of a datum's error, here below 0.1 errors. So both sides are tested.
     yield Line("bidirectional, lower", WHAT, exact, found.lower, _known(found.lower_mc_error), freedom=free)
     yield Line("bidirectional, upper", WHAT, exact, found.upper, _known(found.upper_mc_error), freedom=free)
 
 
-def of_models(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """Comparison of models, criticism of models and guides, simulation of data."""
-    model, guide, vae = yardstick.model, yardstick.guide, yardstick.vae
+def of_models(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
+    """Check the comparison of models, checks of guides, and simulated data."""
+    model, guide, vae = reference.model, reference.guide, reference.vae
     gaps = evidence.gaps(model, guide, x, num_samples=num_samples, seed=seed).summary()
-    yield Line("gaps", "inference gap, nats", yardstick.kl, gaps.inference, _known(gaps.inference_mc_error))
-    other = Yardstick(kind="units")
+    yield Line("gaps", "inference gap, nats", reference.kl, gaps.inference, _known(gaps.inference_mc_error))
+    other = LinearGaussianVAE(kind="units")
     pair = {
         name: evidence.importance_sampling(each.model, each.guide, x, num_samples=num_samples, seed=seed + place)
-        for place, (name, each) in enumerate({"full": yardstick, "units": other}.items())
+        for place, (name, each) in enumerate({"full": reference, "units": other}.items())
     }
     row = evidence.compare(pair, reference="full")["units"]
     exact = _mean(other.vae.log_px(x) - vae.log_px(x))
@@ -116,49 +119,49 @@ def of_models(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> I
     made = evidence.simulate(model, many)
     scores = vae.log_px(made.args[0]).detach()
     yield Line(
-        "simulate", "mean log p(x) = - entropy, nats", -_entropy(yardstick), float(scores.mean()), _error(scores)
+        "simulate", "mean log p(x) = - entropy, nats", -_entropy(reference), float(scores.mean()), _error(scores)
     )
     copies = vae.log_px(evidence.replicates(vae, many)()).detach()
     yield Line(
-        "replicates", "mean log p(x) = - entropy, nats", -_entropy(yardstick), float(copies.mean()), _error(copies)
+        "replicates", "mean log p(x) = - entropy, nats", -_entropy(reference), float(copies.mean()), _error(copies)
     )
     judged = evidence.calibrate(model, guide, many, num_simulations=num_samples, num_draws=99, seed=seed)
     sets = next(one for one in judged.coverage(0.8) if "log q" in one.name)
-    right = coverage(yardstick, sets.nominal, 99)
+    right = coverage(reference, sets.nominal, 99)
     yield Line(
         "calibrate", f"coverage of the {sets.nominal:.0%} set of q", right, sets.actual, _binomial(right, num_samples)
     )
 
 
-def coverage(yardstick: Yardstick, nominal: float, num_draws: int) -> float:
-    r"""Coverage of the guide's highest-density sets, made from L draws.
+def coverage(reference: LinearGaussianVAE, nominal: float, num_draws: int) -> float:
+    r"""Return the coverage of the guide's highest-density sets, made from L draws.
 
-    In units of q, the square of the distance of its own draws is :math:`\chi^2_2` and that of the posterior's is
-    :math:`\chi^2_2(2 d^2) / c^2`: it is inside if less than nominal x (L + 1) of the L draws are nearer.
+    In units of q, squared distances from the mean are :math:`\chi^2_2` for draws of q, and :math:`\chi^2_2(2 d^2) / c^2` for
+    draws of the posterior. A posterior draw is inside the set if fewer than nominal x (L + 1) of the L draws are nearer.
     """
-    shift, stretch = float(yardstick.shift.detach()), float(yardstick.log_stretch.detach().exp())
+    shift, stretch = float(reference.shift.detach()), float(reference.log_stretch.detach().exp())
     points = (np.arange(20000) + 0.5) / 20000
     distances = stats.ncx2.ppf(points, 2, 2 * shift**2) / stretch**2
     inside = round(nominal * (num_draws + 1))
     return float(stats.binom.cdf(inside - 1, num_draws, stats.chi2.cdf(distances, 2)).mean())
 
 
-def of_codes(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """The parts of the rate, of all codes and of each unit."""
-    parts = rate_parts(yardstick, x, "all").detach().tolist()
-    found = evidence.aggregate_posterior(yardstick.model, yardstick.guide, x, num_samples=5 * num_samples, seed=seed)
+def of_codes(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
+    """Check the parts of the rate, in total and for each unit."""
+    parts = rate_parts(reference, x, "all").detach().tolist()
+    found = evidence.aggregate_posterior(reference.model, reference.guide, x, num_samples=5 * num_samples, seed=seed)
     for name, exact in zip(("mutual_information", "total_correlation", "dimension_wise_kl"), parts, strict=True):
         what = f"{name.replace('_', ' ').replace('kl', 'KL')}, nats"
         yield Line("aggregate_posterior", what, exact, getattr(found, name), getattr(found, f"{name}_error"))
-    other = Yardstick(kind="units")
+    other = LinearGaussianVAE(kind="units")
     off = evidence.kl_per_unit(other.q(x), other.vae.prior()) - other.rates(x)  # type: ignore[operator]
     yield Line("kl_per_unit", "largest |KL - its formula|", 0.0, float(off.detach().abs().max()), 0.0)
 
 
-def of_pixels(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """Hidden pixels: log-likelihood and mean given the other three."""
-    vae = Yardstick().vae
-    vae.encode = yardstick.q  # type: ignore[method-assign]
+def of_pixels(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
+    """Check log-likelihood and mean of hidden pixels, given the other three."""
+    vae = LinearGaussianVAE().vae
+    vae.encode = reference.q  # type: ignore[method-assign]
     visible = torch.tensor([True, False, True, False, True])
     noise = vae.scale.square() * torch.eye(x.shape[1]).to(vae.scale)
     covariance, bias = (vae.weight @ vae.weight.T + noise).detach(), vae.decoder.head.bias.detach()
@@ -175,8 +178,8 @@ def of_pixels(yardstick: Yardstick, x: Tensor, num_samples: int, seed: int) -> I
     yield Line("inpaint", "mean of a hidden pixel", _mean(right), _mean(filling.mean[:, 1]), error)
 
 
-def _entropy(yardstick: Yardstick) -> float:
-    vae = yardstick.vae
+def _entropy(reference: LinearGaussianVAE) -> float:
+    vae = reference.vae
     covariance = vae.weight @ vae.weight.T + vae.scale.square() * torch.eye(5).to(vae.scale)
     return 2.5 * (1 + math.log(2 * math.pi)) + float(torch.logdet(covariance).detach()) / 2
 

@@ -25,12 +25,12 @@ def _same(value: Tensor) -> Tensor:
 
 @dataclass
 class Toy:
-    """Planted faults in z ~ N(0, s), x ~ N(z, 0.7).
+    """z ~ N(0, s), x ~ N(z, 0.7), with a planted fault.
 
-    log p(x) has a closed form. Each field but ``law`` plants a fault.
+    log p(x) has a closed form. Each field except ``law`` can plant a fault.
 
     Args:
-        law: The law meant for the fault; None for the sound model.
+        law: The law that should catch the fault; None for the sound model.
     """
 
     law: str | None = None
@@ -68,7 +68,7 @@ class _Halved(dist.Normal):
 
 
 class _Shifted(dist.Normal):
-    """Normal that draws elsewhere than it scores, with right entropy and mass."""
+    """Normal whose draws are shifted by 0.5, but not its density."""
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return super().rsample(sample_shape) + 0.5
@@ -96,10 +96,10 @@ def run(num_samples: int = 512, seed: int = 0) -> Iterator[tuple[str, Toy, tuple
 
     Args:
         num_samples: See ``check_elbo_bounds``.
-        seed: Likewise.
+        seed: See ``check_elbo_bounds``.
 
     Yields:
-        The case's name, the case, and the sentences of what was found in it.
+        The case's name, the case, and a sentence for each broken law.
     """
     x = torch.linspace(-2, 2, 12)
     for name, toy in CASES.items():

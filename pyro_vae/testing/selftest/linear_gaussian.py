@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from pyro_vae.models.linear import LinearVAE
 
-#: Standard errors from the exact figure at which a line fails.
+#: A line fails if its figure is more than this number of standard errors off.
 LIMIT = 4.6
-#: Draws of an importance-weighted bound, few enough for its expectation to be an integral that can be done.
+#: Draws of an importance-weighted bound. Its expectation is an integral in K x Z dimensions, so K is small.
 K = 2
-NODES = 12  # of the quadrature in each of K x Z dimensions
+NODES = 12  # quadrature nodes in each of the K x Z dimensions
 ROUNDING = 1e-9
-_NUMBERS = count()  # a name in the store for each instance: an id may come back
+_NUMBERS = count()  # each instance has its own name in the store: an id may be used again
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Line:
         exact: The exact value.
         found: The estimate.
         error: Standard error of the estimate; 0 if it should be exact.
-        worst_of: Number of figures; this one is farthest from its exact value.
+        worst_of: Number of compared figures; the line has the figure farthest from its exact value.
         freedom: Degrees of freedom of ``error``.
     """
 
@@ -61,7 +61,7 @@ class Line:
 
     @property
     def chance(self) -> float:
-        """Probability that a right figure is called wrong, by Student's t."""
+        """Probability that a correct figure fails, by Student's t."""
         return 2 * self.worst_of * float(stats.t.sf(LIMIT, self.freedom)) if self.error else 0.0
 
     def __str__(self) -> str:
@@ -76,15 +76,18 @@ HEADER = f"     {'':<37} {'':<34} {'exact':>9} {'found':>9} {'s.e.':>8} {'off/s.
 def slopes(
     name: str, what: str, exact: Tensor, loss: Callable[[], Tensor], leaves: list[nn.Parameter], rounds: int
 ) -> Iterator[Line]:
-    """Compare the gradient of a loss with that of its expectation.
+    """Compare the mean gradient of a loss with its expectation's gradient.
 
     Args:
-        name: Of the objective.
-        what: What the gradient is called.
+        name: Name of the objective.
+        what: Name of the gradient.
         exact: The expectation of the loss, 0-dim, differentiable.
-        loss: Draws the loss, 0-dim.
-        leaves: With respect to what.
-        rounds: How often it is drawn.
+        loss: Function that evaluates the loss with new draws, 0-dim.
+        leaves: Parameters of the gradient.
+        rounds: Number of evaluations of the loss.
+
+    Yields:
+        A line for each coordinate of the gradient.
     """
 
     def flat(value: Tensor) -> Tensor:
@@ -100,13 +103,13 @@ def slopes(
 
 
 def worst(lines: Iterator[Line]) -> Line:
-    """The line farthest from its exact value; NaN counts as farthest."""
+    """Return the line farthest from its exact value; NaN counts as farthest."""
     found = list(lines)
     last = max(found, key=lambda line: math.inf if math.isnan(line.deviation) else abs(line.deviation))
     return replace(last, worst_of=len(found))
 
 
-class Yardstick(nn.Module):
+class LinearGaussianVAE(nn.Module):
     r"""A linear-Gaussian VAE with a guide that is wrong by known amounts.
 
     .. math:: q(z|x) = N(m(x) + d\, L 1,\ c^2 L L^\top), \quad p(z|x) = N(m(x), L L^\top)
@@ -116,15 +119,15 @@ class Yardstick(nn.Module):
     Args:
         shift: d.
         stretch: c.
-        kind: ``"full"``; ``"units"``, with a diagonal L, whose q is of independent normals and has a KL in closed form;
-            ``"score"``, as full, but without reparameterized draws.
+        kind: ``"full"``: L is a full triangle. ``"units"``: L is diagonal, so q is a product of normals. ``"score"``: as
+            ``"full"``, but without reparameterized draws.
     """
 
     def __init__(
         self, shift: float = 0.4, stretch: float = 1.25, kind: Literal["full", "units", "score"] = "full"
     ) -> None:
         super().__init__()
-        self.kind, self.name = kind, f"yardstick{next(_NUMBERS)}"
+        self.kind, self.name = kind, f"reference{next(_NUMBERS)}"
         self.vae = LinearVAE((5,), 2).double()
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(5, 2, generator=generator, dtype=torch.float64)
@@ -142,7 +145,7 @@ class Yardstick(nn.Module):
         return self.vae.model(x)
 
     def guide(self, x: Tensor) -> Tensor:
-        """The wrong guide; the posterior it is made from is held fixed."""
+        """The wrong guide; the exact posterior in its formula is held constant."""
         pyro.module(self.name, self._own)
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.q(x))
@@ -199,12 +202,12 @@ class Yardstick(nn.Module):
         """Expectation of a function of K log weights, by Gauss-Hermite quadrature; differentiable.
 
         Args:
-            value: Log weights, shape ``(K, P, B)``, to shape ``(P, B)``.
+            value: Function of the log weights, shape ``(K, P, B)``, that returns shape ``(P, B)``.
             num_draws: K.
             x: Data, shape ``(B, 5)``.
 
         Returns:
-            Shape ``(B,)``, nats.
+            The expectation for each datum, shape ``(B,)``, nats.
         """
         dim = self.vae.latent_dim
         grid, shares = hermite(num_draws * dim, NODES)
@@ -216,7 +219,7 @@ class Yardstick(nn.Module):
 
 
 def hermite(dim: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Gauss-Hermite nodes, shape ``(P, dim)``, and weights, ``(P,)``, of a standard normal."""
+    """Return Gauss-Hermite nodes, ``(P, dim)``, and weights, ``(P,)``, for N(0, I)."""
     points, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(nodes))
     grid = torch.cartesian_prod(*[points] * dim).reshape(-1, dim)
     return grid, torch.cartesian_prod(*[weights / weights.sum()] * dim).reshape(-1, dim).prod(-1)

@@ -1,4 +1,4 @@
-"""Exact values of mixtures over a label, and over the data: q(z)."""
+"""Exact values of mixtures: over a label, and over data: q(z)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.testing.selftest.linear_gaussian import Yardstick, hermite
+from pyro_vae.testing.selftest.linear_gaussian import LinearGaussianVAE, hermite
 
 SIZE = 3  # data in a batch of the total correlation
 CODE_NODES = 24
@@ -20,7 +20,8 @@ class Labelled(nn.Module):
 
     .. math:: p(x) = \textstyle\sum_y \pi_y\, p(x - s_y), \qquad q(y|x) \propto p(y|x)^{t}, \quad q(z|x, y) = q(z|x - s_y)
 
-    so that the ELBO is :math:`\sum_y q(y|x) [\log \pi_y + \log p(x - s_y) - \log q(y|x) - KL]` with the yardstick's KL.
+    so that the ELBO is :math:`\sum_y q(y|x) [\log \pi_y + \log p(x - s_y) - \log q(y|x) - KL]`, where KL is that of the VAE
+    without labels.
 
     Args:
         temper: t.
@@ -28,15 +29,15 @@ class Labelled(nn.Module):
 
     def __init__(self, temper: float = 0.5) -> None:
         super().__init__()
-        self.yardstick = Yardstick()
+        self.reference = LinearGaussianVAE()
         self.shifts = nn.Parameter(torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(3, 5))
         self.logits = nn.Parameter(torch.tensor([0.2, 0.7, -0.4], dtype=torch.float64))
         self.temper = nn.Parameter(torch.tensor(temper, dtype=torch.float64))
 
     def model(self, x: Tensor) -> Tensor:
-        """The label, the code, the datum."""
-        pyro.module(f"labelled.{self.yardstick.name}", self)
-        vae = self.yardstick.vae
+        """The model: draw the label, the code and the datum."""
+        pyro.module(f"labelled.{self.reference.name}", self)
+        vae = self.reference.vae
         with pyro.plate("data", len(x), dim=-1):
             y = pyro.sample("y", dist.Categorical(logits=self.logits))
             z = pyro.sample("z", vae.prior())
@@ -45,14 +46,14 @@ class Labelled(nn.Module):
 
     def guide(self, x: Tensor) -> Tensor:
         """The guide q(y|x) q(z|x, y); y is enumerated."""
-        pyro.module(f"labelled.{self.yardstick.name}", self)
+        pyro.module(f"labelled.{self.reference.name}", self)
         with pyro.plate("data", len(x), dim=-1):
             y = pyro.sample("y", dist.Categorical(logits=self.log_q(x)), infer={"enumerate": "parallel"})
-            return pyro.sample("z", self.yardstick.q(x - self.shifts[y]))
+            return pyro.sample("z", self.reference.q(x - self.shifts[y]))
 
     def log_joint(self, x: Tensor) -> Tensor:
         """Log p(x, y), shape ``(B, 3)``, nats."""
-        return self.logits.log_softmax(0) + self.yardstick.vae.log_px(x[:, None] - self.shifts)
+        return self.logits.log_softmax(0) + self.reference.vae.log_px(x[:, None] - self.shifts)
 
     def log_q(self, x: Tensor) -> Tensor:
         """Log q(y|x), shape ``(B, 3)``."""
@@ -64,16 +65,16 @@ class Labelled(nn.Module):
 
     def elbo(self, x: Tensor) -> Tensor:
         """The ELBO, shape ``(B,)``, nats; differentiable in all parameters."""
-        given_label = self.logits.log_softmax(0) + self.yardstick.elbo(x[:, None] - self.shifts)
+        given_label = self.logits.log_softmax(0) + self.reference.elbo(x[:, None] - self.shifts)
         return (self.log_q(x).exp() * (given_label - self.log_q(x))).sum(-1)
 
 
 def weights_of(estimator: str, size: int, total: int) -> Tensor:
-    r"""Weights of a batch's codes in the estimate of q(z).
+    r"""Return the weights of a batch's codes in an estimate of q(z).
 
-    "All": the mean over all data, which is q(z). "Weighted": each code 1 / B, the definition's factor 1/N left out.
-    "Stratified", M = B - 1: the own code 1/N, one other (N - M) / (N M), the rest 1/M. "Even": the own code 1/N, the others
-    share the rest.
+    "All": equal weights over all data, which give q(z). "Weighted": 1 / B for each code, without the factor 1/N of the
+    definition. "Stratified", with M = B - 1: 1/N for the datum's own code, (N - M) / (N M) for one other code, 1/M for the
+    rest. "Even": 1/N for the datum's own code, and equal weights for the others.
 
     References:
         Chen et al., "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, appendix C.
@@ -90,24 +91,24 @@ def weights_of(estimator: str, size: int, total: int) -> Tensor:
 
 
 def batches(estimator: str, num: int) -> Tensor:
-    """All batches, each datum with all ordered choices, shape ``(R, size)``."""
+    """Return the data of all batches, in every order, shape ``(R, size)``."""
     if estimator == "all":
         return torch.stack([torch.arange(num).roll(-k) for k in range(num)])
     return torch.tensor(list(permutations(range(num), SIZE)))
 
 
-def rate_parts(yardstick: Yardstick, x: Tensor, estimator: str) -> Tensor:
-    r"""I(x; z), total correlation and KL of units, averaged over batches.
+def rate_parts(reference: LinearGaussianVAE, x: Tensor, estimator: str) -> Tensor:
+    r"""Return I(x; z), total correlation and KL of units, averaged over batches.
 
     .. math:: E_i E_{q(z|x_i)} \big[\log q(z|x_i) - \log \hat q(z), \quad
         \log \hat q(z) - \textstyle\sum_j \log \hat q(z_j), \quad \sum_j \log \hat q(z_j) - \log p(z)\big]
 
-    By quadrature, differentiable. For "all" q(z) is exact, and so are the parts; of the others the logarithm is biased.
+    Computed by quadrature, differentiable. For "all", q(z) and the parts are exact; other estimates of log q(z) are biased.
 
     Returns:
-        Shape ``(3,)``, nats per datum.
+        The three parts, shape ``(3,)``, nats per datum.
     """
-    loc, root = yardstick.normal(x)
+    loc, root = reference.normal(x)
     rows = batches(estimator, len(x))
     log_weights = weights_of(estimator, rows.shape[1], len(x)).log()
     grid, shares = hermite(2, CODE_NODES)
@@ -118,6 +119,6 @@ def rate_parts(yardstick: Yardstick, x: Tensor, estimator: str) -> Tensor:
     units = dist.Normal(loc[rows], spread[rows]).log_prob(z[:, :, None])  # (P, R, B, 2)
     log_q = (joint + log_weights).logsumexp(-1)
     log_product = (units + log_weights[:, None]).logsumexp(-2).sum(-1)
-    prior = yardstick.vae.prior().log_prob(z)
+    prior = reference.vae.prior().log_prob(z)
     parts = torch.stack([joint[..., 0] - log_q, log_q - log_product, log_product - prior])
     return (parts.mean(-1) * shares).sum(-1)

@@ -16,18 +16,18 @@ from pyro_vae.inference.kl.floors import FreeBits, MinimumRate
 from pyro_vae.inference.kl.targets import Capacity, TargetRate
 from pyro_vae.inference.kl.total_correlation import TotalCorrelation, batch_weights
 from pyro_vae.inference.objectives.registry import OBJECTIVES, elbo
-from pyro_vae.testing.selftest.linear_gaussian import K, Line, Yardstick, hermite, slopes, worst
+from pyro_vae.testing.selftest.linear_gaussian import K, Line, LinearGaussianVAE, hermite, slopes, worst
 from pyro_vae.testing.selftest.mixtures import SIZE, Labelled, batches, rate_parts
 
-#: Draws of a self-normalized gradient, which is exact in the limit of many: the bias is about 1/K of it.
+#: Draws of a self-normalized gradient, which is exact in the limit of many: its relative bias is about 1/K.
 MANY = 2000
-#: Of I(x; z), the total correlation and the units' KL, where the gradient is taken.
+#: Weights of I(x; z), the total correlation and the units' KL in the loss whose gradient is compared.
 WEIGHTS = (2.0, 6.0, 3.0)
 Reduce = Callable[[Tensor], Tensor]
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    """Over draws."""
+    """Return the log of the mean weight over draws."""
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
@@ -48,8 +48,8 @@ class Case:
         value: The bound as a function of the log weights, from its definition.
         draws: Number of draws.
         options: Options of the objective.
-        follows: Functions, with their numbers of draws, whose gradients model and guide follow; None: that of ``value``.
-        kind: Kind of the guide, see :class:`Yardstick`.
+        follows: The bounds that train the model and the guide, each with a number of draws; None: ``value`` trains both.
+        kind: Kind of the guide, see :class:`LinearGaussianVAE`.
     """
 
     value: Reduce
@@ -79,7 +79,7 @@ CASES: dict[str, Case] = {
 
 
 def objectives(x: Tensor, rounds: int) -> Iterator[Line]:
-    """Each objective's bound, and the gradient it trains by, beside their expectations."""
+    """Compare each objective's bound and training gradient with their expectations."""
     for name, case in CASES.items():
         if name.split(",")[0] in OBJECTIVES:
             yield from plain(name, case, x, rounds)
@@ -90,27 +90,27 @@ def objectives(x: Tensor, rounds: int) -> Iterator[Line]:
 
 
 def plain(name: str, case: Case, x: Tensor, rounds: int) -> Iterator[Line]:
-    """An objective over the yardstick."""
-    yardstick = Yardstick(kind=case.kind)
+    """Compare an objective on the linear-Gaussian VAE."""
+    reference = LinearGaussianVAE(kind=case.kind)
     key = name.split(",")[0]
     objective = elbo(key, **dict(case.options))
-    exact = yardstick.expected(case.value, case.draws, x)
-    yield _bound(name, objective, yardstick, exact.detach(), x, rounds)
+    exact = reference.expected(case.value, case.draws, x)
+    yield _bound(name, objective, reference, exact.detach(), x, rounds)
     if OBJECTIVES[key].self_normalized:
-        yield _in_the_limit(name, yardstick, x)
+        yield _in_the_limit(name, reference, x)
         return
 
     def loss() -> Tensor:
-        return objective.differentiable_loss(yardstick.model, yardstick.guide, x)
+        return objective.differentiable_loss(reference.model, reference.guide, x)
 
-    own = [yardstick.shift, yardstick.log_stretch]
+    own = [reference.shift, reference.log_stretch]
     if case.follows is None:
-        yield worst(slopes(name, "gradient", -exact.sum(), loss, [*yardstick.parameters()], rounds))
+        yield worst(slopes(name, "gradient", -exact.sum(), loss, [*reference.parameters()], rounds))
         return
     for whose, leaves, (value, draws) in zip(
-        ("model", "guide"), ([*yardstick.vae.parameters()], own), case.follows, strict=True
+        ("model", "guide"), ([*reference.vae.parameters()], own), case.follows, strict=True
     ):
-        expected = -yardstick.expected(value, draws, x).sum()
+        expected = -reference.expected(value, draws, x).sum()
         yield worst(slopes(name, f"gradient of the {whose}", expected, loss, leaves, rounds))
 
 
@@ -123,28 +123,31 @@ def _bound(name: str, objective: Any, program: Any, exact: Tensor, x: Tensor, ro
     )
 
 
-def _in_the_limit(name: str, yardstick: Yardstick, x: Tensor) -> Line:
+def _in_the_limit(name: str, reference: LinearGaussianVAE, x: Tensor) -> Line:
     """Compare the gradient of many draws with its limit in closed form."""
     objective = elbo(name, num_particles=MANY)
     if name == "tvo":
-        limit = -thermodynamic(yardstick, x, objective.points).sum()
+        limit = -thermodynamic(reference, x, objective.points).sum()
     else:  # the model climbs log p(x), the guide descends KL(p || q)
         with torch.no_grad():
-            p = yardstick.vae.exact_posterior(x)
-        limit = -(yardstick.vae.log_px(x) - torch.distributions.kl_divergence(p, yardstick.q(x))).sum()
+            p = reference.vae.exact_posterior(x)
+        limit = -(reference.vae.log_px(x) - torch.distributions.kl_divergence(p, reference.q(x))).sum()
 
     def loss() -> Tensor:
-        return objective.differentiable_loss(yardstick.model, yardstick.guide, x)
+        return objective.differentiable_loss(reference.model, reference.guide, x)
 
-    return worst(slopes(f"{name}, {MANY} draws", "gradient", limit, loss, [*yardstick.parameters()], 100))
+    return worst(slopes(f"{name}, {MANY} draws", "gradient", limit, loss, [*reference.parameters()], 100))
 
 
-def thermodynamic(yardstick: Yardstick, x: Tensor, points: list[float]) -> Tensor:
-    r"""Thermodynamic sum of :math:`E_{\pi_t}[\log w]`, :math:`\pi_t \propto q^{1-t} p(x, z)^t`, shape ``(B,)``.
+def thermodynamic(reference: LinearGaussianVAE, x: Tensor, points: list[float]) -> Tensor:
+    r"""Return the thermodynamic sum of :math:`E_{\pi_t}[\log w]`, shape ``(B,)``.
 
-    Each is a normal, with precision :math:`(1 - t) P_q + t P` and mean in proportion, P of the posterior; log w is quadratic.
+    .. math:: \pi_t \propto q^{1-t} p(x, z)^t
+
+    Each :math:`\pi_t` is a normal with precision :math:`(1 - t) P_q + t P`, where P is the precision of the posterior; its
+    mean weights both means by precision. log w is quadratic, so the quadrature is exact.
     """
-    ends = yardstick.q(x), yardstick.vae.exact_posterior(x)
+    ends = reference.q(x), reference.vae.exact_posterior(x)
     grid, shares = hermite(2, 4)
     total = torch.zeros(len(x), dtype=torch.float64)
     for start, end in pairwise(points):
@@ -154,7 +157,7 @@ def thermodynamic(yardstick: Yardstick, x: Tensor, points: list[float]) -> Tenso
         covariance = torch.linalg.inv(precision)
         root = torch.linalg.cholesky(covariance)
         z = ((covariance @ pull) + root @ grid[:, None, :, None]).squeeze(-1)
-        log_w = yardstick.vae.prior().log_prob(z) + yardstick.vae.decode(z).log_prob(x) - ends[0].log_prob(z)
+        log_w = reference.vae.prior().log_prob(z) + reference.vae.decode(z).log_prob(x) - ends[0].log_prob(z)
         total = total + (end - start) * (shares[:, None] * log_w).sum(0)
     return total
 
@@ -174,15 +177,15 @@ def enumerated(x: Tensor, rounds: int) -> Iterator[Line]:
 def penalties(x: Tensor, rounds: int) -> Iterator[Line]:
     """Compare losses under KL control with distortion + f(exact rates)."""
     for key in ("trace", "mean-field"):
-        yardstick = Yardstick(kind="units")
-        pair = scale_kl_pair(yardstick.model, yardstick.guide, 4.0)
-        exact = _distortion(yardstick, x) + 4 * yardstick.rate(x).sum()
-        yield from _losses(f"scale_kl_pair, {key}", elbo(key), pair, exact, yardstick, x, rounds)
-    yardstick = Yardstick(kind="units")
-    pair = yardstick.model, yardstick.guide
-    rates = yardstick.rates(x).detach().mean(0)
+        reference = LinearGaussianVAE(kind="units")
+        pair = scale_kl_pair(reference.model, reference.guide, 4.0)
+        exact = _distortion(reference, x) + 4 * reference.rate(x).sum()
+        yield from _losses(f"scale_kl_pair, {key}", elbo(key), pair, exact, reference, x, rounds)
+    reference = LinearGaussianVAE(kind="units")
+    pair = reference.model, reference.guide
+    rates = reference.rates(x).detach().mean(0)
     floor, above = float(rates.mean()), float(rates.sum()) + 0.7
-    # The controller's first weight: Kp / (1 + e^0.7) - 0.7 Ki above its least one.
+    # The controller's first weight: Kp / (1 + e^0.7) - 0.7 Ki above its smallest weight.
     beta = 2.0 + 2.0 / (1 + math.exp(0.7)) - 0.3 * 0.7
     cases: list[tuple[str, Any, Callable[[Tensor], Tensor]]] = [
         ("FreeBits", FreeBits(elbo("mean-field"), floor), lambda r: r.clamp(min=floor).sum()),
@@ -191,23 +194,29 @@ def penalties(x: Tensor, rounds: int) -> Iterator[Line]:
         ("TargetRate", TargetRate(elbo("mean-field"), above, 2.0, 0.3, beta_min=2.0), lambda r: beta * r.sum()),
     ]
     for name, objective, penalty in cases:
-        exact = _distortion(yardstick, x) + len(x) * penalty(yardstick.rates(x).mean(0))
-        yield from _losses(name, objective, pair, exact, yardstick, x, rounds)
+        exact = _distortion(reference, x) + len(x) * penalty(reference.rates(x).mean(0))
+        yield from _losses(name, objective, pair, exact, reference, x, rounds)
 
 
-def _distortion(yardstick: Yardstick, x: Tensor) -> Tensor:
-    return -(yardstick.elbo(x) + yardstick.rate(x)).sum()
+def _distortion(reference: LinearGaussianVAE, x: Tensor) -> Tensor:
+    return -(reference.elbo(x) + reference.rate(x)).sum()
 
 
 def _losses(
-    name: str, objective: Any, pair: tuple[Any, Any], exact: Tensor, yardstick: Yardstick, x: Tensor, rounds: int
+    name: str,
+    objective: Any,
+    pair: tuple[Any, Any],
+    exact: Tensor,
+    reference: LinearGaussianVAE,
+    x: Tensor,
+    rounds: int,
 ) -> Iterator[Line]:
     found: list[float] = []
     state = objective.state_dict() if hasattr(objective, "state_dict") else {}
     state = {key: value.clone() for key, value in state.items()}
 
     def loss() -> Tensor:
-        if name == "Capacity":  # the last step, not the first, in which it is 0
+        if name == "Capacity":  # set the last training step: in the first, the capacity is 0
             objective.load_state_dict({"taken": torch.ones(())})
         elif state:
             objective.load_state_dict(state)
@@ -215,7 +224,7 @@ def _losses(
         found.append(float(value.detach()) / len(x))
         return value
 
-    gradient = worst(slopes(name, "gradient", exact, loss, [*yardstick.parameters()], rounds))
+    gradient = worst(slopes(name, "gradient", exact, loss, [*reference.parameters()], rounds))
     yield _of_rounds(name, "loss, nats per datum", float(exact.detach()) / len(x), found)
     yield gradient
 
@@ -228,37 +237,37 @@ def _of_rounds(name: str, what: str, exact: float, found: list[float]) -> Line:
 
 
 def total_correlations(x: Tensor, rounds: int) -> Iterator[Line]:
-    """Total correlation and its gradient, from all codes and from batches."""
+    """Compare the total correlation, from all codes and from batches."""
     for estimator in ("all", "weighted", "stratified", "even"):
         yield from total_correlation(estimator, x, rounds)
 
 
 def total_correlation(estimator: str, x: Tensor, rounds: int) -> Iterator[Line]:
     """Compare the total correlation with its exact or expected value."""
-    yardstick = Yardstick()
+    reference = LinearGaussianVAE()
     whole = estimator == "all"
     size, kind = (len(x), "even") if whole else (SIZE, estimator)
     name = "TotalCorrelation, " + (estimator if whole else f"{estimator}, {SIZE} of {len(x)}")
-    parts = rate_parts(yardstick, x, estimator)
+    parts = rate_parts(reference, x, estimator)
 
     def terms(weights: tuple[float, float, float]) -> Any:
         information, weight, units = weights
         objective = TotalCorrelation(elbo("trace"), weight, information, units, kind, num_data=len(x))
-        return objective.terms(yardstick.model, yardstick.guide, x[torch.randperm(len(x))[:size]])
+        return objective.terms(reference.model, reference.guide, x[torch.randperm(len(x))[:size]])
 
     alone = [terms((0.0, 1.0, 0.0)) for _ in range(rounds)]
     found = [float((one.loss - one.distortion).detach()) / size for one in alone]
     yield _of_rounds(name, "total correlation, nats", float(parts[1].detach()), found)
-    exact = size * (_distortion(yardstick, x) / len(x) + parts @ torch.tensor(WEIGHTS, dtype=torch.float64))
-    yield worst(slopes(name, "gradient", exact, lambda: terms(WEIGHTS).loss, [*yardstick.parameters()], rounds))
+    exact = size * (_distortion(reference, x) / len(x) + parts @ torch.tensor(WEIGHTS, dtype=torch.float64))
+    yield worst(slopes(name, "gradient", exact, lambda: terms(WEIGHTS).loss, [*reference.parameters()], rounds))
     if estimator in ("stratified", "even"):
-        yield _without_bias(estimator, yardstick, x)
+        yield _without_bias(estimator, reference, x)
 
 
 @torch.no_grad()
-def _without_bias(estimator: str, yardstick: Yardstick, x: Tensor) -> Line:
+def _without_bias(estimator: str, reference: LinearGaussianVAE, x: Tensor) -> Line:
     """Check that the estimate of q(z) is unbiased over all batches."""
-    q, rows = yardstick.q(x), batches(estimator, len(x))
+    q, rows = reference.q(x), batches(estimator, len(x))
     z = q.sample()
     density = q.log_prob(z[:, None]).exp()  # (i, j): draw i under code j
     weights = batch_weights(estimator, SIZE, len(x))[0]

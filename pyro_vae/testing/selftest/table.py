@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pyro_vae.system.randomness import own_randomness
 from pyro_vae.testing.selftest.estimators import estimators
-from pyro_vae.testing.selftest.linear_gaussian import HEADER, LIMIT, Line, Yardstick
+from pyro_vae.testing.selftest.linear_gaussian import HEADER, LIMIT, Line, LinearGaussianVAE
 from pyro_vae.testing.selftest.objectives import objectives
 
 __all__ = ["HEADER", "LIMIT", "WITHOUT", "chance", "data", "measure"]
 
-#: Public names without a line, and why: docs/testing.md has them too.
+#: Public names without a line in the table, and the reason. docs/testing.md lists them too.
 WITHOUT = {
     "active_units": "compares given numbers with a threshold",
     "bits_per_dim": "arithmetic on a given log p(x)",
@@ -36,27 +36,27 @@ def measure(num_samples: int = 512, seed: int = 0, rounds: int | None = None) ->
     """Compare every objective and estimator with its exact value.
 
     Args:
-        num_samples: A quarter of the draws for each datum of an estimator.
-        seed: Of all draws.
-        rounds: How often an objective's bound and gradient are computed; None: as often, at most 300 times.
+        num_samples: An estimator draws four times this number for each datum.
+        seed: Seed of all draws.
+        rounds: Number of evaluations of an objective's bound and gradient; None: ``num_samples``, at most 300.
 
     Yields:
         The lines of the table.
     """
     with own_randomness(seed), pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        yardstick = Yardstick()
-        x = data(yardstick)
+        reference = LinearGaussianVAE()
+        x = data(reference)
         yield from objectives(x, rounds or min(num_samples, 300))
-        # With fewer draws the fit to the tail may refuse, by chance, what is good, and a line without an error is a wrong one.
-        yield from estimators(yardstick, x, 4 * num_samples, seed)
+        # With fewer draws the fit to the tail may by chance give no error, and a line without an error fails.
+        yield from estimators(reference, x, 4 * num_samples, seed)
 
 
-def data(yardstick: Yardstick, num_data: int = 8) -> Tensor:
-    """Data of the table, shape ``(N, 5)``, equal for every seed."""
+def data(reference: LinearGaussianVAE, num_data: int = 8) -> Tensor:
+    """Return the table's data, shape ``(N, 5)``, the same for every seed."""
     with own_randomness(0):
-        return yardstick.vae.sample(num_data).detach()
+        return reference.vae.sample(num_data).detach()
 
 
 def chance(lines: Iterable[Line]) -> float:
-    """Probability that a table of right figures has one called wrong."""
+    """Return the probability that a correct table has a failing line."""
     return sum(line.chance for line in lines)

@@ -6,73 +6,73 @@ import pytest
 import torch
 
 import pyro_vae.testing.__main__ as selftest
-from pyro_vae.testing.selftest.linear_gaussian import LIMIT, Line, Yardstick, hermite, worst
+from pyro_vae.testing.selftest.linear_gaussian import LIMIT, Line, LinearGaussianVAE, hermite, worst
 from pyro_vae.testing.selftest.mixtures import Labelled, rate_parts
 from pyro_vae.testing.selftest.objectives import CASES, thermodynamic
 
 
 def test_the_guides_divergence_is_a_closed_form():
     """The quadrature's ELBO is log p(x) less KL(q || posterior), which two normals have in closed form."""
-    yardstick = Yardstick(0.3, 1.4)
-    x = yardstick.vae.sample(4)
-    q, p = yardstick.q(x), yardstick.vae.exact_posterior(x)
+    reference = LinearGaussianVAE(0.3, 1.4)
+    x = reference.vae.sample(4)
+    q, p = reference.q(x), reference.vae.exact_posterior(x)
     kl = torch.distributions.kl_divergence(q, p).detach()
-    torch.testing.assert_close(kl, torch.full((4,), yardstick.kl, dtype=torch.float64))
-    elbo = yardstick.expected(lambda log_w: log_w.mean(0), 1, x)
-    torch.testing.assert_close(elbo, yardstick.vae.log_px(x) - kl)
+    torch.testing.assert_close(kl, torch.full((4,), reference.kl, dtype=torch.float64))
+    elbo = reference.expected(lambda log_w: log_w.mean(0), 1, x)
+    torch.testing.assert_close(elbo, reference.vae.log_px(x) - kl)
 
 
 def test_the_quadrature_has_converged(monkeypatch):
-    yardstick = Yardstick()
-    x = yardstick.vae.sample(2)
+    reference = LinearGaussianVAE()
+    x = reference.vae.sample(2)
     bounds = []
     for nodes in (8, 12):
         monkeypatch.setattr("pyro_vae.testing.selftest.linear_gaussian.NODES", nodes)
-        bounds.append(torch.stack([yardstick.expected(c.value, c.draws, x) for c in CASES.values()]).detach())
+        bounds.append(torch.stack([reference.expected(c.value, c.draws, x) for c in CASES.values()]).detach())
     assert float((bounds[0] - bounds[1]).abs().max()) < 1e-4
 
 
 def test_rates_of_the_guide_are_a_closed_form():
     """Against the quadrature of two dimensions: E log q - log p(z), and by unit where units are independent."""
     for kind in ("full", "units"):
-        yardstick = Yardstick(kind=kind)
-        x = yardstick.vae.sample(4)
+        reference = LinearGaussianVAE(kind=kind)
+        x = reference.vae.sample(4)
         grid, shares = hermite(2, 6)
-        loc, root = yardstick.normal(x)
+        loc, root = reference.normal(x)
         z = loc + (root @ grid[:, None, :, None]).squeeze(-1)
-        exact = (shares[:, None] * (yardstick.q(x).log_prob(z) - yardstick.vae.prior().log_prob(z))).sum(0)
-        torch.testing.assert_close(yardstick.rate(x), exact)
-    torch.testing.assert_close(yardstick.rates(x).sum(-1), exact)
+        exact = (shares[:, None] * (reference.q(x).log_prob(z) - reference.vae.prior().log_prob(z))).sum(0)
+        torch.testing.assert_close(reference.rate(x), exact)
+    torch.testing.assert_close(reference.rates(x).sum(-1), exact)
 
 
 @pytest.mark.parametrize("estimator", ["all", "even"])
 def test_the_parts_of_the_rate_have_converged_and_sum_to_it(estimator, monkeypatch):
-    yardstick = Yardstick()
-    x = yardstick.vae.sample(5)
-    parts = rate_parts(yardstick, x, estimator)
-    torch.testing.assert_close(parts.sum(), yardstick.rate(x).mean())
+    reference = LinearGaussianVAE()
+    x = reference.vae.sample(5)
+    parts = rate_parts(reference, x, estimator)
+    torch.testing.assert_close(parts.sum(), reference.rate(x).mean())
     monkeypatch.setattr("pyro_vae.testing.selftest.mixtures.CODE_NODES", 40)
-    torch.testing.assert_close(parts, rate_parts(yardstick, x, estimator), rtol=0, atol=1e-4)
+    torch.testing.assert_close(parts, rate_parts(reference, x, estimator), rtol=0, atol=1e-4)
 
 
 def test_the_labelled_bound_is_a_sum_of_integrals():
     """The closed form against quadrature over z for each label."""
     labelled = Labelled()
-    x = labelled.yardstick.vae.sample(4)
+    x = labelled.reference.vae.sample(4)
     log_q = labelled.log_q(x)
     away = (x[:, None] - labelled.shifts).transpose(0, 1)
-    inner = torch.stack([labelled.yardstick.expected(lambda log_w: log_w.mean(0), 1, each) for each in away], -1)
+    inner = torch.stack([labelled.reference.expected(lambda log_w: log_w.mean(0), 1, each) for each in away], -1)
     exact = (log_q.exp() * (labelled.logits.log_softmax(0) + inner - log_q)).sum(-1)
     torch.testing.assert_close(labelled.elbo(x), exact)
 
 
 def test_the_thermodynamic_path_ends_at_the_evidence():
     """One interval is the ELBO; a fine partition is log p(x), which is the integral of E[log w] over the path."""
-    yardstick = Yardstick()
-    x = yardstick.vae.sample(3)
-    torch.testing.assert_close(thermodynamic(yardstick, x, [0.0, 1.0]), yardstick.elbo(x))
+    reference = LinearGaussianVAE()
+    x = reference.vae.sample(3)
+    torch.testing.assert_close(thermodynamic(reference, x, [0.0, 1.0]), reference.elbo(x))
     fine = [k / 400 for k in range(401)]
-    left, right = thermodynamic(yardstick, x, fine), yardstick.vae.log_px(x)
+    left, right = thermodynamic(reference, x, fine), reference.vae.log_px(x)
     assert bool((left < right).all())
     torch.testing.assert_close(left, right, rtol=0, atol=2e-3)
 
@@ -108,5 +108,5 @@ def test_the_command_prints_the_table(capsys, monkeypatch):
     monkeypatch.setattr("pyro_vae.testing.selftest.table.measure", lambda samples, seed: lines)
     assert selftest._figures(100, 0) == 1
     out = capsys.readouterr().out
-    assert "1 of 2 figures as they should; by chance one table in 118346" in out
+    assert "1 of 2 figures agree with the exact value; by chance, one correct table in 118346" in out
     assert "FAIL rws" in out

@@ -20,7 +20,7 @@ from pyro_vae.inference.objectives.weighted import WeightedELBO
 from pyro_vae.testing.selftest import estimators as estimator_lines
 from pyro_vae.testing.selftest import objectives
 from pyro_vae.testing.selftest.estimators import estimators
-from pyro_vae.testing.selftest.linear_gaussian import Yardstick
+from pyro_vae.testing.selftest.linear_gaussian import LinearGaussianVAE
 from pyro_vae.testing.selftest.objectives import CASES, enumerated, penalties, plain, total_correlation
 from pyro_vae.testing.selftest.table import WITHOUT, chance, data, measure
 from tests.children import ROOT
@@ -66,7 +66,7 @@ def broken(lines) -> set[tuple[str, str]]:
     return {(line.name, line.what) for line in lines if not line.right}
 
 
-X = data(Yardstick())
+X = data(LinearGaussianVAE())
 
 
 def no_score_terms(model_trace, guide_trace):
@@ -238,7 +238,9 @@ def off_simulated(model, x):
 
 
 def off_calibration(model, guide, *args, **kwargs):
-    return RIGHT["calibrate"](model, lambda x: pyro.poutine.trace(Yardstick().vae.guide).get_trace(x), *args, **kwargs)
+    return RIGHT["calibrate"](
+        model, lambda x: pyro.poutine.trace(LinearGaussianVAE().vae.guide).get_trace(x), *args, **kwargs
+    )
 
 
 def off_aggregate(*args, **kwargs):
@@ -276,7 +278,7 @@ OF_ESTIMATORS = {
 
 
 PARTS = {
-    "prior_sampling": lambda yardstick, x, num, seed: estimator_lines.naive(yardstick, x, 5 * num, seed),
+    "prior_sampling": lambda reference, x, num, seed: estimator_lines.naive(reference, x, 5 * num, seed),
     **dict.fromkeys(("importance_sampling", "refined_importance_sampling"), estimator_lines.sampled),
     **dict.fromkeys(("gaps", "compare", "simulate", "replicates", "calibrate"), estimator_lines.of_models),
     **dict.fromkeys(("aggregate_posterior", "kl_per_unit"), estimator_lines.of_codes),
@@ -287,17 +289,17 @@ PARTS = {
 @pytest.mark.parametrize("name", some(OF_ESTIMATORS, "prior_sampling", "aggregate_posterior"))
 def test_a_fault_of_an_estimator_is_seen(name, monkeypatch, quick):
     key = name.split(",")[0]
-    lines = PARTS.get(key, lambda yardstick, x, num, seed: estimator_lines.annealed(yardstick, x, seed))
+    lines = PARTS.get(key, lambda reference, x, num, seed: estimator_lines.annealed(reference, x, seed))
     monkeypatch.setattr(evidence, key, OF_ESTIMATORS[name])
-    assert name in {where for where, _ in broken(lines(Yardstick(), X, 1000, 0))}
+    assert name in {where for where, _ in broken(lines(LinearGaussianVAE(), X, 1000, 0))}
 
 
 @pytest.mark.slow
 def test_a_wrong_density_is_seen_by_all_that_estimate_it(monkeypatch, quick):
-    yardstick = Yardstick()
-    exact = yardstick.vae.log_px
-    monkeypatch.setattr(yardstick.vae, "log_px", lambda x: exact(x) + 0.5)
-    wrong = {name for name, _ in broken(estimators(yardstick, X, 500, 0))}
+    reference = LinearGaussianVAE()
+    exact = reference.vae.log_px
+    monkeypatch.setattr(reference.vae, "log_px", lambda x: exact(x) + 0.5)
+    wrong = {name for name, _ in broken(estimators(reference, X, 500, 0))}
     assert wrong >= {
         "log_weights",
         "importance_sampling",
@@ -309,9 +311,9 @@ def test_a_wrong_density_is_seen_by_all_that_estimate_it(monkeypatch, quick):
 
 def test_naive_draws_are_judged_by_the_variance_they_have():
     """The closed form of the second moment of p(x|z) against a sum over a grid of z."""
-    yardstick = Yardstick()
-    vae = yardstick.vae
-    line = next(estimator_lines.naive(yardstick, X, 1000, 0))
+    reference = LinearGaussianVAE()
+    vae = reference.vae
+    line = next(estimator_lines.naive(reference, X, 1000, 0))
     steps = torch.linspace(-7, 7, 401, dtype=torch.float64)
     z = torch.cartesian_prod(steps, steps)
     density = (vae.prior().log_prob(z) + 2 * math.log(14 / 400)).exp()
