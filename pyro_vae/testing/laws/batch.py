@@ -60,7 +60,9 @@ def check_invariance(subject: Subject, ledger: Ledger) -> None:
         return
     if not subject.rows:
         ledger.skips(
-            law, "the data", "no argument has a row for each datum; pass the data as an argument, or name it by data="
+            law,
+            "the data",
+            "no argument has a row for each datum; pass the data as an argument, or name the argument by data=",
         )
         return
     values, _ = subject.draw()

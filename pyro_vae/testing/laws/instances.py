@@ -67,5 +67,8 @@ def _copy(subject: Subject) -> tuple[Program, Program] | str:
         with torch.no_grad():
             second = copy.deepcopy(owner)
     except (RuntimeError, TypeError) as error:
-        return f"the object with model and guide cannot be copied ({error}); pass factory=, a function that returns a second pair"
+        return (
+            f"the object with model and guide cannot be copied ({error}); pass factory=, a function that returns a second "
+            "pair"
+        )
     return getattr(second, subject.model.__name__), getattr(second, subject.guide.__name__)

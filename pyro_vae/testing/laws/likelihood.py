@@ -21,7 +21,8 @@ def check_values(subject: Subject, ledger: Ledger) -> None:
         if is_factor(site) and not is_auxiliary_loss(site):
             figures = f"pyro.factor adds {float(site['fn'].log_factor.mean()):.3g} nats that no density accounts for"
             causes = (
-                "a penalty or classifier term as a factor; remove it, or sample it with infer={'auxiliary_loss': True}"
+                "a penalty or classifier term as a factor; remove the factor, or sample the term with "
+                "infer={'auxiliary_loss': True}"
             )
             ledger.breaks(LAW, f"site {name!r} of the model", figures, causes)
     for name, site in observed_sites(subject.model_trace):
