@@ -21,7 +21,7 @@ ArvizContainer: TypeAlias = Any
 
 
 def is_arviz_1() -> bool:
-    """Return True if ArviZ 1.x is installed, whose container is a ``DataTree``."""
+    """Return True if ArviZ 1.x, which uses ``DataTree``, is installed."""
     return int(version("arviz").split(".")[0]) >= 1
 
 

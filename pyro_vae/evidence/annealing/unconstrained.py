@@ -213,7 +213,7 @@ class FromUnconstrained(Messenger):
         if msg["value"].dim() - transform.codomain.event_dim > u.dim() - transform.domain.event_dim:
             raise ValueError(
                 f"latent site {name!r}: expected the same support for all values of enumerated sites, got one that depends on "
-                "the value; remove their enumeration marks and use importance_sampling."
+                "the value; remove the enumeration marks and use importance_sampling."
             )
         jacobian = transform.log_abs_det_jacobian(u, msg["value"])
         self.jacobians[name] = sum_rightmost(jacobian, jacobian.dim() - batch)
