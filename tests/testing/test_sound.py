@@ -67,7 +67,7 @@ def test_laws_that_cannot_be_checked_are_reported():
     report = check_elbo_bounds(case.model, case.guide)
     assert report.laws["posterior"] == "not checked"
     said = " ".join(map(str, report.not_checked))
-    assert "name it by data=" in said
+    assert "name the data argument by data=" in said
     assert "pass factory=" in said
     assert "exact= was not given" in said
     assert all(str(finding) in str(report) for finding in report.not_checked)
