@@ -3,13 +3,13 @@
 The public names are loaded when they are first used.
 """
 
-from importlib.metadata import version
-
 import lazy_loader
+
+from pyro_vae.system.version import package_version
 
 __getattr__, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["__version__"]
-__version__ = version("pyro-vae")
+__version__ = package_version()
 
 
 def __dir__() -> list[str]:

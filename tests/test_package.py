@@ -3,10 +3,12 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 import pyro_vae
+from pyro_vae.system.version import package_version
 
 
 def test_the_public_names_are_there():
@@ -42,3 +44,11 @@ def test_no_public_name_of_evidence_is_a_module_too():
     assert len(evidence.__all__) == 45
     for name in evidence.__all__:
         assert getattr(evidence, name).__module__.startswith("pyro_vae.evidence."), name
+
+
+def test_a_bare_clone_has_no_version(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("pyro_vae.system.version.version", missing)
+    assert package_version() == "not installed"

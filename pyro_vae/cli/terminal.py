@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from pyro_vae.system import devices
+from pyro_vae.system.version import package_version
 
 #: ASCII replacements of the other letters that the package prints.
 ASCII = {
@@ -113,4 +114,4 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 def versions() -> str:
     """Return the text of ``--version``: package, Python, torch and Pyro."""
     python = ".".join(map(str, sys.version_info[:3]))
-    return f"pyro_vae {version('pyro-vae')} (Python {python}, torch {version('torch')}, Pyro {version('pyro-ppl')})"
+    return f"pyro_vae {package_version()} (Python {python}, torch {version('torch')}, Pyro {version('pyro-ppl')})"

@@ -18,6 +18,7 @@ from pyro_vae.networks import MLP
 from pyro_vae.networks.mlp import Joined
 from pyro_vae.runs.build import Plan
 from pyro_vae.runs.config import Config
+from pyro_vae.system.version import package_version
 
 
 def describe(plan: Plan, device_words: str) -> str:
@@ -28,7 +29,7 @@ def describe(plan: Plan, device_words: str) -> str:
     labelled = f", {order.per_batch} with a label in each" if isinstance(order, Mixed) else ""
     steps = math.ceil(order.total / config.train.batch_size)
     return (
-        f"pyro_vae {version('pyro-vae')}, torch {version('torch')}, Pyro {version('pyro-ppl')}, device {device_words}, "
+        f"pyro_vae {package_version()}, torch {version('torch')}, Pyro {version('pyro-ppl')}, device {device_words}, "
         f"{torch.get_num_threads()} threads\n"
         f"{_data_line(plan)}, binarize {plan.data.binarize}\n"
         f"{_model_phrase(plan)}, {count:,} parameters; "

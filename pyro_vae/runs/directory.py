@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,6 +24,7 @@ from pyro_vae.inference.training.training import Training
 from pyro_vae.report.names import LABEL_PICTURES, PICTURES
 from pyro_vae.runs.config import Config
 from pyro_vae.system.files import LOCK, check_writable, dated_folder, leftovers, locked, run_folder, write_atomically
+from pyro_vae.system.version import package_version
 
 #: Version of the format of ``checkpoint.pt``.
 SCHEMA = 2
@@ -170,7 +170,7 @@ class RunDirectory:
         """
         checkpoint: Checkpoint = {
             "schema": SCHEMA,
-            "pyro_vae": version("pyro-vae"),
+            "pyro_vae": package_version(),
             "config": config.to_dict(),
             "data": fingerprint,
             "seconds": seconds,
@@ -261,7 +261,7 @@ def _checked(content: Json, path: Path) -> Checkpoint:
     """Refuse an incomplete checkpoint, or a checkpoint of another version."""
     if content.get("schema") != SCHEMA:
         raise ValueError(
-            f"{path}: expected a checkpoint of schema {SCHEMA} (pyro_vae {version('pyro-vae')}), got schema "
+            f"{path}: expected a checkpoint of schema {SCHEMA} (pyro_vae {package_version()}), got schema "
             f"{content.get('schema')!r} (pyro_vae {content.get('pyro_vae', 'unknown')!s:.20}); install that version, or train "
             "the run again."
         )

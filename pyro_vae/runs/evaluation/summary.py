@@ -28,6 +28,7 @@ from pyro_vae.runs.config import Config
 from pyro_vae.runs.directory import Json
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
 from pyro_vae.runs.evaluation.scores import scores
+from pyro_vae.system.version import package_version
 
 #: Version of the format of ``summary.json``.
 SCHEMA = 1
@@ -85,7 +86,7 @@ def evaluate(
         "threads": torch.get_num_threads(),
         "processes": parallel.world().size,
         "seed": config.train.seed,
-        "versions": {"pyro_vae": version("pyro-vae")} | {p: version(p) for p in PACKAGES},
+        "versions": {"pyro_vae": package_version()} | {p: version(p) for p in PACKAGES},
     }
     return figures, result
 
