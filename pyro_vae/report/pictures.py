@@ -38,7 +38,7 @@ from pyro_vae.report.figures.log_px import log_px, worst
 from pyro_vae.report.figures.tiles import has_known_labels, like_parameters
 from pyro_vae.report.figures.tsne import MIN_POINTS, tsne
 from pyro_vae.report.figures.units import traversals, units
-from pyro_vae.report.names import PICTURES
+from pyro_vae.report.picture_names import PICTURES
 from pyro_vae.system.devices import explain_device_error
 from pyro_vae.system.files import write_atomically
 from pyro_vae.system.randomness import own_randomness
@@ -187,7 +187,7 @@ def draw_pictures(
         estimate: Estimate of log p(x) for the data shown, in the same order; None: no estimate is drawn.
 
     Returns:
-        The files written, in the order of ``names.PICTURES``. Each file is written whole or not at all.
+        The files written, in the order of ``picture_names.PICTURES``. Each file is written whole or not at all.
 
     Raises:
         ValueError: If ``estimate`` has a different number of data.

@@ -21,7 +21,7 @@ from pyro_vae.errors import first_line
 from pyro_vae.inference.training.checkpoint import State, check_keys
 from pyro_vae.inference.training.history import Row
 from pyro_vae.inference.training.training import Training
-from pyro_vae.report.names import LABEL_PICTURES, PICTURES
+from pyro_vae.report.picture_names import LABEL_PICTURES, PICTURES
 from pyro_vae.runs.config import Config
 from pyro_vae.system.files import LOCK, check_writable, dated_folder, leftovers, locked, run_folder, write_atomically
 from pyro_vae.system.version import package_version

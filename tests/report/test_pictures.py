@@ -20,7 +20,7 @@ from pyro_vae.models.vae import VAE
 from pyro_vae.report import draw_pictures, pictures
 from pyro_vae.report.figures import tiles
 from pyro_vae.report.figures.encoded import encode
-from pyro_vae.report.names import LABEL_PICTURES, PICTURES
+from pyro_vae.report.picture_names import LABEL_PICTURES, PICTURES
 from pyro_vae.runs.evaluation.estimators import Estimation, estimate
 from tests.children import ROOT
 from tests.report.examples import (

@@ -45,6 +45,8 @@ class LocationScale(Likelihood):
 class Normal(LocationScale):
     r"""Normal pixels with one learned scale: :math:`p(x|z) = N(x; \mu(z), \sigma^2 I)`.
 
+    It is a density, so log p(x|z) may be positive. One scale for all pixels keeps the density bounded.
+
     References:
         Rybkin, Daniilidis, Levine, "Simple and Effective VAE Training with Calibrated Decoders", 2021.
     """

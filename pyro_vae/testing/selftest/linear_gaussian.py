@@ -61,7 +61,10 @@ class Line:
 
     @property
     def chance(self) -> float:
-        """Probability that a correct figure fails, by Student's t."""
+        """Upper bound on the probability that a correct figure fails, by Student's t.
+
+        It is 0 for a figure that must be exact.
+        """
         return 2 * self.worst_of * float(stats.t.sf(LIMIT, self.freedom)) if self.error else 0.0
 
     def __str__(self) -> str:
