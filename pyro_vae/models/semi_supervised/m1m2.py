@@ -213,6 +213,9 @@ class M1M2(SemiSupervised):
 
     @torch.no_grad()
     def sample(self, num_samples: int, y: Tensor | int | None = None) -> Tensor:
-        """Draw x ~ p(x|z), z ~ p(z|z2, y), z2 ~ p(z2); see :meth:`LabelledModel.sample`."""
+        """Draw z2 ~ p(z2), z ~ p(z|z2, y), x ~ p(x|z).
+
+        See :meth:`LabelledModel.sample`.
+        """
         label = self._labels(num_samples, y)
         return self.decode_lower(self.decode_upper(self.prior().sample((num_samples,)), label).sample()).sample()

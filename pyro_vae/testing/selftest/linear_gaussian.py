@@ -61,7 +61,7 @@ class Line:
 
     @property
     def chance(self) -> float:
-        """Upper bound on the probability that a correct figure fails, by Student's t.
+        """Largest probability that a correct figure fails, by Student's t.
 
         It is 0 for a figure that must be exact.
         """
