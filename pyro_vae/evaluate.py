@@ -53,8 +53,7 @@ def _evaluate(argv: Sequence[str], _signals: Signals, held: ExitStack) -> int:
             prog = "python -m pyro_vae.evaluate"
             args = parser.parse(Arguments(), argv, prog=prog, description=__doc__, names=NAMES)
             console = Console(args.quiet)
-            if not args.runs:
-                raise ValueError("runs: expected the folder of at least one run, got none; name a folder.")
+            args.check_runs()
             threads.set_threads(args.threads)
             device, device_text = devices.resolve_device(parallel.device_name(args.device))
             request = args.request()

@@ -97,6 +97,16 @@ def parse_numbers(
         raise ValueError(f"{flag}: expected {form}, such as {example}, got {text!r}.") from None
 
 
+def part_form(name: str, cls: type) -> str:
+    """Return ``NAME:ARG:ARG`` for a class that declares its arguments, such as ``mix:COMPONENTS``.
+
+    Args:
+        name: The name of the class in its table.
+        cls: The class, see :func:`parse_part`.
+    """
+    return ":".join([name, *map(str.upper, getattr(cls, "arguments", {}))])
+
+
 def parse_part(kind: str, text: str, table: Mapping[str, type[T]]) -> tuple[type[T], list[float]]:
     """Read ``NAME:ARG:ARG`` for a class that declares its arguments.
 
@@ -119,7 +129,6 @@ def parse_part(kind: str, text: str, table: Mapping[str, type[T]]) -> tuple[type
     examples: Mapping[str, int | float] = getattr(cls, "arguments", {})
     if args and not examples:
         raise ValueError(f"{kind} {name}: expected no arguments, got {text!r}; write {name}.")
-    form = ":".join([name, *map(str.upper, examples)])
     example = ":".join([name, *map(str, examples.values())])
     types = [type(value) for value in examples.values()]
-    return cls, parse_numbers(kind, text, args, types, form=form, example=example, optional=len(types))
+    return cls, parse_numbers(kind, text, args, types, form=part_form(name, cls), example=example, optional=len(types))

@@ -46,14 +46,24 @@ def text_of(node: ast.AST) -> str:
     return ""
 
 
+def called(node: ast.Call) -> str:
+    """The name of the function that is called, without its module or object."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
 def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and text of each string that is raised or warned."""
+    """Line and text of each string that is raised or warned, also by way of a function of the same file."""
+    makers = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args:
-            function = node.func
-            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-            if name in RAISED or name.endswith(("Error", "Warning")):
+            if called(node) in RAISED or called(node).endswith(("Error", "Warning")):
                 yield node.lineno, text_of(node.args[0])
+                makers |= {called(part) for part in ast.walk(node.args[0]) if isinstance(part, ast.Call)}
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and function.name in makers:
+            for node in ast.walk(function):
+                if isinstance(node, ast.Return) and node.value is not None:
+                    yield node.lineno, text_of(node.value)
 
 
 def faults(path: Path) -> list[str]:

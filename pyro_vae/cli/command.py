@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,7 @@ def run(name: str, body: Body, words: Sequence[str] | None, stopped: str) -> int
     """
     words = sys.argv[1:] if words is None else words
     with parallel.only_main_prints(), handled_signals() as signals, warning_lines(name), ExitStack() as held:
-        if "--version" in words:
+        if "--version" in itertools.takewhile(lambda word: word != "--", words):
             print(terminal.versions(), flush=True)
             return 0
         try:

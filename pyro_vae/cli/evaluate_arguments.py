@@ -71,6 +71,19 @@ class Arguments:
     version: bool = False
     """Print the version and exit."""
 
+    def check_runs(self) -> None:
+        """Refuse a command line without runs.
+
+        Raises:
+            ValueError: If no run is given; the message names a folder that was read as the name of a check.
+        """
+        if not self.runs:
+            folder = next((name for name in self.checks if name not in CHECKS), None)
+            remedy = (
+                "name a folder." if folder is None else f"--checks took {folder!r}; put the folders before --checks."
+            )
+            raise ValueError(f"runs: expected the folder of at least one run, got none; {remedy}")
+
     def request(self) -> Request:
         """The evaluation that these arguments describe.
 

@@ -31,6 +31,8 @@ Values = dict[str, Any]
 
 #: Names of the types of values, in help texts and in errors.
 METAVARS = {int: "N", float: "X", str: "WORD", Path: "PATH"}
+#: Values that mean no, of a flag that takes none: ``--download=False``.
+NO = {"false", "no", "off", "0"}
 NOUNS = {int: "a whole number", float: "a number", str: "a word", Path: "a path"}
 
 
@@ -63,10 +65,11 @@ class Parser(argparse.ArgumentParser):
             exit_on_error=False,
         )
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # argparse would take -1e-3 for a flag
-        self.add_argument(
+        shown = self.add_argument(
             "-h", "--help", action="store_true", default=argparse.SUPPRESS, help="Print this help and exit."
         )
-        self.flags = ["--help"]
+        self.actions = dict.fromkeys(shown.option_strings, shown)
+        self.positional: argparse.Action | None = None
         self.usage = " ".join([prog, "[-h] [OPTIONS]", *self._add_fields(self.add_argument, default, names)])
 
     def _add_fields(
@@ -85,10 +88,11 @@ class Parser(argparse.ArgumentParser):
             text = (text if positional else _with_default(text, value)).replace("%", "%%")
             options = {"help": text, "default": argparse.SUPPRESS} | _reading(hints[name])
             if positional:
-                add(name, **options)
+                self.positional = add(name, **options)
                 yield f"{options['metavar']} ..."
             else:
-                self.flags += add(f"--{name.replace('_', '-')}", dest=name, **options).option_strings
+                action = add(f"--{name.replace('_', '-')}", dest=name, **options)
+                self.actions |= dict.fromkeys(action.option_strings, action)
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's message as a ``ValueError``, in one sentence."""
@@ -98,27 +102,79 @@ class Parser(argparse.ArgumentParser):
         """Read command-line arguments.
 
         Args:
-            words: The arguments.
+            words: The arguments. Those after ``--`` are positional, even if they start with a dash.
 
         Returns:
             The values of the flags that are given, by field; with ``--help``, also ``help``.
 
         Raises:
-            ValueError: If a flag is unknown, or a value has the wrong type.
+            ValueError: If a flag is unknown, or a value is missing or has the wrong type.
         """
-        words = [re.sub(r"^--[^=]*", lambda flag: flag[0].replace("_", "-"), word) for word in words]
+        end = words.index("--") if "--" in words else len(words)
+        before, after = words[:end], words[end + 1 :]
+        before = [re.sub(r"^--[^=]*", lambda flag: flag[0].replace("_", "-"), word) for word in before]
+        before = [part for word in before for part in self._split(word)]
+        self._check_values(before)
         try:
-            found, rest = self.parse_known_intermixed_args(words)
+            namespace, rest = self.parse_known_intermixed_args(before)
         except argparse.ArgumentError as error:
             self.error(f"{error.argument_name}: {error.message}")
-        for word in (word for word in rest if word != "--"):
-            flag = word.partition("=")[0]
-            near = difflib.get_close_matches(flag, self.flags, n=1)
-            if not flag.startswith("-"):
-                self.error(f"unexpected word {word!r}: expected flags and their values")
-            hint = f"did you mean {near[0]}?" if near else "see --help for all flags."
-            self.error(f"unrecognized flag {flag}; {hint}")
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+        if rest:
+            self._refuse(rest[0])
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()}
+        if after and self.positional is None:
+            self.error(f"unexpected word {after[0]!r}: expected no words after --; remove the --.")
+        if after and self.positional is not None and callable(convert := self.positional.type):
+            name = self.positional.dest
+            values[name] = (*values.get(name, ()), *map(convert, after))
+        return values
+
+    def _is_flag(self, word: str) -> bool:
+        """Return True if argparse reads a word as a flag."""
+        if word.partition("=")[0] in self.actions:
+            return True
+        number = self._negative_number_matcher.match(word)
+        return len(word) > 1 and word.startswith("-") and " " not in word and not number
+
+    def _split(self, word: str) -> tuple[str, ...]:
+        """Split ``--hidden=3``, so that ``--hidden=3 4`` has two values.
+
+        A command with positional arguments keeps it: in ``--checks=gaps RUN``, the second word is a run.
+        """
+        flag, equals, value = word.partition("=")
+        several = flag in self.actions and self.actions[flag].nargs == "*"
+        split = equals and several and self.positional is None and not self._is_flag(value)
+        return (flag, value) if split else (word,)
+
+    def _check_values(self, words: Sequence[str]) -> None:
+        """Refuse values of flags that take none, and missing values."""
+        for word, following in itertools.zip_longest(words, words[1:]):
+            flag, equals, value = word.partition("=")
+            if (action := self.actions.get(flag)) is None:
+                continue
+            if action.nargs == 0 and equals:
+                opposite = [other for other in action.option_strings if other != flag]
+                remedy = opposite[0] if value.lower() in NO else flag
+                self.error(f"{flag}: expected no value, got {value!r}; write {remedy}.")
+            if action.nargs is None and not equals:
+                if following is None:
+                    self.error(f"{flag}: expected a value, got none")
+                if self._is_flag(following):
+                    hint = (
+                        "see --help."
+                        if following.startswith("--")
+                        else f"if it is the value, write {flag}={following}."
+                    )
+                    self.error(f"{flag}: expected a value, got {following!r}; {hint}")
+
+    def _refuse(self, word: str) -> NoReturn:
+        """Refuse a word that is neither a flag nor a value."""
+        flag = word.partition("=")[0]
+        if not flag.startswith("-"):
+            self.error(f"unexpected word {word!r}: expected flags and their values")
+        near = difflib.get_close_matches(flag, self.actions, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help for all flags."
+        self.error(f"unrecognized flag {flag}; {hint}")
 
 
 def fill(default: T, values: Values) -> T:

@@ -20,6 +20,7 @@ from pyro_vae.inference.kl.registry import CONTROLS
 from pyro_vae.inference.objectives.registry import OBJECTIVES
 from pyro_vae.inference.svi.optimizer import LR_SCHEDULES, OPTIMIZERS
 from pyro_vae.inference.svi.precision import PRECISIONS
+from pyro_vae.lookup import part_form
 from pyro_vae.models.registry import MODELS, PARTS, model_settings
 from pyro_vae.networks.mlp import ACTIVATIONS
 from pyro_vae.runs import sweep
@@ -108,7 +109,8 @@ def read(words: Sequence[str], description: str | None = None) -> Values:
 
 
 def _parser(default: Arguments, description: str | None) -> Parser:
-    return Parser(default, "python -m pyro_vae.train", description, NAMES)
+    parts = {kind: [part_form(name, cls) for name, cls in table.items()] for kind, table in PARTS.items()}
+    return Parser(default, "python -m pyro_vae.train", description, NAMES | parts)
 
 
 def complete(given: Values) -> tuple[Config, Options, Checkpoint | None]:

@@ -485,7 +485,11 @@ BAD = [
     ("--epochs 1.5", "epochs", "1.5"),
     ("--no-such-flag 3", "--no-such-flag", "unrecognized"),
     ("--latent-dims 3", "--latent-dims", "did you mean --latent-dim?"),
-    ("--resume", "--resume", "expected one argument"),
+    ("--resume", "--resume", "expected a value, got none"),
+    ("--dataset -x", "--dataset", "if it is the value, write --dataset=-x."),
+    ("--download=False", "--download: expected no value, got 'False'", "write --no-download."),
+    ("--overwrite=yes", "--overwrite: expected no value, got 'yes'", "write --overwrite."),
+    ("-- --lr 3", "unexpected word '--lr'", "remove the --."),
 ]
 
 
@@ -542,6 +546,9 @@ def test_there_are_at_least_60_of_them():
     ("words", "what", "how"),
     [
         ("", "none", "at least one run"),
+        ("--checks gaps BAD/nothing", "/nothing'; put the folders before", "at least one run"),
+        ("-- -a", "-a", "name the folder of a run"),
+        ("-- --version", "--version", "name the folder of a run"),
         ("BAD/nothing", "checkpoint.pt is missing", "name the folder of a run"),
         ("BAD/run-text", "cannot be read", "a checkpoint of pyro_vae"),
         ("BAD/run-object", "cannot be read", "a checkpoint of pyro_vae"),

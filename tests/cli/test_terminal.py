@@ -16,6 +16,7 @@ import pytest
 
 from pyro_vae import evaluate, train
 from pyro_vae.cli import parser, terminal, train_arguments
+from pyro_vae.models.registry import PARTS
 from pyro_vae.runs.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from tests.children import ROOT
 
@@ -240,6 +241,13 @@ def parse(text: str, default: Outer | None = None) -> Outer:
         ("--sure --no_sure", Outer(sure=False)),
         ("--kinds a b", Outer(kinds=("a", "b"))),
         ("--at_place=a_b/c --name=", Outer(name="", at_place=Path("a_b/c"))),
+        ("--widths=3 4", Outer(Inner(widths=(3, 4)))),
+        ("--widths=-3 4 --loud", Outer(Inner(widths=(-3, 4)), loud=True)),
+        ("--kinds=a=1 b=2 --count 3", Outer(Inner(3), kinds=("a=1", "b=2"))),
+        ("--kinds=-x", Outer(kinds=("-x",))),
+        ("--kinds=", Outer(kinds=("",))),
+        ("--name=-x --loud --", Outer(name="-x", loud=True)),
+        ("--name -", Outer(name="-")),
     ],
 )
 def test_words_become_values(text, expected):
@@ -268,8 +276,16 @@ def test_a_flag_that_is_left_out_has_its_default():
         ("--count 1.5", "--count: expected a whole number, got '1.5'; see --help."),
         ("--share half", "--share: expected a number, got 'half'; see --help."),
         ("--widths 1 x", "--widths: expected a whole number, got 'x'; see --help."),
-        ("--count", "--count: expected one argument; see --help."),
-        ("--count --loud", "--count: expected one argument; see --help."),
+        ("--count", "--count: expected a value, got none; see --help."),
+        ("--count --", "--count: expected a value, got none; see --help."),
+        ("--count --loud", "--count: expected a value, got '--loud'; see --help."),
+        ("--name -x", "--name: expected a value, got '-x'; if it is the value, write --name=-x."),
+        ("--loud=False", "--loud: expected no value, got 'False'; write --no-loud."),
+        ("--no-loud=no", "--no-loud: expected no value, got 'no'; write --loud."),
+        ("--loud=yes", "--loud: expected no value, got 'yes'; write --loud."),
+        ("--help=1", "--help: expected no value, got '1'; write --help."),
+        ("--loud -- --count 3", "unexpected word '--count': expected no words after --; remove the --."),
+        ("-- stray", "unexpected word 'stray': expected no words after --; remove the --."),
         ("stray", "unexpected word 'stray': expected flags and their values; see --help."),
         ("--loud stray", "unexpected word 'stray': expected flags and their values; see --help."),
     ],
@@ -278,3 +294,35 @@ def test_what_cannot_be_read_is_one_sentence(monkeypatch, text, expected, column
     monkeypatch.setenv("COLUMNS", columns)
     with pytest.raises(ValueError, match="^" + expected.replace("?", "\\?") + "$"):
         parse(text)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Flags with a positional argument."""
+
+    runs: tuple[Path, ...] = field(default=(), metadata={"positional": True})
+    kinds: tuple[str, ...] = ()
+    loud: bool = False
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a --loud b", Placed((Path("a"), Path("b")), loud=True)),
+        ("-- -a", Placed((Path("-a"),))),
+        ("a --loud -- --b_c --", Placed((Path("a"), Path("--b_c"), Path("--")), loud=True)),
+        ("--kinds x -- a", Placed((Path("a"),), ("x",))),
+        ("--kinds=x a", Placed((Path("a"),), ("x",))),
+        ("--kinds x a", Placed((), ("x", "a"))),
+    ],
+)
+def test_words_after_two_dashes_are_positional(text, expected):
+    assert parser.parse(Placed(), text.split(), prog="python -m prog", description="D.") == expected
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_help_lists_the_arguments_of_parts(monkeypatch, capsys, kind):
+    mixed = type("Mixed", (), {"arguments": {"components": 5, "scale": 0.1}})
+    monkeypatch.setitem(PARTS[kind], "mix", mixed)
+    said = helped(monkeypatch, capsys).split(f" --{kind} WORD ")[1].split("(default:")[0]
+    assert "mix:COMPONENTS:SCALE" in said
