@@ -1,4 +1,4 @@
-"""The laws ``independence`` and ``invariance`` of the batch."""
+"""The laws ``independence`` and ``invariance``: other data change no datum's loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ BATCH_CAUSES = (
 
 
 def check_independence(subject: Subject, ledger: Ledger) -> None:
-    """Check that one datum or latent value affects no other datum's terms."""
+    """Check that changing one datum changes no other datum's log-probabilities.
+
+    The latent value of one datum is changed too, with the same requirement.
+    """
     law, size = "independence", subject.data_plate.size
     if size < 2:
         ledger.skips(law, "the batch", "it has a single datum; pass at least two, better five or more")
@@ -39,7 +42,10 @@ def check_independence(subject: Subject, ledger: Ledger) -> None:
 
 
 def _report_others(before: Scores, after: Scores, i: int, what: str, ledger: Ledger) -> bool:
-    """Report a changed term of another datum; return True if one changed."""
+    """Return True if the log-probability of a datum other than i changed.
+
+    ``what`` names the change that was made to datum i. The first changed log-probability is recorded as a broken law.
+    """
     for name, term in before.parts().items():
         change = (after.parts()[name] - term).abs()
         change[i] = 0
@@ -52,7 +58,10 @@ def _report_others(before: Scores, after: Scores, i: int, what: str, ledger: Led
 
 
 def check_invariance(subject: Subject, ledger: Ledger) -> None:
-    """Reorder, split and resubsample the batch; compare the loss of each datum."""
+    """Check that a datum's loss is the same in other batches.
+
+    The other batches have the rows in reverse order, half of the rows, or another subsample of the data.
+    """
     law = "invariance"
     _check_plate_scales(subject, ledger)
     if subject.data_plate.size < 2:
@@ -79,7 +88,7 @@ def check_invariance(subject: Subject, ledger: Ledger) -> None:
 
 
 def _check_plate_scales(subject: Subject, ledger: Ledger) -> None:
-    """Check that every site of the data plate has the same N/B."""
+    """Check that every site has the same N/B, data per batch size."""
     plate = subject.data_plate.plate
     sites = [(f"site {n!r} of the model", s) for n, s in latent_sites(subject.model_trace).items()]
     sites += [(f"site {n!r} of the model", s) for n, s in observed_sites(subject.model_trace)]
@@ -98,7 +107,16 @@ def _check_plate_scales(subject: Subject, ledger: Ledger) -> None:
 
 
 def _differs(before: Scores, after: Scores, rows: Tensor) -> tuple[str, float] | None:
-    """Return the first term whose rows changed, and the largest change."""
+    """Return the first log-probability that differs between two batches.
+
+    Args:
+        before: Log-probabilities of the first batch.
+        after: Log-probabilities of the second batch, which has the rows ``rows`` of the first.
+        rows: Row indices.
+
+    Returns:
+        A description of the site, and the largest difference in nats; None if all agree.
+    """
     for name, term in before.parts().items():
         change = float((after.parts()[name] - term[rows]).abs().max())
         if not change <= tolerance(term):
@@ -107,7 +125,11 @@ def _differs(before: Scores, after: Scores, rows: Tensor) -> tuple[str, float] |
 
 
 def _check_order(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> str | None:
-    """Reverse the rows; return the per-datum parameter that explains a change."""
+    """Check that reversing the rows reverses the log-probabilities.
+
+    Returns:
+        Name of a guide parameter with a row for each datum, if reversing its rows too removes the difference; else None.
+    """
     order = torch.arange(subject.data_plate.size).flip(0)
     arguments = (subject.take(values, order), subject.reordered(order))
     found = _differs(before, subject.evaluate(*arguments), order)
@@ -133,7 +155,7 @@ def _check_order(subject: Subject, values: Values, before: Scores, ledger: Ledge
 
 
 def row_parameters(subject: Subject) -> list[tuple[str, Tensor]]:
-    """Return the unconstrained guide parameters that may have one row per datum."""
+    """Return the guide's unconstrained parameters with as many rows as data."""
     sites = plates_of(next(iter(latent_sites(subject.guide_trace).values())))
     full = sites[subject.data_plate.plate].full_size
     found = []
@@ -146,7 +168,10 @@ def row_parameters(subject: Subject) -> list[tuple[str, Tensor]]:
 
 
 def _check_split(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> None:
-    """Compare the terms and scales of half the rows with the batch."""
+    """Check that half of the rows alone have the same log-probabilities.
+
+    The scales of the sites must be the same too.
+    """
     size = subject.data_plate.size
     rows = torch.arange(max(1, size // 2))
     call, part = subject.reordered(rows), subject.take(values, rows)
@@ -170,13 +195,13 @@ def _check_split(subject: Subject, values: Values, before: Scores, ledger: Ledge
 
 
 def _outer_scales(subject: Subject, call: Call, values: Values) -> dict[str, float]:
-    """Return the mean scale of each model site, without plates' N/B."""
+    """Return each model site's mean scale, without the plates' factor N/B."""
     trace = subject.traced(subject.model, call, values)
     return {n: outer_scale(s) for n, s in [*latent_sites(trace).items(), *observed_sites(trace)]}
 
 
 def _check_subsample(subject: Subject, values: Values, before: Scores, ledger: Ledger) -> None:
-    """Check that kept rows have the same terms in another subsample."""
+    """Check that rows have the same log-probabilities in another subsample."""
     plate, size = subject.data_plate.plate, subject.data_plate.size
     full = plates_of(observed_sites(subject.model_trace)[0][1])[plate].full_size
     old = subject.index[plate]

@@ -14,18 +14,25 @@ from pyro_vae.testing.numerics.normalization import elementary
 from pyro_vae.testing.subject import Call, Scores, Subject, latent_sites, observed_sites, tolerance
 
 LAW = "likelihood"
-#: Largest number of values of a datum over which a likelihood that reads its data is summed.
+#: A likelihood that reads its data is summed over all values of a datum, if there are at most this many.
 MOST_VALUES = 256
-#: Largest number of entries of a datum that are changed, one by one, to find two sites that score the same entry.
+#: To find two sites that score the same entry of a datum, at most this many entries are changed, one by one.
 MOST_ENTRIES = 64
 
 
 def check_reading(
     subject: Subject, feeds: dict[int | str, set[str]], conditional: Collection[str], ledger: Ledger
 ) -> bool:
-    """Return True if the model reads the data only through observed values.
+    """Check that only observed values depend on data; return True if so.
 
-    A site may also read an argument that an earlier site of the model observes (teacher forcing).
+    A distribution of the model must not depend on the data. Two exceptions are no error, but return False: the site is
+    declared ``conditional``, or an earlier site of the model observes the same argument (teacher forcing).
+
+    Args:
+        subject: The program.
+        feeds: For each data argument, the observed sites that read the argument.
+        conditional: Sites that may depend on the data.
+        ledger: Collects the findings.
     """
     if not subject.data or subject.data_plate.size < 2:
         ledger.skips(LAW, "the data", "no data argument with two rows was found; name the argument by data=")
@@ -79,7 +86,11 @@ def _report_reading(subject: Subject, name: str, ledger: Ledger) -> None:
 
 
 def _mass_over_data(subject: Subject, name: str) -> Tensor | None:
-    """Sum p(x|z) over all values of a discrete x; None if impossible."""
+    """Return the sum of p(x|z) over all values of a discrete x.
+
+    Returns:
+        The sum at site ``name``, shape ``(B,)``; None if the values are continuous or too many.
+    """
     site, slot = dict(observed_sites(subject.model_trace))[name], subject.slots.get(name)
     base = elementary(site["fn"])
     if slot is None or subject.picked is not None or not getattr(base, "has_enumerate_support", False):
@@ -121,7 +132,10 @@ def check_once(
 
 
 def _one_entry_rolled(subject: Subject, key: int | str) -> Iterator[Call]:
-    """Yield calls with one entry of every datum taken from another datum."""
+    """Yield calls in which one entry of argument ``key`` is changed.
+
+    In the changed call each datum has its neighbour's value of that entry.
+    """
     order = torch.arange(subject.data_plate.size).roll(1)
     old, rolled = (c.tensors()[key] for c in (subject.call, subject.reordered(order, (key,))))
     entries = old[0].numel()
@@ -132,7 +146,10 @@ def _one_entry_rolled(subject: Subject, key: int | str) -> Iterator[Call]:
 
 
 def _scored(subject: Subject, names: list[str], before: Scores, after: Scores) -> list[str]:
-    """Return sites that score changed data which earlier sites score too."""
+    """Return the sites that score the same changed entry of the data.
+
+    The first site in the list is the first that scores the entry. Each further site scores it again for the same datum.
+    """
     found: list[str] = []
     rows = torch.zeros(subject.data_plate.size, dtype=torch.bool)
     for name in names:

@@ -12,19 +12,20 @@ from pyro_vae.testing.findings import Ledger
 from pyro_vae.testing.subject import Subject, Values, latent_sites, parameters
 
 LAW = "gradients"
-#: Step sizes of the difference quotients. The last is used only if the rounding error of its quotient is small.
+#: Step sizes of the difference quotients. The smallest step is used only if rounding errors are small there.
 STEPS = (1e-2, 3e-3, 3e-4)
-#: A difference is searched for LOOKS times. It counts if AGAIN of TRIES further draws show it too: a kink of a relu does not.
+#: Up to LOOKS draws are searched for a difference between autograd and a quotient. A difference counts if at least AGAIN of
+#: TRIES further draws show it too: one that is due to the kink of a relu does not appear again.
 LOOKS, AGAIN, TRIES = 2, 2, 4
 DETACHED = "a detached value (z.detach(), .data, torch.no_grad(), numpy), or a wrong backward pass of your own"
-#: By term: difference quotients, and the rounding error of their norm.
+#: For each log-probability, by a description of the site: its difference quotients, and the rounding error of their norm.
 Quotients = dict[str, tuple[Tensor, float]]
-#: By term (and site): derivatives by difference quotient and by autograd, if the two differ.
+#: For each log-probability with a wrong derivative: the derivative by difference quotient, and the one by autograd.
 Unlike = dict[str, tuple[float, float]]
 
 
 def check_derivatives(subject: Subject, ledger: Ledger) -> None:
-    r"""Compare :math:`\partial / \partial z` of every term with a difference quotient."""
+    r"""Check :math:`\partial / \partial z` of every log-probability by difference quotients."""
     sites = latent_sites(subject.guide_trace).items()
     names = [n for n, s in sites if s["fn"].has_rsample and not s["infer"].get("is_auxiliary")]
     names = [n for n in names if dict(sites)[n]["value"].is_floating_point()]
@@ -44,7 +45,10 @@ def check_derivatives(subject: Subject, ledger: Ledger) -> None:
 
 
 def _repeated(look: Callable[[], Unlike]) -> tuple[str, tuple[float, float]] | None:
-    """Return the first difference that several other draws show too."""
+    """Return a wrong derivative that several draws show, or None.
+
+    ``look`` draws latent values and returns the wrong derivatives there.
+    """
     first = next((found for _ in range(LOOKS) if (found := look())), {})
     again = [look() for _ in range(TRIES)] if first else []
     return next(((w, sizes) for w, sizes in first.items() if sum(w in other for other in again) >= AGAIN), None)
@@ -63,14 +67,17 @@ def _unlike_along(subject: Subject, values: Values, name: str) -> Unlike:
 
 
 def _differs(slope: Tensor, quotients: list[tuple[Tensor, float]]) -> bool:
-    """Return True if a derivative agrees with no difference quotient."""
+    """Return True if a derivative agrees with none of its difference quotients."""
     *coarse, (fine, rounding) = quotients
     telling = rounding <= 0.01 + 0.1 * float(fine.nan_to_num(posinf=0, neginf=0).norm())
     return all(_far(slope, *quotient) for quotient in (quotients if telling else coarse))
 
 
 def _far(slope: Tensor, quotient: Tensor, rounding: float) -> bool:
-    """Return True if derivative and quotient, shape ``(B,)``, differ beyond numerical error."""
+    """Return True if a derivative and a quotient differ beyond numerical error.
+
+    Both have a value for each datum, shape ``(B,)``.
+    """
     inside = torch.isfinite(quotient) & torch.isfinite(slope)
     slope, quotient = slope[inside], quotient[inside]
     size = torch.maximum(slope.norm(), quotient.norm())
@@ -97,7 +104,10 @@ def _per_datum(subject: Subject, name: str, value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _quotients(subject: Subject, values: Values, name: str, direction: Tensor, step: float) -> Quotients:
-    """Return difference quotients by term, shape ``(B,)``, and their rounding error."""
+    """Return the difference quotient of every log-probability along ``direction``.
+
+    The quotients, shape ``(B,)``, are with respect to the latent site ``name``.
+    """
     ends = [subject.evaluate(values | {name: values[name] + sign * step * direction}).parts() for sign in (1, -1)]
     found = {}
     for term, above in ends[0].items():
@@ -107,10 +117,10 @@ def _quotients(subject: Subject, values: Values, name: str, direction: Tensor, s
 
 
 def check_parameter_slopes(subject: Subject, still: tuple[str, ...], ledger: Ledger) -> None:
-    r"""Compare the parameter derivatives of every term with a difference quotient.
+    r"""Check the parameter derivatives of log-probabilities by difference quotients.
 
-    The latent values are fixed, and the direction is random in the space of all parameters. If a term differs, each
-    parameter is checked by itself.
+    The latent values stay fixed while all parameters move along a random direction. If a derivative along this direction
+    is wrong, each parameter is moved alone, to name the one at fault.
 
     Args:
         subject: The program.
@@ -138,7 +148,14 @@ def check_parameter_slopes(subject: Subject, still: tuple[str, ...], ledger: Led
 
 
 def _unlike_moved(subject: Subject, params: dict[str, Tensor], names: list[str], term: str | None = None) -> Unlike:
-    """Return terms with a wrong derivative along a random parameter direction."""
+    """Move parameters along a random direction; return the wrong derivatives.
+
+    Args:
+        subject: The program.
+        params: All parameters, by name.
+        names: Names of the parameters to move.
+        term: The only log-probability to check; None: check all.
+    """
     with torch.no_grad():
         values, _ = subject.draw()
     # Small entries move by little, so that no scale changes its sign.
@@ -155,7 +172,10 @@ def _unlike_moved(subject: Subject, params: dict[str, Tensor], names: list[str],
 def _parameter_slopes(
     subject: Subject, values: Values, params: dict[str, Tensor], moves: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return autograd's derivatives by term, summed over data, shape ``(1,)``."""
+    """Return autograd's derivative of every log-probability along ``moves``.
+
+    Each log-probability is summed over the data, so a derivative has shape ``(1,)``.
+    """
     found = {}
     leaves = [params[name] for name in moves]
     for term, value in subject.evaluate(values).parts().items():
@@ -172,7 +192,10 @@ def _parameter_slopes(
 def _parameter_quotients(
     subject: Subject, values: Values, params: dict[str, Tensor], moves: dict[str, Tensor], step: float
 ) -> Quotients:
-    """Return difference quotients by term, summed over data, and rounding errors."""
+    """Return the difference quotient of every log-probability along ``moves``.
+
+    Each log-probability is summed over the data, so a quotient has shape ``(1,)``.
+    """
     ends = []
     for sign in (1, -1):
         with _moved(params, moves, sign * step):
@@ -187,7 +210,7 @@ def _parameter_quotients(
 
 @contextmanager
 def _moved(params: dict[str, Tensor], moves: dict[str, Tensor], step: float) -> Iterator[None]:
-    """Move the parameters inside the context; restore them after it."""
+    """Context in which the parameters are moved by ``step * moves``."""
     before = {name: params[name].detach().clone() for name in moves}
     try:
         for name, move in moves.items():

@@ -1,4 +1,4 @@
-"""The law ``exact``: the weights agree with a known log p(x)."""
+"""The law ``exact``: the importance weights agree with a known log p(x)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ CAUSES = "a prior, likelihood or parameter that differs from the one in exact= (
 
 
 def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples: int, ledger: Ledger) -> None:
-    r"""Compare the weights with the known log p(x).
+    r"""Compare the importance weights with the known log p(x).
 
-    The product :math:`\prod_i \frac1K \sum_k w_{ki} / p(x_i)` has mean 1. By Markov's inequality it exceeds 1/a with
-    probability at most a, however heavy its tail. The given data are tested. If ``exact`` is a function, data drawn from the
-    model are tested too.
+    For data :math:`x_i` with K weights :math:`w_{ki}` each, the product
+    :math:`\prod_i \frac1K \sum_k w_{ki} / p(x_i)` has mean 1. By Markov's inequality this product exceeds 1/a with
+    probability at most a, however heavy its tail. The given data are tested. If ``exact`` is a function, data drawn from
+    the model are tested too.
 
     Args:
         subject: The program.
@@ -49,11 +50,14 @@ def check_exact(subject: Subject, exact: Exact, against: str | None, num_samples
 
 
 def _check_simulated(subject: Subject, exact: Exact, rounds: int, ledger: Ledger) -> None:
-    r"""Test the weights of simulated data, by Markov's inequality and a balance.
+    r"""Test the importance weights of data that are drawn from the model.
 
-    With :math:`\rho = w / p(x)` the balance is :math:`E_p[1/(1+\rho)] = E_q[\rho/(1+\rho)]`, p the posterior.
+    The first test uses Markov's inequality, as for the given data. The second is a t test of the equation
 
-    If log p(x) is right, both sides are :math:`\int pq / (p + q)`. They are bounded, however heavy the tail of w.
+    .. math:: E_{p(z|x)}[1/(1+\rho)] = E_q[\rho/(1+\rho)], \qquad \rho = w / p(x)
+
+    If log p(x) is right, both sides are :math:`\int pq / (p + q)\, dz`, where p is the posterior. The averaged terms lie
+    between 0 and 1, however heavy the tail of w.
     """
     excess, balance = _simulated(subject, exact, rounds)
     where = "data drawn from the model"
@@ -69,10 +73,11 @@ def _check_simulated(subject: Subject, exact: Exact, rounds: int, ledger: Ledger
 
 
 def _simulated(subject: Subject, exact: Exact, rounds: int) -> tuple[Tensor, Tensor]:
-    """Simulate data in several rounds; return the log excess and the balance.
+    """Simulate several batches of data and evaluate their importance weights.
 
     Returns:
-        log w - log p(x), shape ``(K, rounds B)``, nats; difference of the balance's two sides, shape ``(rounds B,)``.
+        log w - log p(x) of K guide draws, shape ``(K, rounds * B)``, nats; and, with rho = w / p(x), the term
+        1/(1+rho) at the posterior draw minus the mean of rho/(1+rho) at the guide draws, shape ``(rounds * B,)``.
     """
     parts, balance = [], []
     for _ in range(rounds):
@@ -96,7 +101,11 @@ def _known(subject: Subject, call: Call, exact: Exact) -> Tensor:
 
 
 def _log_excess(subject: Subject, call: Call, exact: Exact) -> Tensor:
-    """Return the excess log w - log p(x), shape ``(K, B)``, nats."""
+    """Return the log of w / p(x) for K guide draws.
+
+    Returns:
+        log w - log p(x), shape ``(K, B)``, nats.
+    """
     log_w = torch.stack([subject.draw(call)[1].log_w.double() for _ in range(DRAWS)])
     return log_w - _known(subject, call, exact)
 
@@ -111,9 +120,9 @@ def _test_excess(excess: Tensor, where: str, ledger: Ledger) -> None:
 
 
 def _check_mean(subject: Subject, exact: Exact, excess: Tensor, ledger: Ledger) -> None:
-    """Test that the mean of w / p(x) is 1.
+    """Test that w / p(x) has mean 1.
 
-    A two-sided t test, if the weights are even enough.
+    The two-sided t test is skipped if a few weights dominate the mean.
     """
     weights = (excess - excess.max(0).values).exp()
     effective = weights.sum(0).square() / weights.square().sum(0)

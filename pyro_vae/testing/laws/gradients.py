@@ -1,4 +1,4 @@
-"""Law ``gradients``: pathwise and score-function estimates agree."""
+"""The law ``gradients``: pathwise and score-function estimates of a gradient agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pyro_vae.testing.numerics.statistics import student_p
 from pyro_vae.testing.subject import Scores, Subject, Values, latent_sites, parameters
 
 LAW = "gradients"
-#: By parameter and comparison: vectors with expectation 0, shape ``(repeats, P)``, and the size of the compared gradients.
+#: Key: name of a parameter with P entries, and the comparison, ``PAIR`` or ``NULL``. Value: vectors with expectation 0, shape
+#: ``(repeats, P)``, and the typical norm of the compared gradients.
 Differences = dict[tuple[str, str], tuple[Tensor, float]]
 DRAWS = 4
 PAIR, NULL = "pathwise minus score-function gradient", "gradient of E_q[log q] at fixed draws"
@@ -24,10 +25,11 @@ UNLIKE = "a guide whose draws are not from the density it scores"
 def check_gradients(subject: Subject, repeats: int, ledger: Ledger) -> None:
     r"""Compare two unbiased estimates of :math:`\nabla_\phi E_q[\log w]`.
 
-    The pathwise estimate is :math:`\nabla \log w(z(\phi))`. The score-function estimate keeps the values fixed: it is
-    :math:`\sum_k (\log w_k - \overline{\log w}_{-k}) \nabla \log q_k` plus the mean :math:`\nabla \log w` at these values.
-    The first half of the repeats finds the direction in which the two differ; the second half tests this direction. The test
-    of :math:`E_q[\nabla \log q] = 0` is the same.
+    The pathwise estimate is :math:`\nabla \log w(z(\phi))`. The score-function estimate keeps the K draws
+    :math:`z_k` fixed, :math:`\frac1K \sum_k (\log w_k - \overline{\log w}_{-k}) \nabla \log q_k + \frac1K \sum_k \nabla \log
+    w_k`, where :math:`\overline{\log w}_{-k}` is the mean over the other draws. Both are computed ``repeats`` times. The first
+    half of the repeats finds the direction in which the two estimates differ most; the second half tests the difference in
+    this direction. :math:`E_q[\nabla \log q] = 0` is tested in the same way.
     """
     sites = latent_sites(subject.guide_trace)
     params = {n: p for n, p in parameters(subject.guide_trace).items() if p.requires_grad}
@@ -57,7 +59,7 @@ def check_gradients(subject: Subject, repeats: int, ledger: Ledger) -> None:
 
 
 def _differences(subject: Subject, params: dict[str, Tensor], repeats: int) -> Differences:
-    """Return the :data:`Differences`, by parameter and comparison."""
+    """Estimate both gradients ``repeats`` times; return their differences."""
     estimates = [_estimates(subject, params) for _ in range(repeats)]
     found = {}
     for i, name in enumerate(params):
@@ -73,7 +75,14 @@ def _fresh_p(fresh: Callable[[], Differences], key: tuple[str, str]) -> float:
 
 
 def _mean_test(rows: Tensor, size: float) -> tuple[float, float, float]:
-    """Test that vectors have mean 0; return mean, error and p-value."""
+    """Test that the rows have mean 0 in their mean direction.
+
+    The first half of the rows gives the direction, the second half is tested. ``size`` is the typical norm of a gradient: a
+    mean below 1e-4 of it counts as rounding error.
+
+    Returns:
+        Mean along the direction, its standard error, and the p-value.
+    """
     half = len(rows) // 2
     direction = rows[:half].mean(0)
     values = rows[half:] @ (direction / direction.norm().clamp(min=1e-300))
@@ -83,10 +92,11 @@ def _mean_test(rows: Tensor, size: float) -> tuple[float, float, float]:
 
 
 def _estimates(subject: Subject, params: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return pathwise gradients, score-function gradients and mean scores.
+    r"""Estimate the gradient of E_q[log w] from one set of guide draws.
 
     Returns:
-        In each list a flat float64 vector for each parameter.
+        Three lists, each with a flat float64 vector for each parameter: the pathwise gradient, the score-function gradient,
+        and the mean of :math:`\nabla \log q`.
     """
     paths: list[Tensor] = []
     at: list[Scores] = []
@@ -103,7 +113,10 @@ def _estimates(subject: Subject, params: dict[str, Tensor]) -> tuple[list[Tensor
 
 
 def _pathwise(subject: Subject) -> tuple[Tensor, Values]:
-    """Return log w, summed and with score terms, and the drawn values."""
+    """Draw from the guide; return a differentiable estimate and the latent values.
+
+    The estimate is log w, summed over the data. For each site without reparameterized draws it has a score-function term.
+    """
     guide_trace = subject.traced(subject.guide, subject.call, subject.index)
     sites = latent_sites(guide_trace)
     values = {n: s["value"] for n, s in sites.items()}

@@ -18,10 +18,12 @@ Factory = Callable[[], tuple[Program, Program]]
 
 
 def check_instances(subject: Subject, factory: Factory | None, ledger: Ledger) -> None:
-    """Check that a second instance has its own parameters in the store.
+    """Check that a second model and guide have parameters of their own.
+
+    The parameters of the first and the second instance must be different tensors in Pyro's parameter store.
 
     Args:
-        subject: The first instance.
+        subject: The first instance of model and guide.
         factory: Function that returns a second model and guide; None: copy the object that has both as methods.
         ledger: Collects the findings.
     """
@@ -59,7 +61,11 @@ def check_instances(subject: Subject, factory: Factory | None, ledger: Ledger) -
 
 
 def _copy(subject: Subject) -> tuple[Program, Program] | str:
-    """Return the methods of a copy, or the reason why copying fails."""
+    """Copy the object that has model and guide as methods.
+
+    Returns:
+        The model and guide of the copy; if there is no copy, the reason.
+    """
     owner = getattr(subject.model, "__self__", None)
     if owner is None or getattr(subject.guide, "__self__", None) is not owner:
         return "model and guide are not methods of one object; pass factory=, a function that returns a second pair"

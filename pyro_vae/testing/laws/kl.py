@@ -1,4 +1,4 @@
-"""The law ``kl``: closed-form and sampled KL agree; weights match."""
+"""The law ``kl``: closed-form and sampled KL agree, and scales match."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ CAUSES = (
 
 
 def check_scales(subject: Subject, ledger: Ledger) -> None:
-    """Check that model and guide have equal scales, and the likelihood none."""
+    """Check the scales by which log-probabilities are multiplied.
+
+    A latent site must have the same scale in model and guide. The likelihood must have the scale 1, or the scale of all
+    latent sites.
+    """
     ours, theirs = latent_sites(subject.model_trace), latent_sites(subject.guide_trace)
     try:
         check_kl_scales(subject.model_trace, subject.guide_trace)
@@ -50,7 +54,7 @@ def check_scales(subject: Subject, ledger: Ledger) -> None:
 
 
 def _other_scale(site: Site) -> float:
-    """Return a site's scale, without N/B and the factors of scale_kl."""
+    """Return a site's scale without the factors that plates and ``scale_kl`` set."""
     scale = outer_scale(site)
     for beta in site.get("kl_scales", ()):
         mean = float(torch.as_tensor(beta, dtype=torch.float64).mean())
@@ -59,7 +63,7 @@ def _other_scale(site: Site) -> float:
 
 
 def check_divergences(subject: Subject, num_samples: int, ledger: Ledger) -> None:
-    r"""Compare the closed-form :math:`KL(q \| p)` of each site with draws."""
+    r"""Compare each site's closed-form :math:`KL(q \| p)` with its sampled mean."""
     guide_trace = subject.traced(subject.guide, subject.call, subject.index)
     values = {n: s["value"] for n, s in latent_sites(guide_trace).items()}
     model_trace = subject.traced(subject.model, subject.call, subject.index | values)
@@ -70,7 +74,10 @@ def check_divergences(subject: Subject, num_samples: int, ledger: Ledger) -> Non
 
 
 def _check_site(subject: Subject, name: str, ours: Site, theirs: Site, num_samples: int, ledger: Ledger) -> None:
-    """Compare the KL and the entropy at a site with draws."""
+    """Compare a site's closed-form KL and entropy with their sampled means.
+
+    ``ours`` is the site in the model, ``theirs`` the site in the guide.
+    """
     p, q, where = ours["fn"], theirs["fn"], f"latent site {name!r}"
     if base_name(q) == "Delta":
         ledger.skips(LAW, where, "the guide has a Delta with the value of another site, so the KL has no closed form")
@@ -101,7 +108,16 @@ def _check_site(subject: Subject, name: str, ours: Site, theirs: Site, num_sampl
 def _compare(
     subject: Subject, what: str, analytic: Tensor, terms: Callable[[], Tensor], site: Site, ledger: Ledger
 ) -> None:
-    """Compare a closed form with the mean of sampled terms."""
+    """Test that a closed form is the mean of its sampled values.
+
+    Args:
+        subject: The program.
+        what: Name of the quantity.
+        analytic: The closed form, with the batch shape of the site.
+        terms: Function that returns sampled values, shape ``(num_samples, *batch_shape)``.
+        site: The guide's site.
+        ledger: Collects the findings.
+    """
     data_plate, shape = subject.data_plate, site["fn"].batch_shape
     exact = data_plate.per_datum(scale_and_mask(analytic.expand(shape), mask=site["mask"])).sum().double()
 

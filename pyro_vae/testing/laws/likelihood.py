@@ -1,4 +1,4 @@
-"""The law ``likelihood``: densities are normalized, deterministic, and within their support."""
+"""The law ``likelihood``: densities are normalized and deterministic, values in their support."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAW = "likelihood"
 
 
 def check_values(subject: Subject, ledger: Ledger) -> None:
-    """Check that observed values lie in their support; refuse factors."""
+    """Check that observed values lie in their support; refuse ``pyro.factor`` sites."""
     for name, site in sample_sites(subject.model_trace):
         if is_factor(site) and not is_auxiliary_loss(site):
             figures = f"pyro.factor adds {float(site['fn'].log_factor.mean()):.3g} nats that no density accounts for"
@@ -39,7 +39,7 @@ def check_values(subject: Subject, ledger: Ledger) -> None:
 
 
 def _inside(support: Any, value: Tensor) -> Tensor:
-    """Return True where a value is in the support or NaN."""
+    """Return True for each value in the support and each NaN."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     inside = support.check(value)
@@ -47,7 +47,10 @@ def _inside(support: Any, value: Tensor) -> Tensor:
 
 
 def check_determinism(subject: Subject, ledger: Ledger) -> bool:
-    """Return True if the same x and z give the same terms."""
+    """Check that x and z determine all log-probabilities; return True if so.
+
+    An observed value must not change between calls, or with z.
+    """
     values, _ = subject.draw()
     one, other = subject.evaluate(values), subject.evaluate(values)
     for name, value in one.observed.items():
@@ -75,7 +78,7 @@ def check_determinism(subject: Subject, ledger: Ledger) -> bool:
 
 
 def check_mass(subject: Subject, ledger: Ledger) -> None:
-    """Check that each site's distribution sums or integrates to one."""
+    """Check that the distribution of each site sums or integrates to 1."""
     causes = "a log_prob that is scaled, leaves out its normalizer, or has a wrong Jacobian"
     for trace, whose in ((subject.model_trace, "model"), (subject.guide_trace, "guide")):
         for name, site in sample_sites(trace):

@@ -1,4 +1,4 @@
-"""The law ``gradients``: exactly the registered parameters have a gradient."""
+"""The law ``gradients``: exactly the parameters in Pyro's store have a gradient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ LAW = "gradients"
 
 
 def check_parameters(subject: Subject, without_gradient: tuple[str, ...], ledger: Ledger) -> None:
-    """Check that exactly the registered parameters have a gradient."""
+    """Check that exactly the parameters in Pyro's store have a gradient.
+
+    ``without_gradient`` has substrings of the names of parameters that may have no gradient.
+    """
     loss, known = _graph(subject)
     if loss.requires_grad:
         registered = {id(p) for p in known.values()}
@@ -41,7 +44,7 @@ def check_parameters(subject: Subject, without_gradient: tuple[str, ...], ledger
 
 
 def _graph(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss with its graph, and the parameters in the traces."""
+    """Return a differentiable loss, and all parameters by name."""
     guide_trace = subject.traced(subject.guide, subject.call, subject.index)
     values = {n: s["value"] for n, s in latent_sites(guide_trace).items()}
     model_trace = subject.traced(subject.model, subject.call, subject.index | values)
@@ -55,7 +58,10 @@ def _graph(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _without_gradient(subject: Subject, loss: Tensor, params: dict[str, Tensor]) -> list[str]:
-    """Return parameters whose gradient is missing, or 0 even after small moves."""
+    """Return the names of parameters that the loss does not depend on.
+
+    Their gradient is missing, or stays 0 when all parameters are moved by a random step.
+    """
     names, leaves = list(params), list(params.values())
     if not loss.requires_grad:
         return names
@@ -83,7 +89,7 @@ def _without_gradient(subject: Subject, loss: Tensor, params: dict[str, Tensor])
 
 
 def leaves_of(loss: Tensor) -> Iterator[Tensor]:
-    """Yield the leaf tensors for which autograd would accumulate a gradient."""
+    """Yield the leaf tensors in the graph of a loss."""
     seen, stack = set(), [loss.grad_fn]
     while stack:
         node = stack.pop()
@@ -96,7 +102,7 @@ def leaves_of(loss: Tensor) -> Iterator[Tensor]:
 
 
 def _name_of(leaf: Tensor, subject: Subject) -> str:
-    """Return the name of an unregistered parameter in the program's modules."""
+    """Return a parameter's name in the modules that model and guide use."""
     for fn in (subject.model, subject.guide):
         for name, module in modules_of(fn).items():
             for path, parameter in module.named_parameters():
@@ -106,7 +112,10 @@ def _name_of(leaf: Tensor, subject: Subject) -> str:
 
 
 def modules_of(fn: Program) -> dict[str, nn.Module]:
-    """Return modules that a function is bound to, closes over or reads."""
+    """Return the modules that a function uses, by name.
+
+    They are the function itself, the object it is a method of, and the global and closure variables it reads.
+    """
     found: dict[str, nn.Module] = {}
     if isinstance(fn, nn.Module):
         found[type(fn).__name__] = fn

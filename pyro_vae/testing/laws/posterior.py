@@ -1,4 +1,4 @@
-"""The law ``posterior``: the weights agree with exact posterior draws."""
+"""The law ``posterior``: the importance weights agree with exact posterior draws."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CAUSES = (
 
 
 def reason_against(subject: Subject, follows: bool) -> str | None:
-    """Return the reason why data cannot be simulated, or None.
+    """Return the reason why data cannot be simulated; None if they can.
 
     Args:
         subject: The program.
@@ -47,17 +47,17 @@ def reason_against(subject: Subject, follows: bool) -> str | None:
 
 
 def check_posterior(subject: Subject, num_samples: int, ledger: Ledger) -> None:
-    r"""Test the weights of exact posterior draws among draws of the guide.
+    r"""Test the importance weights by exact posterior draws.
 
-    In a pair (x, z*) drawn from the model, z* is an exact draw from p(z|x). In a set of z* and draws of the guide, candidate
-    j is z* with probability :math:`w_j / \sum_j w_j`, for any guide. Hence also :math:`E[w(z) / w(z^*)] = 1` and
-    :math:`E[\log w(z^*)] \ge E[\log w(z)]`.
+    If the pair (x, z*) is drawn from the model, z* is an exact draw from p(z|x). Mix z* with several guide draws for the
+    same x: given this mixture, draw j is z* with probability :math:`w_j / \sum_i w_i`, whatever the guide. Two
+    consequences are :math:`E[w(z) / w(z^*)] = 1` and :math:`E[\log w(z^*)] \ge E[\log w(z)]`, where z is a guide draw.
     """
     law = "posterior"
     size = subject.data_plate.size
     rounds = [_candidates(subject) for _ in range(min(64, math.ceil(num_samples / size)))]
     log_w = torch.cat([torch.stack([s.log_w.double() for s, _ in r], 1) for r in rounds]).clamp(-1e6, 1e6)
-    # A pair is left out because of its unordered set, so the choice within every other set stays exact.
+    # A pair is left out if any of its draws has a NaN weight. The choice of z* plays no part, so the test stays exact.
     kept = ~log_w.isnan().any(1)
     if float(kept.double().mean()) < 0.5:
         share = 100 * (1 - float(kept.double().mean()))
@@ -83,10 +83,10 @@ def _mean(values: Tensor) -> str:
 
 
 def _candidates(subject: Subject) -> list[tuple[Scores, dict[str, Tensor]]]:
-    """Simulate a batch; return its posterior draw and several guide draws.
+    """Simulate a batch; evaluate its posterior draw and several guide draws.
 
     Returns:
-        For each draw, the posterior draw first: its log-probabilities, and its statistics by name.
+        An entry for each draw, the posterior draw first: log-probabilities, and the statistics of :func:`_numbers`.
     """
     call, values, _ = subject.simulate()
     draws = [(values, subject.evaluate(values, call)), *(subject.draw(call) for _ in range(GUIDE_DRAWS))]
@@ -94,10 +94,10 @@ def _candidates(subject: Subject) -> list[tuple[Scores, dict[str, Tensor]]]:
 
 
 def _numbers(subject: Subject, values: Values, scores: Scores) -> dict[str, Tensor]:
-    """Return the terms of log w and the sums of latent values.
+    """Return the test statistics of one draw, by name.
 
     Returns:
-        Statistics of a draw by name, each of shape ``(B,)``.
+        The log-probability of each site, and the sum of each latent value over its entries; each of shape ``(B,)``.
     """
     found = {f"the log-probability of {name}": term for name, term in scores.parts().items()}
     for name, site in latent_sites(subject.guide_trace).items():

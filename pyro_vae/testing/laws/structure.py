@@ -32,7 +32,7 @@ def inspect(model: Program, guide: Program, call: Call, plate: str | None, ledge
     """Run model and guide once and compare their sites.
 
     Returns:
-        The subject of the other laws; None if this law is broken.
+        The subject on which the other laws are checked; None if the law ``structure`` is broken.
     """
     try:
         guide_trace = poutine.trace(guide).get_trace(*call.args, **call.kwargs)
@@ -87,7 +87,7 @@ def _row_arguments(call: Call, plate: str, size: int, site: Site) -> tuple[int |
 
 
 def _refuse(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse sound programs that have no importance weight for each datum."""
+    """Refuse sound programs that have no importance weight for each single datum."""
     theirs = latent_sites(guide_trace)
     for name, site in latent_sites(model_trace).items():
         if name not in theirs and site["infer"].get("enumerate"):
@@ -120,7 +120,10 @@ def _check_names(model_trace: Trace, guide_trace: Trace, ledger: Ledger) -> None
 
 
 def _check_site(name: str, ours: Site | None, theirs: Site, ledger: Ledger) -> None:
-    """Compare shapes, plates and supports of a latent site in both programs."""
+    """Compare the shapes, plates and supports of a latent site.
+
+    ``ours`` is the site in the model (None if missing there), ``theirs`` the site in the guide.
+    """
     if ours is None:
         return
     where = f"latent site {name!r}"
@@ -167,7 +170,7 @@ def _check_support(where: str, p: TorchDistributionMixin, q: TorchDistributionMi
 
 
 def _range(fn: TorchDistributionMixin) -> tuple[bool, Any, Any] | None:
-    """Return a support as (discrete, lower, upper); None for other supports."""
+    """Return a support's (discrete, lower, upper); None if it has no bounds."""
     try:
         support = fn.support
     except NotImplementedError:
@@ -203,7 +206,7 @@ def _is_delta(fn: TorchDistributionMixin) -> bool:
 
 def _check_delta(guide_trace: Trace, ledger: Ledger) -> None:
     sites = latent_sites(guide_trace)
-    # Pyro's autoguides draw an auxiliary site and pass its value on through Delta sites, whose log_density is the Jacobian.
+    # Pyro's autoguides draw an auxiliary site and compute other sites from it: Delta sites whose log_density is the Jacobian.
     if any(s["infer"].get("is_auxiliary", False) for s in sites.values()):
         return
     for name, site in sites.items():
