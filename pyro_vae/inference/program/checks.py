@@ -14,11 +14,11 @@ from pyro_vae.inference.program.traces import Program
 
 
 class UnguidedSiteError(ValueError):
-    """Error for a latent site of the model that the guide lacks."""
+    """Error for a model's latent site that is missing in the guide."""
 
 
 def how_to_mark(name: str) -> str:
-    """Instruction to mark a site for enumeration, as part of a message.
+    """Return the sentence that tells the user how to enumerate a site.
 
     For a site with ``obs_mask``, Pyro creates a latent site ``NAME_unobserved`` without the ``infer=`` argument. Only
     ``pyro.infer.config_enumerate`` can mark that latent site.
@@ -29,7 +29,7 @@ def how_to_mark(name: str) -> str:
 
 
 def check_guide(guide: Program) -> None:
-    """Refuse a guide that runs the model itself.
+    """Refuse a ``GuideMessenger``, a guide that runs the model itself.
 
     Raises:
         ValueError: If the guide is a ``GuideMessenger``.
@@ -42,7 +42,7 @@ def check_guide(guide: Program) -> None:
 
 
 def check_match(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse a model and guide with different latent sites.
+    """Refuse a model and a guide that have different latent sites.
 
     Raises:
         ValueError: If a latent site is in the guide only and is not marked ``is_auxiliary``.
@@ -69,12 +69,14 @@ def check_match(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def check_scales(*traces: Trace) -> None:
-    """Refuse site scales other than the plates' N/B and ``scale_kl``.
+    """Refuse site scales that come from ``poutine.scale``.
 
-    Training terms (sites marked ``auxiliary_loss``) may have any scale, since log w leaves them out.
+    Two scales are allowed: the scale N/B of a subsampled plate (N data, batch size B) and the KL weight of
+    ``scale_kl``. Training terms (sites marked ``auxiliary_loss``) may have any scale, since they are not part of the
+    log importance weights.
 
     Raises:
-        ValueError: If a site has a further scale, from ``poutine.scale``.
+        ValueError: If a site has a scale other than these two.
     """
     for trace in traces:
         for name, site in sample_sites(trace):
@@ -94,10 +96,11 @@ def check_scales(*traces: Trace) -> None:
 
 
 def refuse_points(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse an autoencoder, which has no bound on log p(x).
+    """Refuse a plain autoencoder, which has no bound on log p(x).
 
     Raises:
-        ValueError: If a guide site is a Delta and its prior is improper, since log p(x) does not exist then.
+        ValueError: If a site is a Delta in the guide and has an improper prior in the model. Then log p(x) does not
+            exist.
     """
     for name, site in drawn_sites(guide_trace):
         if base_name(site["fn"]) == "Delta" and name in model_trace.nodes:

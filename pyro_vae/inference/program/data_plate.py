@@ -13,13 +13,14 @@ from pyro_vae.inference.program.sites import is_auxiliary_loss, plates_of, sampl
 
 @dataclass(frozen=True)
 class DataPlate:
-    """The plate over the data, and its dimension.
+    """The plate over the data: its name, dimension and size.
 
     Attributes:
         plate: Name of the data plate.
         dim: Batch dimension of the data plate, negative.
         size: B, the number of data in the batch.
-        nesting: Number of batch dimensions that the program's plates use. A particle axis lies left of these dimensions.
+        nesting: Number of batch dimensions that the plates of model and guide use. The axis of the draws, if there is
+            one, lies left of these dimensions.
     """
 
     plate: str
@@ -28,21 +29,21 @@ class DataPlate:
     nesting: int
 
     def at(self, trace: Trace) -> DataPlate:
-        """Copy this data plate with the batch size of a trace."""
+        """Return a copy whose ``size`` is the batch size in ``trace``."""
         for _, site in sample_sites(trace):
             if self.plate in (plates := plates_of(site)):
                 return dataclasses.replace(self, size=plates[self.plate].size)
         return self
 
     def per_datum(self, log_prob: Tensor) -> Tensor:
-        """Sum a log-probability over everything inside one datum.
+        """Sum a site's log-probability over all dimensions inside each datum.
 
         Args:
-            log_prob: Log-probability in the batch shape of a site, nats. The shape broadcasts to ``(K, ..., B, ...)`` with
-                ``nesting`` dimensions after K.
+            log_prob: Log-probability in the batch shape of a site, nats. The shape broadcasts to ``(K, ..., B, ...)``:
+                the K draws, then ``nesting`` dimensions, with the B data in dimension ``dim``.
 
         Returns:
-            Log-probability of each draw and datum, shape ``(K, B)``, nats. K is 1 without a particle axis.
+            Log-probability of each draw and datum, shape ``(K, B)``, nats. K is 1 if the site has no axis of draws.
         """
         padded = log_prob.reshape((1,) * (self.nesting + 1 - log_prob.dim()) + log_prob.shape)
         kept = padded.movedim(self.dim, 1)
@@ -58,11 +59,11 @@ def find_data_plate(model_trace: Trace, guide_trace: Trace, plate: str | None = 
         plate: Name of the data plate; needed if several plates enclose every site.
 
     Returns:
-        The data plate, with the batch size of the traces.
+        The data plate. Its ``size`` is the batch size in the traces.
 
     Raises:
-        ValueError: If no plate encloses every observed site, a latent site lies outside the plate, several plates fit, or
-            the plate is a loop.
+        ValueError: If no plate encloses every observed site, a latent site lies outside the plate, several plates
+            enclose every site, or the data plate is a Python loop (sequential).
     """
     sites = [(n, s) for n, s in sample_sites(model_trace) if not is_auxiliary_loss(s)]
     observed = [(n, s) for n, s in sites if s["is_observed"]]

@@ -19,10 +19,10 @@ def independent(guide: Program, args: Args, kwargs: Kwargs) -> bool:
 
     .. math:: q(z|x) = \textstyle\prod_s q(z_s|x)
 
-    The encoder of such a guide needs to run only once. A guide must pass two tests. First, according to Pyro's provenance,
-    no site's log-probability depends on the draw of another site. Second, if the guide runs again, the log-probabilities of
-    the old values stay equal to the last bit. A guide that cannot be tested, or that has randomness outside its sites
-    (dropout), counts as dependent. The states of the random generators are restored.
+    The encoder of such a guide needs to run only once. A guide must pass two tests. First, no site's log-probability
+    depends on the draw of another site, as tracked by Pyro's provenance. Second, if the guide runs again, it gives the
+    same values the same log-probabilities, to the last bit. A guide that cannot be tested, or that has randomness
+    outside its sites (dropout), counts as dependent. The test restores the states of the random generators.
 
     Args:
         guide: A Pyro guide.

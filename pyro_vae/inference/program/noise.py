@@ -32,7 +32,7 @@ from pyro_vae.inference.program.sites import Site
 
 
 class Noise(Protocol):
-    """Source of standard normal numbers for each draw and datum."""
+    """Function that returns standard normal numbers for each draw and datum."""
 
     def __call__(self, name: str, start: int, num: int, like: NoiseShape, /) -> Tensor:
         """Return the noise of one site.
@@ -49,7 +49,7 @@ class Noise(Protocol):
 
 
 class NoiseShape(NamedTuple):
-    """Size, dtype and device of a site's noise.
+    """Size, dtype and device of the noise for one site.
 
     Attributes:
         width: Number of standard normal numbers for one draw of one datum.
@@ -67,7 +67,7 @@ _NORMALS = (Normal, MultivariateNormal, LowRankMultivariateNormal)
 
 
 def noise_like(distribution: TorchDistributionMixin) -> Tensor | None:
-    """An uninitialized tensor with the shape of one draw's noise.
+    """Return an uninitialized tensor, shaped like the noise of one draw.
 
     Args:
         distribution: Distribution of a site.
@@ -95,16 +95,17 @@ def _draws_as(distribution: Distribution, kind: type[Distribution]) -> bool:
 
 
 def from_noise(distribution: TorchDistributionMixin, noise: Tensor) -> Tensor:
-    r"""Compute a draw from standard normal numbers, as ``rsample`` does.
+    r"""Compute a draw from given standard normal numbers.
 
     .. math:: z = \mu + L \epsilon
 
-    The transforms of a transformed distribution are then applied to z.
+    Here mu is the mean, and L is a square root of the covariance: ``rsample`` uses the same formula. If the
+    distribution is transformed, its transforms are then applied to z.
 
     Args:
         distribution: A Normal, MultivariateNormal, LowRankMultivariateNormal or Delta. It may be wrapped in an Independent,
             a mask or a TransformedDistribution.
-        noise: Standard normal numbers, in the shape of ``noise_like(distribution)`` after any sample dimensions.
+        noise: Standard normal numbers, shape ``(sample..., *noise_like(distribution).shape)``.
 
     Returns:
         The draw, shape ``(sample..., batch..., event...)``.
@@ -136,16 +137,16 @@ def from_noise(distribution: TorchDistributionMixin, noise: Tensor) -> Tensor:
 
 
 class SiteNoise:
-    """Function that draws a guide's sites from given noise.
+    """Function that draws one site of a guide from given noise.
 
     Args:
-        noise: Source of the standard normal numbers.
+        noise: Function that returns the standard normal numbers.
         data_plate: The data plate.
         start: Index of the first draw.
         num: K, the number of draws.
 
     Attributes:
-        shapes: Shape of the noise that each site used, by site name.
+        shapes: Size, dtype and device of the noise of each site, by site name.
     """
 
     def __init__(self, noise: Noise, data_plate: DataPlate, start: int, num: int) -> None:
@@ -158,11 +159,12 @@ class SiteNoise:
         Args:
             name: Name of the site.
             distribution: Distribution of the site.
-            particles: True if the batch shape already has the particle axis; False to add the axis left of the batch.
+            particles: True if the batch shape already has the particle axis, an axis for the K draws; if False, this
+                axis is added left of the batch shape.
 
         Returns:
-            Draws with a particle axis of length K. None if the distribution is not made of normals, or if its batch shape
-            lacks the data plate or a required particle axis.
+            Draws with a particle axis of length K. None if the distribution is not made of normals, if its batch shape
+            lacks the data plate, or if ``particles`` is True and its batch shape lacks the particle axis.
         """
         empty = noise_like(distribution)
         batch = len(distribution.batch_shape)
@@ -183,9 +185,9 @@ class SiteNoise:
 
 
 class NoiseMessenger(Messenger):
-    """Messenger that draws a guide's latent sites from given noise.
+    """Messenger that draws the latent sites of a guide from given noise.
 
-    Sites that are not made of normals draw with torch's generator.
+    Sites that are not made of normals are drawn with torch's random generator.
 
     Args:
         draw: A :class:`SiteNoise`, or a function with the same arguments and return value.

@@ -1,4 +1,4 @@
-"""Parameters that a program uses."""
+"""Record or freeze the parameters that a Pyro program uses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pyro_vae.registration import collecting
 
 
 class Used(Messenger):
-    """Messenger that records the parameters of one loss evaluation.
+    """Messenger that records the parameters used in one loss evaluation.
 
     Args:
-        params: Dictionary from ``id`` to parameter, which the messenger fills.
+        params: Dictionary that the messenger fills. A key is the ``id`` of a parameter, a value the parameter.
     """
 
     num_data = 1
@@ -30,7 +30,7 @@ class Used(Messenger):
 
     @property
     def plates(self) -> dict[str, CondIndepStackFrame]:
-        """Empty: this class records no plates."""
+        """An empty dictionary, since this class records no plates."""
         return {}
 
     def _pyro_post_param(self, msg: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Used(Messenger):
 
 
 class UsedData(Used):
-    """Messenger that records the parameters and data-plate size of a loss evaluation."""
+    """Messenger that records parameters and plates during one loss evaluation."""
 
     def __init__(self, params: dict[int, Tensor]) -> None:
         super().__init__(params)
@@ -53,21 +53,21 @@ class UsedData(Used):
 
     @property
     def plates(self) -> dict[str, CondIndepStackFrame]:
-        """Plates that enclose every sample site, by name."""
+        """The plates that enclose every sample site, by plate name."""
         return self._plates or {}
 
     @property
     def num_data(self) -> int:  # type: ignore[override]
         """Full size of the plate that encloses every sample site.
 
-        It is 1 if there is no such plate, or more than one.
+        The size is 1 if no plate, or more than one plate, encloses every sample site.
         """
         plates = list(self.plates.values())
         return plates[0].full_size if len(plates) == 1 else 1
 
 
 class _Params(Messenger):
-    """Messenger that records every parameter of a program."""
+    """Messenger that records every parameter that a program uses."""
 
     def __init__(self, params: list[Tensor]) -> None:
         super().__init__()
@@ -80,9 +80,10 @@ class _Params(Messenger):
 
 @contextmanager
 def parameters_used() -> Iterator[list[Tensor]]:
-    """Collect the parameters that programs use inside the block.
+    """Record parameters that programs use inside the ``with`` block.
 
-    The list has the parameters of ``pyro.param``, ``pyro.module`` and the models of this package.
+    The block receives a list, which is filled with the parameters of ``pyro.param``, of ``pyro.module`` and of this
+    package's models.
     """
     with collecting() as params, _Params(params):
         yield params
@@ -90,7 +91,7 @@ def parameters_used() -> Iterator[list[Tensor]]:
 
 @contextmanager
 def frozen(params: list[Tensor]) -> Iterator[None]:
-    """Treat ``params`` as constants in computations inside the block."""
+    """Treat ``params`` as constants inside the ``with`` block: no gradients."""
     learning = [p for p in params if p.is_leaf and p.requires_grad]
     for p in learning:
         p.requires_grad_(False)

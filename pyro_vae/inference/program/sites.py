@@ -22,7 +22,7 @@ PARTICLE_PLATES = {PARTICLES, "num_particles_vectorized"}
 
 
 class Site(TypedDict, total=False):
-    """A sample site, as a trace's node or a handler's message."""
+    """A sample site: a node of a trace or a handler's message."""
 
     name: str
     type: str
@@ -44,7 +44,7 @@ class Site(TypedDict, total=False):
 
 
 def is_subsample(site: Site) -> bool:
-    """Return True if a sample site draws the subsample of a plate."""
+    """Return True if the site draws a plate's subsample of the data."""
     return type(site["fn"]).__name__ == "_Subsample"
 
 
@@ -61,8 +61,8 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
 def drawn_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
     """Yield the sample sites that are not observed.
 
-    In a guide, only these sites enter a bound: q is the distribution of the draws. A value that the guide observes, such as
-    a known label, is an input of the guide like x, and its log-probability is left out of log q.
+    In a guide, only the drawn sites count in log q, since q is the distribution of the draws. A value that the guide
+    observes, such as a known label, is an input of the guide, as x is.
     """
     for name, site in sample_sites(trace):
         if not site["is_observed"]:
@@ -70,7 +70,7 @@ def drawn_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
 
 
 def with_value(site: Site, value: Tensor) -> Site:
-    """Copy a site, set its value and remove its log-probabilities."""
+    """Copy a site with a new value and without log-probabilities."""
     copy = site.copy()
     copy["value"] = value
     copy.pop("log_prob", None)
@@ -81,7 +81,7 @@ def with_value(site: Site, value: Tensor) -> Site:
 
 
 def site_log_prob(site: Site) -> Tensor:
-    """Log-probability of a site's value, masked and without scales.
+    """Log-probability of a site's value, with the mask, without the scales.
 
     Returns:
         Log-probability in the batch shape of the site, nats.
@@ -95,10 +95,11 @@ def site_log_prob(site: Site) -> Tensor:
 def mask_of(site: Site) -> Tensor | None:
     """The mask of a site: True for each element whose log-probability counts.
 
-    An event with a mask over its parts, as in ``dist.mask(m).to_event(1)``, counts if any of its parts counts.
+    If a mask covers the parts of an event, as in ``dist.mask(m).to_event(1)``, the event counts if at least one part
+    counts.
 
     Returns:
-        Boolean mask that broadcasts to the site's batch shape; None if there is no mask.
+        Boolean mask that broadcasts to the site's batch shape; None if the site has no mask.
     """
     mask = None if site["mask"] is None else torch.as_tensor(site["mask"]).bool()
     inner = distribution_mask(site["fn"])
@@ -106,7 +107,7 @@ def mask_of(site: Site) -> Tensor | None:
 
 
 def distribution_mask(fn: TorchDistributionMixin) -> Tensor | None:
-    """The mask m of a distribution such as ``dist.Categorical(p).mask(m)``; see :func:`mask_of`."""
+    """The mask m of a masked distribution ``d.mask(m)``; see :func:`mask_of`."""
     if isinstance(fn, MaskedDistribution):
         mask, inner = torch.as_tensor(fn._mask).bool(), distribution_mask(fn.base_dist)
         return mask if inner is None else mask & inner.to(mask.device)
@@ -120,25 +121,25 @@ def distribution_mask(fn: TorchDistributionMixin) -> Tensor | None:
 
 
 def base_distribution(distribution: TorchDistributionMixin) -> TorchDistributionMixin:
-    """The base distribution inside all wrappers."""
+    """Return the distribution inside all wrappers, such as ``Independent``."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return distribution
 
 
 def base_name(distribution: TorchDistributionMixin) -> str:
-    """Class name of the base distribution inside all wrappers."""
+    """Class name of the distribution inside all wrappers."""
     return type(base_distribution(distribution)).__name__
 
 
 def is_auxiliary_loss(site: Site) -> bool:
     """Return True for a training term, marked ``auxiliary_loss``.
 
-    A training term is part of the loss and of no bound.
+    A training term is added to the loss, but it is not part of a bound on log p(x).
     """
     return bool(site["infer"].get("auxiliary_loss", False))
 
 
 def plates_of(site: Site) -> dict[str, CondIndepStackFrame]:
-    """Plates around a site, by name, except particle plates."""
+    """The plates that enclose a site, by name, without particle plates."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.name not in PARTICLE_PLATES}

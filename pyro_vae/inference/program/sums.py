@@ -1,4 +1,4 @@
-"""Sums of sites' log-probabilities."""
+"""Sums of the log-probabilities of sites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_vae.inference.program.sites import Site, site_log_prob
 class RunningSum:
     """A sum of tensors that starts from its first term.
 
-    A start from 0 would add an operation to the backward pass.
+    If the sum started from 0, the backward pass would have one more operation.
 
     Attributes:
         total: The sum so far; None before the first term.
@@ -21,18 +21,18 @@ class RunningSum:
         self.total: Tensor | None = None
 
     def add(self, term: Tensor) -> None:
-        """Add a term."""
+        """Add a term to the sum."""
         self.total = term if self.total is None else self.total + term
 
     def subtract(self, term: Tensor) -> None:
-        """Subtract a term."""
+        """Subtract a term from the sum."""
         self.total = -term if self.total is None else self.total - term
 
     def value(self, like: Tensor | None = None) -> Tensor:
         """Return the sum, or zeros if there is no term.
 
         Args:
-            like: Tensor whose shape, dtype and device the zeros take; None: a 0-dim zero.
+            like: Tensor that gives the zeros their shape, dtype and device. If None, the zero is 0-dim.
         """
         if self.total is not None:
             return self.total
@@ -40,7 +40,7 @@ class RunningSum:
 
 
 def true_sum(site: Site) -> Tensor:
-    """Sum a site's log-probability, masked and without scales.
+    """Sum a site's log-probability, with the mask, without the scales.
 
     Returns:
         Detached sum, 0-dim, nats.

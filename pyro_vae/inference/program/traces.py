@@ -1,4 +1,4 @@
-"""Traces of a model and its guide, and their replay."""
+"""Traces of a model and its guide: copies, changes and replay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def with_values(trace: Trace, change: Callable[[str, Site], Tensor]) -> Trace:
 
     Args:
         trace: Trace of a guide.
-        change: Function of a site's name and the site, which returns the new value.
+        change: Function of the site's name and the site. It returns the new value of the site.
     """
     copy = trace.copy()
     for name, site in drawn_sites(trace):
@@ -39,12 +39,12 @@ def with_values(trace: Trace, change: Callable[[str, Site], Tensor]) -> Trace:
 
 
 def detached(_name: str, site: Site) -> Tensor:
-    """Return the detached value of a site, for :func:`with_values`."""
+    """Return a site's value without gradient; an argument of :func:`with_values`."""
     return site["value"].detach()
 
 
 def subsamples(pair: Pair) -> Trace:
-    """Trace of the subsampling sites of both traces."""
+    """Return a trace with only the subsampling sites of model and guide."""
     rows = Trace()
     for trace in pair:
         for name, site in trace.nodes.items():
@@ -54,9 +54,9 @@ def subsamples(pair: Pair) -> Trace:
 
 
 def keep_subsample(pair: Pair, *programs: Program) -> tuple[Program, ...]:
-    """Replay programs with the subsampled rows of a pair of traces.
+    """Make programs use the same subsample of the data as ``pair``.
 
-    All draws of a bound then see the same data.
+    All draws in the estimate of a bound then use the same data.
     """
     rows = subsamples(pair)
     return tuple(poutine.replay(program, trace=rows) for program in programs) if len(rows) else programs
