@@ -1,4 +1,4 @@
-"""Compiled draws: log weights of many batches from one captured graph."""
+"""Compiled draws: one captured graph gives the log weights of many batches."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pyro_vae.inference.program.noise import Noise, NoiseShape
 from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.weights.draws import Draws, T
 
-#: All draws become eager once graphs have disagreed with eager draws for this number of batches.
+#: After this number of batches whose graph differs from an eager call, all further draws are eager.
 MISFITS = 3
 
 
 class _Inputs(NamedTuple):
-    """Inputs of a graph for one batch.
+    """Inputs of a captured graph for one batch.
 
     Attributes:
-        tensors: Tensors among the arguments of model and guide.
-        held: Tensors of the posterior's distributions and of the subsampled rows.
-        noise: Standard normal numbers by site; empty if torch's generator draws.
+        tensors: The arguments of model and guide that are tensors.
+        held: Parameters of the posterior's distributions, and the indices that subsampling plates drew.
+        noise: Standard normal numbers, by site name; empty if the sites are drawn with torch's random generator.
     """
 
     tensors: list[Tensor]
@@ -46,12 +46,12 @@ class _Given:
 
 
 def _numbers(draws: Draws[T], num_samples: int, noise: Noise, start: int) -> dict[str, Tensor]:
-    """Draw noise for each site that used noise in the eager call."""
+    """Make noise for each site that used noise in the first draws."""
     return {name: noise(name, start, num_samples, like) for name, like in draws.noise_shapes.items()}
 
 
 class _Draw(Generic[T]):
-    """A graph that makes K draws for batches of one signature."""
+    """A captured graph that makes K draws, for batches with equal shapes."""
 
     def __init__(self, draws: Draws[T], num_samples: int, inputs: _Inputs) -> None:
         self._watch: Watch = Watch(draws.model, draws.guide)
@@ -69,7 +69,7 @@ class _Draw(Generic[T]):
             return draws.eagerly(num_samples, _Given(inputs.noise) if inputs.noise else None)
 
     def agrees(self, draws: Draws[T], num_samples: int, inputs: _Inputs) -> bool:
-        """Return True if graph and eager call agree on the same noise."""
+        """Return True if graph and eager call agree, given the same noise."""
         eager = self._eager(draws, num_samples, inputs)
         with unaltered(self._watch):
             ours = self(inputs)
@@ -91,11 +91,12 @@ def _function(draws: Draws[T], num_samples: int, sites: list[str]) -> Callable[.
 
 
 class CapturedDraws(GraphCache[_Draw[Any]]):
-    """Compiled draws of one model and guide, for any batches.
+    """Cache of captured graphs that draw from one guide, for many batches.
 
-    The inputs of a graph are the arguments of a batch and the parameters of its posterior, so the encoder runs once for each
-    batch. For each batch, the graph is compared with an eager call; if the two differ, a new graph is captured. After
-    ``MISFITS`` batches with a difference, all draws are eager.
+    The inputs of a graph are the arguments of model and guide for a batch and the parameters of the posterior q(z|x),
+    so the encoder runs once for each batch. For each batch, the result of the graph is compared with that of an eager
+    call; if they differ, a new graph is captured. After ``MISFITS`` batches with a difference, all further draws are
+    eager.
     """
 
     refusal = "log weights: draws cannot be compiled and are made eagerly"
@@ -108,13 +109,13 @@ class CapturedDraws(GraphCache[_Draw[Any]]):
         self._agreed: weakref.WeakKeyDictionary[object, set[Hashable]] = weakref.WeakKeyDictionary()
 
     def __call__(self, draws: Draws[T], num_samples: int, noise: Noise | None = None, start: int = 0) -> T | None:
-        """Draw from a compiled graph; return None to draw eagerly.
+        """Draw K times; return None if the draws must be eager.
 
         Args:
-            draws: Draws of the guide for one batch.
+            draws: The :class:`Draws` object of one batch.
             num_samples: K, the number of draws.
-            noise: Source of the noise of sites made of normals; see ``ProposalDraws``.
-            start: Index of the first draw, for ``noise``.
+            noise: Function that returns standard normal numbers; see :class:`ProposalDraws`.
+            start: Index of the first draw, passed to ``noise``.
         """
         if self.reason is not None:
             return None
@@ -142,7 +143,7 @@ class CapturedDraws(GraphCache[_Draw[Any]]):
 def trust(value: object) -> None:
     """Switch off the argument checks of a distribution.
 
-    These checks cannot be captured. The first trace has already made them.
+    A graph cannot capture the checks. They have already been made in the first trace.
     """
     if isinstance(value, Distribution) and value.__dict__.get("_validate_args", True):
         value._validate_args = False
@@ -151,7 +152,7 @@ def trust(value: object) -> None:
 
 
 def held_by(batch: Batch) -> Iterator[Tensor]:
-    """Yield the parameters of a batch's posterior, then its subsampled rows."""
+    """Yield the posterior's parameters for a batch, then the subsampled indices."""
     seen: set[int] = set()
     for _, site in sample_sites(batch.guide_trace):
         yield from _tensors(site["fn"], seen)
@@ -160,9 +161,9 @@ def held_by(batch: Batch) -> Iterator[Tensor]:
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
-    """Yield each tensor of a distribution once, in a fixed order.
+    """Yield each tensor inside a distribution once, in a fixed order.
 
-    The order depends on the structure of the distribution alone.
+    The order depends only on the structure of the distribution, not on its values.
     """
     if isinstance(value, Tensor):
         yield value

@@ -1,4 +1,4 @@
-"""Draws of a guide, in an outer plate or one by one."""
+"""Draws of a guide, made in one call or one by one."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ T = TypeVar("T", WeightTerms, EnumeratedTerms)
 
 
 class CompiledDraws(Protocol):
-    """Cache of compiled graphs for draws, such as ``CapturedDraws``."""
+    """Cache of compiled graphs that make draws, such as ``CapturedDraws``."""
 
     def __call__(self, draws: Draws[T], num_samples: int, noise: Noise | None = None, start: int = 0) -> T | None:
-        """Return terms of K draws, or None to draw eagerly."""
+        """Return terms of K draws; None if they must be eager."""
 
 
 class Draws(ABC, Generic[T]):
-    """Draws of a guide for one batch.
+    """Callable that draws from a guide for one batch of data.
 
-    Calling the object with K makes K draws. The constructor traces model and guide once, finds the data plate and checks the
-    traces. All calls see the same data: a subsampling plate keeps its rows. Model and guide run once for all K draws, in an
-    outermost plate. If they fail in that plate, or give other log weights there, they run once for each draw, and a warning
-    is issued.
+    A call with K makes K draws. The constructor traces model and guide once, finds the data plate and checks the
+    traces. All calls use the same data: a subsampling plate keeps the indices of the first trace. Model and guide run
+    once for all K draws, inside an additional outermost plate of size K. If they fail inside that plate, or if it
+    changes the log weights, they run once for each draw, and a warning is issued.
 
     Args:
         model: A Pyro model.
@@ -45,17 +45,18 @@ class Draws(ABC, Generic[T]):
         args: Positional arguments of model and guide.
         kwargs: Keyword arguments of model and guide.
         plate: Name of the data plate; see :func:`find_data_plate`.
-        outer_scale: ``"refuse"`` or ``"ignore"`` a ``poutine.scale`` other than 1 on a site.
-        vectorize: Make all K draws in one call, in an outermost plate; if False, in K calls.
-        captured: Cache of compiled graphs, used by all calls but the first; None: eager draws.
+        outer_scale: If a site has a ``poutine.scale`` other than 1: ``"refuse"`` raises an error, ``"ignore"`` leaves
+            the scale out.
+        vectorize: Make all K draws in one call of the guide, inside an outermost plate; if False, in K calls.
+        captured: Cache of compiled graphs. The first call never uses it. If None, all draws are eager.
 
     Attributes:
         data_plate: The data plate.
         model_trace: First trace of the model.
         guide_trace: First trace of the guide.
-        sites: Names of the enumerated sites.
-        fixed: Trace of the subsampling sites, shared by all calls.
-        noise_shapes: Shape of the noise that each site used, by site name.
+        sites: Names of the sites that are summed out by enumeration.
+        fixed: Trace of the subsampling sites, used by all calls.
+        noise_shapes: Size, dtype and device of the noise of each site, by site name.
 
     Raises:
         ValueError: See ``log_weights``.
@@ -97,10 +98,10 @@ class Draws(ABC, Generic[T]):
         self._prepare()
 
     def _prepare(self) -> None:
-        """Compute what a subclass needs from the first trace."""
+        """Hook for a subclass: initialize attributes from the first traces."""
 
     def _sites_to_sum(self, marked: list[str]) -> list[str]:
-        """Return the names of the sites to sum over.
+        """Return the names of the sites that are summed out by enumeration.
 
         Args:
             marked: Names of the sites that are marked for enumeration.
@@ -114,7 +115,7 @@ class Draws(ABC, Generic[T]):
     def _together(self, num_samples: int, draw: Callable[[int, int], T]) -> T:
         """Return the terms of K draws, ``draw(K, 0)``.
 
-        If the program fails in an outer plate, ``draw(1, k)`` is called for each k instead.
+        If model or guide fails inside the outer plate, ``draw(1, k)`` is called for each k < K instead.
         """
         with validation_enabled(False):  # the first trace was validated; Pyro's checks do not allow a particle axis
             if self.vectorize:
@@ -132,9 +133,9 @@ class Draws(ABC, Generic[T]):
             return _joined([draw(1, k) for k in range(num_samples)])
 
     def _draw(self, num_samples: int, noise: Noise | None = None, start: int = 0) -> T:
-        """Return terms of K draws.
+        """Return the terms of K draws.
 
-        All calls but the first may use a compiled graph.
+        The first call is eager; later calls may use a compiled graph.
         """
         if self.captured is not None and self._compared and not torch.is_grad_enabled():
             found = self.captured(self, num_samples, noise, start)
@@ -143,10 +144,10 @@ class Draws(ABC, Generic[T]):
         return self.eagerly(num_samples, noise, start)
 
     def _compare(self, together: T, alone: T) -> None:
-        """Refuse an outer plate that changes the log weights of a draw.
+        """Compare the terms of one draw with and without outer plate.
 
-        A program that indexes from the left, as in ``z[:, 0]``, may run in an outer plate without an error, but mix up draws
-        and data.
+        A program that indexes from the left, as in ``z[:, 0]``, may run inside the outer plate without an error, but
+        mix up draws and data. The log weights then differ, and the outer plate is refused.
         """
         for ours, single in zip(together, alone, strict=True):
             if not torch.allclose(ours[:1], single, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -155,6 +156,6 @@ class Draws(ABC, Generic[T]):
 
 
 def _joined(parts: Sequence[T]) -> T:
-    """Concatenate the terms of single draws."""
+    """Concatenate the terms of single draws to terms of K draws."""
     arrays: list[Tensor] = [torch.cat(part) for part in zip(*parts, strict=True)]
     return type(parts[0])(*arrays)

@@ -31,27 +31,32 @@ from pyro_vae.inference.weights.terms import EnumeratedTerms
 
 
 class EnumeratedDraws(Draws[EnumeratedTerms]):
-    r"""Draws of the guide, with the marked discrete sites y summed out.
+    r"""Draws of the guide; discrete sites marked for enumeration are summed out.
 
     .. math:: p(x_i) = E\Big[\tfrac1K \textstyle\sum_k \sum_y w_{kyi}\Big], \quad
         w_{kyi} = \frac{p(x_i, y, z_{kyi})}{q(z_{kyi}|x_i, y)}, \quad z_{kyi} \sim q(z|x_i, y)
 
-    K is the number of draws of z for each combination of values of y. There are two kinds of enumerated sites:
+    Here y stands for the enumerated sites, x_i for datum i, and z for the other latent sites. Each of the K draws has
+    one value of z for each combination of values of y. There are two kinds of enumerated sites:
 
-    - Enumerated in the guide: the ELBO averages over the values under q; log w sums over the values, without q.
-    - Enumerated in the model alone: the site is first summed out of p(x|z) and p(z). The guide may lack the site.
+    - Sites that the guide enumerates: the ELBO averages over their values with the weights q(y|x); log w sums over
+      their values without these weights.
+    - Sites that only the model enumerates: they are first summed out of p(x|z) and p(z). They may be missing in the
+      guide.
 
-    A masked enumerated site, such as a known label under ``obs_mask``, counts once, not once for each value. Sites marked
-    ``"sequential"`` are drawn. Sites that the guide observes are left out of log q. If the guide draws no site, all K draws
-    give the same terms, and the sum is exact.
+    A masked enumerated site, such as a known label under ``obs_mask``, counts once, not once for each value. Sites
+    marked ``"sequential"`` are drawn, not enumerated. Sites that the guide observes are left out of log q. If the guide
+    draws no site, all K draws give the same terms, and the sum is exact.
 
     Attributes:
-        num_values: Number of combinations of the sites' values, the rows that a draw needs for each datum.
-        first: Terms of the first trace, K = 1, without a further draw; see :class:`EnumeratedTerms`.
+        num_values: Number of combinations of values of the enumerated sites. One draw of one datum needs this number of
+            rows.
+        first: Terms computed from the first trace, K = 1; see :class:`EnumeratedTerms`.
 
     Raises:
-        ValueError: If ``log_weights`` would raise it, or an enumerated site is in a plate within a datum, is in the guide
-            alone, is enumerated in part (``num_samples``), or shares its axis with another site (``pyro.markov``).
+        ValueError: If ``log_weights`` refuses the model or guide. Also if an enumerated site is in a plate inside a
+            datum, is in the guide but not in the model, is enumerated only in part (``num_samples``), or shares its
+            axis with another site (``pyro.markov``).
     """
 
     def _prepare(self) -> None:
@@ -98,7 +103,7 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
         return self._together(num_samples, lambda num, _: self._draw(num))
 
     def eagerly(self, num_samples: int, _noise: Noise | None = None, _start: int = 0, /) -> EnumeratedTerms:
-        """Draw by running model and guide, with torch's generator."""
+        """Draw by running model and guide, with torch's random generator."""
         if not self.vectorize:
             return self._sums(self._traces(None), 1)
         pair = self._traces(num_samples)
@@ -108,9 +113,9 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
         return terms
 
     def _traces(self, num_samples: int | None, values: Trace | None = None) -> Pair:
-        """Return enumerated traces of K draws.
+        """Return traces of K draws with enumerated sites.
 
-        If ``num_samples`` is None, make one draw without a particle plate.
+        If ``num_samples`` is None, make one draw without the plate over draws.
         """
         model, guide = self.model, self.guide if values is None else poutine.replay(self.guide, trace=values)
         nesting = self.data_plate.nesting
@@ -119,12 +124,12 @@ class EnumeratedDraws(Draws[EnumeratedTerms]):
             particles = pyro.plate(PARTICLES, num_samples, dim=-nesting)
             model, guide = particles(model), particles(guide)
         guide_trace = poutine.trace(EnumMessenger(-1 - nesting)(guide)).get_trace(*self.args, **self.kwargs)
-        # The model's messenger takes the axes left of the guide's.
+        # The model's enumeration axes lie left of the guide's enumeration axes.
         model = EnumMessenger()(poutine.replay(model, trace=guide_trace))
         return Pair(poutine.trace(model).get_trace(*self.args, **self.kwargs), guide_trace)
 
     def _alone(self, guide_trace: Trace) -> EnumeratedTerms:
-        """Compute the terms of the first draw without an outer plate."""
+        """Compute the terms of the first draw again, without the outer plate."""
         axis = -1 - self.data_plate.nesting
         values = Trace()
         for name, site in drawn_sites(guide_trace):

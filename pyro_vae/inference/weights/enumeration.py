@@ -1,6 +1,6 @@
 r"""Sums over enumerated sites, for each draw and datum.
 
-Arrays have the shape ``(E..., K, B)``: an axis for the values of each enumerated site, then K draws and B data.
+Arrays have the shape ``(E..., K, B)``: one axis E for the values of each enumerated site, then K draws and B data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pyro_vae.inference.weights.terms import EnumeratedTerms
 def enumerated_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:
     """Names of the latent sites that are marked for enumeration.
 
-    The mark is ``infer={"enumerate": "parallel"}``. If the guide has the site, the guide's mark counts, else the model's.
+    The mark is ``infer={"enumerate": "parallel"}``. For a site in model and guide, only the mark in the guide counts.
     """
     ours = [(n, s) for n, s in sample_sites(model_trace) if n not in guide_trace.nodes]
     return [name for name, site in (*sample_sites(guide_trace), *ours) if _is_enumerated(site)]
@@ -48,11 +48,11 @@ def support_size(pair: Pair, name: str) -> int:
 
 
 def counted_once(site: Site) -> Tensor:
-    """Log-probability of an enumerated site; a masked site counts once.
+    """Log-probability of an enumerated site, corrected where it is masked.
 
-    If the site is masked, each of its n values gets log-probability -log n, so the sum over values is 1. A log-probability
-    of 0 would count the site n times. The mask belongs to the site (``poutine.mask``, ``obs_mask``) or to the distribution
-    (``dist.Categorical(p).mask(m)``).
+    Where the mask is False, each of the n values gets log-probability -log n, so the sum of the probabilities is 1.
+    With a log-probability of 0, as in Pyro, the sum would be n, and the site would count n times. The mask belongs to
+    the site (``poutine.mask``, ``obs_mask``) or to the distribution (``dist.Categorical(p).mask(m)``).
     """
     log_prob = site_log_prob(site)
     mask = mask_of(site)
@@ -63,16 +63,17 @@ def counted_once(site: Site) -> Tensor:
 
 
 class ModelSums(NamedTuple):
-    """Sums of the log-probabilities of a model's sites, by kind of site.
+    """Log-probabilities of a model, summed over each kind of site.
 
-    Each sum has the shape ``(E..., K, B)``, nats. *Model-enumerated* sites are enumerated in the model alone.
+    Each sum has the shape ``(E..., K, B)``, nats: an axis E for each enumerated site, K draws, B data.
+    *Model-enumerated* sites are enumerated in the model and not in the guide.
 
     Attributes:
         likelihood: Observed sites, except those in ``joint``.
         prior: Latent sites, except those in ``joint``.
-        tempered: Sites of ``prior``, times their KL weights of ``scale_kl``.
-        joint: Model-enumerated sites and all sites that depend on them; None if there are no such sites.
-        latent: Latent sites of ``joint``; None if there are no such sites.
+        tempered: The same sites as in ``prior``, each multiplied by its KL weights from ``scale_kl``.
+        joint: Model-enumerated sites and all sites that depend on them; None if no site is model-enumerated.
+        latent: The latent sites in ``joint``; None if no site is model-enumerated.
         joint_sites: Names of the sites in ``joint``.
     """
 
@@ -85,18 +86,18 @@ class ModelSums(NamedTuple):
 
 
 class EnumerationSums:
-    """Log-probabilities of a pair of traces, in the shape ``(E..., K, B)``.
+    """Sums of log-probabilities for each value, draw and datum.
 
     Args:
-        pair: Enumerated traces of model and guide.
+        pair: Traces of model and guide with enumerated sites.
         data_plate: The data plate.
         sites: Names of the enumerated sites.
-        nesting: Number of batch dimensions right of the enumeration axes. None: one for each plate dimension of the program,
-            and one for a particle plate.
+        nesting: Number of batch dimensions to the right of the enumeration axes. If None, this is the number of plate
+            dimensions of model and guide, plus 1 for the plate over draws.
 
     Attributes:
-        of_guide: Axes of the sites that the guide enumerates.
-        of_model: Axes of the sites that the model alone enumerates.
+        of_guide: Axes for the values of sites that the guide enumerates.
+        of_model: Axes for the values of sites that only the model enumerates.
 
     Raises:
         ValueError: If two enumerated sites share an axis.
@@ -126,7 +127,7 @@ class EnumerationSums:
         return int(trace.nodes[name]["infer"]["_enumerate_dim"])
 
     def terms(self, num_samples: int) -> EnumeratedTerms:
-        """Reduce the enumerated sites y to the terms of log w.
+        """Average or sum over the enumerated sites y, which gives the terms.
 
         Args:
             num_samples: K, the number of draws.
@@ -151,9 +152,9 @@ class EnumerationSums:
         return EnumeratedTerms(*(part.reshape(part.shape[-2:]).expand(shape) for part in kept))
 
     def model_terms(self) -> tuple[Tensor, Tensor]:
-        """Log p(x|y, z) and log p(y, z).
+        """Return log p(x|y, z) and log p(y, z) of the model.
 
-        Sites that the model alone enumerates are summed out of both log-probabilities.
+        Sites that only the model enumerates are summed out of both.
 
         Returns:
             The two log-probabilities, each of shape ``(E..., K, B)``, nats.
@@ -167,7 +168,7 @@ class EnumerationSums:
         return likelihood, sums.prior + marginal
 
     def model_sums(self) -> ModelSums:
-        """Add up the model's sites by kind, without sums over values."""
+        """Add up the model's log-probabilities over each kind of site."""
         likelihood, prior, tempered, joint, latent = (RunningSum() for _ in range(5))
         joint_sites = []
         for name, site in sample_sites(self.pair.model):
@@ -190,10 +191,11 @@ class EnumerationSums:
         )
 
     def log_probs(self, name: str, site: Site) -> tuple[Tensor, Tensor]:
-        """A site's log-probability without and with its KL weights.
+        """Log-probability of a site, without and with KL weights.
 
         Returns:
-            Log-probability, and log-probability times the weights of ``scale_kl``, each of shape ``(E..., K, B)``, nats.
+            The log-probability, and its product with the KL weights from ``scale_kl``, each of shape ``(E..., K, B)``,
+            nats.
         """
         log_prob = counted_once(site) if name in self.sites else site_log_prob(site)
         plain = self.per_datum(log_prob)
@@ -203,13 +205,13 @@ class EnumerationSums:
         return plain, (self.per_datum(log_prob) if betas else plain)
 
     def per_datum(self, log_prob: Tensor) -> Tensor:
-        """Sum over everything inside one datum.
+        """Sum a site's log-probability over all dimensions inside each datum.
 
         Args:
             log_prob: Log-probability in the batch shape of a site, nats.
 
         Returns:
-            Log-probability of each datum, shape ``(E..., K, B)``, nats.
+            Log-probability for each value, draw and datum, shape ``(E..., K, B)``, nats.
         """
         padded = log_prob.reshape((1,) * (self.lead + self.nesting - log_prob.dim()) + log_prob.shape)
         if self.nesting == self.data_plate.nesting:
@@ -225,14 +227,14 @@ class EnumerationSums:
 
 
 def log_sum_exp(values: Tensor, axes: Sequence[int]) -> Tensor:
-    """Take the logsumexp along axes, which stay with length 1."""
+    """Take the logsumexp along axes; the axes are kept with length 1."""
     return values.logsumexp(list(axes), keepdim=True) if axes else values
 
 
 def mean_under(q: Tensor, values: Tensor, axes: Sequence[int]) -> Tensor:
-    """Average values under q along axes, which stay with length 1.
+    """Average values with weights q along axes, kept with length 1.
 
-    A value of probability 0 changes neither the mean nor the gradient.
+    Where q is 0, a value changes neither the mean nor the gradient, even if it is infinite.
     """
     if not axes:
         return values

@@ -1,4 +1,4 @@
-r"""Log importance weights: the array that objectives and estimators reduce.
+r"""Log importance weights, the input of objectives and estimators.
 
 .. math:: \log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} | x_i), \quad z_{ki} \sim q(z | x_i)
 """
@@ -35,7 +35,7 @@ from pyro_vae.inference.weights.terms import WeightTerms
 
 
 class EnumeratedSiteError(ValueError):
-    """Error for a latent site that is marked for enumeration."""
+    """Error for a latent site that is marked for enumeration, not drawn."""
 
 
 def log_weights(
@@ -48,20 +48,21 @@ def log_weights(
     vectorize: bool = True,
     **kwargs: object,
 ) -> Tensor:
-    r"""Log importance weights of a Pyro model and guide, per datum.
+    r"""Log importance weights of a Pyro model and guide, for each datum.
 
     .. math:: \log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} | x_i), \quad z_{ki} \sim q(z | x_i)
 
-    The ELBO, the importance-weighted bound and the estimate of log p(x) are reductions of the log weights over k. Masks are
-    applied. The scales N/B of plates and the KL weights of ``scale_kl`` are left out. Some sites are special:
+    Here i is the datum and k the draw. The ELBO, the importance-weighted bound and the estimate of log p(x) are
+    reductions of the log weights over k. Masks are applied. The plates' scales N/B (N data, batch size B) and the KL
+    weights of ``scale_kl`` are left out. Some sites are special:
 
     - Sites marked ``infer={"auxiliary_loss": True}`` are left out.
     - Sites that the guide observes are left out of log q, since q does not draw them.
-    - Sites marked for enumeration are sampled.
+    - Sites marked for enumeration are drawn.
 
-    The *data plate* is the plate that encloses every observed and latent site. A datum is one element of the data plate, and
-    log w is summed over everything inside a datum. The result is differentiable, and its draws are reparameterized if the
-    guide's distributions allow it.
+    The *data plate* is the plate that encloses every observed and latent site. A datum is one element of the data
+    plate, and log w is summed over all dimensions inside a datum. The log weights are differentiable, and the draws are
+    reparameterized if the guide's distributions allow it.
 
     Args:
         model: A Pyro model.
@@ -69,9 +70,10 @@ def log_weights(
         *args: Positional arguments of model and guide, as in ``SVI.step``.
         num_samples: K, the number of draws, at least 1.
         plate: Name of the data plate; needed if several plates enclose every site.
-        outer_scale: ``"refuse"`` or ``"ignore"`` a ``poutine.scale`` other than 1 on a site.
-        vectorize: Make all K draws in one call, in an outermost plate; if False, in K calls. If model or guide fails in
-            such a plate, the draws are made one by one, and a warning is issued.
+        outer_scale: If a site has a ``poutine.scale`` other than 1: ``"refuse"`` raises an error, ``"ignore"`` leaves
+            the scale out.
+        vectorize: Make all K draws in one call of the guide, inside an outermost plate; if False, in K calls. If model
+            or guide fails inside that plate, the draws are made one by one, and a warning is issued.
         **kwargs: Keyword arguments of model and guide.
 
     Returns:
@@ -89,11 +91,11 @@ def log_weights(
 
 
 class ProposalDraws(Draws[WeightTerms]):
-    """Draws of the guide, with the two parts of log w.
+    """Callable that draws from a guide and returns :class:`WeightTerms`.
 
-    A guide with one latent site runs once: its distribution is kept for any number of draws. In a guide with several latent
-    sites, one site may depend on the draw of another, so the guide runs at each call. If :meth:`encode_once` finds the sites
-    independent, the guide runs once too.
+    A guide with one latent site runs only once, since all draws can use the same distribution. In a guide with several
+    latent sites, one site may depend on the draw of another, so the guide runs again at each call, unless
+    :meth:`encode_once` finds that the sites are independent.
 
     Args:
         model: See :class:`Draws`, also for the arguments up to ``captured``.
@@ -104,7 +106,7 @@ class ProposalDraws(Draws[WeightTerms]):
         outer_scale: See :class:`Draws`.
         vectorize: See :class:`Draws`.
         captured: See :class:`Draws`.
-        refuse_enumerated: Refuse latent sites that are marked for enumeration; if False, sample them.
+        refuse_enumerated: Refuse latent sites that are marked for enumeration; if False, draw them.
 
     Attributes:
         num_sites: Number of sites that the guide draws.
@@ -150,9 +152,9 @@ class ProposalDraws(Draws[WeightTerms]):
 
         Args:
             num_samples: K, the number of draws.
-            noise: Source of the noise of sites made of normals. Other sites use torch's generator, and so do all sites if
-                ``noise`` is None.
-            start: Index of the first draw, for ``noise``.
+            noise: Function that returns standard normal numbers, used to draw sites made of normals. Other sites are
+                drawn with torch's random generator, and so are all sites if ``noise`` is None.
+            start: Index of the first draw, passed to ``noise``.
 
         Returns:
             Log-likelihood and log ratio, each of shape ``(K, B)``, nats.
@@ -160,12 +162,12 @@ class ProposalDraws(Draws[WeightTerms]):
         return self._together(num_samples, lambda num, k: self._draw(num, noise, start + k))
 
     def encode_once(self) -> None:
-        """Run the guide only once, if its sites are independent."""
+        """If the guide's sites are independent, run the guide only once."""
         self._encoded = self._encoded or independent(self.guide, self.args, self.kwargs)
 
     @property
     def first(self) -> WeightTerms:
-        """Terms of the first trace, K = 1, without a further draw."""
+        """Terms computed from the first trace, K = 1: no new draw."""
         return self._reduce(self.model_trace, self.guide_trace, 1)
 
     def eagerly(self, num_samples: int, noise: Noise | None = None, start: int = 0, /) -> WeightTerms:
@@ -185,7 +187,7 @@ class ProposalDraws(Draws[WeightTerms]):
         return poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*self.args, **self.kwargs)
 
     def _alone(self, guide_trace: Trace) -> WeightTerms:
-        """Compute the terms of the first draw without an outer plate."""
+        """Compute the terms of the first draw again, without the outer plate."""
         values = Trace()
         for name, site in drawn_sites(guide_trace):
             node = self.guide_trace.nodes[name]
@@ -198,7 +200,7 @@ class ProposalDraws(Draws[WeightTerms]):
         return pyro.plate(PARTICLES, num_samples, dim=-self.data_plate.nesting - 1) if self.vectorize else nullcontext()
 
     def _guide_trace(self, num_samples: int, noise: SiteNoise | None = None) -> Trace:
-        """Trace of the guide with a leading particle axis."""
+        """Trace of the guide whose values have a leading particle axis."""
         if not self.vectorize or not self._encoded:
             given: AbstractContextManager[object] = nullcontext() if noise is None else NoiseMessenger(noise)
             with given, self._particles(num_samples):
