@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyro_vae.lookup import parse_numbers, parse_spec
 
@@ -38,6 +38,8 @@ class Constant:
 
     Args:
         value: The KL weight b, at least 0.
+
+    Attributes:
         steps: Always 0, since there is no ramp.
 
     Raises:
@@ -45,12 +47,12 @@ class Constant:
     """
 
     value: float
-    steps: int = 0
+    steps: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         _check("beta", self.value)
 
-    def __call__(self, _step: int) -> float:
+    def __call__(self, step: int) -> float:  # noqa: ARG002
         return self.value
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from fractions import Fraction
 
 import pytest
@@ -11,7 +12,21 @@ from pyro_vae import schedules
 
 @pytest.mark.parametrize("step", [0, 1, 7, 10**6])
 def test_constant_is_its_value_at_every_step(step):
-    assert schedules.constant(0.25)(step) == 0.25
+    assert schedules.constant(0.25)(step) == schedules.constant(0.25)(step=step) == 0.25
+
+
+def test_constant_has_no_argument_without_effect():
+    schedule = schedules.constant(0.25)
+    assert repr(schedule) == "Constant(value=0.25, steps=0)"
+    assert pickle.loads(pickle.dumps(schedule)) == schedule == schedules.constant(value=0.25)
+    with pytest.raises(TypeError, match="steps"):
+        schedules.constant(0.25, steps=3)
+
+
+@pytest.mark.parametrize("kind", schedules.RAMPS)
+def test_every_schedule_takes_its_step_by_name(kind):
+    ramp = schedules.RAMPS[kind](0.0, 1.0, 10)
+    assert ramp(step=3) == ramp(3)
 
 
 @pytest.mark.parametrize(

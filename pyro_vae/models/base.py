@@ -194,8 +194,13 @@ def make_part(kind: str, given: str | nn.Module, table: Mapping[str, type[P]], f
         first: The first argument of the class's constructor.
 
     Raises:
-        ValueError: If ``given`` is an unknown name, or neither a name nor a module.
+        ValueError: If ``given`` is an unknown name, a class, or neither a name nor a module.
     """
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        name = given.__name__
+        raise ValueError(
+            f"{kind}: expected a name or a module, got the class {name}; pass an instance, {name}({first!r})."
+        )
     check_name_or_module(kind, given)
     if isinstance(given, nn.Module):
         return cast(P, given)  # a user's part need not derive from the base class

@@ -34,11 +34,19 @@ class NetworkFactory:
             network from the arguments of ``networks.MLP``. The callable's attribute ``joined`` makes networks with several
             inputs.
         activation: Name of the activation, see ``networks.ACTIVATIONS``.
+
+    Raises:
+        ValueError: If ``network`` is an unknown name, a module, or a callable with other parameters.
     """
 
     def __init__(self, network: str | NetworkMaker, activation: str) -> None:
         if isinstance(network, str):
             parse_part("network", network, NETWORKS)
+        elif isinstance(network, nn.Module):
+            raise ValueError(
+                f"network: expected a name, or a callable that makes a module, got a module, {type(network).__name__}; pass "
+                "modules as encoder= and decoder=."
+            )
         else:
             check_maker(network)
         self.network, self.activation = network, activation

@@ -33,7 +33,7 @@ from pyro_vae.models.registry import (
     make,
     model_class,
 )
-from pyro_vae.runs.config import Config, DataConfig, ModelConfig
+from pyro_vae.runs.config import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from pyro_vae.runs.directory import Checkpoint, RunDirectory
 from pyro_vae.schedules import Schedule
 from pyro_vae.system.randomness import own_randomness
@@ -128,17 +128,25 @@ def make_objective(config: Config) -> ELBO:
     t = config.train
     # The package's models have one plate, so Pyro need not run them to find the plate depth.
     options: dict[str, object] = {"max_plate_nesting": 1} if config.model.model in MODELS else {}
-    if t.vectorize_particles:
-        options["vectorize_particles"] = True
-    for name in ("num_particles", "num_groups", "alpha", "elbo_weight", "partitions"):
-        if (value := getattr(t, name)) is not None:
-            if name not in options_of(t.elbo):
-                others = " or ".join(other for other in OBJECTIVES if name in options_of(other))
-                flag = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{flag}: needs --elbo {others}, but the objective is {t.elbo}; remove {flag}.")
-            options[name] = value
+    options |= _objective_options(t)
     _check_companions(config)
     return controlled(elbo(t.elbo, **options), **{name: getattr(t, name) for name in FLAGS})
+
+
+def _objective_options(given: TrainConfig) -> dict[str, object]:
+    """Return the options of the objective that differ from the default.
+
+    Raises:
+        ValueError: If the objective does not take an option.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(ObjectiveConfig) if f.name != "elbo"}
+    options = {name: getattr(given, name) for name, default in defaults.items() if getattr(given, name) != default}
+    for name in options:
+        if name not in options_of(given.elbo):
+            others = " or ".join(other for other in OBJECTIVES if name in options_of(other))
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag}: needs --elbo {others}, but the objective is {given.elbo}; remove {flag}.")
+    return options
 
 
 def _check_companions(config: Config) -> None:

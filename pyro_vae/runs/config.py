@@ -18,7 +18,7 @@ from torch import nn
 from pyro_vae.distributions import LIKELIHOODS
 from pyro_vae.inference.objectives.registry import default_objective
 from pyro_vae.inference.training.options import TrainingOptions
-from pyro_vae.lookup import unknown
+from pyro_vae.lookup import parse_part, unknown
 from pyro_vae.models.registry import MODELS, PARTS, constructor_default, model_class
 
 S = TypeVar("S")
@@ -100,7 +100,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The objective and its options."""
+    """The objective and its options.
+
+    Every field except ``elbo`` is an option of the objectives whose constructors have a parameter of that name.
+    """
 
     elbo: str = ""
     """Objective: {names}; docs/objectives.md compares them;
@@ -121,7 +124,7 @@ class ObjectiveConfig:
     """Number of intervals of tvo; default: 4."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainingOptions, ObjectiveConfig):
     """Training by stochastic variational inference."""
 
@@ -219,6 +222,14 @@ def _with_own_parts(cls: type[nn.Module], config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, **named)
 
 
+def _default_binarize(likelihood: str) -> str:
+    """Return the binarization that a likelihood, ``NAME:ARG:ARG``, implies."""
+    if likelihood.partition(":")[0] not in LIKELIHOODS:  # a name that only the user's class knows, or a wrong one
+        return "none"
+    cls, _ = parse_part("likelihood", likelihood, LIKELIHOODS)
+    return "dynamic" if cls.support == "binary" else "none"
+
+
 @dataclass(frozen=True)
 class Config:
     """Configuration of a run: data, model, training and evaluation."""
@@ -237,8 +248,7 @@ class Config:
             if not self.train.elbo and not self.model.model_options:  # options of a model may change its objective
                 object.__setattr__(self, "train", dataclasses.replace(self.train, elbo=default_objective(cls)))
         if self.data.binarize is None:
-            likelihood = LIKELIHOODS.get(self.model.likelihood)
-            mode = "dynamic" if likelihood is not None and likelihood.support == "binary" else "none"
+            mode = _default_binarize(self.model.likelihood)
             object.__setattr__(self, "data", dataclasses.replace(self.data, binarize=mode))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import nn
 
 from pyro_vae import VAE
-from pyro_vae.distributions import LIKELIHOODS
+from pyro_vae.distributions import LIKELIHOODS, LearnedNormal, Normal
 from pyro_vae.models.base import mean_image
 
 
@@ -144,3 +144,16 @@ def test_it_survives_saving_and_double_precision():
     torch.testing.assert_close(vae.decode(z).mean, other.decode(z).mean, rtol=0, atol=0)
     assert vae.double().prior().sample().dtype == torch.float64
     assert math.prod(vae.data_shape) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"network": nn.Linear(2, 2)}, "network: .*got a module, Linear; pass modules as encoder= and decoder="),
+        ({"prior": LearnedNormal}, r"prior: .*got the class LearnedNormal; pass an instance, LearnedNormal\(2\)"),
+        ({"likelihood": Normal}, r"likelihood: .*got the class Normal; pass an instance, Normal\(\(4,\)\)"),
+    ],
+)
+def test_a_module_or_a_class_in_the_wrong_place_is_refused_with_the_right_one(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        VAE((4,), 2, **options)

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import ClassVar
 
 import pytest
 
-from pyro_vae.distributions import LIKELIHOODS
-from pyro_vae.runs.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from pyro_vae.distributions import LIKELIHOODS, Bernoulli
+from pyro_vae.inference import IWAE, OBJECTIVES
+from pyro_vae.inference.objectives.registry import options_of
+from pyro_vae.runs import build
+from pyro_vae.runs.build import make_objective, make_vae
+from pyro_vae.runs.config import Config, DataConfig, EvaluateConfig, ModelConfig, ObjectiveConfig, TrainConfig
 
 #: A configuration in which every key differs from its default.
 CHANGED = Config(
@@ -106,6 +111,64 @@ def test_an_unknown_key_is_refused():
 def test_binarize_follows_the_likelihood(likelihood):
     mode = "dynamic" if LIKELIHOODS[likelihood].support == "binary" else "none"
     assert Config(model=ModelConfig(likelihood=likelihood)).data.binarize == mode
+
+
+class Soft(Bernoulli):
+    """Bernoulli pixels whose logits are divided by a temperature, as ``"soft:2"`` gives it."""
+
+    arguments: ClassVar = {"temperature": 2}
+
+    def __init__(self, data_shape, temperature=1):
+        super().__init__(data_shape)
+        self.temperature = temperature
+
+    def forward(self, params):
+        return super().forward(params / self.temperature)
+
+
+def test_binarize_follows_a_likelihood_with_arguments(monkeypatch):
+    monkeypatch.setitem(LIKELIHOODS, "soft", Soft)
+    for spec in ("soft", "soft:2"):
+        assert Config(model=ModelConfig(likelihood=spec)).data.binarize == "dynamic"
+    with pytest.raises(ValueError, match="likelihood: expected soft:TEMPERATURE, such as soft:2, got 'soft:a'"):
+        Config(model=ModelConfig(likelihood="soft:a"))
+    vae = make_vae(Config(model=ModelConfig(likelihood="soft:2")), (3,))
+    assert vae.likelihood.temperature == 2
+
+
+@pytest.mark.parametrize("option", [f.name for f in dataclasses.fields(ObjectiveConfig) if f.name != "elbo"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_option_of_the_configuration_reaches_the_objective(name, option):
+    """Or its flag is refused with the objectives that take it."""
+    value = {"vectorize_particles": True, "elbo_weight": 0.25}.get(option, 3)
+    config = Config(train=TrainConfig(elbo=name, **{option: value}))
+    if option in options_of(name):
+        assert getattr(make_objective(config), option) == value
+    else:
+        with pytest.raises(ValueError, match=f"--{option.replace('_', '-')}: needs --elbo .*the objective is {name}"):
+            make_objective(config)
+
+
+def test_an_objective_with_a_new_option_is_a_row_and_a_field(monkeypatch):
+    class Tilted(IWAE):
+        def __init__(self, tilt=0.0, **options):
+            super().__init__(**options)
+            self.tilt = tilt
+
+    @dataclasses.dataclass(frozen=True)
+    class Options(ObjectiveConfig):
+        tilt: float | None = None
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Train(TrainConfig, Options):
+        pass
+
+    monkeypatch.setitem(OBJECTIVES, "tilted", Tilted)
+    monkeypatch.setattr(build, "ObjectiveConfig", Options)
+    made = make_objective(Config(train=Train(elbo="tilted", tilt=0.5, num_particles=7)))
+    assert (made.tilt, made.num_particles) == (0.5, 7)
+    with pytest.raises(ValueError, match="--tilt: needs --elbo tilted, but the objective is iwae"):
+        make_objective(Config(train=Train(elbo="iwae", tilt=0.5)))
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

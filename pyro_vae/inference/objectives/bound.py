@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+import inspect
+from typing import ClassVar, NamedTuple, Self
 
 import pyro
 import torch
@@ -21,6 +22,7 @@ from pyro_vae.inference.program.sites import Site, is_subsample
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.inference.weights.log_weights import ProposalDraws
+from pyro_vae.lookup import unknown
 
 #: Pattern of Pyro's warning that a site marked for enumeration is drawn. Here such a draw is intended.
 DRAWN_INSTEAD = r"(?s).*you need to use TraceEnum_ELBO instead"
@@ -40,7 +42,36 @@ class Terms(NamedTuple):
     rate: Tensor
 
 
-class Bound(pyro.infer.ELBO):
+def constructor_options(cls: type) -> list[str]:
+    """Return the names of a constructor's options.
+
+    If a constructor has ``**options``, the options of the next base class are included.
+    """
+    options: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            own = inspect.signature(base).parameters.values()
+            options |= dict.fromkeys(o.name for o in own if o.kind not in (o.VAR_POSITIONAL, o.VAR_KEYWORD))
+            if all(o.kind is not o.VAR_KEYWORD for o in own):
+                break
+    return list(options)
+
+
+class _KnownOptions:
+    """Refuses unknown options of a constructor before any ``__init__`` runs.
+
+    A constructor that passes on ``**options`` would fail in a base class, with the name of the base class.
+    """
+
+    def __new__(cls, *_args: object, **options: object) -> Self:
+        known = constructor_options(cls) if options else []
+        for option in options:
+            if option not in known:
+                raise TypeError(f"{cls.__name__}: {unknown('option', option, known)}")
+        return super().__new__(cls)
+
+
+class Bound(_KnownOptions, pyro.infer.ELBO):
     """A Pyro objective with a bound for each datum.
 
     The loss is computed with tensors only, so a training step can be captured as a graph.

@@ -145,8 +145,8 @@ def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
         in_guide = name in guide_trace and mask is not None and mask.dim() > 0
         if mask is not None and not in_guide and not bool(mask.all()):
             raise ValueError(
-                f"enumerated site {name!r}: a masked distribution cannot be combined with sites that are not reparameterized, "
-                "since Pyro's contraction counts each masked value; put poutine.mask around the site instead."
+                f"enumerated site {name!r}: a masked distribution cannot be combined with sites that are not summed or "
+                "reparameterized for each datum (Pyro counts masked values); put poutine.mask around the site instead."
             )
 
 

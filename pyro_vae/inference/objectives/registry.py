@@ -6,10 +6,9 @@ Class attributes give the number of draws, support for a KL weight, and the kind
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
-from pyro_vae.inference.objectives.bound import Bound
+from pyro_vae.inference.objectives.bound import Bound, constructor_options
 from pyro_vae.inference.objectives.enumerated import TraceEnumELBO
 from pyro_vae.inference.objectives.graph import TraceGraphELBO
 from pyro_vae.inference.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, VIMCO, Renyi
@@ -50,21 +49,12 @@ def default_objective(model: object) -> str:
 
 
 def options_of(name: str) -> list[str]:
-    """Names of an objective's options.
-
-    If a constructor has ``**options``, the options of the next base class are included.
+    """Return the names of an objective's options, see :func:`constructor_options`.
 
     Raises:
         ValueError: If ``name`` is unknown.
     """
-    options: dict[str, None] = {}
-    for cls in lookup("objective", name, OBJECTIVES).__mro__:
-        if "__init__" in vars(cls):
-            own = inspect.signature(cls).parameters.values()
-            options |= dict.fromkeys(o.name for o in own if o.kind not in (o.VAR_POSITIONAL, o.VAR_KEYWORD))
-            if all(o.kind is not o.VAR_KEYWORD for o in own):
-                break
-    return list(options)
+    return constructor_options(lookup("objective", name, OBJECTIVES))
 
 
 def elbo(name: str, **options: object) -> Bound:
@@ -83,9 +73,5 @@ def elbo(name: str, **options: object) -> Bound:
         ValueError: If ``name`` is unknown, or an option is out of range.
         TypeError: If an option is unknown or has the wrong type.
     """
-    known = options_of(name)
-    for option in options:
-        if option not in known:
-            raise TypeError(f"elbo({name!r}): unknown option {option!r}; expected one of {', '.join(known)}.")
-    make: Callable[..., Bound] = OBJECTIVES[name]
+    make: Callable[..., Bound] = lookup("objective", name, OBJECTIVES)
     return make(**options)

@@ -86,13 +86,11 @@ class SVI(pyro.infer.SVI):
         _check_numbers(clip_norm, check_every)
         self.objective: ELBO = loss
         self.clip_norm, self.check_every = clip_norm, check_every
-        self.steps_taken = 0
+        self.steps_taken, self._pending = 0, PendingSteps()
         self._across_batch = getattr(loss, "across_batch", False)
         self.exchange: Exchange | None = None
-        self._evaluation = Evaluation(loss, clip_norm, precision)
-        self.fused = _fused(source)
+        self._evaluation, self.fused = Evaluation(loss, clip_norm, precision), _fused(source)
         self._broken: Tensor | None = None
-        self._pending = PendingSteps()
         self._captured: CapturedSteps | None = None
         if compile:
             self._captured = CapturedSteps(self.evaluate_terms, loss, (self.model, self.guide), precision)
@@ -167,6 +165,8 @@ class SVI(pyro.infer.SVI):
         if math.isfinite(value):
             raise NonFiniteLossError("a gradient that is not finite", self.steps_taken, None)
         raise NonFiniteLossError(value, self.steps_taken, self._blamed(step))
+
+    settle = synchronize  # the earlier name
 
     def _blamed(self, step: Pending) -> str | None:
         if self.exchange is None:

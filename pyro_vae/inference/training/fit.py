@@ -96,7 +96,7 @@ def fit(
         The history, with true bounds in nats per datum.
 
     Raises:
-        TypeError: If ``model`` is not an ``nn.Module``, or an option is unknown.
+        TypeError: If ``model`` is not an ``nn.Module``, or an option is unknown or has the wrong type.
         ValueError: If a number is out of range; a name is unknown; the model lacks a part of the protocol, or takes inputs
             that the data lack; a batch is too small; ``enum`` finds no discrete site to sum over; ``resume`` does not fit
             the run; or ``compile`` is True on a machine that cannot compile.

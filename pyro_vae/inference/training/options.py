@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict, TypeVar
 
-from pyro_vae.errors import check_count
+from pyro_vae.errors import check_count, check_number
 from pyro_vae.inference.svi.optimizer import LR_SCHEDULES, OPTIMIZERS
 from pyro_vae.inference.svi.precision import PRECISIONS
 from pyro_vae.lookup import lookup, unknown
@@ -17,7 +17,7 @@ from pyro_vae.lookup import lookup, unknown
 F = TypeVar("F", bound=Callable[..., object])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """Options that ``fit`` and the command share, each with its help text."""
 
@@ -52,11 +52,12 @@ class TrainingOptions:
     sums and everything else stay float32."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FitOptions(TrainingOptions):
-    """The options of :func:`pyro_vae.fit`.
+    """The options of :func:`pyro_vae.fit`, by keyword only.
 
     Raises:
+        TypeError: If a number has the wrong type.
         ValueError: If a number is out of its range or a name is unknown.
     """
 
@@ -64,16 +65,12 @@ class FitOptions(TrainingOptions):
     """Number of processes that read ahead, for data too large for memory."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if value < 1 or value != int(value):
-                raise ValueError(f"{name}: expected a whole number of at least 1, got {value}.")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers: expected 0 or more processes, got {self.num_workers}.")
-        for name in ("lr", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: expected a positive number, got {value}.")
+        check_count("epochs", self.epochs)
+        check_count("batch_size", self.batch_size)
+        check_count("num_workers", self.num_workers, least=0)
+        check_number("lr", self.lr, _positive, "a positive number")
+        if self.clip_norm is not None:
+            check_number("clip_norm", self.clip_norm, _positive, "a positive number")
         if self.check_every is not None:
             check_count("check_every", self.check_every, remark=" step")
         lookup("optimizer", self.optimizer, OPTIMIZERS)
@@ -83,6 +80,10 @@ class FitOptions(TrainingOptions):
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         return self.lr * LR_SCHEDULES[self.lr_schedule](step / (self.epochs * steps_per_epoch))
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
 
 
 class FitKeywords(TypedDict, total=False):
@@ -123,7 +124,8 @@ def make_options(function: str, keywords: FitKeywords, shown: Callable[..., obje
         shown: The function itself; its signature lists all known keywords.
 
     Raises:
-        TypeError: If a keyword is unknown; the message lists the known keywords and the nearest.
+        TypeError: If a keyword is unknown, or a number has the wrong type. For an unknown keyword, the message lists the known
+            keywords and the nearest.
         ValueError: If a number is out of its range or a name is unknown.
     """
     known = inspect.signature(shown).parameters

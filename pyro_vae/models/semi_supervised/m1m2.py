@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import ClassVar, Unpack
 
@@ -95,6 +96,12 @@ class M1M2(SemiSupervised):
         Raises:
             ValueError: If ``vae`` is not a VAE, has other data or latent shapes, or has a likelihood with another name.
         """
+        if isinstance(vae, str | os.PathLike):
+            path = os.fspath(vae)
+            raise ValueError(
+                f"below: expected a trained vae or m1, got the path {path!r}, which only --model-options reads; pass "
+                f"pyro_vae.load({path!r}).vae."
+            )
         if not isinstance(vae, VAE):
             raise ValueError(
                 f"below: expected a trained vae or m1, such as pyro_vae.load(RUN).vae, got {type(vae).__name__}; pass a VAE."

@@ -56,7 +56,8 @@ def markov_p(log_e: Tensor) -> float:
     r"""p-value by Markov's inequality: :math:`P(\prod_i e_i \ge 1/a) \le a`.
 
     Args:
-        log_e: Logs of the factors, whose expectation is at most 1 under the hypothesis.
+        log_e: Logs of the factors :math:`e_i`. Under the hypothesis, the factors are independent, and each has a mean of at
+            most 1; then the mean of their product is at most 1 too.
     """
     return math.exp(-max(0.0, float(log_e.double().sum())))
 

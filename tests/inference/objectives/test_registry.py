@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -49,8 +52,23 @@ def test_every_option_of_an_objective_is_set(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_option_that_is_misspelled_is_refused_by_the_class_too(name):
-    with pytest.raises(TypeError, match="num_particle'"):
-        OBJECTIVES[name](num_particle=3)
+    cls = OBJECTIVES[name]
+    sentence = f"^{cls.__name__}: unknown option 'num_particle': expected one of .*; did you mean 'num_particles'"
+    for make in (cls, partial(elbo, name)):
+        with pytest.raises(TypeError, match=sentence):
+            make(num_particle=3)
+
+
+def test_a_positional_option_does_not_hide_a_misspelled_one():
+    with pytest.raises(TypeError, match="^Renyi: unknown option 'num_particle'.*did you mean 'num_particles'"):
+        OBJECTIVES["renyi"](0.5, num_particle=8)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_copied_and_pickled(name):
+    made = elbo(name, num_particles=3)
+    for same in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert (type(same), same.num_particles) == (type(made), 3)
 
 
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")  # Pyro's; there is nothing to sum over here

@@ -396,3 +396,7 @@ def test_parameters_that_a_handler_hides_are_never_taken_for_known():
         svi.step(X.double())
     moved = {k for k, p in vae.named_parameters() if not torch.equal(p.detach(), before[k])}
     assert moved == {k for k in before if k.startswith("encoder")}
+
+
+def test_the_earlier_name_of_synchronize_still_works():
+    assert SVI.settle is SVI.synchronize

@@ -14,7 +14,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae import VAE, fit, schedules
 from pyro_vae.data import Data, Split
-from pyro_vae.inference import NonFiniteLossError, early_stopping
+from pyro_vae.inference import FitOptions, NonFiniteLossError, early_stopping
 from pyro_vae.inference.svi.optimizer import LR_SCHEDULES
 from pyro_vae.inference.training.history import History
 from pyro_vae.inference.training.validation import evaluate_terms
@@ -419,9 +419,17 @@ def test_parameters_that_fit_cannot_save_are_refused(data):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size: expected a whole number"),
-        ({"epochs": 1.5}, "epochs: expected a whole number"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"epochs": 1.5}, "epochs: expected a whole number, got float 1.5"),
+        ({"epochs": 2.0}, "epochs: expected a whole number, got float 2.0"),
+        ({"epochs": "3"}, "epochs: expected a whole number, got str '3'"),
+        ({"batch_size": None}, "batch_size: expected a whole number, got NoneType None"),
+        ({"num_workers": -1}, "num_workers: expected at least 0, got -1"),
+        ({"num_workers": None}, "num_workers: expected a whole number, got NoneType None"),
+        ({"lr": "a"}, "lr: expected a positive number, got str 'a'"),
+        ({"lr": None}, "lr: expected a positive number, got NoneType None"),
+        ({"clip_norm": "a"}, "clip_norm: expected a positive number, got str 'a'"),
         ({"lr": -1.0}, "lr: expected a positive number"),
         ({"lr": math.nan}, "lr: expected a positive number"),
         ({"clip_norm": 0.0}, "clip_norm: expected a positive number"),
@@ -432,8 +440,14 @@ def test_parameters_that_fit_cannot_save_are_refused(data):
     ],
 )
 def test_bad_options_are_refused(data, options, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
         fit(_vae(), data, progress=False, **options)
+
+
+def test_options_are_given_by_keyword():
+    assert FitOptions(epochs=1, batch_size=2, lr=0.5).lr == 0.5
+    with pytest.raises(TypeError, match="positional"):
+        FitOptions(1, 2, "adam", 1e-3)
 
 
 def test_pyros_own_objective_has_no_terms(data):

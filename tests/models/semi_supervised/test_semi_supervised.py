@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -413,6 +414,12 @@ def test_layers_of_a_trained_vae_stay_as_they_are():
         torch.testing.assert_close(value, before[key])
     assert model.encoder is vae.encoder
     assert not any(p.requires_grad for p in vae.encoder.parameters())
+
+
+@pytest.mark.parametrize("path", ["runs/vae", Path("runs/vae")])
+def test_a_path_below_is_refused_with_the_call_that_loads_it(path):
+    with pytest.raises(ValueError, match=r"got the path 'runs/vae', .*pass pyro_vae\.load\('runs/vae'\)\.vae\.$"):
+        small("M1M2", below=path)
 
 
 def test_a_vae_below_of_another_likelihood_is_refused():
