@@ -30,7 +30,7 @@ def container(group: str, dataset: xarray.Dataset) -> ArvizContainer:
 
     Args:
         group: Name of the group in the container.
-        dataset: Values of the group.
+        dataset: Data set that becomes the group.
 
     Returns:
         An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (1.x).
@@ -45,13 +45,13 @@ def container(group: str, dataset: xarray.Dataset) -> ArvizContainer:
 
 
 def draws_group(group: str, values: Mapping[str, NDArray[np.float64]]) -> ArvizContainer:
-    """Put named draws into a group of the installed ArviZ's container.
+    """Put named draws into the installed ArviZ's container, as one group.
 
     The group has the dimensions ``chain``, of size 1, and ``draw``.
 
     Args:
         group: Name of the group.
-        values: Draws by name, each of shape ``(S,)``.
+        values: S draws under each name, shape ``(S,)``.
 
     Returns:
         See :func:`container`.
@@ -62,13 +62,13 @@ def draws_group(group: str, values: Mapping[str, NDArray[np.float64]]) -> ArvizC
 
 
 def elpd_data(log_px: NDArray[np.float64], num_unreliable: int = 0) -> ArvizContainer:
-    """Convert pointwise log p(x) to the installed ArviZ's ``ELPDData``.
+    """Convert log p(x) of each datum to the installed ArviZ's ``ELPDData``.
 
     The values are passed on unchanged: nothing is smoothed or left out.
 
     Args:
         log_px: log p(x), shape ``(N,)``, nats.
-        num_unreliable: Number of data whose estimate cannot be trusted; ArviZ's ``warning`` is set if it is not 0.
+        num_unreliable: Number of data whose estimate cannot be trusted; if it is not 0, ArviZ's ``warning`` is set.
 
     Returns:
         An ``ELPDData`` (ArviZ 0.x) or ``ELPDDataLOO`` (1.x): the sum over data, its standard error, and the values.

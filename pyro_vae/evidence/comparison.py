@@ -17,7 +17,10 @@ from pyro_vae.lookup import unknown
 
 
 class Pointwise(Protocol):
-    """An estimate to compare, such as an ``Estimate``; tensors of shape ``(N,)``."""
+    """Protocol of an estimate for N data that can be compared.
+
+    :class:`Estimate` satisfies the protocol. All tensors have shape ``(N,)``.
+    """
 
     @property
     def log_px(self) -> Tensor:
@@ -34,24 +37,26 @@ class Pointwise(Protocol):
 
 @dataclass(frozen=True)
 class Difference:
-    r"""One model against the reference, on the same N data.
+    r"""Difference in log p(x) between one model and the reference model.
 
-    Nats per datum; positive where this model is better.
+    Both are estimated on the same N data. Values are in nats per datum; a positive difference means that this model is better.
 
     Attributes:
-        name: The model.
-        log_px: Mean log p(x) of the model.
+        name: Name of this model.
+        log_px: Mean log p(x) of this model.
         difference: ``log_px`` minus the mean log p(x) of the reference.
-        std_error: Standard error of ``difference`` for the population of the data, :math:`sd(d_i) / \sqrt N`. Scatter that
-            both models share cancels. The Monte Carlo error is included, because it adds to the scatter of the :math:`d_i`.
+        std_error: Standard error of ``difference`` for the population of the data, :math:`sd(d_i) / \sqrt N`, where :math:`d_i`
+            is the difference for datum i. Scatter that both models share cancels. The Monte Carlo error is included, because it
+            adds to the scatter.
         lower: Lower end of the confidence interval for the mean difference in the population.
         upper: Upper end of the interval.
         mc_error: Monte Carlo standard error of ``difference`` if the draws of the two estimates are independent; for dependent
             draws, at most :math:`\sqrt2` times as large. None if the error of any datum is unknown for either model.
-        bias: Estimated bias of ``difference``, half the mean difference of squared errors; None if ``mc_error`` is None.
+        bias: Estimated bias of ``difference``: half the mean over data of the reference's squared Monte Carlo error minus that
+            of this model; None if ``mc_error`` is None.
         better: Share of the data to which this model gives the larger probability; ties count half.
-        unreliable: Number of data whose estimate, of this model or of the reference, cannot be trusted.
-        weight: Stacking weight of the model.
+        unreliable: Number of data for which the estimate of this model or of the reference cannot be trusted.
+        weight: Stacking weight of this model.
     """
 
     name: str
@@ -72,11 +77,11 @@ class Comparison:
     """Models compared on the same data, the best first.
 
     Attributes:
-        rows: One difference for each model, by falling mean log p(x).
+        rows: One difference for each of M models, sorted by falling mean log p(x).
         reference: Name of the model that all models are compared with.
         level: Probability that all intervals contain the true differences at once.
         num_data: Number of data, N.
-        log_px: Pointwise log p(x) in the order of ``rows``, shape ``(M, N)``, nats, float64.
+        log_px: log p(x) of each datum, models in the order of ``rows``, shape ``(M, N)``, nats, float64.
         std_error: Monte Carlo standard errors of ``log_px``, shape ``(M, N)``, nats; NaN where unknown.
         reliable: True where an estimate can be trusted, shape ``(M, N)``, bool.
         evidence: Name of the compared quantity, such as ``log p(x|y)`` for models that are given labels.
@@ -107,7 +112,7 @@ class Comparison:
         return float((self.log_px + weights.log()[:, None]).logsumexp(0).mean())
 
     def table(self) -> str:
-        """Write the comparison as text.
+        """Return the comparison as a text table.
 
         One line for each model, then a sentence for each model with estimates that cannot be trusted.
         """
@@ -132,14 +137,14 @@ class Comparison:
         ]
 
     def to_arviz(self) -> dict[str, ArvizContainer]:
-        """Convert to the ``ELPDData`` that ``arviz.compare`` takes.
+        """Convert each model's values to the ``ELPDData`` that ``arviz.compare`` takes.
 
         ArviZ names these values leave-one-out; here they are log p(x) of data that no model was fitted to. No Pareto-smoothed
         leave-one-out is run, because importance draws are not posterior draws. ``arviz.compare`` computes exp(log p(x)), which
         underflows below -745 nats; the stacking weights of this class do not underflow.
 
         Returns:
-            ``ELPDData`` by name: sums over data, nats, with the standard error of the sum.
+            ``ELPDData`` of each model, by the name of the model: the sum over data, nats, with its standard error.
         """
         rows = zip(self.rows, self.log_px, ~self.reliable, strict=True)
         return {row.name: elpd_data(values.numpy(), int(bad.sum())) for row, values, bad in rows}
@@ -159,19 +164,19 @@ def compare(
         \bar d \pm t_{N-1}(1 - \tfrac{1 - c}{2 J}) \, \mathrm{sd}(d_i) / \sqrt N
 
     The difficulty of a datum cancels in the difference, so the difference has a far smaller error than either mean. All J
-    intervals hold at once with probability c (Bonferroni). With a named reference, J is the number of other models. Without,
-    J is the number of pairs of models, because the same data pick the best model.
+    intervals hold at once with probability c (Bonferroni). With a named reference, J is the number of other models. Without
+    one, J is the number of pairs of models, because the same data pick the best model.
 
     The intervals are for E[d] over the population of the data. They do not account for the bias of the estimates, which is
     reported separately: an estimate of log p(x) is a lower bound, and a model with a bad proposal looks worse than it is.
 
     Args:
-        estimates: Estimates by name, or a list of estimates: at least two, of the same data in the same order. Listed estimates
-            are named ``"1"``, ``"2"`` and so on.
+        estimates: Estimate of each model by the name of the model, or a list of estimates: at least two, of the same data in
+            the same order. Listed estimates are named ``"1"``, ``"2"`` and so on.
         reference: Name of the model to compare with; None: the model with the largest mean.
         level: c, between 0 and 1.
-        data_keys: Fingerprint, by name, of the data and their binarization, of any type that has ``==``. Different fingerprints
-            are refused. None: only the numbers of data are compared.
+        data_keys: Fingerprint of each estimate's data and their binarization, by the name of the model; a value of any type
+            that has ``==``. Different fingerprints are refused. None: only the numbers of data are compared.
         evidence: Name of the estimated quantity.
 
     Returns:
@@ -212,10 +217,10 @@ def _difference(
 
     Args:
         name: Name of the model.
-        log_px: Log p(x) of this model and of the reference, shape ``(2, N)``.
+        log_px: log p(x) of the model and of the reference, shape ``(2, N)``.
         errors: Monte Carlo standard errors of ``log_px``, shape ``(2, N)``.
-        reliable: True where ``log_px`` can be trusted, shape ``(2, N)``.
-        quantile: Half the width of the interval in standard errors.
+        reliable: True where a value of ``log_px`` can be trusted, shape ``(2, N)``.
+        quantile: Half the width of the interval, in units of the standard error.
         weight: Stacking weight of the model.
     """
     d = log_px[0] - log_px[1]
@@ -268,7 +273,7 @@ def _check(
 
 
 def _check_same_keys(names: list[str], data_keys: Mapping[str, object]) -> None:
-    """Refuse estimates of different data, by their fingerprints."""
+    """Refuse estimates whose data have different fingerprints."""
     first = names[0]
     for name in names:
         if name not in data_keys:

@@ -2,7 +2,8 @@ r"""Inpainting: hidden pixels given visible ones.
 
 .. math:: p(x_H|x_V) = \textstyle\int p(x_H|z)\, p(z|x_V)\, dz
 
-Draws from this distribution, and its log-likelihood of the true hidden pixels.
+:func:`inpaint` draws hidden pixels x_H given visible pixels x_V. :func:`hidden_log_px` estimates the log-likelihood of the true
+hidden pixels.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from pyro_vae.system.randomness import seeded
 
 Method = Literal["importance", "hmc"]
 
-#: Default number of draws, or of chains.
+#: Default number of draws or chains for each method.
 DEFAULT_NUM_SAMPLES: dict[Method, int] = {"importance": 2000, "hmc": 32}
 
 
 @dataclass(frozen=True)
 class Filling:
-    """Several fillings of each datum, with their mean and spread.
+    """Several fillings of each datum's hidden pixels, with mean and spread.
 
     Attributes:
-        images: Fillings, shape ``(S, B, *data_shape)``. Visible pixels are as given; hidden pixels are :math:`E[x_H|z]` at a
-            draw z from :math:`p(z|x_V)`.
+        images: S fillings of B data, shape ``(S, B, *data_shape)``. Visible pixels are as given; hidden pixels are
+            :math:`E[x_H|z]` at a draw z from :math:`p(z|x_V)`.
         mean: :math:`E[x_H|x_V]` from all draws for hidden pixels, the data for visible pixels, shape ``(B, *data_shape)``.
         spread: Standard deviation of :math:`E[x|z]` over :math:`p(z|x_V)`, shape ``(B, *data_shape)``; 0 for visible pixels.
         z: Latent vectors of the fillings, shape ``(S, B, Z)``.
@@ -66,15 +67,15 @@ def inpaint(
     num_steps: int = 200,
     seed: int | None = None,
 ) -> Filling:
-    r"""Fill hidden pixels by draws from the posterior given visible pixels.
+    r"""Fill hidden pixels by draws of z given the visible pixels.
 
     .. math:: z_k \sim q(z|x_V), \quad w_k = p(z_k)\, p(x_V|z_k) / q(z_k|x_V), \quad
         x_H \sim \textstyle\sum_k \tilde w_k\, \delta_{E[x_H|z_k]}
 
     ``"importance"`` draws from the guide, refined for these data, and resamples the draws by importance weight. ``"hmc"``
     anneals chains from the prior to the posterior by Hamiltonian moves, and resamples the ends of the chains by weight. It is
-    slower, but good if the posterior has several modes that no single normal covers. Both are exact in the limit: the first of
-    many draws, the second of many steps.
+    slower, but good if the posterior has several modes that no single normal covers. ``"importance"`` is exact in the limit of
+    many draws, ``"hmc"`` in the limit of many steps.
 
     Args:
         vae: A model with ``prior``, ``encode`` and ``decode`` whose pixels are independent given z, such as
@@ -120,19 +121,19 @@ def inpaint(
 
 
 def _refined(partial: Partial, x: Tensor, visible: Tensor, steps: int, seed: int | None = None) -> Refined:
-    """Refine the guide as ``refined_importance_sampling`` does."""
+    """Refine the guide for these data, as ``refined_importance_sampling`` does."""
     return refine(
         partial.model, partial.guide, x, visible, steps=steps, num_particles=8, full_covariance=True, seed=seed
     )
 
 
 class _WeightedDraws(NamedTuple):
-    """Weighted draws from p(z|x_V).
+    """K weighted draws of z from p(z|x_V), for each of B data.
 
     Attributes:
-        z: Shape ``(K, B, Z)``.
+        z: Draws, shape ``(K, B, Z)``.
         log_w: Log weights, shape ``(K, B)``, float64, nats.
-        estimate: Log p(x_V) of each datum.
+        estimate: Estimate of log p(x_V) for each datum.
     """
 
     z: Tensor
@@ -141,7 +142,7 @@ class _WeightedDraws(NamedTuple):
 
 
 def _importance_samples(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> _WeightedDraws:
-    """Draw from the refined guide."""
+    """Draw latents from the refined guide, with importance weights."""
     refined = _refined(partial, x, visible, steps)
     q = poutine.trace(refined).get_trace(x, visible).nodes["z"]["fn"]
     parts = []
@@ -154,7 +155,7 @@ def _importance_samples(partial: Partial, x: Tensor, visible: Tensor, num: int, 
 
 
 def _chain_ends(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int) -> _WeightedDraws:
-    """Anneal chains and return the weighted latents at their ends."""
+    """Anneal chains and return the latents at the chains' ends, with weights."""
     path = AnnealingPath(partial.model, partial.guide, (x, visible), {}, "prior")
     annealer = Annealer.tuned(path, num, steps)
     chains = annealer.run(path.draw(num))
@@ -163,7 +164,7 @@ def _chain_ends(partial: Partial, x: Tensor, visible: Tensor, num: int, steps: i
 
 
 def _mean_and_spread(vae: Autoencodes, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean and standard deviation of E[x|z].
+    """Compute the weighted mean and standard deviation of E[x|z] over draws.
 
     Args:
         vae: The model.
@@ -189,17 +190,17 @@ class HiddenLikelihood:
 
     .. math:: \log p(x_H|x_V) = \log p(x) - \log p(x_V)
 
-    A difference of two stochastic lower bounds. Its bias is the difference of their biases and may have either sign. Both
-    bounds use the same noise, so that most of their errors cancels in the difference.
+    The estimate is a difference of two stochastic lower bounds. Its bias is the difference of the bounds' biases and may have
+    either sign. Both bounds use the same noise, so that most of the error cancels in the difference.
 
     Attributes:
         log_px: :math:`\log p(x_H|x_V)`, nats, higher is better, shape ``(B,)``, float64, CPU.
         std_error: Monte Carlo standard error of ``log_px``, nats, shape ``(B,)``, float64, CPU. It comes from the delta method
             over pairs of weights from the same noise, sd(w / mean(w) - v / mean(v)) / sqrt(K), and is usually below the error
-            of either estimate. NaN if either estimate cannot be trusted. If no pixel is hidden, both ``std_error`` and
+            of either estimate. NaN if ``whole`` or ``visible`` cannot be trusted. If no pixel is hidden, both ``std_error`` and
             ``log_px`` are 0.
-        whole: The estimate of log p(x).
-        visible: The estimate of log p(x_V).
+        whole: Estimate of log p(x).
+        visible: Estimate of log p(x_V).
     """
 
     log_px: Tensor
@@ -213,9 +214,9 @@ class HiddenLikelihood:
         return self.whole.reliable & self.visible.reliable
 
     def mean(self) -> tuple[float, float]:
-        """Mean over data, nats, and its Monte Carlo standard error.
+        """Mean of ``log_px`` over data, with its Monte Carlo standard error.
 
-        The error is NaN if the error of any datum is NaN.
+        Both are in nats. The error is NaN if the error of any datum is NaN.
         """
         return float(self.log_px.mean()), float(self.std_error.square().sum().sqrt() / len(self.std_error))
 
@@ -228,9 +229,9 @@ def hidden_log_px(
 
     .. math:: \log p(x_H|x_V) = \log p(x) - \log p(x_V)
 
-    Each term is importance sampled from a guide refined for it, see :func:`pyro_vae.evidence.refined_importance_sampling`.
-    Both use the same noise: draw k for the first term is close to draw k for the second, and most of their errors cancels. A
-    guide that is not made of normals draws independently for the two terms.
+    Each term is importance sampled from a guide refined for it, see :func:`pyro_vae.evidence.refined_importance_sampling`. Both
+    terms use the same noise: draw k for the first term is close to draw k for the second, so that most of the error cancels in
+    the difference. A guide that is not made of normals draws independently for the two terms.
 
     Args:
         vae: See :func:`inpaint`.
@@ -264,7 +265,7 @@ def hidden_log_px(
 def _relative_weights(
     partial: Partial, x: Tensor, visible: Tensor, num: int, steps: int, seed: int
 ) -> tuple[Estimate, Tensor]:
-    """Importance sampling of log p(x_V) from the refined guide.
+    """Estimate log p(x_V) by importance sampling from the refined guide.
 
     If the guide is made of normals, draw k of datum i has the same noise for any mask.
 
@@ -281,7 +282,7 @@ def _relative_weights(
 
 @contextmanager
 def _eval_mode(vae: PyroModel) -> Iterator[None]:
-    """Context in which the model is in ``eval()`` mode."""
+    """Context that puts the model in ``eval()`` mode."""
     was_training = vae.training
     vae.eval()
     try:
@@ -291,10 +292,10 @@ def _eval_mode(vae: PyroModel) -> Iterator[None]:
 
 
 def _chunks(num: int, size: int) -> list[int]:
-    """Split draws into calls that fit the processor's cache.
+    """Choose numbers of draws for calls that fit the processor's cache.
 
     Args:
-        num: Number of draws.
+        num: Total number of draws.
         size: Number of data.
     """
     each = max(1, CHUNK_ROWS // size)

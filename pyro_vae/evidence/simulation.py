@@ -26,7 +26,7 @@ class Simulated(NamedTuple):
     Attributes:
         args: Positional arguments of the model, with simulated data in place of the observed values.
         kwargs: Keyword arguments of the model, with the same replacement.
-        latents: z of each latent site by name, in the shape that the site draws.
+        latents: Draw z of each latent site, by the name of the site, in the shape that the site draws.
     """
 
     args: tuple[Any, ...]
@@ -41,9 +41,9 @@ def simulate(model: Program, *args: object, **kwargs: object) -> Simulated:
 
     .. math:: z_i \sim p(z), \quad x_i \sim p(x | z_i)
 
-    Since (z, x) is a draw from the joint distribution, z is a draw from the exact posterior p(z|x). There are as many
-    simulated data as given data. Only the shapes and the masked entries of the given data matter. Draws come from torch's
-    global generator.
+    Since (z, x) is a draw from the joint distribution, z is a draw from the exact posterior p(z|x). There are as many simulated
+    data as given data. Of the given data, only the shapes and the masked entries matter. Draws come from torch's global
+    generator.
 
     Entries of an observed site that a mask leaves out (unknown labels under ``obs_mask``, for example) are not observed: their
     factor in p(x, z) is 1, and the joint distribution is that of the unmasked entries. Masked entries keep their value, such
@@ -61,7 +61,7 @@ def simulate(model: Program, *args: object, **kwargs: object) -> Simulated:
 
     Raises:
         ValueError: If an observed value is not an argument of the model; if the model depends on the data in another way, so
-            that simulated data change it; if a site cannot be drawn from; or if a mask depends on draws.
+            that simulated data change the model; if a site cannot be drawn from; or if a mask depends on draws.
     """
     given = poutine.trace(model).get_trace(*args, **kwargs)
     scored = {n: s for n, s in sample_sites(given) if s["is_observed"] and not is_auxiliary_loss(s)}
@@ -85,10 +85,10 @@ def simulate(model: Program, *args: object, **kwargs: object) -> Simulated:
 def _unmasked(site: Site) -> Tensor:
     """Find the entries of a site that no mask leaves out.
 
-    The masks are those of the site and of its distribution.
+    Both the mask of the site and the mask of the site's distribution count.
 
     Returns:
-        True for unmasked entries, bool, broadcasts to the site's value.
+        True for unmasked entries, bool, in a shape that broadcasts to the site's value.
     """
     fn = site["fn"]
     masks = [(site["mask"], fn.event_dim)]
@@ -117,10 +117,12 @@ def _trace_joint_draw(model: Program, observed: set[str], args: Args, kwargs: Kw
 
 
 class _DrawObserved(poutine.uncondition_messenger.UnconditionMessenger):
-    """Messenger that draws observed sites; masked entries keep their value.
+    """Messenger that draws observed sites instead of observing them.
+
+    Masked entries keep the observed value.
 
     Args:
-        names: The sites to draw.
+        names: Names of the sites to draw.
 
     Attributes:
         last_site: Name of the site that was reached last.
@@ -146,7 +148,8 @@ class _DrawObserved(poutine.uncondition_messenger.UnconditionMessenger):
 def _find_argument(name: str, site: Site, leaves: list[object]) -> int:
     """Find the argument that a site observes.
 
-    The argument is the observed value itself, shares its memory, or else is the only argument with equal numbers.
+    The argument is the observed value itself, or shares memory with that value, or else is the only argument with equal
+    numbers.
 
     Returns:
         Position of the argument in ``leaves``.
@@ -168,7 +171,10 @@ def _not_an_argument(name: str) -> ValueError:
 
 
 def _equal_where(unmasked: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Return True if shape, dtype, device and unmasked entries are equal."""
+    """Return True if two tensors are equal in all unmasked entries.
+
+    Shape, dtype and device must be equal too.
+    """
     same_form = a.dtype == b.dtype and a.shape == b.shape and a.device == b.device
     return same_form and a.numel() > 0 and bool(((a == b) | ~unmasked).all())
 
@@ -179,7 +185,7 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def _as_argument(site: Site, argument: Tensor, name: str) -> Tensor:
-    """Give simulated data the shape and dtype of the argument.
+    """Convert a site's simulated data to the argument's shape and dtype.
 
     Masked entries keep the value of the argument.
     """
@@ -218,7 +224,7 @@ def _equal_masks(site: Site, other: Site) -> bool:
 
 
 def _check_same_model(drawn: Trace, replayed: Trace, observed: set[str]) -> None:
-    """Refuse a model that ignores simulated data or changes with them."""
+    """Check that the model observes the simulated data and otherwise ignores them."""
     for name, site in sample_sites(drawn):
         if name not in replayed.nodes or is_auxiliary_loss(site):
             continue
@@ -232,7 +238,7 @@ def _check_same_model(drawn: Trace, replayed: Trace, observed: set[str]) -> None
 
 
 def _observes_its_draw(site: Site, value: Tensor) -> bool:
-    """Return True if the unmasked entries of a value were drawn.
+    """Return True if a site's draws equal ``value`` in unmasked entries.
 
     The entries are compared in the argument's dtype, which may be coarser.
     """
@@ -241,6 +247,6 @@ def _observes_its_draw(site: Site, value: Tensor) -> bool:
 
 
 def _close_log_probs(site: Site, other: Site) -> bool:
-    """Compare two distributions by their log-probabilities of the same value."""
+    """Return True if two sites give the same log-probabilities to one value."""
     a, b = (each["fn"].log_prob(site["value"]) for each in (site, other))
     return torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Largest shortfall of the mean log score from its maximum, nats.
+#: Largest accepted distance of the mean log score from its maximum, nats.
 TOLERANCE_NATS = 1e-8
 
 
 def stacking_weights(log_px: Tensor) -> Tensor:
-    r"""Weights of the mixture of models with the largest mean log score.
+    r"""Find the mixture weights with the largest mean log score.
+
+    A mixture of M models is scored on N data.
 
     .. math:: \max_w f(w) = \tfrac1N \textstyle\sum_i \log \sum_m w_m\, p_m(x_i), \quad w_m \ge 0, \ \sum_m w_m = 1
 
-    A concave problem, solved by Newton steps inside the simplex with a logarithmic barrier :math:`\mu \sum_m \log w_m`, whose
-    optimum is within :math:`\mu M` of the maximum. Only ratios of probabilities enter, so nothing underflows. The weights are
-    chosen on these data and have no error bar. If two models give all data the same probability, their weights are not unique;
-    the barrier makes these weights equal.
+    :math:`p_m(x_i)` is the probability that model m gives to datum i. The problem is concave. It is solved by Newton steps
+    inside the simplex with a logarithmic barrier :math:`\mu \sum_m \log w_m`. The optimum with the barrier is within
+    :math:`\mu M` of the maximum. Only ratios of probabilities enter, so nothing underflows. The weights are chosen on these
+    data and have no error bar. If two models give all data the same probability, their weights are not unique; the barrier
+    makes these weights equal.
 
     Args:
-        log_px: Pointwise log p(x) of data that no model was fitted to, shape ``(M, N)``, nats, finite.
+        log_px: log p(x) of M models for N data that no model was fitted to, shape ``(M, N)``, nats, finite.
 
     Returns:
         Stacking weights, shape ``(M,)``, float64, positive, with sum 1. The mean log score of the mixture is within ``1e-8``
@@ -46,7 +49,7 @@ def stacking_weights(log_px: Tensor) -> Tensor:
 
 
 def _newton(p: Tensor, w: Tensor, barrier: float) -> tuple[Tensor, float]:
-    """Newton direction within the simplex, and the directional derivative along it."""
+    """Return the Newton direction within the simplex and the derivative along it."""
     share = p / (p @ w)[:, None]
     gradient = share.mean(0) + barrier / w
     # In units of w, the barrier's part of the curvature is a multiple of the identity.
@@ -71,18 +74,19 @@ def _line_search(p: Tensor, w: Tensor, barrier: float, direction: Tensor, decrem
 
 
 def stacking_gap(log_px: Tensor, weights: Tensor) -> float:
-    r"""Upper bound on the log score lost by given stacking weights.
+    r"""Return an upper bound on the log score that ``weights`` lose.
 
     .. math:: \max_w f(w) - f(v) \le \max_m \tfrac1N \textstyle\sum_i p_m(x_i) / p_v(x_i) - 1
 
-    The bound follows from concavity (the Frank-Wolfe gap) and holds for any weights v.
+    f is the mean log score and p_v the mixture with weights v. The bound follows from concavity (the Frank-Wolfe gap) and holds
+    for any weights v.
 
     Args:
-        log_px: Pointwise log p(x), shape ``(M, N)``, nats.
-        weights: v, shape ``(M,)``, with sum 1.
+        log_px: log p(x) of M models for N data, shape ``(M, N)``, nats.
+        weights: Stacking weights v, shape ``(M,)``, with sum 1.
 
     Returns:
-        The bound, nats, at least 0 up to rounding.
+        Upper bound on the loss, nats, at least 0 up to rounding.
     """
     mixture = (log_px.double() + weights.double().log()[:, None]).logsumexp(0)
     return float((log_px.double() - mixture).exp().mean(1).max()) - 1

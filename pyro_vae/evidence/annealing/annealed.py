@@ -29,7 +29,7 @@ METRIC_DRAWS = 32
 
 
 def beta_schedule(path: Schedule) -> Callable[[float], float]:
-    r"""Make the schedule of beta along the path.
+    r"""Make the schedule of beta along the annealing path.
 
     A place s on the path is a number from 0 (start) to 1 (posterior).
 
@@ -57,12 +57,12 @@ def beta_schedule(path: Schedule) -> Callable[[float], float]:
 
 
 class Chains(NamedTuple):
-    """Result of moving chains along the path.
+    """Result of moving C chains along the path, for B data.
 
     Attributes:
         log_w: Log weights, shape ``(C, B)``, float64, nats.
-        u: Unconstrained latents at the end of the chains, shape ``(C, B, U)``.
-        acceptance: Mean acceptance probability, shape ``(B,)``; NaN if there are no moves.
+        u: U unconstrained latents at the end of the chains, shape ``(C, B, U)``.
+        acceptance: Mean acceptance probability of the moves, shape ``(B,)``; NaN if there are no moves.
     """
 
     log_w: Tensor
@@ -72,13 +72,13 @@ class Chains(NamedTuple):
 
 @dataclass(frozen=True)
 class Annealer:
-    """Annealing of one batch by chains with tuned, frozen moves.
+    """Annealing of one batch by chains whose moves are tuned, then frozen.
 
     Attributes:
         path: Densities along the path.
         evaluate: Function that evaluates the densities and their gradients.
         beta: Function from a place on the path, 0 to 1, to beta.
-        tuning: Step sizes and metric.
+        tuning: Step sizes of the moves and scales of the latents.
         num_steps: Number of steps, T.
         num_leapfrog: Number of leapfrog steps in one move, L.
     """
@@ -101,7 +101,7 @@ class Annealer:
         metric: Metric = "diagonal",
         captured: CapturedPath | None = None,
     ) -> Annealer:
-        """Tune the moves by a pilot.
+        """Tune the moves by a pilot and return the annealer.
 
         Args:
             path: Densities along the path.
@@ -110,7 +110,8 @@ class Annealer:
             num_leapfrog: Number of leapfrog steps in one move, L.
             schedule: See :func:`beta_schedule`.
             metric: ``"diagonal"`` or ``"unit"``.
-            captured: Compiler of one graph for the pilot and all later runs, each with C chains; None: eager evaluation.
+            captured: Compiler of the densities: one graph serves the pilot and all later runs, each with C chains. None: the
+                densities are evaluated eagerly.
         """
         beta, (start, end) = beta_schedule(schedule), _variances(path, metric)
         u = path.draw(min(num_chains, MAX_PILOT_CHAINS) if captured is None else num_chains)
@@ -119,12 +120,13 @@ class Annealer:
         return cls(path, evaluate, beta, tuning, num_steps, num_leapfrog)
 
     def run(self, u: Tensor, forward: bool = True) -> Chains:
-        r"""Move chains along the path and sum their log weights.
+        r"""Move chains along the path and compute each chain's log weight.
 
         .. math:: \log w = \textstyle\sum_{t=1}^T (\beta_t - \beta_{t-1})\, b(u_{t-1})
 
-        Forward, u_0 is a draw from the start, and u_t comes from u_{t-1} by a move at beta_t. Backward, u_{T-1} is a draw from
-        the posterior, and the same moves are made in the opposite order: each move is its own reverse.
+        b is the slope of the log density in beta. Forward, u_0 is a draw from the start, and u_t comes from u_{t-1} by a move
+        at beta_t. Backward, u_{T-1} is a draw from the posterior, and the same moves are made in the opposite order: each move
+        is its own reverse.
 
         Args:
             u: Unconstrained latents at the beginning of the chains, shape ``(C, B, U)``.
@@ -147,7 +149,7 @@ class Annealer:
 
     @property
     def step_size(self) -> Tensor:
-        """Geometric mean of the step sizes over the path, shape ``(B,)``."""
+        """Geometric mean of each datum's step sizes over the path, shape ``(B,)``."""
         return self.tuning.log_steps.mean(0).exp()
 
     def lower_bound(self, chains: Chains) -> AnnealedEstimate:
@@ -158,9 +160,9 @@ class Annealer:
 
 
 def _variances(path: AnnealingPath, metric: Metric) -> tuple[Tensor, Tensor]:
-    """Variances of the latents at both ends of the path.
+    """Compute the variances of the latents at both ends of the path.
 
-    The variances of the guide stand for those of the posterior.
+    The variances at the posterior are unknown; those of the guide are used instead. The unit metric has variances of 1.
     """
     if metric not in get_args(Metric):
         raise ValueError(f"metric: expected one of {list(get_args(Metric))}, got {metric!r}.")
@@ -196,18 +198,18 @@ def annealed_importance_sampling(
         f_\beta \propto f_0^{1 - \beta}\, p(x, z)^\beta, \quad \widehat{\log p}(x) = \log \tfrac1C \textstyle\sum_c w_c
 
     Chains go from a start to the posterior: z_0 is a draw from the start f_0, and z_t comes from z_{t-1} by a Hamiltonian move
-    that leaves f at beta_t invariant. E[w] = p(x) for any moves, so the estimate is a stochastic lower bound. It rises to
-    log p(x) with the number of steps and does not need a guide that fits.
+    that leaves f at beta_t invariant. E[w] = p(x) whatever the moves are, so the estimate is a stochastic lower bound. It rises
+    to log p(x) as the number of steps grows, and does not need a guide that fits.
 
-    All chains of all data move together, as one batch of chains x data rows. To bound memory, pass the data in batches and
-    join the estimates by ``AnnealedEstimate.cat``. A discarded pilot of at most 8 chains (C chains if compiled) tunes the step
-    size of each datum at each place on the path; then the step sizes are frozen. Latents with a restricted support are mapped
-    to the real numbers by a bijection. The rest of a batch changes the draws of an estimate, not only its rounding.
+    All chains of all data move together, as one batch of chains * data rows. To bound memory, pass the data in batches and join
+    the estimates by ``AnnealedEstimate.cat``. A discarded pilot of at most 8 chains (C chains if compiled) tunes the step size
+    of each datum at each place on the path; then the step sizes are frozen. Latents with a restricted support are mapped to the
+    real numbers by a bijection. The rest of a batch changes the draws of an estimate, not only its rounding.
 
     Args:
-        model: A Pyro model with all latents in one plate. Each is continuous, or discrete and marked
+        model: A Pyro model with all latents in one plate. Each latent is continuous, or discrete and marked
             ``infer={"enumerate": "parallel"}`` in model or guide; a marked site is summed out of every density exactly.
-        guide: The guide of the model; None is allowed if the start is the prior. The guide also sets the metric near the
+        guide: The guide of the model; None is allowed if ``start`` is ``"prior"``. The guide also sets the metric near the
             posterior.
         *args: Positional arguments of model and guide.
         num_chains: Number of chains C for each datum.
@@ -217,7 +219,7 @@ def annealed_importance_sampling(
         num_leapfrog: Number of leapfrog steps L in one move.
         metric: ``"diagonal"``: moves in units of the latents' standard deviations under start and guide; ``"unit"``: in the
             units of the latents.
-        compile: Compile density and gradient; a :class:`CapturedPath` shares its graphs between batches.
+        compile: Compile the densities and their gradients; a :class:`CapturedPath` shares its graphs between batches.
         seed: Seed of the draws, at least 0, which leaves torch's generators unchanged; None: draw from torch's generators.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.

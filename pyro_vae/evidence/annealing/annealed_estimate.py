@@ -1,4 +1,4 @@
-"""An annealed estimate of log p(x) for each datum."""
+"""Estimate of log p(x) by annealing, for each datum."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from torch import Tensor
 
 from pyro_vae.evidence.estimates.estimate import Estimate
 
-#: Most chains that are judged by the spread of log w: so few chains have no tail for a Pareto fit.
+#: Up to this number of chains, the spread of log w judges a datum: so few chains have no tail for a Pareto fit.
 MAX_CHAINS_JUDGED_BY_SPREAD = 20
-#: Largest standard deviation of log w over so few chains, nats, at which an error is reported.
+#: Largest standard deviation of log w, nats, at which an error is reported with so few chains.
 MAX_SPREAD_NATS = 1.0
 
 
 @dataclass(frozen=True)
 class AnnealedEstimate(Estimate):
-    r"""Annealed log p(x) with diagnostics.
+    r"""Estimates of log p(x) by annealing, with diagnostics.
 
     .. math:: \widehat{\log p}(x) = \log \tfrac1C \textstyle\sum_c w_c
 
-    A stochastic lower bound, like every :class:`Estimate`; K is the number of chains C, and w is the weight of a whole chain.
-    ``elbo`` is the mean of log w, the bound from a single chain. ``distortion`` is -log p(x|z) at the end of the chains, close
-    to its posterior mean; ``rate`` is -elbo - distortion, close to KL(p(z|x) || p(z)).
+    The estimate is a stochastic lower bound, like every :class:`Estimate`. In place of K draws there are C chains, and w is the
+    weight of a whole chain. ``elbo`` is the mean of log w, the bound from a single chain. ``distortion`` is the mean of
+    -log p(x|z) at the end of the chains, close to the posterior mean of -log p(x|z); ``rate`` is -elbo - distortion, close to
+    KL(p(z|x) || p(z)).
 
-    With at most 20 chains no tail can be fitted: ``pareto_k`` is infinite, and a datum is judged by the standard deviation of
-    log w, which is normal if there are many steps. An error is reported if this standard deviation is at most 1 nat.
+    With at most 20 chains no tail can be fitted: ``pareto_k`` is infinite, and each datum is judged by the standard deviation
+    of log w over chains; log w is close to normal if there are many steps. An error is reported only if this standard deviation
+    is at most 1 nat.
 
     Attributes, unless stated otherwise, are tensors of shape ``(B,)`` on the CPU.
 
     Attributes:
         acceptance: Mean acceptance probability of the moves.
-        step_size: Step size of the moves, in units of the metric's scales: the geometric mean over the path.
+        step_size: Geometric mean over the path of the moves' step sizes, in units of the metric's scales.
         spread: Standard deviation of log w over chains, nats; NaN for one chain.
         num_steps: Number of steps T from start to posterior, an integer.
     """
@@ -49,13 +51,13 @@ class AnnealedEstimate(Estimate):
     def from_chains(
         cls, log_w: Tensor, log_likelihood: Tensor, acceptance: Tensor, step_size: Tensor, num_steps: int
     ) -> Self:
-        """Reduce the log weights of the chains.
+        """Compute the estimate from the log weights of the chains.
 
         Args:
             log_w: Log weights, shape ``(C, B)``, nats, in the dtype of the model.
             log_likelihood: log p(x|z) at the end of the chains, shape ``(C, B)``, nats, in the dtype of the model.
-            acceptance: Mean acceptance probability, shape ``(B,)``.
-            step_size: Step size of the moves, shape ``(B,)``.
+            acceptance: Mean acceptance probability of the moves, shape ``(B,)``.
+            step_size: Geometric mean of the step sizes, shape ``(B,)``.
             num_steps: Number of steps, T.
 
         Raises:
@@ -95,7 +97,7 @@ class AnnealedEstimate(Estimate):
     def threshold(self) -> float:
         """Largest Pareto k at which the estimate can be trusted.
 
-        Infinite with at most 20 chains, which are judged by their spread.
+        The threshold is infinite with at most 20 chains: then ``spread`` decides instead of Pareto k.
         """
         return math.inf if self.num_samples <= MAX_CHAINS_JUDGED_BY_SPREAD else super().threshold
 
@@ -110,9 +112,9 @@ class AnnealedEstimate(Estimate):
 
 
 def _jackknife(log_w: Tensor) -> Tensor:
-    """Jackknife standard error of the log of the mean weight.
+    """Compute the jackknife standard error of the log mean weight.
 
-    Leaves out one chain at a time.
+    The jackknife leaves out one chain at a time.
 
     Args:
         log_w: Log weights, shape ``(C, B)``.

@@ -36,11 +36,12 @@ class UpperBound:
 
     .. math:: \widehat{\log p}(x) = -\log \tfrac1C \textstyle\sum_c w_c^{-1}, \quad E[w^{-1}] = 1 / p(x)
 
-    Biased high, whatever C is, by about Var(1/w) p(x)^2 / (2 C).
+    w_c is the weight of chain c. The bound is biased high, whatever the number of chains C is, by about Var(1/w)
+    p(x)^2 / (2 C).
 
     Attributes:
-        inverse: Estimate of -log p(x) from the same chains, with weights 1/w. Its errors, ESS, Pareto k and acceptance hold
-            for the bound too. Tensors of shape ``(B,)`` on the CPU.
+        inverse: Estimate of -log p(x) from the same chains, with weights 1/w. The errors, ESS, Pareto k and acceptance of this
+            estimate hold for the bound too. Tensors have shape ``(B,)`` on the CPU.
     """
 
     inverse: AnnealedEstimate
@@ -54,15 +55,15 @@ class UpperBound:
     def std_error(self) -> Tensor:
         """Monte Carlo standard error of the bound, shape ``(B,)``, nats.
 
-        NaN where the error cannot be trusted. The error is often too small, by a fifth or more: it treats chains that began at
-        one posterior draw as independent, and few chains seldom include the draws that raise 1/w. The scatter of the bound
-        over data does not have this fault.
+        The error is NaN where it cannot be trusted. It is often too small, by a fifth or more: it treats chains that began at
+        one posterior draw as independent, and a small number of chains seldom includes the draws that raise 1/w. The scatter of
+        the bound over data does not have this fault.
         """
         return self.inverse.std_error
 
     @property
     def bias(self) -> Tensor:
-        """Estimated bias, std_error^2 / 2, shape ``(B,)``, nats.
+        """Estimated bias of the bound, std_error^2 / 2, shape ``(B,)``, nats.
 
         NaN where ``std_error`` is NaN.
         """
@@ -81,14 +82,14 @@ class UpperBound:
 
 @dataclass(frozen=True)
 class BracketSummary:
-    """Means of a bracket over N data, nats per datum.
+    """Means of a :class:`Bracket` over N data, in nats per datum.
 
     Attributes:
         lower: Mean of the lower bounds.
         upper: Mean of the upper bounds.
         gap: ``upper`` - ``lower``: the mean log p(x) lies between the bounds, up to their errors.
-        gap_std_error: Standard error of ``gap`` from its scatter over data, which contains all Monte Carlo error. None at
-            N = 1.
+        gap_std_error: Standard error of ``gap`` from its scatter over data, which includes the Monte Carlo errors of both
+            bounds. None at N = 1.
         lower_mc_error: Monte Carlo standard error of ``lower``; None if the error of any datum is unknown.
         upper_mc_error: Monte Carlo standard error of ``upper``; None if the error of any datum is unknown.
         lower_bound: ``lower`` - log(20) / N. The mean of log p(x) over these data is above this bound with probability 0.95,
@@ -124,8 +125,9 @@ class Bracket:
     Attributes:
         lower: Lower bound, from chains that go forward from the start.
         upper: Upper bound, from chains that go backward from the posterior.
-        args: Positional arguments for which the bounds hold. They contain simulated data, unless posterior draws were given.
-        kwargs: Keyword arguments for which the bounds hold.
+        args: Positional arguments of the model, with the data x that the bounds are for: simulated data, unless posterior draws
+            were given.
+        kwargs: Keyword arguments of the model, with the same data.
     """
 
     lower: AnnealedEstimate
@@ -137,7 +139,7 @@ class Bracket:
     def gap(self) -> Tensor:
         """Upper minus lower bound, shape ``(B,)``, nats.
 
-        At least 0 in expectation, but not for every draw.
+        The gap is at least 0 in expectation, but chance can make it negative.
         """
         return self.upper.log_px - self.lower.log_px
 
@@ -145,7 +147,8 @@ class Bracket:
     def cat(cls, parts: Sequence[Bracket]) -> Bracket:
         """Join the brackets of several batches.
 
-        Tensor arguments with a row for each datum are joined; all other arguments come from the first batch.
+        Tensor arguments of the model that have a row for each datum are joined. The rest of the arguments come from the first
+        batch.
 
         Args:
             parts: One bracket for each batch.
@@ -166,7 +169,7 @@ class Bracket:
         return cls(lower, UpperBound(AnnealedEstimate.cat([part.upper.inverse for part in parts])), args, kwargs)
 
     def summary(self) -> BracketSummary:
-        """Average over data, with errors."""
+        """Average the bounds over data, with errors of the averages."""
         num, gap = len(self.gap), self.gap
         lower, upper = self.lower.summary(), self.upper.inverse.summary()
         return BracketSummary(
@@ -210,10 +213,10 @@ def bidirectional(
     .. math:: E\, \log \tfrac1C \textstyle\sum_c w_c \;\le\; \log p(x) \;\le\;
         E\left[-\log \tfrac1C \textstyle\sum_c 1 / \tilde w_c\right]
 
-    The lower bound is annealed importance sampling, the upper bound its reverse: :math:`\tilde w` is the weight of a chain
-    that begins at an exact draw from the posterior and makes the moves of the path in the opposite order. For data simulated
-    from the model, such a draw is known: the z that generated x. With a trained model, the bracket on simulated data shows how
-    well annealing works on data like the model's own.
+    The lower bound is annealed importance sampling with C chains of weight :math:`w_c`. The upper bound is its reverse:
+    :math:`\tilde w_c` is the weight of a chain that begins at an exact draw from the posterior and makes the moves of the path
+    in the opposite order. For data simulated from the model, such a draw is known: the latents z that generated x. With a
+    trained model, the bracket on simulated data shows how well annealing works on data like the model's own.
 
     All chains of a datum begin at its one posterior draw and spread by ten moves at the posterior before they go backward. If
     the chains spread poorly, the mean of the upper bound over data stays valid, but its error for a single datum does not.
@@ -223,8 +226,8 @@ def bidirectional(
         guide: See :func:`annealed_importance_sampling`.
         *args: Positional arguments of model and guide. Without ``posterior_draws``, only the shapes of the data matter, see
             :func:`simulate`.
-        posterior_draws: Draws of each latent site from p(z|x) of the given data, in the shape that the model draws, with or
-            without a leading dimension of chains; None: simulate data.
+        posterior_draws: Draws from p(z|x) of the given data, by the name of the latent site, in the shape that the model draws,
+            with or without a leading dimension of chains; None: simulate data.
         num_chains: Number of chains C in each direction.
         num_steps: Number of steps, T.
         start: See :func:`annealed_importance_sampling`.
@@ -235,7 +238,7 @@ def bidirectional(
         seed: See :func:`annealed_importance_sampling`; it also seeds the simulated data.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
-        **kwargs: Keyword arguments of model and guide, like ``args``.
+        **kwargs: Keyword arguments of model and guide. They may hold data, like ``args``.
 
     Returns:
         The bracket of each datum.
@@ -263,10 +266,10 @@ def bidirectional(
 
 
 def backward(annealer: Annealer, u: Tensor) -> UpperBound:
-    """Run chains backward for the upper bound.
+    """Compute the upper bound by chains that run backward.
 
     Args:
-        annealer: Tuned chains.
+        annealer: Annealer with tuned moves.
         u: Draws from the posterior, shape ``(C, B, U)``.
     """
     tuning, state = annealer.tuning, annealer.evaluate(u)

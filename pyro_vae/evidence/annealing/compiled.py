@@ -16,23 +16,23 @@ from pyro_vae.inference.weights.compiled import held_by, trust
 
 
 class CapturedPath(GraphCache[BatchGraph]):
-    """Compiled evaluations of one model and guide, over many batches.
+    """Compiled densities of one model and guide, for many batches.
 
-    A graph takes the latents, the arguments of a batch and the parameters of the guide's distributions. For each batch, the
-    graph is compared with an eager evaluation and captured anew if the two differ.
+    A captured graph takes the latents, the arguments of a batch and the parameters of the guide's distributions. For each
+    batch, the graph's results are compared with an eager evaluation; if they differ, the graph is captured again.
     """
 
     refusal = "annealing: gradients cannot be compiled and are computed eagerly"
     difference = "they differ from the eager values"
 
     def __call__(self, path: AnnealingPath, u: Tensor) -> Evaluate:
-        """Return the compiled evaluation for one batch.
+        """Return a compiled function that evaluates the densities of one batch.
 
-        If the evaluation cannot be compiled, the eager evaluation is returned.
+        If the densities cannot be compiled, an eager function is returned.
 
         Args:
             path: Densities of the batch.
-            u: Example latents, shape ``(C, B, U)``, the shape of all later calls.
+            u: Example of the unconstrained latents, shape ``(C, B, U)``. All later calls must have the same shape.
         """
         eager = evaluation(path.terms)
         if self.reason is not None or not path.vectorize:

@@ -24,26 +24,27 @@ def enumerate_sites(program: Program, sites: Sequence[str], num_plates: int) -> 
     Args:
         program: A model or a guide.
         sites: Names of the sites.
-        num_plates: Number of dimensions that plates use; the enumerated axes lie to their left.
+        num_plates: Number of dimensions that plates use. The enumerated dimensions lie to the left of these.
     """
     marked = poutine.infer_config(program, lambda site: {"enumerate": "parallel"} if site["name"] in sites else {})
     return EnumMessenger(-1 - num_plates)(marked)
 
 
 def sum_out(trace: Trace, data_plate: DataPlate, sites: Sequence[str], num_chains: int) -> tuple[Tensor, Tensor]:
-    r"""Log-probabilities of observed and latent sites, with enumerated sites summed out.
+    r"""Compute log-probabilities with the enumerated sites summed out.
 
     .. math:: \log p(x|z) = \log p(x, z) - \log p(z)
+
+    x are the observed sites, z the latent sites that are not enumerated.
 
     Args:
         trace: Trace of a program made by :func:`enumerate_sites`.
         data_plate: The data plate.
-        sites: Names of the enumerated sites y.
+        sites: Names of the enumerated sites, y.
         num_chains: Number of chains in the trace, C.
 
     Returns:
-        Log-probability of the observed sites given the latent sites, and of the latent sites, each of shape ``(C, B)``, nats.
-        The sum of the two is the log of the joint density, summed over y.
+        log p(x|z) and log p(z), each of shape ``(C, B)``, nats. Their sum is log p(x, z).
     """
     terms = EnumerationSums(Pair(trace, Trace()), data_plate, sites).model_terms()
     likelihood, prior = (part.reshape(part.shape[-2:]).expand(num_chains, data_plate.size) for part in terms)

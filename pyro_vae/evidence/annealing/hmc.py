@@ -8,18 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Range of a random factor on the step size of each move. With a constant step size the trajectories of a Gaussian may
+#: Range of the random factor on each move's step size. With a constant step size the trajectories of a Gaussian may
 #: close, and a length that suits one direction is too short for another.
 STEP_SIZE_JITTER = (0.3, 1.0)
 
 
 class State(NamedTuple):
-    """Positions of the chains, with densities and gradients there.
+    r"""Positions of the chains, with the densities and gradients at them.
+
+    The log density is :math:`a + \beta b`.
 
     Attributes:
         u: Unconstrained latents, shape ``(C, B, U)``.
-        base: Part a of the log density, shape ``(C, B)``, nats.
-        slope: Coefficient b of beta in the log density, shape ``(C, B)``, nats.
+        base: Part a, shape ``(C, B)``, nats.
+        slope: Coefficient b of beta, shape ``(C, B)``, nats.
         base_grad: Gradient of a, shape ``(C, B, U)``.
         slope_grad: Gradient of b, shape ``(C, B, U)``.
     """
@@ -47,14 +49,15 @@ Evaluate = Callable[[Tensor], State]
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Dtype of sums over steps: float64, or float32 on MPS."""
+    """Return the dtype for sums over steps: float64, or float32 on MPS."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def evaluation(terms: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Evaluate:
-    """Make a function of u that evaluates a, b and their gradients.
+    r"""Make a function that evaluates the log density and its gradient.
 
-    The gradient of a (a prior or a guide) is cheap beside that of b, which contains the decoder.
+    The log density of the unconstrained latents u is :math:`a + \beta b`. The gradient of a (a prior or a guide) costs little
+    in comparison with the gradient of b, which contains the decoder.
 
     Args:
         terms: Function from u, shape ``(C, B, U)``, to a and b, each of shape ``(C, B)``.
@@ -71,7 +74,10 @@ def evaluation(terms: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Evaluate:
 
 
 def _gradient(terms: Tensor, u: Tensor) -> Tensor:
-    """Gradient of the sum of terms; 0 for terms without u."""
+    """Compute the gradient of the summed terms with respect to u.
+
+    The gradient is 0 if no term depends on u.
+    """
     if not terms.requires_grad:
         return torch.zeros_like(u)
     (grad,) = torch.autograd.grad(terms.sum(), u, retain_graph=True, allow_unused=True)
@@ -86,21 +92,21 @@ def move(
     .. math:: v \leftarrow v + \tfrac\epsilon2 s \nabla \log f_\beta(u), \quad u \leftarrow u + \epsilon s v, \quad
         v \leftarrow v + \tfrac\epsilon2 s \nabla \log f_\beta(u)
 
-    with v ~ N(0, I). After L such steps, the new position is accepted with probability :math:`\min(1, e^{-\Delta H})`, which
-    leaves :math:`f_\beta` invariant. Each chain of each datum has its own step size and is accepted or rejected on its own.
-    Each step evaluates one gradient.
+    with step size :math:`\epsilon`, scales s and momentum v ~ N(0, I). After L such steps, the new position is accepted with
+    probability :math:`\min(1, e^{-\Delta H})`, which leaves :math:`f_\beta` invariant. Each chain of each datum has its own
+    step size and is accepted or rejected on its own. Each step evaluates one gradient.
 
     Args:
-        evaluate: Function that evaluates the path.
+        evaluate: Function that evaluates the densities of the path and their gradients.
         state: Positions of the chains.
         beta: Exponent of the posterior in :math:`f_\beta`, 0 to 1.
-        step_size: Epsilon, shape ``(B,)``, positive.
-        scale: s, scales of the unconstrained latents, shape that broadcasts to ``(B, U)``, positive.
-        num_leapfrog: Number of steps L, at least 1.
+        step_size: Step size epsilon of each datum, shape ``(B,)``, positive.
+        scale: Scales s of the unconstrained latents, in a shape that broadcasts to ``(B, U)``, positive.
+        num_leapfrog: Number of leapfrog steps L, at least 1.
 
     Returns:
-        The next positions, and the acceptance probabilities, shape ``(C, B)``. A trajectory that reaches infinity or NaN has
-        probability 0.
+        The next positions of the chains, and the acceptance probabilities, shape ``(C, B)``. A trajectory that reaches infinity
+        or NaN has probability 0.
 
     References:
         Neal, "MCMC using Hamiltonian dynamics", 2011, sections 3 and 4.2.

@@ -9,8 +9,9 @@ prior      :math:`\log p(z) + \log|T'|`        :math:`\log p(x|z)`
 guide      :math:`\log q(z|x) + \log|T'|`      :math:`\log p(x, z) - \log q(z|x)`
 =========  ==================================  ==========================================
 
-:math:`f_0` is the normalized density of the start, :math:`f_1 = p(x, z) |T'|`. The densities between are their geometric
-averages. All densities are functions of unconstrained latents, for each chain and datum.
+:math:`f_0` is the normalized density of the start, :math:`f_1 = p(x, z) |T'|`. The densities between :math:`f_0` and
+:math:`f_1` are geometric averages of the two. All densities are functions of the unconstrained latents u, for each chain and
+datum.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ Start = Literal["prior", "guide"]
 
 
 class Terms(NamedTuple):
-    r"""The two parts of the log density, :math:`a + \beta b`.
+    r"""Parts a and b of the log density :math:`a + \beta b`.
 
     Attributes:
         base: Part a, shape ``(C, B)``, nats.
@@ -61,13 +62,13 @@ class Terms(NamedTuple):
 
 
 class AnnealingPath:
-    r"""Densities between a start and p(x, z), for one batch of data.
+    r"""Densities from a start to p(x, z), for one batch of data.
 
     .. math:: \log f_\beta(u) = a(u) + \beta\, b(u), \quad z = T(u)
 
     A bijection maps the latents of a datum, of any continuous support, to one vector u of real numbers. Discrete latents that
-    guide or model mark for enumeration are summed out of each density (see ``sum_out``). Chains run in an outermost plate. A
-    program that does not run in this plate is evaluated chain by chain, with a warning.
+    the guide or the model marks for enumeration are summed out of each density (see ``sum_out``). Chains run in an outermost
+    plate. A program that does not run in this plate is evaluated chain by chain, with a warning.
 
     Args:
         model: A Pyro model whose latents are continuous, or marked for enumeration.
@@ -80,10 +81,10 @@ class AnnealingPath:
 
     Attributes:
         data_plate: The data plate.
-        latents: Layout of a datum's vector.
+        latents: Layout of a datum's vector u.
         summed_sites: Names of the latent sites that are summed out.
-        guide_trace: First trace of the guide.
-        fixed: Subsamples of the plates, the same in every call.
+        guide_trace: Trace of the guide's first call.
+        fixed: Subsamples of the plates, which stay the same in every call.
         vectorize: True if all chains run in one call.
 
     Raises:
@@ -127,7 +128,7 @@ class AnnealingPath:
 
     @torch.no_grad()
     def draw(self, num_chains: int, source: Start | None = None) -> Tensor:
-        """Draw independently from the prior or the guide.
+        """Draw latents independently from the prior or the guide.
 
         Args:
             num_chains: Number of chains, C.
@@ -147,10 +148,11 @@ class AnnealingPath:
 
     @torch.no_grad()
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Convert latents to unconstrained vectors.
+        """Convert the values of latent sites to unconstrained vectors.
 
         Args:
-            values: z of each latent site, in the shape that the model draws, with or without a leading dimension of chains.
+            values: z of each latent site, by the name of the site, in the shape that the model draws, with or without a leading
+                dimension of chains.
 
         Returns:
             Unconstrained latents, shape ``(C, B, U)``; C is 1 if the values have no dimension of chains.
@@ -165,7 +167,7 @@ class AnnealingPath:
             return torch.cat([self._unconstrain(chain, 1) for chain in self.latents.chains(stacked)])
 
     def terms(self, u: Tensor) -> Terms:
-        """The two parts of the log density; differentiable.
+        """Compute parts a and b of the log density; differentiable in u.
 
         Args:
             u: Unconstrained latents, shape ``(C, B, U)``.
@@ -176,11 +178,13 @@ class AnnealingPath:
         return Terms(logs["guide"] + logs["jacobian"], logs["prior"] + logs["likelihood"] - logs["guide"])
 
     def log_likelihood(self, u: Tensor) -> Tensor:
-        """Log-likelihood log p(x|z), shape ``(C, B)``, nats, detached."""
+        """Compute log p(x|z), shape ``(C, B)``, nats, without gradient."""
         return self.log_densities(u)["likelihood"].detach()
 
     def log_densities(self, u: Tensor) -> dict[str, Tensor]:
-        """Evaluate the logs of all densities; differentiable.
+        """Evaluate the log densities that a and b consist of.
+
+        The results are differentiable in u.
 
         Args:
             u: Unconstrained latents, shape ``(C, B, U)``.
@@ -212,7 +216,7 @@ class AnnealingPath:
         return logs
 
     def _per_datum(self, terms: list[Tensor], num_chains: int) -> Tensor:
-        """Sum log-probabilities over all dimensions except chains and data."""
+        """Sum log-probabilities over all dimensions but those of chains and data."""
         shape = (num_chains, self.data_plate.size)
         return sum(map(self.data_plate.per_datum, terms), start=terms[0].new_zeros(shape)).expand(shape)
 
@@ -241,7 +245,10 @@ class AnnealingPath:
             return poutine.trace(program).get_trace(*self.args, **self.kwargs)
 
     def _unconstrain(self, values: dict[str, Tensor], num_chains: int) -> Tensor:
-        """Convert the values of one call to vectors, shape ``(C, B, U)``."""
+        """Convert latents to vectors by one call of the model.
+
+        The vectors have shape ``(C, B, U)``.
+        """
         with ToUnconstrained(values) as found:
             self._trace(self.model, num_chains)
         return self.latents.join(found.free, num_chains)
@@ -262,10 +269,12 @@ class AnnealingPath:
 
     @torch.no_grad()
     def _check_chains(self) -> None:
-        """Run chains one by one if their plate fails or changes densities.
+        """Switch to chain-by-chain calls if a plate of chains does not work.
+
+        The plate does not work if the model fails in it, or if it changes the densities.
 
         Raises:
-            ValueError: If densities change from call to call.
+            ValueError: If the densities change from call to call.
         """
         try:
             u = self.draw(2)
@@ -309,7 +318,7 @@ def _proposal(
 
 
 def _check_density(guide_trace: Trace) -> None:
-    """Refuse a guide that cannot score every z.
+    """Refuse a guide without a density for every value of the latents.
 
     Raises:
         ValueError: If a guide site is a Delta or auxiliary.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.evidence.annealing.hmc import Evaluate, move, sum_dtype
 
-#: Mean acceptance probability that the step sizes are tuned to.
+#: Target of the tuning: mean acceptance probability of the moves.
 TARGET_ACCEPTANCE = 0.9
 #: Places on the path at which step sizes are tuned; their logarithms are interpolated linearly.
 NUM_KNOTS = 10
@@ -25,14 +25,15 @@ MAX_STEP_SIZE = 50.0
 
 @dataclass(frozen=True)
 class Tuning:
-    r"""Step sizes and scales of moves along the path.
+    r"""Step sizes and scales of the moves along the path.
 
-    The scales have the precision :math:`(1 - \beta) / v_0 + \beta / v_1`, as on a path between two Gaussians.
+    The squared scales are variances. Their inverse is :math:`(1 - \beta) / v_0 + \beta / v_1`, as on a path between two
+    Gaussians.
 
     Attributes:
-        log_steps: Logarithm of each datum's step size at equally spaced places, shape ``(J, B)``, float64.
-        start: Variances v_0 at the start, shape that broadcasts to ``(B, U)``.
-        end: Variances v_1 near the posterior, shape that broadcasts to ``(B, U)``.
+        log_steps: Logarithm of each datum's step size at J equally spaced places, shape ``(J, B)``, float64.
+        start: Variances v_0 of the latents at the start, in a shape that broadcasts to ``(B, U)``.
+        end: Variances v_1 of the latents near the posterior, in a shape that broadcasts to ``(B, U)``.
     """
 
     log_steps: Tensor
@@ -49,7 +50,10 @@ class Tuning:
         return torch.lerp(self.log_steps[low], self.log_steps[low + 1], position - low).exp()
 
     def scale(self, beta: float) -> Tensor:
-        """Scales of the latents, shape that broadcasts to ``(B, U)``."""
+        """Scales of the latents at a given beta.
+
+        Their shape broadcasts to ``(B, U)``.
+        """
         return ((1 - beta) / self.start + beta / self.end).rsqrt()
 
 
@@ -62,20 +66,20 @@ def tune(
     num_leapfrog: int,
     num_steps: int,
 ) -> Tuning:
-    r"""Find step sizes by moving chains once along the path.
+    r"""Tune the step sizes by moving pilot chains once along the path.
 
     .. math:: \log \epsilon_{n+1} = \log \epsilon_n + 1.5\, n^{-0.6} (\bar\alpha_n - 0.9)
 
-    at each of ten places, where :math:`\bar\alpha` is the datum's mean acceptance over chains. The step size of a place is the
-    geometric mean over the second half of its moves. The chains of the pilot are then discarded, so later moves, with fixed
-    step sizes, are reversible.
+    at each of ten places, where n counts the moves, :math:`\epsilon_n` is the datum's step size and :math:`\bar\alpha_n` its
+    mean acceptance probability over chains. The step size of a place is the geometric mean over the second half of its moves.
+    The chains of the pilot are then discarded. Later moves have fixed step sizes and are therefore reversible.
 
     Args:
-        evaluate: Function that evaluates the path.
+        evaluate: Function that evaluates the densities of the path and their gradients.
         u: Draws from the start, shape ``(C, B, U)``.
         path: Function from a place, 0 to 1, to beta.
-        start: v_0, see :class:`Tuning`.
-        end: v_1, see :class:`Tuning`.
+        start: Variances v_0 at the start, see :class:`Tuning`.
+        end: Variances v_1 near the posterior, see :class:`Tuning`.
         num_leapfrog: Number of leapfrog steps in one move, L.
         num_steps: Number of steps T, which sets the length of the pilot.
 

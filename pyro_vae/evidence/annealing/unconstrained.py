@@ -23,11 +23,11 @@ from pyro_vae.inference.program.sites import Site, base_name
 
 @dataclass(frozen=True)
 class LatentBlock:
-    """Block of a datum's vector that belongs to one latent site.
+    """Part of a datum's vector that belongs to one latent site.
 
     Attributes:
         name: Name of the site.
-        alone: Batch shape of the site outside any plate of chains.
+        alone: Batch shape of the site in a program without chains.
         event: Event shape of the site's value.
         free: Event shape of the unconstrained value.
         dtype: Dtype of the value.
@@ -43,7 +43,9 @@ class LatentBlock:
 
     @classmethod
     def of(cls, name: str, site: Site, free: Tensor, data_plate: DataPlate) -> LatentBlock:
-        """Make the block of a latent site from a trace without chains.
+        """Make the block of one latent site.
+
+        The program was traced without chains.
 
         Args:
             name: Name of the site.
@@ -60,25 +62,28 @@ class LatentBlock:
 
     @property
     def batch(self) -> Size:
-        """Batch shape, padded on the left to the program's plate dimensions."""
+        """Batch shape with leading ones for unused plate dimensions."""
         return Size((1,) * (self.data_plate.nesting - len(self.alone)) + tuple(self.alone))
 
     @property
     def size(self) -> int:
-        """Number of unconstrained numbers for one datum."""
+        """Length of the block: unconstrained numbers for one datum."""
         return self.batch.numel() * self.free.numel() // self.data_plate.size
 
     @property
     def _data_axis(self) -> int:
-        """Axis of the data, after the axis of the chains."""
+        """Axis of the data, counted with a first axis for chains."""
         return 1 + self.data_plate.nesting + self.data_plate.dim
 
     def flatten(self, free: Tensor) -> Tensor:
-        """Reshape ``(C, *batch, *free)`` to ``(C, B, size)``."""
+        """Reshape unconstrained values to vectors.
+
+        From shape ``(C, *batch, *free)`` to shape ``(C, B, size)``.
+        """
         return free.movedim(self._data_axis, 1).reshape(len(free), self.data_plate.size, self.size)
 
     def unflatten(self, u: Tensor) -> Tensor:
-        """Invert :meth:`flatten`."""
+        """Reshape vectors to unconstrained values; inverse of :meth:`flatten`."""
         inner = list(self.batch)
         del inner[self.data_plate.dim]
         shaped = u.to(self.dtype).reshape(len(u), self.data_plate.size, *inner, *self.free)
@@ -87,7 +92,7 @@ class LatentBlock:
 
 @dataclass(frozen=True)
 class LatentVector:
-    """Layout of a datum's vector: blocks of latent sites, side by side.
+    """Layout of a datum's vector: one block for each latent site.
 
     Attributes:
         blocks: One block for each latent site.
@@ -101,7 +106,7 @@ class LatentVector:
         return sum(block.size for block in self.blocks)
 
     def join(self, free: Mapping[str, Tensor], num_chains: int) -> Tensor:
-        """Join unconstrained values to vectors.
+        """Join the sites' unconstrained values to vectors.
 
         Args:
             free: Unconstrained value of each site, shape ``(*batch, *free)``, with a leading dimension for several chains.
@@ -129,7 +134,8 @@ class LatentVector:
         """Check the values of latent sites and add a dimension of chains.
 
         Args:
-            values: z of each site, in the shape that the model draws, with or without a leading dimension of chains.
+            values: z of each site, by the name of the site, in the shape that the model draws, with or without a leading
+                dimension of chains.
 
         Returns:
             z of each site, shape ``(C, *batch, *event)``; C is 1 if the values have no dimension of chains.
@@ -156,9 +162,9 @@ class LatentVector:
         return stacked
 
     def chains(self, values: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Yield the values of one chain after another.
+        """Yield the values of each chain in turn.
 
-        The values have the shapes of a program without chains.
+        The yielded values have the shapes that they have in a program without chains.
 
         Args:
             values: A value of each site, shape ``(C, *batch, *event)`` or ``(C, *batch, *free)``.
@@ -173,7 +179,7 @@ class LatentVector:
 
 
 def check_continuous(name: str, distribution: Distribution) -> None:
-    """Refuse a latent site without a density over real numbers.
+    """Refuse a latent site whose distribution has no density.
 
     Raises:
         ValueError: If the distribution is discrete or a Delta.
@@ -193,8 +199,8 @@ class FromUnconstrained(Messenger):
         latents: Unconstrained value u of each site, shape ``(*batch, *free)``.
 
     Attributes:
-        values: z of each site.
-        jacobians: log|T'(u)| of each site, in the batch shape of the site.
+        values: z of each site, by the name of the site.
+        jacobians: log|T'(u)| of each site, by the name of the site, in the batch shape of the site.
     """
 
     def __init__(self, latents: Mapping[str, Tensor]) -> None:

@@ -1,1 +1,1 @@
-"""Estimates of log p(x) for each datum, and their diagnostics."""
+"""Estimates of log p(x) for each datum, with diagnostics of the estimates."""

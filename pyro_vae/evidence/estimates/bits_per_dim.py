@@ -14,17 +14,18 @@ LEVELS = 256
 
 
 def bits_per_dim(log_px: Tensor, num_dims: int, *, density: bool = False, levels: int | None = None) -> Tensor:
-    r"""Code length in bits for each pixel value, lower is better.
+    r"""Convert log p(x) to bits per pixel value; lower is better.
 
     .. math:: b = -\frac{\log p(x)}{D \log 2} \; (+ \log_2 L \text{ for a density of dequantized pixels in } [0, 1])
 
-    For a probability of integer pixels, b is exact. A density has a code length only if the pixels were dequantized, :math:`y =
-    (x + u) / L` with u uniform: then :math:`\log P(x) \ge E_u[\log p(y)] - D \log L`, so that b is an upper bound. The
-    density of undequantized pixels can be made arbitrarily large, so it is refused.
+    b is the length of a code for the pixels. If p(x) is a probability of integer pixels, b is exact. A density has a code
+    length only if the pixels were dequantized, :math:`y = (x + u) / L` with u uniform: then
+    :math:`\log P(x) \ge E_u[\log p(y)] - D \log L`, so that b is an upper bound. The density of undequantized pixels can be
+    made arbitrarily large, so it is refused.
 
     Args:
         log_px: log p(x), nats, of any shape.
-        num_dims: D, pixels times channels, at least 1.
+        num_dims: Number of pixel values D, pixels times channels, at least 1.
         density: True if ``log_px`` is a log density, for example from a continuous likelihood.
         levels: Number of grey levels L, at least 2, if the pixels were dequantized; else None.
 
@@ -54,7 +55,7 @@ def dequantize(pixels: Tensor, levels: int = LEVELS) -> Tensor:
 
     .. math:: y = (x + u) / L, \quad u \sim U[0, 1)
 
-    The noise comes from torch's generator.
+    x are the pixels and L is the number of grey levels. The noise u comes from torch's generator.
 
     Args:
         pixels: Integers from 0 to L - 1, any shape and dtype.

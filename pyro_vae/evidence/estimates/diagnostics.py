@@ -13,19 +13,20 @@ from pyro_vae.evidence.estimates.pareto import fit_tail, tail_length
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
-    r"""Tail shape k of the importance weights of each datum.
+    r"""Fit the tail shape k of each datum's importance weights w.
 
     .. math:: P(w - u > t \mid w > u) = (1 + k t / \sigma)^{-1/k}
 
-    A generalized Pareto distribution is fitted to the largest :math:`\min(K/5, 3\sqrt K)` weights above a cutoff u. The weights
-    have about 1/k finite moments: at k >= 1/2 their variance is infinite, and so is the usual standard error.
+    A generalized Pareto distribution with scale :math:`\sigma` is fitted to the :math:`\min(K/5, 3\sqrt K)` largest of a
+    datum's K weights, those above a cutoff u. The weights have about 1/k finite moments: at k >= 1/2 their variance is
+    infinite, and so is the usual standard error.
 
     Args:
         log_w: Log importance weights, shape ``(K, B)``, nats.
 
     Returns:
-        Tail shape k, shape ``(B,)``, float64. It is ``inf`` if K is too small for a fit (at most 20 draws: fewer than five in
-        the tail). Weights that are all equal give ``inf`` too: check :func:`equal_weights` first.
+        Tail shape k, shape ``(B,)``, float64. It is ``inf`` if K is too small for a fit: at most 20 draws, so that the tail has
+        fewer than five. Weights that are all equal give ``inf`` too: check :func:`equal_weights` first.
 
     Raises:
         ValueError: If ``log_w`` is not two-dimensional.
@@ -46,7 +47,7 @@ def pareto_k_threshold(num_samples: int) -> float:
     .. math:: \min(1 - 1 / \log_{10} K,\ 0.7)
 
     Args:
-        num_samples: K.
+        num_samples: Number of draws, K.
 
     Returns:
         The threshold; minus infinity at K = 1, where no estimate can be trusted.
@@ -60,7 +61,7 @@ def pareto_k_threshold(num_samples: int) -> float:
 
 
 def pareto_k_thresholds(num_samples: Tensor) -> Tensor:
-    """:func:`pareto_k_threshold` for each datum.
+    """Compute :func:`pareto_k_threshold` for each datum.
 
     Args:
         num_samples: Number of draws K for each datum, shape ``(B,)``.
@@ -75,9 +76,9 @@ def pareto_k_thresholds(num_samples: Tensor) -> Tensor:
 def equal_weights(log_w: Tensor) -> Tensor:
     """Find the data whose weights are all equal up to rounding.
 
-    The weights are equal if the guide is the exact posterior. The estimate is then exact, and there is no tail to fit. Each
-    log weight is a sum over pixels, so the tolerance is 1,000 units in the last place (in the dtype of ``log_w``) of
-    max(1, abs(log w)), and at most 0.01 nats: the error of the estimate is then below 0.01 / sqrt(K).
+    The weights are equal if the guide is the exact posterior. The estimate is then exact, and there is no tail to fit. Each log
+    weight is a sum over pixels, so the tolerance is 1,000 units in the last place (in the dtype of ``log_w``) of max(1, abs(log
+    w)), and at most 0.01 nats. With weights this close, the error of the estimate is below 0.01 / sqrt(K).
 
     Args:
         log_w: Log importance weights, shape ``(K, B)``, nats, in the dtype in which they were computed.
@@ -92,7 +93,9 @@ def equal_weights(log_w: Tensor) -> Tensor:
 
 
 def equal_range(low: Tensor, high: Tensor, eps: float) -> Tensor:
-    """Compare smallest and largest log weight; see :func:`equal_weights`.
+    """Find the data whose smallest and largest log weights are equal.
+
+    Equal means equal up to rounding, see :func:`equal_weights`.
 
     Args:
         low: Smallest log weight of each datum, shape ``(B,)``, nats.
@@ -100,21 +103,22 @@ def equal_range(low: Tensor, high: Tensor, eps: float) -> Tensor:
         eps: Machine epsilon of the dtype in which the log weights were computed.
 
     Returns:
-        True where the two are equal up to rounding, shape ``(B,)``, bool.
+        True for data with equal weights, shape ``(B,)``, bool.
     """
     size = torch.maximum(low.abs(), high.abs()).clamp(min=1)
     return (high - low) <= (1000 * eps * size).clamp(max=0.01)
 
 
 def jackknife(blocks: Tensor, sizes: Tensor) -> Tensor:
-    r"""Standard error of the log of a mean by the delete-a-block jackknife.
+    r"""Estimate the standard error of a log mean weight by the jackknife.
 
     .. math:: \hat\theta_{-g} = \log \frac{\sum_{h \ne g} S_h}{K - n_g}, \quad
         \tau_g = h_g \hat\theta - (h_g - 1)\, \hat\theta_{-g}, \quad h_g = K / n_g, \quad
         \mathrm{se}^2 = \frac1G \textstyle\sum_g \frac{(\tau_g - \hat\theta_J)^2}{h_g - 1}
 
-    with :math:`\hat\theta_J = G \hat\theta - \sum_g (1 - n_g / K)\, \hat\theta_{-g}`. For blocks of equal size this is the
-    usual jackknife.
+    with :math:`\hat\theta_J = G \hat\theta - \sum_g (1 - n_g / K)\, \hat\theta_{-g}`. The K draws are split into G blocks.
+    Block g has :math:`n_g` draws, whose weights sum to :math:`S_g`; :math:`\hat\theta` is the log mean weight of all draws, and
+    :math:`\hat\theta_{-g}` that of all draws outside block g. For blocks of equal size this is the usual jackknife.
 
     Args:
         blocks: Log of the sum of the weights in each block, log S, shape ``(G, B)``, nats.
@@ -146,7 +150,7 @@ def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
     .. math:: \mathrm{Var}_x(E_{q(z_j|x)}[z_j]) > 0.01
 
     Args:
-        means: Posterior means, shape ``(N, Z)``.
+        means: Posterior means of Z latent units for N data, shape ``(N, Z)``.
         threshold: Variance above which a unit counts as active.
 
     Returns:
@@ -159,19 +163,19 @@ def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
 
 
 def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
-    r"""KL of each latent unit.
+    r"""Compute the KL from posterior to prior of each latent unit.
 
     .. math:: KL(q(z_j | x) \,\|\, p(z_j)), \quad \textstyle\sum_j KL_j = KL(q(z | x) \,\|\, p(z))
 
-    Exact, not sampled; at least 0. The sum over units is the rate. A unit with KL near 0 carries no information about the
-    data.
+    The KL is exact, not sampled, and at least 0. Its sum over units is the rate. A unit with KL near 0 carries no information
+    about the data.
 
     Args:
-        q: q(z|x), batch shape ``(B,)``, event shape ``(Z,)``.
+        q: q(z|x) for B data and Z units, batch shape ``(B,)``, event shape ``(Z,)``.
         p: p(z), event shape ``(Z,)``.
 
     Returns:
-        KL of each datum and unit, shape ``(B, Z)``, nats; None if the units of q or p depend on each other (the rate is then
+        KL of each datum and unit, shape ``(B, Z)``, nats; None if the units depend on each other under q or p (the rate is then
         no sum over units), or if the KL has no known closed form.
     """
     one_q, one_p = units_of(q), units_of(p)
@@ -184,7 +188,7 @@ def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
 
 
 def units_of(distribution: Distribution) -> Distribution | None:
-    """Return the units as a batch of scalar distributions.
+    """Return a distribution's units as a batch of scalar distributions.
 
     Return None if the units are not independent, or have no density.
     """

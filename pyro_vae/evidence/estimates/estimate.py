@@ -20,24 +20,24 @@ from pyro_vae.evidence.estimates.summary import Summary
 
 @dataclass(frozen=True)
 class Estimate:
-    r"""Importance-sampled :math:`\log p(x_i)` with diagnostics.
+    r"""Importance-sampling estimates of :math:`\log p(x)` with diagnostics.
 
     .. math:: \widehat{\log p}(x) = \log \tfrac1K \textstyle\sum_k w_k
 
-    A stochastic lower bound, with a bias of about -Var(w) / (2 K p(x)^2). If draws are independent between data, the mean
-    over N data exceeds the true mean by more than log(1/a) / N with probability at most a, whatever the tail of the weights
-    (Markov's inequality).
+    w_k is the importance weight of draw k; each of B data has K draws. The estimate is a stochastic lower bound, with a bias of
+    about -Var(w) / (2 K p(x)^2). If different data have independent draws, the mean estimate over N data exceeds the true mean
+    by more than log(1/a) / N with probability at most a, whatever the tail of the weights (Markov's inequality).
 
     Attributes, unless stated otherwise, are tensors of shape ``(B,)``, float64, on the CPU.
 
     Attributes:
         log_px: The estimate, nats, higher is better.
-        std_error: Monte Carlo standard error of ``log_px`` by the delta method, sd(w) / (sqrt(K) mean(w)), nats; NaN where k
-            is above the threshold, and at K = 1.
+        std_error: Monte Carlo standard error of ``log_px`` by the delta method, sd(w) / (sqrt(K) mean(w)), nats; NaN where
+            ``pareto_k`` is above its threshold, and at K = 1.
         jackknife_error: Jackknife estimate of the same error, which leaves out one of 50 blocks of draws at a time; NaN where
             ``std_error`` is NaN.
-        smoothed: The estimate from Pareto-smoothed weights, nats: less noisy where k is large, but not a bound. Equal to
-            ``log_px`` where there is no tail to fit.
+        smoothed: The estimate from Pareto-smoothed weights, nats: less noisy where ``pareto_k`` is large, but not a bound.
+            Equal to ``log_px`` where there is no tail to fit.
         ess: Effective sample size, (sum w)^2 / sum w^2, between 1 and K.
         largest_share: Share of the largest weight in the sum, between 1/K and 1.
         pareto_k: Shape of the tail of the weights, see :func:`pareto_k`; minus infinity where all weights are equal.
@@ -48,8 +48,8 @@ class Estimate:
         distortion: Mean of -log p(x|z), nats.
         draws: Number of draws K for each datum, int64.
         num_samples: Number of draws K, an integer; the largest K if K differs between data.
-        num_pilot: Number of pilot draws for each datum, an integer; 0 without a pilot. Pilot draws choose K and are used for
-            nothing else.
+        num_pilot: Number of pilot draws for each datum, an integer; 0 without a pilot. Pilot draws only choose K; no estimate
+            uses them.
     """
 
     log_px: Tensor
@@ -70,12 +70,13 @@ class Estimate:
 
     @classmethod
     def from_weights(cls, log_likelihood: Tensor, log_ratio: Tensor, log_w: Tensor | None = None) -> Self:
-        """Reduce log weights over draws, in float64.
+        """Compute the estimate from the log weights of all draws, in float64.
 
         Args:
             log_likelihood: log p(x|z), shape ``(K, B)``, nats, in the dtype in which it was computed.
             log_ratio: log p(z) - log q(z|x), shape ``(K, B)``, nats.
-            log_w: Log importance weights, if they are not the sum of those two tensors; see :meth:`Moments.add`.
+            log_w: Log importance weights, shape ``(K, B)``, nats; None: ``log_likelihood`` + ``log_ratio``. See
+                :meth:`Moments.add`.
 
         Returns:
             The estimate of each datum.
@@ -89,10 +90,10 @@ class Estimate:
 
     @classmethod
     def from_moments(cls, moments: Moments) -> Self:
-        """Compute the estimate from the moments of all K draws.
+        """Compute the estimate from the moments of all draws.
 
         Args:
-            moments: Moments to which all K draws have been added.
+            moments: Moments of the log weights, to which every draw has been added.
 
         Returns:
             The estimate of each datum.
@@ -134,8 +135,8 @@ class Estimate:
             parts: One estimate for each batch.
 
         Returns:
-            One estimate of all data, in order. A number that belongs to a whole batch, such as ``num_samples``, is the largest
-            over the batches.
+            One estimate of all data, in the order of the batches. A number that belongs to a whole batch, such as
+            ``num_samples``, is the largest over the batches.
 
         Raises:
             ValueError: If ``parts`` is empty.
@@ -149,7 +150,7 @@ class Estimate:
         return cls(**joined)
 
     def take(self, rows: Tensor) -> Self:
-        """Select data, or put them in another order.
+        """Return the estimate of the given data, in the given order.
 
         Args:
             rows: Positions of the data to take, int64.
@@ -165,7 +166,7 @@ class Estimate:
 
     @property
     def thresholds(self) -> Tensor:
-        """Largest trustworthy Pareto k for the draws of each datum.
+        """Largest Pareto k at which each datum's draws can be trusted.
 
         Shape ``(B,)``, float64.
         """
@@ -184,7 +185,7 @@ class Estimate:
         return self.pareto_k <= self.thresholds
 
     def summary(self) -> Summary:
-        """Average over data, with separate data error, Monte Carlo error and bias."""
+        """Average over data; data error, Monte Carlo error and bias are separate."""
         num = len(self.log_px)
         good = self.reliable
         all_good = bool(good.all())
@@ -228,5 +229,5 @@ class Estimate:
 
 
 def _error_of_mean(errors: Tensor) -> float:
-    """Standard error of the mean of independent estimates."""
+    """Compute the error of a mean from its terms' independent errors."""
     return float(errors.square().sum().sqrt() / len(errors))

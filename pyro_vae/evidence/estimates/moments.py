@@ -1,4 +1,4 @@
-"""Running moments of log weights, in memory independent of K."""
+"""Running moments of log weights; memory does not grow with the draws."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch import Tensor
 from pyro_vae.errors import check_count
 from pyro_vae.evidence.estimates.pareto import tail_length
 
-#: Number of blocks of draws that the jackknife leaves out one by one. With 50 blocks, the jackknife error is known to 10 %.
+#: Number of blocks of draws that the jackknife leaves out one by one. With 50, the jackknife error is itself known to 10 %.
 JACKKNIFE_BLOCKS = 50
 #: Draws are collected until there are at least this many, then reduced together.
 _MIN_DRAWS_TO_REDUCE = 256
 
 
 class Moments:
-    r"""Running moments of log weights over draws, for each datum.
+    r"""Running moments of each datum's log weights.
 
-    The moments are kept in float64: mean and second moment of w, relative to the largest weight so far; mean and variance of
-    log w; rate and distortion; the :math:`3 \sqrt K` largest weights and the sum of all smaller ones; and the sum over each
-    block of the jackknife. Splitting the draws into chunks changes the moments by rounding only.
+    Draws are added in chunks. The moments of the weights w are kept in float64: mean and second moment of w, relative to the
+    largest weight so far; mean and variance of log w; rate and distortion; the :math:`3 \sqrt K` largest of K weights and the
+    sum of all smaller weights; and the sum of the weights in each block of the jackknife. The size of the chunks changes the
+    moments by rounding only.
 
     Args:
         num_samples: Number of draws K, the total over all chunks.
@@ -50,8 +51,9 @@ class Moments:
         Args:
             log_likelihood: log p(x|z), shape ``(k, B)``, nats, in the dtype in which it was computed.
             log_ratio: log p(z) - log q(z|x), shape ``(k, B)``, nats.
-            log_w: Log importance weights, if they are not the sum of those two tensors. With an enumerated site, those two are
-                means over the site's values under q, but the weight is a sum over the values.
+            log_w: Log importance weights, shape ``(k, B)``, nats; None: ``log_likelihood`` + ``log_ratio``. They differ with an
+                enumerated site: the weight is a sum over the site's values, but ``log_likelihood`` and ``log_ratio`` are means
+                over the values under q.
 
         Raises:
             ValueError: If a weight is NaN, or there are more than K draws.
@@ -65,7 +67,7 @@ class Moments:
             self._reduce()
 
     def finish(self) -> Sums:
-        """Return the sums over all K draws.
+        """Return the sums over all draws.
 
         Raises:
             ValueError: If draws are missing, or a weight is NaN.
@@ -86,21 +88,23 @@ class Moments:
 
 
 def _double(x: Tensor) -> Tensor:
-    """Convert to float64, on the same device if it has float64."""
+    """Convert to float64, on the same device if the device has float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 class Sums:
-    """The sums that :class:`Moments` keeps, each of shape ``(B,)`` unless stated.
+    """Sums over draws that :class:`Moments` keeps for each datum.
+
+    w is the importance weight of a draw. The tensors have shape ``(B,)`` unless stated otherwise.
 
     Attributes:
-        top: Largest log weights, in falling order, shape ``(T + 1, B)``.
+        top: The T + 1 largest log weights, in falling order, shape ``(T + 1, B)``, where T is the length of the tail.
         body: Log of the sum of the weights that are not in ``top``.
         highest: Largest log weight.
         lowest: Smallest log weight.
         mean: Mean of w, relative to ``highest``.
         squares: Sum of (w - mean)^2, relative to ``highest`` squared.
-        blocks: Log of the sum of w over each block of draws, shape ``(G, B)``.
+        blocks: Log of the sum of w over each of G blocks of draws, shape ``(G, B)``.
         block_sizes: Number of draws in each block, shape ``(G,)``.
         elbo: Sum of log w.
         elbo_squares: Sum of squared deviations of log w from its mean.
@@ -123,7 +127,7 @@ class Sums:
         self.block_sizes = torch.tensor([end - start for start, end in itertools.pairwise(ends)])
 
     def add(self, likelihood: Tensor, ratio: Tensor, log_w: Tensor, start: int) -> None:
-        """Add float64 draws, numbered from ``start``."""
+        """Add a chunk of draws in float64; ``start`` numbers the first draw."""
         if bool(log_w.isnan().any()):
             raise ValueError(f"log weights: expected numbers, got NaN for {int(log_w.isnan().any(0).sum())} data.")
         self._add_weights(log_w, start)
@@ -159,16 +163,16 @@ class Sums:
 
 
 def _merge(mean: Tensor, squares: Tensor, count: int, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Update a mean and a sum of squared deviations.
+    """Update a mean and a sum of squared deviations with new values.
 
     Args:
-        mean: Mean of the first values, shape ``(B,)``.
-        squares: Sum of their squared deviations, shape ``(B,)``.
-        count: Number of the first values.
+        mean: Mean of the earlier values, shape ``(B,)``.
+        squares: Sum of squared deviations of the earlier values from ``mean``, shape ``(B,)``.
+        count: Number of earlier values.
         new: New values, shape ``(k, B)``.
 
     Returns:
-        Mean and sum of squared deviations of all values.
+        Mean and sum of squared deviations of all values, earlier and new.
     """
     num = len(new)
     new_mean = new.mean(0)

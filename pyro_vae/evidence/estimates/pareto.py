@@ -10,20 +10,20 @@ from torch import Tensor
 
 #: Fewest weights above the cutoff to which a tail is fitted.
 MIN_TAIL_DRAWS = 5
-#: Most numbers in the grid of one fit. More data are fitted in slices.
+#: Largest number of values in the grid of one fit. If there are more data, they are fitted in slices.
 _MAX_GRID_NUMBERS = 4_000_000
 
 
 class Tail(NamedTuple):
-    """Fit to the largest weights of each datum.
+    """Pareto fit to the largest importance weights of each datum.
 
     All attributes have shape ``(B,)``, float64.
 
     Attributes:
         k: Shape of the generalized Pareto distribution; infinite where there is no tail to fit.
-        log_sum: Log of the sum of the largest weights, nats.
-        log_smoothed: ``log_sum`` after smoothing, which replaces the weights above the cutoff, in order, by quantiles of the
-            fit.
+        log_sum: Log of the sum of the largest weights, unsmoothed, nats.
+        log_smoothed: Log of the sum of the largest weights after smoothing, nats. Each weight above the cutoff is replaced by
+            the quantile of the fit that has its rank.
     """
 
     k: Tensor
@@ -32,7 +32,7 @@ class Tail(NamedTuple):
 
 
 def tail_length(num_samples: int) -> int:
-    r"""Number of weights in the tail.
+    r"""Return the number T of weights in the tail.
 
     .. math:: T = \lceil \min(K / 5,\ 3 \sqrt K) \rceil
 
@@ -47,17 +47,18 @@ def fit_tail(top: Tensor, num_samples: int) -> Tail:
 
     .. math:: P(w - u > t \mid w > u) = (1 + k t / \sigma)^{-1/k}
 
-    The cutoff u is the largest weight below the tail. Weights equal to the cutoff do not belong to the tail.
+    w is a weight, k the shape and :math:`\sigma` the scale. The tail is the T = ``tail_length(num_samples)`` largest weights;
+    the cutoff u is the largest weight below the tail. Weights equal to the cutoff do not belong to the tail.
 
     Args:
-        top: The ``tail_length(num_samples) + 1`` largest log weights, in falling order, shape ``(T + 1, B)``, nats.
+        top: The T + 1 largest log weights of each datum, in falling order, shape ``(T + 1, B)``, nats.
         num_samples: Number of draws, K.
 
     Returns:
         The shape k and the sum of the largest weights, raw and smoothed. The two sums are equal where nothing was fitted.
 
     Raises:
-        ValueError: If ``top`` has a different number of rows.
+        ValueError: If ``top`` does not have T + 1 rows.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2024, section 2; Zhang, Stephens, "A New
@@ -92,13 +93,13 @@ def _grid_size(length: int) -> int:
 
 
 def _fit_shape_and_scale(excess: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Estimate k and sigma from excesses over the cutoff.
+    r"""Estimate the Pareto shape k and scale sigma from the tail.
 
     :math:`b = -k / \sigma` is estimated by a posterior mean over a grid, under the prior of Zhang and Stephens. k is the mean
     of :math:`\log(1 - b t)` over the excesses t, shrunk towards 1/2 with the weight of ten observations.
 
     Args:
-        excess: w - u in rising order, shape ``(n, B)``.
+        excess: Weight minus cutoff, in rising order, shape ``(n, B)``.
 
     Returns:
         k and sigma, each of shape ``(B,)``.
@@ -116,9 +117,9 @@ def _fit_shape_and_scale(excess: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantiles(k: Tensor, sigma: Tensor, length: int) -> Tensor:
-    """Quantiles of the fit at (i - 1/2) / n.
+    """Return the quantiles of the fit at (i - 1/2) / n.
 
-    Shape ``(n, B)``.
+    i runs from 1 to the length n of the tail. The quantiles have shape ``(n, B)``.
     """
     log_survival = torch.log1p(-(torch.arange(length, dtype=k.dtype, device=k.device)[:, None] + 0.5) / length)
     small = k.abs() < torch.finfo(k.dtype).eps

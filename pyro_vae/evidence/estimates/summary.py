@@ -1,4 +1,4 @@
-"""Means of an estimate over a data set, with their errors."""
+"""Means of an estimate over a data set, with errors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Summary:
-    r"""Means of an :class:`Estimate` over N data, nats per datum.
+    r"""Means of an :class:`Estimate` over N data, in nats per datum.
+
+    K is the number of draws, k the Pareto k of a datum.
 
     Attributes:
         log_px: Mean of log p(x), higher is better.
-        std_error: Standard error of ``log_px`` as an estimate of the population mean: the scatter over data. None at N = 1.
+        std_error: Standard error of ``log_px`` as an estimate of the population mean, from the scatter over data. None at
+            N = 1.
         mc_error: Monte Carlo standard error of ``log_px`` for these data; None if any datum has k above the threshold.
         mc_error_reliable: Monte Carlo standard error of the mean over the data whose k is at most the threshold; None if
             there are no such data.
@@ -57,12 +60,12 @@ class Summary:
 
     @property
     def gap(self) -> float:
-        """Mean of log p(x) - ELBO: the KL from guide to posterior."""
+        """Mean of log p(x) minus ELBO, which is KL(q(z|x) || p(z|x))."""
         return self.log_px - self.elbo
 
     @property
     def smoothed_change(self) -> float:
-        """Smoothed mean of log p(x) minus the raw mean."""
+        """Mean of log p(x) from smoothed weights, minus that from raw weights."""
         return self.smoothed - self.log_px
 
     def verdict(self) -> str:

@@ -1,4 +1,4 @@
-"""Number of draws for each datum, chosen by a discarded pilot."""
+"""Importance sampling with a number of draws chosen for each datum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_vae.inference.weights.log_weights import ProposalDraws
 
 #: Draws of the pilot, unless ``max_samples`` is smaller.
 PILOT_SAMPLES = 500
-#: Fewest draws: enough to fit a Pareto tail, with a threshold on k above 1/2.
+#: Smallest number of draws: enough to fit a Pareto tail, with a threshold on Pareto k above 1/2.
 MIN_SAMPLES = 128
 
 T = TypeVar("T")
@@ -37,8 +37,9 @@ def adaptive(
 
     .. math:: K_i = \Big\lceil \widehat{\mathrm{Var}}(w_i) / (\hat p(x_i)\ \mathrm{se})^2 \Big\rceil
 
-    rounded up to a power of the square root of 2. The variance comes from 500 separate pilot draws: choosing K by the reported
-    draws would bias the estimate. A datum whose Pareto k is too large in the pilot gets ``max_samples``.
+    rounded up to a power of the square root of 2, is the number of draws for datum i; :math:`w_i` are the importance weights
+    and se is ``target_se``. The variance comes from 500 separate pilot draws: choosing K by the draws of the estimate itself
+    would bias the estimate. A datum whose Pareto k is too large in the pilot gets ``max_samples`` draws.
 
     Args:
         sampler: Sampler of the model and guide.
@@ -47,13 +48,13 @@ def adaptive(
         kwargs: Keyword arguments of model and guide.
         data_ids: Integer identifier of each datum, shape ``(B,)``; None: 0 to B - 1.
         target_se: Standard error to reach for each datum, nats.
-        max_samples: Largest K.
+        max_samples: Largest number of draws K for a datum.
 
     Returns:
         The estimate of each datum, in the order of the data.
 
     Raises:
-        ValueError: If model and guide cannot run on a subset of the rows of their arguments.
+        ValueError: If model and guide cannot run on a subset of the data.
     """
     num_pilot = min(PILOT_SAMPLES, max_samples)
     with sampler.seeded_for(data_ids, PILOT):
@@ -73,7 +74,7 @@ def adaptive(
 
 
 def choose_samples(pilot: Estimate, target_se: float, max_samples: int) -> Tensor:
-    """Choose K for each datum.
+    """Choose the number of draws K for each datum.
 
     K is a power of the square root of 2, from 128 to ``max_samples``.
 
@@ -93,9 +94,9 @@ def choose_samples(pilot: Estimate, target_se: float, max_samples: int) -> Tenso
 
 
 def _proposal_for(rows: Tensor, sampler: Sampler, proposal: Proposal, args: Args, kwargs: Kwargs) -> Proposal:
-    """Make the proposal for a subset of the data.
+    """Make the proposal for the given rows of the data.
 
-    Every tensor argument with the length of the data plate is cut to the given rows.
+    Every tensor argument whose length is that of the data plate is cut to these rows.
     """
     size = proposal.data_plate.size
 
@@ -118,7 +119,7 @@ def _proposal_for(rows: Tensor, sampler: Sampler, proposal: Proposal, args: Args
 def _check_same_weights(whole: ProposalDraws, part: ProposalDraws, rows: Tensor) -> None:
     """Refuse importance weights that depend on the rest of the batch.
 
-    They do if a tensor that has the length of the data plate by chance is cut.
+    They do if a tensor was cut that has the length of the data plate only by chance.
     """
     log_w = [
         proposal(1, NoiseStreams(0, ids, PILOT)).log_w

@@ -42,16 +42,16 @@ def importance_sampling(
     .. math:: \widehat{\log p}(x_i) = \log \tfrac1K \textstyle\sum_k w_{ki}, \quad
         w_{ki} = p(x_i, z_{ki}) / q(z_{ki}|x_i)
 
-    Biased low, by about Var(w) / (2 K p(x)^2).
+    w is an importance weight and K the number of draws. The estimate is biased low, by about Var(w) / (2 K p(x)^2).
 
     A guide whose sites are independent given x runs once, however large K is. The model runs in chunks of draws, and the
-    weights of a chunk are reduced before the next: memory does not grow with K.
+    weights of a chunk are reduced before the next chunk is drawn, so memory does not grow with K.
 
     Draws of different data are independent. A site made of normals (normal, multivariate normal, low-rank, transformed) takes
-    its noise from a separate stream for each seed, datum and block of draws. The size of chunks, the split into batches (with
-    ``data_ids``), the order of rows and the number of threads then change an estimate by rounding only. Other sites use torch's
-    generator: these choices change their draws, but not the distribution of the draws. Sites of guide or model marked
-    ``infer={"enumerate": "parallel"}`` are summed over exactly; the sites drawn beside them use torch's generator.
+    its noise from a separate random stream for each seed, datum and block of draws. The size of chunks, the split into batches
+    (with ``data_ids``), the order of rows and the number of threads then change an estimate by rounding only. Other sites use
+    torch's generator: these choices change their draws, but not the distribution of the draws. Sites of guide or model marked
+    ``infer={"enumerate": "parallel"}`` are summed over exactly; the remaining sites of such a program use torch's generator.
 
     Args:
         model: A Pyro model whose data lie in one plate.
@@ -61,17 +61,17 @@ def importance_sampling(
         seed: Seed of the draws, at least 0; None: a seed from torch's generator.
         data_ids: Integer identifier of each datum, at least 0, shape ``(B,)``; None: 0 to B - 1. Seed and identifier set the
             noise of a datum: pass identifiers if several calls with one seed estimate different data.
-        target_se: Standard error to reach for each datum, nats; ``num_samples`` is then ignored. A discarded pilot of 500
-            draws chooses K for each datum, from 128 to ``max_samples``; data whose Pareto k is too large in the pilot get
-            ``max_samples``. Tensor arguments with the length of the data plate are then cut to groups of rows.
-        max_samples: Largest K under ``target_se``.
-        chunk_rows: Largest number of rows (draws x data) in one call of the model, but at least one draw; it bounds memory.
+        target_se: Standard error to reach for each datum, nats; ``num_samples`` is then ignored. A discarded pilot of 500 draws
+            chooses K for each datum, from 128 to ``max_samples``; data whose Pareto k is too large in the pilot get
+            ``max_samples``. Tensor arguments whose length is that of the data plate are then cut to groups of rows.
+        max_samples: Largest K that ``target_se`` may choose.
+        chunk_rows: Largest number of rows (draws * data) in one call of the model, to bound memory; one draw is the minimum.
             None: 1,000 on the CPU, 20,000 on an accelerator.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
         vectorize: See ``log_weights``.
-        compile: Compile the chunks, except for the first (docs/speed.md). A :class:`CapturedDraws` shares its graphs between
-            calls. The draws equal those of an eager call.
+        compile: Compile all calls of the model but the first (docs/speed.md). A :class:`CapturedDraws` shares its graphs
+            between calls. The draws equal those of an eager call.
         **kwargs: Keyword arguments of model and guide.
 
     Returns:
@@ -127,14 +127,15 @@ def prior_sampling(model: Program, *args: object, num_samples: int = 5000, **kwa
 
     .. math:: \widehat{\log p}(x) = \log \tfrac1K \textstyle\sum_k p(x | z_k), \quad z_k \sim p(z)
 
-    The naive estimate, as a baseline. It is unbiased for p(x), but biased low for log p(x), nearly always by far, because
+    This naive estimate is a baseline. It is unbiased for p(x), but biased low for log p(x), nearly always by far, because
     almost no draw lands where the posterior is. The delta-method error does not show this bias; Pareto k usually does.
 
     Args:
         model: A Pyro model whose data lie in one plate.
         *args: Positional arguments of the model.
         num_samples: Number of draws K for each datum.
-        **kwargs: Keyword arguments of the model, and options of :func:`importance_sampling`; ``target_se`` is rarely reached.
+        **kwargs: Keyword arguments of the model, and options of :func:`importance_sampling`. The option ``target_se`` is rarely
+            reached.
 
     Returns:
         The estimate of each datum, see :func:`importance_sampling`. The rate is 0; the distortion is a mean over prior draws.

@@ -1,4 +1,4 @@
-"""Standard normal numbers from a stream for each seed, site and datum."""
+"""Standard normal noise: one random stream for each seed, site and datum."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class NoiseStreams:
     .. math:: \epsilon_{ki} = \text{Philox}\big(\text{key}(\text{seed}, \text{purpose}, \text{site}),\
         \text{counter}(i, \lfloor k / 1024 \rfloor)\big)
 
-    The noise of a draw depends on the dtype, but not on chunks, the rest of the batch, the order of data, threads or the
-    device. Draws are cheapest in order. Implements :class:`pyro_vae.inference.program.noise.Noise`.
+    i is the identifier of the datum and k the index of the draw. The noise depends on the dtype, but not on chunks, the rest of
+    the batch, the order of data, threads or the device. Draws cost least if they are taken in order. Implements
+    :class:`pyro_vae.inference.program.noise.Noise`.
 
     Args:
         seed: Seed, at least 0.
@@ -46,7 +47,7 @@ class NoiseStreams:
         self._sites: dict[tuple[str, NoiseShape], _SiteStreams] = {}
 
     def __call__(self, name: str, start: int, num: int, like: NoiseShape) -> Tensor:
-        """Noise of one site for consecutive draws.
+        """Return the noise of one site for consecutive draws.
 
         Args:
             name: Name of the site.
@@ -67,7 +68,7 @@ class NoiseStreams:
 
 
 class _SiteStreams:
-    """Streams of one site, one for each datum, with a buffer.
+    """Random streams of one site: one stream for each datum.
 
     Attributes:
         position: Index of the draw that the generators produce next.
@@ -83,7 +84,10 @@ class _SiteStreams:
         self.buffer = np.empty((len(data_ids), 0, like.width), self.dtype)
 
     def take(self, start: int, num: int) -> Tensor:
-        """Noise of draws ``start`` to ``start + num``, shape ``(num, B, width)``."""
+        """Return the noise of ``num`` draws from ``start`` on.
+
+        Shape ``(num, B, width)``.
+        """
         taken = np.empty((num, len(self.data_ids), self.like.width), self.dtype)
         draw = start
         while draw < start + num:
@@ -95,9 +99,9 @@ class _SiteStreams:
         return torch.from_numpy(taken).to(device=self.like.device, dtype=self.like.dtype)
 
     def _refill(self, draw: int, num: int) -> None:
-        """Fill the buffer with draws of one block, ``num`` or more.
+        """Fill the buffer with the noise of draws from ``draw`` on.
 
-        The buffer ends with the block.
+        These are at least ``num`` draws, unless the block of draws ends earlier.
         """
         self._seek(draw)
         count = max(num, _BUFFER_NUMBERS // (len(self.data_ids) * self.like.width))
@@ -107,9 +111,9 @@ class _SiteStreams:
         self.position = self.high
 
     def _seek(self, draw: int) -> None:
-        """Move every stream to a draw.
+        """Move every stream to the given draw.
 
-        A stream that is there already stays. Otherwise it restarts at the beginning of the block and skips numbers.
+        Streams that are at this draw already stay. Otherwise they restart at the beginning of the block and skip numbers.
         """
         if draw == self.position and draw % BLOCK_DRAWS:
             return

@@ -1,8 +1,9 @@
-"""Importance sampling in chunks of draws that are reduced as they come.
+"""Importance sampling in chunks of draws, each reduced before the next.
 
 ``importance_sampling`` makes a :class:`Sampler`, which makes a proposal for a batch of data (:meth:`Sampler.proposal`), draws
 from it with the noise of ``noise_streams`` (:meth:`Sampler.weights`) and adds the weights to the ``Moments`` of an ``Estimate``
-(:meth:`Sampler.estimate`). ``adaptive`` calls ``estimate`` once for a pilot and once for each number of draws.
+(:meth:`Sampler.estimate`). ``adaptive`` calls ``estimate`` once for a pilot and once for each group of data with the same
+number of draws.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pyro_vae.inference.weights.enumerated_draws import EnumeratedDraws
 from pyro_vae.inference.weights.log_weights import EnumeratedSiteError, ProposalDraws
 from pyro_vae.system.randomness import own_randomness
 
-#: Rows (draws x data) in one call of the model on the CPU. Larger calls fall out of the processor's cache.
+#: Rows (draws * data) in one call of the model on the CPU. Larger calls fall out of the processor's cache.
 CHUNK_ROWS = 1000
 #: Rows in one call of the model on an accelerator, which smaller calls leave idle.
 DEVICE_CHUNK_ROWS = 20_000
@@ -44,7 +45,7 @@ class Sampler:
         model: A Pyro model.
         guide: The guide of the model.
         seed: Seed of the draws; None: each estimate takes a seed from torch's generator.
-        chunk_rows: Rows (draws x data) in one call of the model; None: the default of the device.
+        chunk_rows: Number of rows (draws * data) in one call of the model; None: the device's default.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
         vectorize: See ``log_weights``.
@@ -81,10 +82,10 @@ class Sampler:
         return proposal
 
     def seeded_for(self, data_ids: Tensor | None, purpose: int = ESTIMATE) -> AbstractContextManager[None]:
-        """Context in which torch's generator is seeded for these data.
+        """Context in which torch's generator is seeded for the given data.
 
-        Sites that do not use the noise streams draw from torch's generator. Its state is restored at the end. Without a seed,
-        nothing is seeded.
+        Sites that do not use the noise streams draw from torch's generator. The generator's state is restored at the end of the
+        context. Without a seed, the context does nothing.
         """
         if self.seed is None:
             return nullcontext()
@@ -95,7 +96,7 @@ class Sampler:
     def estimate(
         self, proposal: Proposal, num_samples: int, data_ids: Tensor | None, purpose: int = ESTIMATE
     ) -> Estimate:
-        """Estimate log p(x) of each datum from K draws.
+        """Estimate log p(x) of each datum.
 
         Args:
             proposal: The proposal for the batch.
@@ -111,7 +112,7 @@ class Sampler:
     def weights(
         self, proposal: Proposal, num_samples: int, data_ids: Tensor | None = None, purpose: int = ESTIMATE
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Draw in chunks and yield the arguments of :meth:`Moments.add`.
+        """Draw in chunks and yield each chunk's arguments of :meth:`Moments.add`.
 
         Args:
             proposal: The proposal for the batch.
@@ -120,7 +121,7 @@ class Sampler:
             purpose: See :meth:`estimate`.
 
         Yields:
-            Log likelihood and log ratio, each of shape ``(k, B)``, nats; with enumerated sites the log weights too.
+            log p(x|z) and log p(z) - log q(z|x), each of shape ``(k, B)``, nats; with enumerated sites also the log weights.
         """
         chunk = self._chunk_draws(proposal)
         if isinstance(proposal, EnumeratedDraws):
