@@ -20,7 +20,7 @@ from pyro_vae.networks.build import NetworkFactory, NetworkLike, NetworkMaker
 
 
 class _Flat(dist.ImproperUniform):
-    """The improper prior, of density 1 everywhere."""
+    """An improper flat prior: its density is 1 everywhere."""
 
     def sample(self, *_args: object, **_kwargs: object) -> Tensor:
         # The package's trial runs ignore a TypeError.
@@ -30,13 +30,14 @@ class _Flat(dist.ImproperUniform):
 
 
 class Autoencoder(Model):
-    r"""The plain autoencoder, with a code of any size.
+    r"""The plain autoencoder: an encoder f and a decoder g without probabilities.
 
     .. math:: \min_{f, g} \|x - g(f(x))\|^2
 
     As a Pyro program it is a VAE with an improper flat prior, a point posterior and the unnormalized likelihood
-    :math:`e^{-\|x - g(z)\|^2}`. The reported distortion is the squared error, the reported rate is 0, and no log p(x) exists
-    to be bounded. A linear autoencoder spans the subspace of PCA, but its axes need not be orthogonal.
+    :math:`e^{-\|x - g(z)\|^2}`. The reported distortion is the squared error, and the reported rate is 0. The model has no
+    log p(x), so its objective bounds nothing. A linear autoencoder spans the subspace of PCA, but its axes need not be
+    orthogonal.
 
     The model has no density of codes. Therefore :meth:`sample` decodes draws from a normal distribution fitted to the codes
     of the training data (the ex-post density of Ghosh et al. 2020). The normal distribution has the mean m (buffer
@@ -44,7 +45,7 @@ class Autoencoder(Model):
 
     Args:
         data_shape: Shape of one datum.
-        latent_dim: Z, the size of the code, at least 1; it may exceed the size of a datum.
+        latent_dim: Size Z of the code, at least 1; a code may be larger than a datum.
         hidden: Widths of the encoder's hidden layers; the decoder has the same widths in reverse order. Empty: linear maps.
         activation: Name of the activation, see ``networks.ACTIVATIONS``.
         likelihood: Name from ``distributions.LIKELIHOODS``; only the mean of the likelihood is used. ``"normal"`` is for real
@@ -90,7 +91,7 @@ class Autoencoder(Model):
         self.register_buffer("code_scale", torch.eye(latent_dim))
 
     def model(self, x: Tensor) -> Tensor:
-        r"""The model: a code with a flat prior, and the squared error.
+        r"""The model: a code with a flat prior, scored by squared error.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -105,17 +106,17 @@ class Autoencoder(Model):
         return z
 
     def guide(self, x: Tensor) -> Tensor:
-        """The guide: the code f(x) as a point, shape ``(B, Z)``."""
+        """The guide: return the code f(x), a point mass, shape ``(B, Z)``."""
         self._register("encoder")
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.encode(x))
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
-        """Return the code f(x) as a point mass, event shape ``(Z,)``."""
+        """Return the code f(x) as a point mass with event shape ``(Z,)``."""
         return dist.Delta(self.encoder(self._checked(x))).to_event(1)
 
     def decode(self, z: Tensor) -> TorchDistributionMixin:
-        """Return the datum g(z) as a point mass, event shape ``data_shape``."""
+        """Return the datum g(z) as a point mass with event shape ``data_shape``."""
         return dist.Delta(mean_image(self.likelihood(self.decoder(z)))).to_event(len(self.data_shape))
 
     @torch.no_grad()
@@ -125,7 +126,9 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def after_epoch(self, x: Tensor) -> None:
-        """Fit the normal distribution of :meth:`sample`; ``fit`` calls this hook.
+        """Fit a normal distribution to the codes, for :meth:`sample`.
+
+        The function ``fit`` calls this hook after each epoch.
 
         Args:
             x: Training data, shape ``(N, *data_shape)``.
@@ -158,13 +161,13 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def squared_error(self, x: Tensor) -> Tensor:
-        r"""Return the squared error :math:`\|x - g(f(x))\|^2`, summed over a datum.
+        r"""Return the squared error of each reconstruction, :math:`\|x - g(f(x))\|^2`.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
 
         Returns:
-            The squared errors, shape ``(...)``, in squared units of the data, at least 0.
+            The sum of squared errors over each datum, shape ``(...)``, in squared units of the data.
         """
         return squared_error(self.reconstruct(x), x, len(self.data_shape))
 
@@ -174,11 +177,11 @@ class Autoencoder(Model):
         mean: Tensor,
         scale: float | None = None,  # noqa: ARG002  # part of the protocol
     ) -> None:
-        """Set the decoder's output bias to start at the data's mean.
+        """Set the decoder's output bias so that reconstructions start at ``mean``.
 
         Args:
             mean: Mean of the training data, shape ``data_shape``.
-            scale: Not used here; other models use the standard deviation of the training data.
+            scale: Standard deviation of the training data; this model ignores ``scale``.
 
         Raises:
             ValueError: If ``mean`` has another shape, or the decoder has no layer ``head`` with one bias for each pixel.

@@ -30,19 +30,19 @@ _NUMBERS = itertools.count(2)
 
 
 class Model(nn.Module):
-    """A generative model with its guide: Pyro functions ``model(*inputs)`` and ``guide(*inputs)``.
+    """Base class of models: the Pyro functions ``model(*inputs)`` and ``guide(*inputs)``.
 
-    Both functions draw their sites within one plate ``"data"`` and register the networks that they use by ``_register``.
+    Both functions draw all sites within one plate ``"data"``. Both register their networks with Pyro by calling ``_register``.
 
     Args:
         data_shape: Shape of one datum, such as ``(1, 28, 28)``.
-        latent_dim: Z, the size of the latent vector.
+        latent_dim: Size Z of the latent vector.
 
     Attributes:
-        takes: The inputs of ``model`` and ``guide``, in order: ``"x"``, data of shape ``(B, *data_shape)``, and ``"y"``,
-            labels of shape ``(B,)``, int64, -1 where unknown.
+        takes: Names of the inputs of ``model`` and ``guide``, in order. ``"x"`` stands for data of shape
+            ``(B, *data_shape)``, ``"y"`` for labels of shape ``(B,)``, int64, -1 where unknown.
         has_bound: True if the model's objective bounds log p(x). The plain autoencoder's objective bounds nothing.
-        objective: Name of the default training objective; None: ``"trace"``.
+        objective: Name of the default training objective; None for ``"trace"``.
 
     Raises:
         ValueError: If ``latent_dim`` or a size in ``data_shape`` is below 1.
@@ -72,12 +72,16 @@ class Model(nn.Module):
         return held
 
     def _register(self, *parts: str) -> None:
-        """Register networks, given by attribute names, as ``pyro.module`` does."""
+        """Register networks with Pyro.
+
+        Args:
+            *parts: Names of the attributes that hold the networks.
+        """
         for part in parts:
             register(f"{self.name}.{part}", getattr(self, part))
 
     def _checked(self, x: Tensor) -> Tensor:
-        """Return ``x``; refuse a shape other than ``(..., *data_shape)``."""
+        """Return ``x`` if its shape is ``(..., *data_shape)``, else raise an error."""
         if x.shape[-len(self.data_shape) :] != self.data_shape:
             raise ValueError(f"x: expected shape (..., {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}.")
         return x
@@ -100,7 +104,7 @@ class ModelOptions(PartOptions, total=False):
 
 
 class LatentModel(Model):
-    r"""Base class of models with prior, likelihood and amortized posterior.
+    r"""Base class of models with a prior, a likelihood and an encoder.
 
     Arguments: see :class:`pyro_vae.VAE`.
     """
@@ -142,9 +146,9 @@ class LatentModel(Model):
 
     @torch.no_grad()
     def center_output(self, mean: Tensor, scale: float | None = None) -> None:
-        """Start p(x|z) at the mean and scale of the training data.
+        """Set the decoder's bias so that p(x|z) starts at the data's mean.
 
-        This start is the best decoder that ignores z, so training need not learn the background first.
+        The decoder then starts near the best decoder that ignores z, so training need not learn the background first.
 
         Args:
             mean: Mean of the training data, shape ``data_shape``.
@@ -162,7 +166,7 @@ class LatentModel(Model):
 
 
 def set_output_bias(decoder: nn.Module, likelihood: Likelihood, mean: Tensor) -> None:
-    """Set the output bias so that p(x|z) has the mean ``mean``.
+    """Set the decoder's output bias so that p(x|z) starts at ``mean``.
 
     Raises:
         ValueError: If the decoder has no layer ``head`` with one bias for each pixel.
@@ -179,7 +183,7 @@ def set_output_bias(decoder: nn.Module, likelihood: Likelihood, mean: Tensor) ->
 def mean_image(p: TorchDistributionMixin) -> Tensor:
     """Return the mean of p(x|z), shape ``(..., *data_shape)``.
 
-    If ``p`` wraps another distribution and has no mean of its own, the mean of its base distribution is returned.
+    If ``p`` has no mean of its own but wraps another distribution, return the mean of the wrapped distribution.
     """
     return p.mean if hasattr(p, "mean") else p.base_dist.mean
 
@@ -188,10 +192,10 @@ def make_part(kind: str, given: str | nn.Module, table: Mapping[str, type[P]], f
     """Make a likelihood, prior or posterior from its name.
 
     Args:
-        kind: The kind of part, for the error.
-        given: ``"NAME:ARG:ARG"``; or a module, which is returned unchanged.
-        table: The known classes by name.
-        first: The first argument of the class's constructor.
+        kind: The kind of part, such as ``"prior"``, for the error message.
+        given: A name with arguments, ``"NAME:ARG:ARG"``; or a module, which is returned unchanged.
+        table: The known classes of this kind, by name.
+        first: The first argument of the constructor of the class; the ARGs follow it.
 
     Raises:
         ValueError: If ``given`` is an unknown name, a class, or neither a name nor a module.
@@ -210,7 +214,7 @@ def make_part(kind: str, given: str | nn.Module, table: Mapping[str, type[P]], f
 
 
 def check_name_or_module(kind: str, given: object) -> None:
-    """Refuse a value that is neither a name nor a module.
+    """Check that a model's part is a name or a module.
 
     Raises:
         ValueError: If ``given`` is neither a string nor a module.

@@ -1,4 +1,4 @@
-"""Checks of models against the protocol, and of data against models."""
+"""Checks that a model follows the protocol and that data suit it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ TrainingData = Data | Tensor | Stored | tuple[Tensor, ...]
 
 
 def as_data(model: object, given: TrainingData) -> Data:
-    """Return training data as :class:`Data`.
+    """Convert training data to :class:`Data`.
 
     Args:
         model: The model.
-        given: :class:`Data`; or, for a model of x alone, a tensor; or a tuple with one tensor for each input of the model.
+        given: The training data: :class:`Data`; a tensor, if x is the model's only input; or a tuple with one tensor for each
+            input of the model.
 
     Raises:
-        ValueError: If the number of tensors differs from the number of the model's inputs, or the tensors differ in length.
+        ValueError: If the number of tensors differs from the number of the model's inputs, or the tensors have different
+            lengths.
     """
     if isinstance(given, Data):
         return given
@@ -51,7 +53,7 @@ def check_model(model: object, where: str = "") -> None:
 
     Args:
         model: The model.
-        where: The model's name in the error; "": the name of its class.
+        where: The model's name in the error message; "" for the name of its class.
 
     Raises:
         TypeError: If the model is not an ``nn.Module``.
@@ -79,7 +81,7 @@ def check_model(model: object, where: str = "") -> None:
 
 
 def _check_attributes(model: nn.Module, where: str) -> None:
-    """Refuse attributes of the protocol with a wrong value."""
+    """Check the values of the attributes that the protocol defines."""
     classes = getattr(model, "num_classes", None)
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 1):
         raise ValueError(
@@ -98,7 +100,7 @@ def _check_attributes(model: nn.Module, where: str) -> None:
 
 
 def _other_signature(function: Callable[..., object], count: int) -> str | None:
-    """Return the function's signature if it does not accept ``count`` arguments."""
+    """Return the signature if ``function`` does not accept ``count`` arguments, else None."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -111,7 +113,7 @@ def _other_signature(function: Callable[..., object], count: int) -> str | None:
 
 
 def unregistered_message(name: str) -> str:
-    """Return the error for a model without parameters registered with Pyro."""
+    """Return the error message for a model without parameters registered with Pyro."""
     return (
         f"model {name}: expected parameters registered with Pyro, got none, so nothing would be trained; begin model and "
         'guide with pyro.module("NAME", self), or with self._register("PART") in a pyro_vae.models.Model.'
@@ -119,7 +121,7 @@ def unregistered_message(name: str) -> str:
 
 
 def unsaved_message(parameter: str) -> str:
-    """Return the error for a ``pyro.param`` that belongs to no module."""
+    """Return the error message for a ``pyro.param`` that belongs to no module."""
     return (
         f"parameter {parameter!r}: expected a parameter of the model's modules, got a pyro.param outside of them, which fit "
         "cannot save; declare an nn.Parameter or a PyroParam."
@@ -127,7 +129,7 @@ def unsaved_message(parameter: str) -> str:
 
 
 def check_inputs(model: object, data: Data) -> None:
-    """Refuse data without the labels that a model takes.
+    """Check that the data have the labels that a model needs.
 
     Raises:
         ValueError: If a split has no labels, or a label is not one of the model's classes.
@@ -145,7 +147,10 @@ def check_inputs(model: object, data: Data) -> None:
 
 
 def warn_about_labels(model: object, data: Data) -> None:
-    """Warn if a model with ``classify`` gets no labels of some class."""
+    """Warn if a class has no labelled training datum.
+
+    The warning concerns only models with ``classify``.
+    """
     y, classes = data.train.y, getattr(model, "num_classes", None)
     if "y" not in takes(model) or not classifies(model) or y is None or y.dim() != 1 or y.is_floating_point():
         return
@@ -166,7 +171,7 @@ def warn_about_labels(model: object, data: Data) -> None:
 
 
 def check_classes(num_classes: int | None, model: str, least: int = 2) -> int:
-    """Return the number of classes; refuse None and numbers below ``least``.
+    """Return the number of classes after checking its lower bound, ``least``.
 
     Raises:
         ValueError: If ``num_classes`` is None or below ``least``.

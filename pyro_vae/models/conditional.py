@@ -19,7 +19,7 @@ from pyro_vae.networks.base import Shapes
 
 
 class LabelledModel(LatentModel):
-    r"""Base class of models with a label or a vector y.
+    r"""Base class of models that take a label or a vector y.
 
     .. math:: p(z)\, p(x|z, y) \quad \text{with the guide} \quad q(z|x, y)
 
@@ -28,13 +28,13 @@ class LabelledModel(LatentModel):
         latent_dim: See :class:`VAE`.
         hidden: See :class:`VAE`.
         activation: See :class:`VAE`.
-        num_classes: C, the number of classes, or the size of the vector y.
+        num_classes: Number C of classes, or the size C of the vector y.
         **options: See :class:`VAE`. The encoder maps an image and a label, shapes ``(..., *data_shape)`` and
             ``(..., C)``, to ``(..., num_params)``. The decoder maps a latent vector and a label, shapes ``(..., Z)`` and
             ``(..., C)``, to ``(..., *data_shape)``.
 
     Raises:
-        ValueError: If a size is below 1, ``num_classes`` is missing or too small, or a name is unknown.
+        ValueError: If a size is below 1, ``num_classes`` is missing or is too small, or a name is unknown.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("x", "y")
@@ -63,7 +63,7 @@ class LabelledModel(LatentModel):
         return (self.latent_dim,), (self.num_classes,)
 
     def encode(self, x: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return q(z|x, y), event shape ``(Z,)``.
+        """Return q(z|x, y), a distribution with event shape ``(Z,)``.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
@@ -72,19 +72,19 @@ class LabelledModel(LatentModel):
         return self.posterior(self.encoder(self._checked(x), self.vector(y, x)))
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z, y), event shape ``data_shape``; ``z`` has shape ``(..., Z)``."""
+        """Return p(x|z, y) for ``z`` of shape ``(..., Z)``; event shape ``data_shape``."""
         return self.likelihood(self.decoder(z, self.vector(y)))
 
     def vector(self, y: Tensor, x: Tensor | None = None) -> Tensor:
-        """Return labels as one-hot vectors, shape ``(..., C)``; vectors stay unchanged.
+        """Convert labels to one-hot vectors; return vectors unchanged.
 
         Args:
             y: Labels, int64, shape ``(...,)``, or vectors, shape ``(..., C)``.
-            x: The labelled data, shape ``(..., *data_shape)``, if known. With ``x``, a single float for each datum is
-                refused.
+            x: The labelled data, shape ``(..., *data_shape)``, if known. If ``x`` is given, a ``y`` with a single float for
+                each datum is refused.
 
         Raises:
-            ValueError: If ``y`` has another dtype or size, or (under Pyro's validation) a label is unknown or out of range.
+            ValueError: If ``y`` has another dtype or size, or a label is unknown or out of range while Pyro's validation is on.
         """
         single = x is not None and y.dim() > 0 and y.shape == x.shape[: x.dim() - len(self.data_shape)]
         sized = y.shape[-1:] == (self.num_classes,) and not single
@@ -116,7 +116,8 @@ class LabelledModel(LatentModel):
         Args:
             num_samples: The number of draws.
             y: One label for all draws; a label for each draw, shape ``(num_samples,)``; or a vector for each draw, shape
-                ``(num_samples, C)``. None: the classes in turn, or for a model of vectors the unit vectors in turn.
+                ``(num_samples, C)``. None to take the C classes in turn; a model of vectors takes the C unit
+                vectors in turn.
 
         Returns:
             The draws of x, shape ``(num_samples, *data_shape)``.
@@ -141,7 +142,9 @@ class LabelledModel(LatentModel):
 
     @torch.no_grad()
     def analogies(self, x: Tensor, y: Tensor) -> Tensor:
-        """Decode the mean of q(z|x, y) of each datum with every label.
+        """Reconstruct each datum with every label in turn.
+
+        The latent vector is the mean of q(z|x, y), with the datum's own label y.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -157,8 +160,8 @@ class LabelledModel(LatentModel):
 class Conditional(LabelledModel):
     r"""The conditional VAE: :math:`p(z)\, p(x|z, y)` with the guide :math:`q(z|x, y)`.
 
-    The label or vector y is given, not modelled: the evidence is log p(x|y). Plate ``"data"``, sites ``"z"`` and
-    ``"x"``. Arguments: see :class:`LabelledModel`.
+    The label or vector y is given, not modelled, so the evidence is log p(x|y). The plate is ``"data"``; the sites are ``"z"``
+    and ``"x"``. Arguments: see :class:`LabelledModel`.
 
     References:
         Sohn, Lee, Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", 2015, with a
@@ -184,12 +187,12 @@ class Conditional(LabelledModel):
         return z
 
     def guide(self, x: Tensor, y: Tensor) -> Tensor:
-        """The amortized posterior q(z|x, y); arguments: see :meth:`model`."""
+        """The guide q(z|x, y); its arguments are those of :meth:`model`."""
         self._register("encoder", "posterior")
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.encode(x, y))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean image at one draw z ~ q(z|x, y)."""
+        """Return the mean of p(x|z, y) at one z ~ q(z|x, y)."""
         return mean_image(self.decode(self.encode(x, y).sample(), y))

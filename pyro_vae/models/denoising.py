@@ -16,7 +16,7 @@ from pyro_vae.models.vae import VAE
 
 
 def gaussian(x: Tensor, level: float) -> Tensor:
-    r"""Add Gaussian noise with a standard deviation of ``level``."""
+    r"""Add Gaussian noise with standard deviation ``level``."""
     return x + level * torch.randn_like(x)
 
 
@@ -26,7 +26,10 @@ def masking(x: Tensor, level: float) -> Tensor:
 
 
 def salt_and_pepper(x: Tensor, level: float) -> Tensor:
-    """Set numbers to 0 or 1, with probability ``level / 2`` each."""
+    """Set each number to 0 or 1 with probability ``level``.
+
+    A changed number becomes 0 or 1 with equal probability.
+    """
     u = torch.rand_like(x)
     return torch.where(u < level / 2, 0.0, torch.where(u < level, 1.0, x))
 
@@ -39,14 +42,15 @@ NOISES: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 class Noise(nn.Module):
-    r"""The noise :math:`p(\tilde x | x)`, drawn anew at every call.
+    r"""Random noise :math:`p(\tilde x | x)`, drawn anew at every call.
 
     Args:
-        spec: ``"NAME:LEVEL"``, a name from ``NOISES``, such as ``"gaussian:0.5"``, ``"masking:0.3"`` or
-            ``"salt-and-pepper:0.2"``.
+        spec: Name and level of the noise, ``"NAME:LEVEL"``, such as ``"gaussian:0.5"``, ``"masking:0.3"`` or
+            ``"salt-and-pepper:0.2"``; the names are those of ``NOISES``.
 
     Raises:
-        ValueError: If the name is unknown, or the level is not a number, is negative, or is a probability above 1.
+        ValueError: If the name is unknown, the level is not a number or is negative, or a level that is a probability exceeds
+            1.
     """
 
     def __init__(self, spec: str) -> None:
@@ -72,8 +76,8 @@ class DenoisingVAE(VAE):
 
     .. math:: \mathcal L(x) = E_{p(\tilde x|x)} E_{q(z|\tilde x)}[\log p(x, z) - \log q(z|\tilde x)] \le \log p(x)
 
-    Only the encoder sees the noise. Therefore L(x) is a bound on log p(x) of the clean data: an ELBO, averaged over the noise
-    in the guide. As with dropout, no noise is added in ``eval()`` mode: the guide is then q(z|x), and :func:`denoise` takes
+    Only the encoder sees the noise. Therefore L(x), an ELBO averaged over the noise in the guide, bounds log p(x) of the clean
+    data. As with dropout, no noise is added in ``eval()`` mode: the guide is then q(z|x), and :func:`denoise` takes
     data that are already noisy. Objectives that run the guide twice for one draw (``stl``, ``dreg``) refuse this model.
 
     Args:
@@ -81,7 +85,7 @@ class DenoisingVAE(VAE):
         latent_dim: See :class:`VAE`.
         hidden: See :class:`VAE`.
         activation: See :class:`VAE`.
-        noise: The training noise, see :class:`Noise`; or a module from data to noisy data of the same shape.
+        noise: The training noise, see :class:`Noise`; or a module that maps data to noisy data of the same shape.
         **options: See :class:`VAE`.
 
     Raises:
@@ -113,7 +117,7 @@ class DenoisingVAE(VAE):
 
 
 class _ThroughNoise(nn.Module):
-    """A network whose input gets noise in train mode."""
+    """A network that adds noise to its input in train mode."""
 
     def __init__(self, noise: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -125,7 +129,7 @@ class _ThroughNoise(nn.Module):
 
 @torch.no_grad()
 def denoise(vae: Autoencodes, x: Tensor, num_samples: int = 16) -> Tensor:
-    r"""Denoise data: average the mean image over draws of q(z|x).
+    r"""Denoise data: decode draws from q(z|x) and average the means.
 
     .. math:: \tfrac1S \textstyle\sum_s E[x|z_s], \quad z_s \sim q(z|x) \text{ at the noisy } x
 
@@ -133,7 +137,7 @@ def denoise(vae: Autoencodes, x: Tensor, num_samples: int = 16) -> Tensor:
         vae: A :class:`DenoisingVAE`, or another model with ``encode`` and ``decode``. The call runs the model in ``eval()``
             mode.
         x: Noisy data, shape ``(B, *data_shape)``.
-        num_samples: S, the number of draws of z for each datum.
+        num_samples: Number S of draws of z for each datum.
 
     Returns:
         The denoised data, shape ``(B, *data_shape)``.

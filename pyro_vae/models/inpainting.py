@@ -1,4 +1,4 @@
-"""Posteriors given the visible pixels, and a VAE trained for inpainting."""
+"""Models of partly visible images, and a VAE trained for inpainting."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pyro_vae.registration import register
 
 
 def seen(p: TorchDistributionMixin, visible: Tensor) -> TorchDistributionMixin:
-    r"""Return the likelihood of the visible pixels alone.
+    r"""Restrict a likelihood to the visible pixels V.
 
     .. math:: \log p(x_V|z) = \textstyle\sum_{d \in V} \log p(x_d|z)
 
-    This mask applies to each pixel, before the sum over pixels. Pyro's own mask of a site has the site's batch shape, and so
-    cannot hide single pixels.
+    The mask applies to each pixel, before the sum over pixels. Pyro's own mask cannot hide single pixels, since it has the
+    batch shape of the site.
 
     Args:
-        p: p(x|z) with independent pixels, batch shape ``(..., B)``, event shape ``data_shape``.
+        p: The likelihood p(x|z) with independent pixels, batch shape ``(..., B)``, event shape ``data_shape``.
         visible: Bool mask, True where a pixel is visible; the shape broadcasts to ``(B, *data_shape)``.
 
     Returns:
-        A distribution with the shapes of ``p``, whose log probability omits the hidden pixels.
+        The distribution of the visible pixels. It has the shapes of ``p``; its log probability omits the hidden pixels.
 
     Raises:
         ValueError: If the pixels are not independent given z.
@@ -48,13 +48,16 @@ def seen(p: TorchDistributionMixin, visible: Tensor) -> TorchDistributionMixin:
 
 
 def check_visible(visible: Tensor, x: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """Return a mask as a bool tensor, with the data's shape.
+    """Check a mask and convert it to a bool tensor.
 
     Args:
         visible: Mask, True or 1 where a pixel is visible: a tensor, an array or a list, shape ``data_shape`` or
             ``(B, *data_shape)``.
         x: The data, shape ``(B, *data_shape)``.
         data_shape: Shape of one datum.
+
+    Returns:
+        The mask, bool, with the shape of ``x``.
 
     Raises:
         ValueError: If ``visible`` has another shape, or values other than 0 and 1.
@@ -79,21 +82,21 @@ def check_visible(visible: Tensor, x: Tensor, data_shape: Sequence[int]) -> Tens
 
 
 class Partial:
-    r"""A trained model and its guide, for data with hidden pixels.
+    r"""A trained model and its guide, restricted to the visible pixels V.
 
     .. math:: p(z) \textstyle\prod_{d \in V} p(x_d|z)
 
-    ``model`` and ``guide`` take ``(x, visible)``. With these arguments, the estimators of ``evidence``
-    estimate :math:`\log p(x_V)` in place of log p(x). The guide of an :class:`InpaintingVAE` is its ``encode(x, visible)``.
-    For any other model, the encoder gets the mean of the model's samples in place of the hidden pixels; ``evidence.refine``
-    improves this guide.
+    ``model`` and ``guide`` take ``(x, visible)``. For this model the estimators of ``evidence`` estimate
+    :math:`\log p(x_V)` in place of log p(x). For an :class:`InpaintingVAE`, the guide calls
+    ``encode(x, visible)``. For other models, the guide replaces the hidden pixels by the mean of samples from the model and
+    calls ``encode(x)``; ``evidence.refine`` improves this guide.
 
     Args:
         vae: A model with ``prior``, ``encode`` and ``decode``, and with independent pixels given z.
-        num_samples: Number of the model's samples in this mean.
+        num_samples: Number of samples from the model whose mean replaces the hidden pixels.
 
     Raises:
-        ValueError: If ``prior``, ``encode`` or ``decode`` is missing, or needs another argument, such as a label.
+        ValueError: If the model lacks ``prior``, ``encode`` or ``decode``, or one of these methods needs a label.
     """
 
     def __init__(self, vae: Autoencodes, num_samples: int = 256) -> None:
@@ -134,7 +137,7 @@ class Partial:
             return pyro.sample("z", self.encode(x, visible))
 
     def encode(self, x: Tensor, visible: Tensor) -> TorchDistributionMixin:
-        """Return q(z|x_V), event shape ``(Z,)``; arguments: see :meth:`model`."""
+        """Return q(z|x_V), with event shape ``(Z,)``; arguments: see :meth:`model`."""
         visible = check_visible(visible, x, self.vae.data_shape)
         if self.background is None:
             return self.vae.encode(x, visible)
@@ -150,7 +153,7 @@ def square(u: Tensor, data_shape: Sequence[int]) -> Tensor:
     """Hide a rectangle of half the height and half the width.
 
     Args:
-        u: Place of the rectangle's upper left corner (down, right), shape ``(..., 2)``, in [0, 1).
+        u: Position of the rectangle's upper left corner, shape ``(..., 2)``: a vertical and a horizontal number in [0, 1).
         data_shape: Shape of one datum, ``(..., H, W)``.
 
     Returns:
@@ -165,7 +168,10 @@ def square(u: Tensor, data_shape: Sequence[int]) -> Tensor:
 
 
 def half(u: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """Show the upper, lower, left or right half; ``u`` selects the half."""
+    """Show one half of the image: upper, lower, left or right.
+
+    The numbers ``u``, shape ``(..., 2)``, in [0, 1), select the half.
+    """
     height, width = data_shape[-2:]
     row, column = torch.arange(height).to(u)[:, None] < height // 2, torch.arange(width).to(u) < width // 2
     row, column = row.expand(height, width), column.expand(height, width)
@@ -173,7 +179,7 @@ def half(u: Tensor, data_shape: Sequence[int]) -> Tensor:
 
 
 def pixels(u: Tensor, data_shape: Sequence[int]) -> Tensor:
-    """Show each pixel with the probability ``u[..., 0]``."""
+    """Show each pixel at random, with probability ``u[..., 0]``."""
     return (u[..., 1:] < u[..., :1]).unflatten(-1, tuple(data_shape[-2:]))
 
 
@@ -191,25 +197,25 @@ WHOLE = 0.5
 
 
 class InpaintingVAE(VAE):
-    r"""A VAE trained with random masks, an input of its encoder.
+    r"""A VAE trained with random masks, which its encoder takes as input.
 
     .. math:: \mathcal L(x) = E_{p(V)} E_{q(z|x_V, V)}[\log p(z) + \log p(x_V|z) - \log q(z|x_V, V)] \le E_{p(V)} \log p(x_V)
 
-    L(x) bounds the mean log likelihood of the visible pixels. At the optimum q is the posterior given the visible pixels;
-    :func:`pyro_vae.evidence.inpaint` uses q as a proposal to fill the hidden pixels. In training the guide draws a new mask
-    for each datum at each call. All particles of a datum share its mask, and the model scores only the visible pixels. Half
-    of the data keep all pixels visible: the model learns nothing about the dependence of two pixels that no mask shows
-    together. In ``eval()`` mode all pixels are visible, and the model is a VAE. If a trained decoder is frozen
-    (``requires_grad_(False)``), only the encoder is trained. Objectives that run the guide twice for one draw (``stl``,
-    ``dreg``) refuse this model.
+    Here V is the set of visible pixels. L(x) bounds the mean log likelihood of the visible pixels. At the optimum q is the
+    posterior given the visible pixels; :func:`pyro_vae.evidence.inpaint` uses q as a proposal to fill the hidden pixels. In
+    training the guide draws a new mask for each datum at each call. All particles of a datum share its mask, and the model
+    scores only the visible pixels. Half of the data keep all pixels visible, since the model learns nothing about the
+    dependence of two pixels if no mask shows both. In ``eval()`` mode all pixels are visible, and the model is a VAE. If a
+    trained decoder is frozen (``requires_grad_(False)``), only the encoder is trained. Objectives that run the guide twice for
+    one draw (``stl``, ``dreg``) refuse this model.
 
     Args:
         data_shape: Shape of one datum, an image: ``(..., H, W)``.
         latent_dim: See :class:`VAE`.
         hidden: See :class:`VAE`.
         activation: See :class:`VAE`.
-        encoder: Module from pixels (0 where hidden) and mask, joined along the channels, shape ``(..., 2 C, H, W)``, to the
-            parameters of q, shape ``(..., num_params)``; or a callable that makes the module.
+        encoder: Module from images of shape ``(..., 2 C, H, W)`` to the parameters of q, shape ``(..., num_params)``; or a
+            callable that makes the module. The first C channels are the pixels (0 where hidden), the last C are the mask.
         mask: The kind of mask in training, a name from ``MASKS``.
         **options: See :class:`VAE`; the likelihood must have independent pixels.
 
@@ -249,7 +255,7 @@ class InpaintingVAE(VAE):
     def model(self, x: Tensor) -> Tensor:
         """The generative model p(z) p(x_V|z); arguments: see :meth:`VAE.model`.
 
-        In training, V is the mask that the guide drew for ``x``. Without such a mask, V is all pixels.
+        In training, V is the set of visible pixels that the guide drew for ``x``. If the guide drew none, V is all pixels.
         """
         # Frozen parts are not registered: Pyro warns about parameters without a gradient.
         parts = [p for p in ("prior", "decoder", "likelihood") if _is_trained(getattr(self, p))]
@@ -264,7 +270,7 @@ class InpaintingVAE(VAE):
     def guide(self, x: Tensor) -> Tensor:
         """The guide q(z|x_V, V); arguments: see :meth:`VAE.guide`.
 
-        In training, V is a new mask for each datum. In eval mode, V is all pixels.
+        In training, the guide draws a new set V of visible pixels for each datum. In eval mode, V is all pixels.
         """
         self._register("encoder", "posterior")
         visible = self._drawn.keep(x, self.draw_mask(x)) if self.training else None
@@ -272,7 +278,7 @@ class InpaintingVAE(VAE):
             return pyro.sample("z", self.encode(x, visible))
 
     def encode(self, x: Tensor, visible: Tensor | None = None) -> TorchDistributionMixin:
-        """Return q(z|x_V, V).
+        """Return q(z|x_V, V), the posterior given the visible pixels V.
 
         Args:
             x: Data, shape ``(..., *data_shape)``; hidden pixels have no effect.
@@ -288,9 +294,9 @@ class InpaintingVAE(VAE):
         return self.posterior(self.encoder(torch.cat([x, mask], dim=-len(self.data_shape))))
 
     def draw_mask(self, x: Tensor) -> Tensor:
-        """Draw a mask for each datum, bool, shape ``(B, *data_shape)``.
+        """Draw a bool mask for each datum, shape ``(B, *data_shape)``.
 
-        All channels have the same mask. With probability ``WHOLE`` all pixels are visible.
+        The channels of an image share one mask. With probability ``WHOLE``, a mask shows all pixels.
         """
         plane = self.make_mask(torch.rand(len(x), self.num_uniform, device=x.device), self.data_shape)
         plane = plane | (torch.rand(len(x), 1, 1, device=x.device) < WHOLE)
@@ -303,7 +309,7 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 class _Drawn:
-    """The guide's last mask, for the model's call with the same data.
+    """The last mask drawn by the guide, kept for the model.
 
     Copies and pickles do not contain the mask.
     """
@@ -317,7 +323,7 @@ class _Drawn:
         return visible
 
     def of(self, x: Tensor) -> Tensor | None:
-        """Return the mask drawn for this very tensor, else None."""
+        """Return the mask that the guide drew for ``x``, else None."""
         return self.visible if x is self.x else None
 
     def __deepcopy__(self, memo: object) -> _Drawn:

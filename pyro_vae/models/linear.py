@@ -1,4 +1,4 @@
-"""Probabilistic principal component analysis: the VAE with exact posterior and log p(x)."""
+"""Probabilistic principal component analysis: a VAE with a known log p(x)."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ class LinearVAE(VAE):
     reference for estimators of log p(x), and a baseline for nonlinear VAEs.
 
     Args:
-        data_shape: Shape of one datum; D is the number of entries.
-        latent_dim: Z, less than D.
+        data_shape: Shape of one datum, with D numbers in all.
+        latent_dim: Size Z of the latent vector, less than D.
         hidden: Widths of the hidden layers of a trained encoder; the decoder has no hidden layers.
         activation: Name of the activation of these layers.
         likelihood: ``"normal"``, the only likelihood with an exact posterior.
-        posterior: ``"exact"``; or, for a trained encoder, a name from ``distributions.POSTERIORS`` or a module. With a
-            trained encoder the model is the linear VAE of Lucas et al., whose ELBO equals log p(x) only at the optimum.
+        posterior: ``"exact"`` for the exact posterior; a name from ``distributions.POSTERIORS`` or a module for a trained
+            encoder. With a trained encoder the model is the linear VAE of Lucas et al., whose ELBO equals log p(x) only at the
+            optimum.
         prior: ``"normal"``, the only prior with an exact posterior.
         network: Kind of the trained encoder, see :class:`VAE`.
-        encoder: Module of a trained encoder; the default posterior is then ``"normal"``.
-        decoder: Only None: the decoder is linear by definition.
+        encoder: Module that computes the parameters of q(z|x); the default posterior is then ``"normal"``.
+        decoder: Must be None: the decoder is linear by definition.
 
     Attributes:
         exact: True if the guide is the exact posterior.
@@ -101,7 +102,7 @@ class LinearVAE(VAE):
 
     @property
     def scale(self) -> Tensor:
-        """Standard deviation sigma of the noise, 0-dim, positive."""
+        """The standard deviation sigma of p(x|z), a positive 0-dim tensor."""
         return self.likelihood.log_scale.exp()
 
     def guide(self, x: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class LinearVAE(VAE):
         return super().guide(x)
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
-        """Return the guide's q(z|x), event shape ``(Z,)``."""
+        """Return the posterior that the guide uses, with event shape ``(Z,)``."""
         return self.exact_posterior(x) if self.exact else super().encode(x)
 
     def exact_posterior(self, x: Tensor) -> TorchDistributionMixin:
@@ -123,7 +124,7 @@ class LinearVAE(VAE):
             x: Data, shape ``(..., *data_shape)``.
 
         Returns:
-            A multivariate normal, event shape ``(Z,)``.
+            A multivariate normal with event shape ``(Z,)``.
 
         Raises:
             ValueError: If ``x`` has another shape.
@@ -138,9 +139,11 @@ class LinearVAE(VAE):
         return dist.MultivariateNormal(residual @ projection.T @ tril @ tril.T, scale_tril=tril)
 
     def log_px(self, x: Tensor) -> Tensor:
-        r"""Return log p(x), by Bayes' rule at the posterior mean m.
+        r"""Return the exact log p(x), computed by Bayes' rule.
 
         .. math:: \log p(x) = \log p(m) + \log p(x|m) - \log p(m|x) = \log N(x; b, W W^\top + \sigma^2 I)
+
+        Here m is the mean of the exact posterior p(z|x).
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
@@ -154,13 +157,14 @@ class LinearVAE(VAE):
 
     @torch.no_grad()
     def maximize_likelihood(self, x: Tensor) -> None:
-        r"""Maximize the likelihood over W, b and sigma in closed form.
+        r"""Set W, b and sigma to their maximum-likelihood values.
 
         .. math:: b = \bar x, \quad \sigma^2 = \tfrac{1}{D - Z} \textstyle\sum_{j > Z} \lambda_j, \quad
             W = U_Z (\Lambda_Z - \sigma^2 I)^{1/2}
 
-        with the eigenvalues :math:`\lambda_1 \ge \lambda_2 \ge \dots` and eigenvectors U of the data's covariance (normalized
-        by N). Every rotation of W has the same likelihood; this W has orthogonal columns, in order of decreasing variance.
+        Here :math:`\lambda_1 \ge \lambda_2 \ge \dots` are the eigenvalues and U the eigenvectors of the data's covariance
+        (divided by N, not N - 1). Every rotation of W has the same likelihood; the W of this method has orthogonal columns, in
+        order of decreasing variance.
 
         Args:
             x: Data, shape ``(N, *data_shape)``.
@@ -189,9 +193,13 @@ class LinearVAE(VAE):
 
 
 def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the principal variances and directions of centred data.
+    """Return the variances and directions of the principal components.
 
-    For data of shape ``(N, D)``: min(N, D) variances, descending, and as many directions, in columns.
+    Args:
+        centred: Data with mean 0, shape ``(N, D)``.
+
+    Returns:
+        The min(N, D) variances, in descending order, and the directions, one in each column.
     """
     num, dim = centred.shape
     if dim <= num:
@@ -202,10 +210,12 @@ def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root_of_inverse(precision: Tensor) -> Tensor:
-    r"""Return the lower triangular L with :math:`L L^\top = P^{-1}`.
+    r"""Return the lower triangular factor L of a precision's inverse.
 
-    P = I + W'W / sigma^2 is positive definite, so the factorization is not checked: a training step with a check cannot be
-    compiled. A non-finite P makes the loss non-finite.
+    .. math:: L L^\top = P^{-1}
+
+    P = I + W'W / sigma^2 is positive definite, so the factorization is not checked; with a check, a training step could
+    not be compiled. A non-finite P makes the loss non-finite.
     """
     upper = torch.linalg.cholesky_ex(precision.flip(-2, -1)).L.flip(-2, -1)
     return torch.linalg.solve_triangular(upper.mT, torch.eye(len(precision)).to(precision), upper=False)

@@ -1,4 +1,4 @@
-"""VAEs with a weighted KL or total correlation, for disentangled units."""
+"""The beta-VAE and the beta-TC VAE: VAEs for disentangled latent units."""
 
 from __future__ import annotations
 

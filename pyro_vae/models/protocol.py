@@ -70,7 +70,7 @@ class Encodes(PyroModel, Protocol):
 
     @property
     def encode(self) -> Callable[..., TorchDistributionMixin]:
-        """Function from data, shape ``(..., *data_shape)``, to q(z|x)."""
+        """The function that maps data, shape ``(..., *data_shape)``, to q(z|x)."""
 
 
 class Decodes(PyroModel, Protocol):
@@ -82,11 +82,11 @@ class Decodes(PyroModel, Protocol):
 
     @property
     def prior(self) -> Callable[..., TorchDistributionMixin]:
-        """Function that returns p(z), without a batch shape."""
+        """The function that returns p(z), a distribution without batch dimensions."""
 
     @property
     def decode(self) -> Callable[..., TorchDistributionMixin]:
-        """Function from latent vectors, shape ``(..., Z)``, to p(x|z)."""
+        """The function that maps latent vectors, shape ``(..., Z)``, to p(x|z)."""
 
 
 class Autoencodes(Encodes, Decodes, Protocol):
@@ -98,7 +98,10 @@ class Classifies(PyroModel, Protocol):
 
     @property
     def classify(self) -> Callable[..., Tensor]:
-        """Function from data, shape ``(..., *data_shape)``, to class probabilities, shape ``(..., C)``."""
+        """The function that maps data to class probabilities.
+
+        Data have the shape ``(..., *data_shape)``, probabilities ``(..., C)``, with C classes.
+        """
 
 
 class Samples(PyroModel, Protocol):
@@ -106,7 +109,7 @@ class Samples(PyroModel, Protocol):
 
     @property
     def sample(self) -> Callable[..., Tensor]:
-        """Function from a number of draws to data, shape ``(num_samples, *data_shape)``."""
+        """The function that draws data, shape ``(num_samples, *data_shape)``."""
 
 
 class Reconstructs(PyroModel, Protocol):
@@ -114,7 +117,7 @@ class Reconstructs(PyroModel, Protocol):
 
     @property
     def reconstruct(self) -> Callable[..., Tensor]:
-        """Function from data, shape ``(B, *data_shape)``, to mean images of that shape."""
+        """The function that maps data, shape ``(B, *data_shape)``, to mean images."""
 
 
 class KnowsLogPx(PyroModel, Protocol):
@@ -122,11 +125,14 @@ class KnowsLogPx(PyroModel, Protocol):
 
     @property
     def log_px(self) -> Callable[..., Tensor]:
-        """Function from data, shape ``(..., *data_shape)``, to log p(x), nats, shape ``(...)``."""
+        """The function that maps data to log p(x), in nats.
+
+        Data have the shape ``(..., *data_shape)``, the values of log p(x) ``(...)``.
+        """
 
 
 def method_of(model: object, name: str) -> Callable[..., Any] | None:
-    """Return an optional method of a model, such as ``"after_epoch"``, or None."""
+    """Return a model's optional method, such as ``after_epoch``; None if missing."""
     method = getattr(model, name, None)
     return method if callable(method) else None
 
@@ -152,7 +158,7 @@ def reconstructs(model: object) -> TypeGuard[Reconstructs]:
 
 
 def classifies(model: object) -> TypeGuard[Classifies]:
-    """Return True if the model has ``classify``: it predicts labels."""
+    """Return True if the model has ``classify``, which predicts labels."""
     return method_of(model, "classify") is not None
 
 
@@ -172,27 +178,30 @@ def has_bound(model: object) -> bool:
 
 
 def trained_on(model: object) -> str:
-    """Describe the data that the training ELBO covers; "" for all data."""
+    """Describe the data in the training ELBO; "" if all are included."""
     return str(getattr(model, "trained_on", ""))
 
 
 def loss_name(model: object) -> str:
-    """Name the loss of a model without a bound."""
+    """Return the name of the loss of a model without a bound."""
     return "squared error" if hasattr(model, "squared_error") else "loss"
 
 
 def training_inputs(model: object, split: Split) -> Inputs:
-    """Return the inputs for training."""
+    """Select the model's inputs for training from a split."""
     return split.inputs(takes(model))
 
 
 def evaluation_inputs(model: object, split: Split) -> Inputs:
-    """Return the inputs for evaluation, without labels if the model classifies."""
+    """Select the model's inputs for evaluation from a split.
+
+    A model with ``classify`` gets -1 (unknown) in place of every label.
+    """
     return training_inputs(model, split.without_labels() if classifies(model) else split)
 
 
 def num_required_arguments(function: Callable[..., object] | None) -> int:
-    """Count the positional arguments that a function needs; 0 for None."""
+    """Return the number of required positional arguments; 0 for None."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if function is None:
         return 0
@@ -201,14 +210,15 @@ def num_required_arguments(function: Callable[..., object] | None) -> int:
 
 
 def call_with_inputs(function: Callable[..., T], inputs: Sequence[Tensor]) -> T:
-    """Call a method with the inputs that it requires, at least x."""
+    """Call a model's method with x and the other inputs it requires."""
     return function(*inputs[: max(num_required_arguments(function), 1)])
 
 
 def data_support(model: object) -> str | None:
     """Return the support that the model's likelihood declares, or None.
 
-    The support is ``"binary"``, ``"unit"`` or ``"real"``, see :class:`pyro_vae.distributions.Likelihood`.
+    The support is the set of values of a pixel: ``"binary"``, ``"unit"`` or ``"real"``, see
+    :class:`pyro_vae.distributions.Likelihood`.
     """
     support = getattr(getattr(model, "likelihood", None), "support", None)
     return support if isinstance(support, str) else None  # in a PyTorch distribution, `support` is a constraint
@@ -216,10 +226,10 @@ def data_support(model: object) -> str | None:
 
 @torch.no_grad()
 def has_density(model: PyroModel, inputs: Inputs) -> bool:
-    """Return True if log p(x) is a density, not a probability.
+    """Return True if p(x) is a density, False if a probability.
 
-    The likelihood's attribute ``density`` decides. Without ``density``, the likelihood's ``support`` decides; without both,
-    log p(x) is a log density if an observed site is continuous.
+    The likelihood's attribute ``density`` decides. If it is missing, the likelihood's attribute ``support`` decides. If both
+    are missing, log p(x) is a log density if an observed site is continuous.
     """
     declared = getattr(getattr(model, "likelihood", None), "density", None)
     if isinstance(declared, bool):
@@ -230,10 +240,10 @@ def has_density(model: PyroModel, inputs: Inputs) -> bool:
 
 
 def has_bits_per_dim(model: PyroModel, inputs: Inputs) -> bool:
-    """Return True if bits per dimension of log p(x) have a meaning.
+    """Return True if log p(x) has a meaning in bits per dimension.
 
-    Bits per dimension are a code length. The likelihood's attribute ``bits_per_dim`` decides; without this attribute, they
-    have a meaning if log p(x) is a log probability.
+    Bits per dimension are a code length. The likelihood's attribute ``bits_per_dim`` decides; without this attribute,
+    bits per dimension have a meaning if log p(x) is a log probability.
     """
     declared = getattr(getattr(model, "likelihood", None), "bits_per_dim", None)
     return declared if isinstance(declared, bool) else not has_density(model, inputs)
@@ -241,9 +251,10 @@ def has_bits_per_dim(model: PyroModel, inputs: Inputs) -> bool:
 
 @torch.no_grad()
 def evidence_name(model: PyroModel, inputs: Inputs | tuple[Tensor, ...]) -> str:
-    """Name the model's evidence: ``log p(x)``, ``log p(x|y)`` or ``log p(x, y)``.
+    """Return the name of the model's evidence, such as ``log p(x|y)``.
 
-    If a model needs labels, its evidence is log p(x, y) if it observes the labels, else log p(x|y).
+    A model of x alone, or with ``classify``, has the evidence log p(x). Other models that observe their labels have
+    log p(x, y). Models that only take labels as inputs have log p(x|y).
     """
     if "y" not in takes(model) or classifies(model):
         return "log p(x)"
@@ -255,7 +266,7 @@ def evidence_name(model: PyroModel, inputs: Inputs | tuple[Tensor, ...]) -> str:
 
 
 def _observed_sites(model: PyroModel, batch: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Run the model and return the observed sites that enter its density.
+    """Run the model and return the observed sites of its density.
 
     Sites made by ``pyro.deterministic`` (also within ``obs_mask``) and auxiliary losses do not enter the density.
     """

@@ -1,4 +1,4 @@
-"""Models by name, and their construction from flags and options."""
+"""Models by name; functions that make a model from flags and options."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def model_class(name: str) -> type[nn.Module]:
-    """Return the class of a model.
+    """Return the model class with a given name.
 
     Args:
-        name: A name from ``MODELS``; or ``MODULE:CLASS``, a class to import.
+        name: A name from ``MODELS``; or ``MODULE:CLASS`` to import a class.
 
     Raises:
         ValueError: If the class does not exist, or is not an ``nn.Module`` with ``model``, ``guide`` and a constructor that
@@ -90,7 +90,7 @@ def model_class(name: str) -> type[nn.Module]:
 
 
 def constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a constructor by name.
+    """Return the parameters of a model's constructor by name.
 
     If the constructor takes ``**options``, the parameters of its base class are included.
     """
@@ -106,21 +106,21 @@ def constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]
 
 
 def constructor_options(cls: type[nn.Module]) -> list[str]:
-    """Return the parameters of a constructor that ``--model-options`` may set."""
+    """Return the names of the constructor parameters for ``--model-options``."""
     return [name for name in constructor_parameters(cls) if name not in ARGUMENTS or name in FLAGS_AND_OPTIONS]
 
 
 def constructor_default(cls: type[nn.Module], name: str) -> object:
-    """Return the default of a constructor's parameter; None without a default."""
+    """Return the default of one constructor parameter; None if required."""
     parameter = constructor_parameters(cls).get(name)
     return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
 
 def model_settings(name: str) -> dict[str, Any]:
-    """Return a model's own defaults for flags of data and training.
+    """Return the model's own defaults for the data and training flags.
 
     Raises:
-        ValueError: If the class's ``defaults`` are not a dict; see also :func:`model_class`.
+        ValueError: If the attribute ``defaults`` of the class is not a dict, or :func:`model_class` refuses the name.
     """
     defaults = getattr(model_class(name), "defaults", {})
     if not isinstance(defaults, Mapping):
@@ -131,15 +131,15 @@ def model_settings(name: str) -> dict[str, Any]:
 
 
 def check_parts(name: str, given: Mapping[str, object]) -> None:
-    """Refuse unknown names of a model's parts.
+    """Check that a model accepts the named prior, likelihood and other parts.
 
     Args:
         name: See :func:`model_class`.
-        given: Names of parts by kind, such as ``{"prior": "normal"}``. Kinds that the constructor does not take are ignored.
-            The constructor's default is always accepted.
+        given: Name of each part, by kind, such as ``{"prior": "normal"}``. A kind that the constructor does not take is
+            ignored. The constructor's default is always accepted.
 
     Raises:
-        ValueError: If a name is unknown, or the arguments after the name are wrong.
+        ValueError: If a name is unknown, or the arguments that follow a name (``NAME:ARG``) are wrong.
     """
     taken = constructor_parameters(model_class(name))
     for kind, table in PARTS.items():
@@ -154,14 +154,16 @@ def make(
     options: Sequence[str] = (),
     load_run: Callable[[str], object] | None = None,
 ) -> nn.Module:
-    """Make a model.
+    """Make a model from its name and the values of flags.
 
     Args:
         name: See :func:`model_class`.
-        arguments: Values of the parameters in ``ARGUMENTS``. Parameters that the constructor does not take are ignored.
-            ``encoder`` and ``decoder`` are ``MODULE:CLASS``, a class with the constructor arguments of ``networks.MLP``.
-        options: ``NAME=VALUE`` for other parameters of the constructor; a value is a Python literal, or else text.
-        load_run: Function that loads the model of a run, for the options that the class lists in ``from_runs``.
+        arguments: Values of the constructor parameters that are listed in ``ARGUMENTS``. A parameter that the constructor does
+            not take is ignored. ``encoder`` and ``decoder`` are texts ``MODULE:CLASS``; the class has the constructor
+            arguments of ``networks.MLP``.
+        options: Texts ``NAME=VALUE`` for the other constructor parameters. A value that is no Python literal is kept as text.
+        load_run: Function that loads a trained model from the path of a run. The class lists in ``from_runs`` the options that
+            need it.
 
     Raises:
         ValueError: If a class cannot be imported, an option is unknown or malformed, or the constructor refuses a value.
@@ -203,10 +205,10 @@ def make(
 
 
 def read_options(name: str, cls: type[nn.Module], words: Sequence[str]) -> dict[str, object]:
-    """Read options ``NAME=VALUE`` as keyword arguments of a constructor.
+    """Convert options ``NAME=VALUE`` to keyword arguments of a constructor.
 
     Raises:
-        ValueError: If an option has another form, is given twice, or is unknown to the class.
+        ValueError: If an option has another form or is given twice, or the class does not know it.
     """
     known = constructor_options(cls)
     values: dict[str, object] = {}

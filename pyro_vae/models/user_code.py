@@ -1,4 +1,4 @@
-"""User-defined classes: import the classes and locate errors in them."""
+"""Import the user's own classes and locate errors in the user's code."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def import_class(kind: str, path: str) -> type[nn.Module]:
     """Import the class ``MODULE:CLASS``.
 
     Args:
-        kind: The kind of class, for the error, such as ``"model"``.
-        path: ``MODULE:CLASS``.
+        kind: The kind of class, such as ``"model"``, for the error message.
+        path: Module and name of the class, ``MODULE:CLASS``.
 
     Raises:
         ValueError: If the class cannot be imported, or is not an ``nn.Module``.
@@ -50,24 +50,30 @@ def import_class(kind: str, path: str) -> type[nn.Module]:
 
 
 def user_modules(modules: Iterable[str]) -> set[str]:
-    """Select the names of modules outside pyro_vae, torch and pyro."""
+    """Select the names of modules that the user wrote.
+
+    These are all modules outside pyro_vae, torch and pyro.
+    """
     return {name for name in modules if name.partition(".")[0] not in ("pyro_vae", "torch", "pyro")}
 
 
 def user_modules_of(vae: PyroModel) -> set[str]:
-    """Return the names of the user's modules that define a model's parts."""
+    """Return the names of the user's modules that define the model's classes."""
     return user_modules(type(part).__module__ for part in vae.modules())
 
 
 def place_of_error(error: Exception, modules: Iterable[str]) -> str | None:
-    """Return file and line of an error in the user's modules."""
+    """Return file and line of the user's code that raised an error."""
     files = {getattr(sys.modules.get(name), "__file__", None) for name in user_modules(modules)}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
 
 
 def place_of_method(vae: object, method: str) -> str:
-    """Return file and line of a user's method; "" for package methods."""
+    """Return the file and line of a model's method, if user-defined.
+
+    For a method that this package defines, return "".
+    """
     function = inspect.unwrap(getattr(type(vae), method, None) or getattr(vae, method))
     code, module = getattr(function, "__code__", None), str(getattr(function, "__module__", ""))
     if code is None or module.partition(".")[0] == "pyro_vae":

@@ -14,12 +14,12 @@ from pyro_vae.models.base import LatentModel, mean_image
 class VAE(LatentModel):
     r"""Variational autoencoder: :math:`p(z)\, p_\theta(x|z)` with the guide :math:`q_\phi(z|x)`.
 
-    ``model`` and ``guide`` are Pyro stochastic functions with plate ``"data"`` and sites ``"z"`` and ``"x"``. Both functions
-    register their networks by ``pyro.module``, under names that are unique to this instance.
+    ``model`` and ``guide`` are Pyro stochastic functions with the plate ``"data"`` and the sites ``"z"`` and ``"x"``. Both
+    functions register their networks by ``pyro.module``, under names that are unique to this instance.
 
     Args:
         data_shape: Shape of one datum, such as ``(1, 28, 28)``.
-        latent_dim: Z, the size of the latent vector.
+        latent_dim: Size Z of the latent vector.
         hidden: Widths of the encoder's hidden layers; the decoder has the same widths in reverse order. Empty: linear maps.
         activation: Name of the activation, see ``networks.ACTIVATIONS``.
         likelihood: Name from ``distributions.LIKELIHOODS``, or a module with the methods of :class:`Likelihood`.
@@ -33,7 +33,7 @@ class VAE(LatentModel):
             a callable that makes the module.
 
     Raises:
-        ValueError: If a size is below 1, a name is unknown, or a network maps between other shapes.
+        ValueError: If a size is below 1, a name is unknown, or a network has the wrong input or output shape.
 
     References:
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014.
@@ -55,7 +55,7 @@ class VAE(LatentModel):
         return z
 
     def guide(self, x: Tensor) -> Tensor:
-        """The amortized posterior q(z|x).
+        """The guide: the amortized posterior q(z|x).
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -68,16 +68,16 @@ class VAE(LatentModel):
             return pyro.sample("z", self.encode(x))
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
-        """Return q(z|x), event shape ``(Z,)``; ``x`` has shape ``(..., *data_shape)``."""
+        """Return q(z|x), with event shape ``(Z,)``, for ``x`` of shape ``(..., *data_shape)``."""
         return self.posterior(self.encoder(self._checked(x)))
 
     def decode(self, z: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z), event shape ``data_shape``; ``z`` has shape ``(..., Z)``."""
+        """Return p(x|z), with event shape ``data_shape``, for ``z`` of shape ``(..., Z)``."""
         return self.likelihood(self.decoder(z))
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> Tensor:
-        """Draw from the model, x ~ p(x|z) with z ~ p(z).
+        """Draw data from the model: z ~ p(z), then x ~ p(x|z).
 
         Args:
             num_samples: The number of draws.
@@ -93,7 +93,7 @@ class VAE(LatentModel):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return the mean image E[x'|z] at one draw z ~ q(z|x).
+        """Return the mean of p(x|z) at one draw z ~ q(z|x).
 
         Args:
             x: Data, shape ``(B, *data_shape)``.

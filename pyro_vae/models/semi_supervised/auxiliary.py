@@ -1,4 +1,4 @@
-"""Auxiliary deep generative models: a latent vector enriches the guide."""
+"""Auxiliary deep generative models: an auxiliary latent vector enriches the guide."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pyro_vae.networks.build import JoinedNetworkLike, NetworkLike
 
 
 class AuxiliaryModel(SemiSupervised):
-    r"""Base class of ADGM and SDGM, with the guide and its networks.
+    r"""Base class of :class:`ADGM` and :class:`SDGM`, which share this guide.
 
     .. math:: q(a|x)\, q(y|a, x)\, q(z|a, x, y)
 
-    Labels, bound and classifier's term are as in :class:`M2`. The model has the additional site ``"a"``; the bound averages
-    over a and sums over y.
+    The auxiliary latent vector a is an additional site ``"a"``. The labels, the bound and the classifier's term are as in
+    :class:`M2`; the bound averages over a and sums over y.
 
     Args:
         data_shape: See :class:`LabelledModel`.
-        latent_dim: See :class:`LabelledModel`; the auxiliary vector a has the size of z.
+        latent_dim: Size Z of the latent vector z, and also of the auxiliary vector a.
         hidden: See :class:`LabelledModel`; all networks have these hidden layers.
         activation: See :class:`LabelledModel`.
         auxiliary_encoder: Module from an image to the parameters of q(a|x), shape ``(..., 2 Z)``, or a callable that makes
             the module.
-        auxiliary_decoder: Module from an image, a label and z (in SDGM, from a label and z) to the parameters of p(a|...),
-            shape ``(..., 2 Z)``.
+        auxiliary_decoder: Module from an image, a label and z to the parameters of p(a|x, y, z), shape ``(..., 2 Z)``; in SDGM,
+            from a label and z to the parameters of p(a|z, y).
         classifier: Module from an image and a to logits, shape ``(..., C)``.
         **options: See :class:`SemiSupervised`; the encoder's inputs are an image, a label and a.
 
@@ -83,13 +83,13 @@ class AuxiliaryModel(SemiSupervised):
             return pyro.sample("z", self.encode(x, label, a))
 
     def encode_auxiliary(self, x: Tensor) -> TorchDistributionMixin:
-        """Return q(a|x), event shape ``(Z,)``."""
+        """Return q(a|x), a distribution with event shape ``(Z,)``."""
         return self.auxiliary(self.auxiliary_encoder(self._checked(x)))
 
     def encode(self, x: Tensor, y: Tensor | None = None, a: Tensor | None = None) -> TorchDistributionMixin:
-        """Return q(z|a, x, y), event shape ``(Z,)``.
+        """Return q(z|a, x, y), a distribution with event shape ``(Z,)``.
 
-        ``a`` defaults to the mean of q(a|x), ``y`` to the most probable label.
+        By default, ``a`` is the mean of q(a|x), and ``y`` is the most probable label.
         """
         label = self.classify(x).argmax(-1) if y is None else y
         a = self.encode_auxiliary(x).mean if a is None else a
@@ -97,14 +97,14 @@ class AuxiliaryModel(SemiSupervised):
 
     @torch.no_grad()
     def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
-        """Return the class probabilities: average q(y|a, x) over draws of a.
+        """Return class probabilities: average q(y|a, x) over draws of a.
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
             num_samples: The number of draws.
 
         Returns:
-            The class probabilities, shape ``(..., C)``.
+            The class probabilities, shape ``(..., C)``, with C classes.
         """
         draws = self.encode_auxiliary(x).sample((num_samples,))
         return self.classifier(x, draws).softmax(-1).mean(0)
@@ -115,7 +115,7 @@ class ADGM(AuxiliaryModel):
 
     Guide and arguments: see :class:`AuxiliaryModel`.
 
-    Integrating a out of the model leaves the p(x, y) of M2. In the guide, a makes q(y, z|x) a mixture.
+    The model's p(x, y) is that of :class:`M2`, since nothing else depends on a. The guide's q(y, z|x) becomes a mixture over a.
 
     References:
         Maaløe, Sønderby, Sønderby, Winther, "Auxiliary Deep Generative Models", 2016, section 2.2 and 2.3.
@@ -125,7 +125,7 @@ class ADGM(AuxiliaryModel):
         return self.data_shape, (self.num_classes,), (self.latent_dim,)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """The generative model and the classifier's term; arguments: see :meth:`guide`."""
+        """The generative model with the classifier's term; arguments: see :meth:`guide`."""
         self._register("prior", "decoder", "likelihood", "auxiliary_decoder", "classifier")
         with pyro.plate("data", len(x), dim=-1):
             label = self.labels.model(y)
@@ -141,7 +141,7 @@ class SDGM(AuxiliaryModel):
 
     Guide and arguments: see :class:`AuxiliaryModel`.
 
-    Two layers of latent vectors, with a skip connection from the upper layer z to the image.
+    The model has two layers of latent vectors: z is above a. A skip connection leads from z to the image.
 
     References:
         Maaløe, Sønderby, Sønderby, Winther, "Auxiliary Deep Generative Models", 2016, section 2.4.
@@ -154,7 +154,7 @@ class SDGM(AuxiliaryModel):
         return (self.latent_dim,), (self.num_classes,), (self.latent_dim,)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """The generative model and the classifier's term; arguments: see :meth:`guide`."""
+        """The generative model with the classifier's term; arguments: see :meth:`guide`."""
         self._register("prior", "auxiliary_decoder", "decoder", "likelihood", "classifier")
         with pyro.plate("data", len(x), dim=-1):
             label = self.labels.model(y)
@@ -165,7 +165,7 @@ class SDGM(AuxiliaryModel):
         return z
 
     def decode_auxiliary(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return p(a|z, y), event shape ``(Z,)``; ``z`` has shape ``(..., Z)``."""
+        """Return p(a|z, y) for ``z`` of shape ``(..., Z)``; event shape ``(Z,)``."""
         return self.auxiliary(self.auxiliary_decoder(self.vector(y), z))
 
     def decode(self, z: Tensor, y: Tensor, a: Tensor | None = None) -> TorchDistributionMixin:

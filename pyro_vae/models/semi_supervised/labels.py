@@ -1,4 +1,4 @@
-"""Partly known labels: prior, guide and the classifier's term."""
+"""Partly known labels: their prior, their guide and the classifier's term."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from pyro_vae.parallel.shared_batch import batch_counts
 
 
 class Labels(nn.Module):
-    r"""A label with C classes that is known for only some data.
+    r"""A label y, one of C classes, known for some data.
 
-    The prior is :math:`p(y) = 1/C`; the guide of an unknown label is :math:`q(y|x)`. The label has two sites, named as by
-    Pyro's ``obs_mask``. The site ``y_observed`` observes the known labels, and is masked for all other data. The site
-    ``y_unobserved`` is drawn for all data. For a datum with a known label the draw is not used, and the guide draws from the
-    prior: the site adds log p - log q = 0 to every objective, also if the objective sums over its values. Under Pyro's
-    validation, a label with another dtype or out of range raises a ``ValueError``.
+    The prior is :math:`p(y) = 1/C`; the guide of an unknown label is :math:`q(y|x)`. The label has two sites, with the
+    names that Pyro's ``obs_mask`` would choose. The site ``y_observed`` observes the known labels, and is masked for all other
+    data. The site ``y_unobserved`` is drawn for all data. For a datum with a known label the draw is not used, and the guide
+    draws from the prior: the site then adds log p - log q = 0 to every objective, even to an objective that sums over the
+    values of y. If Pyro's
+    validation is on, a label with another dtype or out of range raises a ``ValueError``.
 
     Args:
-        num_classes: C, the number of classes.
-        weight: alpha, the weight of the classifier's term, at least 0; see :meth:`classified`.
+        num_classes: Number C of classes.
+        weight: Weight alpha of the classifier's term, at least 0; see :meth:`classified`.
         temperature: None: ``y_unobserved`` is discrete and marked for enumeration. Then ``elbo("enum")`` sums over its
             values, ``trace`` and ``graph`` draw it, and other objectives refuse the model. A positive number: in train mode,
             both model and guide relax the label, and all objectives except ``enum`` and ``piwae`` take the model. In eval
@@ -52,7 +53,9 @@ class Labels(nn.Module):
         self.register_buffer("prior", torch.zeros(num_classes), persistent=False)
 
     def model(self, y: Tensor) -> Tensor:
-        r"""Draw :math:`y \sim p(y)` and observe known labels, within the data plate.
+        r"""Draw unknown labels from p(y) and observe known labels.
+
+        Call this method within the data plate.
 
         Args:
             y: Labels, shape ``(B,)``, int64, -1 where unknown.
@@ -67,14 +70,16 @@ class Labels(nn.Module):
         return self._chosen(y >= 0, given, drawn)
 
     def guide(self, y: Tensor, logits: Tensor) -> Tensor:
-        r"""Draw the unknown labels :math:`y \sim q(y|x)`, within the data plate.
+        r"""Draw the unknown labels from q(y|x).
+
+        Call this method within the data plate.
 
         Args:
             y: Labels, shape ``(B,)``, int64, -1 where unknown.
             logits: The classifier's output, shape ``(..., B, C)``.
 
         Returns:
-            The label of each datum, as :meth:`model` returns it.
+            The label of each datum, a one-hot or relaxed vector, shape ``(..., B, C)``.
         """
         self._check(y)
         known = y >= 0
@@ -83,15 +88,17 @@ class Labels(nn.Module):
         return self._chosen(known, y.clamp(min=0), drawn)
 
     def classified(self, y: Tensor, logits: Tensor) -> None:
-        r"""Add the classifier's term to the objective, but not to the bound.
+        r"""Add the classifier's term to the training objective.
+
+        The term covers the labelled data and is not part of the bound:
 
         .. math:: \alpha\, \frac{B}{B_l} \textstyle\sum_{i \text{ labelled}} \log q(y_i|x_i)
 
         The bound of a labelled datum does not depend on q(y|x): without this term the classifier would learn from unlabelled
-        data alone. The batch has B data, and :math:`B_l` of them have labels. The factor :math:`B / B_l` makes the term per
-        datum :math:`\alpha` times the mean over the labelled data, for any number of labelled data, if every batch has at
-        least one labelled datum (``labelled_per_batch`` of ``fit``). Kingma et al. multiply :math:`\alpha` by the number of
-        data instead. Call this method in the model, within the data plate.
+        data alone. The batch has B data, and :math:`B_l` of them have labels. Thanks to the factor
+        :math:`B / B_l`, the term per datum is :math:`\alpha` times the mean of log q over the labelled data, for any number
+        of labelled data; every batch needs at least one labelled datum (``labelled_per_batch`` of ``fit``). Kingma et al.
+        multiply :math:`\alpha` by the number of data instead. Call this method in the model, within the data plate.
 
         Args:
             y: Labels, shape ``(B,)``, int64, -1 where unknown.
@@ -113,7 +120,7 @@ class Labels(nn.Module):
         return self.temperature is not None and self.training
 
     def _check(self, y: Tensor) -> None:
-        """Under Pyro's validation, refuse labels with another dtype or out of range."""
+        """If Pyro's validation is on, check the labels' dtype and range."""
         if is_validation_enabled():
             check_labels(y, self.num_classes, complete=False)
 
@@ -124,6 +131,6 @@ class Labels(nn.Module):
         return dist.Categorical(logits=logits)
 
     def _chosen(self, known: Tensor, given: Tensor, drawn: Tensor) -> Tensor:
-        """Return labels as vectors: a drawn label replaces an unknown label."""
+        """Return label vectors in which drawn labels replace the unknown labels."""
         vector = drawn.exp() if self.relaxed else self.one_hot[drawn]
         return torch.where(known[:, None], self.one_hot[given], vector)

@@ -19,17 +19,18 @@ from pyro_vae.networks.build import NetworkLike
 class M1(VAE):
     r"""The latent-feature model: the VAE :math:`p(z)\, p(x|z)`, :math:`q(z|x)`, and a classifier :math:`q(y|z)`.
 
-    The labels train only the classifier, on draws of z that pass no gradient on. The classifier's term is the site
-    ``"y_classified"``, which is not part of the bound. The bound is the VAE's, on log p(x).
+    The labels train only the classifier: it takes draws of z, and its gradient does not reach the encoder. The classifier's
+    term is the site ``"y_classified"``, which is not part of the bound. The bound is the VAE's, on log p(x).
 
     Args:
         data_shape: See :class:`VAE`.
         latent_dim: See :class:`VAE`.
         hidden: See :class:`VAE`; the classifier's hidden layer has the last of these widths.
         activation: See :class:`VAE`.
-        num_classes: C, the number of classes.
-        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes the module.
-        classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
+        num_classes: Number C of classes.
+        classifier: Module from latent vectors, shape ``(..., Z)``, to logits, shape ``(..., C)``, or a callable that makes the
+            module.
+        classifier_weight: Weight alpha of the classifier's term, at least 0; see :meth:`Labels.classified`.
         **options: See :class:`VAE`.
 
     Raises:
@@ -60,7 +61,7 @@ class M1(VAE):
         self.labels = Labels(self.num_classes, classifier_weight)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
-        """The generative model p(z) p(x|z), and the classifier's term.
+        """The generative model p(z) p(x|z) with the classifier's term.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -86,5 +87,5 @@ class M1(VAE):
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
-        """Return the class probabilities, shape ``(..., C)``, at the mean of q(z|x)."""
+        """Return class probabilities at the mean of q(z|x), shape ``(..., C)``."""
         return self.classifier(self.encode(x).mean).softmax(-1)

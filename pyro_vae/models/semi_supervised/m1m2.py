@@ -28,21 +28,24 @@ class M1M2(SemiSupervised):
 
     .. math:: p(y)\, p(z_2)\, p(z|z_2, y)\, p(x|z) \quad \text{with the guide} \quad q(z|x)\, q(y|z)\, q(z_2|z, y)
 
-    The model is a VAE in which an M2 is the prior of z. Labels, bound and classifier's term are as in :class:`M2`. With the
-    frozen networks of a trained VAE (:meth:`stand_on`) the training is layer-wise, as in Kingma et al.: it maximizes M2's
-    objective on draws from q(z|x). From scratch, or from a trained VAE with ``frozen=False``, all networks train together.
+    The model is a VAE in which an M2 is the prior of z. The labels, the bound and the classifier's term are as in :class:`M2`.
+    If the networks of a trained VAE are taken over and frozen (:meth:`stand_on`), training is layer-wise, as in Kingma et al.:
+    it maximizes M2's objective on draws from q(z|x). Otherwise all networks train together.
 
     Args:
         data_shape: See :class:`VAE`.
-        latent_dim: Z, the size of z and also of z2.
-        hidden: See :class:`VAE`; the hidden layer of each upper network has the last of these widths.
+        latent_dim: Size Z of each of the two latent vectors, z and z2.
+        hidden: See :class:`VAE`; the classifier, the upper encoder and the upper decoder have one hidden layer each, with the
+            last of these widths.
         activation: See :class:`VAE`.
-        classifier: Module from ``(..., Z)`` to logits, shape ``(..., C)``, or a callable that makes the module.
+        classifier: Module from latent vectors z, shape ``(..., Z)``, to logits, shape ``(..., C)``, or a callable that makes
+            the module.
         upper_encoder: Module from z and a label to the parameters of q(z2|z, y), shape ``(..., 2 Z)``, or a callable that
             makes the module.
         upper_decoder: Module from z2 and a label to the parameters of p(z|z2, y), shape ``(..., 2 Z)``, or a callable that
             makes the module.
-        below: A trained VAE (or M1), see :meth:`stand_on`; on the command line ``--model-options below=RUN``.
+        below: A trained VAE or M1 whose networks are taken over and frozen, see :meth:`stand_on`; on the command line,
+            ``--model-options below=RUN``.
         **options: See :class:`SemiSupervised`; ``posterior`` is the distribution q(z|x), ``prior`` is p(z2), and ``encoder``
             and ``decoder`` are as in :class:`VAE`.
 
@@ -123,7 +126,9 @@ class M1M2(SemiSupervised):
         self.train(self.training)
 
     def center_output(self, mean: Tensor, scale: float | None = None) -> None:
-        """Start p(x|z) at the data's mean; no effect after :meth:`stand_on`.
+        """Set the decoder's bias so that p(x|z) starts at the data's mean.
+
+        After :meth:`stand_on` the call has no effect.
 
         Arguments: see :meth:`LatentModel.center_output`.
         """
@@ -131,14 +136,14 @@ class M1M2(SemiSupervised):
             super().center_output(mean, scale)
 
     def train(self, mode: bool = True) -> M1M2:
-        """Set the mode; the frozen networks of :meth:`stand_on` stay in eval mode."""
+        """Set train or eval mode; frozen networks stay in eval mode."""
         super().train(mode)
         for name in LOWER if self._stands else ():
             getattr(self, name).eval()
         return self
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """The generative model p(y) p(z2) p(z|z2, y) p(x|z), and the classifier's term.
+        """The generative model p(y) p(z2) p(z|z2, y) p(x|z) with the classifier's term.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -166,46 +171,46 @@ class M1M2(SemiSupervised):
         return z
 
     def encode_lower(self, x: Tensor) -> TorchDistributionMixin:
-        """Return q(z|x), event shape ``(Z,)``; ``x`` has shape ``(..., *data_shape)``."""
+        """Return q(z|x), with event shape ``(Z,)``, for ``x`` of shape ``(..., *data_shape)``."""
         return self.posterior(self.encoder(self._checked(x)))
 
     def decode_lower(self, z: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z), event shape ``data_shape``; ``z`` has shape ``(..., Z)``."""
+        """Return p(x|z), with event shape ``data_shape``, for ``z`` of shape ``(..., Z)``."""
         return self.likelihood(self.decoder(z))
 
     def encode_upper(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return q(z2|z, y), event shape ``(Z,)``; ``z`` has shape ``(..., Z)``."""
+        """Return q(z2|z, y) for ``z`` of shape ``(..., Z)``; event shape ``(Z,)``."""
         return self.upper(self.upper_encoder(z, self.vector(y)))
 
     def decode_upper(self, z2: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return p(z|z2, y), event shape ``(Z,)``; ``z2`` has shape ``(..., Z)``."""
+        """Return p(z|z2, y) for ``z2`` of shape ``(..., Z)``; event shape ``(Z,)``."""
         return self.upper(self.upper_decoder(z2, self.vector(y)))
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
-        """Return q(z2|z, y), with z at the mean of q(z|x).
+        """Return q(z2|z, y) at the mean z of q(z|x).
 
-        ``y`` defaults to the most probable label.
+        By default, ``y`` is the most probable label.
         """
         label = self.vector(self.classify(x).argmax(-1) if y is None else y, x)
         return self.encode_upper(self.encode_lower(x).mean, label)
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z), with z at the mean of p(z|z2, y).
+        """Return p(x|z) at the mean z of p(z|z2, y).
 
-        The argument ``z`` is z2.
+        The argument named ``z`` is the upper latent vector z2.
         """
         return self.decode_lower(self.decode_upper(z, y).mean)
 
     @torch.no_grad()
     def classify(self, x: Tensor, num_samples: int = 16) -> Tensor:
-        """Return the class probabilities: average q(y|z) over draws of z.
+        """Return class probabilities: average q(y|z) over draws of z ~ q(z|x).
 
         Args:
             x: Data, shape ``(..., *data_shape)``.
             num_samples: The number of draws.
 
         Returns:
-            The class probabilities, shape ``(..., C)``.
+            The class probabilities, shape ``(..., C)``, with C classes.
         """
         return self.classifier(self.encode_lower(x).sample((num_samples,))).softmax(-1).mean(0)
 
@@ -215,14 +220,17 @@ class M1M2(SemiSupervised):
         x: Tensor,
         y: Tensor | None = None,  # noqa: ARG002  # part of the protocol
     ) -> Tensor:
-        """Return the mean image at one draw of z; ``y`` is unused."""
+        """Return the mean of p(x|z) at one draw of z.
+
+        The draw is from q(z|x); ``y`` is ignored.
+        """
         return mean_image(self.decode_lower(self.encode_lower(x).sample()))
 
     @torch.no_grad()
     def sample(self, num_samples: int, y: Tensor | int | None = None) -> Tensor:
-        """Draw z2 ~ p(z2), z ~ p(z|z2, y), x ~ p(x|z).
+        """Draw data: z2 ~ p(z2), z ~ p(z|z2, y), x ~ p(x|z).
 
-        See :meth:`LabelledModel.sample`.
+        Arguments: see :meth:`LabelledModel.sample`.
         """
         label = self._labels(num_samples, y)
         return self.decode_lower(self.decode_upper(self.prior().sample((num_samples,)), label).sample()).sample()

@@ -25,16 +25,16 @@ class LabelOptions(ModelOptions, total=False):
 
 
 class SemiSupervised(LabelledModel):
-    """Base class of semi-supervised models: only some labels are known.
+    """Base class of models for data with partly known labels.
 
     Args:
         data_shape: See :class:`LabelledModel`.
         latent_dim: See :class:`LabelledModel`.
         hidden: See :class:`LabelledModel`.
         activation: See :class:`LabelledModel`.
-        num_classes: C, the number of classes.
-        classifier_weight: alpha, at least 0; see :meth:`Labels.classified`.
-        temperature: None: unknown labels are enumerated. A number: unknown labels are relaxed in training; see
+        num_classes: Number C of classes.
+        classifier_weight: Weight alpha of the classifier's term, at least 0; see :meth:`Labels.classified`.
+        temperature: None to sum over unknown labels by enumeration; a number to relax unknown labels in training; see
             :class:`Labels`.
         **options: See :class:`LabelledModel`.
     """
@@ -59,14 +59,14 @@ class SemiSupervised(LabelledModel):
             self.objective = "trace"  # type: ignore[misc]
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return the class probabilities q(y|x), shape ``(..., C)``."""
+        """Return the class probabilities q(y|x), shape ``(..., C)`` with C classes."""
         raise NotImplementedError
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the mean image at one draw from the guide.
+        """Return the mean of p(x|z, y) at one draw of z.
 
-        ``y`` defaults to the most probable label.
+        The draw is from q(z|x, y). By default, ``y`` is the most probable label.
         """
         label = self.classify(x).argmax(-1) if y is None else y
         return mean_image(self.decode(self.encode(x, label).sample(), label))
@@ -82,17 +82,18 @@ class M2(SemiSupervised):
     .. math:: \mathcal L(x, y) = E_{q(z|x, y)}\big[\log p(x, y, z) - \log q(z|x, y)\big], \quad
         \mathcal U(x) = \textstyle\sum_y q(y|x) \big(\mathcal L(x, y) - \log q(y|x)\big)
 
-    Training maximizes :math:`\sum \mathcal L + \sum \mathcal U + \alpha \log q(y|x)`. The last term covers labelled data; its
-    separate site is not part of the bound (:meth:`Labels.classified`). Plate ``"data"``, sites ``"z"``, ``"x"``,
-    ``"y_unobserved"``, ``"y_observed"`` and ``"y_classified"``. ``elbo("enum")`` and ``pv.evidence.importance_sampling`` sum
-    over y exactly.
+    Training maximizes :math:`\sum \mathcal L + \sum \mathcal U + \alpha \log q(y|x)`. The last term, the classifier's term,
+    covers the labelled data; it has a site of its own and is not part of the bound (:meth:`Labels.classified`). The plate is
+    ``"data"``; the sites are ``"z"``, ``"x"``, ``"y_unobserved"``, ``"y_observed"`` and ``"y_classified"``. ``elbo("enum")``
+    and ``pv.evidence.importance_sampling`` sum over y exactly.
 
     Args:
         data_shape: See :class:`LabelledModel`.
         latent_dim: See :class:`LabelledModel`.
-        hidden: See :class:`LabelledModel`; the classifier has the same layers.
+        hidden: See :class:`LabelledModel`; the classifier has the same hidden layers as the encoder.
         activation: See :class:`LabelledModel`.
-        classifier: Module from ``(..., *data_shape)`` to logits, shape ``(..., C)``, or a callable that makes the module.
+        classifier: Module from data, shape ``(..., *data_shape)``, to logits, shape ``(..., C)``, or a callable that makes the
+            module.
         **options: See :class:`SemiSupervised`.
 
     Raises:
@@ -118,7 +119,7 @@ class M2(SemiSupervised):
         self.classifier = self.make_network(classifier, [self.data_shape], (self.num_classes,), hidden)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """The generative model p(y) p(z) p(x|z, y), and the classifier's term.
+        """The generative model p(y) p(z) p(x|z, y) with the classifier's term.
 
         Args:
             x: Data, shape ``(B, *data_shape)``.
@@ -144,9 +145,12 @@ class M2(SemiSupervised):
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
-        """Return the class probabilities q(y|x), shape ``(..., C)``."""
+        """Return the class probabilities q(y|x), shape ``(..., C)`` with C classes."""
         return self.classifier(self._checked(x)).softmax(-1)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistributionMixin:
-        """Return q(z|x, y); ``y`` defaults to the most probable label; see :meth:`LabelledModel.encode`."""
+        """Return q(z|x, y); by default, ``y`` is the most probable label.
+
+        Arguments: see :meth:`LabelledModel.encode`.
+        """
         return super().encode(x, self.classify(x).argmax(-1) if y is None else y)
