@@ -1,8 +1,8 @@
 """The base classes `Likelihood`, `Prior` and `Posterior`.
 
-Each class is a module with one abstract method, :meth:`forward`, which returns a Pyro distribution. All other attributes and
-hooks have defaults. A flag such as ``--prior NAME:ARG:ARG`` selects a class by NAME from the registry in the folder of its
-family; the class attribute ``arguments`` declares the ARGs.
+Each base class is a module with one abstract method, :meth:`forward`, which returns a Pyro distribution. All attributes and
+other methods have defaults. A flag such as ``--prior NAME:ARG:ARG`` selects a class by its NAME; the file ``registry.py`` in
+the folder ``priors`` lists the names of the priors. The class attribute ``arguments`` declares the ARGs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Likelihood(nn.Module, ABC):
-    """The likelihood p(x|z): maps decoder outputs to distributions of the data.
+    """Base class of likelihoods p(x|z), which are computed from decoder outputs.
 
     Args:
         data_shape: Shape of one datum.
@@ -25,8 +25,7 @@ class Likelihood(nn.Module, ABC):
         support: The values of the data: ``"binary"`` (0 or 1), ``"unit"`` (numbers in [0, 1]) or ``"real"``.
         density: True if log p(x|z) is a log density, False if it is a log probability.
         bits_per_dim: True if log p(x|z) is a log probability of pixel values, so that bits per dimension are a code length.
-        arguments: Names of the constructor's arguments after ``data_shape``, each with an example value of the argument's
-            type.
+        arguments: The constructor's further arguments: a dict from each name to an example value of the right type.
     """
 
     support: ClassVar[str] = "real"
@@ -40,34 +39,36 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, params: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z), event shape ``data_shape``.
+        """Return p(x|z), a distribution with event shape ``data_shape``.
 
         Args:
             params: The decoder's output, shape ``(..., *data_shape)``, any real numbers.
         """
 
     def bias(self, mean: Tensor) -> Tensor:
-        """Return the decoder output for a mean; both have shape ``data_shape``."""
+        """Return the decoder output at which p(x|z) has the mean ``mean``.
+
+        Both tensors have the shape ``data_shape``.
+        """
         return mean
 
     def start_at(self, scale: float) -> None:
-        """Set the start value of a learned scale; called before training.
+        """Set the initial value of a learned scale; called before training.
 
         Args:
-            scale: Standard deviation of the training data about the mean, over all pixels; positive.
+            scale: Standard deviation of the training data about the mean of each pixel, over all pixels; positive.
         """
 
 
 class Prior(nn.Module, ABC):
-    """The prior p(z): a distribution of the latent vector.
+    """Base class of priors p(z), distributions of the latent vector.
 
     Args:
-        latent_dim: Z, the size of the latent vector.
+        latent_dim: Size Z of the latent vector.
 
     Attributes:
-        standard: True if p(z) is N(0, I); closed forms rely on this.
-        arguments: Names of the constructor's arguments after ``latent_dim``, each with an example value of the argument's
-            type.
+        standard: True if p(z) is N(0, I); code that holds only for N(0, I) checks this attribute.
+        arguments: The constructor's further arguments: a dict from each name to an example value of the right type.
     """
 
     standard: ClassVar[bool] = False
@@ -79,29 +80,28 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def forward(self) -> TorchDistributionMixin:
-        """Return p(z), event shape ``(Z,)``, no batch shape."""
+        """Return p(z), a distribution with event shape ``(Z,)`` and no batch shape."""
 
     def connect(self, data_shape: tuple[int, ...], encode: Callable[..., TorchDistributionMixin]) -> None:
-        """Take the parts of the model that a prior may use.
+        """Give the prior access to the model's encoder and data shape.
 
-        The model calls this hook once, after it has made the encoder.
+        The model calls this method once, after it has made the encoder; most priors ignore it.
 
         Args:
             data_shape: Shape of one datum.
-            encode: The model's ``encode``: data of shape ``(..., *data_shape)`` to q(z|x).
+            encode: The model's method ``encode``, which maps data of shape ``(..., *data_shape)`` to q(z|x).
         """
 
 
 class Posterior(nn.Module, ABC):
-    """The posterior q(z|x): maps encoder outputs to distributions of the latent vector.
+    """Base class of posteriors q(z|x), which are computed from encoder outputs.
 
     Args:
-        latent_dim: Z, the size of the latent vector.
+        latent_dim: Size Z of the latent vector.
 
     Attributes:
         num_params: The size of the encoder's output for one datum.
-        arguments: Names of the constructor's arguments after ``latent_dim``, each with an example value of the argument's
-            type.
+        arguments: The constructor's further arguments: a dict from each name to an example value of the right type.
     """
 
     num_params: int
@@ -113,7 +113,7 @@ class Posterior(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, params: Tensor) -> TorchDistributionMixin:
-        """Return q(z|x), event shape ``(Z,)``.
+        """Return q(z|x), a distribution with event shape ``(Z,)``.
 
         Args:
             params: The encoder's output, shape ``(..., num_params)``, any real numbers.

@@ -19,13 +19,13 @@ def _logit(mean: Tensor) -> Tensor:
 
 
 class _LogBernoulli(torch.autograd.Function):
-    r"""The log mass of a Bernoulli with logits, and its gradient.
+    r"""The log probability of a Bernoulli with logits l, with its gradient.
 
     .. math:: x l - \max(l, 0) + \log \sigma(|l|), \quad \text{gradient } x - \sigma(l)
 
-    The value equals minus PyTorch's binary cross-entropy with logits, which computes log1p(exp(-|l|)) instead. PyTorch
-    vectorizes log and sigmoid on a CPU, but not log1p (benchmarks/kernels.py). The absolute error is one rounding of a number
-    in [1/2, 1]: below 6e-8 nats per pixel in float32.
+    The value is the negative of PyTorch's binary cross-entropy with logits. PyTorch computes the last term as
+    -log1p(exp(-|l|)), but on a CPU it vectorizes only log and sigmoid, not log1p (benchmarks/kernels.py). The absolute error is
+    one rounding of a number in [1/2, 1]: below 6e-8 nats per pixel in float32.
     """
 
     @staticmethod
@@ -61,11 +61,11 @@ class _Pixels(dist.Bernoulli):
 
 
 class Bernoulli(Likelihood):
-    r"""Independent pixels that are 0 or 1.
+    r"""Likelihood of independent pixels that are 0 or 1.
 
     .. math:: \log p(x|z) = \textstyle\sum_d x_d \log \mu_d + (1 - x_d) \log(1 - \mu_d)
 
-    p(x|z) is a probability, so log p(x|z) is at most 0.
+    The decoder's output is the logit of the mean :math:`\mu`. p(x|z) is a probability, so log p(x|z) is at most 0.
     """
 
     support: ClassVar[str] = "binary"
@@ -77,16 +77,17 @@ class Bernoulli(Likelihood):
         return _Pixels(logits=params).to_event(self.event_dim)
 
     def bias(self, mean: Tensor) -> Tensor:
-        """Return the logit of the mean."""
+        """Return the decoder output for a mean, the logit of ``mean``."""
         return _logit(mean)
 
 
 class ContinuousBernoulli(Likelihood):
-    r"""Independent pixels in [0, 1].
+    r"""Likelihood of independent pixels in [0, 1].
 
     .. math:: \log p(x|z) = \textstyle\sum_d \log C(\lambda_d) + x_d \log\lambda_d + (1-x_d) \log(1-\lambda_d)
 
-    p(x|z) is a density, so log p(x|z) may be positive. A Bernoulli on grey pixels lacks the normalizer C.
+    p(x|z) is a density, so log p(x|z) may be positive. C is the normalizer, which a Bernoulli
+    on grey pixels would lack.
 
     References:
         Loaiza-Ganem, Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders", 2019.
@@ -95,9 +96,12 @@ class ContinuousBernoulli(Likelihood):
     support: ClassVar[str] = "unit"
 
     def forward(self, params: Tensor) -> TorchDistributionMixin:
-        """Return p(x|z); ``params`` are the logits of lambda, shape ``(..., *data_shape)``."""
+        """Return p(x|z) with the logits ``params`` of lambda.
+
+        ``params`` have the shape ``(..., *data_shape)``.
+        """
         return dist.ContinuousBernoulli(logits=params).to_event(self.event_dim)
 
     def bias(self, mean: Tensor) -> Tensor:
-        """Return the logit of the mean, an approximate output for that mean."""
+        """Return an approximate decoder output for a mean: the mean's logit."""
         return _logit(mean)

@@ -17,7 +17,7 @@ LEAST_SCALE = 1e-3
 
 
 class LocationScale(Likelihood):
-    r"""Base class of likelihoods with a location per pixel and one scale.
+    r"""Base class of likelihoods: a location for each pixel, one common scale.
 
     p(x|z) is a density, so log p(x|z) may be positive. All pixels share one scale: with a separate scale, a pixel that never
     changes would drive the density to infinity.
@@ -35,9 +35,11 @@ class LocationScale(Likelihood):
 
     @torch.no_grad()
     def start_at(self, scale: float) -> None:
-        """Start at the standard deviation ``scale``, at least ``LEAST_SCALE``.
+        """Set the scale so that each pixel starts with standard deviation ``scale``.
 
-        Training then moves the scale to the deviation that z does not explain.
+        Values below ``LEAST_SCALE`` are raised to it.
+
+        Training then moves the scale towards the standard deviation that z does not explain.
         """
         self.log_scale.fill_(math.log(max(scale, LEAST_SCALE) / self.unit_deviation))
 
@@ -45,7 +47,7 @@ class LocationScale(Likelihood):
 class Normal(LocationScale):
     r"""Normal pixels with one learned scale: :math:`p(x|z) = N(x; \mu(z), \sigma^2 I)`.
 
-    It is a density, so log p(x|z) may be positive. One scale for all pixels keeps the density bounded.
+    p(x|z) is a density, so log p(x|z) may be positive. One scale for all pixels keeps the density bounded.
 
     References:
         Rybkin, Daniilidis, Levine, "Simple and Effective VAE Training with Calibrated Decoders", 2021.
@@ -61,7 +63,8 @@ class Laplace(LocationScale):
 
     .. math:: \log p(x|z) = -\textstyle\sum_d |x_d - \mu_d(z)| / b - D \log 2b
 
-    The location is both mean and median. The tails are heavier than a normal's: a few pixels with a large error cost less.
+    The decoder's output is the location mu, both mean and median; b is the scale, and D the number of pixels. The tails are
+    heavier than a normal's: a few pixels with a large error cost less.
     """
 
     unit_deviation: ClassVar[float] = math.sqrt(2)

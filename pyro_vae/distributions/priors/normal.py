@@ -16,7 +16,7 @@ class StandardNormal(Prior):
     """The standard normal prior p(z) = N(0, I).
 
     Args:
-        latent_dim: Z.
+        latent_dim: Size Z of the latent vector.
     """
 
     standard: ClassVar[bool] = True
@@ -29,18 +29,18 @@ class StandardNormal(Prior):
         self.register_buffer("one", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> TorchDistributionMixin:
-        """Return p(z), event shape ``(Z,)``, no batch shape."""
+        """Return p(z), a distribution with event shape ``(Z,)`` and no batch shape."""
         return dist.Normal(self.zero, self.one).to_event(1)
 
 
 class LearnedNormal(Prior):
     r"""A learned diagonal normal prior, :math:`p(z) = N(m, \mathrm{diag}\, e^{2 s})`.
 
-    The prior starts at N(0, I). If the networks have an affine layer next to z, the layer can absorb m and s: the prior then
-    adds nothing to the model.
+    The prior starts at N(0, I). If the layers of encoder and decoder next to z are affine, they can absorb m and s; this prior
+    then adds nothing to the model.
 
     Args:
-        latent_dim: Z.
+        latent_dim: Size Z of the latent vector.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -49,5 +49,5 @@ class LearnedNormal(Prior):
         self.log_scale = nn.Parameter(torch.zeros(latent_dim))
 
     def forward(self) -> TorchDistributionMixin:
-        """Return p(z), event shape ``(Z,)``, no batch shape."""
+        """Return p(z), a distribution with event shape ``(Z,)`` and no batch shape."""
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
