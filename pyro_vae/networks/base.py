@@ -1,4 +1,4 @@
-"""The base classes of networks with one input and with several."""
+"""The base classes of networks, with one input or several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ Shapes = Sequence[Sequence[int]]
 
 
 class JoinedNetwork(nn.Module, ABC):
-    """A network with several inputs, made from ``(in_shapes, out_shape, hidden, activation)``.
+    """Base class of networks with several inputs.
+
+    The constructor takes ``(in_shapes, out_shape, hidden, activation)``.
 
     Args:
         in_shapes: Shape of each input, such as ``[(1, 28, 28), (10,)]``.
@@ -25,22 +27,24 @@ class JoinedNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Map inputs, shapes ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``.
+        """Map the inputs to an output of shape ``(..., *out_shape)``.
 
-        Leading dimensions broadcast.
+        Each input has the shape ``(..., *in_shape)``; the leading dimensions broadcast.
         """
 
 
 class Network(nn.Module, ABC):
-    """A network with one input, made from ``(in_shape, out_shape, hidden, activation)``.
+    """Base class of networks with one input.
+
+    The constructor takes ``(in_shape, out_shape, hidden, activation)``.
 
     Args:
         in_shape: Shape of the input, such as ``(1, 28, 28)``.
         out_shape: Shape of the output.
 
     Attributes:
-        joined: Class of the same kind of network with several inputs; None if this kind has a single input only.
-        arguments: Names of the constructor's arguments after ``activation``, each with an example value of the argument's type.
+        joined: The class that makes the same kind of network with several inputs; None if there is no such class.
+        arguments: The constructor's further arguments: a dict from each name to an example value of the right type.
     """
 
     joined: ClassVar[type[JoinedNetwork] | None] = None
@@ -52,4 +56,4 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Map an input, shape ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``."""
+        """Map inputs of shape ``(..., *in_shape)`` to outputs of shape ``(..., *out_shape)``."""

@@ -1,4 +1,4 @@
-"""Make the networks of a model from names, callables or modules."""
+"""Functions that make a model's networks from names, callables or modules."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ JoinedNetworkLike = nn.Module | JoinedNetworkMaker | None
 
 
 class NetworkFactory:
-    """Makes the networks of a model.
+    """Makes a model's networks, all of one kind.
 
     Args:
-        network: The kind of network: a name from ``networks.NETWORKS``, ``"NAME:ARG:ARG"``; or a callable that makes a
-            network from the arguments of ``networks.MLP``. The callable's attribute ``joined`` makes networks with several
-            inputs.
+        network: The kind of network: a name from ``networks.NETWORKS``, with arguments as in ``"NAME:ARG:ARG"``; or a
+            callable that takes the arguments of ``networks.MLP`` and returns a network. The callable's attribute ``joined``
+            returns networks with several inputs.
         activation: Name of the activation, see ``networks.ACTIVATIONS``.
 
     Raises:
@@ -54,16 +54,16 @@ class NetworkFactory:
     def __call__(
         self, given: NetworkLike | JoinedNetworkLike, in_shapes: Shapes, out_shape: Sequence[int], hidden: Sequence[int]
     ) -> nn.Module:
-        """Make a network between tensors of these shapes.
+        """Return a network that maps ``in_shapes`` to ``out_shape``.
 
         Args:
-            given: A module, or a callable that makes a module. None: make a network of this factory's kind.
+            given: A module to use; or a callable that makes the module; or None to make a network of this factory's kind.
             in_shapes: Shape of each input.
             out_shape: Shape of the output.
             hidden: Widths of the hidden layers.
 
         Raises:
-            ValueError: If the network fails on inputs of these shapes, or its output has another shape.
+            ValueError: If the network fails on inputs of ``in_shapes``, or its output has another shape than ``out_shape``.
         """
         if isinstance(given, nn.Module):
             made = given
@@ -78,7 +78,7 @@ class NetworkFactory:
         return made
 
     def _maker(self, several: bool) -> Callable[..., nn.Module]:
-        """Return the callable that makes this kind of network."""
+        """Return the callable that makes networks with one or several inputs."""
         args: list[float] = []
         kind: object = self.network
         if isinstance(self.network, str):
@@ -98,7 +98,9 @@ def _name(given: object) -> str:
 
 
 def check_maker(given: Callable[..., object]) -> None:
-    """Refuse an object that cannot be called with ``(in_shape, out_shape, hidden, activation)``.
+    """Check that a callable takes the arguments of a network's constructor.
+
+    The arguments are ``(in_shape, out_shape, hidden, activation)``.
 
     Raises:
         ValueError: If ``given`` is not callable, or takes other arguments.
@@ -123,9 +125,9 @@ def check_maker(given: Callable[..., object]) -> None:
 
 @torch.no_grad()
 def check_network(made: nn.Module, in_shapes: Shapes, out_shape: Sequence[int]) -> None:
-    """Refuse a network that does not map ``in_shapes`` to ``out_shape``.
+    """Check that a network maps ``in_shapes`` to ``out_shape``.
 
-    The network is called with a batch of 2 zeros.
+    The check calls the network with a batch of two data, all zeros.
 
     Args:
         made: The network.
@@ -133,7 +135,7 @@ def check_network(made: nn.Module, in_shapes: Shapes, out_shape: Sequence[int]) 
         out_shape: Shape of the output.
 
     Raises:
-        ValueError: If the network fails on zeros, or its output has another shape.
+        ValueError: If the network fails on the zeros, or its output has another shape than ``out_shape``.
     """
     like = next((p for p in made.parameters() if p.is_floating_point()), torch.zeros(()))
     zeros = [torch.zeros(2, *shape, dtype=like.dtype, device=like.device) for shape in in_shapes]

@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def _check_widths(widths: Sequence[int], hidden: Sequence[int]) -> None:
-    """Refuse sizes below 1."""
+    """Check that all widths of layers are at least 1."""
     if min(widths) < 1:
         raise ValueError(
             f"hidden: expected widths of at least 1, got {list(hidden)}; leave hidden empty for a linear map."
@@ -39,14 +39,14 @@ class Joined(JoinedNetwork):
     .. math:: h_1 = a\big(\textstyle\sum_i V_i\, \mathrm{vec}(x_i) + b_1\big), \quad h_l = a(W_l h_{l-1} + b_l), \quad
         y = W h_L + b
 
-    The network equals an :class:`MLP` of the concatenated inputs. The leading dimensions of the inputs broadcast after the
-    first layer: an image that is combined with ten labels passes the first layer only once. Without hidden layers the network
-    is an affine map.
+    Here a is the activation. The network computes the same function as an :class:`MLP` of the concatenated inputs. The leading
+    dimensions broadcast only after the first layer: an image that is combined with ten labels passes the first layer once.
+    Without hidden layers the network is an affine map.
 
     Args:
         in_shapes: Shape of each input, such as ``[(1, 28, 28), (10,)]``.
         out_shape: Shape of one output.
-        hidden: Width of each hidden layer; empty for a linear map.
+        hidden: Width of each hidden layer; empty for an affine map.
         activation: A name from ``ACTIVATIONS``.
 
     Raises:
@@ -74,9 +74,9 @@ class Joined(JoinedNetwork):
         self.head = nn.Linear(hidden[-1] if hidden else width, math.prod(out_shape))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Map inputs, shapes ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``.
+        """Map the inputs to an output of shape ``(..., *out_shape)``.
 
-        Leading dimensions broadcast.
+        Each input has the shape ``(..., *in_shape)``; the leading dimensions broadcast.
         """
         flat = [
             x if len(shape) == 1 else x.flatten(-len(shape)) for x, shape in zip(inputs, self.in_shapes, strict=True)
@@ -95,13 +95,13 @@ class MLP(Network):
 
     .. math:: h_0 = \mathrm{vec}(x), \quad h_l = a(W_l h_{l-1} + b_l), \quad y = W h_L + b
 
-    Without hidden layers the network is an affine map. All leading dimensions are batch dimensions, so a particle dimension
-    needs no reshaping.
+    Here a is the activation. Without hidden layers the network is an affine map. All leading dimensions are batch dimensions,
+    so a particle dimension needs no reshaping.
 
     Args:
         in_shape: Shape of one input, such as ``(1, 28, 28)``.
         out_shape: Shape of one output.
-        hidden: Width of each hidden layer; empty for a linear map.
+        hidden: Width of each hidden layer; empty for an affine map.
         activation: A name from ``ACTIVATIONS``.
 
     Raises:
@@ -124,7 +124,7 @@ class MLP(Network):
         self.head = nn.Linear(widths[-2], widths[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map an input, shape ``(..., *in_shape)``, to an output, shape ``(..., *out_shape)``."""
+        """Map inputs of shape ``(..., *in_shape)`` to outputs of shape ``(..., *out_shape)``."""
         # A vector is not flattened: even a flatten that changes nothing adds a node to the backward pass.
         h = x if len(self.in_shape) == 1 else x.flatten(-len(self.in_shape))
         y = self.head(self.layers(h))
