@@ -1,1 +1,1 @@
-"""Objectives: ``pyro.infer.ELBO`` classes that also give the bound of each datum."""
+"""Objectives: subclasses of ``pyro.infer.ELBO`` with a bound for each datum."""

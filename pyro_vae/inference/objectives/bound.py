@@ -24,15 +24,17 @@ from pyro_vae.inference.weights.draws import OuterScale
 from pyro_vae.inference.weights.log_weights import ProposalDraws
 from pyro_vae.lookup import unknown
 
-#: Pattern of Pyro's warning that a site marked for enumeration is drawn. Here such a draw is intended.
+#: Pattern of Pyro's warning that a site marked for enumeration is drawn. Here the draw is intended.
 DRAWN_INSTEAD = r"(?s).*you need to use TraceEnum_ELBO instead"
 
 
 class Terms(NamedTuple):
-    """Loss, distortion and rate: 0-dim tensors, nats, summed over the batch.
+    """The loss of one batch, and the batch's distortion and rate.
+
+    All are 0-dim tensors, nats, summed over the batch.
 
     Attributes:
-        loss: Minus the bound, with KL weights and plate scales. The gradient may be the gradient of a surrogate.
+        loss: The negative bound, with KL weights and plate scales. Its gradient may be that of a surrogate.
         distortion: -E_q log p(x|z), detached, without scales.
         rate: KL(q(z|x) || p(z)) or a Monte Carlo estimate, detached, without scales and KL weights.
     """
@@ -45,7 +47,7 @@ class Terms(NamedTuple):
 def constructor_options(cls: type) -> list[str]:
     """Return the names of a constructor's options.
 
-    If a constructor has ``**options``, the options of the next base class are included.
+    If the constructor has ``**options``, the options of the base class are included, and so on up the base classes.
     """
     options: dict[str, None] = {}
     for base in cls.__mro__:
@@ -58,9 +60,10 @@ def constructor_options(cls: type) -> list[str]:
 
 
 class _KnownOptions:
-    """Refuses unknown options of a constructor before any ``__init__`` runs.
+    """Base class that refuses unknown options before an ``__init__`` runs.
 
-    A constructor that passes on ``**options`` would fail in a base class, with the name of the base class.
+    Otherwise a constructor that passes on ``**options`` would fail in a base class, with a message that names the base
+    class.
     """
 
     def __new__(cls, *_args: object, **options: object) -> Self:
@@ -72,11 +75,12 @@ class _KnownOptions:
 
 
 class Bound(_KnownOptions, pyro.infer.ELBO):
-    """A Pyro objective with a bound for each datum.
+    """A Pyro objective that also computes a bound for each datum.
 
     The loss is computed with tensors only, so a training step can be captured as a graph.
 
-    In a subclass, ``_particle`` computes the loss of one pair of traces, and ``_bound`` computes the bound of each datum.
+    A subclass implements ``_particle``, which computes the loss from one trace of the model and one of the guide, and
+    may override ``_bound``, which computes the bound of each datum.
 
     Args:
         *args: See ``pyro.infer.ELBO``.
@@ -84,10 +88,10 @@ class Bound(_KnownOptions, pyro.infer.ELBO):
         **options: See ``pyro.infer.ELBO``.
 
     Attributes:
-        num_draws: Number of the guide's draws for each datum in a training step.
-        takes_beta: True if the objective has a KL that ``scale_kl`` can weight.
+        num_draws: Number of draws from the guide for each datum in one training step.
+        takes_beta: True if the objective has a KL term, which ``scale_kl`` can weight.
         self_normalized: True if the gradient uses self-normalized importance weights. Such a gradient differs from the
-            gradient of the bound, and is biased unless K is infinite.
+            gradient of the bound. It is biased for every finite number of draws K.
 
     Raises:
         TypeError: If ``num_particles`` is not a whole number, or an option is unknown.
@@ -104,7 +108,7 @@ class Bound(_KnownOptions, pyro.infer.ELBO):
 
     @property
     def num_draws(self) -> int:
-        """Number of the guide's draws for each datum in a training step."""
+        """Number of draws for each datum in one training step."""
         count: int = self.num_particles
         return count
 
@@ -117,19 +121,20 @@ class Bound(_KnownOptions, pyro.infer.ELBO):
         outer_scale: OuterScale = "refuse",
         **kwargs: object,
     ) -> Tensor:
-        """The bound on log p(x), for each datum.
+        """Compute the bound on log p(x) for each datum.
 
         Args:
             model: A Pyro model with a data plate.
             guide: A guide of the model.
             *args: Positional arguments of model and guide.
-            plate: Name of the data plate; default: the constructor's ``plate``.
-            outer_scale: ``"refuse"`` or ``"ignore"`` a ``poutine.scale`` other than 1 on a site.
+            plate: Name of the data plate. If None, the constructor's ``plate``.
+            outer_scale: If a site has a ``poutine.scale`` other than 1: ``"refuse"`` raises an error, ``"ignore"``
+                leaves the scale out.
             **kwargs: Keyword arguments of model and guide.
 
         Returns:
-            Bound of each datum, shape ``(B,)``, nats, higher is better. KL weights and the scale N/B are left out, and no
-            surrogate is returned.
+            Bound of each datum, shape ``(B,)``, nats, higher is better. The bound has no KL weights and no scale N/B.
+            It is the value of the bound, never a surrogate.
 
         Raises:
             ValueError: If ``log_weights`` refuses the model or guide, or the objective refuses a site.
@@ -139,7 +144,7 @@ class Bound(_KnownOptions, pyro.infer.ELBO):
     def _bound(
         self, model: Program, guide: Program, args: Args, kwargs: Kwargs, plate: str | None, outer_scale: OuterScale
     ) -> Tensor:
-        """The bound of each datum, here the mean log importance weight.
+        """Compute the bound of each datum; here the mean log importance weight.
 
         Returns:
             Bound, shape ``(B,)``, nats.
@@ -173,13 +178,13 @@ class Bound(_KnownOptions, pyro.infer.ELBO):
         return Terms(*(sum(part[1:], start=part[0]) / self.num_particles for part in zip(*parts, strict=True)))
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> Terms:
-        """Compute loss, distortion and rate from one pair of traces."""
+        """Compute the terms from one model trace and one guide trace."""
         raise NotImplementedError
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
-        """Return traces with log-probabilities.
+        """Return traces of model and guide, with log-probabilities.
 
-        With validation, Pyro makes and checks the traces. Without validation, the traces have sample sites only.
+        If Pyro's validation is on, Pyro makes and checks the traces. If it is off, the traces have sample sites only.
         """
         if is_validation_enabled() or isinstance(poutine.unwrap(guide), Messenger):
             return super()._get_trace(model, guide, args, kwargs)
@@ -191,16 +196,20 @@ class Bound(_KnownOptions, pyro.infer.ELBO):
         return model_trace, guide_trace
 
     def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """Compute the loss without a gradient, nats, summed over the batch."""
+        """Compute the loss without gradient: a number, nats, summed over the batch."""
         with torch.no_grad():
             return torch_item(self.terms(model, guide, *args, **kwargs).loss)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
-        """The loss as a differentiable 0-dim tensor, nats, summed over the batch."""
+        """Compute the differentiable loss: 0-dim, nats, summed over the batch."""
         return self.terms(model, guide, *args, **kwargs).loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """Compute the loss, nats, and add its gradient to the parameters' ``grad``."""
+        """Compute the loss and add its gradient to each parameter's ``grad``.
+
+        Returns:
+            Loss, nats, summed over the batch.
+        """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -208,7 +217,7 @@ class Bound(_KnownOptions, pyro.infer.ELBO):
 
 
 class _SampleTrace(TraceMessenger):
-    """A ``poutine.trace`` that records only sample sites and subsamples."""
+    """A ``poutine.trace`` that records sample sites, but no parameters."""
 
     def _pyro_post_param(self, _msg: object) -> None:
         pass

@@ -30,20 +30,21 @@ from pyro_vae.inference.weights.enumeration import EnumerationSums, log_sum_exp,
 
 
 class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
-    r"""The evidence lower bound with enumerated sites summed out.
+    r"""The evidence lower bound (ELBO) with enumerated sites summed out.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}\Big[\textstyle\sum_y q(y|x, z)\,
         \big(\log p(x, y, z) - \log q(y, z|x)\big)\Big] \le \log p(x)
 
-    for sites y that are enumerated in the guide (``infer={"enumerate": "parallel"}``). Sites that are enumerated in the
-    model alone are summed out of p(x, z). Use this objective for models with discrete latent variables, such as unknown
-    labels. It is a lower bound; its estimate and its gradient are unbiased, without score-function terms for y.
+    Here y stands for the sites that the guide enumerates (marked ``infer={"enumerate": "parallel"}``), and z for the
+    other latent sites. Sites that only the model enumerates are summed out of p(x, z). Use this objective for models
+    with discrete latent variables, such as unknown labels. The objective is a lower bound. Its estimate and its
+    gradient are unbiased, and the gradient has no score-function terms for y.
 
-    If every enumerated site lies in the data plate and in no plate inside a datum, this class computes the sum. Otherwise
-    Pyro's tensor contraction computes the loss, without a rate or a distortion.
+    If every enumerated site lies in the data plate and in no plate inside a datum, this class computes the sum itself.
+    Otherwise Pyro's tensor contraction computes the loss, and no rate or distortion is available.
 
-    - With ``scale_kl_pair``, the loss is exactly distortion + beta x rate if all sites are enumerated in the guide. Sites
-      that depend on a site enumerated in the model cannot have a KL weight.
+    - With ``scale_kl_pair``, the loss is exactly distortion + beta * rate if the guide enumerates every enumerated
+      site. Sites that only the model enumerates, and sites that depend on them, cannot have a KL weight.
     - A masked enumerated site, such as a known label under ``obs_mask``, counts once, not once for each value.
     - A site that the guide observes is left out of log q.
     - If no site is enumerated, as with relaxed labels, the objective equals ``TraceELBO`` and warns; ``fit`` raises an error.
@@ -58,7 +59,7 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
     """
 
     def _guess_max_plate_nesting(self, *args: object, **kwargs: object) -> None:
-        """Find the largest plate nesting, without Pyro's log line."""
+        """Find the number of plate dimensions, without Pyro's log message."""
         level = elbo.logger.level
         elbo.logger.setLevel(logging.WARNING)
         try:
@@ -67,9 +68,9 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
             elbo.logger.setLevel(level)
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
-        """Return traces without the guide's observed sites.
+        """Return traces of model and guide, without the guide's observed sites.
 
-        Pyro's contraction would count observed sites as draws.
+        Pyro's tensor contraction would treat these sites as drawn, and count them in log q.
         """
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         for name, site in list(sample_sites(guide_trace)):
@@ -93,9 +94,10 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
         """Compute loss, rate and distortion; see :meth:`Bound.terms`.
 
         Raises:
-            NotSimpleError: If the enumeration is not a separate sum for each datum, or a site is neither enumerated nor
-                reparameterized.
-            ValueError: If Pyro's contraction would be needed and would count a masked site once for each value.
+            NotSimpleError: If the sum over values cannot be computed separately for each datum, or if a site is neither
+                enumerated nor reparameterized.
+            ValueError: If Pyro's tensor contraction is needed and would count a masked site once for each of its
+                values.
         """
         parts = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -113,14 +115,14 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
         return Terms(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
-        """The loss as a differentiable 0-dim tensor, nats, summed over the batch."""
+        """Compute the differentiable loss: 0-dim, nats, summed over the batch."""
         try:
             return self.terms(model, guide, *args, **kwargs).loss
         except NotSimpleError:
             return pyro.infer.TraceEnum_ELBO.differentiable_loss(self, model, guide, *args, **kwargs)
 
     def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """Compute the loss without a gradient, nats, summed over the batch."""
+        """Compute the loss without gradient: a number, nats, summed over the batch."""
         with torch.no_grad():
             try:
                 return torch_item(self.terms(model, guide, *args, **kwargs).loss)
@@ -129,15 +131,15 @@ class TraceEnumELBO(Bound, pyro.infer.TraceEnum_ELBO):
 
 
 class NotSimpleError(ValueError):
-    """Error for an enumeration without a separate sum for each datum."""
+    """Error for a program whose loss needs Pyro's tensor contraction."""
 
 
 def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse masks that Pyro's contraction handles wrongly.
+    """Refuse masks that Pyro's tensor contraction handles wrongly.
 
-    Under such a mask, the contraction counts the site once for each value. Two masks are refused: a mask of the distribution
-    at a site that only the model enumerates, and the constant mask False in the guide. A mask of the site, from
-    ``poutine.mask`` or ``obs_mask``, does not change the probabilities of the values and is allowed.
+    With such a mask, the contraction counts an enumerated site once for each of its values. Two masks are refused: a
+    mask of the distribution at a site that only the model enumerates, and the constant mask False in the guide. A mask
+    of the site, from ``poutine.mask`` or ``obs_mask``, does not change the probabilities of the values and is allowed.
     """
     ours = [(name, site) for name, site in sample_sites(model_trace) if name not in guide_trace]
     for name, site in (*ours, *sample_sites(guide_trace)):
@@ -151,12 +153,14 @@ def _refuse_masked(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 class ElboSums(EnumerationSums):
-    """Parts of the ELBO, each of shape ``(E..., K, B)``, nats.
+    """Parts of the ELBO, with the enumerated sites still on axes.
+
+    Each part has the shape ``(E..., K, B)``, nats: an axis E for each enumerated site, K draws, B data.
 
     Attributes:
-        likelihood: Log-likelihood; the sites that the model enumerates are summed out.
-        ratio: log p - log q of the latent sites that remain.
-        tempered: The ratio with the KL weights of ``scale_kl``.
+        likelihood: Log-likelihood; sites that only the model enumerates are summed out.
+        ratio: log p - log q of the latent sites that are not summed out.
+        tempered: ``ratio`` with the KL weights from ``scale_kl``.
         log_q: log q of the sites that the guide enumerates.
     """
 
@@ -193,10 +197,10 @@ class ElboSums(EnumerationSums):
                 )
 
     def mean(self, values: Tensor) -> Tensor:
-        """Average over the values of the guide's enumerated sites, under q.
+        """Average over the guide's enumerated sites, with weights q.
 
         Args:
-            values: Values to average, shape ``(E..., K, B)``.
+            values: Numbers to average, shape ``(E..., K, B)``: an axis E for each enumerated site, K draws, B data.
 
         Returns:
             Averages, shape ``(K, B)``.
@@ -205,7 +209,7 @@ class ElboSums(EnumerationSums):
         return values.reshape(-1, values.shape[-1]).expand(-1, self.data_plate.size)
 
     def training_terms(self) -> Tensor:
-        """Add up the sites marked ``auxiliary_loss``, with all scales.
+        """Sum the training terms: sites marked ``auxiliary_loss``, with all scales.
 
         Returns:
             Sum of the training terms, shape ``(K, B)``, nats.
@@ -227,7 +231,7 @@ class ElboSums(EnumerationSums):
 
 
 def _plain_sites(pair: Pair, data_plate: DataPlate) -> list[str]:
-    """Names of the enumerated sites; each site has its own axis.
+    """Check the enumerated sites' plates and axes; return the names.
 
     Raises:
         NotSimpleError: If an enumerated site is in a plate inside a datum, is enumerated in part, or shares its axis with
@@ -263,7 +267,7 @@ def _plain_sites(pair: Pair, data_plate: DataPlate) -> list[str]:
 
 
 def _check_gradients(guide_trace: Trace) -> None:
-    """Refuse sites that need a score-function term.
+    """Refuse sites of the guide that need a score-function term.
 
     Raises:
         NotSimpleError: If a site is neither enumerated nor reparameterized.

@@ -1,4 +1,4 @@
-"""The objective ``graph``: the ELBO with score-function terms by dependency."""
+"""The objective ``graph``: the ELBO with low-variance score-function terms."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from pyro_vae.system.imports import capturing
 
 
 class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
-    r"""The evidence lower bound with score-function terms of lower variance.
+    r"""The evidence lower bound (ELBO) with low-variance score-function terms.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
 
-    Use this objective if sites of the guide are not reparameterized. The score of a draw multiplies only the terms that
-    depend on the draw, minus a baseline (``infer={"baseline": ...}``, as in Pyro). The objective is a lower bound; its
-    estimate and its gradient are unbiased. If all sites are reparameterized, the objective equals ``TraceELBO``.
+    Use this objective if sites of the guide are not reparameterized. The score of a draw is multiplied by the sum of
+    the terms that depend on the draw, minus a baseline (``infer={"baseline": ...}``, as in Pyro). The objective is a
+    lower bound; its estimate and its gradient are unbiased. If all sites are reparameterized, the objective equals
+    ``TraceELBO``.
 
     Args:
         *args: See ``pyro.infer.TraceGraph_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.
@@ -40,7 +41,7 @@ class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
         Schulman et al., "Gradient Estimation Using Stochastic Computation Graphs", 2015.
     """
 
-    #: The draws that each term depends on. They come from the last eager run, since provenance cannot be captured.
+    #: For each term, the draws it depends on, found in the last eager run: a graph cannot capture provenance.
     _depends: dict[tuple[bool, str], frozenset[str]]
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
@@ -83,12 +84,14 @@ class TraceGraphELBO(Bound, pyro.infer.TraceGraph_ELBO):
 
 
 def _less_baseline(name: str, site: Site, cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtract a baseline from the cost of a draw.
+    """Subtract a site's baseline from the cost of its draw.
 
-    Unlike in Pyro, a running mean is updated in place, since a captured training step keeps using the same tensor.
+    A baseline that is a running mean is updated in place, unlike in Pyro, since a captured training step always uses
+    the same tensor.
 
     Returns:
-        Cost minus baseline, in the shape of ``cost``, and the squared error of a baseline network or value, 0-dim.
+        Cost minus baseline, in the shape of ``cost``; and the squared difference of cost and baseline, 0-dim, which
+        fits ``nn_baseline`` or ``baseline_value`` (0 if the site has neither).
     """
     options = dict(site["infer"].get("baseline", {}))
     network, value = options.pop("nn_baseline", None), options.pop("baseline_value", None)
@@ -132,5 +135,5 @@ def _check_shape(name: str, cost: Tensor, baseline: Tensor) -> None:
 
 
 def _detached(given: object) -> object:
-    """Detach the tensors in the input of a baseline network."""
+    """Detach every tensor in the input of a baseline network."""
     return _pytree.tree_map(lambda x: detach_provenance(x).detach() if isinstance(x, Tensor) else x, given)

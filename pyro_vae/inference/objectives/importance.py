@@ -1,4 +1,4 @@
-"""Importance-weighted bounds: IWAE, Renyi, VIMCO, MIWAE, CIWAE, PIWAE."""
+"""Importance-weighted objectives: IWAE, Renyi, VIMCO, MIWAE, CIWAE, PIWAE."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class IWAE(WeightedELBO):
     .. math:: \mathcal L_K(x) = E\Big[\log \tfrac1K \textstyle\sum_k w_k\Big] \le \log p(x),
         \quad w_k = p(x, z_k) / q(z_k|x)
 
-    This lower bound is tighter than the ELBO, and equal to the ELBO at K = 1. It rises with K to log p(x); the gap is about
-    Var(w) / (2 K p(x)^2). The gradient is unbiased. The signal-to-noise ratio of the encoder's gradient falls with K
-    (Rainforth et al. 2018); see :class:`DReG`. With ``scale_kl_pair``, the importance weights are tempered, and the loss is
-    distortion + beta x rate at K = 1 only. All latent sites must be reparameterized.
+    This lower bound on log p(x) uses K draws. It equals the ELBO at K = 1, rises with K, and tends to log p(x); the gap
+    is about Var(w) / (2 K p(x)^2). The gradient is unbiased. The signal-to-noise ratio of the encoder's gradient falls
+    with K (Rainforth et al. 2018); see :class:`DReG`. With ``scale_kl_pair``, the importance weights are tempered, and
+    the loss equals distortion + beta * rate only at K = 1. All latent sites must be reparameterized.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
@@ -47,13 +47,13 @@ class Renyi(WeightedELBO):
 
     .. math:: \mathcal L_\alpha(x) = \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
 
-    The family contains the importance-weighted bound (alpha = 0) and the ELBO (alpha = 1). If alpha >= 0, the expectation is
-    a lower bound at every K; it rises with K for alpha < 1 and falls with K for alpha > 1. If alpha < 0, the value is an
-    upper bound in the limit of infinite K, and no bound at finite K. The gradient is unbiased. All latent sites must be
-    reparameterized.
+    This family of bounds contains the importance-weighted bound (alpha = 0) and the ELBO (alpha = 1). If alpha >= 0,
+    the expectation over draws is a lower bound for every K; it rises with K for alpha < 1 and falls with K for alpha >
+    1. If alpha < 0, the value is an upper bound in the limit of infinite K, but no bound for finite K. The gradient is
+    unbiased. All latent sites must be reparameterized.
 
     Args:
-        alpha: The order, any finite number.
+        alpha: The order of the bound, a finite number.
         **options: See :class:`WeightedELBO`; ``num_particles`` is K.
 
     References:
@@ -73,14 +73,15 @@ class Renyi(WeightedELBO):
 
 
 class VIMCO(WeightedELBO):
-    r"""The importance-weighted bound for sites that are not reparameterized.
+    r"""The importance-weighted bound, for sites without reparameterized draws.
 
     .. math:: \nabla = E\Big[\textstyle\sum_k (\hat L - \hat L_{-k})\, \nabla \log q(z_k|x)
         + \sum_k \tilde w_k \nabla a_k\Big]
 
-    :math:`\hat L` is the bound of :class:`IWAE`. In :math:`\hat L_{-k}`, the log weight of draw k is replaced by the mean of
-    the other log weights, so the other draws are the baseline of draw k. Use this objective for discrete sites. It is a lower
-    bound, and the gradient is unbiased. Reparameterized sites keep their pathwise gradient. K must be at least 2.
+    :math:`\hat L` is the bound of :class:`IWAE`. In :math:`\hat L_{-k}`, the log weight of draw k is replaced by the
+    mean of the other log weights. :math:`\hat L_{-k}` is the baseline of draw k. Use this objective for discrete sites.
+    The objective is a lower bound, and its gradient is unbiased. Reparameterized sites keep their pathwise gradient. K
+    must be at least 2.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
@@ -105,15 +106,15 @@ class VIMCO(WeightedELBO):
 
 
 def leave_one_out(log_w: Tensor) -> Tensor:
-    r"""Importance-weighted bounds that leave out one draw each.
+    r"""Compute K importance-weighted bounds; bound k leaves out draw k.
 
-    In bound k, the log weight of draw k is replaced by the mean of the other log weights.
+    In bound k, the log weight of draw k is replaced by the mean of the other K - 1 log weights.
 
     Args:
         log_w: Log importance weights, shape ``(K, B)``, K >= 2, nats.
 
     Returns:
-        Bound without draw k, for each k and datum, shape ``(K, B)``, nats.
+        Bounds, shape ``(K, B)``, nats. Row k is the bound without draw k.
     """
     others = (log_w.sum(0) - log_w) / (len(log_w) - 1)
     replaced = torch.where(torch.eye(len(log_w), dtype=torch.bool, device=log_w.device)[..., None], others, log_w[None])
@@ -121,13 +122,13 @@ def leave_one_out(log_w: Tensor) -> Tensor:
 
 
 class MIWAE(WeightedELBO):
-    r"""The mean of M importance-weighted bounds of K draws each.
+    r"""The mean of M importance-weighted bounds, each from K draws.
 
     .. math:: \mathcal L_{M,K}(x) = E\Big[\tfrac1M \textstyle\sum_m \log \tfrac1K \sum_k w_{mk}\Big] \le \log p(x)
 
-    The expectation is the lower bound of :class:`IWAE` with K draws, whatever M is. The variance is M times smaller, and the
-    encoder gradient is not weakened. A training step needs M x K draws. The gradient is unbiased. The MIWAE for missing data
-    is another objective.
+    For every M, the expectation is the lower bound of :class:`IWAE` with K draws. The variance is M times smaller, and
+    a larger M does not weaken the encoder's gradient. A training step needs M * K draws. The gradient is unbiased.
+    Another objective, for missing data, is also called MIWAE in the literature.
 
     Args:
         num_groups: M, the number of groups, at least 1.
@@ -146,23 +147,24 @@ class MIWAE(WeightedELBO):
 
     @property
     def num_draws(self) -> int:
-        """M x K, the draws for each datum in a training step."""
+        """M * K draws for each datum in one training step."""
         return self.num_groups * self.num_particles
 
     def value(self, log_w: Tensor) -> Tensor:
-        """See :meth:`WeightedELBO.value`; each K successive rows are a group."""
+        """See :meth:`WeightedELBO.value`; every K consecutive rows form one group."""
         groups = log_w.unflatten(0, (self.num_groups, self.num_particles))
         return log_mean_exp(groups.movedim(1, 0)).mean(0)
 
 
 class CIWAE(WeightedELBO):
-    r"""A convex combination of the ELBO and the importance-weighted bound.
+    r"""A weighted mean of the ELBO and the importance-weighted bound.
 
     .. math:: \lambda\, E\Big[\tfrac1K \textstyle\sum_k \log w_k\Big]
         + (1 - \lambda)\, E\Big[\log \tfrac1K \sum_k w_k\Big] \le \log p(x)
 
-    This objective is a compromise between a tight bound and a strong encoder gradient. Both bounds use the same K draws. The
-    combination is a lower bound, which rises with K unless :math:`\lambda = 1`. The gradient is unbiased.
+    The weighted mean is a compromise between a tight bound and a strong gradient of the encoder. Both bounds use the
+    same K draws. The weighted mean is a lower bound. It rises with K unless :math:`\lambda = 1`. The gradient is
+    unbiased.
 
     Args:
         elbo_weight: :math:`\lambda`, the weight of the ELBO, in [0, 1].
@@ -190,10 +192,11 @@ class PIWAE(MIWAE):
     .. math:: \theta: \log \tfrac1{MK} \textstyle\sum_{m,k} w_{mk}, \qquad
         \phi: \tfrac1M \sum_m \log \tfrac1K \sum_k w_{mk}
 
-    The parameters :math:`\theta` of the model follow the tighter bound, with all M x K draws in one group. The parameters
-    :math:`\phi` of the guide follow the bound of :class:`MIWAE`, whose gradient has the better signal-to-noise ratio.
-    ``bound`` and the loss use the bound of :class:`MIWAE`, a lower bound. Each gradient is unbiased for its own bound. A
-    training step evaluates model and guide twice. Model and guide must not share parameters.
+    The parameters :math:`\theta` of the model follow the importance-weighted bound of all M * K draws, which is
+    tighter. The parameters :math:`\phi` of the guide follow the bound of :class:`MIWAE`, whose gradient has the better
+    signal-to-noise ratio. The method ``bound`` and the loss return the value of the bound of :class:`MIWAE`, a lower
+    bound. Each gradient is unbiased for its own bound. A training step evaluates model and guide twice. Model and guide
+    must not share parameters.
 
     Args:
         *args: See :class:`MIWAE`.

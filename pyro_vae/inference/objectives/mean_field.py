@@ -1,4 +1,4 @@
-"""The ELBO with closed-form KL terms."""
+"""The objective ``mean-field``: the ELBO with closed-form KL terms."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from pyro_vae.inference.weights.draws import OuterScale
 
 
 class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
-    r"""The evidence lower bound, with the KL in closed form where possible.
+    r"""The evidence lower bound (ELBO), with closed-form KL terms where possible.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x|z)] - \sum_s KL(q(z_s|x) \| p(z_s)) \le \log p(x)
 
-    Use this objective if the KL of posterior and prior has a closed form. The objective is a lower bound; its estimate and
-    its gradient are unbiased. The KL term of site s is estimated from draws in two cases: the pair of distributions has no
-    closed form, or another site comes before s in the model and after s in the guide. In the second case, a parent of s in
-    the model might depend on s in the guide, and the closed form would be wrong. Compared with :class:`TraceELBO`, the
-    variance is lower away from the optimum and higher near the optimum. With ``scale_kl_pair``, the loss is exactly
-    distortion + beta x rate.
+    Use this objective if KL(q(z|x) || p(z)) has a closed form. The objective is a lower bound; its estimate and its
+    gradient are unbiased. The KL term of site s is estimated from draws in two cases: the pair of distributions has no
+    closed form, or another site comes before s in the model and after s in the guide. In the second case, a parent of s
+    in the model might depend on s in the guide, and the closed form would be wrong. The variance is lower than that of
+    :class:`TraceELBO` far from the optimum, and higher near the optimum. With ``scale_kl_pair``, the loss is exactly
+    distortion + beta * rate.
 
     Args:
         *args: See ``pyro.infer.TraceMeanField_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.
@@ -50,9 +50,10 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
     """
 
     def _get_trace(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
-        """Return traces, without Pyro's warning about the order of sites.
+        """Return traces of model and guide, without Pyro's site-order warning.
 
-        This class estimates the KL from draws if the order differs, so the warning would be false.
+        Pyro warns if model and guide have their sites in different orders. The warning would be false here, since this
+        class then estimates the KL from draws.
         """
         if is_validation_enabled():
             return pyro.infer.Trace_ELBO._get_trace(self, model, guide, args, kwargs)
@@ -115,10 +116,10 @@ class TraceMeanFieldELBO(Bound, pyro.infer.TraceMeanField_ELBO):
 
 
 def with_closed_kl(model_trace: Trace, guide_trace: Trace) -> set[str]:
-    """Names of the latent sites that may use a closed-form KL.
+    """Return the names of latent sites that may use a closed-form KL.
 
-    Site s is left out if some other site comes before s in the model and after s in the guide. That other site may be a
-    parent of s in p and depend on s in q. The closed form averages over s alone and would miss this dependence.
+    Site s is left out if another site t comes before s in the model and after s in the guide. Then t may be a parent of
+    s in p and depend on s in q. The closed form averages over s alone and would miss the dependence of t on s.
     """
     place = {name: index for index, name in enumerate(guide_trace.nodes)}
     closed, latest = set(), -1
@@ -132,12 +133,13 @@ def with_closed_kl(model_trace: Trace, guide_trace: Trace) -> set[str]:
 
 
 def site_kl(site: Site, guide_site: Site, closed: bool) -> Tensor:
-    """KL of a latent site, masked, without scales.
+    """KL of a latent site, with the mask, without the scales.
 
     Args:
-        site: Site in the model.
-        guide_site: Site in the guide.
-        closed: Use the closed form if it exists; see :func:`with_closed_kl`. Otherwise use log q - log p of the draw.
+        site: The site in the model.
+        guide_site: The site in the guide.
+        closed: If True, use the closed form if it exists; see :func:`with_closed_kl`. Otherwise, estimate the KL by log
+            q - log p of the draw.
 
     Returns:
         KL or its estimate in the batch shape of the site, nats.
@@ -149,13 +151,13 @@ def site_kl(site: Site, guide_site: Site, closed: bool) -> Tensor:
 
 
 def closed_kl(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tensor | None:
-    """KL(q || p) in closed form, if it exists.
+    """Compute KL(q || p) in closed form, if a formula exists.
 
-    A ``Delta`` is treated as a distribution without a closed form: in Pyro's autoguides, its ``log_density`` holds the
-    Jacobian of a draw, and no KL formula includes that Jacobian.
+    A ``Delta`` counts as a distribution without a closed form. In Pyro's autoguides, the ``log_density`` of a ``Delta``
+    holds the log Jacobian of a draw, which a KL formula would ignore.
 
     Returns:
-        KL in the batch shape of q, nats; None without a closed form.
+        KL in the batch shape of q, nats; None if no closed form exists.
     """
     if base_name(q) == "Delta":
         return None
@@ -166,7 +168,7 @@ def closed_kl(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tensor | 
 
 
 def auxiliary_sites(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site]]:
-    """Names and sites that the guide draws and the model lacks."""
+    """Names and sites of the guide's draws that the model lacks."""
     return [(n, s) for n, s in drawn_sites(guide_trace) if n not in model_trace.nodes and not is_auxiliary_loss(s)]
 
 

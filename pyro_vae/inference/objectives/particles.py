@@ -1,4 +1,4 @@
-"""Log-probabilities of draws, for the importance-weighted objectives."""
+"""Log-probabilities of K draws, for the importance-weighted objectives."""
 
 from __future__ import annotations
 
@@ -26,19 +26,22 @@ from pyro_vae.system.imports import capturing
 
 
 class Particles(NamedTuple):
-    r"""Log-probabilities of the guide's draws.
+    r"""Log-probabilities of K draws from the guide, for B data.
 
     Each attribute except ``scale`` and ``extra`` has the shape ``(K, B)``, nats.
 
     Attributes:
         log_likelihood: log p(x|z).
         log_ratio: log p(z) - log q(z|x).
-        log_w: log p(x|z) + beta (log p(z) - log q(z|x)), the *tempered* log weight. At beta = 1 it is the log importance
-            weight.
+        log_w: log p(x|z) + beta (log p(z) - log q(z|x)), the *tempered* log weight; beta is the KL weight. At beta = 1,
+            ``log_w`` is the log importance weight.
         log_q: log q(z|x).
-        score: Part of log q from sites that are not reparameterized; 0 if all sites are.
-        scale: N/B of the data plate times a common outer scale: a float, or shape ``(B,)``.
-        extra: Training terms (``auxiliary_loss``) with their scales, summed over the batch, averaged over draws; 0-dim, nats.
+        score: The part of log q(z|x) that comes from sites that are not reparameterized; 0 if all sites are
+            reparameterized.
+        scale: The data plate's scale N/B (N data, batch size B) times the ``poutine.scale`` that all sites share: a
+            float, or a tensor of shape ``(B,)``.
+        extra: Training terms (sites marked ``auxiliary_loss``) with their scales, summed over the batch and averaged
+            over draws; 0-dim, nats.
     """
 
     log_likelihood: Tensor
@@ -51,10 +54,10 @@ class Particles(NamedTuple):
 
 
 def reduce(pair: Pair, data_plate: DataPlate) -> Particles:
-    """Sum the log-probabilities of two traces for each draw and datum.
+    """Sum the log-probabilities of all sites for each draw and datum.
 
     Args:
-        pair: Traces of model and guide, with or without a particle axis.
+        pair: Traces of model and guide, with or without an axis for K draws.
         data_plate: The data plate.
     """
     likelihood, ratio, tempered, log_q, score, extra = (RunningSum() for _ in range(6))
@@ -87,7 +90,7 @@ def reduce(pair: Pair, data_plate: DataPlate) -> Particles:
 
 
 def _num_particles(site: Site) -> int:
-    """Number of draws in the sum of a site's log-probability."""
+    """Number of draws over which a site's ``log_prob_sum`` adds up."""
     return math.prod(frame.size for frame in site["cond_indep_stack"] if frame.name in PARTICLE_PLATES)
 
 
@@ -101,13 +104,13 @@ def _add_latent(site: Site, data_plate: DataPlate, sign: float, ratio: RunningSu
 
 
 def data_scale(pair: Pair, data_plate: DataPlate) -> Beta:
-    """Scale of each datum: N/B times a common outer scale.
+    """Scale of each datum: N/B times the sites' common ``poutine.scale``.
 
     Returns:
-        Scale, a number or shape ``(B,)``.
+        Scale: a number, or a tensor of shape ``(B,)``.
 
     Raises:
-        ValueError: If a plate inside a datum is subsampled, or sites have different outer scales.
+        ValueError: If a plate inside a datum is subsampled, or if sites have different ``poutine.scale`` values.
     """
     reference: Beta | None = None
     for trace in pair:
@@ -131,10 +134,10 @@ def data_scale(pair: Pair, data_plate: DataPlate) -> Beta:
 
 
 def _without_kl(name: str, site: Site, data_plate: DataPlate) -> Beta | None:
-    """Divide a site's scale by its KL weights.
+    """Divide a site's scale by the KL weights of that site.
 
     Returns:
-        Scale without KL weights; None if a KL weight may be 0.
+        Scale without the KL weights; None if a KL weight is, or may be, 0.
     """
     for frame in site["cond_indep_stack"]:
         if frame.full_size == frame.size:
@@ -153,7 +156,7 @@ def _without_kl(name: str, site: Site, data_plate: DataPlate) -> Beta | None:
 
 
 def _count(scale: Tensor, data_plate: DataPlate) -> int:
-    """Number of entries of a scale for each datum."""
+    """Number of elements that ``scale`` has for each datum."""
     return max(1, scale.numel() // max(1, scale.shape[data_plate.dim] if scale.dim() >= -data_plate.dim else 1))
 
 
@@ -168,10 +171,11 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
     Args:
         pair: Traces of model and guide.
         what: Name of the objective.
-        reparameterized: Require that every latent site is reparameterized.
+        reparameterized: If True, every latent site must be reparameterized.
 
     Raises:
-        ValueError: If a latent site is enumerated, is a Delta, or is not reparameterized as required.
+        ValueError: If a latent site is enumerated, is a Delta in the guide, or is not reparameterized although it must
+            be.
     """
     for name, site in (*sample_sites(pair.model), *sample_sites(pair.guide)):
         if site["infer"].get("enumerate") is not None and not site["is_observed"]:
@@ -197,16 +201,16 @@ def check_sites(pair: Pair, what: str, reparameterized: bool) -> None:
 
 
 def common_beta(pair: Pair, data_plate: DataPlate, what: str = "dreg") -> Beta:
-    """The KL weight that all latent sites share.
+    """Return the KL weight that all latent sites share.
 
-    Two KL weights are shared if they are the same tensor object or equal numbers. Two tensors with equal values do not
-    count, since their values may differ in a later training step.
+    Two sites share a KL weight if their weights are the same tensor object, or equal numbers. Two tensor objects with
+    equal values are not enough, since the values may differ in a later training step.
 
     Returns:
         KL weight: a number, or a tensor of shape ``()`` or ``(B,)``.
 
     Raises:
-        ValueError: If sites have different KL weights, or a KL weight varies within a datum.
+        ValueError: If two sites have different KL weights, or if a KL weight varies inside one datum.
     """
     sites = [(n, s) for n, s in drawn_sites(pair.guide) if not is_auxiliary_loss(s)]
     factors = [(name, _factors(site)) for name, site in sites] or [("", ())]

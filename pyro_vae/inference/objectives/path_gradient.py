@@ -1,4 +1,4 @@
-"""Path gradients: sticking the landing, and doubly reparameterized gradients."""
+"""Path-gradient objectives: STL, and doubly reparameterized gradients."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pyro_vae.inference.program.traces import Args, Kwargs, Pair, Program, with_
 
 
 class Gate:
-    """Identity function that multiplies gradients by a factor.
+    """Identity function that multiplies the gradient by a factor.
 
     Attributes:
-        factor: Factor of each draw and datum, shape ``(K, B)``; must be set before the backward pass.
+        factor: Factor for each draw and datum, shape ``(K, B)``. It must be set before the backward pass.
     """
 
     def __init__(self, data_plate: DataPlate) -> None:
@@ -34,7 +34,7 @@ class Gate:
         self.factor: Tensor | None = None
 
     def __call__(self, _name: str, site: Site) -> Tensor:
-        """Return a site's value, with the factor applied to its gradient."""
+        """Return the site's value; the backward pass multiplies its gradient."""
         value = site["value"]
         if not value.requires_grad:
             return value
@@ -44,7 +44,7 @@ class Gate:
         return passed
 
     def _spread(self, batch_dim: int, event_dim: int) -> Tensor:
-        """Reshape the factor to broadcast against a site's value."""
+        """Reshape ``factor`` so that it broadcasts against a site's value."""
         assert self.factor is not None
         data_plate = self.data_plate
         shape = [1] * data_plate.nesting
@@ -57,9 +57,10 @@ class Gate:
 
 
 class _PathGradient(WeightedELBO):
-    """Base class for encoder gradients that flow through the draws only.
+    """Base class: the encoder's gradient flows through the draws only.
 
-    The score of q is left out. A subclass chooses the weight of each draw in the gradient.
+    The score of q, the gradient of log q(z|x) at fixed z, is left out. A subclass chooses the weight of each draw in
+    the gradient.
     """
 
     def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
@@ -102,14 +103,14 @@ class _PathGradient(WeightedELBO):
                 )
 
     def _weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the weights of the draws in the gradient.
+        """Compute the weight of each draw in the gradient, and its factor.
 
         Args:
             log_w: Tempered log weights, shape ``(K, B)``, nats, detached.
 
         Returns:
-            Weights of the draws, and factors that multiply these weights in the path gradient of the encoder. Each has the
-            shape ``(K, B)``.
+            Two tensors of shape ``(K, B)``: the weights of the draws, and factors. In the encoder's path gradient, the
+            weight of each draw is multiplied by its factor.
         """
         raise NotImplementedError
 
@@ -121,14 +122,16 @@ class DReG(_PathGradient):
         \frac{\partial a_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}\Big],
         \quad \tilde w_k \propto e^{(1-\alpha) a_k}, \quad c = \beta (1 - \alpha)
 
-    Use this objective with many draws: the signal-to-noise ratio of the encoder's gradient rises with K, and falls with K for
-    ``IWAE``. The bound is the same as for ``Renyi``, and for ``IWAE`` at alpha = 0: a lower bound if alpha >= 0. The gradient
-    has the same expectation as the gradient of ``Renyi``, since the score of q is integrated out (docs/objectives.md derives
-    c). At beta = 1 and alpha = 0, the factor is Tucker's :math:`\tilde w^2`. The decoder's gradient is the gradient of the
-    bound. A training step evaluates the guide twice. All latent sites must be reparameterized and have the same KL weight.
+    Here :math:`a_k` is the tempered log weight of draw k, and beta the KL weight. Use this objective with many draws:
+    the signal-to-noise ratio of the encoder's gradient rises with K, while that of ``IWAE`` falls with K. The bound is
+    that of ``Renyi``, and at alpha = 0 that of ``IWAE``. It is a lower bound if alpha >= 0. The gradient has the same
+    expectation as that of ``Renyi``, since the score of q is integrated out (docs/objectives.md derives c). At beta = 1
+    and alpha = 0, the factor in the formula is :math:`\tilde w_k^2`, as in the paper. The decoder's gradient is the
+    gradient of the bound. A training step evaluates the guide twice. All latent sites must be reparameterized and have
+    the same KL weight.
 
     Args:
-        alpha: The order of the bound, any finite number.
+        alpha: The order of the bound, a finite number.
         **options: See :class:`WeightedELBO`; ``num_particles`` is K.
 
     References:
@@ -159,15 +162,16 @@ class DReG(_PathGradient):
 
 
 class STL(_PathGradient):
-    r"""The ELBO with the score of q left out of its gradient.
+    r"""The ELBO, with a gradient that leaves out the score of q.
 
     .. math:: \mathcal L(x) = E\Big[\tfrac1K \textstyle\sum_k \log w_k\Big], \quad
         \nabla_\phi = \tfrac1K \sum_k \frac{\partial a_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
 
-    This is the estimator "sticking the landing". At the exact posterior, the encoder's gradient is 0 for every draw, with any
-    number of latent layers. The bound is the ELBO, estimated by the mean over K draws: a lower bound. The gradient is
-    unbiased, since the score has expectation 0. A training step evaluates the guide twice. All latent sites must be
-    reparameterized. With ``scale_kl_pair``, the loss is exactly distortion + beta x rate.
+    This is the estimator "sticking the landing"; :math:`a_k` is the tempered log weight of draw k. If q is the exact
+    posterior, the encoder's gradient is 0 for every draw, for every number of latent layers. The bound is the ELBO, a
+    lower bound, estimated by the mean over K draws. The gradient is unbiased, since the score has expectation 0. A
+    training step evaluates the guide twice. All latent sites must be reparameterized. With ``scale_kl_pair``, the loss
+    is exactly distortion + beta * rate.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.

@@ -1,7 +1,7 @@
 """Objectives by name.
 
-Each name has a class. The parameters of the class's constructor are the options of the objective (see :func:`options_of`).
-Class attributes give the number of draws, support for a KL weight, and the kind of gradient (see :class:`Bound`).
+Each objective is a class. Its options are the parameters of the constructor (see :func:`options_of`). Attributes of the
+class give the number of draws, the support for a KL weight, and the kind of gradient (see :class:`Bound`).
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def default_objective(model: object) -> str:
         model: A model or a model class.
 
     Returns:
-        The attribute ``objective`` of the model; ``"trace"`` if the attribute is missing, None or empty.
+        The model's attribute ``objective``; ``"trace"`` if this attribute is missing, None or empty.
     """
     return getattr(model, "objective", None) or "trace"
 
 
 def options_of(name: str) -> list[str]:
-    """Return the names of an objective's options, see :func:`constructor_options`.
+    """Return the names of an objective's options; see :func:`constructor_options`.
 
     Raises:
         ValueError: If ``name`` is unknown.
@@ -61,8 +61,8 @@ def elbo(name: str, **options: object) -> Bound:
     """Make an objective by its name.
 
     Args:
-        name: A name from ``OBJECTIVES``; docs/objectives.md compares the objectives. ``"trace"``, ``"mean-field"``,
-            ``"graph"`` and ``"enum"`` are subclasses of the Pyro objectives with these names.
+        name: A name from ``OBJECTIVES``; docs/objectives.md compares the objectives. The classes of ``"trace"``,
+            ``"mean-field"``, ``"graph"`` and ``"enum"`` are subclasses of Pyro's ELBO classes with similar names.
         **options: Options of the objective, such as ``num_particles`` and ``vectorize_particles``.
 
     Returns:

@@ -15,13 +15,13 @@ from pyro_vae.inference.program.sums import RunningSum, true_sum
 
 
 class TraceELBO(Bound, pyro.infer.Trace_ELBO):
-    r"""The evidence lower bound, with every term estimated from draws.
+    r"""The evidence lower bound (ELBO), with every term estimated from draws.
 
     .. math:: \mathcal L(x) = E_{q(z|x)}[\log p(x, z) - \log q(z|x)] \le \log p(x)
 
-    This objective works with any model and guide. It is a lower bound; its estimate and its gradient are unbiased.
-    Reparameterized sites have pathwise gradients; other sites have Pyro's score-function terms. With ``scale_kl_pair``, the
-    loss is exactly distortion + beta x rate.
+    This objective works with any model and guide. The objective is a lower bound; its estimate and its gradient are
+    unbiased. Reparameterized sites have pathwise gradients; other sites have Pyro's score-function terms. With
+    ``scale_kl_pair``, the loss is exactly distortion + beta * rate.
 
     Args:
         *args: See ``pyro.infer.Trace_ELBO``; ``num_particles`` is K, the number of draws averaged for each datum.
@@ -55,9 +55,9 @@ class TraceELBO(Bound, pyro.infer.Trace_ELBO):
 
 
 def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
-    """The surrogate loss of Pyro's ``Trace_ELBO``, without ``.item()``.
+    """Compute the surrogate loss of Pyro's ``Trace_ELBO``, using only tensors.
 
-    The score-function terms are the same as in Pyro. The surrogate uses tensors only, so a graph can capture it.
+    The score-function terms are the same as in Pyro. Pyro calls ``.item()``, which a graph cannot capture.
     """
     total, log_r = RunningSum(), None
     for _, site in sample_sites(model_trace):
@@ -77,5 +77,5 @@ def _surrogate(model_trace: Trace, guide_trace: Trace) -> Tensor:
 
 
 def is_reparameterized(site: Site) -> bool:
-    """Return True if a guide site needs no score-function term."""
+    """Return True if a site of the guide needs no score-function term."""
     return is_identically_zero(site["score_parts"].score_function)

@@ -21,10 +21,11 @@ class RWS(WeightedELBO):
     .. math:: \nabla_\theta = \textstyle\sum_k \tilde w_k \nabla_\theta \log p(x, z_k), \qquad
         \nabla_\phi = \sum_k \tilde w_k \nabla_\phi \log q(z_k|x)
 
-    This objective works with any sites, discrete sites included, since draws are not differentiated. ``bound`` and the loss
-    use the importance-weighted bound, a lower bound. The model's gradient is the gradient of this bound, without bias. The
-    guide's gradient is the gradient of -KL(p(z|x) || q(z|x)), with a bias from self-normalization that falls with K. A KL
-    weight is refused, since the loss has no KL(q || p). K must be at least 2.
+    This objective works with any sites, even discrete sites, since draws are not differentiated. The method ``bound``
+    and the loss return the value of the importance-weighted bound, a lower bound. The model's gradient is an unbiased
+    gradient of this bound. The guide's gradient estimates the gradient of -KL(p(z|x) || q(z|x)). Its weights are
+    self-normalized, which causes a bias that falls with K. A KL weight is refused, since the loss has no term KL(q ||
+    p). K must be at least 2.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
@@ -65,10 +66,11 @@ class TVO(RWS):
     .. math:: \textstyle\sum_{j=1}^{J} (t_j - t_{j-1})\, E_{\pi_{t_{j-1}}}[\log w] \le \log p(x),
         \qquad \pi_t(z) \propto q(z|x)^{1-t} p(x, z)^t
 
-    The objective is a left Riemann sum along the path from q(z|x) to p(z|x). It works with any sites: the gradient has the
-    covariance form of the paper, so draws are not differentiated. The exact sum is a lower bound, equal to the ELBO at J = 1
-    and tighter with more points. The estimate may be biased up or down, since its expectations are self-normalized over K
-    draws of q; the bias falls with K. A KL weight is refused. K must be at least 2.
+    The objective is a left Riemann sum along the path :math:`\pi_t` from q(z|x) at t = 0 to p(z|x) at t = 1. It works
+    with any sites, even discrete sites: the gradient has the covariance form of the paper, so draws are not
+    differentiated. The exact sum is a lower bound. At J = 1 it equals the ELBO; with more points it is tighter. The
+    estimate may be biased up or down, since its expectations are self-normalized over K draws of q; the bias falls with
+    K. A KL weight is refused. K must be at least 2.
 
     Args:
         partitions: J, the number of intervals, at least 1. The path has the points 0, then J - 1 points evenly spaced in
@@ -91,7 +93,7 @@ class TVO(RWS):
 
     @property
     def points(self) -> list[float]:
-        """Points of the path, in rising order from 0 to 1."""
+        """Points t of the path, in rising order from 0 to 1."""
         inner = self.partitions - 1
         steps = [self.first_point ** (1 - k / inner) for k in range(inner)]
         return [0.0, *steps, 1.0]

@@ -1,11 +1,12 @@
 r"""The base class of the importance-weighted objectives.
 
-Each objective is a function of the tempered log weights of a datum:
+Each objective is a function of the K tempered log weights of a datum, one for each draw z_k:
 
 .. math:: a_k = \log p(x|z_k) + \beta (\log p(z_k) - \log q(z_k|x))
 
-At :math:`\beta = 1` these are the log importance weights. N/B and outer scales multiply the bound of a datum, not the log
-weights, so the loss remains correct when the data plate is subsampled.
+Here beta is the KL weight; at :math:`\beta = 1` the tempered log weights are the log importance weights. The plate's
+scale N/B and a ``poutine.scale`` multiply the bound of a datum, not the log weights, so the loss remains correct when
+the data plate is subsampled.
 """
 
 from __future__ import annotations
@@ -40,19 +41,20 @@ ARRAYS = ("log_likelihood", "log_ratio", "log_w", "log_q", "score")
 
 
 def log_mean_exp(log_w: Tensor, alpha: float = 0.0) -> Tensor:
-    r"""Log of a power mean of the importance weights.
+    r"""Logarithm of a power mean of the importance weights.
 
     .. math:: \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
 
-    At alpha = 0 this is the importance-weighted bound; in the limit alpha = 1, the ELBO. Near alpha = 1, the code averages
-    deviations from the largest log weight, to avoid cancellation before the division by 1 - alpha.
+    At alpha = 0, this is the importance-weighted bound. In the limit alpha = 1, it is the mean of the log weights,
+    which estimates the ELBO. Near alpha = 1, the code averages deviations from the largest log weight, to avoid
+    cancellation before the division by 1 - alpha.
 
     Args:
         log_w: Log importance weights, shape ``(K, ...)``, nats.
-        alpha: One minus the order of the power mean, any real number.
+        alpha: One minus the order of the power mean, a real number.
 
     Returns:
-        Log of the power mean, shape ``(...)``, nats.
+        Logarithm of the power mean, shape ``(...)``, nats.
     """
     if alpha == 1:
         return log_w.mean(0)
@@ -68,7 +70,7 @@ def log_mean_exp(log_w: Tensor, alpha: float = 0.0) -> Tensor:
 
 
 class Options(TypedDict, total=False):
-    """Options of :class:`WeightedELBO`."""
+    """Optional arguments of :class:`WeightedELBO`."""
 
     num_particles: int
     vectorize_particles: bool
@@ -82,9 +84,11 @@ class WeightedELBO(Bound):
 
     Args:
         num_particles: K, the number of draws for each datum.
-        vectorize_particles: Make all draws in one call, in an outermost plate. If model or guide fails in that plate, or
-            gives other log weights there, the draws are made one by one, and a warning is issued.
-        max_plate_nesting: Number of batch dimensions that the program's plates use; infinite: found from a run.
+        vectorize_particles: Make all K draws in one call of the guide, inside an outermost plate. If model or guide
+            fails inside that plate, or if the plate changes the log weights, the draws are made one by one, and a
+            warning is issued.
+        max_plate_nesting: Number of batch dimensions that the plates of model and guide use. If infinite, it is found
+            by a run of both.
         retain_graph: See ``pyro.infer.ELBO``.
         plate: Name of the data plate; needed if several plates enclose every site.
 
@@ -120,10 +124,10 @@ class WeightedELBO(Bound):
         self._known_plate: DataPlate | None = None
 
     def value(self, log_w: Tensor) -> Tensor:
-        """The bound, as a differentiable function of log weights.
+        """Compute the bound from log weights, differentiably.
 
         Args:
-            log_w: Log importance weights, in training tempered by the KL weight, shape ``(K, B)``, nats.
+            log_w: Log importance weights, shape ``(K, B)``, nats. In training they are tempered by the KL weight.
 
         Returns:
             Bound of each datum, shape ``(B,)``, nats, higher is better.
@@ -151,9 +155,9 @@ class WeightedELBO(Bound):
         )
 
     def _surrogate(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> tuple[Particles, Tensor]:
-        """Return the draws, and a surrogate of the bound.
+        """Draw K times; return the log-probabilities and a surrogate bound.
 
-        The surrogate, shape ``(B,)``, has the gradient that training follows.
+        The surrogate bound has the shape ``(B,)``, in nats. Training follows its gradient.
         """
         particles = self._cat([self._reduce(pair) for pair in self._pairs(model, guide, args, kwargs)])
         return particles, self.value(particles.log_w)
@@ -167,7 +171,7 @@ class WeightedELBO(Bound):
         return reduce(pair, self._data_plate.at(pair.model))
 
     def _prepare(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> None:
-        """Find the data plate, check the sites and try a particle plate."""
+        """Find the data plate, check the sites, test the plate over draws."""
         if self._known is not None and self._known[0] is model and self._known[1] is guide:
             return
         with own_randomness(), torch.no_grad():
@@ -193,7 +197,7 @@ class WeightedELBO(Bound):
                     )
 
     def _pairs(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Iterator[Pair]:
-        """Yield one pair of traces for all draws or for each draw."""
+        """Yield pairs of traces: one for all draws, or one per draw."""
 
         def pair(model: Program, guide: Program) -> tuple[Pair, Pair]:
             drawn = self._pair(model, guide, args, kwargs)
@@ -202,11 +206,11 @@ class WeightedELBO(Bound):
         return self._drawn(pair, model, guide)
 
     def _drawn(self, draw: Callable[[Program, Program], tuple[Pair, T]], model: Program, guide: Program) -> Iterator[T]:
-        """Yield one result for all draws, or one result for each draw.
+        """Yield results of ``draw``: one for all draws, or one per draw.
 
         Args:
-            draw: Function of model and guide that returns a pair of traces and a result. All draws use the subsample of the
-                first pair.
+            draw: Function that takes a model and a guide, and returns a pair of traces and a result. All draws use the
+                data that the first pair subsampled.
             model: A Pyro model.
             guide: A guide of the model.
         """
@@ -236,7 +240,7 @@ class WeightedELBO(Bound):
         return Pair(model_trace, guide_trace)
 
     def _cat(self, parts: Sequence[Particles]) -> Particles:
-        """Concatenate draws that were made one by one."""
+        """Join draws that were made one by one: concatenate over K."""
         if len(parts) == 1:
             return parts[0]
         arrays = {name: torch.cat([getattr(part, name) for part in parts]) for name in ARRAYS}
