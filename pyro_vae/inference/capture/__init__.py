@@ -1,1 +1,1 @@
-"""Graph capture: a function of tensors as one compiled graph."""
+"""Graph capture: turn a function of tensors into one compiled graph."""

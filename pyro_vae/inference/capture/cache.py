@@ -1,4 +1,4 @@
-"""Cache of a program's captured graphs, by signature of the arguments."""
+"""Cache of a program's captured graphs, one for each signature of arguments."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ G = TypeVar("G")
 
 
 class GraphCache(Generic[G]):
-    """Cache of a program's captured graphs, by signature.
+    """Cache of a program's captured graphs, one for each signature of arguments.
 
-    Each graph is compared with an eager call. A graph that disagrees is discarded. A program that cannot be captured runs
-    eagerly from then on, and a warning gives the reason.
+    The results of each graph are compared with those of an eager call. A graph with other results is discarded. A
+    program that cannot be captured runs eagerly from then on, and a warning gives the reason.
 
     Attributes:
         captures: Number of graphs captured so far.
         reason: Reason why the program runs eagerly from now on; None as long as graphs are used.
-        graphs: The graphs by signature.
+        graphs: The captured graphs; a key is the signature of the arguments.
     """
 
     #: Start of the warning that the program runs eagerly from now on; the reason follows.
     refusal: ClassVar[str]
-    #: Difference between a new graph that is wrong and an eager call, in words.
+    #: Text of the error: the way in which a wrong new graph differs from an eager call.
     difference: ClassVar[str]
-    #: The program is given up once this many of its graphs have stopped agreeing; None: never.
+    #: Number of graphs that may stop agreeing with eager calls before the program runs eagerly; None: no limit.
     most_misfits: ClassVar[int | None] = None
     #: Reason given when ``most_misfits`` is reached.
     misfit: ClassVar[str] = ""
@@ -46,15 +46,16 @@ class GraphCache(Generic[G]):
         self._misfits = 0
 
     def find(self, key: Hashable, make: Callable[[], G], agrees: Callable[[G], bool]) -> G:
-        """Return the graph for a signature; capture a new graph if needed.
+        """Return the graph for a signature; capture one if none is stored.
 
         Args:
-            key: The signature.
-            make: Captures a graph.
-            agrees: Returns True if a graph agrees with an eager call.
+            key: The signature of the arguments.
+            make: Function that captures a new graph.
+            agrees: Function that returns True if a graph gives the same results as an eager call.
 
         Raises:
-            NotCapturedError: If a new graph disagrees, or ``most_misfits`` graphs have stopped agreeing.
+            NotCapturedError: If a new graph does not agree with an eager call, or if ``most_misfits`` stored graphs no
+                longer agree.
         """
         graph = self.graphs.get(key)
         if graph is not None and not agrees(graph):
@@ -69,7 +70,7 @@ class GraphCache(Generic[G]):
         return graph
 
     def keep(self, key: Hashable, graph: G, agrees: bool) -> None:
-        """Store a new graph, which must agree with an eager call.
+        """Store a new graph if it agrees with an eager call.
 
         Raises:
             NotCapturedError: If ``agrees`` is False.
@@ -80,7 +81,7 @@ class GraphCache(Generic[G]):
         self.captures += 1
 
     def give_up(self, reason: str, stacklevel: int = 2) -> None:
-        """Run eagerly from now on, and warn with the reason."""
+        """Run the program eagerly from now on, and warn with the reason."""
         self.reason = reason
         self.graphs.clear()
         warnings.warn(f"{self.refusal}: {reason}.", stacklevel=stacklevel + 1)
@@ -91,19 +92,19 @@ class GraphCache(Generic[G]):
 
 
 def refilled(args: Args, kwargs: Kwargs, tensors: Iterator[Tensor]) -> tuple[Args, Kwargs]:
-    """Replace the tensors among the arguments by ``tensors``, in order."""
+    """Return the arguments with their tensors replaced, in order, by ``tensors``."""
     leaves, spec = _pytree.tree_flatten((args, kwargs))
     return _pytree.tree_unflatten([next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
 
 class Batch(Protocol):
-    """Protocol of a program together with the arguments of one batch.
+    """Protocol of an object with the arguments and traces of one batch.
 
     Attributes:
         args: Positional arguments of model and guide.
         kwargs: Keyword arguments of model and guide.
-        guide_trace: The guide's first trace.
-        fixed: Trace of the subsampling sites, shared by all calls.
+        guide_trace: Trace of the guide's first run on the batch.
+        fixed: Trace of the subsampling sites. Every run on the batch uses the same subsample.
     """
 
     args: Args
@@ -114,7 +115,7 @@ class Batch(Protocol):
 
 @contextmanager
 def with_tensors(batch: Batch, tensors: Iterator[Tensor]) -> Iterator[None]:
-    """Within the block, replace the tensors among a batch's arguments."""
+    """Replace the tensors in a batch's arguments inside the ``with`` block."""
     kept = batch.args, batch.kwargs
     try:
         batch.args, batch.kwargs = refilled(*kept, tensors)
@@ -124,13 +125,13 @@ def with_tensors(batch: Batch, tensors: Iterator[Tensor]) -> Iterator[None]:
 
 
 class BatchGraph:
-    """A graph for all batches of one signature.
+    """A captured graph that serves all batches with the same signature.
 
     Args:
         function: The function to capture; see :class:`Graph`.
         tensors: Arguments of the function, taken from the batch used at capture.
-        held: Other tensors of that batch, such as the parameters of its posterior. Later calls replace these tensors by
-            the corresponding tensors of another batch.
+        held: Other tensors of that batch that the function reads, such as the parameters of the posterior. For another
+            batch, the corresponding tensors of that batch are used instead.
     """
 
     def __init__(self, function: Function, tensors: list[Tensor], held: list[Tensor]) -> None:
@@ -139,9 +140,12 @@ class BatchGraph:
         self._places = [places.get(id(t)) for t in self._graph.held]
 
     def inputs(self, held: list[Tensor]) -> list[Tensor]:
-        """Return the graph's extra inputs, with ``held`` of the current batch."""
+        """Return the tensors that the graph reads besides its arguments.
+
+        The tensors in ``held`` belong to the current batch; they replace those of the batch used at capture.
+        """
         return [t if k is None else held[k] for t, k in zip(self._graph.held, self._places, strict=True)]
 
     def __call__(self, tensors: list[Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        """Run the graph on ``tensors``; ``inputs`` come from :meth:`inputs`."""
+        """Run the graph on ``tensors`` and on ``inputs``, which :meth:`inputs` returned."""
         return self._graph(tensors, inputs)

@@ -43,10 +43,10 @@ class NotCapturedError(RuntimeError):
 
 
 def signature(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Hashable, list[Tensor]]:
-    """Return the signature of the arguments, and the tensors among the arguments.
+    """Return the signature of the arguments, and the tensors that they contain.
 
-    A graph is valid for one signature only. The signature holds the shapes and types of tensors, the values of all other
-    arguments, the number of threads and the autocast settings.
+    A graph is valid for arguments of one signature only. The signature holds the shapes and types of tensors, the
+    values of all other arguments, the number of threads and the autocast settings.
 
     Raises:
         NotCapturedError: If an argument is neither a tensor nor of a type in ``CONSTANTS``.
@@ -78,8 +78,8 @@ class Graph:
     """A captured and compiled function of tensors.
 
     Args:
-        function: Maps tensors of one signature to a tuple of tensors; may run Pyro programs.
-        tensors: Arguments used at capture. The function is executed, with all its side effects.
+        function: Function from tensors to a tuple of tensors. It may run Pyro programs.
+        tensors: Arguments used at capture. The capture executes the function, with all its side effects.
 
     Attributes:
         held: The tensors that the function reads besides its arguments, in the order of the graph's inputs.
@@ -106,7 +106,7 @@ class Graph:
 
         Args:
             tensors: Arguments with the signature used at capture.
-            held: Tensors to use instead of the attribute ``held``; None: use the attribute.
+            held: Tensors that the function reads besides its arguments; None: the tensors in the attribute ``held``.
         """
         with torch.no_grad():
             return self._compiled(*(self.held if held is None else held), *tensors)
@@ -114,7 +114,7 @@ class Graph:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence compiler messages meant for torch's developers, such as a missing CUDA."""
+    """Silence compiler messages for torch's developers, such as about a missing CUDA."""
     log = logging.getLogger("torch.utils.cpp_extension")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -179,7 +179,7 @@ def _compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Function:
 
 
 def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
-    """Turn the tensors that a graph holds into inputs; return these tensors."""
+    """Turn the constant tensors of a graph into inputs; return these tensors."""
     held: dict[str, Tensor] = {}
     places: dict[str, torch.fx.Node] = {}
     first = next(node for node in graph.graph.nodes)
@@ -209,11 +209,11 @@ def agree(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None], roundi
     """Return True if two lists of tensors differ only by rounding.
 
     Args:
-        ours: The first list.
-        theirs: The second list, with the same shapes.
+        ours: The first list of tensors.
+        theirs: The second list of tensors, with the same shapes.
         rounding: Largest relative difference, in the norm of each tensor.
-        size: Magnitude of the sums from which the tensors are computed by subtraction. The rounding error of these sums
-            is allowed as well.
+        size: Magnitude of large sums, if the tensors are differences of such sums. A difference as large as the
+            rounding error of the sums is then allowed as well.
     """
     for a, b in zip(ours, theirs, strict=True):
         if a is None or b is None:

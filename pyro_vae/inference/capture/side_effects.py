@@ -1,4 +1,4 @@
-"""Modules and parameters a program uses, and state the program alters."""
+"""Record the modules that a program uses; restore the state it alters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASELINE = "__baseline_avg_downstream_cost_"
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Protocol of an objective that has state."""
+    """Protocol of an objective that has a state to save and restore."""
 
     def state_dict(self) -> dict[str, object]:
         """Return the objective's state."""
@@ -53,7 +53,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within the block, watch each called module; restore buffers afterwards."""
+        """Watch each module called inside the block; restore its buffers afterwards."""
         self._buffers = [pair for module in self._modules.values() for pair in _copies(module)]
         hook = nn.modules.module.register_module_forward_pre_hook(lambda module, _: self.add(module))
         try:
@@ -81,16 +81,16 @@ class Watch:
                 self._buffers += _copies(inner)
 
     def remember(self, params: list[Tensor]) -> None:
-        """Record the modules' members and the parameter-store entries of ``params``."""
+        """Record the members of watched modules, and the stored ``params``."""
         used = {id(p) for p in params}
         self._seen = [(m, m.training, _members(m)) for m in self._modules.values()]
         self._store = [(name, p) for name, p in pyro.get_param_store()._params.items() if id(p) in used]
 
     def unchanged(self) -> bool:
-        """Return True if modules and store match the record of :meth:`remember`.
+        """Return True if nothing that :meth:`remember` recorded has changed.
 
-        They match if parameters, buffers and submodules are the same objects, and ``training`` and the number of hooks are
-        the same.
+        Parameters, buffers and submodules must be the same objects as then. Each module's ``training`` and number of
+        hooks must be the same.
         """
         for module, training, members in self._seen:
             now = _members(module)
@@ -111,12 +111,13 @@ def _copies(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 @contextmanager
 def unaltered(watch: Watch, objective: object = None) -> Iterator[None]:
-    """Restore all state that the block alters.
+    """Restore all state that the code inside the ``with`` block alters.
 
-    The state consists of random generators, buffers, Pyro's running baselines and the objective's state.
+    The state consists of the random generators, the buffers of modules, Pyro's running baselines and the objective's
+    state.
 
     Args:
-        watch: Watches the modules that the block calls.
+        watch: The record of modules. Modules that the block calls are added.
         objective: An objective, which may be :class:`Stateful`.
     """
     kept = _copied(objective.state_dict()) if isinstance(objective, Stateful) else {}
@@ -138,9 +139,9 @@ def unaltered(watch: Watch, objective: object = None) -> Iterator[None]:
 
 
 def altered_by(watch: Watch, objective: object = None) -> list[Tensor]:
-    """Return the tensors that evaluating the loss may alter in place.
+    """Return the tensors that a loss evaluation may alter in place.
 
-    These tensors are the modules' buffers, the running baselines and the objective's state.
+    These are the buffers of the watched modules, Pyro's running baselines and the objective's state.
     """
     state = objective.state_dict().values() if isinstance(objective, Stateful) else ()
     store = pyro.get_param_store()._params
