@@ -1,4 +1,4 @@
-"""KL weights during training, each on a schedule."""
+"""KL weights during training, each a number or a schedule."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Betas:
     """Current KL weights: 0-dim tensors, set before each training step.
 
     Args:
-        given: A number or schedule for all latent sites, or a mapping from names of sites to numbers or schedules. Sites
-            that are not named keep weight 1.
+        given: A number or schedule for all latent sites; or a dict that holds a number or schedule for each named site.
+            Sites that are not in the dict keep weight 1.
         device: The device of the tensors.
 
     Raises:
-        ValueError: If a weight is negative or not finite, or the mapping is empty.
+        ValueError: If a weight is negative or not finite, or if the dict is empty.
     """
 
     def __init__(self, given: Weights, device: torch.device | None = None) -> None:
@@ -48,7 +48,7 @@ class Betas:
         return all(isinstance(schedule, Constant) and schedule.value == 1.0 for schedule in self.schedules.values())
 
     def set(self, step: int) -> None:
-        """Set the KL weights for a training step.
+        """Set all KL weights to their values at a training step.
 
         Raises:
             ValueError: If a schedule returns a negative or non-finite number.
@@ -64,20 +64,23 @@ class Betas:
 
     @property
     def columns(self) -> dict[str, float]:
-        """Columns of the history: ``beta``, and ``beta_SITE`` for each named site.
+        """KL weights as history columns: ``beta``, and ``beta_SITE`` for named sites.
 
-        ``beta`` is the KL weight of all sites that are not named.
+        ``beta`` is the KL weight of all sites without a weight of their own.
         """
         named = {f"beta_{name}": float(value) for name, value in self.values.items() if name}
         return {"beta": float(self.values[""]) if "" in self.values else 1.0, **named}
 
     @property
     def final(self) -> float | None:
-        """Final KL weight shared by all sites; None without such a weight."""
+        """Final KL weight that all sites share; None if sites differ.
+
+        None also if the schedule states no final weight.
+        """
         schedule = self.schedules.get("")
         return getattr(schedule, "end", getattr(schedule, "value", None))
 
     @property
     def steps(self) -> int:
-        """Number of training steps until all KL weights are final."""
+        """Number of training steps until all schedules reach their final weight."""
         return max(getattr(schedule, "steps", 0) for schedule in self.schedules.values())

@@ -25,27 +25,28 @@ from pyro_vae.parallel.shared_batch import batch_mean
 
 
 class KLControl(pyro.infer.ELBO):
-    r"""An objective that replaces the KL by a function of the rate.
+    r"""An objective that penalizes a function of the rate, not the KL.
 
     .. math:: \text{distortion} + \beta\, f(R)
 
-    The control does not change ``bound``, nor the rate and distortion that are reported. A subclass defines f in
-    :meth:`penalty`.
+    R is the rate, and :math:`\beta` is the KL weight. A subclass defines f in :meth:`penalty`. The control changes
+    neither ``bound`` nor the reported rate and distortion.
 
     Args:
-        objective: ``elbo("trace")`` or ``elbo("mean-field")``. The choice decides how the KL is evaluated. If several
-            plates enclose every site, ``objective.plate`` names the data plate.
+        objective: ``elbo("trace")`` or ``elbo("mean-field")``. The first estimates the KL from draws, the second uses
+            closed forms. If several plates enclose every site, ``objective.plate`` names the data plate.
 
     Raises:
         TypeError: If ``objective`` has another type.
     """
 
     name: ClassVar[str] = ""
-    #: Granularity of the rates: one rate for each ``"unit"``, for each ``"site"``, or for ``"all"`` latent variables.
+    #: Number of rates: one for each ``"unit"``, one for each ``"site"``, or one for ``"all"`` latent variables
+    #: together.
     per: str = "all"
     #: True if a KL weight multiplies f.
     takes_beta: ClassVar[bool] = False
-    #: True if the loss depends on a mean over the batch, so that the loss is not a sum over data.
+    #: True if the loss is a function of batch means, not a sum over data.
     across_batch: ClassVar[bool] = True
 
     def __init__(self, objective: ELBO) -> None:
@@ -63,10 +64,11 @@ class KLControl(pyro.infer.ELBO):
         self.objective, self.plate = objective, objective.plate
 
     def penalty(self, rates: Tensor) -> Tensor:
-        """Return f, the penalty of one datum.
+        """Return f of the rates: the mean penalty of a datum.
 
         Args:
-            rates: Rates averaged over the batch, nats: shape ``(units,)``, ``(sites,)`` or ``(1,)``.
+            rates: Rates averaged over the batch, nats. Shape ``(units,)``, ``(sites,)`` or ``(1,)``, depending on
+                ``per``.
 
         Returns:
             The penalty, 0-dim, nats.
@@ -76,7 +78,7 @@ class KLControl(pyro.infer.ELBO):
     def selection(self, distortion: float, rate: float, beta: float) -> float:
         """Return the score that selects the best epoch, higher is better.
 
-        The score is minus the validation loss, nats per datum, with all schedules at their end.
+        The score is minus the validation loss, nats per datum, computed with the final values of all schedules.
 
         Args:
             distortion: Distortion of the validation data, nats per datum.
@@ -86,7 +88,10 @@ class KLControl(pyro.infer.ELBO):
         return -distortion - beta * self._final_penalty(rate)
 
     def _final_penalty(self, rate: float) -> float:
-        """Return f at the end of all schedules; here, the rate itself."""
+        """Return f of a rate when all schedules have ended.
+
+        In this base class, f is the rate itself.
+        """
         return rate
 
     def bound(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
@@ -115,10 +120,10 @@ class KLControl(pyro.infer.ELBO):
         return Terms(loss, distortion.detach(), rate.detach())
 
     def _sums(self, pair: Pair, data_plate: DataPlate) -> tuple[Tensor, ...]:
-        """Return sums over the batch.
+        """Return six sums over the data of the batch.
 
-        In order: scale times distortion, scale times rates, scale, distortion, rate, auxiliary losses. The scale is that of
-        the data plate.
+        The summands are, in order: scale * distortion, scale * rates, scale, distortion, rate, auxiliary losses. The
+        scale is the scale of the data plate.
         """
         distortion, rates = self._distortion(pair, data_plate), self._rates(pair, data_plate)
         scale = distortion.new_ones(data_plate.size) * data_scale(pair, data_plate)
@@ -158,7 +163,7 @@ class KLControl(pyro.infer.ELBO):
         return self.terms(model, guide, *args, **kwargs).loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """Return the loss; add its gradient to ``grad`` of the parameters."""
+        """Return the loss; add its gradient to ``grad`` of each parameter."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)

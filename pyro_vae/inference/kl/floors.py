@@ -1,4 +1,4 @@
-"""Floors under the rate, which keep a model from ignoring its latents."""
+"""KL controls with a floor: a rate below it costs nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pyro_vae.inference.kl.control import KLControl
 
 
 class FreeBits(KLControl):
-    r"""A floor under the rate of each unit, or of each site.
+    r"""A floor under the rate of each latent unit or site.
 
     .. math:: \text{distortion} + \beta \textstyle\sum_j \max(\lambda, R_j)
 
-    Below the floor, a lower rate does not lower the loss. This keeps units from being switched off early in training. A
-    floor per unit requires independent units in posterior and prior. A KL weight :math:`\beta` multiplies the floored rate.
+    :math:`R_j` is the rate of unit (or site) j. Below the floor :math:`\lambda`, a lower rate does not lower the loss.
+    This keeps units from being switched off early in training. A floor for each unit requires that the units are
+    independent in posterior and prior. The KL weight :math:`\beta` multiplies the sum of the floored rates.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``.
@@ -40,17 +41,20 @@ class FreeBits(KLControl):
         self.nats, self.per = nats, per
 
     def penalty(self, rates: Tensor) -> Tensor:
-        """Return the sum of the floored rates; see :meth:`KLControl.penalty`."""
+        """Return the sum over units or sites of max(floor, rate).
+
+        See :meth:`KLControl.penalty`.
+        """
         return rates.clamp(min=self.nats).sum()
 
 
 class MinimumRate(KLControl):
-    r"""A floor under the total rate.
+    r"""A floor under the total rate of all latent variables.
 
     .. math:: \text{distortion} + \beta \max(R_{min}, R)
 
-    Above the floor, the loss is the negative ELBO. Below the floor, the penalty is constant and the KL costs nothing. This
-    keeps a strong decoder from ignoring z.
+    R is the total rate. Above the floor, the loss is the negative ELBO (at KL weight :math:`\beta`). Below the floor,
+    the penalty is constant, so the KL costs nothing. This keeps a strong decoder from ignoring z.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``.
@@ -72,7 +76,7 @@ class MinimumRate(KLControl):
         self.nats = nats
 
     def penalty(self, rates: Tensor) -> Tensor:
-        """Return the floored total rate; see :meth:`KLControl.penalty`."""
+        """Return the larger of floor and total rate; see :meth:`KLControl.penalty`."""
         return rates.clamp(min=self.nats).sum()
 
     def _final_penalty(self, rate: float) -> float:

@@ -27,20 +27,21 @@ def distortion_of(pair: Pair, data_plate: DataPlate) -> Tensor:
 
 
 def rates_of(pair: Pair, data_plate: DataPlate, per: str, analytic: bool, name: str) -> Tensor:
-    """Return the rates of each datum, averaged over draws.
+    """Return the R rates of each datum, averaged over draws.
 
     Args:
         pair: Traces of model and guide.
         data_plate: The data plate of both traces.
-        per: One rate for each ``"unit"``, for each ``"site"``, or for ``"all"`` latent variables together (R = 1).
-        analytic: Use the closed-form KL of each site that has a valid closed form.
+        per: ``"unit"``: R is the number of units, with a rate for each unit. ``"site"``: a rate for each latent site.
+            ``"all"``: R = 1, one rate for all latent variables together.
+        analytic: Use the closed-form KL for every site where a closed form is valid.
         name: Name of the caller, for error messages.
 
     Returns:
         Rates, shape ``(B, R)``, nats.
 
     Raises:
-        ValueError: If a latent site has no reparameterized draws, or the rate of a single unit or site is not known.
+        ValueError: If a latent site has no reparameterized draws, or the rate cannot be divided among units or sites.
     """
     for site_name, site in sample_sites(pair.guide):
         if not site["fn"].has_rsample and not is_auxiliary_loss(site):
@@ -69,7 +70,7 @@ def rates_of(pair: Pair, data_plate: DataPlate, per: str, analytic: bool, name: 
 
 
 def latent_sites(pair: Pair) -> Iterator[tuple[str, Site, Site]]:
-    """Yield name, model site and guide site of each latent variable."""
+    """Yield the name, model site and guide site of each latent variable."""
     for name, site in sample_sites(pair.model):
         if not site["is_observed"] and not is_auxiliary_loss(site):
             yield name, site, pair.guide.nodes[name]
@@ -78,7 +79,7 @@ def latent_sites(pair: Pair) -> Iterator[tuple[str, Site, Site]]:
 def extra_terms(pair: Pair) -> Tensor:
     """Return the sum of the scaled auxiliary losses, 0-dim, nats.
 
-    Log-probabilities of the model count as positive, those of the guide as negative.
+    The sum adds the model's auxiliary losses and subtracts those of the guide.
     """
     total = torch.zeros(())
     for sign, trace in ((1.0, pair.model), (-1.0, pair.guide)):
@@ -102,9 +103,9 @@ def _owner(key: str, rates: Mapping[str, Tensor], per: str, name: str) -> str:
 
 
 def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, data_plate: DataPlate) -> Tensor:
-    """Return the KL of each unit of a site.
+    """Return the KL of each unit at a latent site.
 
-    Shape ``(B, units)``, nats. The KL is averaged over draws, and summed over plates inside a datum.
+    The shape is ``(B, units)``, nats. The KL is averaged over draws, and summed over all plates except the data plate.
     """
     q, p = (_units(name, s["fn"]) for s in (guide_site, site))
     kl = closed_kl(q, p) if closed else None
@@ -120,7 +121,7 @@ def _unit_kl(name: str, site: Site, guide_site: Site, closed: bool, data_plate: 
 
 
 def _units(name: str, distribution: TorchDistributionMixin) -> TorchDistributionMixin:
-    """Return the units of a site as scalar distributions.
+    """Return scalar distributions, one for each unit of a site.
 
     Raises:
         ValueError: If the units depend on each other, or have no density.

@@ -1,4 +1,4 @@
-"""The KL controls, by the names of their flags."""
+"""Table of the KL controls; the keys are the names of flags."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Control(NamedTuple):
 
     Attributes:
         kind: Class of the control. If ``kind.takes_beta`` is False, no KL weight can be set.
-        make: Wraps an objective in the control. Called with the objective, the value of the flag and the value of ``option``.
+        make: Function that wraps an objective in the control. Its arguments are the objective, the value of the
+            control's flag and, if there is a second flag, the value of that flag.
         option: Name of a second flag that only this control uses, or "".
     """
 
@@ -43,7 +44,7 @@ class Control(NamedTuple):
     option: str = ""
 
 
-#: The KL controls by flag. At most one flag can be set.
+#: The KL controls; the keys are flags. At most one of these flags can be set.
 CONTROLS = {
     "free_bits": Control(FreeBits, FreeBits, "free_bits_per"),
     "min_rate": Control(MinimumRate, MinimumRate),
@@ -60,16 +61,16 @@ def controlled(objective: ELBO, *, num_data: int | None = None, **values: float 
     """Wrap an objective in the KL control selected by flags, if any.
 
     Args:
-        objective: ``elbo("trace")`` or ``elbo("mean-field")``. Without a KL control, any objective.
-        num_data: N, the size of the training data, for a total correlation.
+        objective: With a KL control, ``elbo("trace")`` or ``elbo("mean-field")``; without one, every objective.
+        num_data: N, the size of the training data; only :class:`TotalCorrelation` uses this number.
         **values: Values of the flags in ``FLAGS``, by name; None: the flag is not set.
 
     Returns:
         The KL control, or ``objective`` itself if no control is selected.
 
     Raises:
-        TypeError: If the objective has no KL for each site, or a flag is unknown.
-        ValueError: If two controls are selected, an option is set without its control, or a number is out of range.
+        TypeError: If the objective has no separate KL for each site, or a flag is unknown.
+        ValueError: If two controls are selected, a second flag is set without its control, or a number is out of range.
     """
     for name in values:
         if name not in FLAGS:

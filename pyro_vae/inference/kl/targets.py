@@ -13,9 +13,11 @@ from pyro_vae.inference.kl.control import KLControl
 
 
 class Capacity(KLControl):
-    r"""A rate held at a capacity that grows during training.
+    r"""A KL control that holds the rate at a growing capacity.
 
     .. math:: \text{distortion} + \gamma\, |R - C_t|, \qquad C_t = C \min(1, t / T)
+
+    R is the rate and t the training step.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``.
@@ -41,7 +43,10 @@ class Capacity(KLControl):
         self.taken = torch.zeros(())
 
     def penalty(self, rates: Tensor) -> Tensor:
-        """See :meth:`KLControl.penalty`; each call with gradients counts as a step."""
+        """Return the penalty; each call with gradients enabled counts as a step.
+
+        See :meth:`KLControl.penalty`.
+        """
         self.taken = self.taken.to(rates.device)
         capacity = self.nats * (self.taken / self.steps).clamp(max=1)
         if torch.is_grad_enabled():
@@ -53,11 +58,11 @@ class Capacity(KLControl):
 
     @property
     def columns(self) -> dict[str, float]:
-        """Columns of the history: the capacity at the last training step."""
+        """History column: the capacity at the last training step."""
         return {"capacity": self.nats * min(1.0, max(0.0, float(self.taken) - 1) / self.steps)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state needed to continue exactly."""
+        """Return the state that training needs to continue exactly."""
         return {"taken": self.taken}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -66,12 +71,13 @@ class Capacity(KLControl):
 
 
 class TargetRate(KLControl):
-    r"""A rate held at a target by a controller that adjusts beta.
+    r"""A KL control that adjusts beta until the rate meets a target.
 
     .. math:: \text{distortion} + \beta_t R, \quad
         \beta_t = \frac{K_p}{1 + e^{e_t}} - K_i \textstyle\sum_{s \le t} e_s + \beta_{min}, \quad e_t = R^* - R_t
 
-    Beta is clipped to [beta_min, beta_max]. While beta is clipped, the sum does not change. No gradient passes through beta.
+    :math:`R_t` is the rate at training step t. The KL weight :math:`\beta_t` (beta) is clipped to [beta_min, beta_max].
+    While beta is clipped, the sum over s does not change. No gradient passes through beta.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``.
@@ -112,7 +118,10 @@ class TargetRate(KLControl):
         self.beta = torch.tensor(float(beta_min))
 
     def penalty(self, rates: Tensor) -> Tensor:
-        """See :meth:`KLControl.penalty`; a call with gradients first updates beta."""
+        """Return the penalty; a call with gradients enabled first updates beta.
+
+        See :meth:`KLControl.penalty`.
+        """
         rate = rates.sum()
         self.total, self.beta = self.total.to(rate), self.beta.to(rate)
         if torch.is_grad_enabled():
@@ -134,11 +143,11 @@ class TargetRate(KLControl):
 
     @property
     def columns(self) -> dict[str, float]:
-        """Columns of the history: the KL weight at the last training step."""
+        """History column: the KL weight at the last training step."""
         return {"beta": float(self.beta)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state needed to continue exactly."""
+        """Return the state that training needs to continue exactly."""
         return {"total": self.total, "beta": self.beta}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

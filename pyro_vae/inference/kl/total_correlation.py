@@ -1,11 +1,12 @@
-r"""Total correlation: the rate in three parts, each with a weight.
+r"""Total-correlation objective: splits the rate into three weighted parts.
 
 .. math:: \underbrace{E_n\, KL(q(z|x_n) \| p(z))}_{\text{rate}} = I(x; z)
     + \underbrace{KL\big(q(z) \| \textstyle\prod_j q(z_j)\big)}_{\text{total correlation}}
     + \underbrace{KL\big(\textstyle\prod_j q(z_j) \| p(z)\big)}_{\text{of the units}}
 
-:math:`q(z) = \tfrac1N \sum_n q(z|x_n)` depends on all data. A training step estimates q(z) from the batch, see
-:func:`batch_weights`. ``evidence.aggregate_posterior`` evaluates the parts of a trained model exactly.
+:math:`q(z) = \tfrac1N \sum_n q(z|x_n)` depends on all data. The third part is called the units' KL. A training step
+estimates q(z) from the batch; see :func:`batch_weights`. ``evidence.aggregate_posterior`` computes the three parts
+exactly for a trained model.
 """
 
 from __future__ import annotations
@@ -32,22 +33,23 @@ from pyro_vae.lookup import lookup
 
 
 def batch_weights(estimator: str, batch_size: int, num_data: int) -> Tensor:
-    r"""Return the weights of a batch's codes in estimates of q(z).
+    r"""Return weights W to estimate q(z) from the codes of a batch.
 
     .. math:: \hat q(z_i) = \textstyle\sum_j W_{ij}\, q(z_i | x_j), \qquad z_i \sim q(z | x_i)
 
-    The code of datum j is :math:`q(z | x_j)`. M = B - 1.
+    The code of datum j is :math:`q(z | x_j)`. The draw :math:`z_i` comes from datum i, and its own code is that of
+    datum i. N is the size of the training data, B the size of the batch, and M = B - 1. The estimators differ in W:
 
     - ``"weighted"``: every code has weight 1 / (N B). The weights sum to 1/N, so they estimate q(z) up to a factor. The
       factor has no gradient, and :class:`TotalCorrelation` leaves it out. A draw's own code has the same weight as any other
       code, so the estimate of I(x; z) cannot exceed log B.
-    - ``"stratified"``: a draw's own code has weight 1/N, the next code in the batch (N - M) / (N M), each other code 1/M.
-      :math:`E\, \hat q(z_i) = q(z_i)` over batches of distinct data that contain datum i.
-    - ``"even"``: a draw's own code has weight 1/N, each other code (N - 1) / (N M). This is the mean of ``"stratified"``
-      over the order of the batch. The expectation is the same; the variance and the bias of the logarithm are smaller. At
-      B = N the estimate equals q(z).
+    - ``"stratified"``: a draw's own code has weight 1/N, the next code in the batch (N - M) / (N M), each other code
+      1/M. On average over batches of distinct data that contain datum i, :math:`\hat q(z_i) = q(z_i)`.
+    - ``"even"``: a draw's own code has weight 1/N, each other code (N - 1) / (N M). This is the mean of the
+      ``"stratified"`` weights over all orders of the batch. The estimate has the same expectation, a smaller variance,
+      and a logarithm with a smaller bias. At B = N the estimate equals q(z).
 
-    The logarithm of an unbiased estimate is biased low. In a batch of one, the weight is 1 (``"weighted"``: 1/N).
+    The logarithm of an unbiased estimate is biased low. In a batch of one datum, the weight is 1 (``"weighted"``: 1/N).
 
     Args:
         estimator: One of the names above.
@@ -95,7 +97,7 @@ def _even(size: int, total: int) -> Tensor:
     return weights.fill_diagonal_(1 / total)
 
 
-#: Threshold in nats: noise alone does not explain a lower estimate of the total correlation.
+#: Threshold in nats. An estimated total correlation below it is not explained by noise alone.
 BELOW = -0.1
 
 #: Estimators of q(z) by name: functions of B and N that return the weights, shape ``(B, B)``.
@@ -108,15 +110,16 @@ class TotalCorrelation(KLControl):
     .. math:: \text{distortion} + \alpha\, I(x; z) + \beta\, KL\big(q(z) \| \textstyle\prod_j q(z_j)\big)
         + \gamma\, KL\big(\textstyle\prod_j q(z_j) \| p(z)\big)
 
-    The loss is that of ``objective`` plus (weight - 1) times each part. With all weights 1 it is exactly the negative ELBO,
-    with the closed-form KL of ``mean-field``. A weight on the total correlation alone favours independent units and does not
-    penalize their information about the data. The parts are estimated from the codes q(z|x) of the batch, and the gradient
+    The parts are I(x; z), the total correlation and the units' KL. For each part, the loss of ``objective`` is
+    increased by (weight - 1) times the part. With all weights 1 it is exactly the negative ELBO, with the closed-form
+    KL of ``mean-field``. A weight on the total correlation alone favours independent units and does not penalize the
+    information that z holds about x. The parts are estimated from the codes q(z|x) of the batch, and the gradient
     passes through all codes. For every draw and batch, the three estimates sum to the rate. If a weight is not 1, the
     loss is not a bound. ``bound`` and the reported rate and distortion do not depend on the weights.
 
-    A KL weight from ``scale_kl_pair``, common to all sites, multiplies all three parts. The best epoch has the largest
-    validation ELBO (under that KL weight). The total correlation cannot enter the choice, since it is defined for a set of
-    data, not for a datum.
+    If ``scale_kl_pair`` gives all sites one KL weight, this KL weight multiplies all three parts. The best epoch is the
+    epoch with the largest validation ELBO (computed with that KL weight). The total correlation does not affect this
+    choice, since it is defined for a set of data, not for a datum.
 
     Args:
         objective: ``elbo("trace")`` or ``elbo("mean-field")``. Each draw is scored under the codes of all data in the
@@ -167,7 +170,7 @@ class TotalCorrelation(KLControl):
         """Return the loss, and the true rate and distortion; see :class:`Terms`.
 
         Raises:
-            ValueError: For the reasons listed in the class.
+            ValueError: For the reasons given in the docstring of the class.
         """
         pairs = [Pair(*traces) for traces in self.objective._get_traces(model, guide, args, kwargs)]
         for pair in pairs:
@@ -211,7 +214,7 @@ class TotalCorrelation(KLControl):
         return Terms(weighted.sum() - extra_terms(pair), distortion.sum().detach(), rate.sum().detach())
 
     def _parts(self, pair: Pair, data_plate: DataPlate) -> tuple[Tensor, Tensor, Tensor]:
-        """Return estimates of I(x; z), total correlation and the units' KL.
+        """Estimate I(x; z), the total correlation and the units' KL.
 
         Each estimate has shape ``(B,)``, in nats, averaged over draws.
         """
@@ -255,9 +258,9 @@ class TotalCorrelation(KLControl):
 
 
 def _marginals(fn: Distribution) -> Distribution | None:
-    """Return the units as scalar distributions; None without a closed form.
+    """Return the marginal distribution of each unit; None without a closed form.
 
-    The scalar distributions have batch shape ``(..., B, Z)``.
+    The marginals are scalar distributions with batch shape ``(..., B, Z)``.
     """
     if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(fn.loc, fn.variance.sqrt(), validate_args=False)
@@ -270,7 +273,8 @@ def _scores(site: Site, data_plate: DataPlate) -> tuple[Tensor, Tensor]:
     """Score each draw under the code of each datum.
 
     Returns:
-        log q(z_i|x_j), shape ``(B, K, B)``, and the same for each unit, shape ``(B, K, B, Z)``, nats.
+        The log-density log q(z_i|x_j) of z_i, shape ``(B, K, B)``, and the log-densities of its units, shape ``(B, K,
+        B, Z)``, in nats.
     """
     fn, units, size = site["fn"], _marginals(site["fn"]), data_plate.size
     assert units is not None  # _only_site has checked
