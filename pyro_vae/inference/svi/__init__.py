@@ -1,1 +1,1 @@
-"""Stochastic variational inference: one step of an optimizer."""
+"""Stochastic variational inference: the training steps."""

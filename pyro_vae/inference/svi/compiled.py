@@ -1,4 +1,4 @@
-"""Compiled training steps: loss and gradients from captured graphs."""
+"""Compiled training steps: captured graphs compute loss and gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.inference.svi.step import Evaluated
 from pyro_vae.system.randomness import own_randomness
 
-#: A program runs eagerly once its arguments have had more than this number of shapes.
+#: Largest number of different shapes of the arguments. With more shapes, the program runs eagerly.
 SHAPES = 16
 
 
@@ -27,14 +27,14 @@ SHAPES = 16
 class Entry:
     """A captured training step for one signature of the arguments.
 
-    A step is called broken if its loss (with clipping, its gradient) is not finite.
+    A step is broken if its loss is not finite, or, with gradient clipping, if its gradient is not finite.
 
     Attributes:
-        graph: The graph. Its last input is 1 if an earlier step was broken, else 0.
+        graph: The captured graph. The last input of the graph is 1 if an earlier step was broken, else 0.
         watch: Watches the modules and parameters that the graph uses.
         params: The parameters that the graph uses.
         has_grad: For each parameter, True if it has a gradient.
-        sound: A 0 on the device: the last input of the graph if no earlier step was broken.
+        sound: A tensor on the device that holds 0, the last input of the graph if no earlier step was broken.
     """
 
     graph: Graph
@@ -49,7 +49,8 @@ class Entry:
     def unchanged(self) -> bool:
         """Return True if the graph's tensors and modules are unchanged.
 
-        The objects must be the same, and the tensors must have the same shape, type, device and ``requires_grad``.
+        They must be the same objects as at capture, and each tensor must have the same shape, type, device and
+        ``requires_grad``.
         """
         return self.watch.unchanged() and list(map(_brief, self.graph.held)) == self._made_for
 
@@ -77,7 +78,7 @@ def _size(x: Tensor) -> float:
 
 
 def _brief(x: Tensor) -> tuple[torch.Size, torch.dtype, torch.device, bool]:
-    """Return the tensor's properties that ``module.to(...)`` and ``requires_grad_`` change."""
+    """Return the properties of a tensor that ``module.to`` or ``requires_grad_`` can change."""
     return x.shape, x.dtype, x.device, x.requires_grad
 
 
@@ -85,10 +86,10 @@ class CapturedSteps(GraphCache[Entry]):
     """Cache of the captured training steps of one SVI.
 
     Args:
-        evaluate: The function to capture: evaluates loss and gradients, given ``(args, kwargs)``.
+        evaluate: The function to capture. ``evaluate(args, kwargs)`` returns loss and gradients.
         objective: The objective. Capture does not change its state.
         pair: Model and guide.
-        precision: ``"float32"`` or ``"bf16"``; sets the tolerance between a captured and an eager step.
+        precision: ``"float32"`` or ``"bf16"``; sets how much a captured step may differ from an eager step.
     """
 
     refusal = "SVI: this step cannot be compiled and is taken eagerly"
@@ -107,19 +108,19 @@ class CapturedSteps(GraphCache[Entry]):
             self.give_up_objective()
 
     def give_up_objective(self) -> None:
-        """Run eagerly, since the objective is not a function of tensors."""
+        """Run all steps eagerly, since the objective cannot be captured."""
         self.give_up(
             "expected an objective from pyro_vae.elbo or a function that returns the loss, got "
             f"{type(self.objective).__name__}"
         )
 
     def entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
-        """Return the captured step, and the tensors among the arguments.
+        """Return the captured step for these arguments, and the tensors in them.
 
-        Return None if the step must be eager.
+        The step is captured if necessary. If the step must run eagerly, return None.
 
         Raises:
-            Exception: An error of the eager evaluation.
+            Exception: The error that the eager evaluation raised.
         """
         if self.reason is not None:
             return None
@@ -135,7 +136,7 @@ class CapturedSteps(GraphCache[Entry]):
         return None if entry is None else (entry, tensors)
 
     def compared(self, args: Args, kwargs: Kwargs, step: int) -> tuple[Entry, list[Tensor]] | None:
-        """Compare the captured step with an eager step, then return :meth:`entry`.
+        """Compare the captured step with an eager step; return :meth:`entry`'s result.
 
         If the two steps differ, warn and capture the step again.
         """
@@ -151,18 +152,18 @@ class CapturedSteps(GraphCache[Entry]):
         return self.entry(args, kwargs)
 
     def differs(self, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
-        """Return True if an eager step has another loss or gradient.
+        """Return True if an eager step gives another loss or gradient.
 
-        Both steps use the same noise, and no state changes. Rounding may put a unit on the other side of a kink (of ReLU,
-        say) and so change a gradient by more than rounding. The steps therefore count as different only if they differ
-        under each of three noises.
+        The captured and the eager step use the same noise, and no state changes. Near a kink (such as that of ReLU), a
+        rounding error can change a gradient a lot. The steps therefore count as different only if they differ with each
+        of three seeds of the noise.
         """
         return all(self._differ_at(seed, entry, tensors, args, kwargs) for seed in (None, 1, 2))
 
     def _differ_at(self, seed: int | None, entry: Entry, tensors: list[Tensor], args: Args, kwargs: Kwargs) -> bool:
-        """Return True if the steps differ under one noise.
+        """Return True if the steps differ with the noise of ``seed``.
 
-        ``seed`` None stands for the noise of the next training step.
+        If ``seed`` is None, the noise is that of the next training step.
         """
         with own_randomness(seed):
             eager = self._eager(args, kwargs, entry.watch)
@@ -181,7 +182,7 @@ class CapturedSteps(GraphCache[Entry]):
             return self.evaluate(args, kwargs)
 
     def _captured(self, key: Hashable, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> Entry | None:
-        """Capture a step; return None if no parameter has a gradient now."""
+        """Capture a step; return None if no parameter receives a gradient."""
         if len(self.graphs) >= SHAPES:
             raise NotCapturedError(f"the arguments have had more than {SHAPES} shapes")
         watch = Watch(*self.pair)

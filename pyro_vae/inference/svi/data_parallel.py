@@ -1,6 +1,7 @@
 r"""Data-parallel training steps: each process takes some rows of a batch.
 
-Each process is a rank r. It computes the loss :math:`L_r` of :math:`b_r` of the B rows. The loss of the batch is
+The process with rank r has :math:`b_r` of the B rows of the batch, and computes the loss :math:`L_r` of these rows. The
+loss of the batch is
 
 .. math:: L = \textstyle\sum_r w_r L_r
 
@@ -42,12 +43,12 @@ POLL_STEPS = 10
 
 
 class Shared(NamedTuple):
-    """Loss and gradients of the whole batch.
+    """Loss and gradients of the whole batch, summed over all ranks.
 
     Attributes:
         terms: Loss, distortion and rate, 0-dim, nats.
         broken: 1 if the loss is not finite, else 0; 0-dim.
-        grads: For each parameter, its gradient or None.
+        grads: The gradient of each parameter, or None for a parameter without a gradient.
     """
 
     terms: tuple[Tensor, Tensor, Tensor]
@@ -56,19 +57,19 @@ class Shared(NamedTuple):
 
 
 class Exchange:
-    """Sums the loss, gradients and flags of all ranks.
+    """Sums loss, gradients and flags over all ranks of a job.
 
     Args:
-        module: The model. Its parameters and buffers are replaced by those of rank 0.
-        interrupt: Returns True if this rank was asked to stop; called at each training step.
+        module: The model. The parameters and buffers of rank 0 replace those of every other rank.
+        interrupt: Function that returns True if this rank was asked to stop; called at each training step.
 
     Attributes:
         stop: True if any rank was asked to stop.
-        due: True if all ranks synchronize after the current step.
-        expecting: True if the current step must still gather a mean over the batch, before its gradient.
-        failure: The error in this rank's step, or None. A non-finite loss is not a failure.
-        plates: Returns the plates around all sites of the current evaluation.
-        full_size: Full size that the program declares for the data plate; None if it is the size of the batch.
+        due: True if all ranks must synchronize after the current step.
+        expecting: True if the other ranks still wait in this step for this rank's part of a mean over the batch.
+        failure: The error that this rank's current step raised, or None. A non-finite loss is not a failure.
+        plates: Function that returns the plates that enclose every site of the current evaluation.
+        full_size: Full size that the program declares for the data plate; None if the program declares the batch size.
 
     Raises:
         ValueError: If names, shapes or types of parameters differ between ranks.
@@ -102,11 +103,11 @@ class Exchange:
         broadcast(state.values())
 
     def begin(self, total: int) -> None:
-        """Begin a training step on ``total`` data, all ranks together."""
+        """Begin a training step in which all ranks together use ``total`` data."""
         self.total, self.rows = total, world().rows(total)
 
     def see(self, params: Iterable[Tensor] = ()) -> None:
-        """Read the size of the data from the plates around all sites.
+        """Read the data plate's full size from the plates around all sites.
 
         Args:
             params: The parameters that the program uses.
@@ -135,7 +136,7 @@ class Exchange:
 
     @property
     def weight(self) -> float:
-        """Factor w of this rank's loss in the loss of the batch."""
+        """Weight w of this rank's loss in the loss of the batch."""
         if self.rows == 0:
             return 0.0
         return 1.0 if self.full_size is None else self.rows / self.total
@@ -154,10 +155,10 @@ class Exchange:
     ) -> Shared:
         """Sum loss, gradients and flags over all ranks.
 
-        A rank whose evaluation failed passes no arguments.
+        A rank that could not evaluate its part calls this method without arguments.
 
         Raises:
-            JobError: If another rank has ended.
+            JobError: If the process of another rank has ended.
         """
         flat = self._flat.zero_()
         if terms is None or broken is None:
@@ -195,13 +196,13 @@ class Exchange:
         flat[3] = broken
 
     def attempt(self, evaluate: Callable[[], T], *known: type[Exception]) -> T | None:
-        """Evaluate this rank's part; return None if the evaluation fails.
+        """Evaluate this rank's part of a step; return None if this fails.
 
         The next exchange reports the failure to the other ranks.
 
         Args:
-            evaluate: Evaluates this rank's part.
-            *known: Types of errors that mean a non-finite loss.
+            evaluate: Function that evaluates this rank's part.
+            *known: Types of errors that report a non-finite loss and are not failures.
         """
         try:
             return evaluate()
@@ -217,12 +218,14 @@ class Exchange:
             return None
 
     def blame(self, find: Callable[[], str | None]) -> str | None:
-        """Return the non-finite site of a broken step, from the first rank.
+        """Return the non-finite site of a broken step.
+
+        The lowest rank that found such a site decides.
 
         Collective: all ranks must call this method.
 
         Raises:
-            Exception: The failure of a rank, if a failure broke the step.
+            Exception: The error of a rank, if the step is broken because of an error and not of a non-finite loss.
         """
         with shared_errors():
             if self.failure is not None:
@@ -231,7 +234,10 @@ class Exchange:
         return first_given(found)
 
     def mean(self, local: Tensor, scale: Tensor) -> Tensor:
-        """Return the mean over the batches of all ranks; see :func:`pyro_vae.parallel.shared_batch.batch_mean`."""
+        """Return the mean over the rows of all ranks.
+
+        See :func:`pyro_vae.parallel.shared_batch.batch_mean`.
+        """
         self.see()
         self.expecting = False
         weight = self.weight * float(scale)
@@ -258,7 +264,7 @@ class Exchange:
 
 
 class _Replaced(torch.autograd.Function):
-    """Returns its second argument, with the gradient of the first."""
+    """Function of two tensors: value of the second, gradient of the first."""
 
     @staticmethod
     def forward(_ctx: object, _local: Tensor, whole: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Non-finite losses: the error, the responsible site, unchecked training steps."""
+"""Non-finite losses: the error, the responsible site, the steps to check."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pyro_vae.inference.program.sites import sample_sites
 from pyro_vae.inference.program.traces import Args, Kwargs, Program
 from pyro_vae.system.randomness import device_state, set_device_state
 
-#: Largest number of training steps, and of bytes of their arguments, that wait for a check of their losses.
+#: Largest number of training steps that may wait for a check of their losses, and largest size of their arguments in
+#: bytes.
 HELD_STEPS, HELD_BYTES = 100, 64 << 20
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss is not finite, and the training step was not taken.
+    """The loss is not finite, so no training step was taken.
 
     Attributes:
         loss: The loss, a tuple of losses, or a text that describes a non-finite gradient.
@@ -40,7 +41,7 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def nonfinite_site(model: Program, guide: Program, args: Args, kwargs: Kwargs) -> str | None:
-    """Return the first site with a non-finite log-probability; alter nothing.
+    """Return the first site with a non-finite log-probability; change no state.
 
     Guide sites come before model sites. Sites are drawn in the same order as in the objectives, so the same state of the
     random generators gives the same values.
@@ -57,7 +58,7 @@ def nonfinite_site(model: Program, guide: Program, args: Args, kwargs: Kwargs) -
 
 
 class Generators(NamedTuple):
-    """States of the random generators of host and device."""
+    """States of the random generators of the host and of the device."""
 
     host: Tensor
     device: Tensor | None
@@ -74,7 +75,7 @@ class Generators(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A training step whose loss is not checked yet."""
+    """A training step, already taken, whose loss is not checked yet."""
 
     args: Args
     kwargs: Kwargs
@@ -104,11 +105,13 @@ class PendingSteps:
         return len(self._steps) >= HELD_STEPS or self._held_bytes > HELD_BYTES
 
     def first_broken(self) -> tuple[int, Pending] | None:
-        """Wait for all losses; drop the steps; return the first broken step.
+        """Wait for the losses of all steps; return the first broken step.
+
+        A step is broken if its loss is not finite. All steps are removed from this object.
 
         Returns:
-            The number of steps that are lost (the first step with a non-finite loss and all later steps), and that first
-            step; None if all losses are finite.
+            The number of lost steps (the first broken step and all later steps), and the first broken step; None if no
+            step is broken.
         """
         steps, self._steps, self._held_bytes = self._steps, [], 0
         if not steps or not bool(torch.stack([s.broken for s in steps]).any()):

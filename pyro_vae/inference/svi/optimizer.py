@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name, and the fused optimizer of ``SVI``."""
+"""Tables of optimizers and learning-rate schedules; the fused optimizer of ``SVI``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 #: Optimizers by name: the ``pyro.optim`` class that becomes one fused torch optimizer.
 OPTIMIZERS = {"adam": pyro.optim.Adam, "adamw": pyro.optim.AdamW, "sgd": pyro.optim.SGD}
 
-#: Learning-rate schedules by name: functions from the fraction of training done, in [0, 1), to a factor on ``lr``.
+#: Learning-rate schedules by name: each function takes the fraction of training done, in [0, 1), and returns a factor
+#: on ``lr``.
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda _done: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
@@ -27,9 +28,10 @@ FUSIBLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 class FusedOptim:
     """One fused torch optimizer over all parameters.
 
-    The fused optimizer shares its state with the optimizers of single parameters in ``source``. Therefore ``get_state``,
-    ``set_state``, ``save`` and ``load`` of ``source`` work as usual, and a learning rate changed in ``source`` takes effect.
-    Other hyperparameters are read when a parameter is first seen.
+    Pyro keeps one optimizer for each parameter in ``source``. The fused optimizer uses the same state tensors.
+    Therefore ``get_state``, ``set_state``, ``save`` and ``load`` of ``source`` work as usual, and a learning rate
+    changed in ``source`` takes effect. Other hyperparameters of a parameter are read once, at the first step that uses
+    the parameter.
 
     Args:
         source: A ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments.
@@ -37,14 +39,15 @@ class FusedOptim:
 
     def __init__(self, source: PyroOptim) -> None:
         self.source = source
-        #: A 0-dim tensor on the device, or None. While the tensor is 1, the device takes no step, without a wait by the host.
+        #: A 0-dim tensor on the device, or None. While the tensor is 1, the device skips all steps; the host need not
+        #: wait to know this.
         self.found_inf: Tensor | None = None
         self._fused: torch.optim.Optimizer | None = None
         self._rates: list[float] = []
 
     @staticmethod
     def accepts(source: PyroOptim) -> bool:
-        """Return True if fusing this ``PyroOptim`` does not change its results."""
+        """Return True if a fused optimizer gives the same results as ``source``."""
         options = source.pt_optim_args
         plain = isinstance(options, dict) and not {"foreach", "fused", "capturable", "differentiable"} & set(options)
         if isinstance(options, dict) and options.get("dampening") and source.pt_optim_constructor is torch.optim.SGD:
@@ -55,7 +58,10 @@ class FusedOptim:
         )
 
     def __call__(self, params: Iterable[Tensor]) -> None:
-        """Update all ``params`` that have a gradient; add unknown parameters first."""
+        """Update all ``params`` that have a gradient.
+
+        Parameters that the optimizer does not know yet are added first.
+        """
         for p in params:
             if p not in self.source.optim_objs:
                 waiting = self.source._state_waiting_to_be_consumed
@@ -78,9 +84,9 @@ class FusedOptim:
         self._rates = []
 
     def _fuse(self) -> None:
-        """Make one optimizer that shares the state of the single-parameter optimizers.
+        """Make the fused optimizer, with one group for each learning rate.
 
-        The optimizer has one group for each learning rate.
+        The fused optimizer shares the state of the optimizers in ``source``.
         """
         singles = self.source.optim_objs
         groups: dict[float, list[Tensor]] = {}
@@ -104,7 +110,7 @@ class FusedOptim:
 
 
 def as_pyro_optim(optim: object) -> PyroOptim:
-    """Return an optimizer argument as a ``PyroOptim``.
+    """Convert an optimizer argument to a ``PyroOptim``.
 
     Args:
         optim: A ``PyroOptim``, or ``functools.partial(torch.optim.Adam, lr=...)``.

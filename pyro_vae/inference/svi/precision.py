@@ -1,4 +1,4 @@
-"""Networks in bfloat16, everything else in float32."""
+"""Precision ``bf16``: the products of networks in bfloat16, everything else in float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-#: The products that networks compute. Distributions call none of these functions.
+#: The functions that compute the products of networks. Distributions call none of these functions.
 PRODUCTS = {
     F.linear, F.bilinear, F.scaled_dot_product_attention, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
     F.conv_transpose2d, F.conv_transpose3d,
@@ -19,10 +19,11 @@ PRODUCTS = {
 
 
 class BFloat16Products(TorchFunctionMode):
-    """Linear maps, convolutions and attention in bfloat16, with float32 results.
+    """Mode that runs linear maps, convolutions and attention in bfloat16.
 
-    The products and their gradients are rounded to 8 bits of mantissa; the hardware sums them in float32. Activations,
-    parameters, log-probabilities, the KL and all sums stay float32. float64 tensors are not converted.
+    The factors, the products and their gradients are rounded to 8 bits of mantissa; the hardware sums in float32. The
+    results are converted to float32. Activations, parameters, log-probabilities, the KL and all sums stay float32.
+    float64 tensors are not converted.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,5 +43,5 @@ def _rounded(x: object) -> object:
     return x.to(torch.bfloat16) if _single(x) else x
 
 
-#: Context managers around an evaluation of the loss, by name.
+#: Context managers in which the loss is evaluated; the keys are names of precisions.
 PRECISIONS: dict[str, Callable[[], AbstractContextManager[object]]] = {"float32": nullcontext, "bf16": BFloat16Products}

@@ -1,4 +1,4 @@
-"""One evaluation of a loss, with gradients, clipping and finite flag."""
+"""One evaluation of a loss: gradients, clipping, check for non-finite values."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from pyro_vae.registration import Recorder
 
 
 class Evaluated(NamedTuple):
-    """One evaluation of the loss with its gradients.
+    """The results of one evaluation of the loss and its gradients.
 
     Attributes:
         terms: Loss, distortion and rate, detached; see :class:`Terms`.
-        broken: 1 if the loss (with clipping, also the gradient) is not finite, else 0; 0-dim, float32, on the device.
-        params: The parameters used, in the order of their first use.
-        grads: For each parameter, its gradient or None.
+        broken: 1 if the loss is not finite, or, with clipping, if the gradient is not finite; else 0. A 0-dim float32
+            tensor on the device.
+        params: The parameters that the evaluation used, in the order of their first use.
+        grads: The gradient of each of ``params``, or None for a parameter without a gradient.
     """
 
     terms: Terms
@@ -62,7 +63,7 @@ class Evaluation:
         self.exchange, self._used = exchange, UsedData
 
     def __call__(self, model: Program, guide: Program, args: Args, kwargs: Kwargs) -> Evaluated:
-        """Evaluate loss and gradients without writing to ``grad``."""
+        """Evaluate loss and gradients; leave ``grad`` of the parameters unchanged."""
         with self.recording() as (used, seen):
             if hasattr(self.objective, "terms"):
                 terms = self.objective.terms(model, guide, *args, **kwargs)
@@ -83,7 +84,7 @@ class Evaluation:
         return Evaluated(Terms(*(part.detach() for part in terms)), (~finite).float(), params, grads)
 
     def tensors(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Evaluated:
-        """Evaluate like ``__call__``, with the arguments of a loss function."""
+        """Do the same as ``__call__``, but take ``*args`` and ``**kwargs``."""
         return self(model, guide, args, kwargs)
 
     def backward(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Terms:
@@ -95,7 +96,7 @@ class Evaluation:
 
     @contextmanager
     def recording(self) -> Iterator[tuple[dict[int, Tensor], Used]]:
-        """Within the block, record parameters and run networks in the set precision."""
+        """Record the parameters used inside the block; apply the chosen precision."""
         # Pyro's own objectives read param sites before the backward pass; ours do not need param sites.
         listening = self._modules.recording() if hasattr(self.objective, "terms") else nullcontext()
         used = self._modules.begin()
@@ -105,11 +106,11 @@ class Evaluation:
             yield used, seen
 
     def exchanged(self, part: Evaluated | None, exchange: Exchange, earlier: Tensor | None) -> Evaluated:
-        """Sum the parts of all processes.
+        """Sum the evaluations of all processes.
 
         Args:
-            part: This process's part, or None if the evaluation failed.
-            exchange: Sums over the processes.
+            part: The evaluation of this process, or None if it failed.
+            exchange: Computes the sums over all processes.
             earlier: 1 if an earlier step was broken, 0 or None if not.
         """
         terms, broken, grads = exchange() if part is None else exchange(*part)
@@ -122,10 +123,10 @@ class Evaluation:
 
 
 def clipped(grads: list[Tensor | None], most: float) -> tuple[Tensor, list[Tensor | None]]:
-    """Scale a gradient down to a norm of at most ``most``.
+    """Scale a gradient down so that its norm is at most ``most``.
 
     Returns:
-        A 0-dim tensor, True if the norm before scaling is finite; and the scaled gradient.
+        A 0-dim bool tensor, True if the norm before scaling is finite; and the scaled gradient.
     """
     norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
     share = (most / (norm + 1e-6)).clamp(max=1.0)

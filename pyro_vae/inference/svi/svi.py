@@ -45,14 +45,15 @@ class SVI(pyro.infer.SVI):
         guide: Its guide.
         optim: A ``pyro.optim`` optimizer, or ``functools.partial(torch.optim.Adam, lr=...)``.
         loss: A ``pyro.infer.ELBO`` (of this package or Pyro), or a function ``loss(model, guide, *args)``.
-        loss_and_grads: As in Pyro, if ``loss`` is a function.
-        clip_norm: Largest Euclidean norm of the gradient of the loss **per datum** (of the summed loss if the program has no
-            data plate). A larger gradient is scaled down to this norm. None: no clipping.
+        loss_and_grads: Function that returns the loss and computes gradients, as in ``pyro.infer.SVI``; only if
+            ``loss`` is a function.
+        clip_norm: Largest Euclidean norm of the gradient of the loss **per datum** (of the summed loss if the program
+            has no data plate). A gradient with a larger norm is scaled down to this norm. None: no clipping.
         compile: Capture and compile the training step.
         check_every: With ``compile``, compare loss and gradients with an eager step once in this number of steps; if they
             differ, warn and capture the step again. None: compare only when a graph is captured.
-        precision: ``"float32"``, or ``"bf16"``: linear maps and convolutions of networks in bfloat16, with their results and
-            everything else in float32.
+        precision: ``"float32"``, or ``"bf16"``: networks compute linear maps and convolutions in bfloat16; their
+            results and everything else are float32.
         **kwargs: Further arguments of ``pyro.infer.SVI``.
 
     Attributes:
@@ -98,7 +99,7 @@ class SVI(pyro.infer.SVI):
                 self._captured.give_up_objective()
 
     def share(self, exchange: Exchange) -> None:
-        """From now on, take each step together with other processes."""
+        """Take each later step together with the other processes of the job."""
         self.exchange = exchange
         self._evaluation.share(exchange)
         if self._captured is not None and self._across_batch:
@@ -108,7 +109,7 @@ class SVI(pyro.infer.SVI):
 
     @property
     def compiled(self) -> bool:
-        """True if steps are compiled and compilation has not been given up."""
+        """True if steps are compiled, unless compilation has failed."""
         return self._captured is not None and self._captured.reason is None
 
     def step(self, *args: object, **kwargs: object) -> Loss:
@@ -143,16 +144,17 @@ class SVI(pyro.infer.SVI):
         return self._eager_step(args, kwargs, self._evaluation.backward)[1] if terms is None else terms
 
     def evaluate_terms(self, args: Args, kwargs: Kwargs) -> Evaluated:
-        """Evaluate loss and gradients on the device; take no step."""
+        """Evaluate loss and gradients without taking a step."""
         return self._evaluation(self.model, self.guide, args, kwargs)
 
     def synchronize(self) -> None:
         """Wait for the compiled steps; check that their losses are finite.
 
-        No parameter moves from the first non-finite loss on. An eager replay of that step finds the responsible site.
+        From the first non-finite loss on, no parameter changes. The step with this loss is repeated eagerly to find the
+        responsible site.
 
         Raises:
-            NonFiniteLossError: If a loss (with clipping, a gradient) was not finite.
+            NonFiniteLossError: If a loss was not finite, or, with clipping, if a gradient was not finite.
         """
         broken = self._pending.first_broken()
         if broken is None:
@@ -174,7 +176,7 @@ class SVI(pyro.infer.SVI):
         return self.exchange.blame(lambda: nonfinite_site(self.model, self.guide, step.args, step.kwargs))
 
     def _tensor_step(self, args: Args, kwargs: Kwargs) -> Terms | None:
-        """Take a step without waiting; None if the step must be eager."""
+        """Take a compiled step without waiting; return None without a compiled step."""
         if self.exchange is not None:
             return self._shared_step(args, kwargs, self.exchange)
         host = torch.get_rng_state()
@@ -186,20 +188,20 @@ class SVI(pyro.infer.SVI):
         return self._taken(entry(tensors, self._broken), args, kwargs, before, tensors)
 
     def _shared_step(self, args: Args, kwargs: Kwargs, exchange: Exchange) -> Terms:
-        """Take a step together with other processes."""
+        """Take a step together with the other processes of the job."""
         before = Generators.of(exchange.device)
         exchange.expecting = self._across_batch
         part = exchange.attempt(lambda: self._part(args, kwargs, before.host), NonFiniteLossError)
         return self._taken(self._evaluation.exchanged(part, exchange, self._broken), args, kwargs, before, [])
 
     def _part(self, args: Args, kwargs: Kwargs, random_state: Tensor) -> Evaluated:
-        """Evaluate this process's part of a step."""
+        """Evaluate loss and gradients of this process's rows."""
         if (found := self._entry(args, kwargs)) is not None:
             return found[0](found[1])
         return self._evaluated(self._evaluation.tensors, args, kwargs, random_state)
 
     def _taken(self, step: Evaluated, args: Args, kwargs: Kwargs, before: Generators, tensors: list[Tensor]) -> Terms:
-        """Take a step from its gradients, without waiting for its loss."""
+        """Take the step for an evaluated gradient, without waiting for the loss."""
         self._pending.add(Pending(args, kwargs, before, step.broken, step.terms.loss), tensors)
         self._take(step)
         if self._pending.many if self.exchange is None else self.exchange.due:  # all ranks wait at one step
@@ -207,7 +209,7 @@ class SVI(pyro.infer.SVI):
         return step.terms
 
     def _entry(self, args: Args, kwargs: Kwargs) -> tuple[Entry, list[Tensor]] | None:
-        """Return the compiled step and its tensors, or None."""
+        """Return the compiled step and its tensors; None without a compiled step."""
         # Only an eager step sees handlers around the step, gradients left by the caller and ``no_grad``.
         if self._captured is None or self._captured.reason is not None or _PYRO_STACK or not torch.is_grad_enabled():
             return None
@@ -221,7 +223,7 @@ class SVI(pyro.infer.SVI):
         return None if found is None or any(p.grad is not None for p in found[0].params) else found
 
     def _take(self, evaluated: Evaluated) -> None:
-        """Step the optimizer, unless the loss (on the device) is not finite."""
+        """Step the optimizer; the device skips this after a non-finite loss."""
         self.steps_taken += 1
         if self.fused is not None:
             self._broken = self.fused.found_inf = evaluated.broken
@@ -233,7 +235,7 @@ class SVI(pyro.infer.SVI):
         clear(evaluated.params)
 
     def check_finite(self, *args: object, **kwargs: object) -> None:
-        """Evaluate the loss once and check that it is finite; alter nothing.
+        """Check that one evaluation of the loss is finite; change no state.
 
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite.
@@ -243,7 +245,7 @@ class SVI(pyro.infer.SVI):
             self._refuse_non_finite(self.evaluate_loss(*args, **kwargs), args, kwargs, random_state)
 
     def _eager_step(self, args: Args, kwargs: Kwargs, evaluate: Callable[..., T]) -> tuple[Loss, T]:
-        """Take a step and wait; return the loss and ``evaluate``'s result."""
+        """Take an eager step; return the loss and the result of ``evaluate``."""
         random_state = torch.get_rng_state()
         with self._evaluation.recording() as (used, seen):
             evaluated = self._evaluated(evaluate, args, kwargs, random_state)
@@ -265,7 +267,10 @@ class SVI(pyro.infer.SVI):
         return value, evaluated
 
     def _evaluated(self, evaluate: Callable[..., T], args: Args, kwargs: Kwargs, random_state: Tensor) -> T:
-        """Evaluate; if Pyro's validation refuses a number, name step and site."""
+        """Run ``evaluate``; turn Pyro's validation error into ``NonFiniteLossError``.
+
+        The new error names the training step and the non-finite site.
+        """
         try:
             return evaluate(self.model, self.guide, *args, **kwargs)
         except ValueError as error:
@@ -310,7 +315,7 @@ def _check_terms(objective: object) -> None:
 
 
 def _numbers(evaluated: object) -> Loss:
-    """Return the loss, or the losses, of an evaluation as Python numbers."""
+    """Return the loss (or the losses) of an evaluation as numbers."""
     if isinstance(evaluated, Terms):
         return evaluated.loss.item()
     return type(evaluated)(map(_item, evaluated)) if isinstance(evaluated, tuple) else _item(evaluated)
