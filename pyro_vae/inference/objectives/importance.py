@@ -22,10 +22,11 @@ class IWAE(WeightedELBO):
     .. math:: \mathcal L_K(x) = E\Big[\log \tfrac1K \textstyle\sum_k w_k\Big] \le \log p(x),
         \quad w_k = p(x, z_k) / q(z_k|x)
 
-    This lower bound on log p(x) uses K draws. It equals the ELBO at K = 1, rises with K, and tends to log p(x); the gap
-    is about Var(w) / (2 K p(x)^2). The gradient is unbiased. The signal-to-noise ratio of the encoder's gradient falls
-    with K (Rainforth et al. 2018); see :class:`DReG`. With ``scale_kl_pair``, the importance weights are tempered, and
-    the loss equals distortion + beta * rate only at K = 1. All latent sites must be reparameterized.
+    This lower bound on log p(x) uses K draws. At K = 1 it equals the ELBO. It becomes tighter as K rises, and tends to
+    log p(x); the gap is about Var(w) / (2 K p(x)^2). The gradient is unbiased. The signal-to-noise ratio of the
+    encoder's gradient falls with K (Rainforth et al. 2018); see :class:`DReG`. With ``scale_kl_pair``, the importance
+    weights are tempered, and the loss equals distortion + beta * rate only at K = 1. All latent sites must be
+    reparameterized.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.
@@ -48,9 +49,9 @@ class Renyi(WeightedELBO):
     .. math:: \mathcal L_\alpha(x) = \frac{1}{1-\alpha} \log \tfrac1K \textstyle\sum_k w_k^{1-\alpha}
 
     This family of bounds contains the importance-weighted bound (alpha = 0) and the ELBO (alpha = 1). If alpha >= 0,
-    the expectation over draws is a lower bound for every K; it rises with K for alpha < 1 and falls with K for alpha >
-    1. If alpha < 0, the value is an upper bound in the limit of infinite K, but no bound for finite K. The gradient is
-    unbiased. All latent sites must be reparameterized.
+    the expectation over draws is a lower bound for every K. This bound rises with K if alpha < 1, and falls with K if
+    alpha > 1. If alpha < 0, the value is an upper bound in the limit of infinite K, but no bound for finite K. The
+    gradient is unbiased. All latent sites must be reparameterized.
 
     Args:
         alpha: The order of the bound, a finite number.

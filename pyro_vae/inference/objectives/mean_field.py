@@ -138,8 +138,8 @@ def site_kl(site: Site, guide_site: Site, closed: bool) -> Tensor:
     Args:
         site: The site in the model.
         guide_site: The site in the guide.
-        closed: If True, use the closed form if it exists; see :func:`with_closed_kl`. Otherwise, estimate the KL by log
-            q - log p of the draw.
+        closed: If True, use the closed form where one exists; see :func:`with_closed_kl`. Otherwise, estimate the KL
+            from the draw, by log q - log p.
 
     Returns:
         KL or its estimate in the batch shape of the site, nats.

@@ -34,7 +34,7 @@ class Gate:
         self.factor: Tensor | None = None
 
     def __call__(self, _name: str, site: Site) -> Tensor:
-        """Return the site's value; the backward pass multiplies its gradient."""
+        """Return the site's value as a tensor whose gradient is multiplied."""
         value = site["value"]
         if not value.requires_grad:
             return value

@@ -24,8 +24,8 @@ class RWS(WeightedELBO):
     This objective works with any sites, even discrete sites, since draws are not differentiated. The method ``bound``
     and the loss return the value of the importance-weighted bound, a lower bound. The model's gradient is an unbiased
     gradient of this bound. The guide's gradient estimates the gradient of -KL(p(z|x) || q(z|x)). Its weights are
-    self-normalized, which causes a bias that falls with K. A KL weight is refused, since the loss has no term KL(q ||
-    p). K must be at least 2.
+    self-normalized, which causes a bias that falls with K. A KL weight is refused, since the loss contains no KL(q ||
+    p) term. K must be at least 2.
 
     Args:
         *args: See :class:`WeightedELBO`; ``num_particles`` is K.

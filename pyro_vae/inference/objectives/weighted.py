@@ -4,9 +4,9 @@ Each objective is a function of the K tempered log weights of a datum, one for e
 
 .. math:: a_k = \log p(x|z_k) + \beta (\log p(z_k) - \log q(z_k|x))
 
-Here beta is the KL weight; at :math:`\beta = 1` the tempered log weights are the log importance weights. The plate's
-scale N/B and a ``poutine.scale`` multiply the bound of a datum, not the log weights, so the loss remains correct when
-the data plate is subsampled.
+Here beta is the KL weight; at :math:`\beta = 1` the tempered log weights are the log importance weights. The data
+plate's scale N/B (N data, batch size B) and a ``poutine.scale`` multiply the bound of a datum, not the log weights, so
+the loss remains correct when the data plate is subsampled.
 """
 
 from __future__ import annotations
