@@ -1,4 +1,4 @@
-"""The aggregate posterior of a data set, which splits the rate."""
+"""The aggregate posterior q(z): it splits the rate into parts."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ class AggregatePosterior:
         KL(q(z) \| p(z)) = \underbrace{KL\big(q(z) \| \textstyle\prod_j q(z_j)\big)}_{\text{total correlation}}
         + \textstyle\sum_j KL(q(z_j) \| p(z_j))
 
-    where :math:`q(z) = \tfrac1N \sum_n q(z|x_n)`; the second equation needs a prior with independent units. Both equations
-    hold for each draw, and so for the estimates. q(z) is a mean over all N codes, so the estimates are unbiased for these data.
+    where :math:`q(z) = \tfrac1N \sum_n q(z|x_n)` is the aggregate posterior, and q(z|x_n) is the code of datum n. The second
+    equation needs a prior with independent units. Both equations hold for each draw, and so for the estimates. q(z) is a mean
+    over all N codes, so the estimates are unbiased for these N data.
 
-    For the population, ``mutual_information`` is too low and ``marginal_kl`` too high: on average, I(x; z) grows with N but the
-    rate does not. The bias is large if I(x; z) is near its ceiling log N; the total correlation then mostly describes N
-    separate codes. The errors are Monte Carlo standard errors. They include the scatter between data, and so are somewhat too
-    large.
+    As estimates for the population, ``mutual_information`` is too low and ``marginal_kl`` too high: on average, I(x; z) grows
+    with N, but the rate does not. The bias is large if I(x; z) is near the ceiling log N; the total correlation then mostly
+    describes N separate codes. The errors are Monte Carlo standard errors. They include the scatter between data, and so are
+    somewhat too large.
 
     Attributes:
         mutual_information: :math:`I(x; z) = E_{q(z|x_n)}[\log q(z|x_n) - \log q(z)]`, between 0 and ``ceiling``.
@@ -80,7 +81,7 @@ class AggregatePosterior:
 
     @property
     def sentence(self) -> str:
-        """I(x; z) and its ceiling in one sentence."""
+        """Describe I(x; z) and its ceiling in one sentence."""
         text = (
             f"I(x; z) = {self.mutual_information:.2f} nats (error {self.mutual_information_error:.2f}), of at most "
             f"log {self.num_data} = {self.ceiling:.2f}"
@@ -101,30 +102,30 @@ def aggregate_posterior(
     max_elements: int = MAX_ELEMENTS,
     **kwargs: object,
 ) -> AggregatePosterior:
-    r"""Split the rate of a data set by its aggregate posterior.
+    r"""Split the rate of a data set with the aggregate posterior.
 
     .. math:: E_n\, KL(q(z|x_n) \| p(z)) = I(x; z) + KL(q(z) \| p(z))
 
-    See :class:`AggregatePosterior` for the parts and their biases. Every draw is scored under the code of every datum:
-    ``num_samples`` x N densities, exact for these data. Pass all data at once: the parts belong to the whole set and are not
-    means over batches.
+    See :class:`AggregatePosterior` for the parts and their biases. The density of every draw is computed under the code of
+    every datum: ``num_samples`` * N densities. Pass all data at once: the parts belong to the whole data set and are not means
+    over batches.
 
     Args:
-        model: A Pyro model with one latent site, in the data plate, whose prior is the same for all data.
+        model: A Pyro model with a single latent site; the site is in the data plate, and its prior is the same for all data.
         guide: The guide of the model.
         *args: Positional arguments of model and guide, with all N data.
         num_samples: Number of draws from q(z), at least 2, spread evenly over the codes.
         seed: Seed of the draws; None: draws come from torch's generator.
         plate: Name of the data plate, if several plates enclose every site.
-        max_elements: Most numbers in one array, which bounds memory.
+        max_elements: Largest number of elements of an array; it bounds memory.
         **kwargs: Keyword arguments of model and guide.
 
     Returns:
         I(x; z), KL(q(z) || p(z)) and, if units have marginals, the total correlation and dimension-wise KL.
 
     Raises:
-        ValueError: If the guide has no latent site or several, the site is a Delta or lies in another plate, the prior
-            depends on the data, or the program has no data plate.
+        ValueError: If the guide has no latent site or several, the site's distribution is a Delta, the site lies in a further
+            plate, the prior depends on the data, or the program has no data plate.
     """
     with torch.no_grad(), nullcontext() if seed is None else own_randomness(seed):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -137,7 +138,8 @@ def aggregate_posterior(
 def _latent_site(guide_trace: Trace, size: int) -> str:
     """Return the name of the only latent site.
 
-    Refuse several latent sites, and a site in further plates.
+    Raises:
+        ValueError: If there are several latent sites, or the site lies in a plate besides the data plate.
     """
     names = [n for n, site in sample_sites(guide_trace) if not (site["is_observed"] or is_auxiliary_loss(site))]
     if len(names) != 1:
@@ -167,7 +169,7 @@ def aggregate(
         q: The N codes q(z|x_n), batch shape ``(N,)``, event shape ``(Z,)`` or ``()``.
         p: The prior, the same for all data, with the event shape of q and batch shape ``()`` or ``(N,)``.
         num_samples: Number of draws from q(z), at least 2, from torch's generator.
-        max_elements: Most numbers in one array.
+        max_elements: Largest number of elements of an array.
 
     Returns:
         I(x; z), KL(q(z) || p(z)) and, if units have marginals, the total correlation and dimension-wise KL.
@@ -193,7 +195,7 @@ def aggregate(
 
 
 def _mean(term: Tensor) -> tuple[float, float]:
-    """Mean over draws and its standard error."""
+    """Return the mean over draws and the standard error of this mean."""
     return float(term.mean()), float(term.std()) / math.sqrt(len(term))
 
 
@@ -233,7 +235,7 @@ def _split_rate(
 
 
 def _check_codes(q: TorchDistributionMixin) -> None:
-    """Refuse codes without a density or with a wrong shape."""
+    """Refuse a distribution q without a density or with a wrong shape."""
     if len(q.batch_shape) != 1 or len(q.event_shape) > 1 or base_name(q) == "Delta":
         raise ValueError(
             f"q: expected codes with a density, batch shape (N,) and one vector each, got {base_name(q)} with batch shape "
@@ -242,7 +244,7 @@ def _check_codes(q: TorchDistributionMixin) -> None:
 
 
 def _check_prior(p: TorchDistributionMixin, z: Tensor, num: int) -> None:
-    """Refuse a prior that differs between data."""
+    """Refuse a prior that is not the same for all data."""
     event = z.shape[2:]
     for place in (0, num - 1):
         scores = p.log_prob(z[0, place].expand(num, *event))
@@ -254,14 +256,14 @@ def _check_prior(p: TorchDistributionMixin, z: Tensor, num: int) -> None:
 
 
 def _marginals(fn: Distribution) -> Distribution | None:
-    """Marginals of the units as scalar distributions; None without closed form."""
+    """Return the units' marginals as scalar distributions; None without closed form."""
     if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(fn.loc, fn.variance.sqrt(), validate_args=False)
     return units_of(fn)
 
 
 def _log_prob_of_units(p: TorchDistributionMixin, z: Tensor) -> Tensor | None:
-    """Log density of each unit, shape ``(..., Z)``; None for dependent units."""
+    """Return log densities of the units, ``(..., Z)``; None for dependent units."""
     if not p.event_shape:
         return p.log_prob(z)[..., None]
     units = units_of(p)
@@ -269,14 +271,14 @@ def _log_prob_of_units(p: TorchDistributionMixin, z: Tensor) -> Tensor | None:
 
 
 def _log_mixture(q: TorchDistributionMixin, z: Tensor, max_elements: int) -> tuple[Tensor, Tensor | None]:
-    r"""Log density of the aggregate posterior and of its units.
+    r"""Compute log densities of the aggregate posterior and of its marginals.
 
     .. math:: \log q(z) = \log \tfrac1N \textstyle\sum_n q(z|x_n)
 
     Args:
         q: The N codes q(z|x_n).
         z: M draws, shape ``(M, Z)`` or ``(M,)``.
-        max_elements: Most numbers in one array.
+        max_elements: Largest number of elements of an array.
 
     Returns:
         log q(z), shape ``(M,)``, and log q(z_j), shape ``(M, Z)`` or None; float64, CPU.

@@ -1,4 +1,4 @@
-"""Simulation-based calibration of a guide on data from its model."""
+"""Simulation-based calibration: test a guide on data simulated from the model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from pyro_vae.system.randomness import own_randomness
 
 
 class Coverage(NamedTuple):
-    """The share of simulations with the truth in a credible set.
+    """The share of simulations whose true latent lies in the credible set.
 
     Attributes:
-        name: The unit of a central interval, or ``log q(z|x)`` for the highest-density set of the whole z.
-        nominal: Probability of the set under q.
-        actual: Share of the simulations whose latent lies in the set.
+        name: Name of a latent unit, whose credible set is a central interval; or ``log q(z|x)``, for the highest-density set
+            of the whole z.
+        nominal: Probability of the credible set under the guide q.
+        actual: Share of the simulations whose true latent lies in the credible set.
         std_error: Binomial standard error of ``actual``.
     """
 
@@ -41,11 +42,12 @@ class Coverage(NamedTuple):
 class Calibration:
     """Ranks of the true latents among draws from the guide.
 
-    The ranks are uniform on 0 to L if q is the exact posterior.
+    With L draws for each simulation, the ranks are uniform on 0 to L if the guide is the exact posterior.
 
     Attributes:
-        ranks: Number of draws below the truth for S simulations and Q quantities, shape ``(S, Q)``, int64, 0 to L.
-        names: Names of the quantities: units of latent sites, log p(x, z), and log q(z|x) if the guide can score every z.
+        ranks: Number of draws below the truth, for each of S simulations and Q quantities, shape ``(S, Q)``, int64, 0 to L.
+        names: Names of the Q quantities: units of latent sites, log p(x, z), and log q(z|x) if the guide can compute it for
+            every z.
         num_draws: Number of draws for each simulation, L.
         level: Probability that an exact guide passes.
     """
@@ -64,13 +66,16 @@ class Calibration:
     def pit(self) -> Tensor:
         """Probability integral transforms, shape ``(S, Q)``, float64.
 
-        Each is (rank + 1/2) / (L + 1).
+        The transform of a rank is (rank + 1/2) / (L + 1).
         """
         return (self.ranks.double() + 0.5) / (self.num_draws + 1)
 
     @cached_property
     def p_values(self) -> dict[str, float]:
-        """Exact p-value of uniform ranks for each quantity, see :func:`uniformity_p`."""
+        """Exact p-value for each quantity that its ranks are uniform.
+
+        See :func:`uniformity_p`.
+        """
         counts = (torch.bincount(column, minlength=self.num_draws + 1).numpy() for column in self.ranks.T)
         return {name: uniformity_p(c, self.num_draws) for name, c in zip(self.names, counts, strict=True)}
 
@@ -78,7 +83,7 @@ class Calibration:
     def failures(self) -> tuple[str, ...]:
         """Quantities whose ranks are not uniform, the worst first.
 
-        By Holm's method, an exact guide has no failure with probability at least ``level``.
+        Holm's method ensures that an exact guide has no failure with probability at least ``level``.
         """
         order = sorted(self.names, key=lambda name: self.p_values[name])
         passed = (k for k, name in enumerate(order) if self.p_values[name] > (1 - self.level) / (len(self.names) - k))
@@ -91,19 +96,20 @@ class Calibration:
 
     @cached_property
     def band(self) -> Band:
-        """Simultaneous band of all distribution functions of an exact guide.
+        """Simultaneous band for the distribution functions of all quantities' ranks.
 
-        By Bonferroni's method, all functions stay inside the band with probability at least ``level``.
+        Bonferroni's method ensures that, for an exact guide, all functions stay inside the band with probability at least
+        ``level``.
         """
         return simultaneous_band(len(self.ranks), self.num_draws, 1 - (1 - self.level) / len(self.names))
 
     def coverage(self, nominal: float = 0.9) -> list[Coverage]:
-        """Coverage of central intervals of units and of highest-density sets of z.
+        """Compute the coverage of central intervals and of highest-density sets.
 
-        Highest-density sets need log q(z|x).
+        Each latent unit has a central interval; the whole z has a highest-density set if log q(z|x) is known.
 
         Args:
-            nominal: Probability of the sets, rounded to the nearest value that L draws allow.
+            nominal: Probability of the credible sets, rounded to the nearest value that L draws allow.
 
         Returns:
             Coverage of each quantity at the rounded probability.
@@ -126,15 +132,15 @@ class Calibration:
     def credible(self, name: str, ranks: Tensor) -> tuple[Tensor, int]:
         r"""Find the smallest of n nested credible sets that contains the truth.
 
-        For a unit, the sets are the n = (L + 1) / 2 central intervals between draws of opposite rank. For log q(z|x), the sets
-        are the n = L + 1 sets of highest density. Set j has probability :math:`(j + 1) / n` under q; set 0 is the innermost.
+        For a unit, the sets are n = (L + 1) / 2 central intervals; each ends at two draws of opposite rank. For log q(z|x), the
+        sets are n = L + 1 highest-density sets. Set j has probability :math:`(j + 1) / n` under q; set 0 is the innermost.
 
         Args:
             name: Name of the quantity.
             ranks: Ranks of the quantity, shape ``(S,)``.
 
         Returns:
-            Index of the smallest set in each simulation, shape ``(S,)``, int64, 0 to n - 1; and n.
+            Index of the smallest set that contains the truth in each simulation, shape ``(S,)``, int64, 0 to n - 1; and n.
         """
         if name == LOG_Q:
             return self.num_draws - ranks, self.num_draws + 1
@@ -142,9 +148,9 @@ class Calibration:
         return half - 1 - torch.minimum(ranks, self.num_draws - ranks), half
 
     def fault(self, name: str) -> str:
-        """Describe the fault of a quantity, such as ``q is too narrow``.
+        """Describe how a quantity's ranks fail, such as ``q is too narrow``.
 
-        For a unit, the fault is the larger of shift and excess spread, each in standard errors.
+        For a unit, the description names the larger of two faults, a shift and a wrong spread, each in standard errors.
         """
         pit = self.pit[:, self.names.index(name)]
         shift = (float(pit.mean()) - 0.5) * math.sqrt(12 * len(pit))
@@ -158,7 +164,7 @@ class Calibration:
         return f"q is too {'narrow' if spread > 0 else 'wide'}"
 
     def verdict(self) -> str:
-        """Describe the result in sentences."""
+        """Describe the result of the check in sentences."""
         size = f"{len(self.ranks):,} simulations, {self.num_draws} draws each, {len(self.names)} quantities"
         if self.passed:
             return f"{size}: no evidence against q(z|x) as the posterior (smallest p {min(self.p_values.values()):.2g})"
@@ -168,13 +174,13 @@ class Calibration:
         return "\n".join(lines + ([f"and {more} more"] if more else []))
 
     def to_arviz(self) -> Any:
-        """Convert the transforms ``pit`` to ArviZ's container.
+        """Convert the transforms ``pit`` to a data container of ArviZ.
 
         The group is ``prior_sbc``, which ``plot_ecdf_pit`` of ArviZ 1.x reads.
 
         Returns:
-            An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x). It has dimensions ``chain`` of size 1
-            and ``draw`` of size S, and a variable named for each quantity.
+            An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x) with the dimensions ``chain`` of size 1
+            and ``draw`` of size S. There is a variable for each quantity, with the quantity's name.
         """
         return draws_group("prior_sbc", dict(zip(self.names, self.pit.T.numpy(), strict=True)))
 
@@ -195,27 +201,29 @@ def calibrate(
     simulator: Callable[..., Simulated] = simulate,
     **kwargs: object,
 ) -> Calibration:
-    r"""Rank the latents of simulated data among draws from the guide.
+    r"""Rank the true latents of simulated data among draws from the guide.
 
     .. math:: z \sim p(z), \quad x \sim p(x|z), \quad z_1, \dots, z_L \sim q(z|x)
 
-    If q(z|x) = p(z|x), then z and the draws are exchangeable, and the rank of f(x, z) among the :math:`f(x, z_l)` is uniform
-    on 0 to L for any f. Here f is each unit of z, log p(x, z), and log q(z|x). The units alone cannot detect a guide that
-    forgets x: q = p(z) passes them, but fails log p(x, z). Ties are broken at random.
+    If q(z|x) = p(z|x), then z and the draws are exchangeable. For every function f, the rank of f(x, z) among the values
+    :math:`f(x, z_l)` is then uniform on 0 to L. The functions used here are each unit of z, log p(x, z), and log q(z|x). The
+    units alone cannot detect a guide that ignores x: with q = p(z), the ranks of the units are uniform, but those of
+    log p(x, z) are not. Ties are broken at random.
 
-    The check judges the guide on average over the model's own data, not on real data. Errors that cancel over x in all these
-    f are not detected.
+    The check judges the guide on average over data simulated from the model, not on real data. It does not detect errors that
+    cancel over x in all these functions.
 
     Args:
         model: A Pyro model whose data lie in one plate.
         guide: The guide of the model.
-        *args: Positional arguments of model and guide. Only the shapes of the data matter; each call simulates as many data.
-        num_simulations: Number of simulations S; the band narrows in proportion to 1 / sqrt(S).
+        *args: Positional arguments of model and guide. Only the shapes of the data matter; each call of ``simulator`` simulates
+            the same number of data.
+        num_simulations: Number of simulations S; the width of the band is proportional to 1 / sqrt(S).
         num_draws: Number of draws L for each simulation, odd.
         level: Probability that an exact guide passes.
-        seed: Seed of all draws, which leaves the caller's generator unchanged; None: draws come from that generator.
+        seed: Seed of all draws; the caller's generator stays unchanged. None: draws come from the caller's generator.
         plate: See ``log_weights``.
-        chunk_rows: Largest number of draws x data in one call of the model, but at least one draw; it bounds memory.
+        chunk_rows: Largest product (draws * data) in one call of the model, but at least one draw; it bounds memory.
         vectorize: See ``log_weights``.
         simulator: Function called as ``simulator(model, *args, **kwargs)``, for models that :func:`simulate` cannot draw from.
         **kwargs: Keyword arguments of model and guide.

@@ -26,16 +26,17 @@ class InformationGap:
     .. math:: \text{MIG} = \tfrac1F \textstyle\sum_k \frac{I(z_{j(k)}; v_k) - \max_{j \ne j(k)} I(z_j; v_k)}{H(v_k)}, \quad
         j(k) = \operatorname{argmax}_j I(z_j; v_k)
 
-    MIG is 1 if one unit determines each factor v_k and no other unit has information about the factor. MIG is 0 if the two best
-    units have the same information, as after a rotation by 45 degrees. A unit that encodes two factors does not lower MIG by
-    itself.
+    where z_j is latent unit j of Z, v_k is factor k of F, I is the mutual information, and H the entropy. MIG is 1 if, for each
+    factor, one unit determines the factor and no other unit has information about it. MIG is 0 if the two best units have the
+    same information, as after a rotation of z by 45 degrees. A unit that encodes two factors does not by itself lower MIG.
 
     Attributes:
         value: MIG.
-        std_error: Standard error over data, which treats the N data and their draws of z as a random sample. It is computed by
-            the delta method from the scatter of the terms whose means are I and H, with the two best units of each factor
-            taken as known. The draws alone have a smaller error. Vectors, from which nothing is drawn, have this error too.
-        gaps: Gap of each factor, whose mean is MIG, shape ``(F,)``, float64, CPU.
+        std_error: Standard error over data: the N data and their draws of z are treated as a random sample. The delta method
+            computes the error from the scatter of the terms whose means are I and H; the two best units of each factor are
+            taken as known. The error from the draws of z alone would be smaller. Codes that are vectors have no draws, but
+            still have the error from the data.
+        gaps: Gap of each factor, shape ``(F,)``, float64, CPU; the mean of the gaps is MIG.
         information: :math:`I(z_j; v_k)`, nats, shape ``(Z, F)``, float64, CPU.
         entropy: :math:`H(v_k)`, nats, shape ``(F,)``, float64, CPU.
         num_data: Number of data, N.
@@ -53,7 +54,7 @@ class InformationGap:
 
     @property
     def shares(self) -> Tensor:
-        """Share of a factor's entropy, I(z_j; v_k) / H(v_k), shape ``(Z, F)``."""
+        """Information as a share of entropy, I(z_j; v_k) / H(v_k), ``(Z, F)``."""
         return self.information / self.entropy
 
     @property
@@ -68,17 +69,17 @@ class FactorVAEScore:
 
     .. math:: d = \operatorname{argmin}_j \operatorname{Var}_L(z_j) / \operatorname{Var}(z_j)
 
-    A vote draws a factor k, a value of this factor, and L data with this value. The vote goes to the unit d with the smallest
-    variance among the codes of these data, relative to the variance among all codes. A classifier learns the most frequent k
-    for each d from training votes; the score is the accuracy of the classifier on test votes. A code without information scores
-    1/F on average. Unlike MIG, the score does not fall if a second unit also encodes a factor, as long as the first unit
-    varies less.
+    A vote draws one of F factors, k, then a value of this factor, then L data with this value. The vote goes to the latent unit
+    d with the smallest variance over these L data, relative to the variance of the unit over all data. From training votes, a
+    classifier learns the most frequent k for each d; the score is the accuracy of the classifier on test votes. A code without
+    information scores 1/F on average. Unlike MIG, the score does not fall if a second unit also encodes a factor, as long as
+    the first unit varies less.
 
     Attributes:
         value: Accuracy of the classifier.
-        std_error: Standard error over votes, on these data.
-        votes: Number of training votes in which unit d varied least while factor k was fixed, shape ``(Z, F)``, int64. Rows of
-            inactive units are 0.
+        std_error: Standard error over votes; the data count as fixed.
+        votes: Number of training votes that drew factor k and went to unit d, shape ``(Z, F)``, int64. Rows of inactive units
+            are 0.
         num_data: Number of data, N.
 
     References:
@@ -105,28 +106,30 @@ def mutual_information_gap(
     seed: int | None = None,
     max_elements: int = MAX_ELEMENTS,
 ) -> InformationGap:
-    r"""Compute the mutual information gap of codes, from q(z|x) or from vectors.
+    r"""Compute the mutual information gap of codes: distributions q(z|x) or vectors.
 
     .. math:: I(z_j; v_k) = \tfrac1N \textstyle\sum_n [\log q(z_{nj}|v_{nk}) - \log q(z_{nj})]
 
-    See :class:`InformationGap` for MIG. From q(z|x), each datum has one draw, scored under the mixtures
-    :math:`q(z_j) = \tfrac1N \sum_n q(z_j|x_n)` and :math:`q(z_j|v_k)`, the mean over the data with the same value v_k. This is
-    exact for these data except for the draws, and includes the noise of the code.
+    where n runs over N data, z_j is latent unit j, and v_k is factor k. See :class:`InformationGap` for the gap itself.
 
-    From vectors, such as means, each unit has a histogram whose bins contain equal numbers of data. This ignores the noise of
-    the code, so a unit that the model does not use may still score. I(z_j; v_k) is then too large by about
-    (bins - 1) (values - 1) / (2 N), which nearly cancels in the gap.
+    If the codes are distributions q(z|x), one z is drawn for each datum. The densities of this draw are computed under two
+    mixtures: :math:`q(z_j) = \tfrac1N \sum_n q(z_j|x_n)`, and :math:`q(z_j|v_k)`, the mean of q(z_j|x_n) over the data with the
+    same value v_k. The only error for these data comes from the draws. The result includes the noise of the code.
+
+    If the codes are vectors, such as means of q(z|x), each unit has a histogram whose bins contain equal numbers of data. This
+    ignores the noise of the code, so a unit that the model does not use may still score. I(z_j; v_k) is then too large by about
+    (bins - 1) (values - 1) / (2 N); this bias nearly cancels in the gap.
 
     Args:
-        codes: q(z|x) of all N data with independent units, batch shape ``(N,)``, event shape ``(Z,)``; or vectors, shape
-            ``(N, Z)``.
+        codes: Distribution q(z|x) of all N data, with Z independent units, batch shape ``(N,)``, event shape ``(Z,)``; or
+            vectors, shape ``(N, Z)``.
         factors: Values of the factors, shape ``(N, F)``, whole numbers.
-        num_bins: Number of bins for each unit of vectors, at least the number of values of a factor.
+        num_bins: Number of bins for each unit, if the codes are vectors; at least the number of values of a factor.
         seed: Seed of the draws; None: draws come from torch's generator.
-        max_elements: Most numbers in one array, which bounds memory.
+        max_elements: Largest number of elements of an array; it bounds memory.
 
     Returns:
-        MIG with its standard error, and I and H in nats.
+        MIG with its standard error, and the mutual informations and entropies in nats.
 
     Raises:
         ValueError: If shapes do not match, there is only one unit, a factor has only one value, units are dependent, or there
@@ -155,7 +158,10 @@ def _independent_units(q: TorchDistributionMixin) -> Distribution:
 
 
 def _gap(terms: Tensor, self_information: Tensor) -> InformationGap:
-    """MIG from pointwise information, ``(N, Z, F)``, and self-information, ``(N, F)``."""
+    """Compute MIG from pointwise information and self-information.
+
+    The shape of ``terms`` is ``(N, Z, F)``, that of ``self_information`` is ``(N, F)``.
+    """
     information, entropy = terms.mean(0), self_information.mean(0)
     best = information.topk(2, 0)
     gaps = (best.values[0] - best.values[1]) / entropy
@@ -182,10 +188,11 @@ def factor_vae_score(
     Args:
         codes: Means of q(z|x), shape ``(N, Z)``.
         factors: Values of the factors, shape ``(N, F)``, whole numbers.
-        num_votes: Number of training votes, and of test votes.
-        batch_size: Number of data L in a vote, drawn with replacement from the data with the chosen value.
+        num_votes: Number of training votes; there are as many test votes.
+        batch_size: Number of data in a vote, drawn with replacement from all data with the chosen value of the factor.
         seed: Seed of the votes; None: votes come from torch's generator.
-        threshold: Variance over data above which a unit is active. Inactive units, which the model does not use, get no vote.
+        threshold: A unit whose variance over data is above this value is active. Inactive units, which the model does not use,
+            get no vote.
 
     Returns:
         The score with its standard error, and the training votes.
@@ -222,15 +229,15 @@ def _least_varying(codes: Tensor, values: Tensor, batch_size: int, active: Tenso
 
 
 def _factor_values(factors: Tensor, codes: Tensor, least: int = 2) -> list[Tensor]:
-    """Number the values of each factor from 0 without gaps.
+    """Renumber the values of each factor from 0 without gaps.
 
     Args:
         factors: Values of the factors, shape ``(N, F)``, whole numbers.
         codes: Codes of the same data, shape ``(N, Z)``.
-        least: Smallest number of units.
+        least: Smallest number Z of units that is allowed.
 
     Returns:
-        Numbered values of each factor: F tensors of shape ``(N,)``, int64, CPU.
+        Renumbered values of each factor: F tensors of shape ``(N,)``, int64, CPU.
 
     Raises:
         ValueError: If shapes do not match, a code is not finite, or a factor has only one value.
@@ -257,14 +264,18 @@ def _factor_values(factors: Tensor, codes: Tensor, least: int = 2) -> list[Tenso
 
 
 def _self_information(values: Tensor) -> Tensor:
-    """-log p(v) of each datum's value, shape ``(N,)``, whose mean is H(v)."""
+    """Compute -log p(v) for each datum's value v of one factor.
+
+    The shape is ``(N,)``; the mean is the entropy H(v).
+    """
     return -(values.bincount().double() / len(values)).log()[values]
 
 
 def _terms_of_vectors(codes: Tensor, values: list[Tensor], num_bins: int) -> Tensor:
-    """Pointwise information of each datum, shape ``(N, Z, F)``, nats, float64.
+    """Pointwise information of each datum from vectors, ``(N, Z, F)``, nats, float64.
 
-    The information is log p(bin, v) / (p(bin) p(v)), with bins of equal numbers of data.
+    For each unit and factor, this is log [p(bin, v) / (p(bin) p(v))], where v is the factor's value and the unit's bins contain
+    equal numbers of data.
     """
     most = max(int(v.max()) + 1 for v in values)
     if num_bins < most:
@@ -284,9 +295,9 @@ def _pointwise_information(bins: Tensor, values: Tensor) -> Tensor:
 
 
 def _terms_of_q(units: Distribution, values: list[Tensor], max_elements: int) -> Tensor:
-    """Pointwise information of each datum, shape ``(N, Z, F)``, nats, float64.
+    """Pointwise information of each datum from q(z|x), ``(N, Z, F)``, nats, float64.
 
-    The information is log q(z_j|v_k) - log q(z_j) at one draw.
+    For unit j and factor k, this is log q(z_j|v_k) - log q(z_j) at one draw of z.
     """
     z = units.sample()  # (N, Z)
     num, width = z.shape

@@ -27,11 +27,11 @@ class ImageStatistics(NamedTuple):
 
 
 def image_statistics(images: Tensor, threshold: float = 0.5) -> ImageStatistics:
-    """Compute the statistics of each image; channels are averaged.
+    """Compute the statistics of each image, averaged over the channels.
 
     Args:
         images: Shape ``(N, H, W)`` or ``(N, C, H, W)``.
-        threshold: Pixel value above which a pixel counts as ink, for the components.
+        threshold: A pixel above this value counts as ink when components are counted.
 
     Returns:
         Ink, components and spectrum of each image; float64, CPU.
@@ -59,7 +59,7 @@ def image_statistics(images: Tensor, threshold: float = 0.5) -> ImageStatistics:
 def components(ink: NDArray[np.bool_]) -> Tensor:
     """Count the connected components of each image.
 
-    Pixels that share a corner are connected. All images are labelled in one call, without connections between images.
+    Two ink pixels are connected if they share an edge or a corner. Pixels of different images are never connected.
 
     Args:
         ink: True where a pixel is ink, shape ``(N, H, W)``, bool.
@@ -80,8 +80,9 @@ def radial_spectrum(images: Tensor) -> Tensor:
 
     .. math:: P(f) = \operatorname{mean}_{|k| \approx f} |\hat x_k|^2 / (H W)
 
-    Frequencies are in cycles over the longer side, rounded to whole numbers. Frequency 0, the mean of the image, is left out.
-    For white noise of variance s^2, every value has expectation s^2.
+    where :math:`\hat x` is the discrete Fourier transform of the image. A frequency is a number of cycles over the longer side,
+    rounded to a whole number. Frequency 0, the mean of the image, is left out. For white noise of variance s^2, P(f) has
+    expectation s^2 at each f.
 
     Args:
         images: Shape ``(..., H, W)``.

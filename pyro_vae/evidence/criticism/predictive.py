@@ -1,4 +1,4 @@
-"""Predictive checks of images against simulated sets of images."""
+"""Predictive checks: compare a set of images with simulated sets."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class PredictiveChecks:
     """Statistics of a set of N images and of R simulated sets.
 
     Attributes:
-        names: Names of the C statistics T.
-        observed: T of the images, shape ``(C,)``, float64.
-        replicated: T of each simulated set, shape ``(R, C)``, float64.
-        observed_spectrum: Mean power of the images at each spatial frequency, shape ``(F,)``.
-        replicated_spectrum: Mean power of each simulated set, shape ``(R, F)``.
+        names: Names of the C statistics.
+        observed: Statistics of the set of images, shape ``(C,)``, float64.
+        replicated: Statistics of each simulated set, shape ``(R, C)``, float64.
+        observed_spectrum: Mean power of the images at each of F spatial frequencies, shape ``(F,)``.
+        replicated_spectrum: Mean power of each simulated set at each frequency, shape ``(R, F)``.
         num_images: Number of images, N.
         level: Probability that a true model passes.
     """
@@ -52,7 +52,8 @@ class PredictiveChecks:
 
         .. math:: p = P(T(x^{rep}) \ge T(x))
 
-        Ties count half, and half a set is added at each end: p lies between 1 / (2 (R + 1)) and 1 - 1 / (2 (R + 1)).
+        where T(x) is a statistic of the images and :math:`T(x^{rep})` that of a simulated set. Ties count half. Half a set is
+        added at each end, so p lies between 1 / (2 (R + 1)) and 1 - 1 / (2 (R + 1)) for R sets.
         """
         above = (self.replicated > self.observed).double().sum(0)
         ties = (self.replicated == self.observed).double().sum(0)
@@ -61,10 +62,10 @@ class PredictiveChecks:
 
     @property
     def two_sided(self) -> dict[str, float]:
-        """Two-sided p-values.
+        """Two-sided p-value of each statistic.
 
-        Each p-value is 2 (1 + c) / (R + 1), where c is the number of simulated sets at least as extreme as the images, on the
-        nearer side. For a true model, P(p <= a) is at most a.
+        The p-value is 2 (1 + c) / (R + 1), where c is the number of simulated sets, of R, that are at least as extreme as the
+        images in the direction in which the images are more extreme. For a true model, P(p <= a) is at most a.
         """
         high = (self.replicated >= self.observed).double().sum(0)
         low = (self.replicated <= self.observed).double().sum(0)
@@ -73,7 +74,7 @@ class PredictiveChecks:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Statistics that fail, the worst first, by Holm's method."""
+        """Names of the statistics that fail by Holm's method, the worst first."""
         two_sided = self.two_sided
         order = sorted(two_sided, key=lambda name: two_sided[name])
         kept = (k for k, name in enumerate(order) if two_sided[name] > (1 - self.level) / (len(order) - k))
@@ -85,7 +86,7 @@ class PredictiveChecks:
         return not self.failures
 
     def table(self) -> str:
-        """The checks as text: a row for each statistic, then the result."""
+        """Return a text: a row for each statistic, then the result."""
         size = f"{self.num_images:,} images against {len(self.replicated):,} simulated sets of as many"
         lines = [size, f"{'':<22}{'observed':>10}{'simulated: mean':>17}{'and sd':>10}{'p':>8}"]
         p = self.p_values
@@ -94,7 +95,7 @@ class PredictiveChecks:
         return "\n".join([*lines, self.verdict()])
 
     def verdict(self) -> str:
-        """The result in one sentence."""
+        """Describe the result in one sentence."""
         if self.passed:
             return "these statistics of the images agree with the model"
         shown = [f"{name} (p {self.p_values[name]:.3f})" for name in self.failures]
@@ -110,27 +111,28 @@ def predictive_checks(
     level: float = 0.95,
     seed: int | None = None,
 ) -> PredictiveChecks:
-    r"""Check images against sets of images from a model.
+    r"""Compare statistics of a set of images with those of simulated sets.
 
     .. math:: p = P(T(x^{rep}) \ge T(x))
 
-    T is a statistic of a whole set of N images: the mean ink, the standard deviation of ink over images, the mean number of
-    connected components, and the mean power at coarse, middle and fine spatial frequencies.
+    where x is the set of N images, :math:`x^{rep}` a simulated set, and T a statistic of a whole set: the mean ink, the
+    standard deviation of ink over images, the mean number of connected components, or the mean power at coarse, middle or fine
+    spatial frequencies.
 
-    Suppose that the model was not fitted to these images and the sets are drawn from p(x). If the model is true, p is uniform
-    (in steps of 1 / (R + 1)), and the model passes with probability ``level``. If instead the sets are drawn given the same
-    images, by z ~ q(z|x), the data are used twice, and p crowds around 1/2. Passing then means little, but a failure still
-    counts fully.
+    Suppose that the model was not fitted to these images, and that R simulated sets are drawn from p(x). If the model is true,
+    p is uniform (in steps of 1 / (R + 1)), and the model passes with probability ``level``. If the sets are instead drawn given
+    the same images, by z ~ q(z|x), the data are used twice, and p is concentrated around 1/2. A pass then means little, but a
+    failure still counts fully.
 
     Args:
         images: Shape ``(N, H, W)`` or ``(N, C, H, W)``, N at least 2.
         simulated: R sets of N images, shape ``(R, *images.shape)``; or a function that makes one set in each call, such as the
-            result of :func:`replicates` or :func:`simulations`. A function needs memory for only one set.
+            result of :func:`replicates` or :func:`simulations`. With a function, only one set is in memory at a time.
         num_sets: Number of sets R, if a function makes the sets.
-        threshold: Pixel value above which a pixel counts as ink, for the components.
+        threshold: A pixel above this value counts as ink when components are counted.
         level: Probability that a true model passes.
-        seed: Seed of the function's draws, which leaves the caller's generator unchanged; None: draws come from that
-            generator.
+        seed: Seed of the draws that the function makes; the caller's generator stays unchanged. None: draws come from the
+            caller's generator.
 
     Returns:
         The statistics and their p-values.
@@ -140,7 +142,7 @@ def predictive_checks(
 
     References:
         Gelman, Meng, Stern, "Posterior Predictive Assessment of Model Fitness via Realized Discrepancies", 1996, eq. 4; Meng,
-        "Posterior Predictive p-Values", 1994, for the crowding.
+        "Posterior Predictive p-Values", 1994, for the concentration of p around 1/2.
     """
     if images.dim() not in (3, 4) or len(images) < 2:
         raise ValueError(
@@ -173,7 +175,7 @@ def predictive_checks(
 
 
 def _check_shape(made: Tensor, images: Tensor) -> Tensor:
-    """Return a simulated set; refuse a set with another shape."""
+    """Return the simulated set; refuse a shape that differs from the images'."""
     if made.shape != images.shape:
         raise ValueError(
             f"simulated: expected sets with the shape of the images, {tuple(images.shape)}, got {tuple(made.shape)}; simulate "
@@ -183,7 +185,7 @@ def _check_shape(made: Tensor, images: Tensor) -> Tensor:
 
 
 def _set_statistics(images: ImageStatistics) -> dict[str, Tensor]:
-    """Statistics of a whole set of images by name."""
+    """Compute the statistics of a whole set of images, by name."""
     values = {
         "ink": images.ink.mean(),
         "spread of ink": images.ink.std(),
@@ -205,7 +207,8 @@ def replicates(vae: VAE, images: Tensor, latents: Literal["prior", "posterior"] 
     Args:
         vae: The model. It draws in its current mode (train or eval).
         images: Shape ``(N, *data_shape)``, on the model's device.
-        latents: ``"prior"``: z ~ p(z), new images; ``"posterior"``: z ~ q(z|x), one image for each given image.
+        latents: ``"prior"`` draws new images with z ~ p(z); ``"posterior"`` draws one image for each given image x, with
+            z ~ q(z|x).
 
     Returns:
         A function of no arguments, whose result has the shape of ``images``.
@@ -234,7 +237,7 @@ def simulations(model: Program, *args: Tensor) -> Callable[[], Tensor]:
 
     Args:
         model: A Pyro model of images, see :func:`simulate`.
-        *args: Arguments of the model for N images, each of shape ``(N, ...)``; the images come first.
+        *args: Arguments of the model for N images, each of shape ``(N, ...)``; the first argument is the images.
 
     Returns:
         A function of no arguments, whose result has the shape of the images.

@@ -1,4 +1,4 @@
-"""Ranks of true latents of simulated data among a guide's draws."""
+"""Simulated data: ranks of the true latents among a guide's draws."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LOG_JOINT, LOG_Q = "log p(x, z)", "log q(z|x)"
 
 
 class Scored(NamedTuple):
-    """K latents for each datum, with their log densities.
+    """K latents for each of B data, with their log densities.
 
     Attributes:
-        units: Latents by site name, shape ``(K, B, U)`` with U numbers for a datum.
+        units: Latents by site name, shape ``(K, B, U)``, where U is the number of units of the site for one datum.
         log_joint: log p(x, z), shape ``(K, B)``, nats.
-        log_q: log q(z|x), shape ``(K, B)``, nats; None if the guide cannot score latents that it did not draw.
+        log_q: log q(z|x), shape ``(K, B)``, nats; None if the guide cannot compute it for latents that it did not draw.
     """
 
     units: dict[str, Tensor]
@@ -41,7 +41,7 @@ class Scored(NamedTuple):
     log_q: Tensor | None
 
     def quantities(self) -> dict[str, Tensor]:
-        """Values of the ranked quantities by name, each ``(K, B)``.
+        """Values of the quantities to rank, by name, each ``(K, B)``.
 
         The quantities are each unit of each latent site, log p(x, z), and log q(z|x) if ``log_q`` is known.
         """
@@ -54,7 +54,7 @@ class Scored(NamedTuple):
 
 
 class Ranking:
-    """Ranks the true latents of one simulated batch among a guide's draws.
+    """The ranking of a simulated batch's true latents among a guide's draws.
 
     Args:
         model: A Pyro model whose data lie in one plate.
@@ -89,10 +89,10 @@ class Ranking:
 
         Args:
             num: Number of draws, L.
-            chunk_rows: Largest number of draws x data in one call of the model, but at least one draw.
+            chunk_rows: Largest product (draws * data) in one call of the model, but at least one draw.
 
         Returns:
-            Names of the Q quantities, and their ranks, shape ``(B, Q)``, int64, 0 to L.
+            Names of the Q quantities, and their ranks for B data, shape ``(B, Q)``, int64, 0 to L.
 
         Raises:
             ValueError: If a log density is NaN.
@@ -113,14 +113,14 @@ class Ranking:
         return tuple(truth), counts + (torch.rand(ties.shape, dtype=torch.float64) * (ties + 1)).long()
 
     def truth(self) -> Scored:
-        """Score the true latents of the data, K = 1."""
+        """Return the true latents with their log densities, K = 1."""
         latents = self.simulated.latents
         if self.vectorize:
             latents = {name: self._padded(value, self.event_dims[name]) for name, value in latents.items()}
         return self._score(1, latents)
 
     def draws(self, num: int) -> Scored:
-        """Score ``num`` draws from the guide for each datum."""
+        """Return ``num`` draws from the guide for each datum, with log densities."""
         if self.vectorize:
             return self._score(num)
         parts = [self._score(1) for _ in range(num)]
@@ -151,20 +151,20 @@ class Ranking:
         return torch.stack(terms).sum(0)
 
     def _units(self, value: Tensor, event_dim: int) -> Tensor:
-        """A site's value as ``(K, B, U)``, U numbers for each datum."""
+        """Reshape a site's value to ``(K, B, U)``, U numbers per datum."""
         kept = self._padded(value, event_dim).movedim(self.data_plate.dim - event_dim, 1)
         return kept.reshape(*kept.shape[:2], -1)
 
     def _padded(self, value: Tensor, event_dim: int) -> Tensor:
-        """A site's value with all dimensions, the particle axis first."""
+        """Expand a site's value to all dimensions, the axis of draws first."""
         missing = self.data_plate.nesting + 1 + event_dim - value.dim()
         return value.reshape((1,) * missing + value.shape)
 
 
 def _below_and_tied(drawn: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Masks of draws below the truth and of draws equal to it.
+    """Return masks of the draws below the truth and of those equal.
 
-    Log densities count as equal up to rounding.
+    Log densities that differ only by rounding count as equal.
 
     Raises:
         ValueError: If ``drawn`` or ``truth`` contains NaN.
@@ -179,7 +179,7 @@ def _below_and_tied(drawn: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Te
 
 
 def _trace_of(values: Mapping[str, Tensor]) -> Trace:
-    """Make a trace of given values, to be replayed."""
+    """Make a trace that holds given values; programs replay the trace."""
     trace = Trace()
     for name, value in values.items():
         trace.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})

@@ -18,10 +18,11 @@ class Band:
     r"""Simultaneous band for the distribution function of S uniform ranks.
 
     Attributes:
-        grid: The points :math:`j / (L + 1) = P(\text{rank} < j)` for j from 1 to L, shape ``(L,)``.
-        lower: Lower end of the share of ranks below j, shape ``(L,)``.
-        upper: Upper end of the share of ranks below j, shape ``(L,)``.
-        level: Exact probability that S uniform ranks stay inside at every point; at least the requested level.
+        grid: The points :math:`j / (L + 1) = P(\text{rank} < j)` for j from 1 to L, shape ``(L,)``. Ranks are from 0 to L.
+        lower: Lower edge of the band at each j: the smallest share of ranks below j, shape ``(L,)``.
+        upper: Upper edge of the band at each j: the largest share of ranks below j, shape ``(L,)``.
+        level: Exact probability that the shares of S uniform ranks are inside the band at every point; at least the requested
+            level.
     """
 
     grid: Array
@@ -30,7 +31,7 @@ class Band:
     level: float
 
     def share_below(self, values: Array) -> Array:
-        """Share of values below each point of the grid, shape ``(L,)``.
+        """Compute the share of values below each point of the grid, ``(L,)``.
 
         Args:
             values: Transformed ranks, (rank + 1/2) / (L + 1), shape ``(S,)``, in (0, 1).
@@ -39,13 +40,14 @@ class Band:
 
 
 def simultaneous_band(num: int, num_draws: int, level: float = 0.95) -> Band:
-    r"""Compute the band with equal pointwise tails for S uniform ranks.
+    r"""Compute a band for S uniform ranks with equal pointwise tails.
 
     .. math:: P\big(\text{lower}_j \le \tfrac1S \#\{s: r_s < j\} \le \text{upper}_j \ \text{for all } j\big) \ge \text{level}
 
-    The number of ranks below a point is binomial. All points get the same tail probability, the largest for which the whole
-    band has a probability of at least ``level``. This probability is computed, not simulated: the counts are a Poisson process
-    conditioned on its total, and the probability of staying inside is carried from point to point.
+    where :math:`r_s` is rank s of S, and j runs over the points of the grid. The number of ranks below j is binomial. All
+    points get the same tail probability: the largest for which the ranks stay inside the whole band with a probability of at
+    least ``level``. This probability is computed, not simulated: the counts are a Poisson process conditioned on the total
+    count, and a recursion carries the probability of staying inside from point to point.
 
     Args:
         num: Number of ranks, S.
@@ -72,11 +74,12 @@ def simultaneous_band(num: int, num_draws: int, level: float = 0.95) -> Band:
 
 
 def uniformity_p(counts: Counts, num_draws: int) -> float:
-    """Exact p-value of uniform ranks on 0 to L.
+    """Compute an exact p-value that ranks are uniform on 0 to L.
 
-    The statistic is the smallest binomial tail probability over the points of the grid: the tail of the band that the ranks
-    just leave. Its distribution is computed exactly, as in :func:`simultaneous_band`: for uniform ranks, P(p <= a) is at most
-    a. Rounding errors are about 1e-13; smaller p-values cannot be told apart.
+    The test statistic is the smallest binomial tail probability over the points of the grid. It equals the tail probability of
+    the narrowest band that the ranks just leave. The distribution of the statistic is computed exactly, as in
+    :func:`simultaneous_band`: for uniform ranks, P(p <= a) is at most a. Rounding errors are about 1e-13, so smaller p-values
+    cannot be told apart.
 
     Args:
         counts: Number of ranks with each value, shape ``(L + 1,)``.
@@ -95,9 +98,9 @@ def uniformity_p(counts: Counts, num_draws: int) -> float:
 
 @lru_cache(maxsize=4)
 def _tails(num: int, num_draws: int) -> tuple[Array, Array]:
-    """Binomial tails at each point, shape ``(L, S + 1)``.
+    """Compute both binomial tails of each count c at each point.
 
-    P(count <= c) and P(count >= c) for each count c.
+    The tails are P(count <= c) and P(count >= c), shape ``(L, S + 1)`` each for L points and S ranks.
     """
     grid = np.arange(1, num_draws + 1)[:, None] / (num_draws + 1)
     values = np.arange(num + 1)
@@ -105,13 +108,13 @@ def _tails(num: int, num_draws: int) -> tuple[Array, Array]:
 
 
 def _limits(num: int, num_draws: int, tail: float) -> tuple[Counts, Counts]:
-    """Smallest and largest count at each point with both tails above ``tail``."""
+    """Find, at each point, the counts with both tails above ``tail``."""
     below, above = _tails(num, num_draws)
     return (below <= tail).sum(1), (above > tail).sum(1) - 1
 
 
 def _probability_inside(num: int, num_draws: int, tail: float) -> float:
-    """Probability that uniform ranks stay within the limits at every point."""
+    """Compute the probability that uniform ranks stay inside at every point."""
     lower, upper = _limits(num, num_draws, tail)
     if bool((lower > upper).any()):
         return 0.0

@@ -1,1 +1,1 @@
-"""Proposals refined for each datum, and the gaps they reveal."""
+"""Guides that are refined for each datum, and the inference gaps."""

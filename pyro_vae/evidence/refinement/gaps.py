@@ -28,24 +28,24 @@ class Gaps:
     .. math:: \log p(x) - \mathcal L(q) = \underbrace{\log p(x) - \mathcal L(q^*)}_{\text{approximation}}
         + \underbrace{\mathcal L(q^*) - \mathcal L(q)}_{\text{amortization}}
 
-    where q is the guide and :math:`q^*` the best member of its family for this datum. The approximation gap is the cost of
-    the family, the amortization gap the cost of one encoder for all data.
+    where :math:`\mathcal L` is the ELBO, q is the guide, and :math:`q^*` is the best distribution for this datum in the
+    guide's family. The approximation gap is the cost of the family, the amortization gap the cost of one encoder for all data.
 
     The refined guide is at most as good as :math:`q^*`. This makes the estimated amortization gap too low and the estimated
     approximation gap too high. The estimate of log p(x) is a stochastic lower bound. This makes the estimates of the
     approximation gap and of the sum of both gaps too low.
 
-    All tensors have shape ``(B,)`` and are on the CPU; all but ``kept`` are float64, in nats.
+    All tensors have shape ``(B,)`` for B data and are on the CPU; all but ``kept`` are float64, in nats.
 
     Attributes:
-        log_px: log p(x), given or importance-sampled from a refined proposal.
+        log_px: Estimate of log p(x), given by the caller or importance-sampled from a refined guide.
         log_px_error: Monte Carlo standard error of ``log_px``; NaN where unknown.
         elbo: ELBO of the guide.
         elbo_error: Monte Carlo standard error of ``elbo``.
         elbo_refined: ELBO of the refined guide.
         elbo_refined_error: Monte Carlo standard error of ``elbo_refined``.
-        kept: True where the refined parameters were better than the guide's, bool. Where False, the amortization gap is 0
-            except for noise.
+        kept: True for data whose refined parameters were better than the guide's, bool. For all other data, the amortization
+            gap is 0 except for noise.
     """
 
     log_px: Tensor
@@ -99,7 +99,7 @@ class Gaps:
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def summary(self) -> GapsSummary:
-        """Average over data, with standard errors over data and Monte Carlo errors."""
+        """Average each gap over the data, and compute the errors."""
         inference, inference_std_error, inference_mc_error = _mean(self.inference, self.inference_error)
         approximation, approximation_std_error, approximation_mc_error = _mean(
             self.approximation, self.approximation_error
@@ -121,7 +121,7 @@ class Gaps:
 
 
 def _mean(gap: Tensor, error: Tensor) -> tuple[float, float | None, float | None]:
-    """Mean of a gap, standard error over data, and Monte Carlo error."""
+    """Return a gap's mean, its standard error and its Monte Carlo error."""
     over_data = float(gap.std() / math.sqrt(len(gap))) if len(gap) > 1 else None
     monte_carlo = float(error.square().sum().sqrt() / len(error))
     return float(gap.mean()), over_data, None if math.isnan(monte_carlo) else monte_carlo
@@ -129,12 +129,12 @@ def _mean(gap: Tensor, error: Tensor) -> tuple[float, float | None, float | None
 
 @dataclass(frozen=True)
 class GapsSummary:
-    """Means of :class:`Gaps` over N data, nats per datum.
+    """Means of the :class:`Gaps` of N data, nats per datum.
 
     Attributes:
         inference: Mean of log p(x) - ELBO.
         inference_std_error: Standard error of ``inference`` over data; None at N = 1.
-        inference_mc_error: Monte Carlo standard error of ``inference``; None if the error of log p(x) is unknown for a datum.
+        inference_mc_error: Monte Carlo standard error of ``inference``; None if any error of log p(x) is unknown.
         approximation: Mean of log p(x) - refined ELBO.
         approximation_std_error: Standard error of ``approximation`` over data; None at N = 1.
         approximation_mc_error: Monte Carlo standard error of ``approximation``; None if ``inference_mc_error`` is None.
@@ -172,9 +172,9 @@ def gaps(
 ) -> Gaps:
     """Split each datum's inference gap into approximation and amortization gap.
 
-    See :class:`Gaps` for the formula and the direction of the biases. The guide is refined for each datum (``refine``). The
-    ELBOs of the guide and of the refined guide come from ``num_samples`` fresh draws each. log p(x) is importance-sampled from
-    a proposal beyond the guide's family (``refined_importance_sampling``).
+    See :class:`Gaps` for the formula and the direction of the biases. ``refine`` refines the guide for each datum. The ELBOs
+    of the guide and of the refined guide are estimated from ``num_samples`` fresh draws each. ``refined_importance_sampling``
+    estimates log p(x) with a proposal outside the guide's family.
 
     Args:
         model: A Pyro model whose data lie in one plate.
@@ -184,16 +184,16 @@ def gaps(
         lr: See ``refine``.
         num_particles: See ``refine``.
         num_samples: Number of draws for each datum from each guide, at least 2.
-        log_px: A better estimate of log p(x) for the same data from independent draws, such as an annealed estimate; None:
-            importance sampling with ``num_samples`` draws.
+        log_px: A better estimate of log p(x) for the same data, made from other draws, such as an annealed estimate; None:
+            log p(x) is estimated by importance sampling with ``num_samples`` draws.
         **kwargs: Keyword arguments of model and guide, and options of ``importance_sampling``.
 
     Returns:
         The gaps of each datum, with their errors.
 
     Raises:
-        ValueError: See ``refine`` and ``importance_sampling``. Also if ``num_samples`` is below 2, or ``log_px`` has another
-            number of data.
+        ValueError: See ``refine`` and ``importance_sampling``. Also if ``num_samples`` is below 2, or ``log_px`` has a
+            different number of data.
 
     References:
         Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018, eq. 5.

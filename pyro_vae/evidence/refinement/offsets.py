@@ -1,4 +1,4 @@
-"""Offsets of a refinement: making, optimizing and testing them."""
+"""Offsets that refine a guide's parameters: make, optimize and test them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MIN_GRADIENT = 1e-3
 
 
 def zero_offsets_of(draws: EnumeratedDraws, full_covariance: bool) -> Offsets:
-    """Zero offsets for every site that the guide draws or enumerates.
+    """Make zero offsets for every site that the guide draws or enumerates.
 
     Args:
         draws: Draws from the guide.
         full_covariance: Give vectors of independent normals a covariance, see :func:`with_covariance`.
 
     Returns:
-        Offsets of each site's parameters by site name, all 0.
+        For each site, by name, the offsets of the parameters of the site's distribution, all 0.
 
     Raises:
         ValueError: If a site is neither reparameterized nor enumerated, or no site has a parameter to move.
@@ -58,7 +58,7 @@ def with_offsets(guide: Program, offsets: Offsets, full_covariance: bool, path_o
 
     Args:
         guide: The original guide.
-        offsets: Offsets by site name; later in-place changes take effect.
+        offsets: Offsets by site name. The guide reads them at each call, so later changes in place take effect.
         full_covariance: See :class:`Shift`.
         path_only: See :class:`Shift`.
     """
@@ -78,15 +78,15 @@ def optimize(
     lr: float,
     num_particles: int,
 ) -> None:
-    """Move the offsets, in place, to the largest ELBO of each datum.
+    """Optimize the offsets in place to maximize the ELBO of each datum.
 
     Args:
         draws: Function that makes draws from a guide.
-        guide: The guide with these offsets.
+        guide: The guide whose parameters are moved by ``offsets``.
         offsets: Offsets by site name.
         steps: Number of Adam steps.
         lr: Initial step size, which falls linearly to 0.
-        num_particles: Number of draws for each datum in one step.
+        num_particles: Number of draws for each datum in each step.
     """
     parts = [part.requires_grad_() for site in offsets.values() for part in site]
     optimizer = torch.optim.Adam(parts, lr, eps=_MIN_GRADIENT)
@@ -109,16 +109,16 @@ def optimize(
 def paired_elbos(
     start: EnumeratedDraws, moved: EnumeratedDraws, num_draws: int, chunk_rows: int
 ) -> tuple[Tensor, Tensor]:
-    """ELBO draws of two guides from the same noise.
+    """Estimate the ELBOs of two guides from draws with shared noise.
 
     Args:
         start: Draws from the guide.
         moved: Draws from the guide with offsets.
         num_draws: Number of draws K for each datum.
-        chunk_rows: Largest number of draws x data in one call of the model.
+        chunk_rows: Largest product (draws * data) in one call of the model.
 
     Returns:
-        ELBO of each draw and datum under each guide, shape ``(K, B)``, nats, float64, CPU.
+        Two tensors, one for each guide: the one-draw ELBO estimates, shape ``(K, B)`` for B data, nats, float64, CPU.
     """
     seed = int(torch.randint(2**62, ()))
     elbos = []
@@ -136,11 +136,12 @@ def clearly_larger(first: Tensor, second: Tensor) -> Tensor:
 
     .. math:: \bar d > 2 s_d / \sqrt K, \quad d_k = \text{second}_k - \text{first}_k
 
-    A datum also passes if the mean goes from minus infinity to a finite value.
+    where :math:`\bar d` and :math:`s_d` are the mean and the standard deviation of the K differences of one datum. A datum
+    also passes if the first mean is minus infinity and the second is finite.
 
     Args:
-        first: First sample, shape ``(K, B)``.
-        second: Second sample, shape ``(K, B)``.
+        first: First sample of each of B data, shape ``(K, B)``.
+        second: Second sample of each datum, shape ``(K, B)``.
 
     Returns:
         True for data that pass, shape ``(B,)``, bool.

@@ -31,21 +31,23 @@ from pyro_vae.system.randomness import own_randomness
 class Refined:
     """A guide with its own parameters for each datum.
 
-    It is called like the guide, but only with the data that it was refined for. Fresh draws with shared noise estimate both
-    ELBOs, so each ELBO is unbiased, and so is the difference. Tensors have shape ``(B,)``, float64, on the CPU.
+    Call the refined guide like the original guide, but only with the B data that it was refined for. The ELBOs of both guides
+    are estimated from fresh draws with shared noise, so both estimates and their difference are unbiased. Tensors without
+    another shape have shape ``(B,)``, float64, on the CPU.
 
     Attributes:
         guide: The original guide.
         offsets: Offsets of the unconstrained parameters by site name, see :func:`shifted`; 0 for data that are not ``kept``.
-        axes: Data axis of the offsets by site name.
-        elbo: ELBO of each datum under this guide, nats, higher is better.
+        axes: The axis of each site's offsets that runs over the data, by site name.
+        elbo: ELBO of each datum under the refined guide, nats, higher is better.
         elbo_std_error: Monte Carlo standard error of ``elbo``, nats.
-        elbo_start: ELBO of each datum under ``guide``, nats.
+        elbo_start: ELBO of each datum under the original guide, nats.
         improvement: ``elbo - elbo_start``, nats.
         improvement_std_error: Monte Carlo standard error of ``improvement``, nats.
-        kept: True if the datum has refined parameters, bool; False if they were no better and the guide's parameters stay.
+        kept: True for data that use the refined parameters, bool; False for data that use the original guide's parameters,
+            because the refined parameters were no better.
         steps: Number of optimization steps.
-        full_covariance: True if vectors of independent normals have a covariance.
+        full_covariance: True if vectors of independent normals were given a covariance.
     """
 
     guide: Program
@@ -64,7 +66,7 @@ class Refined:
         """Run the guide with the refined parameters.
 
         Raises:
-            ValueError: If the number of data differs from that of the refinement.
+            ValueError: If the guide was refined for a different number of data.
         """
         with Shift(self.offsets, self.full_covariance):
             return self.guide(*args, **kwargs)
@@ -84,10 +86,10 @@ class Refined:
         return dataclasses.replace(self, **{**values, **taken, "offsets": offsets})
 
     def keeping(self, kept: Tensor) -> Refined:
-        """Return the guide with original parameters where ``kept`` is False.
+        """Return the guide with the original parameters for data not kept.
 
         Args:
-            kept: True for data that keep their refined parameters, shape ``(B,)``, bool.
+            kept: True for data that keep their refined parameters, shape ``(B,)`` for B data, bool.
         """
         return dataclasses.replace(self, offsets=_zero_unless(kept, self.offsets, self.axes), kept=kept)
 
@@ -113,25 +115,25 @@ def refine(
 
     .. math:: \delta_i = \arg\max_\delta E_{q_\delta(z|x_i)}[\log p(x_i, z) - \log q_\delta(z|x_i)]
 
-    where :math:`q_\delta` is the guide with its unconstrained parameters moved by :math:`\delta`. Adam starts at
-    :math:`\delta = 0`, moves all data at once, and its step size falls linearly to 0. No parameter of model or guide
-    changes. If the parameters of a site depend on an earlier draw, all draws share one offset. If a site is enumerated, all
-    values share one offset. A datum keeps its refined parameters only if they are better by more than two standard errors in a
-    paired comparison on fresh draws.
+    where :math:`q_\delta` is the guide with its unconstrained parameters moved by the offset :math:`\delta`. Adam starts at
+    :math:`\delta = 0` and optimizes the offsets of all data at once; its step size falls linearly to 0. The parameters of
+    model and guide themselves do not change. If the parameters of a site depend on an earlier draw, all draws share one
+    offset. If a site is enumerated, all its values share one offset. A datum keeps the refined parameters only if their ELBO
+    is higher by more than two standard errors in a paired comparison on fresh draws.
 
     Args:
         model: A Pyro model whose data lie in one plate.
         guide: The guide of the model.
         *args: Positional arguments of model and guide.
         steps: Number of Adam steps.
-        lr: Initial step size. A location moves in units of its own scale, a scale in its logarithm.
-        num_particles: Number of draws for each datum in one step.
-        full_covariance: Give vectors of independent normals their own covariance for each datum, beyond the guide's family:
-            Z^2 / 2 more numbers for each datum, and a much better proposal.
-        num_draws: Number of draws for each datum in the paired comparison, at least 2. As many more draws estimate the two
-            ELBOs.
+        lr: Initial step size. A location moves in units of the distribution's scale; a scale moves in its logarithm.
+        num_particles: Number of draws for each datum in each step.
+        full_covariance: Give vectors of Z independent normals a covariance for each datum. The refined guide then leaves the
+            guide's family, and is a much better proposal; each datum has about Z^2 / 2 more numbers.
+        num_draws: Number of draws for each datum in the paired comparison, at least 2. Afterwards, the same number of new
+            draws estimates both ELBOs.
         seed: Seed of all draws, at least 0; None: draws come from torch's generator.
-        chunk_rows: Largest number of draws x data in one call of the model in the comparison; None: 1,000.
+        chunk_rows: Largest product (draws * data) in one call of the model during the comparison; None: 1,000.
         plate: See ``log_weights``.
         outer_scale: See ``log_weights``.
         vectorize: See ``log_weights``.
@@ -141,8 +143,9 @@ def refine(
         The refined guide, with its gain in ELBO.
 
     Raises:
-        ValueError: If the guide has no parameters to move (a Delta), draws a site that is neither reparameterized nor
-            enumerated, or model and guide have no terms for each datum (see ``log_weights``).
+        ValueError: If the guide has no parameters to move (as a Delta guide), if it draws a site that is neither
+            reparameterized nor enumerated, or if log p(x, z) or log q(z|x) does not split into a term for each datum (see
+            ``log_weights``).
         TypeError: If a number has the wrong type.
 
     References:
@@ -173,7 +176,7 @@ def refine(
 
 
 def _data_axes(draws: EnumeratedDraws, offsets: Offsets) -> dict[str, int]:
-    """Map each site to the data axis of its offsets."""
+    """For each site, find the axis of the offsets over the data."""
     sites = draws.guide_trace.nodes
     return {name: len(sites[name]["fn"].batch_shape) + draws.data_plate.dim for name in offsets}
 
@@ -187,9 +190,9 @@ def _refined(
     steps: int,
     full_covariance: bool,
 ) -> Refined:
-    """Make the refined guide from ELBO draws before and after refinement.
+    """Make the refined guide with the statistics of its ELBO.
 
-    Each of ``elbos`` has shape ``(K, B)``.
+    ``elbos`` are the ELBO estimates of the original and of the refined guide, shape ``(K, B)`` each, for K draws and B data.
     """
     start, end = elbos
     gain = end - start
@@ -210,9 +213,9 @@ def _refined(
 
 
 def derived_seed(seed: int, use: bytes = b"refine") -> int:
-    """Derive a seed that no other estimator derives from ``seed``.
+    """Derive a new seed from a user's seed, different for each ``use``.
 
-    Later draws seeded with ``seed`` are then independent of the draws made here.
+    Draws made with the derived seed are independent of draws that another estimator makes with ``seed``.
     """
     return int(np.random.SeedSequence([seed, int.from_bytes(use)]).generate_state(1, np.uint64)[0] >> 1)
 
@@ -232,7 +235,7 @@ def refuse_subsample(draws: EnumeratedDraws) -> None:
     """Refuse a data plate that draws a subsample of its rows.
 
     Raises:
-        ValueError: If the plate subsamples: refined parameters would belong to different rows at the next call.
+        ValueError: If the plate subsamples. The next call would apply the refined parameters to other rows.
     """
     for name, site in draws.fixed.nodes.items():
         rows = site.get("fn")

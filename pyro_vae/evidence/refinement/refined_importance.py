@@ -41,15 +41,17 @@ def refined_importance_sampling(
     .. math:: \log p(x_i) \approx \log \tfrac1K \textstyle\sum_k \frac{p(x_i, z_{ki})}{q_{\delta_i}(z_{ki}|x_i)},
         \quad z_{ki} \sim q_{\delta_i}(z|x_i)
 
-    :func:`refine` makes the proposal and :func:`importance_sampling` uses it. This helps data whose Pareto k is bad under the
-    guide. But the ELBO prefers a narrow guide. If the posterior has several modes, refinement may keep one mode and turn a
-    wide guide, a fair proposal, into a bad proposal, possibly without any sign in the diagnostics. Therefore 500 draws from
-    each guide are compared. A datum returns to the original guide if its Pareto k is good under that guide and either its ESS
-    is larger there, or its log p(x) is larger there by more than three standard errors. Modes that neither guide finds are
-    missed; :func:`annealed_importance_sampling` may find such modes.
+    :func:`refine` makes the proposal :math:`q_{\delta_i}`, and :func:`importance_sampling` draws from it. This helps data whose
+    Pareto k is bad under the original guide. But maximizing the ELBO favours a narrow guide. If the posterior has several
+    modes, refinement may keep one mode only. It then turns a wide guide, which is a fair proposal, into a bad proposal, and the
+    diagnostics may not show it. Therefore 500 draws from the original guide are compared with 500 from the refined guide. A
+    datum returns to the original guide if its Pareto k is good under that guide and either its effective sample size is
+    larger under that guide, or its log p(x) is larger by more than three standard errors. Modes that neither guide finds are
+    missed; :func:`annealed_importance_sampling` may find them.
 
-    The estimate uses fresh draws, so it remains a stochastic lower bound. ``elbo``, ``rate`` and ``distortion`` belong to the
-    proposal. The refinement draws from torch's generator: in other batches, the data get slightly different proposals.
+    The estimate uses fresh draws, so it remains a stochastic lower bound. ``elbo``, ``rate`` and ``distortion`` are those of
+    the proposal. The refinement draws from torch's generator: if the data are split into other batches, their proposals
+    differ slightly.
 
     Args:
         model: A Pyro model whose data lie in one plate.
@@ -88,13 +90,13 @@ def refined_importance_sampling(
 def refine_with_options(
     model: Program, guide: Program, args: Args, options: Keywords, inputs: Keywords, **how: Any
 ) -> Refined:
-    """Refine a guide with the options that both functions share.
+    """Refine a guide with the options that ``refine`` and ``importance_sampling`` share.
 
     Args:
         model: A Pyro model whose data lie in one plate.
         guide: The guide of the model.
         args: Positional arguments of model and guide.
-        options: Options of :func:`importance_sampling`; those that :func:`refine` has too are passed on.
+        options: Options of :func:`importance_sampling`; only the options that :func:`refine` also has are passed on.
         inputs: Keyword arguments of model and guide.
         **how: Further options of :func:`refine`.
     """
@@ -108,7 +110,7 @@ def _worse_proposals(model: Program, refined: Refined, args: Args, options: Keyw
     The draws of this comparison are used for nothing else.
 
     Returns:
-        True for such data, shape ``(B,)``, bool.
+        True for data whose original guide is better, shape ``(B,)`` for B data, bool.
     """
     shared = {n: v for n, v in options.items() if n in ("data_ids", "chunk_rows", "plate", "outer_scale", "vectorize")}
     shared["seed"] = None if options.get("seed") is None else derived_seed(options["seed"], b"pilot")
@@ -121,9 +123,9 @@ def _worse_proposals(model: Program, refined: Refined, args: Args, options: Keyw
 
 
 def split_options(kwargs: Keywords) -> tuple[Keywords, Keywords]:
-    """Split keyword arguments into options of the estimator and program inputs.
+    """Split keyword arguments into options and program inputs.
 
-    The options are those of :func:`importance_sampling`.
+    The options are those of :func:`importance_sampling`; the other arguments are inputs of model and guide.
     """
     parameters = inspect.signature(importance_sampling).parameters
     names = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}

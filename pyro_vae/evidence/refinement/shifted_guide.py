@@ -1,4 +1,4 @@
-"""A guide's distributions with parameters moved for each datum."""
+"""Distributions of a guide whose parameters are moved for each datum."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _SYNONYMS = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision
 
 
 def zero_offsets(fn: TorchDistributionMixin) -> list[Tensor]:
-    """Zero offsets for the unconstrained parameters of a distribution.
+    """Make zero offsets for the unconstrained parameters of a distribution.
 
     Returns:
-        Zeros for each parameter, in its unconstrained shape; an empty list for a Delta.
+        A tensor of zeros for each parameter, in the parameter's unconstrained shape; an empty list for a Delta.
 
     Raises:
         ValueError: See :func:`shifted`.
@@ -47,19 +47,21 @@ def shifted(fn: TorchDistributionMixin, offsets: Iterable[Tensor]) -> TorchDistr
 
     .. math:: \theta' = T\big(T^{-1}(\theta) + u\,\delta\big)
 
-    T is ``biject_to`` of the parameter's constraint: a scale moves in its logarithm, logits move directly. The unit u is the
-    distribution's own scale for a location and for entries below the diagonal of a Cholesky factor, and 1 otherwise.
-    Parameters inside ``Independent`` and ``TransformedDistribution`` are moved; transforms stay.
+    where :math:`\theta` is a parameter, :math:`\delta` its offset, and T is ``biject_to`` of the parameter's constraint: a
+    scale moves in its logarithm, logits move directly. The unit u is the distribution's own scale for a location and for
+    entries below the diagonal of a Cholesky factor; for every other parameter u is 1. In ``Independent`` and
+    ``TransformedDistribution``, the parameters of the base distribution move; the transforms stay unchanged.
 
     Args:
-        fn: The distribution, batch shape ``(..., B, ...)``.
+        fn: The distribution; one of its batch dimensions runs over the data.
         offsets: Offsets in the layout of :func:`zero_offsets`; each broadcasts to the left, over draws and enumerated values.
 
     Returns:
-        The moved distribution, of the same family and shape.
+        The distribution with moved parameters, of the same family and shape.
 
     Raises:
-        ValueError: If a parameter has no unconstrained coordinates or bounds the support, or an offset belongs to other data.
+        ValueError: If a parameter has no unconstrained coordinates or bounds the support, or if the shape of an offset shows
+            that it was made for other data.
     """
     remaining = iter(offsets)
 
@@ -93,7 +95,7 @@ def _rebuild(fn: TorchDistributionMixin, change: Change) -> TorchDistributionMix
 
 
 def _constructor_arguments(fn: TorchDistributionMixin) -> tuple[list[str], list[str]]:
-    """Names of the parameters to move, and of the other required arguments."""
+    """Return the names of the parameters and of the other required arguments."""
     arguments = inspect.signature(type(fn).__init__).parameters
     moved = [name for name in arguments if name in fn.arg_constraints]
     for synonyms in _SYNONYMS:
@@ -111,7 +113,7 @@ def _constructor_arguments(fn: TorchDistributionMixin) -> tuple[list[str], list[
 
 
 def _changed(fn: TorchDistributionMixin, name: str, change: Change) -> Tensor:
-    """Compute the changed value of one parameter."""
+    """Apply ``change`` to one parameter; return the new value."""
     value: Tensor = getattr(fn, name)
     constraint: Constraint = fn.arg_constraints[name]
     if constraint.is_discrete:  # a number of trials
@@ -124,7 +126,7 @@ def _changed(fn: TorchDistributionMixin, name: str, change: Change) -> Tensor:
 
 
 def _to_constrained(constraint: Constraint) -> Transform:
-    """Return the transform from unconstrained coordinates."""
+    """Return the transform from unconstrained coordinates to a constraint's values."""
     try:
         return biject_to(constraint)
     except NotImplementedError:  # torch has no biject_to for a Cholesky factor
@@ -132,10 +134,10 @@ def _to_constrained(constraint: Constraint) -> Transform:
 
 
 def _unit_of(fn: TorchDistributionMixin, name: str, value: Tensor) -> Tensor | float:
-    """The unit of a parameter's offset: its distribution's scale, or 1.
+    """Return the unit of a parameter's offset: the distribution's scale, or 1.
 
-    The unit of a location is the scale. In a row of a Cholesky factor, the unit is the scale divided by sqrt(Z), because all
-    Z numbers of the row move at once.
+    The unit of a location is the scale. Below the diagonal of a Cholesky factor of size Z, the unit is the row's diagonal entry
+    divided by sqrt(Z), because all Z numbers of a row move at once. For every other number, the unit is 1.
     """
     if name == "scale_tril":
         rows = value.detach().diagonal(dim1=-2, dim2=-1)[..., None].expand_as(value) / value.shape[-1] ** 0.5
@@ -155,9 +157,9 @@ def _immovable(fn: TorchDistributionMixin) -> ValueError:
 
 
 def with_covariance(fn: TorchDistributionMixin) -> TorchDistributionMixin:
-    """Convert a vector of independent normals to an equal multivariate normal.
+    """Convert a vector of independent normals to the equivalent multivariate normal.
 
-    The covariance can then be moved. Other distributions are returned unchanged.
+    The multivariate normal has a covariance, which offsets can move. Other distributions are returned unchanged.
     """
     if type(fn).__name__ != "Independent" or fn.reinterpreted_batch_ndims != 1:
         return fn
@@ -173,8 +175,8 @@ class Shift(Messenger):
     Args:
         offsets: Offsets of each site's parameters, by site name.
         full_covariance: Give vectors of independent normals a covariance, see :func:`with_covariance`.
-        path_only: Let the log-probability of a reparameterized site depend on the offsets through its draw alone. This leaves
-            out the score term of the gradient, whose mean is zero.
+        path_only: Let the log-probability of a reparameterized site depend on the offsets only through the site's draw. This
+            leaves out the score term of the gradient, whose mean is zero.
 
     References:
         Roeder, Wu, Duvenaud, "Sticking the Landing", 2017, for ``path_only``.
@@ -198,7 +200,7 @@ class Shift(Messenger):
 
 
 class _PathOnly(TorchDistribution):
-    """Distribution that draws from one distribution and scores by another."""
+    """Distribution that draws from one distribution and computes log-probabilities by another."""
 
     arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012
     has_rsample = True
