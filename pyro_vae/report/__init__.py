@@ -1,6 +1,6 @@
 """Pictures of a run: reconstructions, samples, latent vectors, learning curves, log p(x).
 
-The public name and matplotlib are loaded when the name is first used.
+``draw_pictures`` and matplotlib are imported when ``draw_pictures`` is first used.
 """
 
 import lazy_loader

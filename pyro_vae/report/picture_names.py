@@ -1,7 +1,7 @@
 """Names of the pictures of a run.
 
-``report.pictures`` draws each picture to ``NAME.png``. ``runs.directory`` uses the names to list the files of a run, without
-loading matplotlib.
+``report.pictures`` draws the picture NAME into the file ``NAME.png``. ``runs.directory`` reads the names here to list the files
+of a run, so that it need not load matplotlib.
 """
 
 #: Every picture, in the order in which they are drawn.

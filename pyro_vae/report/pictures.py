@@ -1,4 +1,4 @@
-"""The table of pictures: when each applies, and how it is drawn."""
+"""The table of pictures: their conditions, and functions that draw them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Subject:
     Attributes:
         split: The data.
         source: Name of the data, such as ``test``.
-        vae: The model, whose methods a picture looks up; None if only the estimate is shown.
+        vae: The model. Its methods decide which pictures apply; None if only the estimate is shown.
         history: One row for each epoch.
         encoded: The encoded data; None if the model has no encoder.
         estimate: Estimate of log p(x) for each datum; None if there is none.
@@ -80,7 +80,7 @@ class Subject:
 
     @property
     def decodes_z(self) -> bool:
-        """True if ``decode`` needs only a latent vector."""
+        """True if the model has a ``decode`` that needs only z."""
         return num_required_arguments(method_of(self.vae, "decode")) == 1
 
     @property
@@ -95,7 +95,7 @@ class Subject:
 
     @property
     def codes(self) -> Encoded:
-        """The encoded data, for pictures that need them."""
+        """The encoded data; fails if there are none."""
         assert self.encoded is not None
         return self.encoded
 
@@ -106,24 +106,24 @@ class Subject:
 
     @property
     def unit_kl(self) -> Tensor:
-        """KL of each latent unit, shape ``(Z,)``, nats."""
+        """KL of each latent unit, shape ``(Z,)``, nats; fails if unknown."""
         assert self.codes.unit_kl is not None
         return self.codes.unit_kl
 
     @property
     def estimated(self) -> Estimate:
-        """The estimate of log p(x), for pictures that need it."""
+        """The estimate of log p(x); fails if there is none."""
         assert self.estimate is not None
         return self.estimate
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One row of the table.
+    """One row of the table of pictures.
 
     Attributes:
-        applies: Function that returns True if the subject has what the picture shows.
-        draw: Function that draws the picture.
+        applies: Function that returns True if a subject has everything that the picture needs.
+        draw: Function that draws the picture of a subject.
     """
 
     applies: Callable[[Subject], bool]
@@ -167,23 +167,23 @@ TABLE = {
 def draw_pictures(
     vae: PyroModel, data: Data, history: History, directory: Path, seed: int = 0, estimate: Estimate | None = None
 ) -> list[Path]:
-    """Draw the pictures that apply to a run as PNG files.
+    """Draw the pictures that apply to a run, as PNG files.
 
-    A picture applies if the model has the methods that the picture needs: ``encode``, ``decode(z)``, ``prior`` or ``sample``,
-    ``reconstruct``, ``analogies`` (for data with some known labels). Pictures made of images need data of shape
-    ``(1, H, W)`` or ``(3, H, W)``; they show pixels clipped to [0, 1]. ``traversals`` and ``units`` need q(z|x) and p(z)
-    with independent units, because otherwise the KL is no sum over units. ``curves`` needs an epoch of history. ``latents``
-    and ``units`` need two data, ``tsne`` needs ten. ``log-px`` needs an estimate, ``worst`` needs images and an estimate,
-    ``grid`` needs images and a latent vector of size 2. If a user's class fails at a picture, a warning says so and the other
-    pictures are drawn.
+    A picture applies if the model has the methods that the picture needs. Such methods are ``encode``, ``decode(z)``,
+    ``prior`` or ``sample``, ``reconstruct``, and ``analogies`` (for data with some known labels). Pictures made of images
+    need data of shape ``(1, H, W)`` or ``(3, H, W)``; they show pixels clipped to [0, 1]. ``traversals`` and ``units`` need
+    q(z|x) and p(z) with independent units, because otherwise the KL is not a sum over units. ``curves`` needs an epoch of
+    history. ``latents`` and ``units`` need two data, ``tsne`` needs ten. ``log-px`` needs an estimate, ``worst`` needs
+    images and an estimate, ``grid`` needs images and a latent vector of size 2. If a method of a user's class fails, the
+    picture is left out with a warning, and all other pictures are drawn.
 
     Args:
         vae: The model, on any device. Its mode (train or eval) is restored at the end.
         data: The data. Pictures show the test data, or the training data if there are no test data. If there are more than
-            10,000, the pictures use 10,000 of them, evenly spaced.
+            10,000 data, the pictures use 10,000 evenly spaced data.
         history: One row for each epoch.
         directory: Folder of the PNG files; made if it does not exist.
-        seed: Seed of the choice of images and of the draws. The caller's generators are not changed.
+        seed: Seed of all draws, also of those that choose the images. The caller's generators are not changed.
         estimate: Estimate of log p(x) for the data shown, in the same order; None: no estimate is drawn.
 
     Returns:
@@ -216,7 +216,7 @@ def draw_estimate(split: Split, source: str, directory: Path, estimate: Estimate
         name: Name of the estimated quantity, see :func:`pyro_vae.models.protocol.evidence_name`.
 
     Returns:
-        The files written; ``worst`` only if the data are images.
+        The files written; ``worst.png`` is written only if the data are images.
     """
     subject = Subject(split, source, estimate=estimate, evidence=name)
     rows = ((file, TABLE[file]) for file in PICTURES)

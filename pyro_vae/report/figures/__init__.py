@@ -1,4 +1,4 @@
-"""Figures, one file each."""
+"""Figures, one module for each kind."""
 
 from pyro_vae.system.imports import quiet_font_cache
 

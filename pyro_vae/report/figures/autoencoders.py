@@ -1,4 +1,4 @@
-"""Autoencoders beside VAEs: latent planes, walks, samples, and codes as bars."""
+"""Comparison of autoencoders with VAEs: latent planes, walks, samples and codes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ WALKS, SIDE = 3, 6  # walks between images; images in a walk, and in a row of sa
 def planes(models: Mapping[str, Autoencodes], split: Split, source: str) -> Figure:
     """Draw latent planes, walks and samples of models with two latent units.
 
-    A walk is a straight line between the codes of two images. Below the walks are decoded draws from N(0, I). Images and draws
-    are the same for all models. Decoded draws are samples if N(0, I) is the model's prior. An autoencoder has no prior, so a
-    draw may lie where the decoder has learnt nothing. The last row shows decoded draws from a normal distribution with the
-    mean and covariance of the codes shown.
+    A walk shows decoded points on a straight line between the codes of two images. Below the walks are decoded draws from
+    N(0, I). Images and draws are the same for all models. The decoded draws are samples of a model whose prior is N(0, I). An
+    autoencoder has no prior, so a draw may lie where the decoder has learnt nothing. The last row shows decoded draws from a
+    normal distribution with the mean and covariance of the codes in the plane.
 
     Args:
         models: Models by name, each with ``encode``, ``decode`` and ``latent_dim`` 2.
@@ -36,7 +36,7 @@ def planes(models: Mapping[str, Autoencodes], split: Split, source: str) -> Figu
         source: Name of the data, such as ``test``.
 
     Returns:
-        A column for each model: the plane, walks, the two kinds of draws.
+        A figure with a column for each model: the plane, the walks, and the two kinds of draws.
 
     Raises:
         ValueError: If there is no model, or a model has another ``latent_dim``.
@@ -83,7 +83,7 @@ def codes(model: Autoencodes, x: Tensor, source: str) -> Figure:
         source: Name of the data.
 
     Returns:
-        A column for each image: the image, its code as bars, the reconstruction.
+        A figure with a column for each image: the image, its code as bars, and its reconstruction.
     """
     with torch.no_grad():
         z = model.encode(like_parameters(model, x)).mean
@@ -125,7 +125,7 @@ def _plane(axes: Axes, name: str, codes: Tensor, walks: Tensor, y: Tensor | None
 
 
 def _mosaic(figure: Figure, place: SubplotSpec, images: Tensor, label: str) -> None:
-    """Draw images edge to edge, ``SIDE`` in a row, above a label."""
+    """Draw images without gaps, ``SIDE`` in each row, with a label below."""
     axes = figure.add_subplot(place)
     axes.imshow(mosaic(images, SIDE), cmap="gray", vmin=0, vmax=1)
     height, width = images.shape[-2:]

@@ -16,14 +16,15 @@ MAX_UNITS = 4
 
 
 def ranks(calibration: Calibration, wording: Callable[[str], str] = str) -> Figure:
-    """Draw the distribution function of the ranks minus the uniform one.
+    """Draw the ranks' distribution functions minus the uniform distribution function.
 
-    The panels are the units with the smallest p-values, then the log densities. A guide that is too narrow makes an S: above
-    0 on the left, below 0 on the right. A guide that is too wide makes the reverse S. A shifted guide makes a bow to one side.
+    The first panels show the latent units with the smallest p-values, the last panels the log densities. If the guide is too
+    narrow, the line is above 0 on the left and below 0 on the right. If the guide is too wide, it is the other way round. If
+    the guide is shifted, the whole line is on one side of 0.
 
     Args:
         calibration: The ranks and their p-values.
-        wording: Function that adapts texts about a model of x alone, such as ``q(z|x)``, to the model at hand.
+        wording: Function that adapts a text to the model. Texts are written for a model of x alone, such as ``q(z|x)``.
     """
     names = [*_worst(calibration), *(name for name in (LOG_JOINT, LOG_Q) if name in calibration.names)]
     pit = dict(zip(calibration.names, calibration.pit.T.numpy(), strict=True))
@@ -42,9 +43,9 @@ def ranks(calibration: Calibration, wording: Callable[[str], str] = str) -> Figu
 
 
 def coverage(calibration: Calibration, wording: Callable[[str], str] = str) -> Figure:
-    """Draw the coverage of credible sets minus their probability under q.
+    """Draw the coverage of credible sets minus their probability under the guide.
 
-    Below 0 the guide is overconfident: its credible sets contain the truth too rarely.
+    Values below 0 show an overconfident guide: the credible sets contain the truth too rarely.
 
     Args:
         calibration: The ranks and their p-values.

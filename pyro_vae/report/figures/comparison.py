@@ -11,10 +11,13 @@ SURE, DOUBTED, REFERENCE = "#0072B2", "#E69F00", "0.4"
 
 
 def comparison(result: Comparison) -> Figure:
-    """Draw differences to the reference (left) and stacking weights (right).
+    """Draw the models' differences to the reference and their stacking weights.
+
+    The figure has a row for each model, the best on top. The left panel shows the difference in log p(x), the right panel the
+    stacking weight.
 
     Args:
-        result: The comparison, a row for each model, the best on top.
+        result: The comparison of the models.
     """
     count = len(result.rows)
     figure = Figure(figsize=(9, 1.7 + 0.42 * count), layout="constrained")

@@ -19,13 +19,13 @@ LEGEND = 140  # most characters in one line of the legend
 
 
 def curves(history: History, trained_on: str = "", loss: str = "distortion") -> Figure:
-    """Draw ELBO, rate, distortion and beta over epochs in four panels.
+    """Draw ELBO, rate, distortion and beta for each epoch, in four panels.
 
-    The ELBO is the true ELBO (beta = 1); the objective is drawn too if it differs. A model without a bound and without a rate,
-    such as the autoencoder, has one panel: its loss.
+    The ELBO is the true ELBO (beta = 1). The training objective is also drawn if it differs from the ELBO. The figure of a
+    model without a bound and without a rate, such as the autoencoder, has one panel: the loss.
 
     Args:
-        history: At least one epoch.
+        history: The history of the training, with at least one epoch.
         trained_on: Part of the data to which the training ELBO refers, see :func:`pyro_vae.models.protocol.trained_on`.
         loss: Name of the loss of a model without a bound.
     """
@@ -86,7 +86,7 @@ def _has_validation(history: History) -> bool:
 
 
 def _bound_name(history: History) -> str:
-    """``ELBO``, or ``Objective`` for a model without a bound."""
+    """Return ``ELBO``, or ``Objective`` for a model without a bound."""
     return "ELBO" if "train_elbo" in history.rows[-1] else "Objective"
 
 
@@ -109,12 +109,13 @@ def _draw_bounds(axes: Axes, history: History, label: str) -> None:
 
 
 def _objective_label(history: History, train: str) -> str:
-    r"""Label of the objective, which names the difference from the bound.
+    r"""Return the objective's legend entry: its difference from the ELBO.
 
     .. math:: \mathcal L + (1 - \beta) R
 
-    This is the objective at a constant beta, where R is the rate. While beta changes, the mean over an epoch lies between the
-    values at the previous epoch's beta and at the epoch's own beta.
+    is the objective without penalties at a constant beta, where the first term is the ELBO and R is the rate. If beta changes
+    during an epoch, the mean over the epoch lies between two values of this formula: at the previous epoch's beta, and at the
+    epoch's own beta.
     """
     columns = ("objective", train, "train_rate", "beta")
     objective, bound, rate, beta = (np.array(history[column], dtype=float) for column in columns)
@@ -134,9 +135,9 @@ def _objective_label(history: History, train: str) -> str:
 
 
 def _crop(axes: Axes) -> None:
-    """Scale a panel to later epochs; note the values cut off.
+    """Fit a panel's scale to the later epochs; note what is cut.
 
-    With ten or more epochs, the first tenth of the epochs does not set the scale.
+    If there are ten or more epochs, the first tenth of the epochs does not count for the scale.
     """
     values = np.stack([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     late = values[:, math.ceil(values.shape[1] / 10) :] if values.shape[1] >= 10 else values

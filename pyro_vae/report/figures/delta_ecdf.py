@@ -1,4 +1,4 @@
-"""Empirical distribution functions minus the uniform one, with simultaneous bands."""
+"""Differences of empirical from uniform distribution functions, with simultaneous bands."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ LINE, BAND, FAULT = "#0072B2", "0.85", "#D55E00"
 
 
 class Panel(NamedTuple):
-    """One sample and the band for its distribution function.
+    """One sample of size S, and the band for its distribution function.
 
     Attributes:
         title: Title of the panel.
-        values: The sample: midpoints of the equal cells between the points of the band, shape ``(S,)``, float64, in (0, 1).
-        band: Simultaneous band of the sample's distribution function.
-        fault: True: draw line and title in the colour of a fault.
+        values: The sample, shape ``(S,)``, float64, in (0, 1). The points of the band's grid divide [0, 1] into equal cells;
+            each value is the midpoint of a cell.
+        band: Simultaneous band for the sample's distribution function.
+        fault: True to draw the line and the title in the colour of a fault.
     """
 
     title: str
@@ -32,12 +33,13 @@ class Panel(NamedTuple):
 
 
 def delta_ecdf(panels: Sequence[Panel], title: str, xlabel: str, ylabel: str) -> Figure:
-    r"""Draw distribution functions minus the uniform one, a panel for each.
+    r"""Draw each sample's distribution function minus the uniform, in a panel.
 
     .. math:: \Delta(u) = \tfrac1S \textstyle\sum_s [v_s < u] - u
 
-    The line joins the points of the band's grid, as the band's edges do: it leaves the grey area exactly where the sample
-    leaves its band. The level of the band is exact, and holds for all points at once.
+    where :math:`v_s` are the S values of the sample. The line joins the values at the points of the band's grid, as the band's
+    edges do. So the line leaves the grey area exactly where the sample leaves the band. The level of the band is exact, and
+    holds for all points at once.
 
     Args:
         panels: Panels, at least one.

@@ -34,7 +34,7 @@ def units_by_factors(scores: dict[str, InformationGap], factors: Sequence[str]) 
     .. math:: I(z_j; v_k) / H(v_k)
 
     Args:
-        scores: Scores of a code, by the title of its panel; all codes have the same factors.
+        scores: The score of each code, by the title of the code's panel; all codes have the same factors.
         factors: Names of the factors.
 
     Raises:
@@ -64,15 +64,15 @@ def units_by_factors(scores: dict[str, InformationGap], factors: Sequence[str]) 
 def traversals_by_factor(
     models: dict[str, VAE], x: Tensor, scores: dict[str, InformationGap], factors: Sequence[str]
 ) -> Figure:
-    """Decode an image while each unit in turn runs over its prior.
+    """Decode an image's code while one unit runs over its prior.
 
-    Each model has a block, with a row for each unit. The text beside a row names the factor about which the unit has most
-    information. Units are sorted by this information; of the units without information, only the first is shown.
+    Each model has a block of rows, one row for each latent unit. The text beside a row names the factor about which the unit
+    has most information. Units are sorted by this information; of the units without information, only the first is shown.
 
     Args:
-        models: Models of images with a standard normal prior, by the title of their block.
+        models: Models of images with a standard normal prior, by the title of the model's block.
         x: The image, shape ``data_shape``.
-        scores: Scores of each model's code, by the title of its block.
+        scores: The score of each model's code, by the title of the model's block.
         factors: Names of the factors.
     """
     rows = min(ROWS, *(model.latent_dim for model in models.values()))
@@ -105,7 +105,10 @@ def traversals_by_factor(
 
 
 def _block(model: VAE, x: Tensor, units: Sequence[int], rows: int) -> Tensor:
-    """Decoded traversals, shape ``(rows, STEPS, *data_shape)``; NaN in rows without a unit."""
+    """Decode the traversals of one model's block, ``(rows, STEPS, *data_shape)``.
+
+    Rows without a unit are NaN.
+    """
     mean = model.encode(like_parameters(model, x[None])).mean[0]
     z = mean.repeat(rows, STEPS, 1)
     for row, unit in enumerate(units):

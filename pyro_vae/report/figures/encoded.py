@@ -33,13 +33,14 @@ class Encoded:
     """Latent vectors of at most ``MAX_ROWS`` data; tensors on the CPU.
 
     Attributes:
-        rows: Rows of the split, evenly spaced, shape ``(N,)``, int64.
+        rows: Evenly spaced rows of the split: the N encoded data, shape ``(N,)``, int64.
         means: Means of q(z|x), or the codes of an encoder without a distribution, shape ``(N, Z)``, float64.
-        labels: Labels, shape ``(N,)``, or None.
-        unit_kl: Mean KL of each unit over these data, shape ``(Z,)``, nats; None if the KL is no sum over units.
+        labels: Labels, shape ``(N,)``, or None if there are none.
+        unit_kl: KL of each latent unit, averaged over the encoded data, shape ``(Z,)``, nats; None if the KL is not a sum over
+            units.
         total: Number of data in the split.
         name: Name of the latent vectors in a title, such as ``means of q(z|x)`` or ``codes``.
-        num_sites: Number of latent sites of the guide. With one site, the KLs of its units sum to the rate.
+        num_sites: Number of latent sites of the guide. If there is one site, the KLs of its units sum to the rate.
     """
 
     rows: Tensor
@@ -51,7 +52,7 @@ class Encoded:
     num_sites: int = 1
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Select rows of the split, means and labels.
+        """Select some of the encoded data: rows of the split, means, labels.
 
         Args:
             index: Positions among the encoded data, int64.
@@ -60,14 +61,14 @@ class Encoded:
 
     @property
     def q(self) -> str | None:
-        """Name of the encoder's distribution, such as ``q(z|x)``, or None."""
+        """Name of the encoder's distribution, such as ``q(z|x)``; None without one."""
         return self.name.removeprefix("means of ") if self.name.startswith("means of ") else None
 
     def amount(self, count: int | None = None) -> str:
-        """The number of data and their total, such as ``40 of 70``.
+        """Return how many data of the split are shown: ``40 of 70``.
 
         Args:
-            count: Number of data; None: all encoded data.
+            count: Number of data shown; None: all encoded data.
         """
         count = len(self.rows) if count is None else count
         return f"{self.total:,}" if count == self.total else f"{count:,} of {self.total:,}"
@@ -78,10 +79,10 @@ def encode(vae: Encodes, split: Split) -> Encoded:
 
     Args:
         vae: A model with ``encode``.
-        split: The data. If there are more than ``MAX_ROWS``, only ``MAX_ROWS`` of them, evenly spaced, are encoded.
+        split: The data. If there are more than ``MAX_ROWS`` data, only ``MAX_ROWS`` evenly spaced data are encoded.
 
     Returns:
-        Latent vectors with labels, and the KL of each unit if there is a prior with independent units.
+        Latent vectors with labels, and the KL of each latent unit if the model has a prior with independent units.
     """
     prior = method_of(vae, "prior")
     rows, columns = spread_rows(len(split.x)), evaluation_inputs(vae, split)
@@ -107,7 +108,7 @@ def encode(vae: Encodes, split: Split) -> Encoded:
 
 
 def _num_latents(vae: Encodes, columns: Inputs) -> int:
-    """Number of latent sites of the guide; 0 without a guide."""
+    """Count the latent sites of the guide; return 0 without a guide."""
     if not hasattr(vae, "guide"):
         return 0
     with own_randomness(0), pyro.get_param_store().scope(), pyro.validation_enabled(False):
@@ -116,18 +117,18 @@ def _num_latents(vae: Encodes, columns: Inputs) -> int:
 
 
 def is_point(q: TorchDistributionMixin) -> bool:
-    """Return True if an encoder's output has all mass in one point."""
+    """Return True if the encoder's distribution has all mass in one point."""
     while hasattr(q, "base_dist"):
         q = q.base_dist
     return isinstance(q, dist.Delta)
 
 
 def latent_name(vae: Encodes, q: TorchDistributionMixin) -> str:
-    """Name of the latent vectors of a model in a title.
+    """Return the name of a model's latent vectors, for a title.
 
     Args:
-        vae: The model. A model with labels may encode with labels that it inferred itself.
-        q: Output of the encoder.
+        vae: The model. The name says if the model encodes with labels that it inferred itself.
+        q: The distribution that the encoder returned.
     """
     if is_point(q):
         return "codes"

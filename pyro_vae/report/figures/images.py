@@ -42,7 +42,7 @@ MAX_COLUMNS = 12  # with more labels, only the first have a column
 
 
 def reconstructions(vae: Reconstructs, split: Split, source: str) -> Figure:
-    """Draw images above their reconstructions in three rows of pairs.
+    """Draw images, each above its reconstruction, in up to three rows.
 
     Args:
         vae: A model of images with ``reconstruct``.
@@ -62,7 +62,7 @@ def reconstructions(vae: Reconstructs, split: Split, source: str) -> Figure:
 
 
 def _reconstructed(vae: Reconstructs) -> str:
-    """Describe the output of ``reconstruct``."""
+    """Describe the output of the model's ``reconstruct``."""
     if not has_bound(vae):
         return "decoded from their codes"
     if _decoder_inputs(vae) == 2:
@@ -74,9 +74,9 @@ def _reconstructed(vae: Reconstructs) -> str:
 def samples(vae: PyroModel, split: Split, source: str) -> Figure:
     """Draw samples of the model.
 
-    A model with ``decode(z)`` shows means of p(x|z) at 64 draws from the prior. A model with ``decode(z, y)`` has a column for
-    each label; if y is a vector, it has a row for each of up to 8 images and their y. Every other model shows the draws of
-    ``sample``.
+    For a model with ``decode(z)``, the figure shows means of p(x|z) at 64 draws from the prior. For a model with
+    ``decode(z, y)``, it has a column for each label y; if y is a vector, it has a row for each of up to 8 images, with samples
+    given the y of the image. For every other model, it shows draws from the model's ``sample``.
 
     Args:
         vae: A model of images.
@@ -99,7 +99,7 @@ def samples(vae: PyroModel, split: Split, source: str) -> Figure:
 
 
 def _decoder_inputs(vae: PyroModel) -> int:
-    """Number of arguments that ``decode`` needs; 0 without ``decode``."""
+    """Count the arguments that ``decode`` needs; return 0 without ``decode``."""
     return num_required_arguments(method_of(vae, "decode"))
 
 
@@ -122,7 +122,7 @@ def _samples_of_labels(vae: Decodes, classes: int) -> Figure:
 
 
 def _samples_of_vectors(vae: Decodes, split: Split, source: str) -> Figure:
-    """Draw images, each beside means of p(x|z, y) for its y."""
+    """Draw images, each beside samples given the image's vector y."""
     height, width = min(8, len(split.x)), 8
     x, y = like_parameters(vae, split.inputs(("x", "y"))[pick_rows(split, height)])
     z = vae.prior().sample((height * width,))
@@ -134,7 +134,7 @@ def _samples_of_vectors(vae: Decodes, split: Split, source: str) -> Figure:
 
 
 def analogies(vae: PyroModel, split: Split, source: str) -> Figure:
-    """Draw labelled images, each beside versions with every label.
+    """Draw labelled images, each beside versions of it with every label.
 
     Args:
         vae: A model of images with ``analogies``.
@@ -162,7 +162,7 @@ def analogies(vae: PyroModel, split: Split, source: str) -> Figure:
 
 
 def interpolations(vae: Autoencodes, split: Split, source: str) -> Figure:
-    """Decode straight lines between the latent vectors of pairs of images.
+    """Decode points on straight lines between the codes of two images.
 
     Args:
         vae: A model of images with ``encode`` and ``decode(z)``.
@@ -193,9 +193,10 @@ def interpolations(vae: Autoencodes, split: Split, source: str) -> Figure:
 
 
 def plane(vae: Decodes) -> Figure:
-    """Decode a grid of the latent plane at quantiles of normals.
+    """Decode a grid of points in the latent plane.
 
-    The normals are N(0, I); for every other prior, they have its means and scales.
+    The grid lies at quantiles of normal distributions: of N(0, I) if that is the prior, otherwise of normals with the means
+    and scales of the prior.
     """
     side = 20
     quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)

@@ -18,16 +18,16 @@ COVERED = 0.5  # the grey of a hidden pixel
 
 
 def fillings(x: Tensor, visible: Tensor, filling: Filling, columns: int = 6) -> Figure:
-    """Draw images, their visible pixels, fillings, and their mean and spread.
+    """Draw images, visible pixels, fillings, and the fillings' mean and spread.
 
     Args:
         x: Complete images, shape ``(B, *data_shape)``.
-        visible: True at visible pixels, bool, a shape that broadcasts to that of ``x``.
+        visible: True at visible pixels, bool; the shape broadcasts to that of ``x``.
         filling: Result of :func:`pyro_vae.evidence.inpaint`.
-        columns: Largest number of fillings shown.
+        columns: Largest number of fillings shown for each image.
 
     Returns:
-        A row for each image.
+        A figure with a row for each image.
     """
     count = min(columns, len(filling.images))
     covered = torch.where(visible, x, COVERED)
@@ -49,11 +49,11 @@ def denoisings(models: Mapping[str, Autoencodes], clean: Tensor, noisy: Tensor, 
     Args:
         models: Models by name, each with ``encode`` and ``decode``.
         clean: Images, shape ``(B, *data_shape)``.
-        noisy: The images with noise, shape ``(B, *data_shape)``.
+        noisy: The same images with noise, shape ``(B, *data_shape)``.
         noise: Name of the noise, for the title.
 
     Returns:
-        A row for the clean images, a row for the noisy images, and a row for each model.
+        A figure with a row for the clean images, a row for the noisy images, and a row for each model.
     """
     rows = {"clean": clean, "noisy": noisy} | {name: denoise(model, noisy) for name, model in models.items()}
     errors = {name: float(squared_error(image, clean, clean.dim() - 1).mean().detach()) for name, image in rows.items()}

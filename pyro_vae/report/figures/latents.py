@@ -59,7 +59,7 @@ def _at_most_two(means: Array) -> tuple[Array, list[str]]:
 
 
 def _height(points: Array) -> float:
-    """Height of a figure whose axes have equal units, inches."""
+    """Compute the height of a figure whose axes have equal units, inches."""
     if points.shape[1] == 1:
         return 5.0
     width, height = np.ptp(points, axis=0) + 1e-12

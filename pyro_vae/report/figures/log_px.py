@@ -1,4 +1,4 @@
-"""Log p(x) of each datum: histogram, least likely and least reliable images."""
+"""Log p(x) of each datum: a histogram, and the extreme images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def log_px(estimate: Estimate, split: Split, images: bool, source: str, name: st
     Args:
         estimate: Estimate of log p(x) for the data of ``split``, in the same order.
         split: The data.
-        images: True: draw the least likely data as images.
+        images: True if the data are images; the least likely are then drawn.
         source: Name of the data, such as ``test``.
         name: Name of the estimated quantity.
 
@@ -48,7 +48,7 @@ def log_px(estimate: Estimate, split: Split, images: bool, source: str, name: st
 
 
 def worst(estimate: Estimate, split: Split, source: str, name: str = "log p(x)") -> Figure:
-    """Draw the images with the least reliable estimates, the largest Pareto k.
+    """Draw the images whose estimates are least reliable (largest Pareto k).
 
     Args:
         estimate: Estimate of log p(x) for the data of ``split``, in the same order.

@@ -1,4 +1,4 @@
-"""Predictive checks: statistics and spectrum of images and of simulated sets."""
+"""Predictive checks: statistics of a set of images and of simulated sets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ OBSERVED, SIMULATED = "#D55E00", "0.75"
 
 
 def predictive(checks: PredictiveChecks) -> Figure:
-    """Draw histograms of statistics over simulated sets.
+    """Draw a histogram of each statistic over the simulated sets.
 
-    A line marks the observed value. The last panel has the mean power at each spatial frequency.
+    A line marks the value for the observed images. The last panel shows the mean power at each spatial frequency, for the
+    observed images and for the simulated sets.
 
     Args:
-        checks: The checks.
+        checks: Statistics of the observed images and of the simulated sets.
     """
     count = len(checks.names) + 1
     columns = min(4, count)

@@ -1,4 +1,4 @@
-"""Scatter plots of classes in different colours and markers."""
+"""Scatter plots with a colour and a marker for each class."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
 def classes_of(y: Tensor | None, count: int) -> Classes:
-    """Map each label to its rows.
+    """Group the data into classes by label.
 
-    If no label is known, or there are more than ``MAX_CLASSES`` labels, all data form one class without a name.
+    If no label is known, or there are more than ``MAX_CLASSES`` different labels, all data form one class without a name.
 
     Args:
         y: Labels, shape ``(count,)``, -1 where unknown, or None.
@@ -48,13 +48,13 @@ def nameless(count: int) -> Classes:
 
 
 def scatter(axes: Axes, points: Array, names: list[str], classes: Classes) -> None:
-    """Draw the points of classes, with each class's name at its median.
+    """Draw each class: its points, and its name at their median.
 
     Args:
         axes: Panel to draw in; both axes get equal units.
         points: Points, shape ``(N, 2)``.
         names: Labels of the two axes.
-        classes: Mask of the points by label, shape ``(N,)``.
+        classes: For each class, by name, the mask that selects its points, shape ``(N,)``.
     """
     size = float(np.clip(10_000 / len(points), 12, 28))
     for k, (label, rows) in enumerate(classes.items()):
@@ -68,7 +68,7 @@ def scatter(axes: Axes, points: Array, names: list[str], classes: Classes) -> No
 
 
 def _name_classes(axes: Axes, points: Array, classes: Classes) -> None:
-    """Write labels at class medians, unless another label is there already."""
+    """Write each class's name at its median, unless another name is there."""
     taken: list[Array] = []
     outline, size = [withStroke(linewidth=3, foreground="white")], 14 if len(classes) <= 12 else 8
     for label, rows in classes.items():
@@ -80,7 +80,7 @@ def _name_classes(axes: Axes, points: Array, classes: Classes) -> None:
 
 
 def label_legend(figure: Figure, axes: Axes, classes: Classes, loc: Place, markerscale: float) -> None:
-    """Draw a legend of labels beside a figure, if there are labels.
+    """Draw a legend of the classes, if the classes have names.
 
     Args:
         figure: The figure.

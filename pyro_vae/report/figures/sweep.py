@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 
 def rate_distortion(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
-    """Draw distortion over rate with lines of equal ELBO.
+    """Plot distortion against rate, with lines of equal ELBO.
 
-    Each run is a point; its ELBO is -(rate + distortion).
+    Each run is a point. The ELBO of a point is -(rate + distortion).
 
     Args:
         rows: ``beta``, ``rate`` and ``distortion`` of each run, nats per datum.
@@ -36,7 +36,7 @@ def rate_distortion(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
 
 
 def _digits(levels: Sequence[float]) -> int:
-    """Number of decimals that show equally spaced levels exactly."""
+    """Find how many decimals show equally spaced levels exactly."""
     step = float(levels[1] - levels[0]) if len(levels) > 1 else 1.0
     first = max(0, -math.floor(math.log10(step)))
     return next(
@@ -45,7 +45,7 @@ def _digits(levels: Sequence[float]) -> int:
 
 
 def _labels(rows: Sequence[Mapping[str, float]], near: float) -> list[tuple[str, tuple[float, float]]]:
-    """Labels with their places; points within ``near`` share a label."""
+    """Return labels with their positions; points closer than ``near`` share a label."""
     groups: list[tuple[list[str], tuple[float, float]]] = []
     for row in rows:
         point = (row["rate"], row["distortion"])

@@ -1,4 +1,4 @@
-"""Tables of images: their choice, their decoding and their layout."""
+"""Tables of images: choose, decode and lay out the images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def like_parameters(vae: PyroModel, x: T) -> T:
 
     Args:
         vae: The model.
-        x: A tensor or a tuple of tensors; whole numbers keep their dtype.
+        x: A tensor or a tuple of tensors; tensors of whole numbers keep their dtype.
     """
     if isinstance(x, tuple):
         return tuple(like_parameters(vae, part) for part in x)
@@ -47,25 +47,28 @@ def like_parameters(vae: PyroModel, x: T) -> T:
 
 
 def spread_rows(total: int) -> Tensor:
-    """At most ``MAX_ROWS`` evenly spaced rows: shape ``(N,)``, int64, ascending."""
+    """Choose at most ``MAX_ROWS`` evenly spaced rows of ``total``.
+
+    The result has shape ``(N,)``, int64, ascending.
+    """
     count = min(total, MAX_ROWS)
     return torch.arange(count) * total // max(count, 1)
 
 
 def pick(split: Split, count: int) -> Tensor:
-    """Pick random images by :func:`pick_rows`: shape ``(count, *data_shape)``."""
+    """Pick random images with :func:`pick_rows`; return ``(count, *data_shape)``."""
     return split.x[pick_rows(split, count)]
 
 
 def pick_rows(split: Split, count: int, labelled: bool = False) -> Tensor:
-    """Pick random rows that cycle through the classes.
+    """Pick random rows of a split, taking the classes in turn.
 
-    Every class appears, and with ten classes each column of a table with ten columns shows one class.
+    Every class appears. If there are ten classes, each column of a table with ten columns shows one class.
 
     Args:
         split: Images, with or without labels.
         count: Largest number of rows.
-        labelled: True: pick only data with a known label; the split then needs labels of shape ``(N,)``.
+        labelled: True to pick only data with a known label; the split of N data then needs labels of shape ``(N,)``.
 
     Returns:
         Rows of the split, shape ``(count,)``, int64.
@@ -87,7 +90,7 @@ def has_known_labels(split: Split) -> bool:
 
 
 def shrunk(images: Tensor, side: int = MAX_SIDE) -> Tensor:
-    """Average images down to a size that a tile can show.
+    """Shrink images to the size of a tile by averaging pixels.
 
     Args:
         images: Shape ``(N, C, H, W)``.
@@ -104,7 +107,7 @@ def shrunk(images: Tensor, side: int = MAX_SIDE) -> Tensor:
 
 @torch.no_grad()
 def decoded(vae: Decodes, z: Tensor, side: int = MAX_SIDE) -> Tensor:
-    """Decode latent vectors in chunks to means of p(x|z), averaged down.
+    """Decode latent vectors in chunks; return the means of p(x|z), shrunk.
 
     Args:
         vae: A model of images.
@@ -133,7 +136,7 @@ def pixels(images: Tensor) -> Array:
 
 
 def inches(images: Tensor) -> tuple[float, float]:
-    """Width and height of a tile, inches; the longer side is ``TILE``."""
+    """Return width and height of a tile, inches; the longer is ``TILE``."""
     height, width = images.shape[-2:]
     return TILE * width / max(height, width), TILE * height / max(height, width)
 
@@ -142,9 +145,10 @@ def tiles(images: Tensor, columns: Sequence[float], rows: Sequence[float]) -> tu
     """Draw a table of images.
 
     Args:
-        images: Shape ``(R * C, *data_shape)``, row after row; an image with a NaN is left out.
-        columns: Left edges, in tiles from the left; a step above 1 leaves a space.
-        rows: Upper edges, in tiles from the top.
+        images: Images of a table with R rows and C columns, row by row, shape ``(R * C, *data_shape)``. The place of an image
+            with a NaN stays empty.
+        columns: Left edge of each column, in tiles from the left. If an edge is more than 1 from the last, a space is left.
+        rows: Upper edge of each row, in tiles from the top.
 
     Returns:
         The figure, and its axes in units of tiles, without ticks.
@@ -167,11 +171,11 @@ def tiles(images: Tensor, columns: Sequence[float], rows: Sequence[float]) -> tu
 
 
 def tiles_beside(x: Tensor, made: Tensor) -> tuple[Figure, Axes, list[float]]:
-    """Draw images, each beside the images that a model made of it.
+    """Draw images, each beside the images that a model made from it.
 
     Args:
-        x: Images, shape ``(R, C, H, W)``.
-        made: Images made by the model, shrunk to tiles, shape ``(R, N, C, h, w)``.
+        x: R images, one for each row, shape ``(R, C, H, W)``.
+        made: The N images that the model made from each image, shrunk to tiles, shape ``(R, N, C, h, w)``.
 
     Returns:
         The figure, its axes in units of tiles, and the middle of each of the 1 + N columns.
@@ -182,10 +186,10 @@ def tiles_beside(x: Tensor, made: Tensor) -> tuple[Figure, Axes, list[float]]:
 
 
 def mosaic(images: Tensor, columns: int) -> Array:
-    """Join images edge to edge into one array for matplotlib.
+    """Join images without gaps into one array for matplotlib.
 
     Args:
-        images: Images, row after row, shape ``(N, C, H, W)``; N is a multiple of ``columns``.
+        images: Images, row by row, shape ``(N, C, H, W)``; N is a multiple of ``columns``.
         columns: Number of images in a row.
     """
     shown = pixels(images)
@@ -197,7 +201,7 @@ def captioned(panels: Sequence[Axes], images: Tensor, captions: Sequence[str]) -
     """Draw images with captions, one in each panel.
 
     Args:
-        panels: At least as many panels as images; extra panels stay blank.
+        panels: One panel for each image, or more; extra panels stay blank.
         images: Shape ``(N, C, H, W)``.
         captions: One caption for each image.
     """

@@ -1,4 +1,4 @@
-"""t-SNE of the latent means beside t-SNE of the data themselves."""
+"""t-SNE of the latent vectors, and t-SNE of the data themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_SIDE = 64  # largest side of an image in pixels
 def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
     """Draw t-SNE of the latent vectors (left) and of the data (right).
 
-    The first row has one colour; if there are labels, a second row is coloured by label.
+    In the first row, all points have the same colour. If there are labels, a second row shows the points coloured by label.
 
     Args:
         encoded: The encoded data; at most ``MAX_POINTS`` are drawn.
@@ -62,7 +62,7 @@ def tsne(encoded: Encoded, split: Split, source: str) -> Figure:
 
 
 def _raw(split: Split, rows: torch.Tensor) -> torch.Tensor:
-    """The data; large images are averaged down to save memory."""
+    """Load rows of the split; shrink large images to save memory."""
     if len(split.x.shape) != 4:
         return split.x[rows]
     parts = rows.split(rows_of(split.x.shape))
@@ -81,9 +81,9 @@ def _choice(encoded: Encoded, split: Split) -> tuple[torch.Tensor, float, int]:
 
 
 def _embed(values: torch.Tensor, perplexity: float, seed: int) -> Array:
-    """Embed values of shape ``(N, ...)`` by t-SNE: shape ``(N, 2)``.
+    """Embed values of shape ``(N, ...)`` by t-SNE; return shape ``(N, 2)``.
 
-    The embedding starts from two principal components, or at random if the data have fewer components.
+    The embedding starts from the first two principal components, or at random if the values have fewer than two.
     """
     from sklearn.manifold import TSNE
 

@@ -1,4 +1,4 @@
-"""Latent units: the KL of each, and its effect on an image."""
+"""Latent units: the KL of each, and the effect on images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ACTIVE, INACTIVE = "#0072B2", "#D55E00"
 
 
 def by_kl(unit_kl: Tensor) -> list[int]:
-    """Indices of the units, the largest KL first."""
+    """Sort the indices of the latent units by KL, the largest first."""
     return unit_kl.argsort(descending=True, stable=True).tolist()
 
 
 def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
-    """Draw the KL of each unit, active units marked.
+    """Draw the KL of each latent unit; active units are marked.
 
-    The KLs of the units sum to the rate if the guide has no other latent site, such as a label.
+    The KLs of the units sum to the rate if the guide has no further latent site, such as a label.
 
     Args:
         encoded: The encoded data.
@@ -65,7 +65,7 @@ def units(encoded: Encoded, unit_kl: Tensor, source: str) -> Figure:
 
 
 def _stems(axes: Axes, heights: Tensor, active: Tensor) -> None:
-    """Draw a stem for each unit; its dot is full if active."""
+    """Draw a stem for each unit; active units get a full dot."""
     size = 34 if len(heights) <= MAX_NAMED else 9
     kinds = (
         (active, ACTIVE, ACTIVE, "active: the posterior mean's variance is above 0.01"),
@@ -79,12 +79,12 @@ def _stems(axes: Axes, heights: Tensor, active: Tensor) -> None:
 
 
 def traversals(vae: Autoencodes, split: Split, unit_kl: Tensor, source: str) -> Figure:
-    """Decode an image's posterior mean while one unit runs over its prior.
+    """Decode an image's code while one unit runs over its prior.
 
     Args:
         vae: A model of images with independent latent units.
         split: The images.
-        unit_kl: KL of each unit, shape ``(Z,)``, nats; the units with the largest KL are shown.
+        unit_kl: KL of each latent unit, shape ``(Z,)``, nats; the units with the largest KL are shown.
         source: Name of the data, such as ``test``.
     """
     order = by_kl(unit_kl)[:MAX_TRAVERSED]
