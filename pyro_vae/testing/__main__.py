@@ -27,14 +27,14 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the self-test.
 
     Args:
-        argv: Command-line arguments; None: the arguments of the process.
+        argv: Command-line arguments; None: those of the process.
 
     Returns:
-        The exit code. 0: each figure agrees with its exact value within its error, the sound model passes, and each fault is
-        caught by its law. 1: a comparison or a check failed. 2: bad input.
+        The exit code. 0: every figure agrees with its exact value within its error, the sound model passes, and every faulty
+        model fails by the expected law. 1: at least one of these failed. 2: bad input.
     """
     return command.run("pyro_vae.testing", _test, argv, "before the last check.")
 
@@ -67,7 +67,7 @@ def _figures(samples: int, seed: int) -> int:
 
 
 def _faults(samples: int, seed: int) -> int:
-    """Print the result for each fault; return the number of wrong results."""
+    """Check sound and faulty models; return the number of wrong results."""
     from pyro_vae.testing.selftest.faults import CASES, run
 
     print("check_elbo_bounds, on a sound model and on a faulty model for each law")

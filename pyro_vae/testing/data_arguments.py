@@ -1,4 +1,4 @@
-"""Find the arguments of a program that hold its data."""
+"""Find the arguments of model and guide that hold the data."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from pyro_vae.testing.subject import Slot, Subject, observed_sites, same
 
 
 def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subject, dict[int | str, set[str]]]:
-    """Find the data among the arguments.
+    """Find the arguments of model and guide that hold the data.
 
-    An argument with a row for each datum holds data if rolling its rows changes an observed value. Simulated data replace
-    an argument that *equals* an observed value: the same tensor, a view, a cast, the rows picked by the plate, or some
-    entries of each row (``x[:, t]``).
+    An argument holds data if it has a row for each datum and rolling its rows changes an observed value. To simulate data,
+    the entries of the argument that *equal* the observed value are replaced. The observed value may be the argument itself,
+    a view, a cast, the rows picked by the plate, or some entries of each row (``x[:, t]``).
 
     Args:
         subject: The program.
-        declared: Names or positions given by the caller; empty: all arguments with as many rows as the plate.
+        declared: Names or positions of data arguments, given by the caller. They count as data even
+            if rolling their rows changes nothing.
 
     Returns:
-        The subject with ``rows``, ``data`` and ``slots`` filled in; and, for each data argument, the observed sites that
-        read it.
+        The subject with ``rows``, ``data`` and ``slots`` filled in; and a dictionary from each data argument to the names of
+        the observed sites that read the argument.
 
     Raises:
         ValueError: If a declared argument is missing or is not a tensor.
@@ -61,10 +62,15 @@ def find_data(subject: Subject, declared: Collection[int | str]) -> tuple[Subjec
 def _slot(subject: Subject, key: int | str, value: Tensor, part: bool, taken: dict[str, Slot]) -> Slot | None:
     """Locate an observed value in an argument.
 
-    With ``part``, the value may be consecutive entries of each row.
+    Args:
+        subject: The program.
+        key: Name or position of the argument.
+        value: The observed value.
+        part: Accept a value that is only some consecutive entries of each row.
+        taken: Places of the other observed values; a free place is preferred.
 
     Returns:
-        The place; None if the argument does not contain the value.
+        The place of the value; None if the argument does not contain it.
     """
     argument = subject.call.tensors()[key]
     rows = argument if subject.picked is None else argument[subject.picked]

@@ -1,4 +1,4 @@
-"""``check_elbo_bounds``: all laws in one call."""
+"""``check_elbo_bounds``: check a model and guide against all laws."""
 
 from __future__ import annotations
 
@@ -42,30 +42,31 @@ def check_elbo_bounds(
 ) -> Report:
     r"""Check that the ELBO is a bound: :math:`E_q[\log w] \le \log p(x)`.
 
-    Nothing is trained. The parameter store and the random generators are restored. In train mode, layers with running
-    statistics still update them.
+    A model and guide whose ELBO is a bound obey several laws, listed in ``LAWS``; each is checked. Nothing is trained. The
+    parameter store and the random generators are restored afterwards; running statistics of layers in train mode are not.
 
     Args:
         model: A Pyro model whose data lie in one plate.
-        guide: Its guide.
-        *args: Arguments of both. Five to fifty data are enough; the batch laws need at least two.
-        exact: log p(x) of each datum, shape ``(B,)``, nats. A function of the arguments that returns log p(x) gives a
-            stronger test.
-        data: Names or positions of the data arguments, if they are not found by their values.
-        plate: Name of the data plate, if several plates enclose every site.
+        guide: The guide of the model.
+        *args: Arguments of model and guide, with the data. Five to fifty data are enough; the laws ``independence`` and
+            ``invariance`` need at least two.
+        exact: The known log p(x) of each datum, shape ``(B,)``, nats; or, for a stronger test, a function that takes
+            ``*args`` and ``**kwargs`` and returns it.
+        data: Names or positions of the arguments that hold data, if the check does not find them by itself.
+        plate: Name of the data plate; needed if several plates enclose every site.
         conditional: Model sites that may read the data in their distribution, or may score the same data as another site.
-        without_gradient: Substrings of parameter names; these parameters may have no gradient, or only part of it.
+        without_gradient: Substrings of the names of parameters that may have no gradient, or only a part of it.
         factory: A function without arguments that returns a second (model, guide).
-        num_samples: Number of simulated pairs (x, z), and of draws for each sampled KL.
+        num_samples: Number of pairs (x, z) drawn from the model, and number of draws for each sampled KL.
         seed: Seed of all draws.
-        false_alarms: Probability that a sound program is reported, over all tests of the call.
-        **kwargs: Keyword arguments of both.
+        false_alarms: Probability that a sound model and guide fail, over all statistical tests of this call.
+        **kwargs: Keyword arguments of model and guide.
 
     Returns:
-        The laws that hold, and the laws that could not be checked, with the reason.
+        A report of the laws that hold, and of the laws that could not be checked, with the reason.
 
     Raises:
-        BrokenBound: If a law is broken. This ``AssertionError`` gives place, figures and usual causes for each broken law.
+        BrokenBound: If a law is broken. This ``AssertionError`` states the place, the figures and the usual causes.
         ValueError: If an option is out of range, or a site is marked for enumeration.
     """
     if num_samples < 100:
@@ -96,7 +97,11 @@ def check_elbo_bounds(
 def _check(
     subject: Subject, declared: list[int | str], conditional: set[str], ledger: Ledger, exact: Exact | None, num: int
 ) -> bool:
-    """Check all other laws; return True if the terms are deterministic."""
+    """Check most laws; return True if log-probabilities are deterministic.
+
+    Deterministic means that they depend on x and z only. The caller checks ``structure``, ``instances`` and the gradients
+    with respect to parameters.
+    """
     with torch.no_grad():
         check_values(subject, ledger)
         check_scales(subject, ledger)
@@ -109,7 +114,7 @@ def _check(
         follows = check_reading(subject, feeds, conditional, ledger)
         check_once(subject, feeds, conditional, ledger)
         if ledger.any_broken:
-            return True  # later laws would only repeat the same fault in other figures
+            return True  # further checks would only report the same fault again
         check_divergences(subject, num, ledger)
         against = reason_against(subject, follows)
         if against is None:

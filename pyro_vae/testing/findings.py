@@ -22,7 +22,7 @@ LAWS: dict[str, str] = {
     "instances": "a second instance trains its own parameters",
 }
 
-#: A rejection by a t test counts if fresh draws give a p-value of at most this.
+#: A law is broken by a t test only if a repetition with fresh draws has a p-value of at most this.
 CONFIRMED = 0.01
 
 State = Literal["held", "broken", "not checked"]
@@ -30,15 +30,15 @@ State = Literal["held", "broken", "not checked"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One law at one site.
+    """Result of checking one law at one place of the program.
 
     Attributes:
         law: Name of the law, a key of ``LAWS``.
         state: ``"held"``, ``"broken"`` or ``"not checked"``.
-        site: Place: a site, a parameter, or a part of the program.
+        site: The place: a site, a parameter, or a part of the program.
         figures: The measured figures; if the law was not checked, the reason.
         causes: Usual causes and remedies; empty unless the law is broken.
-        p_value: p-value; None without a statistical test.
+        p_value: p-value of the statistical test; None if the check is exact.
     """
 
     law: str
@@ -58,11 +58,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings of one call.
+    """All findings of one call of ``check_elbo_bounds``.
 
     Attributes:
-        findings: A finding for each law and site.
-        false_alarms: Probability that a sound program breaks any law, over all tests of the call.
+        findings: The findings, in the order of the checks.
+        false_alarms: Probability that a sound program fails, over all statistical tests of the call.
     """
 
     findings: tuple[Finding, ...]
@@ -73,22 +73,25 @@ class Report:
 
     @property
     def broken(self) -> tuple[Finding, ...]:
-        """The broken laws."""
+        """Findings of broken laws."""
         return self._in("broken")
 
     @property
     def held(self) -> tuple[Finding, ...]:
-        """The laws that were checked and hold."""
+        """Findings of laws that were checked and hold."""
         return self._in("held")
 
     @property
     def not_checked(self) -> tuple[Finding, ...]:
-        """The laws that could not be checked; ``figures`` gives the reason."""
+        """Findings of laws that could not be checked; ``figures`` gives the reason."""
         return self._in("not checked")
 
     @property
     def laws(self) -> dict[str, State]:
-        """State of each law: broken anywhere, else held anywhere, else not checked."""
+        """State of each law.
+
+        A law is broken if it is broken at any place. Otherwise it is held if it holds at any place.
+        """
         states: dict[str, State] = {}
         for law in LAWS:
             found = {f.state for f in self.findings if f.law == law}
@@ -102,7 +105,7 @@ class Report:
 
 
 class BrokenBound(AssertionError):
-    """Error for a program that breaks a law; ``report`` holds all findings."""
+    """Error for a program that breaks a law; ``report`` has all findings."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -110,27 +113,36 @@ class BrokenBound(AssertionError):
 
 
 def one_line(text: str) -> str:
-    """Return an error's text on one line, without Pyro's table of shapes."""
+    """Join an error's text to one line, without Pyro's table of shapes."""
     return " ".join(text.split("Trace Shapes:")[0].split()).rstrip(". (")
 
 
 class Ledger:
-    """Collector of findings; Holm's method judges all statistical tests together."""
+    """Collector of the findings of one call.
+
+    :meth:`close` judges all statistical tests together, by Holm's method.
+    """
 
     def __init__(self) -> None:
         self._findings: list[Finding] = []
         self._again: dict[int, Callable[[], float]] = {}
 
     def holds(self, law: str, site: str, figures: str) -> None:
-        """Record that a law holds, from a check without statistics."""
+        """Record that a law holds by an exact check.
+
+        An exact check needs no statistical test.
+        """
         self._findings.append(Finding(law, "held", site, figures))
 
     def skips(self, law: str, site: str, why: str) -> None:
-        """Record that a law could not be checked, and the reason."""
+        """Record that a law could not be checked, with the reason ``why``."""
         self._findings.append(Finding(law, "not checked", site, one_line(why)))
 
     def breaks(self, law: str, site: str, figures: str, causes: str) -> None:
-        """Record that a law is broken, from a check without statistics."""
+        """Record that a law is broken by an exact check.
+
+        An exact check needs no statistical test.
+        """
         self._findings.append(Finding(law, "broken", site, one_line(figures), causes))
 
     def tests(
@@ -142,17 +154,17 @@ class Ledger:
         causes: str,
         again: Callable[[], float] | None = None,
     ) -> None:
-        """Record the p-value of a test, to be judged by :meth:`close`.
+        """Record a statistical test of a law, to be judged by :meth:`close`.
 
         Args:
-            law: The law.
+            law: Name of the law.
             site: The place: a site, a parameter or a part of the program.
-            p_value: The p-value.
+            p_value: p-value of the test.
             figures: The measured figures.
-            causes: The usual causes of a rejection.
-            again: Function that repeats the test with fresh draws and returns the p-value. It is meant for approximate
-                p-values: a t test of skewed terms rejects too often. A rejection then counts only if the second p-value is at
-                most ``CONFIRMED``.
+            causes: The usual causes, if the law is broken.
+            again: Function that repeats the test with fresh draws and returns its p-value. Pass it with an approximate test,
+                since a t test of skewed values rejects too often. The law is then broken only if the second p-value is at
+                most ``CONFIRMED`` too.
         """
         if again is not None:
             self._again[len(self._findings)] = again
@@ -161,17 +173,17 @@ class Ledger:
 
     @property
     def any_broken(self) -> bool:
-        """True if a law that needs no statistics is broken."""
+        """True if an exact check has found a broken law."""
         return any(f.state == "broken" for f in self._findings)
 
     def close(self, false_alarms: float) -> Report:
         """Judge all recorded tests together, by Holm's method.
 
         Args:
-            false_alarms: Family-wise level: probability that any law of a sound program is called broken.
+            false_alarms: Family-wise level: probability that a sound program is reported to break a law.
 
         Returns:
-            All findings.
+            The report of all findings.
         """
         p_values = [f.p_value for f in self._findings if f.p_value is not None]
         rejected = iter(holm(p_values, false_alarms))

@@ -1,7 +1,7 @@
 """The pytest plugin with the fixture ``elbo_checks``.
 
-Turn it on with ``-p pyro_vae.testing.plugin`` or by ``pytest_plugins`` in conftest. It imports neither torch nor Pyro
-before a test uses the fixture.
+Turn the plugin on with ``-p pyro_vae.testing.plugin``, or name it in ``pytest_plugins`` of a conftest. Torch and Pyro are
+imported only when a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--elbo-samples`` and ``--elbo-seed``."""
+    """Add the options ``--elbo-samples`` and ``--elbo-seed``."""
     group = parser.getgroup("pyro_vae", "ELBO-bound checks")
     group.addoption(
         "--elbo-samples",
@@ -29,16 +29,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse options out of range before any test runs."""
+    """Refuse options that are out of range, before the tests run."""
     if (samples := config.getoption("--elbo-samples")) < 100:
         raise pytest.UsageError(f"--elbo-samples: expected at least 100, got {samples}; pass a larger number.")
 
 
 @pytest.fixture
 def elbo_checks(request: pytest.FixtureRequest) -> Callable[..., Report]:
-    """``check_elbo_bounds`` with the command line's samples and seed.
+    """``check_elbo_bounds`` with the number of samples and seed of pytest's options.
 
-    A broken law fails the test with one sentence. The other laws, checked or not, are printed; ``pytest -rP`` shows them.
+    If a law is broken, the test fails with a sentence for each finding. Otherwise the report is printed; ``pytest -rP`` shows
+    it.
     """
     __tracebackhide__ = True
 

@@ -1,4 +1,4 @@
-"""The subject of the checks: a model and guide, evaluated and simulated."""
+"""The subject of the checks: a model and guide with their arguments."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Values = dict[str, Tensor]
 
 
 def is_factor(site: Mapping[str, object]) -> bool:
-    """Return True for a ``pyro.factor``."""
+    """Return True if the site is a ``pyro.factor``."""
     return type(site["fn"]).__name__ == "Unit"
 
 
 class Fixed(Messenger):
-    """Handler that gives sample sites chosen values.
+    """Handler that sets sample sites to given values; other sites are drawn.
 
-    With ``unobserved``, observed sites are treated like latent sites: drawn, or given values.
-    Unlike ``poutine.replay`` and ``poutine.uncondition``, this handler does not change the user's ``infer`` dictionaries.
+    With ``unobserved``, observed sites too are set or drawn, as if they were latent. Unlike ``poutine.replay`` and
+    ``poutine.uncondition``, this handler does not change the user's ``infer`` dictionaries.
     """
 
     def __init__(self, values: Mapping[str, Tensor], unobserved: bool = False) -> None:
@@ -46,27 +46,27 @@ class Fixed(Messenger):
 
 
 class Call(NamedTuple):
-    """Arguments of model and guide."""
+    """The arguments of one call of model and guide."""
 
     args: Args
     kwargs: Kwargs
 
     def tensors(self) -> dict[int | str, Tensor]:
-        """Return the tensor arguments, by position or name."""
+        """Return the arguments that are tensors, by position or name."""
         found: dict[int | str, object] = dict(enumerate(self.args))
         found.update(self.kwargs)
         return {key: value for key, value in found.items() if isinstance(value, Tensor)}
 
     def put(self, new: Mapping[int | str, Tensor]) -> Call:
-        """Return the call with some arguments replaced."""
+        """Return a copy in which the arguments in ``new`` are replaced."""
         args = tuple(new.get(i, value) for i, value in enumerate(self.args))
         return Call(args, {key: new.get(key, value) for key, value in self.kwargs.items()})
 
 
 class Slot(NamedTuple):
-    """Place of an observed value in an argument.
+    """Place of an observed value in an argument of the call.
 
-    The value is entries ``start`` to ``start + width`` of each row of argument ``key``.
+    With its rows flattened, the value is ``argument[:, start : start + width]`` for the argument at ``key``.
     """
 
     key: int | str
@@ -75,7 +75,9 @@ class Slot(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Log-probabilities of one draw, nats, without scales; each of shape ``(B,)``.
+    """Log-probabilities of all sites for one draw of the latent values.
+
+    Each has shape ``(B,)``, in nats. Plate scales and ``poutine.scale`` are left out.
 
     Attributes:
         model: Log-probabilities of the model's sites, latent and observed, by name.
@@ -93,7 +95,7 @@ class Scores(NamedTuple):
         return sum(self.model.values()) - sum(self.guide.values())  # type: ignore[return-value]
 
     def parts(self) -> dict[str, Tensor]:
-        """Return every log-probability, by a description of the site."""
+        """Return all log-probabilities, by a description of the site."""
         ours = {f"site {name!r} of the model": term for name, term in self.model.items()}
         return ours | {f"site {name!r} of the guide": term for name, term in self.guide.items()}
 
@@ -106,13 +108,13 @@ class Subject:
         model: The model.
         guide: The guide.
         call: The arguments of model and guide.
-        data_plate: The plate of the data.
-        index: Fixed row indices of the plates that subsample, by plate.
-        model_trace: A first trace of the model.
-        guide_trace: A first trace of the guide.
-        rows: Arguments with a row for each datum.
-        data: Arguments in ``rows`` that observed sites read.
-        slots: Place of each observed value in an argument, by site.
+        data_plate: The plate that encloses the data.
+        index: Row indices that subsampling plates drew in the first run, by name of the plate. All later runs use them.
+        model_trace: Trace of the first run of the model.
+        guide_trace: Trace of the first run of the guide.
+        rows: Positions or names of the arguments with a row for each datum.
+        data: Positions or names of the arguments in ``rows`` that observed sites read.
+        slots: Place of each observed value in an argument, by name of the site.
     """
 
     model: Program
@@ -128,36 +130,39 @@ class Subject:
 
     @property
     def picked(self) -> Tensor | None:
-        """Rows of an argument that form the batch; None for all rows."""
+        """Indices of the rows in the batch; None if it has all."""
         index = self.index.get(self.data_plate.plate)
         return None if index is None or not self.subsamples else index
 
     @property
     def subsamples(self) -> bool:
-        """True if the program itself subsamples rows of its arguments."""
+        """True if the model picks a batch from its arguments' rows."""
         frames = [f for _, s in sample_sites(self.model_trace) for f in s["cond_indep_stack"]]
         full = next(f.full_size for f in frames if f.name == self.data_plate.plate)
         return full > self.data_plate.size and any(len(self.call.tensors()[key]) == full for key in self.rows)
 
     def draw(self, call: Call | None = None) -> tuple[Values, Scores]:
-        """Draw from the guide; return the latent values and their log-probabilities."""
+        """Draw from the guide; return the latent values and all log-probabilities."""
         call = call or self.call
         guide_trace = self.traced(self.guide, call, self.index)
         values = latent_values(guide_trace)
         return values, self.score(self.traced(self.model, call, self.index | values), guide_trace)
 
     def evaluate(self, values: Values, call: Call | None = None, index: Values | None = None) -> Scores:
-        """Return the log-probabilities at given latent values, without random draws."""
+        """Return all log-probabilities at given latent values."""
         call, known = call or self.call, (self.index if index is None else index) | values
         return self.score(self.traced(self.model, call, known), self.traced(self.guide, call, known))
 
     def traced(self, fn: Program, call: Call, values: Mapping[str, Tensor], unobserved: bool = False) -> Trace:
-        """Return a trace with sites fixed to these values."""
+        """Return a trace of ``fn`` whose sites are fixed to ``values``.
+
+        With ``unobserved``, sites without a value are drawn even if observed.
+        """
         with Fixed(values, unobserved):
             return poutine.trace(fn).get_trace(*call.args, **call.kwargs)
 
     def score(self, model_trace: Trace, guide_trace: Trace) -> Scores:
-        """Return the log-probabilities of two traces for each datum."""
+        """Return the log-probabilities of a model trace and a guide trace."""
         data_plate = self.data_plate.at(model_trace)
         terms: list[dict[str, Tensor]] = []
         for trace in (model_trace, guide_trace):
@@ -170,7 +175,8 @@ class Subject:
         """Draw (z, x) from the model.
 
         Returns:
-            The call with x in place of the data; the values of z; the values of x, both by site.
+            The call in which x replaces the data; the values of z, by name of the site; and the values of x, by name of the
+            site.
         """
         trace = self.traced(self.model, self.call, self.index, unobserved=True)
         names = {n for n, _ in observed_sites(self.model_trace)}
@@ -186,7 +192,10 @@ class Subject:
         return self.call.put(new), values, x
 
     def reordered(self, order: Tensor, keys: tuple[int | str, ...] | None = None) -> Call:
-        """Return the call with reordered batch rows; rows may repeat."""
+        """Return the call with the rows ``order`` of the batch.
+
+        Only the arguments in ``keys`` are changed; None: all in ``rows``. A row may occur several times.
+        """
         new = {}
         for key in self.rows if keys is None else keys:
             old = self.call.tensors()[key]
@@ -194,7 +203,7 @@ class Subject:
         return self.call.put(new)
 
     def take(self, values: Values, order: Tensor) -> Values:
-        """Return the latent values with the data in this order."""
+        """Return the latent values of the data ``order``, which may repeat."""
         sites = dict(sample_sites(self.guide_trace)) | dict(sample_sites(self.model_trace))
         taken = {}
         for name, value in values.items():
@@ -203,7 +212,15 @@ class Subject:
         return taken
 
     def rows_of(self, name: str, marked: Tensor) -> Tensor:
-        """Return which data have a marked entry at a site, bool, ``(B,)``."""
+        """Return True for each datum with a marked entry in an observation.
+
+        Args:
+            name: Name of the site.
+            marked: True for each marked entry of the site's value.
+
+        Returns:
+            Shape ``(B,)``, bool.
+        """
         event_dim = dict(sample_sites(self.model_trace))[name]["fn"].event_dim
         inner = marked.double().flatten(marked.dim() - event_dim).sum(-1) if event_dim else marked.double()
         return self.data_plate.per_datum(inner)[0] > 0
@@ -226,17 +243,20 @@ def latent_values(trace: Trace) -> Values:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Return True if two values are equal; NaN equals NaN."""
+    """Return True if two tensors are equal, with NaN equal to NaN."""
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def tolerance(*values: Tensor) -> float:
-    """Return the rounding error allowed in log-probabilities: relative 1e-5, nats."""
+    """Return the rounding error allowed in log-probabilities, in nats.
+
+    It is 1e-5 * (1 + the largest absolute value).
+    """
     return 1e-5 * (1 + max(float(v.detach().abs().max()) if v.numel() else 0.0 for v in values))
 
 
 def outer_scale(site: Site) -> float:
-    """Return a site's mean scale, without the N/B of plates."""
+    """Return a site's mean scale, without the factor N/B of its plates."""
     scale = float(torch.as_tensor(site["scale"], dtype=torch.float64).mean())
     for frame in site["cond_indep_stack"]:
         scale *= frame.size / frame.full_size
@@ -244,7 +264,7 @@ def outer_scale(site: Site) -> float:
 
 
 def parameters(*traces: Trace) -> dict[str, Tensor]:
-    """Return the unconstrained parameters in the traces, by name."""
+    """Return the unconstrained parameters that occur in the traces, by name."""
     found = {}
     for trace in traces:
         for name, site in trace.nodes.items():

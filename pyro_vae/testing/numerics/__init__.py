@@ -1,1 +1,1 @@
-"""Numerical oracles: quadrature, normalization, tests of significance."""
+"""Numerical tools of the checks: quadrature, total mass, statistical tests."""

@@ -18,14 +18,15 @@ from pyro_vae.testing.numerics.quadrature import (
 
 
 def total_mass(fn: TorchDistributionMixin, value: Tensor | None = None) -> Tensor:
-    r"""Return the total mass, :math:`\sum_y p(y)` or :math:`\int p(y)\, dy`.
+    r"""Return a distribution's total mass, :math:`\sum_y p(y)` or :math:`\int p(y)\, dy`.
 
     Args:
         fn: A distribution.
-        value: A value of the distribution, where the integral begins if the distribution cannot be sampled.
+        value: A value of the distribution. If the distribution cannot be sampled, the integration grid is placed around it.
 
     Returns:
-        Total mass, 1 if ``fn`` is normalized; with the batch shape of ``fn``, or of its elements.
+        Total mass, 1 if ``fn`` is normalized. It has the batch shape that ``fn`` has once ``.to_event``, masks and ``.expand``
+        are undone.
 
     Raises:
         NoMassError: If the distribution can be neither enumerated nor integrated.
@@ -46,7 +47,7 @@ def total_mass(fn: TorchDistributionMixin, value: Tensor | None = None) -> Tenso
 
 
 def elementary(fn: TorchDistributionMixin) -> TorchDistributionMixin:
-    """Return a distribution without wrappers that only regroup or mask it."""
+    """Undo ``.to_event``, ``.mask`` and ``.expand``; return the inner distribution."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
     return fn
@@ -65,7 +66,7 @@ def _enumerated(fn: TorchDistributionMixin) -> Tensor:
 
 
 def _counted(fn: TorchDistributionMixin) -> Tensor:
-    """Sum over 0, 1, 2, ... to well beyond the largest draw."""
+    """Sum a distribution of counts from 0 to beyond the largest draw."""
     draws = fn.sample((200,))
     if fn.event_shape or bool((draws < 0).any()):
         raise NoMassError(f"{type(fn).__name__} is neither enumerable nor a distribution of counts")

@@ -12,25 +12,28 @@ from torch.distributions import Distribution, Transform, biject_to
 
 #: Largest number of cells (grid points x batch elements) of an integral.
 MOST_CELLS = 4_000_000
-#: Largest number of cells times coordinates of an integral that is computed one coordinate at a time.
+#: Largest number of numbers in all evaluations of :func:`product_mass`: cells * D for each of the D integrals.
 MOST_PARTS = 100_000_000
-#: The grid's t runs from -REACH to REACH; the ends lie 1490 times the spread of the draws from the center.
+#: The grid's t runs from -REACH to REACH, so u runs from 1490 spreads of the draws below their median to 1490 above.
 REACH = 8.0
 #: Largest mass that may lie outside the grid or the range of floating-point numbers.
 EDGE = 1e-3
 
 
 class NoMassError(Exception):
-    """The mass of a distribution cannot be computed; the message says why."""
+    """Error for a distribution whose mass cannot be computed."""
 
 
 def batch_of(fn: TorchDistributionMixin) -> torch.Size:
-    """Return a distribution's batch shape; some Pyro distributions have a tuple."""
+    """Return a distribution's batch shape as ``torch.Size``.
+
+    Some of Pyro's distributions have a plain tuple.
+    """
     return torch.Size(fn.batch_shape)
 
 
 def _in_double(fn: TorchDistributionMixin) -> TorchDistributionMixin:
-    """Copy a distribution to double precision, if it can be copied."""
+    """Return a copy in double precision, or the distribution if copying fails."""
     try:
         copied = _doubled(fn)
         copied.log_prob(copied.sample())
@@ -53,14 +56,16 @@ def _doubled(value: Any) -> Any:
 
 
 class Density:
-    """The density of a distribution, mapped from its support to real vectors.
+    """Density of a distribution whose values are transformed to real vectors.
+
+    A bijection maps the support to vectors u of D real numbers; the density is that of u.
 
     Args:
-        fn: A distribution with D numbers in an event.
-        value: A starting value, for a distribution that cannot be sampled.
+        fn: A distribution whose events have D numbers.
+        value: A value of the distribution, used in place of draws if it cannot be sampled.
 
     Attributes:
-        places: 400 draws, mapped to real vectors, shape ``(400, *batch, D)``.
+        places: 400 draws of u, shape ``(400, *batch, D)``.
 
     Raises:
         NoMassError: If the support cannot be mapped to D real numbers, or there is neither a draw nor a value.
@@ -103,7 +108,7 @@ class Density:
         return torch.where(places.std(0) > 1e-12, places, places + torch.randn_like(places))
 
     def __call__(self, u: Tensor) -> Tensor:
-        """Return the log density; -inf outside the support.
+        """Return the log density of u; -inf outside the support.
 
         Args:
             u: Real vectors, shape ``(..., *batch, D)``.
@@ -127,7 +132,7 @@ class Density:
 
 
 def line_mass(density: Density) -> Tensor:
-    """Integrate a density of one number; the result has the batch shape."""
+    """Integrate a one-dimensional density; return its mass, with the batch shape."""
     cells = max(1, density.batch.numel())
     steps = next((n for n in (801, 401, 201) if n * cells <= MOST_CELLS), 0)
     if not steps:
@@ -137,7 +142,7 @@ def line_mass(density: Density) -> Tensor:
 
 
 def plane_mass(density: Density) -> Tensor:
-    """Integrate a density of two numbers; the result has the batch shape."""
+    """Integrate a two-dimensional density; return its mass, with the batch shape."""
     steps, reach, batch = 121, 5.0, density.batch
     if steps**2 * max(1, batch.numel()) > MOST_CELLS:
         raise NoMassError(f"{density.name} has {batch.numel()} elements, too many to integrate; pass fewer data")
@@ -157,13 +162,16 @@ def plane_mass(density: Density) -> Tensor:
 
 
 def product_mass(density: Density) -> Tensor:
-    r"""Integrate a density that factorizes; the result has the batch shape.
+    r"""Integrate a density with independent coordinates; return its mass.
 
-    If :math:`\log p(u) = c + \sum_j g_j(u_j)`, then for any point m the integral is
-    :math:`p(m) \prod_j \int p(m_1, \dots, u_j, \dots, m_D) / p(m)\, du_j`: one integral for each coordinate.
+    If :math:`\log p(u) = c + \sum_j g_j(u_j)`, the mass is, at any point m,
+
+    .. math:: p(m) \prod_j \int p(m_1, \dots, u_j, \dots, m_D) / p(m)\, du_j
+
+    which takes one integral for each coordinate. The mass has the batch shape.
 
     Raises:
-        NoMassError: If the log density is no such sum, or the integral has too many cells.
+        NoMassError: If the coordinates are dependent, or the grids have too many cells.
     """
     steps = 201
     if steps * max(1, density.batch.numel()) * density.size**2 > MOST_PARTS:
@@ -179,7 +187,10 @@ def product_mass(density: Density) -> Tensor:
 
 
 def _is_sum(density: Density) -> bool:
-    """Return True if the density factorizes: swapping coordinates keeps the log densities."""
+    """Return True if the coordinates are independent.
+
+    Then swapping coordinates between two draws does not change the sum of their log densities.
+    """
     one, other = density.places[::2], density.places[1::2]
     swapped = torch.rand(len(one), density.size, device=one.device) < 0.5
     swapped = swapped.reshape(len(one), *(1,) * len(density.batch), density.size)
@@ -191,7 +202,7 @@ def _is_sum(density: Density) -> bool:
 
 
 def _center(places: Tensor) -> tuple[Tensor, Tensor]:
-    """Return median and spread of each coordinate, shape ``(*batch, D)``."""
+    """Return each coordinate's median and spread, both of shape ``(*batch, D)``."""
     quarters = places.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64, device=places.device), 0)
     return places.median(0).values, ((quarters[1] - quarters[0]) / 1.35).clamp(min=1e-12)
 
@@ -204,7 +215,10 @@ def _along(
     steps: int,
     draws: Tensor | None = None,
 ) -> Tensor:
-    """Return the log integral along coordinate j, with the batch shape."""
+    """Integrate along coordinate j; return the log of the integral.
+
+    The other coordinates stay at ``center``. The result has the batch shape.
+    """
     t = torch.linspace(-REACH, REACH, steps, dtype=torch.float64, device=center.device)
     t = t.reshape(-1, *(1,) * len(density.batch))
     u = center.expand(steps, *center.shape).clone()
@@ -226,7 +240,7 @@ def _along(
 
 
 def _check_resolved(density: Density, cells: Tensor, draws: Tensor, center: Tensor, spread: Tensor) -> None:
-    """Refuse a density with a peak between the grid points."""
+    """Refuse a density that has a peak between two grid points."""
     t = ((draws - center) / spread).asinh()[..., 0]
     last = len(cells) - 1
     place = ((t + REACH) * last / (2 * REACH)).clamp(0, last - 1e-9)
@@ -239,7 +253,7 @@ def _check_resolved(density: Density, cells: Tensor, draws: Tensor, center: Tens
 
 
 def _beyond(masses: Tensor) -> Tensor:
-    """Extrapolate the mass before the first nonzero cell, as a geometric series."""
+    """Return the mass before the first nonzero cell, by a geometric series."""
     place = torch.arange(len(masses), device=masses.device).reshape(-1, *(1,) * (masses.dim() - 1))
     empty = (masses == 0) & (place < masses.argmax(0))
     first = (torch.where(empty, place, -1).amax(0, keepdim=True) + 1).clamp(max=len(masses) - 5)

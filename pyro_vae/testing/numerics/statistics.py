@@ -1,4 +1,4 @@
-"""Statistical tests with a reliable level: exact bounds and t tests."""
+"""Statistical tests: Holm's method, t tests, and bounds by Markov and Chernoff."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
-    r"""Holm's method: hypotheses rejected at a family-wise level.
+    r"""Decide by Holm's method which of several hypotheses to reject.
 
-    In ascending order, p-values are rejected while :math:`p_{(j)} \le \alpha / (m - j + 1)`.
+    The p-values are sorted in ascending order. Hypotheses are rejected while :math:`p_{(j)} \le \alpha / (m - j + 1)`.
 
     Args:
         p_values: The m p-values.
-        level: Probability of any false rejection.
+        level: Family-wise level alpha, the probability that at least one true hypothesis is rejected.
 
     Returns:
-        True for each rejected hypothesis, in the given order.
+        True for each rejected hypothesis, in the order of ``p_values``.
 
     References:
         Holm, "A simple sequentially rejective multiple test procedure", 1979.
@@ -33,13 +33,15 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
 
 
 def student_p(values: Tensor, mean: float = 0.0) -> float:
-    r"""Two-sided p-value of Student's t test that independent values have this mean.
+    r"""Return the two-sided p-value of Student's t test.
 
-    :math:`t` is converted to a normal deviate, :math:`z = \frac{8\nu+1}{8\nu+3} \sqrt{\nu \log(1 + t^2/\nu)}`.
+    The hypothesis is that the independent ``values`` have the expectation ``mean``. The t statistic with
+    :math:`\nu = n - 1` degrees of freedom is converted to a normal deviate,
+    :math:`z = \frac{8\nu+1}{8\nu+3} \sqrt{\nu \log(1 + t^2/\nu)}`.
 
     Args:
         values: Shape ``(n,)``, n >= 2.
-        mean: The mean under the hypothesis.
+        mean: The expectation under the hypothesis.
 
     References:
         Wallace, "Bounds on normal approximations to Student's and the chi-square distributions", 1959.
@@ -53,24 +55,29 @@ def student_p(values: Tensor, mean: float = 0.0) -> float:
 
 
 def markov_p(log_e: Tensor) -> float:
-    r"""p-value by Markov's inequality: :math:`P(\prod_i e_i \ge 1/a) \le a`.
+    r"""Return a p-value by Markov's inequality: :math:`P(\prod_i e_i \ge 1/a) \le a`.
+
+    The hypothesis is that the factors :math:`e_i \ge 0` are independent and that each has a mean of at most 1. Then the mean
+    of their product is at most 1 too.
 
     Args:
-        log_e: Logs of the factors :math:`e_i`. Under the hypothesis, the factors are independent, and each has a mean of at
-            most 1; then the mean of their product is at most 1 too.
+        log_e: Logs of the factors, shape ``(n,)``.
     """
     return math.exp(-max(0.0, float(log_e.double().sum())))
 
 
 def choice_p(log_w: Tensor, score: Tensor) -> float:
-    r"""Two-sided p-value that column 0 was chosen by :math:`w_j / \sum_j w_j`.
+    r"""Return a two-sided p-value for choices in proportion to weights.
 
-    With :math:`T = \sum_i s_{i0}` Chernoff's bound :math:`P(T \ge t) \le \inf_\lambda e^{-\lambda t}
-    \prod_i \sum_j p_{ij} e^{\lambda s_{ij}}` holds at any number of rows and any tail.
+    In each row i one of m candidates was chosen and put in column 0. The hypothesis is that candidate j was chosen with
+    probability :math:`p_{ij} = w_{ij} / \sum_l w_{il}`. The test statistic is :math:`T = \sum_i s_{i0}`, the sum of the
+    chosen candidates' scores. Chernoff's bound, for any number of rows and however heavy the tails, is
+
+    .. math:: P(T \ge t) \le \inf_\lambda e^{-\lambda t} \prod_i \sum_j p_{ij} e^{\lambda s_{ij}}
 
     Args:
-        log_w: Log weights, shape ``(n, m)``; column 0 has the chosen candidates.
-        score: A number for each candidate, shape ``(n, m)``. Its sum over chosen candidates is the test statistic T.
+        log_w: Logs of the weights :math:`w_{ij}`, shape ``(n, m)``.
+        score: Scores :math:`s_{ij}` of the candidates, shape ``(n, m)``.
     """
     log_p = log_w.double().log_softmax(1)
     p = log_p.exp()

@@ -1,1 +1,1 @@
-"""The self-test: models with a closed form, and planted faults."""
+"""The self-test: comparison with exact values, and models with known faults."""

@@ -1,4 +1,4 @@
-"""Every estimator beside the exact value."""
+"""Self-test of the estimators: each estimate beside its exact value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def estimators(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: 
 
 
 def weights(reference: LinearGaussianVAE, x: Tensor, num_samples: int) -> Iterator[Line]:
-    """Check the log weights of the wrong guide and the exact posterior."""
+    """Check the log weights of the wrong guide and of the posterior."""
     vae = reference.vae
     log_px = vae.log_px(x).detach()
     ratios = (log_weights(reference.model, reference.guide, x, num_samples=num_samples).detach() - log_px).exp()
@@ -42,7 +42,7 @@ def weights(reference: LinearGaussianVAE, x: Tensor, num_samples: int) -> Iterat
 
 
 def sampled(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """Check importance sampling from the guide, the prior and a refined guide."""
+    """Check importance sampling; draws are from guide, prior and refined guide."""
     model, guide = reference.model, reference.guide
     exact = _mean(reference.vae.log_px(x))
     found = evidence.importance_sampling(model, guide, x, num_samples=num_samples, seed=seed).summary()
@@ -61,11 +61,13 @@ def sampled(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int
 
 
 def naive(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    r"""Check prior sampling, unbiased for p(x) with a variance in closed form.
+    r"""Check prior sampling, an unbiased estimate of p(x).
+
+    Its standard error is computed from the second moment of the likelihood, which has a closed form:
 
     .. math:: E_{p(z)}[p(x|z)^2] = (4 \pi \sigma^2)^{-D/2}\, N(x; b, W W^\top + \tfrac12 \sigma^2 I)
 
-    The spread of the draws does not show this variance: their tail is too heavy.
+    The spread of the draws would underestimate the error, since their tail is heavy.
     """
     vae = reference.vae
     found = evidence.prior_sampling(reference.model, x, num_samples=num_samples, seed=seed).log_px
@@ -80,9 +82,9 @@ def naive(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) 
 
 
 def annealed(reference: LinearGaussianVAE, x: Tensor, seed: int) -> Iterator[Line]:
-    """Check annealed importance sampling, forward and backward.
+    """Check annealed importance sampling, with forward and backward chains.
 
-    Backward chains start at exact draws from the posterior.
+    The backward chains start at exact posterior draws.
     """
     model, guide = reference.model, reference.guide
     exact = _mean(reference.vae.log_px(x))
@@ -91,19 +93,19 @@ def annealed(reference: LinearGaussianVAE, x: Tensor, seed: int) -> Iterator[Lin
         chains = evidence.annealed_importance_sampling(
             model, guide, x, num_chains=CHAINS, num_steps=STEPS, start=start, seed=seed
         )
-        # Log w is near a normal: Var(w) / p(x)^2 = exp(s^2) - 1.
+        # log w of a chain is nearly normal with standard deviation s, so Var(w) / p(x)^2 = exp(s^2) - 1.
         spread = chains.spread.square().expm1() / chains.num_samples
         name = f"annealed_importance_sampling, {start}"
         yield Line(name, WHAT, exact, chains.summary().log_px, float(spread.sum().sqrt()) / len(x), freedom=free)
     bracket = evidence.bidirectional(model, guide, x, num_chains=CHAINS, num_steps=STEPS, start="guide", seed=seed)
     found, exact = bracket.summary(), _mean(reference.vae.log_px(bracket.args[0]))
-    # These bounds are off by half the square of a datum's error, here below 0.1 errors. So both sides are tested.
+    # The bias of a bound is half the squared error of a datum, here less than 0.1 standard errors: so test for equality.
     yield Line("bidirectional, lower", WHAT, exact, found.lower, _known(found.lower_mc_error), freedom=free)
     yield Line("bidirectional, upper", WHAT, exact, found.upper, _known(found.upper_mc_error), freedom=free)
 
 
 def of_models(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """Check the comparison of models, checks of guides, and simulated data."""
+    """Check ``gaps``, ``compare``, ``simulate``, ``replicates`` and ``calibrate``."""
     model, guide, vae = reference.model, reference.guide, reference.vae
     gaps = evidence.gaps(model, guide, x, num_samples=num_samples, seed=seed).summary()
     yield Line("gaps", "inference gap, nats", reference.kl, gaps.inference, _known(gaps.inference_mc_error))
@@ -134,10 +136,12 @@ def of_models(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: i
 
 
 def coverage(reference: LinearGaussianVAE, nominal: float, num_draws: int) -> float:
-    r"""Return the coverage of the guide's highest-density sets, made from L draws.
+    r"""Return the exact coverage of the guide's highest-density sets.
 
-    In units of q, squared distances from the mean are :math:`\chi^2_2` for draws of q, and :math:`\chi^2_2(2 d^2) / c^2` for
-    draws of the posterior. A posterior draw is inside the set if fewer than nominal x (L + 1) of the L draws are nearer.
+    A set is made from L = ``num_draws`` guide draws. A posterior draw is inside if fewer than ``nominal * (L + 1)`` of the L
+    draws are nearer to the guide's mean. Distances are measured in units of the guide's covariance. Their squares follow
+    :math:`\chi^2_2` for guide draws. For posterior draws they follow a noncentral :math:`\chi^2_2(2 d^2)` divided by
+    :math:`c^2`, with the shift d and stretch c of :class:`LinearGaussianVAE`.
     """
     shift, stretch = float(reference.shift.detach()), float(reference.log_stretch.detach().exp())
     points = (np.arange(20000) + 0.5) / 20000
@@ -147,7 +151,7 @@ def coverage(reference: LinearGaussianVAE, nominal: float, num_draws: int) -> fl
 
 
 def of_codes(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """Check the parts of the rate, in total and for each unit."""
+    """Check ``aggregate_posterior`` and ``kl_per_unit``."""
     parts = rate_parts(reference, x, "all").detach().tolist()
     found = evidence.aggregate_posterior(reference.model, reference.guide, x, num_samples=5 * num_samples, seed=seed)
     for name, exact in zip(("mutual_information", "total_correlation", "dimension_wise_kl"), parts, strict=True):
@@ -159,7 +163,7 @@ def of_codes(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: in
 
 
 def of_pixels(reference: LinearGaussianVAE, x: Tensor, num_samples: int, seed: int) -> Iterator[Line]:
-    """Check log-likelihood and mean of hidden pixels, given the other three."""
+    """Check log-likelihood and mean of hidden pixels, given three visible pixels."""
     vae = LinearGaussianVAE().vae
     vae.encode = reference.q  # type: ignore[method-assign]
     visible = torch.tensor([True, False, True, False, True])

@@ -1,4 +1,4 @@
-"""A sound model, and a planted fault for each law."""
+"""A sound model, and faulty models that break one law each."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ def _same(value: Tensor) -> Tensor:
 
 @dataclass
 class Toy:
-    """z ~ N(0, s), x ~ N(z, 0.7), with a planted fault.
+    """A Gaussian model and guide with at most one fault.
 
-    log p(x) has a closed form. Each field except ``law`` can plant a fault.
+    The model is z ~ N(0, 1), x ~ N(z, 0.7). Without a fault log p(x) has a closed form. A field other than
+    ``law`` plants a fault if it is not the default.
 
     Args:
-        law: The law that should catch the fault; None for the sound model.
+        law: Name of the law that should be broken; None for the sound model.
     """
 
     law: str | None = None
@@ -44,21 +45,21 @@ class Toy:
     name: str = ""
 
     def model(self, x: Tensor) -> None:
-        """The model, with its faults."""
+        """The model, with its fault if it has one."""
         shift = pyro.param(f"{self.name or id(self)}.shift", torch.tensor(0.0))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, self.prior_scale))
             pyro.sample("x", self.likelihood(self.decode(z) + shift, SCALE), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """The guide, with its faults."""
+        """The guide, with its fault if it has one."""
         slope = pyro.param(f"{self.name or id(self)}.slope", torch.tensor(0.5))
         with pyro.plate("data", len(x)), self.wrap():
             pyro.sample(self.site, self.posterior(slope * self.encode(x), 0.8))
 
     @property
     def exact(self) -> Callable[[Tensor], Tensor]:
-        """Log p(x) of the model without a fault."""
+        """Function that returns log p(x) of the model without a fault."""
         return dist.Normal(0.0, (1 + SCALE**2) ** 0.5).log_prob
 
 
@@ -68,7 +69,7 @@ class _Halved(dist.Normal):
 
 
 class _Shifted(dist.Normal):
-    """Normal whose draws are shifted by 0.5, but not its density."""
+    """A normal with draws shifted by 0.5 but an unshifted density."""
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return super().rsample(sample_shape) + 0.5
@@ -92,14 +93,14 @@ CASES: dict[str, Toy] = {
 
 
 def run(num_samples: int = 512, seed: int = 0) -> Iterator[tuple[str, Toy, tuple[str, ...]]]:
-    """Check each case.
+    """Run ``check_elbo_bounds`` on the sound model and on each faulty model.
 
     Args:
         num_samples: See ``check_elbo_bounds``.
         seed: See ``check_elbo_bounds``.
 
     Yields:
-        The case's name, the case, and a sentence for each broken law.
+        Name of the model, the model, and a sentence for each broken law.
     """
     x = torch.linspace(-2, 2, 12)
     for name, toy in CASES.items():

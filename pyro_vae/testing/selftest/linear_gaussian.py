@@ -1,4 +1,4 @@
-"""The linear-Gaussian VAE, and figures beside their exact values."""
+"""The linear-Gaussian VAE, and lines that compare figures with exact values."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from torch import Tensor, nn
 
 from pyro_vae.models.linear import LinearVAE
 
-#: A line fails if its figure is more than this number of standard errors off.
+#: A line fails if its figure is more than this number of standard errors away from the exact value.
 LIMIT = 4.6
-#: Draws of an importance-weighted bound. Its expectation is an integral in K x Z dimensions, so K is small.
+#: Draws of an importance-weighted bound. With Z latent units its expectation is an integral over K * Z dimensions.
 K = 2
-NODES = 12  # quadrature nodes in each of the K x Z dimensions
+NODES = 12  # quadrature nodes in each of the K * Z dimensions
 ROUNDING = 1e-9
 _NUMBERS = count()  # each instance has its own name in the store: an id may be used again
 
 
 @dataclass(frozen=True)
 class Line:
-    """One figure beside its exact value.
+    """A line of the self-test's table: one figure beside its exact value.
 
     Attributes:
         name: Name of the objective or estimator; after a comma, its kind.
-        what: The quantity.
+        what: Name of the quantity.
         exact: The exact value.
         found: The estimate.
         error: Standard error of the estimate; 0 if it should be exact.
-        worst_of: Number of compared figures; the line has the figure farthest from its exact value.
+        worst_of: Number of figures from which this line, the farthest from its exact value, was selected.
         freedom: Degrees of freedom of ``error``.
     """
 
@@ -51,19 +51,22 @@ class Line:
 
     @property
     def deviation(self) -> float:
-        """Distance from the exact value, in standard errors or rounding errors."""
+        """Distance from the exact value, in standard errors.
+
+        For a figure without a standard error the unit is the rounding error.
+        """
         return (self.found - self.exact) / max(self.error, ROUNDING)
 
     @property
     def right(self) -> bool:
-        """True if the distance is at most ``LIMIT``; False for NaN."""
+        """True if :attr:`deviation` is within ``LIMIT``; False for NaN."""
         return abs(self.deviation) <= LIMIT and math.isfinite(self.error)
 
     @property
     def chance(self) -> float:
-        """Largest probability that a correct figure fails, by Student's t.
+        """Upper bound on the probability that a correct figure fails.
 
-        It is 0 for a figure that must be exact.
+        Computed by Student's t distribution; 0 for a figure that must be exact.
         """
         return 2 * self.worst_of * float(stats.t.sf(LIMIT, self.freedom)) if self.error else 0.0
 
@@ -79,14 +82,14 @@ HEADER = f"     {'':<37} {'':<34} {'exact':>9} {'found':>9} {'s.e.':>8} {'off/s.
 def slopes(
     name: str, what: str, exact: Tensor, loss: Callable[[], Tensor], leaves: list[nn.Parameter], rounds: int
 ) -> Iterator[Line]:
-    """Compare the mean gradient of a loss with its expectation's gradient.
+    """Compare a loss's mean gradient with the gradient of its expectation.
 
     Args:
         name: Name of the objective.
-        what: Name of the gradient.
-        exact: The expectation of the loss, 0-dim, differentiable.
+        what: Name of the gradient, for the table.
+        exact: The exact expected loss, 0-dim, differentiable.
         loss: Function that evaluates the loss with new draws, 0-dim.
-        leaves: Parameters of the gradient.
+        leaves: Parameters with respect to which the gradients are taken.
         rounds: Number of evaluations of the loss.
 
     Yields:
@@ -106,7 +109,7 @@ def slopes(
 
 
 def worst(lines: Iterator[Line]) -> Line:
-    """Return the line farthest from its exact value; NaN counts as farthest."""
+    """Return the line farthest from its exact value; NaN is the farthest."""
     found = list(lines)
     last = max(found, key=lambda line: math.inf if math.isnan(line.deviation) else abs(line.deviation))
     return replace(last, worst_of=len(found))
@@ -117,11 +120,14 @@ class LinearGaussianVAE(nn.Module):
 
     .. math:: q(z|x) = N(m(x) + d\, L 1,\ c^2 L L^\top), \quad p(z|x) = N(m(x), L L^\top)
 
-    so that :math:`KL(q \| p(z|x)) = Z \big(\tfrac12 (c^2 + d^2 - 1) - \log c\big)`, whatever x.
+    The posterior p(z|x) has the mean m(x), and L is the Cholesky factor of its covariance. The guide q has a shifted mean and
+    a stretched covariance, so that with Z latent units, for every x,
+
+    .. math:: KL(q \| p(z|x)) = Z \big(\tfrac12 (c^2 + d^2 - 1) - \log c\big)
 
     Args:
-        shift: d.
-        stretch: c.
+        shift: Shift d of the guide's mean.
+        stretch: Stretch c of the guide's standard deviations.
         kind: ``"full"``: L is a full triangle. ``"units"``: L is diagonal, so q is a product of normals. ``"score"``: as
             ``"full"``, but without reparameterized draws.
     """
@@ -148,7 +154,10 @@ class LinearGaussianVAE(nn.Module):
         return self.vae.model(x)
 
     def guide(self, x: Tensor) -> Tensor:
-        """The wrong guide; the exact posterior in its formula is held constant."""
+        """The wrong guide.
+
+        Its gradient does not flow through the exact posterior, from which it is computed.
+        """
         pyro.module(self.name, self._own)
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.q(x))
@@ -160,13 +169,17 @@ class LinearGaussianVAE(nn.Module):
         return own
 
     def normal(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean, ``(..., 2)``, and covariance root, ``(..., 2, 2)``, of the guide."""
+        """Return the guide's mean and the Cholesky factor of its covariance.
+
+        Returns:
+            Mean, shape ``(..., 2)``; factor, shape ``(..., 2, 2)``.
+        """
         with torch.no_grad():
             p = self.vae.exact_posterior(x)
         return p.mean + self.shift * p.scale_tril.sum(-1), self.log_stretch.exp() * p.scale_tril
 
     def q(self, x: Tensor) -> TorchDistributionMixin:
-        """The wrong guide's distribution, event shape ``(2,)``."""
+        """Return the distribution of the wrong guide, event shape ``(2,)``."""
         loc, root = self.normal(x)
         if self.kind == "units":
             return dist.Normal(loc, root.diagonal(dim1=-2, dim2=-1)).to_event(1)
@@ -180,33 +193,39 @@ class LinearGaussianVAE(nn.Module):
         return self.vae.latent_dim * ((c**2 + d**2 - 1) / 2 - math.log(c))
 
     def rates(self, x: Tensor) -> Tensor:
-        r"""KL(q || p(z)) by unit, shape ``(B, 2)``, nats.
+        r"""Return KL(q || p(z)) of each latent unit, shape ``(B, 2)``, nats.
 
         .. math:: \tfrac12 (m_j^2 + s_j^2 - 1) - \log s_j
 
-        Exact if L is diagonal.
+        Here :math:`m_j` and :math:`s_j` are mean and standard deviation of unit j. Exact only for the kind ``"units"``.
         """
         loc, root = self.normal(x)
         s = root.diagonal(dim1=-2, dim2=-1)
         return (loc.square() + s.square() - 1) / 2 - s.log()
 
     def rate(self, x: Tensor) -> Tensor:
-        """KL(q || p(z)), shape ``(B,)``, nats."""
+        """Return KL(q || p(z)), shape ``(B,)``, nats."""
         loc, root = self.normal(x)
         trace = root.square().sum((-2, -1))
         return (loc.square().sum(-1) + trace - loc.shape[-1]) / 2 - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def elbo(self, x: Tensor) -> Tensor:
-        """Exact ELBO, log p(x) - KL(q || p(z|x)), ``(B,)``, nats; differentiable."""
+        """Return the exact ELBO, log p(x) - KL(q || p(z|x)).
+
+        Returns:
+            Shape ``(B,)``, nats; differentiable.
+        """
         q = dist.MultivariateNormal(self.normal(x)[0], scale_tril=self.normal(x)[1])
         return self.vae.log_px(x) - torch.distributions.kl_divergence(q, self.vae.exact_posterior(x))
 
     def expected(self, value: Callable[[Tensor], Tensor], num_draws: int, x: Tensor) -> Tensor:
-        """Expectation of a function of K log weights, by Gauss-Hermite quadrature; differentiable.
+        """Return the expectation of a function of K log weights.
+
+        Computed by Gauss-Hermite quadrature with P nodes; differentiable.
 
         Args:
-            value: Function of the log weights, shape ``(K, P, B)``, that returns shape ``(P, B)``.
-            num_draws: K.
+            value: Function that takes log weights of shape ``(K, P, B)`` and returns values of shape ``(P, B)``.
+            num_draws: Number of weights, K.
             x: Data, shape ``(B, 5)``.
 
         Returns:
@@ -222,7 +241,15 @@ class LinearGaussianVAE(nn.Module):
 
 
 def hermite(dim: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Return Gauss-Hermite nodes, ``(P, dim)``, and weights, ``(P,)``, for N(0, I)."""
+    """Return the nodes and weights of Gauss-Hermite quadrature for N(0, I).
+
+    Args:
+        dim: Number of dimensions.
+        nodes: Number of nodes in each dimension.
+
+    Returns:
+        P = ``nodes ** dim`` nodes, shape ``(P, dim)``; their weights, shape ``(P,)``, with sum 1.
+    """
     points, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(nodes))
     grid = torch.cartesian_prod(*[points] * dim).reshape(-1, dim)
     return grid, torch.cartesian_prod(*[weights / weights.sum()] * dim).reshape(-1, dim).prod(-1)

@@ -1,4 +1,4 @@
-"""Exact values of mixtures: over a label, and over data: q(z)."""
+"""Exact values for a VAE with labels and for the aggregate posterior."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from pyro_vae.testing.selftest.linear_gaussian import LinearGaussianVAE, hermite
 
-SIZE = 3  # data in a batch of the total correlation
+SIZE = 3  # batch size for the estimates of the total correlation
 CODE_NODES = 24
 
 
 class Labelled(nn.Module):
-    r"""The linear-Gaussian VAE with a label that shifts the datum.
+    r"""The linear-Gaussian VAE with a label y that shifts the datum.
 
     .. math:: p(x) = \textstyle\sum_y \pi_y\, p(x - s_y), \qquad q(y|x) \propto p(y|x)^{t}, \quad q(z|x, y) = q(z|x - s_y)
 
-    so that the ELBO is :math:`\sum_y q(y|x) [\log \pi_y + \log p(x - s_y) - \log q(y|x) - KL]`, where KL is that of the VAE
-    without labels.
+    Here :math:`s_y` is the shift of label y; :math:`p(x - s_y)` and :math:`q(z|x - s_y)` are those of the VAE without labels.
+    If KL is the divergence of that VAE's guide from its posterior, the ELBO is
+    :math:`\sum_y q(y|x) [\log \pi_y + \log p(x - s_y) - \log q(y|x) - KL]`.
 
     Args:
-        temper: t.
+        temper: Exponent t of q(y|x); at 1 it is the exact posterior of the label.
     """
 
     def __init__(self, temper: float = 0.5) -> None:
@@ -35,7 +36,7 @@ class Labelled(nn.Module):
         self.temper = nn.Parameter(torch.tensor(temper, dtype=torch.float64))
 
     def model(self, x: Tensor) -> Tensor:
-        """The model: draw the label, the code and the datum."""
+        """The model: draw label y and code z, observe datum x."""
         pyro.module(f"labelled.{self.reference.name}", self)
         vae = self.reference.vae
         with pyro.plate("data", len(x), dim=-1):
@@ -45,36 +46,48 @@ class Labelled(nn.Module):
             return pyro.sample("x", dist.Normal(loc, vae.scale).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> Tensor:
-        """The guide q(y|x) q(z|x, y); y is enumerated."""
+        """The guide q(y|x) q(z|x, y), with y enumerated."""
         pyro.module(f"labelled.{self.reference.name}", self)
         with pyro.plate("data", len(x), dim=-1):
             y = pyro.sample("y", dist.Categorical(logits=self.log_q(x)), infer={"enumerate": "parallel"})
             return pyro.sample("z", self.reference.q(x - self.shifts[y]))
 
     def log_joint(self, x: Tensor) -> Tensor:
-        """Log p(x, y), shape ``(B, 3)``, nats."""
+        """Return log p(x, y) of each label y, shape ``(B, 3)``, nats."""
         return self.logits.log_softmax(0) + self.reference.vae.log_px(x[:, None] - self.shifts)
 
     def log_q(self, x: Tensor) -> Tensor:
-        """Log q(y|x), shape ``(B, 3)``."""
+        """Return log q(y|x) of each label y, shape ``(B, 3)``, nats."""
         return (self.temper * self.log_joint(x).detach()).log_softmax(-1)
 
     def log_px(self, x: Tensor) -> Tensor:
-        """Log p(x), shape ``(B,)``, nats."""
+        """Return log p(x), shape ``(B,)``, nats."""
         return self.log_joint(x).logsumexp(-1)
 
     def elbo(self, x: Tensor) -> Tensor:
-        """The ELBO, shape ``(B,)``, nats; differentiable in all parameters."""
+        """Return the ELBO, shape ``(B,)``, nats; differentiable in all parameters."""
         given_label = self.logits.log_softmax(0) + self.reference.elbo(x[:, None] - self.shifts)
         return (self.log_q(x).exp() * (given_label - self.log_q(x))).sum(-1)
 
 
 def weights_of(estimator: str, size: int, total: int) -> Tensor:
-    r"""Return the weights of a batch's codes in an estimate of q(z).
+    r"""Return the weights of q(z|x_i) in a batch's estimate of q(z).
 
-    "All": equal weights over all data, which give q(z). "Weighted": 1 / B for each code, without the factor 1/N of the
-    definition. "Stratified", with M = B - 1: 1/N for the datum's own code, (N - M) / (N M) for one other code, 1/M for the
-    rest. "Even": 1/N for the datum's own code, and equal weights for the others.
+    The estimate is a weighted sum over the data of the batch. The first weight is for the datum from which z was drawn.
+    With B = ``size``, N = ``total`` and M = B - 1 the weights are:
+
+    - ``"all"``: equal; the batch has all data, so the estimate is q(z).
+    - ``"weighted"``: 1 / B each, without the factor 1/N of the definition.
+    - ``"stratified"``: 1/N for the first datum, (N - M) / (N M) for the second, and 1/M for each of the rest.
+    - ``"even"``: 1/N for the first datum, and equal weights for the rest.
+
+    Args:
+        estimator: Name of the estimator, as above.
+        size: Batch size.
+        total: Number of data.
+
+    Returns:
+        The weights, shape ``(size,)``.
 
     References:
         Chen et al., "Isolating Sources of Disentanglement in Variational Autoencoders", 2018, appendix C.
@@ -91,19 +104,28 @@ def weights_of(estimator: str, size: int, total: int) -> Tensor:
 
 
 def batches(estimator: str, num: int) -> Tensor:
-    """Return the data of all batches, in every order, shape ``(R, size)``."""
+    """Return the data indices of all batches, in every order.
+
+    For ``"all"`` a batch has all ``num`` data, and each datum comes first once.
+
+    Returns:
+        A row for each of the R batches, shape ``(R, size)``.
+    """
     if estimator == "all":
         return torch.stack([torch.arange(num).roll(-k) for k in range(num)])
     return torch.tensor(list(permutations(range(num), SIZE)))
 
 
 def rate_parts(reference: LinearGaussianVAE, x: Tensor, estimator: str) -> Tensor:
-    r"""Return I(x; z), total correlation and KL of units, averaged over batches.
+    r"""Return the three parts of the rate, averaged over all batches.
+
+    The parts are the mutual information I(x; z), the total correlation, and the KL of the latent units:
 
     .. math:: E_i E_{q(z|x_i)} \big[\log q(z|x_i) - \log \hat q(z), \quad
         \log \hat q(z) - \textstyle\sum_j \log \hat q(z_j), \quad \sum_j \log \hat q(z_j) - \log p(z)\big]
 
-    Computed by quadrature, differentiable. For "all", q(z) and the parts are exact; other estimates of log q(z) are biased.
+    where :math:`\hat q` is a batch's estimate of q(z), see :func:`weights_of`. Computed by quadrature; differentiable. The
+    parts are exact for ``"all"``. For other estimators :math:`\log \hat q(z)` is biased, and the result includes this bias.
 
     Returns:
         The three parts, shape ``(3,)``, nats per datum.

@@ -1,4 +1,4 @@
-"""Every objective's bound and gradient beside their expectations."""
+"""Self-test of the objectives: each bound and gradient beside its expectation."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pyro_vae.inference.objectives.registry import OBJECTIVES, elbo
 from pyro_vae.testing.selftest.linear_gaussian import K, Line, LinearGaussianVAE, hermite, slopes, worst
 from pyro_vae.testing.selftest.mixtures import SIZE, Labelled, batches, rate_parts
 
-#: Draws of a self-normalized gradient, which is exact in the limit of many: its relative bias is about 1/K.
+#: Number of draws K of a self-normalized gradient. Its relative bias is about 1/K, so it is exact in the limit of many draws.
 MANY = 2000
-#: Weights of I(x; z), the total correlation and the units' KL in the loss whose gradient is compared.
+#: Weights of the three parts of the rate in the loss: I(x; z), the total correlation, and the KL of the latent units.
 WEIGHTS = (2.0, 6.0, 3.0)
 Reduce = Callable[[Tensor], Tensor]
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    """Return the log of the mean weight over draws."""
+    """Return the log of the mean weight over dimension 0, the draws."""
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
@@ -42,13 +42,14 @@ def _thermodynamic(log_w: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """Expected bound and gradient of an objective.
+    """An objective's definition, from which its expectations are computed.
 
     Attributes:
-        value: The bound as a function of the log weights, from its definition.
-        draws: Number of draws.
-        options: Options of the objective.
-        follows: The bounds that train the model and the guide, each with a number of draws; None: ``value`` trains both.
+        value: Function that computes the bound from the log weights of the draws.
+        draws: Number of draws that ``value`` takes.
+        options: Options with which the objective is made.
+        follows: Two pairs (bound, number of draws): the model is trained by the gradient of the first bound, the guide by
+            that of the second. None: ``value`` trains both.
         kind: Kind of the guide, see :class:`LinearGaussianVAE`.
     """
 
@@ -79,7 +80,7 @@ CASES: dict[str, Case] = {
 
 
 def objectives(x: Tensor, rounds: int) -> Iterator[Line]:
-    """Compare each objective's bound and training gradient with their expectations."""
+    """Compare each objective's bound and gradient with their exact expectations."""
     for name, case in CASES.items():
         if name.split(",")[0] in OBJECTIVES:
             yield from plain(name, case, x, rounds)
@@ -90,7 +91,7 @@ def objectives(x: Tensor, rounds: int) -> Iterator[Line]:
 
 
 def plain(name: str, case: Case, x: Tensor, rounds: int) -> Iterator[Line]:
-    """Compare an objective on the linear-Gaussian VAE."""
+    """Compare one objective on the linear-Gaussian VAE with its expectations."""
     reference = LinearGaussianVAE(kind=case.kind)
     key = name.split(",")[0]
     objective = elbo(key, **dict(case.options))
@@ -124,7 +125,7 @@ def _bound(name: str, objective: Any, program: Any, exact: Tensor, x: Tensor, ro
 
 
 def _in_the_limit(name: str, reference: LinearGaussianVAE, x: Tensor) -> Line:
-    """Compare the gradient of many draws with its limit in closed form."""
+    """Compare a gradient from many draws with its limit for infinitely many."""
     objective = elbo(name, num_particles=MANY)
     if name == "tvo":
         limit = -thermodynamic(reference, x, objective.points).sum()
@@ -140,12 +141,13 @@ def _in_the_limit(name: str, reference: LinearGaussianVAE, x: Tensor) -> Line:
 
 
 def thermodynamic(reference: LinearGaussianVAE, x: Tensor, points: list[float]) -> Tensor:
-    r"""Return the thermodynamic sum of :math:`E_{\pi_t}[\log w]`, shape ``(B,)``.
+    r"""Return the exact thermodynamic bound of ``tvo``, shape ``(B,)``, nats.
 
-    .. math:: \pi_t \propto q^{1-t} p(x, z)^t
+    .. math:: \sum_i (t_{i+1} - t_i)\, E_{\pi_{t_i}}[\log w], \quad \pi_t \propto q^{1-t} p(x, z)^t
 
-    Each :math:`\pi_t` is a normal with precision :math:`(1 - t) P_q + t P`, where P is the precision of the posterior; its
-    mean weights both means by precision. log w is quadratic, so the quadrature is exact.
+    The :math:`t_i` are ``points``. :math:`\pi_t` is a normal with precision :math:`(1 - t) P_q + t P`, where :math:`P_q` and
+    P are the precisions of the guide and the posterior. Its mean is the average of their means, weighted by
+    :math:`(1 - t) P_q` and :math:`t P`. Since log w is quadratic in z, the quadrature is exact.
     """
     ends = reference.q(x), reference.vae.exact_posterior(x)
     grid, shares = hermite(2, 4)
@@ -163,7 +165,7 @@ def thermodynamic(reference: LinearGaussianVAE, x: Tensor, points: list[float]) 
 
 
 def enumerated(x: Tensor, rounds: int) -> Iterator[Line]:
-    """Compare ``enum`` with the ELBO of a mixture of three models."""
+    """Compare ``enum`` with the exact ELBO of a VAE with three labels."""
     labelled, objective, name = Labelled(), elbo("enum"), "enum, three labels"
     exact = labelled.elbo(x)
     yield _bound(name, objective, labelled, exact.detach(), x, rounds)
@@ -175,7 +177,10 @@ def enumerated(x: Tensor, rounds: int) -> Iterator[Line]:
 
 
 def penalties(x: Tensor, rounds: int) -> Iterator[Line]:
-    """Compare losses under KL control with distortion + f(exact rates)."""
+    """Compare losses with a penalty on the KL with their exact expectations.
+
+    The expectation is the distortion plus the penalty, a function of the exact rates.
+    """
     for key in ("trace", "mean-field"):
         reference = LinearGaussianVAE(kind="units")
         pair = scale_kl_pair(reference.model, reference.guide, 4.0)
@@ -185,7 +190,7 @@ def penalties(x: Tensor, rounds: int) -> Iterator[Line]:
     pair = reference.model, reference.guide
     rates = reference.rates(x).detach().mean(0)
     floor, above = float(rates.mean()), float(rates.sum()) + 0.7
-    # The controller's first weight: Kp / (1 + e^0.7) - 0.7 Ki above its smallest weight.
+    # The first weight of TargetRate's controller is beta_min + Kp / (1 + e^0.7) - 0.7 Ki, since the rate is 0.7 nats too low.
     beta = 2.0 + 2.0 / (1 + math.exp(0.7)) - 0.3 * 0.7
     cases: list[tuple[str, Any, Callable[[Tensor], Tensor]]] = [
         ("FreeBits", FreeBits(elbo("mean-field"), floor), lambda r: r.clamp(min=floor).sum()),
@@ -237,13 +242,16 @@ def _of_rounds(name: str, what: str, exact: float, found: list[float]) -> Line:
 
 
 def total_correlations(x: Tensor, rounds: int) -> Iterator[Line]:
-    """Compare the total correlation, from all codes and from batches."""
+    """Check ``TotalCorrelation`` with each estimator of q(z)."""
     for estimator in ("all", "weighted", "stratified", "even"):
         yield from total_correlation(estimator, x, rounds)
 
 
 def total_correlation(estimator: str, x: Tensor, rounds: int) -> Iterator[Line]:
-    """Compare the total correlation with its exact or expected value."""
+    """Compare the total correlation and a gradient with their expectations.
+
+    For ``"all"`` the batch has all data, and the expectations are exact values of q(z).
+    """
     reference = LinearGaussianVAE()
     whole = estimator == "all"
     size, kind = (len(x), "even") if whole else (SIZE, estimator)
@@ -266,7 +274,7 @@ def total_correlation(estimator: str, x: Tensor, rounds: int) -> Iterator[Line]:
 
 @torch.no_grad()
 def _without_bias(estimator: str, reference: LinearGaussianVAE, x: Tensor) -> Line:
-    """Check that the estimate of q(z) is unbiased over all batches."""
+    """Compare an estimate of q(z), averaged over all batches, with q(z)."""
     q, rows = reference.q(x), batches(estimator, len(x))
     z = q.sample()
     density = q.log_prob(z[:, None]).exp()  # (i, j): draw i under code j

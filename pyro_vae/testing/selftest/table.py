@@ -33,10 +33,10 @@ WITHOUT = {
 
 
 def measure(num_samples: int = 512, seed: int = 0, rounds: int | None = None) -> Iterator[Line]:
-    """Compare every objective and estimator with its exact value.
+    """Compare each objective and estimator with its exact values.
 
     Args:
-        num_samples: An estimator draws four times this number for each datum.
+        num_samples: A quarter of the number of draws for each datum in an estimate.
         seed: Seed of all draws.
         rounds: Number of evaluations of an objective's bound and gradient; None: ``num_samples``, at most 300.
 
@@ -47,7 +47,7 @@ def measure(num_samples: int = 512, seed: int = 0, rounds: int | None = None) ->
         reference = LinearGaussianVAE()
         x = data(reference)
         yield from objectives(x, rounds or min(num_samples, 300))
-        # With fewer draws the fit to the tail may by chance give no error, and a line without an error fails.
+        # With fewer draws the fit to the tail of the weights may by chance give no standard error, and then the line fails.
         yield from estimators(reference, x, 4 * num_samples, seed)
 
 
@@ -58,5 +58,5 @@ def data(reference: LinearGaussianVAE, num_data: int = 8) -> Tensor:
 
 
 def chance(lines: Iterable[Line]) -> float:
-    """Return the probability that a correct table has a failing line."""
+    """Return an upper bound on the probability that a correct table fails."""
     return sum(line.chance for line in lines)
