@@ -130,7 +130,7 @@ class Subject:
 
     @property
     def picked(self) -> Tensor | None:
-        """Indices of the rows in the batch; None if it has all."""
+        """Indices of the rows in the batch; None for all rows."""
         index = self.index.get(self.data_plate.plate)
         return None if index is None or not self.subsamples else index
 
@@ -192,7 +192,7 @@ class Subject:
         return self.call.put(new), values, x
 
     def reordered(self, order: Tensor, keys: tuple[int | str, ...] | None = None) -> Call:
-        """Return the call with the rows ``order`` of the batch.
+        """Return the call whose batch has the rows ``order`` of this batch.
 
         Only the arguments in ``keys`` are changed; None: all in ``rows``. A row may occur several times.
         """
@@ -203,7 +203,7 @@ class Subject:
         return self.call.put(new)
 
     def take(self, values: Values, order: Tensor) -> Values:
-        """Return the latent values of the data ``order``, which may repeat."""
+        """Return the latent values of the data with indices ``order``."""
         sites = dict(sample_sites(self.guide_trace)) | dict(sample_sites(self.model_trace))
         taken = {}
         for name, value in values.items():

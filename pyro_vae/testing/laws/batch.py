@@ -18,7 +18,7 @@ BATCH_CAUSES = (
 def check_independence(subject: Subject, ledger: Ledger) -> None:
     """Check that changing one datum changes no other datum's log-probabilities.
 
-    The latent value of one datum is changed too, with the same requirement.
+    The same is required if the latent value of one datum is changed.
     """
     law, size = "independence", subject.data_plate.size
     if size < 2:
@@ -88,7 +88,10 @@ def check_invariance(subject: Subject, ledger: Ledger) -> None:
 
 
 def _check_plate_scales(subject: Subject, ledger: Ledger) -> None:
-    """Check that every site has the same N/B, data per batch size."""
+    """Check that the data plate has the same factor N/B everywhere.
+
+    N is the number of data, B the batch size. The factor must be the same at every site.
+    """
     plate = subject.data_plate.plate
     sites = [(f"site {n!r} of the model", s) for n, s in latent_sites(subject.model_trace).items()]
     sites += [(f"site {n!r} of the model", s) for n, s in observed_sites(subject.model_trace)]

@@ -115,7 +115,7 @@ def _estimates(subject: Subject, params: dict[str, Tensor]) -> tuple[list[Tensor
 def _pathwise(subject: Subject) -> tuple[Tensor, Values]:
     """Draw from the guide; return a differentiable estimate and the latent values.
 
-    The estimate is log w, summed over the data. For each site without reparameterized draws it has a score-function term.
+    The estimate is log w, summed over the data, plus a score-function term for each site without reparameterized draws.
     """
     guide_trace = subject.traced(subject.guide, subject.call, subject.index)
     sites = latent_sites(guide_trace)

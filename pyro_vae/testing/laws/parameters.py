@@ -60,7 +60,7 @@ def _graph(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
 def _without_gradient(subject: Subject, loss: Tensor, params: dict[str, Tensor]) -> list[str]:
     """Return the names of parameters that the loss does not depend on.
 
-    Their gradient is missing, or stays 0 when all parameters are moved by a random step.
+    Their gradient is missing, or remains 0 after all parameters have been moved by random steps.
     """
     names, leaves = list(params), list(params.values())
     if not loss.requires_grad:

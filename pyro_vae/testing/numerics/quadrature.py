@@ -1,4 +1,7 @@
-r"""Trapezoidal quadrature on the grid :math:`u = m + s \sinh t`."""
+r"""Trapezoidal quadrature of densities in one or more dimensions.
+
+The grid in each dimension is :math:`u = m + s \sinh t`, with evenly spaced t, and median m and spread s of draws.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +192,7 @@ def product_mass(density: Density) -> Tensor:
 def _is_sum(density: Density) -> bool:
     """Return True if the coordinates are independent.
 
-    Then swapping coordinates between two draws does not change the sum of their log densities.
+    They are if swapping coordinates between two draws does not change the sum of the two log densities.
     """
     one, other = density.places[::2], density.places[1::2]
     swapped = torch.rand(len(one), density.size, device=one.device) < 0.5

@@ -35,12 +35,12 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
 def student_p(values: Tensor, mean: float = 0.0) -> float:
     r"""Return the two-sided p-value of Student's t test.
 
-    The hypothesis is that the independent ``values`` have the expectation ``mean``. The t statistic with
+    The hypothesis is that ``values`` have the expectation ``mean``. The t statistic with
     :math:`\nu = n - 1` degrees of freedom is converted to a normal deviate,
     :math:`z = \frac{8\nu+1}{8\nu+3} \sqrt{\nu \log(1 + t^2/\nu)}`.
 
     Args:
-        values: Shape ``(n,)``, n >= 2.
+        values: Independent values, shape ``(n,)``, n >= 2.
         mean: The expectation under the hypothesis.
 
     References:

@@ -27,7 +27,7 @@ def _same(value: Tensor) -> Tensor:
 class Toy:
     """A Gaussian model and guide with at most one fault.
 
-    The model is z ~ N(0, 1), x ~ N(z, 0.7). Without a fault log p(x) has a closed form. A field other than
+    The model is z ~ N(0, 1), x ~ N(z, 0.7). Without a fault, log p(x) has a closed form. A field other than
     ``law`` plants a fault if it is not the default.
 
     Args:

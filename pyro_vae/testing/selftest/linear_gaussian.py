@@ -32,7 +32,7 @@ class Line:
     """A line of the self-test's table: one figure beside its exact value.
 
     Attributes:
-        name: Name of the objective or estimator; after a comma, its kind.
+        name: Name of the objective or estimator; after a comma, the variant.
         what: Name of the quantity.
         exact: The exact value.
         found: The estimate.
@@ -156,7 +156,7 @@ class LinearGaussianVAE(nn.Module):
     def guide(self, x: Tensor) -> Tensor:
         """The wrong guide.
 
-        Its gradient does not flow through the exact posterior, from which it is computed.
+        No gradient flows through the exact posterior, from which the guide is computed.
         """
         pyro.module(self.name, self._own)
         with pyro.plate("data", len(x), dim=-1):

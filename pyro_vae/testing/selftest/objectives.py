@@ -177,9 +177,9 @@ def enumerated(x: Tensor, rounds: int) -> Iterator[Line]:
 
 
 def penalties(x: Tensor, rounds: int) -> Iterator[Line]:
-    """Compare losses with a penalty on the KL with their exact expectations.
+    """Compare losses under KL control with their exact expectations.
 
-    The expectation is the distortion plus the penalty, a function of the exact rates.
+    The expectation is the distortion plus a penalty, which is a function of the exact rates.
     """
     for key in ("trace", "mean-field"):
         reference = LinearGaussianVAE(kind="units")
@@ -248,7 +248,7 @@ def total_correlations(x: Tensor, rounds: int) -> Iterator[Line]:
 
 
 def total_correlation(estimator: str, x: Tensor, rounds: int) -> Iterator[Line]:
-    """Compare the total correlation and a gradient with their expectations.
+    """Compare the total correlation and the loss gradient with their expectations.
 
     For ``"all"`` the batch has all data, and the expectations are exact values of q(z).
     """

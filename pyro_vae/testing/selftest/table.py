@@ -36,7 +36,7 @@ def measure(num_samples: int = 512, seed: int = 0, rounds: int | None = None) ->
     """Compare each objective and estimator with its exact values.
 
     Args:
-        num_samples: A quarter of the number of draws for each datum in an estimate.
+        num_samples: An estimator makes ``4 * num_samples`` draws for each datum.
         seed: Seed of all draws.
         rounds: Number of evaluations of an objective's bound and gradient; None: ``num_samples``, at most 300.
 
