@@ -1,4 +1,4 @@
-"""Batch sizes, and the order of the rows in an epoch."""
+"""Check batch sizes; choose the order of the data in an epoch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pyro_vae.models.protocol import PyroModel, classifies, takes
 
 
 def check_batches(model: PyroModel, data: Data, objective: ELBO, options: FitOptions) -> None:
-    """Refuse batches of one datum if the loss compares data.
+    """Refuse batches of one datum if the loss needs at least two.
 
-    A total correlation compares the codes of a batch. For a single code, the total correlation is 0 and the rate has no
-    parts. A classifier term has its full weight only if every batch has a label, which batches of one datum cannot ensure.
+    The total-correlation objective compares the codes of a batch with each other. With a single code, the total
+    correlation is 0 and the rate cannot be split into parts. The classifier term of a partly labelled model has its
+    full weight only if every batch has a label. Batches of one datum cannot ensure this.
 
     Args:
         model: The model.
@@ -28,7 +29,7 @@ def check_batches(model: PyroModel, data: Data, objective: ELBO, options: FitOpt
         options: Options of the training.
 
     Raises:
-        ValueError: If the loss compares data, and a batch (the last batch of an epoch included) holds one datum.
+        ValueError: If the loss needs at least two data, and a batch (perhaps the last batch of an epoch) holds one.
     """
     size = options.batch_size
     y = data.train.y if "y" in takes(model) and classifies(model) else None
@@ -51,15 +52,16 @@ def check_batches(model: PyroModel, data: Data, objective: ELBO, options: FitOpt
 
 
 def _smallest(total: int, size: int) -> int:
-    """Return the size of the last and smallest batch of an epoch."""
+    """Return the size of an epoch's last batch, which is the smallest."""
     return (total - 1) % size + 1
 
 
 def epoch_order(model: PyroModel, data: Data, options: FitOptions) -> Order:
     """Return the order of the training data; see :func:`pyro_vae.data.batches.order_of`.
 
-    A model that classifies gets a label in every batch, even if there are fewer labels than batches. The classifier term has
-    the same weight in each batch with a label, so batches without labels would make the term too small.
+    For a model that classifies, every batch contains a label, even if there are fewer labels than batches. The
+    classifier term has the same weight in each batch with a label, so batches without labels would make the term too
+    small.
 
     Raises:
         ValueError: If ``labelled_per_batch`` does not fit the labels of the training data.

@@ -1,4 +1,4 @@
-"""Training states: keys, checks and parts."""
+"""Training states: their keys, and functions to check and restore their parts."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ def check_state(state: State, model: PyroModel, where: str) -> None:
     Args:
         state: A state from :meth:`Training.state_dict`, or the unchecked content of a file.
         model: The model to restore.
-        where: Start of the error message.
+        where: Text at the start of the error message.
 
     Raises:
-        ValueError: If a part of the state is missing, has the wrong type, or has another shape than in the model.
+        ValueError: If a part of the state is missing or has the wrong type, or if a tensor has another shape than in
+            the model.
     """
     check_keys(state, KEYS, where)
     if state["epoch"] is not None:
@@ -75,10 +76,15 @@ def check_state(state: State, model: PyroModel, where: str) -> None:
 
 
 def check_keys(values: object, keys: Types, where: str) -> None:
-    """Refuse anything but a dict with these keys and types.
+    """Check that ``values`` is a dict with the expected keys.
+
+    Args:
+        values: The value to check.
+        keys: The type of the value at each expected key.
+        where: Text at the start of the error message.
 
     Raises:
-        ValueError: If a key is missing or holds another type.
+        ValueError: If ``values`` is not a dict, a key is missing, or a value has another type.
     """
     if not isinstance(values, dict):
         raise ValueError(
@@ -96,7 +102,7 @@ def check_keys(values: object, keys: Types, where: str) -> None:
 
 
 def check_parameters(given: Mapping[str, object], expected: Mapping[str, Tensor], where: str) -> None:
-    """Refuse parameters of another architecture; name the first difference.
+    """Refuse parameters of another architecture; the error names the first difference.
 
     Raises:
         ValueError: If the name or shape of a parameter differs.
@@ -123,7 +129,7 @@ def _check_rows(rows: list[State], where: str) -> None:
 
 
 def _check_optimizer(optimizer: State, parameters: dict[str, nn.Parameter], where: str) -> None:
-    """Refuse moments whose shape differs from the shape of their parameter.
+    """Refuse optimizer moments with another shape than their parameter.
 
     Fused kernels would not detect the difference.
     """
@@ -156,15 +162,15 @@ def _check_generators(state: State, where: str) -> None:
 
 
 def check_epoch(state: State, batch_size: int, total: int) -> None:
-    """Refuse the state of an epoch with other batches or data.
+    """Refuse an epoch's state from a run with other batches or data.
 
     Args:
-        state: The state of the epoch.
-        batch_size: B.
-        total: Number of data in an epoch.
+        state: The state of the unfinished epoch.
+        batch_size: Batch size of this run.
+        total: Number of data in an epoch of this run.
 
     Raises:
-        ValueError: If the number of data seen does not fit the number of training steps.
+        ValueError: If the state's number of data seen does not fit its number of training steps.
     """
     batches, seen = state["batches"], state["seen"]
     whole = min(batches * batch_size, total)
@@ -173,7 +179,7 @@ def check_epoch(state: State, batch_size: int, total: int) -> None:
 
 
 def optimizer_state(model: PyroModel, optimizer: FusedOptim) -> State:
-    """Return the optimizer state of each parameter, by name."""
+    """Return the optimizer state of each parameter; keys are parameter names."""
     singles = optimizer.source.optim_objs
     return {name: singles[p].state_dict() for name, p in model.named_parameters() if p in singles}
 
@@ -195,14 +201,16 @@ def random_state(device: torch.device) -> State:
 
 
 def restore_random_state(state: State, device: torch.device, order: torch.Generator, seed: int) -> bool:
-    """Restore the states returned by :func:`random_state`, if possible.
+    """Restore the states that :func:`random_state` returned, if possible.
 
-    Warn if the run cannot continue exactly.
+    On another device, or with another number of processes, the states cannot be restored. The generators are then
+    seeded, and a warning says that the run does not continue exactly.
 
     Args:
         state: A training state.
         device: The device of the training.
-        order: Generator of the data order. Only seeded here, and only if the run continues on another device.
+        order: Generator of the data order. It is seeded if the run continues on another device, and otherwise left
+            unchanged.
         seed: Seed of the generators if the run continues on another device or with another number of processes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The line printed for each epoch, and the header above it."""
+"""The line printed for each epoch, and the header above these lines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ def epoch_line(row: Row, epochs: int) -> str:
 
 
 def mean_text(model: PyroModel, objective: float) -> str:
-    """Return the progress-bar text for the epoch's mean objective so far."""
+    """Return the text of the progress bar, which shows the mean objective.
+
+    Args:
+        model: The model, which decides how the objective is shown.
+        objective: Mean of the objective over the data seen in the current epoch, nats per datum.
+    """
     return f"ELBO {objective:.2f}" if has_bound(model) else f"loss {-objective:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""``fit``: SVI over training data, epoch by epoch, with callbacks."""
+"""``fit``: train a model by SVI, with callbacks after each epoch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def early_stopping(patience: int) -> Callback:
     """Return a callback that stops training when the validation ELBO stops rising.
 
     Args:
-        patience: Number of epochs to wait for a rise, at least 1.
+        patience: Training stops after this number of epochs without a new best epoch; at least 1.
 
     Raises:
         ValueError: If ``patience`` is below 1.
@@ -70,24 +70,28 @@ def fit(
 
     .. math:: \max E_q[\log p(x|z)] - \beta_t\, KL(q(z|x) \| p(z))
 
-    All random numbers come from ``seed``, so earlier code in the process does not affect the result. The caller's random
-    generators and parameter store do not change. At the end, the model holds the parameters of the epoch with the highest
-    validation ELBO, or of the last epoch if there are no validation data.
+    :math:`\beta_t` is the KL weight at training step t. All random numbers come from ``seed``, so earlier code in the
+    process does not affect the result. The caller's random generators and parameter store do not change. At the end,
+    the model holds the parameters of the epoch with the highest validation ELBO, or of the last epoch if there are no
+    validation data.
 
     Args:
         model: A ``torch.nn.Module`` with Pyro functions ``model`` and ``guide``, such as :class:`pyro_vae.VAE`;
             ``pyro_vae.models.protocol`` lists its optional parts.
         data: A :class:`pyro_vae.data.Data`; or only training data, shape ``(N, *data_shape)``; or a tuple of the inputs that
             the model takes.
-        elbo: An objective from :func:`pyro_vae.elbo`, used unchanged, or its name. None: the model's default objective, else
-            ``"trace"``. With a name or None, the KL controls in the model's ``defaults`` apply.
-        beta: KL weight: a number; or a schedule of the training step, such as ``schedules.linear(0., 1., steps=1000)``; or a
-            dict from sites to numbers or schedules, such as ``{"z1": 0.5}``. Sites not in the dict keep weight 1. None: the
-            KL weight in the model's ``defaults`` if the objective takes a KL weight, else 1.
+        elbo: An objective from :func:`pyro_vae.elbo`, which is used unchanged, or the name of an objective. None: the
+            model's default objective if it has one, else ``"trace"``. With a name or None, the KL controls in the
+            model's ``defaults`` apply.
+        beta: KL weight: a number; or a schedule of the training step, such as ``schedules.linear(0., 1., steps=1000)``;
+            or a dict with a number or schedule for each named site, such as ``{"z1": 0.5}``. Sites not in the dict keep
+            weight 1. None: the KL weight in the model's ``defaults`` if the objective takes a KL weight, else 1.
         callbacks: Called with the :class:`Training` after each epoch. If ``interrupt`` ends an epoch early, they are called
             once more; then ``training.progress`` is not None, and the history has no row for the epoch.
-        resume: A state from :meth:`Training.state_dict`, from within an epoch or between epochs. Training continues exactly.
-        interrupt: Called after every training step. To stop training, return True, and keep returning True.
+        resume: A state that :meth:`Training.state_dict` returned within or after an epoch. Training continues exactly
+            from this state.
+        interrupt: Function that is called after every training step and returns True to stop training. It must then
+            return True at every later call.
         progress: Print a line for each epoch, and show a progress bar on a terminal.
         **options: The fields of :class:`pyro_vae.inference.FitOptions`; docs/training.md lists them. With ``resume``,
             ``compile=None`` compiles the steps if the run began with compiled steps.
@@ -100,8 +104,8 @@ def fit(
         ValueError: If a number is out of range; a name is unknown; the model lacks a part of the protocol, or takes inputs
             that the data lack; a batch is too small; ``enum`` finds no discrete site to sum over; ``resume`` does not fit
             the run; or ``compile`` is True on a machine that cannot compile.
-        NonFiniteLossError: If the loss becomes NaN or infinite. The model keeps the parameters of that moment. The
-            last state that callbacks saved is that of the last whole epoch.
+        NonFiniteLossError: If the loss becomes NaN or infinite. The model keeps the parameters of that moment.
+            Callbacks have saved no state later than the end of the last complete epoch.
     """
     chosen = make_options("fit", options, fit)
     check_model(model)
@@ -140,7 +144,10 @@ def _check_beta(model: PyroModel, beta: Weights | None) -> None:
 
 
 def _objective(model: PyroModel, elbo: str | ELBO | None, num_data: int) -> ELBO:
-    """Make the objective; a name gets the controls of the model's defaults."""
+    """Make the objective for :func:`fit`.
+
+    If ``elbo`` is a name or None, the KL controls in the model's ``defaults`` are applied.
+    """
     objective = elbo or default_objective(model)
     if not isinstance(objective, str):
         return objective
@@ -156,9 +163,9 @@ def _default_beta(model: PyroModel, objective: ELBO) -> Weights:
 
 @contextlib.contextmanager
 def _something_to_sum() -> Iterator[None]:
-    """Refuse ``enum`` for a model with nothing to sum over.
+    """Refuse ``enum`` for a model without a discrete site to sum over.
 
-    Pyro itself only warns, and uses the sampled ELBO.
+    Pyro itself only warns in this case, and uses the ELBO with sampled sites.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=DRAWN_INSTEAD)
@@ -204,7 +211,7 @@ def _loop(training: Training, callbacks: Iterable[Callback], progress: bool) -> 
 def compiling_of(
     model: PyroModel, data: Data, objective: ELBO, options: FitOptions, resume: State | None = None
 ) -> tuple[bool, str]:
-    """Return True if steps should be compiled, and the reason in words.
+    """Return True if steps should be compiled, and the reason as text.
 
     See :func:`pyro_vae.system.compiler.should_compile`.
     """

@@ -14,13 +14,13 @@ Row = dict[str, float]
 
 @dataclass
 class History:
-    """History of a training run, with a row for each epoch.
+    """History of a training run: a row of numbers for each epoch.
 
     Every bound is the true bound (KL weight 1), in nats per datum.
 
     Attributes:
-        rows: A dict for each epoch; ``docs/run-directory.md`` explains the columns.
-        stopped_by: ``"epochs"``, ``"interrupted"``, or the reason given by a callback.
+        rows: A dict for each epoch with a number in each column; ``docs/run-directory.md`` explains the columns.
+        stopped_by: ``"epochs"``, ``"interrupted"``, or the reason that a callback gave to :meth:`Training.stop`.
         steps: Number of training steps taken, including those of an interrupted epoch.
         compiled: True if the training steps were compiled.
     """
@@ -40,8 +40,9 @@ class History:
     def best_epoch(self) -> int:
         """The epoch with the highest validation ELBO, counted from 1.
 
-        Without validation data, the last epoch. If the objective weights or controls the KL, the objective at the final KL
-        weights decides instead of the ELBO. For a model without a bound, the objective decides.
+        Without validation data, this is the last epoch. The validation objective is used in place of the ELBO in two
+        cases: if the objective weights or controls the KL (the objective is then computed at the final KL weights), and
+        if the model has no bound.
         """
         last = self.rows[-1] if self.rows else {}
         column = next((name for name in ("validation_objective", "validation_elbo") if name in last), None)
@@ -53,7 +54,7 @@ class History:
 
 @dataclass
 class EpochProgress:
-    """Progress within an epoch.
+    """Progress within the current epoch.
 
     Attributes:
         start: State of the data-order generator at the start of the epoch.
@@ -72,17 +73,29 @@ class EpochProgress:
     seconds: float = 0.0
 
     def means(self, has_bound: bool) -> Row:
-        """Return means over the data seen, as history columns, nats per datum."""
+        """Return the means over the data seen, as columns of the history.
+
+        All values are in nats per datum.
+
+        Args:
+            has_bound: True if the model has an ELBO; otherwise the column ``train_elbo`` is left out.
+        """
         loss, distortion, rate = (self.totals / self.seen).tolist()
         elbo = {"train_elbo": -distortion - rate} if has_bound else {}
         return {"objective": -loss, **elbo, "train_rate": rate, "train_distortion": distortion}
 
     def elbo(self) -> float:
-        """Return the mean training ELBO, nats per datum; wait for the device."""
+        """Return the mean training ELBO of the data seen, nats per datum.
+
+        The call waits for the device.
+        """
         return -float(self.totals[1] + self.totals[2]) / self.seen
 
     def state_dict(self) -> State:
-        """Return the progress without the order, which is drawn again."""
+        """Return the progress as a dict, without the attribute ``order``.
+
+        The order can be drawn again from ``start``.
+        """
         return {
             "start": self.start,
             "totals": self.totals,
@@ -92,6 +105,6 @@ class EpochProgress:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Restore the totals and counts of a state."""
+        """Restore totals, counts and seconds from a state."""
         self.totals.copy_(state["totals"])
         self.batches, self.seen, self.seconds = state["batches"], state["seen"], float(state["seconds"])

@@ -1,4 +1,4 @@
-"""Options of a training run, each declared here once."""
+"""The options of a training run, each declared only here."""
 
 from __future__ import annotations
 
@@ -78,7 +78,12 @@ class FitOptions(TrainingOptions):
         lookup("learning-rate schedule", self.lr_schedule, LR_SCHEDULES)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
+        """Return the learning rate of a training step.
+
+        Args:
+            step: Number of the training step, counted from 0.
+            steps_per_epoch: Number of training steps in an epoch.
+        """
         return self.lr * LR_SCHEDULES[self.lr_schedule](step / (self.epochs * steps_per_epoch))
 
 
@@ -104,7 +109,10 @@ class FitKeywords(TypedDict, total=False):
 
 
 def with_options(function: F) -> F:
-    """Show the fields of :class:`FitOptions` in a signature, for its ``**options``."""
+    """Decorate a function to show the fields of :class:`FitOptions` in its signature.
+
+    The fields take the place of ``**options`` in the signature that ``inspect`` and ``help`` show.
+    """
     *own, _ = inspect.signature(function).parameters.values()
     fields = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
@@ -116,16 +124,16 @@ def with_options(function: F) -> F:
 
 
 def make_options(function: str, keywords: FitKeywords, shown: Callable[..., object]) -> FitOptions:
-    """Make the options of a function from its keywords.
+    """Make the options from the keywords that a function received.
 
     Args:
         function: The name of the function, for errors.
-        keywords: The keywords.
+        keywords: The keywords that the function received.
         shown: The function itself; its signature lists all known keywords.
 
     Raises:
-        TypeError: If a keyword is unknown, or a number has the wrong type. For an unknown keyword, the message lists the known
-            keywords and the nearest.
+        TypeError: If a keyword is unknown, or a number has the wrong type. For an unknown keyword, the message lists
+            the known keywords and suggests the most similar keyword.
         ValueError: If a number is out of its range or a name is unknown.
     """
     known = inspect.signature(shown).parameters

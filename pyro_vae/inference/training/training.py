@@ -1,4 +1,4 @@
-"""``Training``: the epochs and the state of one run."""
+"""``Training``: one training run, its epochs and its state."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from pyro_vae.inference.training.validation import after_epoch, validate
 from pyro_vae.models.protocol import PyroModel, has_bound, takes, training_inputs
 from pyro_vae.parallel.shared_batch import WholeBatch
 
-#: Called after every step with a function that returns the mean training ELBO of the epoch so far, nats per datum. Calling
-#: that function waits for the device.
+#: Function called after every training step. Its argument is a function that returns the mean training ELBO of the epoch
+#: so far, nats per datum. A call of that function waits for the device.
 Advance = Callable[[Callable[[], float]], None]
 
 
 class Paused(Exception):
-    """Training was asked to stop within an epoch."""
+    """The exception raised within an epoch when training must stop."""
 
 
 def never() -> bool:
@@ -61,14 +61,14 @@ class Training:
         objective: The objective.
         betas: The KL weights.
         options: Options of the training.
-        interrupt: Called after every training step; returns True if training must stop.
+        interrupt: Function called after every training step; returns True if training must stop.
 
     Attributes:
         history: History of the finished epochs.
-        best: State of the model at the best epoch, or None without validation data.
-        progress: Progress within an interrupted epoch, or None between epochs.
-        stop_reason: Reason of a callback to stop training after this epoch, or None.
-        svi: Takes the training steps.
+        best: State of the model after the best epoch; None without validation data.
+        progress: Progress within an interrupted epoch; None between epochs.
+        stop_reason: The reason that a callback gave to stop training after this epoch, or None.
+        svi: The :class:`pyro_vae.SVI` that takes the training steps.
         steps_per_epoch: Number of batches in an epoch.
     """
 
@@ -111,12 +111,12 @@ class Training:
         self.whole: WholeBatch | None = None
 
     def stop(self, reason: str) -> None:
-        """Stop training after this epoch."""
+        """Stop training after this epoch, for the given reason."""
         self.stop_reason = reason
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Within the block, share each training step with the other processes."""
+        """Inside the ``with`` block, share each training step with all processes."""
         if parallel.world().size == 1:
             yield
             return
@@ -127,7 +127,10 @@ class Training:
             yield
 
     def interrupted(self) -> bool:
-        """Return True if any process must stop; all processes must call this."""
+        """Return True if a process of the job was asked to stop.
+
+        Collective: all processes must call this method.
+        """
         return any(parallel.all_gather(self.interrupt()))
 
     @property
@@ -142,13 +145,13 @@ class Training:
         return self.svi.fused
 
     def run_epoch(self, advance: Advance) -> Row | None:
-        """Train an epoch, or the rest of an interrupted epoch; then validate.
+        """Train for an epoch, or finish an interrupted one; then validate.
 
         Args:
-            advance: See ``Advance``.
+            advance: Function called after every training step; see ``Advance``.
 
         Returns:
-            The row of this epoch, or None if ``interrupt`` stopped training within the epoch.
+            The history's row for this epoch, or None if ``interrupt`` stopped training within the epoch.
         """
         self.model.train()
         if self.progress is None:
@@ -173,13 +176,17 @@ class Training:
         return row
 
     def begin_epoch(self) -> EpochProgress:
-        """Draw the order of a new epoch."""
+        """Draw the order of the data for a new epoch.
+
+        Returns:
+            The progress of this epoch, at its start.
+        """
         dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
         start = self.order.get_state()
         return EpochProgress(start, self.batches.order(self.order), torch.zeros(3, device=self.device, dtype=dtype))
 
     def _finish_epoch(self, progress: EpochProgress, advance: Advance) -> None:
-        """Take the remaining training steps of an epoch, and check the result."""
+        """Take an epoch's remaining training steps; check that the loss stays finite."""
         started, batch, validated = time.perf_counter() - progress.seconds, None, True
         checked = bool(self.history.rows)
         with ExitStack() as unchecked:
@@ -220,7 +227,7 @@ class Training:
             self.whole.set_labels(self.batches.inputs.parts[1][rows.to(self.device)])
 
     def _mean_elbo(self, progress: EpochProgress) -> float:
-        """Wait for the device; return the mean ELBO of the current epoch."""
+        """Wait for the device; return the current epoch's mean training ELBO."""
         if self.svi.exchange is None:  # several processes synchronize at the same step
             self.svi.synchronize()
         return progress.elbo()
@@ -247,7 +254,10 @@ class Training:
             raise Paused
 
     def state_dict(self) -> State:
-        """Return the state to continue exactly: containers, numbers and tensors."""
+        """Return the state from which training can continue exactly.
+
+        The state consists of plain containers, numbers and tensors.
+        """
         objective = self.svi.objective
         return {
             "model": self.model.state_dict(),
@@ -303,7 +313,11 @@ class Training:
 
 
 def _warn_about_epoch(training: Training, row: Row) -> bool:
-    """Warn if the objective finds the epoch implausible; return True if so."""
+    """Warn if the objective finds the epoch's means implausible.
+
+    Returns:
+        True if there was a warning.
+    """
     warning_for = getattr(training.svi.objective, "epoch_warning", None)
     if warning_for is None or training.betas.final not in (None, 1.0):
         return False

@@ -1,4 +1,4 @@
-"""Refuse trainable parameters that Pyro, or a checkpoint, does not know."""
+"""Refuse trainable parameters that Pyro or a checkpoint would miss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyro_vae.models.protocol import PyroModel
 
 
 def check_trained(model: PyroModel, svi: SVI, optimizer: FusedOptim, batch: tuple[Tensor, ...]) -> None:
-    """After a training step, refuse trainable parameters that no step moves.
+    """After a training step, refuse trainable parameters that would not be trained.
 
     Args:
         model: The model.
@@ -29,7 +29,8 @@ def check_trained(model: PyroModel, svi: SVI, optimizer: FusedOptim, batch: tupl
         batch: The batch of the step.
 
     Raises:
-        ValueError: If the step moved no parameter, or the loss depends on a parameter that the optimizer does not know.
+        ValueError: If the step updated no parameter, or if the loss depends on a trainable parameter that the optimizer
+            does not know.
     """
     known = optimizer.source.optim_objs
     if not known and any(p.requires_grad for p in model.parameters()):
@@ -41,10 +42,10 @@ def check_trained(model: PyroModel, svi: SVI, optimizer: FusedOptim, batch: tupl
 def check_saved(model: PyroModel, optimizer: FusedOptim) -> None:
     """Refuse trained parameters that do not belong to the model.
 
-    Such parameters would be lost together with the parameter store.
+    Only Pyro's parameter store holds these parameters, so a saved model would lack them.
 
     Raises:
-        ValueError: If there is such a parameter.
+        ValueError: If the optimizer has trained a parameter that does not belong to the model.
     """
     own = {id(p) for p in model.parameters()}
     store = pyro.get_param_store()
@@ -61,20 +62,24 @@ def check_reached(
     batch: tuple[Tensor, ...],
     known: Mapping[int, Tensor] | None = None,
 ) -> None:
-    """Refuse a model with unregistered parameters that have a gradient; alter nothing.
+    """Refuse a model whose loss depends on parameters unknown to Pyro.
 
-    Frozen parameters are accepted, and so are parameters without a gradient, such as those of a network only for pictures.
+    The check changes no state.
+
+    Frozen parameters are accepted. So are parameters on which the loss does not depend, such as those of a network used
+    only for pictures.
 
     Args:
         name: Name of the model, for error messages.
         parts: The model, which holds the parameters.
         objective: The objective.
-        pair: Model and guide, as the objective takes them.
+        pair: The model and guide functions that the objective evaluates.
         batch: A batch of data.
-        known: Parameters registered with Pyro, by id; None: find the registered parameters by an evaluation.
+        known: The parameters registered with Pyro; the keys are the ids of the parameters. None: evaluate the objective
+            once to find them.
 
     Raises:
-        ValueError: If there is an unregistered parameter with a gradient.
+        ValueError: If the loss depends on a trainable parameter that is not registered with Pyro.
     """
     met: dict[int, Tensor] = {}
     if known is not None and not _others(parts, known):
@@ -97,5 +102,5 @@ def check_reached(
 
 
 def _others(parts: PyroModel, known: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """Return the trainable parameters that are not in ``known``, by name."""
+    """Return the trainable parameters not in ``known``; keys are parameter names."""
     return {name: p for name, p in parts.named_parameters() if p.requires_grad and id(p) not in known}

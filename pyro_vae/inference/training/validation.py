@@ -1,4 +1,4 @@
-"""Validation of an epoch, and the ``after_epoch`` hook of a model."""
+"""Validation after each epoch, and a model's ``after_epoch`` hook."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def validate(
 
     Args:
         model: The model.
-        split: The data.
-        objective: The objective, which may define its own score to select the best epoch.
+        split: The validation data.
+        objective: The objective. It may define a score that selects the best epoch.
         beta: The final KL weight; None if latent sites have separate KL weights.
         seed: Seed of the draws.
-        poll: Called before every batch; an exception that it raises ends the evaluation.
+        poll: Function called before every batch. If it raises an exception, the evaluation ends.
 
     Returns:
-        Columns of the history, nats per datum.
+        The validation columns of the history, nats per datum.
     """
     likelihood, ratio = evaluate_terms(model, evaluation_inputs(model, split), seed, poll)
     value = likelihood + ratio
@@ -56,16 +56,19 @@ def validate(
 
 
 def _selection(objective: ELBO, beta: float, distortion: float, rate: float) -> Row:
-    """Return the score that selects the best epoch, if not the ELBO."""
+    """Return the score that selects the best epoch, as a history column.
+
+    The result is empty if the ELBO itself selects the best epoch.
+    """
     if hasattr(objective, "selection"):
         return {"validation_objective": objective.selection(distortion, rate, beta)}
     return {} if beta == 1 else {"validation_objective": -distortion - beta * rate}
 
 
 def first_draw(model: Program, guide: Program, batch: Args) -> WeightTerms | EnumeratedTerms:
-    """Return the importance-weight terms of one draw for each datum.
+    """Draw once for each datum; return the terms of the importance weights.
 
-    Sites that are enumerated only in the model are summed out.
+    Sites that are enumerated in the model, but not in the guide, are summed out.
 
     Raises:
         ValueError: If model and guide have no importance weights; see ``log_weights``.
@@ -87,14 +90,15 @@ def evaluate_terms(
 
     The same seed gives the same draws at every call.
 
-    A site that is enumerated only in the model is summed out of both terms exactly; then sites enumerated in the guide are
-    summed under q. In a model without such a site, sites enumerated in the guide are drawn.
+    A site that is enumerated in the model, but not in the guide, is summed out of both terms exactly. In a model with
+    such a site, sites enumerated in the guide are summed under q. In every other model, sites enumerated in the guide
+    are drawn.
 
     Args:
         model: An object with Pyro functions ``model`` and ``guide``.
-        data: Inputs of model and guide: data of shape ``(N, *data_shape)``, or several inputs.
+        data: The inputs of model and guide: one tensor of shape ``(N, *data_shape)``, or a tuple of several inputs.
         seed: Seed of the draws. The caller's random generators do not change.
-        poll: Called before every batch; an exception that it raises ends the evaluation.
+        poll: Function called before every batch. If it raises an exception, the evaluation ends.
 
     Returns:
         log p(x|z) and log p(z) - log q(z|x), each of shape ``(N,)``, nats, float64, on the CPU.
@@ -120,13 +124,14 @@ def evaluate_terms(
 def after_epoch(model: PyroModel, data: Data, seed: int) -> None:
     """Call the ``after_epoch`` method of a model, if it has one.
 
-    The method gets evenly spaced training data, with the model in evaluation mode. Buffers that the method fills are
-    saved, selected and loaded with the parameters.
+    The method gets training data whose row numbers are evenly spaced, and the model is in evaluation mode. Buffers that
+    the method fills are saved and loaded together with the parameters, and kept for the best epoch.
 
     Args:
         model: The model.
         data: The model's data. At most 10,000 training data, and at most 1 GiB, are used.
-        seed: Seed of the binarization, the same at every epoch; used if batches are binarized when drawn.
+        seed: Seed of the binarization, the same at every epoch. Only used for data that are binarized when a batch is
+            drawn.
     """
     hook = method_of(model, "after_epoch")
     if hook is None:
