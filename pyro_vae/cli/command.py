@@ -1,4 +1,4 @@
-"""The skeleton of a command: version, signals, processes, errors and exit codes."""
+"""The frame of every command: version, signals, processes, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Exit(Exception):
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """On wrong input, end the command with exit code 2.
+    """End the command with exit code 2 if its input is wrong.
 
-    The message is one sentence. A device error counts as wrong input.
+    The error message is one sentence. An error of the device counts as wrong input.
     """
     try:
         yield
@@ -46,16 +46,16 @@ def input_errors() -> Iterator[None]:
 
 @terminal.any_encoding()
 def run(name: str, body: Body, words: Sequence[str] | None, stopped: str) -> int:
-    """Run a command.
+    """Run a command and return its exit code.
 
     Args:
-        name: Name of the command's module, which opens every message.
+        name: Name of the command's module; every message starts with this name.
         body: The function behind the command.
         words: The command-line arguments; None for ``sys.argv[1:]``.
-        stopped: The end of the message "stopped by SIGTERM ..." after a signal.
+        stopped: Text that follows "stopped by SIGTERM" (or another signal) in the message about a signal.
 
     Returns:
-        The exit code: from ``body``, from the :class:`Exit` that ended it, or 128 + the number of a signal.
+        The exit code that ``body`` returns; the code of an :class:`Exit` that ``body`` raises; or 128 + the number of a signal.
     """
     words = sys.argv[1:] if words is None else words
     with parallel.only_main_prints(), handled_signals() as signals, warning_lines(name), ExitStack() as held:
@@ -75,7 +75,7 @@ def run(name: str, body: Body, words: Sequence[str] | None, stopped: str) -> int
 
 @contextmanager
 def warning_lines(name: str) -> Iterator[None]:
-    """Print warnings as one line, without file name and line number."""
+    """Print each warning on one line, without file name and line number."""
 
     def one_line(message: Warning | str, *_place: object, **_line: object) -> str:
         return f"{name}: warning: {message}\n"

@@ -25,7 +25,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """The values of the command line."""
+    """The values of the command's flags and arguments."""
 
     runs: tuple[Path, ...] = field(default=(), metadata={"positional": True})
     """Folders of finished runs; runs with the same test data are compared."""
@@ -72,10 +72,10 @@ class Arguments:
     """Print the version and exit."""
 
     def check_runs(self) -> None:
-        """Refuse a command line without runs.
+        """Check that the command line names at least one run.
 
         Raises:
-            ValueError: If no run is given; the message names a folder that was read as the name of a check.
+            ValueError: If no run is given; if a folder was read as a value of ``--checks``, the message says so.
         """
         if not self.runs:
             folder = next((name for name in self.checks if name not in CHECKS), None)
@@ -85,7 +85,7 @@ class Arguments:
             raise ValueError(f"runs: expected the folder of at least one run, got none; {remedy}")
 
     def request(self) -> Request:
-        """The evaluation that these arguments describe.
+        """Return the evaluation that these arguments describe.
 
         Raises:
             ValueError: If the estimator is unknown, or ``num_samples`` is given together with ``target_se`` or with an

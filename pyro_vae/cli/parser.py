@@ -1,4 +1,4 @@
-"""The command-line parser: argparse, built from the fields of dataclasses.
+"""A command-line parser that is built from the fields of dataclasses.
 
 Each field is a flag. The type of the field determines how a value is read, and the string below the field is the help text.
 A field that holds a dataclass is a group of flags.
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         default: A dataclass; its values are the defaults that ``--help`` shows.
         prog: The command as the user types it.
         description: The text of ``--help`` above the flags.
-        names: For each field, the names that replace ``{names}`` in the field's help text.
+        names: A dict from a field to names; they replace ``{names}`` in the help text of the field.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
     def _add_fields(
         self, add: Callable[..., argparse.Action], default: DataclassInstance, names: Mapping[str, Iterable[str]]
     ) -> Iterator[str]:
-        """Add a flag for each field; yield the usage of positional arguments."""
+        """Add a flag for each field; yield usage texts of positional arguments."""
         hints, helps = typing.get_type_hints(type(default)), _help_texts(type(default))
         for field in dataclasses.fields(default):
             value, name = getattr(default, field.name), field.name
@@ -102,10 +102,10 @@ class Parser(argparse.ArgumentParser):
         """Read command-line arguments.
 
         Args:
-            words: The arguments. Those after ``--`` are positional, even if they start with a dash.
+            words: The arguments. An argument to the right of ``--`` is positional, even if it starts with a dash.
 
         Returns:
-            The values of the flags that are given, by field; with ``--help``, also ``help``.
+            The values of the given flags, by field; if ``--help`` is given, also the value ``help``.
 
         Raises:
             ValueError: If a flag is unknown, or a value is missing or has the wrong type.
@@ -130,16 +130,16 @@ class Parser(argparse.ArgumentParser):
         return values
 
     def _is_flag(self, word: str) -> bool:
-        """Return True if argparse reads a word as a flag."""
+        """Return True if argparse would read ``word`` as a flag."""
         if word.partition("=")[0] in self.actions:
             return True
         number = self._negative_number_matcher.match(word)
         return len(word) > 1 and word.startswith("-") and " " not in word and not number
 
     def _split(self, word: str) -> tuple[str, ...]:
-        """Split ``--hidden=3``, so that ``--hidden=3 4`` has two values.
+        """Split ``--hidden=3`` into two words, so that ``--hidden=3 4`` has two values.
 
-        A command with positional arguments keeps it: in ``--checks=gaps RUN``, the second word is a run.
+        If the command has positional arguments, the word stays whole: in ``--checks=gaps RUN``, RUN is a run, not a check.
         """
         flag, equals, value = word.partition("=")
         several = flag in self.actions and self.actions[flag].nargs == "*"
@@ -147,7 +147,7 @@ class Parser(argparse.ArgumentParser):
         return (flag, value) if split else (word,)
 
     def _check_values(self, words: Sequence[str]) -> None:
-        """Refuse values of flags that take none, and missing values."""
+        """Refuse missing values, and values for flags that take no value."""
         for word, following in itertools.zip_longest(words, words[1:]):
             flag, equals, value = word.partition("=")
             if (action := self.actions.get(flag)) is None:
@@ -168,7 +168,7 @@ class Parser(argparse.ArgumentParser):
                     self.error(f"{flag}: expected a value, got {following!r}; {hint}")
 
     def _refuse(self, word: str) -> NoReturn:
-        """Refuse a word that is neither a flag nor a value."""
+        """Raise the error for a word that is neither flag nor value."""
         flag = word.partition("=")[0]
         if not flag.startswith("-"):
             self.error(f"unexpected word {word!r}: expected flags and their values")
@@ -178,7 +178,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def fill(default: T, values: Values) -> T:
-    """Replace fields of nested dataclasses by the values with their names."""
+    """Return a copy of a nested dataclass with some values replaced.
+
+    The keys of ``values`` are names of fields; the fields may lie in an inner dataclass.
+    """
     changes = {}
     for field in dataclasses.fields(default):
         value = getattr(default, field.name)
@@ -205,10 +208,10 @@ def parse(
         words: The command-line arguments.
         prog: The command as the user types it.
         description: The text of ``--help`` above the flags.
-        names: For each field, the names that replace ``{names}`` in the field's help text.
+        names: A dict from a field to names; they replace ``{names}`` in the help text of the field.
 
     Returns:
-        The dataclass, with the values of the flags that are given.
+        A copy of ``default`` that holds the values of the given flags.
 
     Raises:
         ValueError: If a flag is unknown, or a value has the wrong type.
@@ -222,9 +225,9 @@ def parse(
 
 
 def _help_texts(cls: type) -> dict[str, str]:
-    """Return the strings below the fields of a dataclass and its bases.
+    """Return the help texts of a dataclass: the strings below its fields.
 
-    The result is empty if the source code is not available.
+    The fields of base classes are included. The result is empty if the source code is not available.
     """
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
@@ -240,9 +243,10 @@ def _help_texts(cls: type) -> dict[str, str]:
 
 
 def _with_default(text: str, value: object) -> str:
-    """Add the default to a help text.
+    """Return a help text with the default of the flag added.
 
-    If the default is None or empty, the text itself explains it: ``"Folder; default: a new one."``.
+    If the default is None or empty, return the text unchanged, since the text itself explains the default, as in
+    ``"Folder; default: a new one."``.
     """
     sentence, _, meaning = text.removesuffix(".").partition("; default: ")
     if isinstance(value, bool):
@@ -255,7 +259,7 @@ def _with_default(text: str, value: object) -> str:
 
 
 def _reading(hint: object) -> dict[str, object]:
-    """Return the options of ``add_argument`` for values of a type."""
+    """Return the options of ``add_argument`` that read values of a type."""
     if typing.get_origin(hint) is tuple:
         return {"nargs": "*"} | _reading(typing.get_args(hint)[0])
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -1,4 +1,4 @@
-"""Terminal output: encodings, error sentences and versions."""
+"""Terminal output: encodings, error messages and versions."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 
 
 def sentence(error: Exception, *others: type[Exception]) -> str:
-    """Return the message that a command prints for an error.
+    """Return the message that a command prints for a user's error.
 
     Args:
         error: An error of a type in ``ERRORS``.
-        *others: Types of errors that mean a bug, in addition to ``RuntimeError`` and ``MemoryError``. If the device caused
-            the error, it is not a bug.
+        *others: Types of errors that mean a bug, in addition to ``RuntimeError`` and ``MemoryError``. An error that the device
+            caused never means a bug.
 
     Returns:
-        The explanation of a device error, or the error's own message.
+        The explanation if the device caused the error; otherwise the error's own message.
 
     Raises:
-        Exception: The error itself, if it means a bug.
+        Exception: If the error means a bug; the error itself is raised.
     """
     if (explanation := devices.explain_device_error(error)) is not None:
         return explanation
@@ -67,10 +67,11 @@ def sentence(error: Exception, *others: type[Exception]) -> str:
 
 @contextlib.contextmanager
 def any_encoding() -> Iterator[None]:
-    """Replace letters that the terminal cannot print by ASCII.
+    """Print letters that the terminal cannot show as ASCII text.
 
-    The context manager is also a decorator. Bytes of a file name that are not text are printed unchanged. If the process that
-    reads the output closes the pipe, the command ends without a traceback, with the exit code of a broken pipe.
+    The context manager is also a decorator. If a file name has bytes that are not text, these bytes are printed unchanged. If
+    the process that reads the output closes the pipe, the command ends without a traceback, with the exit code of a broken
+    pipe.
     """
     codecs.register_error("pyro_vae.ascii", _in_ascii)
     with contextlib.ExitStack() as after:
@@ -95,7 +96,7 @@ BROKEN_PIPE = 141
 
 
 def _drop_output() -> None:
-    """Discard buffered output, since Python would fail again at exit."""
+    """Discard buffered output; otherwise Python would fail again at exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

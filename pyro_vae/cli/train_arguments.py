@@ -1,6 +1,6 @@
 """The flags of ``python -m pyro_vae.train`` and their defaults.
 
-Defaults come from the model, from a file (``--config``), or from the run to resume (``--resume``).
+The defaults come from the model, from the configuration file (``--config``), or from the run that ``--resume`` names.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NAMES: dict[str, Iterable[str]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """The command itself: its folder, device and output."""
+    """The flags of the command itself: its folder, device and output."""
 
     run_dir: Path | None = None
     """Folder for the run's files; default: a new one under runs/."""
@@ -79,7 +79,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The values of the command line, by group."""
+    """The values of the command's flags, by group."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -96,7 +96,7 @@ def read(words: Sequence[str], description: str | None = None) -> Values:
         description: The text of ``--help`` above the flags.
 
     Returns:
-        The values of the flags that are given, by field.
+        The values of the given flags, by field.
 
     Raises:
         ValueError: If a flag is unknown, or a value has the wrong type.
@@ -114,17 +114,17 @@ def _parser(default: Arguments, description: str | None) -> Parser:
 
 
 def complete(given: Values) -> tuple[Config, Options, Checkpoint | None]:
-    """Fill in the defaults of the flags that are not given.
+    """Complete the given flags with the defaults of all other flags.
 
     Args:
         given: The values of the given flags, from :func:`read`.
 
     Returns:
-        The configuration, the options of the command, and the checkpoint to resume from, or None.
+        The configuration; the options of the command; and the checkpoint from which to resume, or None for a new run.
 
     Raises:
-        ValueError: If the run or the file cannot be read, or the configuration of a resumed run differs in a key that is not
-            in ``FREE``.
+        ValueError: If the run or the configuration file cannot be read, or a flag changes a key of a resumed run that must
+            not change; ``FREE`` lists the keys that may.
     """
     folder, file, checkpoint = given.get("resume"), given.get("config"), None
     if folder is not None and file is not None:
@@ -154,17 +154,17 @@ def parse(words: Sequence[str]) -> tuple[Config, Options, Checkpoint | None]:
 
 
 def check_resumed(config: Config, before: Config, folder: Path) -> None:
-    """Refuse to resume a run with another configuration.
+    """Check that a run is resumed with its own configuration.
 
-    A user's own file or folder of data may have a new path. Its data are compared when they are read.
+    The path of a user's own data may be new: the data themselves are compared when they are read.
 
     Args:
-        config: The configuration of the resumed run.
+        config: The configuration with which the run is to be resumed.
         before: The configuration with which the run was started.
-        folder: Folder of the run, for the error.
+        folder: Folder of the run, for the error message.
 
     Raises:
-        ValueError: If a key differs that is not in ``FREE``.
+        ValueError: If the configurations differ in a key that must not change; ``FREE`` lists the keys that may.
     """
     named = {config.data.dataset, before.data.dataset} & NAMED.keys()
     if changed := config.differences(before, FREE if named else FREE | {"dataset"}):
@@ -179,7 +179,7 @@ def _arguments(config: Config) -> Arguments:
 
 
 def _model_defaults(given: Values) -> Arguments:
-    """Return the defaults of the flags for the model that is given."""
+    """Return the defaults of all flags for the chosen model."""
     model = given.get("model", ModelConfig.model)
     defaults = model_settings(model)
     if SETS_BETA & given.keys():
@@ -201,7 +201,7 @@ def _model_defaults(given: Values) -> Arguments:
 
 
 def _located(data: DataConfig) -> DataConfig:
-    """Make paths absolute, for a resume from another working folder."""
+    """Make paths absolute, so that a run can be resumed from elsewhere."""
     path = data.dataset not in NAMED and is_path(data.dataset)
     return dataclasses.replace(
         data,

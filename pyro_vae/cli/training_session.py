@@ -1,4 +1,4 @@
-"""The runs of one ``train`` command: folder, training and the final message."""
+"""The runs of one ``train`` command, from folder to final message."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Session:
     Attributes:
         device: Device of the runs.
         device_text: Description of the device.
-        console: Prints lines and progress bars.
-        signals: Handler that delays signals until the end of a training step.
+        console: Object that prints lines and progress bars.
+        signals: Signal handler that waits for the end of the current training step.
     """
 
     device: torch.device
@@ -88,7 +88,7 @@ class Session:
 
 
 def _shared_directory(plan: Plan, options: Options, held: ExitStack) -> RunDirectory:
-    """Claim the run's folder on rank 0; return it on all ranks."""
+    """Claim the run's folder in one process; return it in all processes."""
     claimed = None
     with parallel.shared_errors():
         if parallel.world().is_main:
@@ -116,7 +116,7 @@ def _directory(plan: Plan, options: Options) -> Iterator[RunDirectory]:
 
 
 def _where(history: History | None, directory: RunDirectory) -> str:
-    """Describe where a signal stopped the run, and what is saved."""
+    """Describe where a signal stopped the run, and what is already saved."""
     resume = resuming(directory.path)
     if history is None:
         return f"at once. {_kept(directory)}" + ("" if _has_checkpoint(directory) else f" {resume} begins again.")
