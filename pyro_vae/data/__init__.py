@@ -1,4 +1,4 @@
-"""Named data sets, a user's own files, binarization, splits and batches."""
+"""Data: named data sets, a user's own files, binarization, splits and batches."""
 
 from pyro_vae.data.batches import Batches
 from pyro_vae.data.binarization import BINARIZE, binarize

@@ -23,7 +23,7 @@ from pyro_vae.system.signals import Signals
 
 @dataclass(frozen=True)
 class Arguments:
-    """The values of the command line."""
+    """The values of the command's flags and arguments."""
 
     names: tuple[str, ...] = field(default=(), metadata={"positional": True})
     """Names of data sets: {names}."""
@@ -33,14 +33,14 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command that fetches data sets.
 
     Args:
         argv: The arguments of the command; None for ``sys.argv[1:]``.
 
     Returns:
-        The exit code: 0, or 2 if a name is unknown or a data set is unavailable. An unavailable data set does not keep the
-        other data sets from being fetched.
+        The exit code: 0, or 2 if a name is unknown or a data set is unavailable. If one data set is unavailable, the command
+        still fetches the others.
     """
     return command.run("pyro_vae.data", _fetch, argv, "before all data sets were fetched.")
 
@@ -64,7 +64,7 @@ def _fetch(words: Sequence[str], _signals: Signals, _held: ExitStack) -> int:
 
 
 def _describe(name: str, request: Request) -> str:
-    """Describe a data set's splits and folder in one line."""
+    """Describe the splits and the folder of a data set."""
     source = NAMED[name]
     if not isinstance(source, FileSet):
         return f"{name}: {_sizes(source(request))}; needs no files"

@@ -22,20 +22,22 @@ WORKER_GRACE = 20
 
 
 class Batches:
-    """Epochs of shuffled batches.
+    """Iterator over the shuffled batches of each epoch.
 
-    Data in memory, data on the disk and data read by worker processes give the same batches, bit for bit.
+    The batches are the same, bit for bit, if data come from memory, from the disk or from worker processes.
 
     Args:
-        data: A tensor or :class:`Stored`, shape ``(N, *data_shape)``, for batches that are tensors; or :class:`Inputs`, for
-            batches that are tuples.
+        data: N data. For a tensor or :class:`Stored`, shape ``(N, *data_shape)``, each batch is a tensor; for :class:`Inputs`,
+            each batch is a tuple of tensors.
         batch_size: Batch size B; the last batch of an epoch may be smaller.
-        redraw: Whether to binarize each batch when it is drawn. With several inputs, only the first input is binarized.
-        num_workers: Number of worker processes that read stored data ahead; they live for all epochs. Ignored for a tensor.
-        context: Start method of the workers (``"fork"``, ``"spawn"``, ``"forkserver"``); None for the platform's default.
+        redraw: True to binarize each batch when it is drawn. With several inputs, only the first input is binarized.
+        num_workers: Number of worker processes that read stored data in advance. The processes live for all epochs. Ignored for
+            a tensor.
+        context: Start method of the worker processes (``"fork"``, ``"spawn"``, ``"forkserver"``); None for the platform's
+            default.
         world: Rank of this process and number of data-parallel processes. Each process reads its own share of every batch,
             at least one row.
-        order: Draws the order of the rows of an epoch; None for :class:`Shuffled`.
+        order: Object that draws the order of the rows in each epoch; None for :class:`Shuffled`.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Batches:
             )
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
+        """Return the number of batches in an epoch."""
         return math.ceil(self.order.total / self.batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Any]:
@@ -78,20 +80,20 @@ class Batches:
             generator: Generator for the order and the binarization, on the device of the data.
 
         Yields:
-            A batch of data, shape ``(B, *data_shape)``; with several inputs, a tuple of tensors of shape ``(B, ...)``.
+            A batch of B data, shape ``(B, *data_shape)``; with several inputs, a tuple of tensors of shape ``(B, ...)``.
         """
         yield from self.rest(self.order(generator), 0, generator)
 
     def rest(self, order: Tensor, done: int, generator: torch.Generator) -> Iterator[Any]:
-        """Yield the rest of an epoch after its first ``done`` batches.
+        """Yield the batches of an epoch except the first ``done``.
 
         Args:
-            order: Row numbers of the whole epoch, drawn by ``self.order``.
+            order: Row numbers of the whole epoch, as drawn by ``self.order``.
             done: Number of batches to skip.
             generator: Generator for the binarization.
 
         Yields:
-            Batches, as :meth:`epoch` does.
+            A batch, in the form that :meth:`epoch` describes.
         """
         left = order[done * self.batch_size :]
         left = left if isinstance(self.inputs.parts[0], Tensor) else left.cpu()  # stored data are read by the CPU
@@ -102,9 +104,9 @@ class Batches:
             yield x if self._single else (x, *others)
 
     def _redrawn(self, x: Tensor, total: int, generator: torch.Generator) -> Tensor:
-        """Binarize this process's share of a batch of ``total`` data.
+        """Binarize this process's share ``x`` of a batch.
 
-        Each process draws the noise for the whole batch and uses its own share.
+        Each process draws the noise for all ``total`` data of the batch and uses its own share of the noise.
         """
         if self.world.size == 1:
             return binarize(x, "dynamic", generator)
@@ -123,9 +125,9 @@ class Batches:
 
 
 def _outlive_signals(_worker: int) -> None:
-    """Make a worker ignore signals, so that only its parent ends it.
+    """Make a worker process ignore signals; only its parent process ends it.
 
-    A signal that reaches all processes would otherwise kill the workers, and the epoch would end with an error.
+    Otherwise a signal to all processes would kill the workers, and the epoch would end with an error.
     """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
@@ -135,7 +137,7 @@ def _outlive_signals(_worker: int) -> None:
 
 
 class _BatchSampler(Sampler[Tensor]):
-    """Sampler of whole batches: yields the row numbers of each batch."""
+    """A sampler that yields the row numbers of each batch."""
 
     def __init__(self) -> None:
         self.batches: tuple[Tensor, ...] = ()
@@ -148,7 +150,7 @@ class _BatchSampler(Sampler[Tensor]):
 
 
 class _Rows(Dataset[Tensor]):
-    """Stored data as a dataset for a DataLoader."""
+    """Stored data in the form of a dataset for a ``DataLoader``."""
 
     def __init__(self, x: Stored) -> None:
         self.x = x
@@ -158,31 +160,31 @@ class _Rows(Dataset[Tensor]):
 
 
 class Order(Protocol):
-    """Protocol of a random order of the rows of an epoch.
+    """Protocol of objects that draw the order of rows in an epoch.
 
     Every epoch has the same number of rows. The order depends only on the state of the generator.
     """
 
     @property
     def total(self) -> int:
-        """Number of rows of an epoch."""
+        """The number of rows in an epoch."""
         ...
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        """Draw the row numbers of one epoch, in order.
+        """Draw the row numbers of one epoch.
 
         Returns:
-            Row numbers, shape ``(total,)``, int64, on the generator's device.
+            Row numbers in the order of use, shape ``(total,)``, int64, on the generator's device.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Every datum once, in random order.
+    """Order of an epoch: every datum once, at random.
 
     Attributes:
-        total: Number N of data.
+        total: Number of data, and of rows in an epoch.
     """
 
     total: int
@@ -193,14 +195,14 @@ class Shuffled:
 
 
 class Spread:
-    """Every datum once, shuffled, with labelled data at equal distances.
+    """Order of an epoch: every datum once, labelled data spread evenly.
 
-    Two full batches differ by at most one in their numbers of labelled data. With few labels, a plain shuffle would leave
-    most batches without a label. If there are at least as many labels as batches, every batch contains a labelled datum,
-    including a smaller last batch.
+    The order is random. Two full batches differ by at most one in their numbers of labelled data. With few labels, a plain
+    shuffle would leave most batches without a label. If there are at least as many labels as batches, every batch contains a
+    labelled datum, even a smaller last batch.
 
     Args:
-        labelled: True for data with a label, shape ``(N,)``, bool.
+        labelled: Bool tensor, True for each datum with a label, shape ``(N,)``.
         batch_size: Batch size B.
     """
 
@@ -224,15 +226,13 @@ class Spread:
 
 
 class Mixed:
-    r"""Every unlabelled datum once, shuffled, with labelled data in every batch.
+    r"""Order of an epoch: unlabelled data once, labelled data in every batch.
 
-    Every full batch contains ``per_batch`` labelled data.
-
-    Labelled data are repeated as often as needed. A datum that appears twice in an epoch counts twice in the objective and
-    in means over the epoch.
+    The order is random. Every full batch contains ``per_batch`` labelled data, which are repeated as often as needed. A datum
+    that appears twice in an epoch counts twice in the objective and in means over the epoch.
 
     Args:
-        labelled: True for data with a label, shape ``(N,)``, bool.
+        labelled: Bool tensor, True for each datum with a label, shape ``(N,)``.
         batch_size: Batch size B.
         per_batch: Number of labelled data in each full batch, from 1 to B - 1.
 
@@ -265,7 +265,7 @@ def _shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _merged(places: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
-    """Put ``known`` at ``places`` and ``unknown`` at all other positions."""
+    """Merge two tensors: ``known`` at ``places``, ``unknown`` at all other positions."""
     order = known.new_empty(len(known) + len(unknown))
     at = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     at[places.to(order.device)] = True
@@ -274,19 +274,21 @@ def _merged(places: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
 
 
 def order_of(y: Tensor | None, size: int, batch_size: int, per_batch: int | None = None) -> Order:
-    """Choose the order of an epoch from the labels.
+    """Choose how to order the data of an epoch, given their labels.
 
     Args:
         y: Labels, shape ``(N,)``, -1 where unknown. None, or vectors of shape ``(N, C)``, count as no labels.
         size: Number N of data.
         batch_size: Batch size B.
-        per_batch: Number of labelled data in each batch. None to use each labelled datum once an epoch, spread evenly.
+        per_batch: Number of labelled data in each batch. None to use each labelled datum once in an epoch.
 
     Returns:
-        :class:`Mixed` with ``per_batch``, :class:`Spread` for partly labelled data, else :class:`Shuffled`.
+        :class:`Mixed` if ``per_batch`` is given; otherwise :class:`Spread` for partly labelled data, and :class:`Shuffled` for
+        all other data.
 
     Raises:
-        ValueError: If ``per_batch`` is not between 1 and B - 1, or the data are not partly labelled.
+        ValueError: If ``per_batch`` is not between 1 and B - 1, or ``per_batch`` is given for data that are not
+            partly labelled.
     """
     labelled = None if y is None or y.dim() != 1 or y.is_floating_point() else y >= 0
     if labelled is None or bool(labelled.all()) or not bool(labelled.any()):

@@ -1,4 +1,4 @@
-"""Binarization: grey pixels to 0 and 1."""
+"""Binarization: convert grey pixels to 0 or 1."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def binarize(x: Tensor, mode: str, generator: torch.Generator | None = None) -> 
     Args:
         x: Pixels in [0, 1], any shape.
         mode: ``"dynamic"`` and ``"static"`` draw each pixel from a Bernoulli distribution with the grey value as its
-            probability; the caller draws every batch anew for ``"dynamic"``, and once for ``"static"``. ``"threshold"``
-            returns ``x > 0.5``, ``"none"`` returns ``x``.
+            probability: the caller repeats the draw for every batch in mode ``"dynamic"``, but not in mode ``"static"``.
+            ``"threshold"`` returns ``x > 0.5``, ``"none"`` returns ``x``.
         generator: Generator for the draws; None for torch's default generator.
 
     Returns:
-        Pixels that are 0 or 1 (for ``"none"``, the grey pixels), with the shape and dtype of ``x``.
+        Pixels that are 0 or 1 (grey pixels in mode ``"none"``), with the shape and dtype of ``x``.
 
     Raises:
         ValueError: If ``mode`` is unknown.

@@ -23,7 +23,8 @@ class Split(NamedTuple):
     """One split of a data set: data with optional labels.
 
     Attributes:
-        x: Pixels in [0, 1] or other numbers, shape ``(N, *data_shape)``, float32; :class:`Stored` if too large for memory.
+        x: Pixels in [0, 1] or other numbers, shape ``(N, *data_shape)``, float32; :class:`Stored` if the data are too large for
+            memory.
         y: Labels, shape ``(N,)``, int64, -1 where unknown; or vectors to condition x on, shape ``(N, C)``; or None.
     """
 
@@ -31,7 +32,7 @@ class Split(NamedTuple):
     y: Tensor | None = None
 
     def inputs(self, names: Sequence[str]) -> Inputs:
-        """Return the inputs of a model.
+        """Select the inputs of a model from the split.
 
         Args:
             names: Names of the inputs, ``("x",)`` or ``("x", "y")``.
@@ -48,11 +49,11 @@ class Split(NamedTuple):
         return Inputs(*(getattr(self, name) for name in names))
 
     def without_labels(self) -> Split:
-        """Return the same data with every label unknown."""
+        """Return the same data with every label set to -1 (unknown)."""
         return self._replace(y=None if self.y is None else torch.full_like(self.y, -1))
 
     def take(self, index: Tensor) -> Split:
-        """Return the data at ``index``."""
+        """Return the split that holds the rows ``index`` of this split."""
         x = self.x.take(index) if isinstance(self.x, Stored) else self.x[index]
         return Split(x, None if self.y is None else self.y[index])
 
@@ -66,9 +67,9 @@ class Data:
         train: Training data; grey if ``redraw`` is True.
         validation: Data used to choose the best epoch, already binarized, or None.
         test: Test data, already binarized, or None.
-        redraw: Whether to binarize each training batch when it is drawn.
+        redraw: True to binarize each training batch when it is drawn.
         binarize: The mode of binarization, see :func:`pyro_vae.data.binarize`.
-        description: Description of a file or folder for the terminal.
+        description: Description of a user's file or folder, printed on the terminal.
     """
 
     name: str
@@ -86,7 +87,7 @@ class Data:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The existing splits (those that are not None), by name."""
+        """The splits that are not None, by name."""
         return {k: s for k in ("train", "validation", "test") if (s := getattr(self, k)) is not None}
 
     @property
@@ -96,7 +97,7 @@ class Data:
 
     @property
     def noun(self) -> str:
-        """``"images"`` for data of shape ``(C, H, W)``, else ``"data"``."""
+        """The noun for messages: ``"images"`` for shape ``(C, H, W)``, else ``"data"``."""
         return "images" if len(self.data_shape) == 3 else "data"
 
     @property
@@ -105,7 +106,7 @@ class Data:
         return ", ".join(f"{len(s.x):,} {name}" for name, s in self.splits.items())
 
     def to(self, device: torch.device) -> Data:
-        """Return this data set with ``x`` of every split on a device.
+        """Return the data set with ``x`` of every split moved to ``device``.
 
         Stored data are moved batch by batch, when they are read.
         """
@@ -117,7 +118,7 @@ class Data:
     def moments(self) -> tuple[Tensor, float]:
         """Compute the mean and the standard deviation of the training data.
 
-        For stored data, only a sample of evenly spaced data is read: at most 10,000 data and 1 GiB.
+        If the data are stored, only evenly spaced data are read: at most 10,000 data and 1 GiB.
 
         Returns:
             The mean of each pixel, shape ``data_shape``, and one standard deviation over all pixels about these means.
@@ -130,7 +131,7 @@ class Data:
         return mean, math.sqrt(squares / math.prod(some.shape))
 
     def fingerprint(self) -> dict[str, object]:
-        """Return shape, sizes and checksums that identify the data.
+        """Return the shape, sizes and checksums that identify the data.
 
         For a split that is not in memory, the checksum covers 100 evenly spaced data.
         """
@@ -150,7 +151,7 @@ def _spaced(total: int, count: int) -> Tensor:
 
 
 class Inputs:
-    """The inputs of a model, such as x and y.
+    """The inputs of a model for all data, such as x and y.
 
     ``len(inputs)`` is the number N of data. ``inputs[rows]`` and ``inputs.split(n)`` select rows as on a tensor, and return
     a tuple with the rows of each input. All inputs are on the device of the first input.
@@ -182,12 +183,12 @@ class Inputs:
 
     @property
     def device(self) -> torch.device:
-        """Device on which rows are returned."""
+        """The device to which selected rows are moved."""
         return self.parts[0].device
 
     @property
     def chunk(self) -> int:
-        """Number of data in one chunk, for a pass over all data."""
+        """The number of data in one chunk when all data are read."""
         return min(rows_of(part.shape) for part in self.parts)
 
     def __len__(self) -> int:
@@ -197,12 +198,12 @@ class Inputs:
         return tuple(_rows(part, rows) for part in self.parts)
 
     def split(self, size: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield batches of ``size`` in order; the last may be smaller."""
+        """Yield batches of ``size`` rows in order; the last may be smaller."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
     def to(self, device: torch.device) -> Inputs:
-        """Return these inputs, with rows returned on ``device``."""
+        """Return inputs whose selected rows are moved to ``device``."""
         return Inputs(*(part.to(device) for part in self.parts))
 
 

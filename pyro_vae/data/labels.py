@@ -1,4 +1,4 @@
-"""Labels: encoding as whole numbers, checks, and hiding."""
+"""Functions that encode labels as whole numbers, check labels and hide labels."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ WHOLE_NUMBERS = (torch.int64, torch.int32)
 def encode_labels(arrays: Sequence[Array], name: str = "labels") -> tuple[list[Tensor], str]:
     """Encode the labels of all splits as whole numbers from 0.
 
-    Whole numbers from 0 to 999 are kept, stored as integers or as floats. The number -1, or the text ``"-1"``, marks an
-    unknown label and is kept, too. Other numbers are sorted and numbered from 0. Texts are numbered in natural order:
+    Whole numbers from 0 to 999 stay unchanged, stored as integers or as floats. The number -1 or the text ``"-1"`` marks an
+    unknown label, which becomes -1. Other numbers are sorted and numbered from 0. Texts are numbered in natural order:
     ``class-2`` comes before ``class-10``.
 
-    Floats of shape ``(N, C)`` that are not one-hot are vectors, and are kept. Floats of shape ``(N,)`` or ``(N, 1)`` are
-    vectors if at least one value is not whole.
+    Floats of shape ``(N, C)`` that are not one-hot are vectors, not labels, and stay unchanged. Floats of shape ``(N,)`` or
+    ``(N, 1)`` are vectors if at least one value is not whole.
 
     Args:
         arrays: Labels of each split, shape ``(N,)`` or ``(N, 1)``, or vectors of each split, shape ``(N, C)``.
-        name: Name of the labels in errors.
+        name: Name of the labels for error messages.
 
     Returns:
-        For each split, labels of shape ``(N,)``, int64, or vectors of shape ``(N, C)``, float32; and a description with the
-        number of labels, and the name of each label if they are not whole numbers.
+        For each split, labels of shape ``(N,)``, int64, or vectors of shape ``(N, C)``, float32; and a description. The
+        description gives the number of classes and, for labels that are not whole numbers, the name of each class.
 
     Raises:
         ValueError: If the labels have another shape, a label is missing or not finite, or a whole number is below -1.
@@ -69,7 +69,7 @@ def num_classes(labels: Iterable[Tensor | None]) -> int | None:
     """Return the number of classes.
 
     Args:
-        labels: For each split, its labels, its vectors, or None.
+        labels: The labels of each split, the vectors of each split, or None for a split without labels.
 
     Returns:
         The largest label plus 1; for vectors, their length C; None without labels.
@@ -87,9 +87,9 @@ def are_vectors(y: Tensor | None) -> bool:
 
 
 def keep_labels(y: Tensor | None, count: int, seed: int) -> Tensor:
-    """Hide all labels except ``count``, the same number in each class.
+    """Hide all labels except ``count``, spread equally over the classes.
 
-    If the classes do not divide ``count``, some classes keep one label more.
+    If ``count`` is not a multiple of the number of classes, some classes keep one label more than others.
 
     Args:
         y: Labels, shape ``(N,)``, int64, -1 where unknown.
@@ -136,8 +136,9 @@ def check_labels(y: Tensor, classes: int | None, complete: bool) -> None:
 
     Args:
         y: Labels, shape ``(N,)``, int64; or, if ``complete`` is True, vectors, shape ``(N, C)``, floats.
-        classes: Number of classes C of the model. None allows any number; then only one-dimensional labels are checked.
-        complete: Whether the model needs the label of every datum.
+        classes: Number of classes C of the model. None allows any number of classes; then only one-dimensional labels are
+            checked.
+        complete: True if the model needs the label of every datum.
 
     Raises:
         ValueError: If ``y`` has another shape or type, a label is below -1 or at least C, or a needed label is missing.
@@ -182,7 +183,7 @@ def _holds_vectors(values: Array) -> bool:
 
 
 def _vectors(parts: list[Array], name: str) -> tuple[list[Tensor], str]:
-    """Return the vectors of every split, and their description."""
+    """Check and return the label vectors of every split, with a description."""
     size = max((part.shape[-1] for part in parts if part.ndim == 2), default=1)
     parts = [part[:, None] if part.ndim == 1 and size == 1 else part for part in parts]
     for part in parts:
@@ -247,5 +248,5 @@ def _is_unknown(value: object) -> bool:
 
 
 def _natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Return a sort key that compares digits in texts as numbers."""
+    """Return a key to sort texts by the numbers in them."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]

@@ -60,25 +60,26 @@ def load(
 
     A data set that has its own splits keeps them. Without a test split, a tenth of the data, chosen by ``seed``, becomes the
     test split (for ``digits``, the same tenth for every seed). Without a validation split, ``seed`` chooses validation data
-    from the training data. Under ``"dynamic"`` and ``"static"``, validation and test images are binarized once, by ``seed``,
-    so that two evaluations agree. A data set above 1 GiB as float32 is read batch by batch; only its splits up to 256 MiB
-    are kept in memory.
+    from the training data. In the modes ``"dynamic"`` and ``"static"``, validation and test images are binarized once, with
+    ``seed``, so that two evaluations agree. A data set above 1 GiB as float32 is read batch by batch; only splits of at most
+    256 MiB are kept in memory.
 
     Args:
         name: A name from ``NAMED``, or a path: a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file, or a folder of images.
         data_dir: Folder with the files of named data sets, in torchvision's layout; None for :func:`data_folders`.
-        download: Whether to download missing files.
-        array: Name of the array in an ``.npz`` file; None if the file has only one array, or arrays named by split.
+        download: True to download missing files.
+        array: Name of the array in an ``.npz`` file; None if the file has only one array, or its arrays have the names of
+            splits.
         image_size: Height and width of images, or one number for both; None to keep the size.
-        skip_broken: Whether to skip broken images in a folder; otherwise a broken image is an error.
-        val_size: Number of training data set aside for validation. None for the size of the test split, but at most a fifth
-            of the training data.
-        mode: A mode of binarization, see :func:`binarize`.
+        skip_broken: True to skip broken images in a folder; if False, a broken image is an error.
+        val_size: Number of training data set aside for validation. None for as many as the test split has, but at most a
+            fifth of the training data.
+        mode: The mode of binarization, see :func:`binarize`.
         seed: Seed of the splits and of the binarization.
         labels: Number of training labels to keep, the same number in each class; the other labels become -1 (unknown). None
             to keep all labels.
         label_seed: Seed for the choice of the labels that are kept.
-        progress: Whether to show a progress bar while a large file is checked.
+        progress: True to show a progress bar while a large file is checked.
 
     Returns:
         The data set with its splits.
@@ -159,7 +160,7 @@ def _sized(parts: Parts, size: tuple[int, int] | None) -> Parts:
 
 
 def _with_test(parts: Parts, generator: torch.Generator) -> Parts:
-    """Take a tenth of the data as test split, if none exists."""
+    """Make a test split from a tenth of the data, if missing."""
     if parts.test is not None:
         return parts
     order = torch.randperm(len(parts.train.x), generator=generator)
@@ -185,7 +186,7 @@ def _val_size(val_size: int | None, parts: Parts, name: str) -> int:
 
 
 def _finished(part: Part, mode: str, seed: int, generator: torch.Generator, limit: int) -> Split:
-    """Binarize a split once; load a small split into memory."""
+    """Binarize a split once; load the split into memory if small."""
     mode = "static" if mode == "dynamic" else mode
     if part.x.nbytes > limit:
         return Split(dataclasses.replace(part.x, mode=mode, seed=seed), part.y)

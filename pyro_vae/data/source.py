@@ -1,4 +1,4 @@
-"""Sources of data: functions that take a request and return the splits."""
+"""Sources of data: functions that take a ``Request`` and return ``Parts``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pyro_vae.data.stored import Stored
 
 @dataclass(frozen=True)
 class Request:
-    """Options for loading data; each source uses the options it supports.
+    """Options for loading data; a source ignores options it does not support.
 
     Attributes:
         folders: Folders in which named data sets are looked for, in this order; files have torchvision's layout.
-        download: Whether to download missing files into the first folder.
-        array: Name of the array to load from a file with several arrays, or None.
+        download: True to download missing files into the first folder.
+        array: Name of the array to load from a file that has several arrays; or None.
         image_size: Height and width to which images are scaled and cropped; None to keep their size.
-        skip_broken: Whether to skip images that cannot be read; otherwise a broken image is an error.
-        progress: Whether to show a progress bar on a terminal.
+        skip_broken: True to skip images that cannot be read; if False, a broken image is an error.
+        progress: True to show a progress bar on a terminal.
     """
 
     folders: tuple[Path, ...] = ()
@@ -45,7 +45,7 @@ class Part(NamedTuple):
     y: Tensor | None = None
 
     def take(self, index: Tensor) -> Part:
-        """Return the data at ``index``."""
+        """Return a part that holds the rows ``index`` of this part."""
         return Part(self.x.take(index), None if self.y is None else self.y[index])
 
 
@@ -55,10 +55,10 @@ class Parts:
 
     Attributes:
         train: Training data, or all data.
-        validation: Validation data; None if they are still to be taken from ``train``.
-        test: Test data; None if they are still to be taken from ``train``.
-        description: Description of the data for the terminal; "" for a named data set.
-        unit: Whether all values are in [0, 1].
+        validation: Validation data; None if they have yet to be taken from ``train``.
+        test: Test data; None if they have yet to be taken from ``train``.
+        description: Description of the data, printed on the terminal; "" for a named data set.
+        unit: True if all values are in [0, 1].
     """
 
     train: Part

@@ -25,10 +25,10 @@ DType = np.dtype[Any]
 
 
 class Reader(Protocol):
-    """Protocol of an array, stored anywhere, that can read selected rows.
+    """Protocol of objects that read selected rows of an array.
 
-    A ``DataLoader`` pickles the reader to send it to its workers. A reader of a file must therefore store the path instead
-    of the data.
+    A ``DataLoader`` pickles the reader and sends it to worker processes. Therefore a reader of a file must hold the path of the
+    file, not the data.
     """
 
     @property
@@ -37,10 +37,10 @@ class Reader(Protocol):
         ...
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """Read rows, converted for a model (pixels in [0, 1]).
+        """Read rows and convert them for a model (pixels in [0, 1]).
 
         Args:
-            rows: Row numbers, shape ``(B,)``.
+            rows: The numbers of B rows, shape ``(B,)``.
 
         Returns:
             The data in these rows, shape ``(B, *data_shape)``, float32.
@@ -55,7 +55,7 @@ class Scaled:
     Attributes:
         divisor: Number by which values are divided.
         axes: New order of the axes; None to keep the order.
-        data_shape: New shape of a datum; None to keep the shape.
+        data_shape: New shape of each datum; None to keep the shape.
     """
 
     divisor: float = 1.0
@@ -79,7 +79,7 @@ class Scaled:
         return x / self.divisor if self.divisor != 1 else x
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape that an array of shape ``stored`` has after conversion."""
+        """Return the shape of an array after conversion, given its ``stored`` shape."""
         if self.data_shape is not None:
             return (stored[0], *self.data_shape)
         return stored if self.axes is None else tuple(stored[axis] for axis in self.axes)
@@ -88,7 +88,7 @@ class Scaled:
 class MemoryReader:
     """Reader of an array in memory.
 
-    An array of uint8 takes a quarter of the memory that float32 would take.
+    The reader converts rows only when they are read: an array of uint8 takes a quarter of the memory of float32.
 
     Args:
         values: The array, shape ``(N, ...)``.
@@ -106,17 +106,17 @@ class MemoryReader:
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Reader of an array in a ``.npy`` file, memory-mapped for each read.
+    """Reader of a ``.npy`` file; each read makes a new memory map.
 
-    While a memory map exists, all pages read through the map count as memory of the process. A new map for each batch limits
-    this memory to one batch.
+    All pages that were read through a memory map count as memory of the process, as long as the map exists. A new map for each
+    batch limits this memory to one batch.
 
     Attributes:
         path: The file.
         offset: Position of the first value, in bytes.
         dtype: Type of the values.
         stored: Shape of the array in the file, ``(N, ...)``.
-        fortran: Whether the array is stored in Fortran order (the first axis varies fastest).
+        fortran: True if the array is stored in Fortran order (the first axis varies fastest).
         scaled: The conversion to float32.
     """
 
@@ -133,7 +133,7 @@ class ArrayFile:
         return self.scaled.shape(self.stored)
 
     def values(self, rows: NDArray[np.int64] | slice) -> Array:
-        """Read rows as they are stored."""
+        """Read rows without conversion."""
         order: Literal["C", "F"] = "F" if self.fortran else "C"
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.stored, order)
         values = mapped[rows]
@@ -146,18 +146,18 @@ class ArrayFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """Data that are read when needed, with part of a tensor's interface.
+    """Data that are read when needed, with some of a tensor's methods.
 
     ``len``, ``shape``, ``device``, ``x[rows]``, ``x.split(n)`` and ``x.to(device)`` work as on a tensor. Rows are returned
     as float32.
 
     Attributes:
-        reader: Reads the rows.
-        index: Row numbers of the reader, shape ``(N,)``, int64; None for all rows.
+        reader: Object that reads the rows.
+        index: The reader's rows that belong to these data, shape ``(N,)``, int64; None for all rows of the reader.
         image_size: Height and width to which images are scaled and cropped; None to keep their size.
-        mode: Mode of binarization, ``"static"``, ``"threshold"`` or ``"none"``. A row gives the same result at every read.
+        mode: Mode of binarization, ``"static"``, ``"threshold"`` or ``"none"``. The same row is binarized alike at every read.
         seed: Seed of the static binarization.
-        device: Device on which rows are returned.
+        device: Device to which selected rows are moved.
     """
 
     reader: Reader
@@ -196,22 +196,22 @@ class Stored:
         return x.to(self.device, non_blocking=True)
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Yield batches of ``size`` in order; the last may be smaller."""
+        """Yield batches of ``size`` rows in order; the last may be smaller."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
     def take(self, index: Tensor) -> Stored:
-        """Return the data at ``index``, without reading them."""
+        """Select the rows ``index`` without reading them."""
         return dataclasses.replace(self, index=index if self.index is None else self.index[index])
 
     def to(self, device: torch.device) -> Stored:
-        """Return these data, with rows returned on ``device``."""
+        """Return data whose selected rows are moved to ``device``."""
         return dataclasses.replace(self, device=device)
 
     def in_memory(self) -> Tensor:
         """Read all data into one tensor, chunk by chunk.
 
-        Apart from this tensor, only one chunk is in memory at a time.
+        Only the tensor and one chunk are in memory at the same time.
         """
         whole = torch.empty(self.shape, device=self.device)
         start = 0
@@ -222,7 +222,7 @@ class Stored:
 
 
 def rows_of(shape: Sequence[int]) -> int:
-    """Return the number of data in one chunk of ``CHUNK_BYTES``.
+    """Return the number of data that fit in one chunk of ``CHUNK_BYTES``.
 
     Args:
         shape: Shape of all data, ``(N, ...)``.
@@ -231,7 +231,7 @@ def rows_of(shape: Sequence[int]) -> int:
 
 
 def fit_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale images until they just cover ``size``, then crop the centre.
+    """Scale images until they just cover ``size``; then crop around the centre.
 
     Scaling is antialiased and keeps the aspect ratio.
 

@@ -1,4 +1,4 @@
-"""Checks of a user's array: type, shape and range of values."""
+"""Checks of the type, shape and values of a user's array."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = 2**28
 
 
 class Values(Protocol):
-    """An array in memory or in a file."""
+    """Protocol of an array in memory or in a file."""
 
     @property
     def dtype(self) -> DType:
@@ -32,11 +32,11 @@ class Values(Protocol):
         ...
 
     def rows(self, start: int, stop: int) -> Array:
-        """Read rows ``start`` to ``stop`` as they are stored."""
+        """Read rows ``start`` to ``stop - 1`` without conversion."""
         ...
 
     def reader(self, scaled: Scaled) -> Reader:
-        """Make a reader that converts these values by ``scaled``."""
+        """Return a reader that converts the values by ``scaled``."""
         ...
 
 
@@ -47,7 +47,7 @@ class Range:
     Attributes:
         lowest: Smallest value.
         highest: Largest value.
-        whole: Whether all values are whole numbers.
+        whole: True if all values are whole numbers.
     """
 
     lowest: float
@@ -60,9 +60,9 @@ class Checked:
     """An array that has passed all checks.
 
     Attributes:
-        part: The data, with their labels.
-        description: Description of the data for the terminal.
-        unit: Whether all values are in [0, 1] after conversion.
+        part: The data with their labels.
+        description: Description of the data, printed on the terminal.
+        unit: True if all values are in [0, 1] after conversion.
     """
 
     part: Part
@@ -81,12 +81,12 @@ def check(
     """Check an array, and choose the conversion of its values.
 
     Args:
-        name: Name of the array in errors.
+        name: Name of the array for error messages.
         values: The array.
         labels: Labels of the data, shape ``(N,)`` or ``(N, C)``, or None.
-        request: The user's request.
-        whole: Whether the array holds all data, which are still to be split.
-        key: Description of the labels.
+        request: The options for loading the data.
+        whole: True if the array holds all data, before they are split.
+        key: Text about the labels, for the description.
 
     Returns:
         The data, their description, and whether their values are in [0, 1].
@@ -135,7 +135,7 @@ def _check_shape(name: str, shape: tuple[int, ...], least: int) -> None:
 
 
 def _range(name: str, values: Values, progress: bool) -> Range:
-    """Check that all values are finite; return the range of the values."""
+    """Check that all values are finite; return their range."""
     lowest, highest, whole = math.inf, -math.inf, True
     for start, chunk in _chunks(values, progress):
         if values.dtype.kind == "f" and not np.isfinite(chunk).all():
@@ -163,7 +163,11 @@ def _chunks(values: Values, progress: bool) -> Iterator[tuple[int, Array]]:
 
 
 def _divisor(name: str, limits: Range, dtype: DType, table: bool) -> tuple[float, str]:
-    """Choose the divisor of the values; return it with a description."""
+    """Choose the divisor that scales the values; describe the scaling.
+
+    Returns:
+        The divisor, and a description of the scaling.
+    """
     low, high = limits.lowest, limits.highest
     if 0 <= low and high <= 1:
         return 1.0, "as they are"
@@ -180,9 +184,9 @@ def _divisor(name: str, limits: Range, dtype: DType, table: bool) -> tuple[float
 def _axes(
     name: str, shape: tuple[int, ...], image_size: tuple[int, int] | None
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Return the new axis order and the new shape of a datum.
+    """Return the axis order and the shape of a datum after conversion.
 
-    None stands for an order or a shape that stays the same.
+    None stands for an order or a shape that the conversion keeps.
     """
     if len(shape) == 4:
         if shape[1] in (1, 3):

@@ -52,15 +52,15 @@ class InMemory:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape, ``(N, ...)``."""
+        """Shape of the array, ``(N, ...)``."""
         return self.array.shape
 
     def rows(self, start: int, stop: int) -> Array:
-        """Read rows ``start`` to ``stop`` as they are stored."""
+        """Read rows ``start`` to ``stop - 1`` without conversion."""
         return self.array[start:stop]
 
     def reader(self, scaled: Scaled) -> Reader:
-        """Make a reader of these values."""
+        """Return a reader that converts the values by ``scaled``."""
         return MemoryReader(self.array, scaled)
 
 
@@ -77,15 +77,15 @@ class InFile:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape, ``(N, ...)``."""
+        """Shape of the array, ``(N, ...)``."""
         return self.file.stored
 
     def rows(self, start: int, stop: int) -> Array:
-        """Read rows ``start`` to ``stop`` as they are stored."""
+        """Read rows ``start`` to ``stop - 1`` without conversion."""
         return self.file.values(slice(start, stop))
 
     def reader(self, scaled: Scaled) -> Reader:
-        """Make a reader of these values."""
+        """Return a reader that converts the values by ``scaled``."""
         f = self.file
         return ArrayFile(f.path, f.offset, f.dtype, f.stored, f.fortran, scaled)
 
@@ -94,7 +94,7 @@ def open_npy(path: Path, request: Request) -> Parts:
     """Open the array in a ``.npy`` file without loading the array.
 
     Returns:
-        All data, as the training split.
+        Splits with all data in the training split.
 
     Raises:
         ValueError: If the file is not a ``.npy`` file, or its array cannot be used.
@@ -111,7 +111,7 @@ def open_npy(path: Path, request: Request) -> Parts:
 
 
 def refuse_array(path: Path, request: Request) -> None:
-    """Refuse ``--array`` for a file that holds one array."""
+    """Raise an error if ``--array`` is given for a one-array file."""
     if request.array is not None:
         raise ValueError(
             f"array: {path} has no named arrays (only .npz files have), got {request.array!r}; remove --array."
@@ -137,8 +137,8 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 def open_npz(path: Path, request: Request) -> Parts:
     """Open the arrays in an ``.npz`` file.
 
-    If ``request.array`` is given, only this array is opened. Otherwise the arrays of the splits (``train``, ``test`` and, if
-    the file has one, ``validation``) are opened. Without arrays for train and test, the file must have only one array.
+    If ``request.array`` is given, only this array is opened. Otherwise the arrays with the names of the splits are opened:
+    ``train``, ``test`` and, if it exists, ``validation``. A file without arrays for train and test must have only one array.
 
     Returns:
         The splits; a single array is returned as the training split.
@@ -186,7 +186,11 @@ def _load(path: Path, archive: NpzFile, name: str) -> InMemory:
 
 
 def _choose(path: Path, archive: NpzFile, names: dict[str, str], request: Request) -> dict[str, str]:
-    """Return the array name of each split; a single array is ``train``."""
+    """Choose the array of each split; a single array becomes ``train``.
+
+    Returns:
+        The name of the chosen array, by split.
+    """
     if not names:
         raise ValueError(f"data set {path}: expected at least one array, got an empty .npz file; save the file again.")
     if request.array is not None:

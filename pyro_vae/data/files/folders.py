@@ -40,7 +40,7 @@ GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Reader of image files, decoded when they are read.
+    """Reader that decodes image files when their rows are read.
 
     Attributes:
         root: The folder of the images.
@@ -118,11 +118,11 @@ def _check_mode(image: Image.Image) -> None:
 def open_folder(path: Path, request: Request) -> Parts:
     """Open the images in a folder and its subfolders.
 
-    Subfolders ``train``, ``test`` and, optionally, ``val`` become the splits. If every image lies in a subfolder, and there
-    are at least two different names of subfolders, these names become the labels.
+    Subfolders ``train``, ``test`` and, optionally, ``val`` become the splits. Names of subfolders become labels if every image
+    lies in a subfolder and at least two names differ.
 
     Returns:
-        The splits; without such subfolders, all images as the training split.
+        The splits; if there are no subfolders for splits, all images are training data.
 
     Raises:
         ValueError: If there are no images, an image is broken, or images differ in size and ``image_size`` is None.
@@ -155,7 +155,7 @@ def open_folder(path: Path, request: Request) -> Parts:
 
 
 def _image_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of image files below a folder, sorted."""
+    """Yield the paths of all image files below a folder, sorted."""
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in seen:  # a link to a parent folder
@@ -169,7 +169,7 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 
 class _Images:
-    """The images of a folder, read once to find broken images.
+    """The images of a folder, with a search for broken images.
 
     Attributes:
         names: Paths of the images; broken images are removed when they are found.
@@ -179,9 +179,9 @@ class _Images:
         self.root, self.names, self.request = root, names, request
 
     def _map(self, look: Callable[[int], T], description: str) -> list[T]:
-        """Return ``look(row)`` for each image; remove broken images.
+        """Return ``look(row)`` for the row of each image; remove broken images.
 
-        The calls run in threads.
+        The calls of ``look`` run in threads.
         """
         hidden = None if self.request.progress and len(self.names) > LONG else True
         results: list[T | _Broken] = []
@@ -203,7 +203,7 @@ class _Images:
     def data_shape(self) -> tuple[int, int, int]:
         """Find the shape ``(C, H, W)`` of all images.
 
-        The number of channels C is 3 if at least one image has colour, else 1.
+        C is the number of channels: 3 if at least one image has colour, else 1.
         """
         headers = self._map(lambda row: _header(self.root / self.names[row]), "reading headers")
         channels = 1 if all(mode in GREY for mode, _ in headers) else 3
@@ -221,7 +221,10 @@ class _Images:
         return (channels, *next(iter(sizes)))
 
     def reader(self, data_shape: tuple[int, int, int]) -> MemoryReader | ImageFiles:
-        """Decode every image once; keep the pixels if they fit ``KEEP_BYTES``."""
+        """Decode every image once, and return a reader of the images.
+
+        If the pixels take at most ``KEEP_BYTES``, the reader keeps them in memory.
+        """
         files = ImageFiles(self.root, np.array(self.names), data_shape)
         keep = 4 * np.prod(files.shape, dtype=np.int64) <= KEEP_BYTES
         pixels = np.empty(files.shape if keep else (0,), np.uint8)
@@ -263,7 +266,10 @@ def _broken_images(broken: list[tuple[Path, str]], total: int) -> ValueError:
 
 
 def _header(path: Path) -> tuple[str, tuple[int, int]]:
-    """Read an image's mode, and its height and width when turned upright."""
+    """Read an image's mode and its size.
+
+    The size is the height and width of the image when it is turned upright.
+    """
     with Image.open(path) as image:
         _check_mode(image)
         width, height = image.size
@@ -272,9 +278,10 @@ def _header(path: Path) -> tuple[str, tuple[int, int]]:
 
 
 def _splits(names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the rows of each split.
+    """Assign each image to a split; return the rows of each split.
 
-    Unless every image lies in a folder of a split, and both train and test exist, all rows are training data.
+    The folders of the splits count only if every image lies in one and both train and test exist. Otherwise all rows are
+    training data.
     """
     tops = [SPLITS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names]
     if not {"train", "test"} <= set(tops) or "" in tops:
@@ -283,9 +290,9 @@ def _splits(names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _labels(names: Sequence[str], below_split: bool) -> tuple[Tensor | None, str]:
-    """Return the labels, one for each folder of images, and a description.
+    """Derive labels from the names of the subfolders, with a description.
 
-    There are no labels if an image lies in no subfolder, or all images lie in the same subfolder.
+    The labels are None if an image lies in no subfolder, or all images lie in the same subfolder.
     """
     folders = [name.split("/")[int(below_split) : -1] for name in names]
     if not all(folders) or len({folder[0] for folder in folders}) < 2:

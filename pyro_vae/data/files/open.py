@@ -22,7 +22,7 @@ KINDS = "a .npy, .npz, .csv or .parquet file, or a folder of images"
 
 
 def is_path(name: str) -> bool:
-    """Return True if ``name`` is meant as a path.
+    """Return True if ``name`` is a path, not a data set's name.
 
     A path has a path separator or a known suffix, or exists on the disk.
     """

@@ -1,4 +1,4 @@
-"""Readers of ``.csv`` and ``.parquet`` tables with one datum in each row."""
+"""The reader of ``.csv`` and ``.parquet`` tables, one datum in each row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_table(path: Path, request: Request) -> Parts:
     A column named ``label``, ``labels``, ``y``, ``target``, ``targets`` or ``classes`` holds the labels.
 
     Returns:
-        All rows, as the training split.
+        Splits with all rows in the training split.
 
     Raises:
         ValueError: If the file is not a table, or a column other than the labels holds anything but numbers.
@@ -65,7 +65,7 @@ def _drop_row_numbers(frame: pd.DataFrame) -> str:
     """Remove the column of row numbers that pandas writes by default.
 
     Returns:
-        A note for the description; "" if there is no such column.
+        A note for the description of the data; "" if the table has no column of row numbers.
     """
     first = frame.columns[0] if len(frame.columns) > 1 else None
     if str(first).startswith("Unnamed: 0") and np.array_equal(frame[first].to_numpy(), np.arange(len(frame))):

@@ -1,4 +1,4 @@
-"""Named data sets in files, found in a folder or downloaded."""
+"""Named data sets whose files are found in a folder or downloaded."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class FileSet:
-    """A named data set in files; calling the object returns the splits.
+    """A named data set that is read from files.
 
-    Files and folders have torchvision's layout.
+    Calling the object returns the splits. Files and folders have torchvision's layout.
 
     Attributes:
         name: Name of the data set.
         files: Paths, relative to a data folder, of the files and folders that ``read`` needs.
-        read: Function that reads the splits from a data folder. An error means that the files are damaged.
+        read: Function that reads the splits from a data folder. If ``read`` raises an error, the files are damaged.
         fetch: Function that downloads the data set into an empty folder.
         archives: Paths of downloaded archives. ``fetch`` uses an existing archive with the right checksum instead of
             downloading it again.
@@ -45,7 +45,7 @@ class FileSet:
         return self.find(request)[1]
 
     def find(self, request: Request) -> tuple[Path, Parts]:
-        """Find the data set, or download it.
+        """Find the files of the data set, or download them.
 
         Returns:
             The data folder that holds the files, and the splits.
@@ -66,17 +66,17 @@ class FileSet:
             raise self._missing(request, f" and could not fetch them ({_reason(error)})") from None
 
     def place(self, folder: Path) -> Path:
-        """Return the folder of this data set's files inside a data folder."""
+        """Return the subfolder of ``folder`` that holds this data set's files."""
         return (folder / self.files[0]).parent
 
     def _look(self, request: Request) -> tuple[Path, Parts] | None:
-        """Find the first data folder with readable files.
+        """Find the first data folder that holds readable files of this set.
 
         Returns:
-            The data folder and the splits; None if no folder has the files.
+            The data folder and the splits; None if no data folder has the files.
 
         Raises:
-            ValueError: If files exist, but none can be read.
+            ValueError: If a data folder has the files, but no data folder has files that can be read.
         """
         damaged = None
         for folder in request.folders:
@@ -125,7 +125,7 @@ class FileSet:
             return folder, self.read(folder, request)
 
     def _fetch(self, stage: Path, request: Request) -> None:
-        """Download the data set into a temporary folder, and read it there."""
+        """Download the data set into the temporary folder ``stage`` and read it."""
         for file in self.files:
             if os.path.isdir(request.folders[0] / file):
                 raise FileExistsError(f"{request.folders[0] / file} exists, but other files are missing: move it away")
@@ -140,7 +140,7 @@ class FileSet:
 
 
 class _Damaged(ValueError):
-    """The error for files that exist, but cannot be read."""
+    """The error for files that exist but cannot be read."""
 
 
 def _reason(error: Exception) -> str:

@@ -27,7 +27,7 @@ SIZE = (28, 28)
 
 
 def _read(folder: Path, request: Request) -> Parts:
-    """Read the background images for training and the evaluation images for test.
+    """Read the splits: background images for training, evaluation images for test.
 
     The two splits share no alphabet, and therefore no label.
     """
@@ -46,8 +46,8 @@ def _drawings(archive: Path, count: int, size: tuple[int, int]) -> tuple[NDArray
     The archives are not extracted, since they hold 32,460 small files.
 
     Returns:
-        Images, shape ``(N, 1, *size)``, uint8, ink 255 and paper 0; and the character of each image, numbered from 0, shape
-        ``(N,)``.
+        Images, shape ``(N, 1, *size)``, uint8, with 255 for ink and 0 for paper; and the number of each image's character,
+        counted from 0, shape ``(N,)``.
     """
     with zipfile.ZipFile(archive) as zipped:
         names = sorted(n for n in zipped.namelist() if n.startswith(f"{archive.stem}/") and n.endswith(".png"))

@@ -1,4 +1,4 @@
-r"""Images of shapes drawn from known factors, for scores of disentanglement.
+r"""Images of shapes with known factors, to measure disentanglement.
 
 An image has five independent factors: the shape, its scale, its rotation, and the two coordinates x and y of its position.
 An image determines all its factors. No shape is symmetric under rotation, shapes of one scale have the same area, each shape
@@ -50,16 +50,17 @@ Edge = Callable[[Tensor, Tensor], Tensor]
 
 
 def draw_factors(num: int, seed: int = 0) -> Tensor:
-    """Draw combinations of values of all factors, without replacement.
+    """Draw combinations of factor values, without replacement.
 
-    Once all combinations are used, the sequence starts again.
+    A combination has one value for each of the five factors. If ``num`` exceeds the number of combinations, the sequence of
+    combinations is repeated.
 
     Args:
         num: Number of combinations.
         seed: Seed of the order of the combinations.
 
     Returns:
-        Index from 0 of each factor's value, shape ``(num, 5)``, int64; columns as in ``FACTORS``.
+        Indices of the factor values, counted from 0, shape ``(num, 5)``, int64; the columns are the factors in ``FACTORS``.
 
     Raises:
         ValueError: If ``num`` is below 1.
@@ -75,13 +76,13 @@ def draw_factors(num: int, seed: int = 0) -> Tensor:
 
 
 def render(factors: Tensor, size: Sequence[int] = SIZE) -> Tensor:
-    r"""Render the images with given factors.
+    r"""Render the images that have the given factor values.
 
-    The value of a pixel is the covered share of its area, :math:`\min(1, \max(0, \tfrac12 - d))`. Here d is the signed
-    distance of the pixel's centre from the edge of the shape, in pixels, negative inside.
+    The value of a pixel approximates the share of its area that the shape covers, :math:`\min(1, \max(0, \tfrac12 - d))`. Here
+    d is the signed distance of the pixel's centre from the edge of the shape, in pixels, negative inside.
 
     Args:
-        factors: Indices of the values, as :func:`draw_factors` returns them, shape ``(N, 5)``, int64.
+        factors: Indices of the factor values, as :func:`draw_factors` returns them, shape ``(N, 5)``, int64.
         size: Height and width of the images.
 
     Returns:
@@ -107,7 +108,7 @@ def render(factors: Tensor, size: Sequence[int] = SIZE) -> Tensor:
 
 
 def factors(split: str = "test") -> Tensor:
-    """Return the factors of a split of the data set ``shapes``.
+    """Return the factor values of one split of the data set ``shapes``.
 
     The rows have the order of the images from ``pv.data.load("shapes")``.
 
@@ -115,7 +116,7 @@ def factors(split: str = "test") -> Tensor:
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Returns:
-        Index from 0 of each factor's value, shape ``(N, 5)``, int64; columns as in ``FACTORS``.
+        Indices of the factor values, counted from 0, shape ``(N, 5)``, int64; the columns are the factors in ``FACTORS``.
 
     Raises:
         ValueError: If ``split`` is unknown.
@@ -126,10 +127,10 @@ def factors(split: str = "test") -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A reader that renders its rows, see :class:`pyro_vae.data.stored.Reader`.
+    """A reader that renders images, see :class:`pyro_vae.data.stored.Reader`.
 
     Attributes:
-        factors: Factors of each image, as :func:`draw_factors` returns them, shape ``(N, 5)``, int64.
+        factors: Indices of each image's factor values, as :func:`draw_factors` returns them, shape ``(N, 5)``, int64.
         size: Height and width of the images.
     """
 
@@ -158,7 +159,7 @@ def shapes(request: Request) -> Parts:
 
 
 def _number(values: Tensor, name: str) -> Tensor:
-    """Convert the indices of a factor to its values, shape ``(N,)``, float32."""
+    """Convert the value indices of a factor to values, float32, shape ``(N,)``."""
     ends = {"scale": SCALES, "rotation": (0.0, math.pi), "x": PLACES, "y": PLACES}[name]
     # Rotations by 0 and by half a turn are both included, since no shape is symmetric under half a turn.
     return ends[0] + (ends[1] - ends[0]) * values.float() / (FACTORS[name] - 1)

@@ -16,7 +16,7 @@ from pyro_vae.data.stored import MemoryReader, Scaled, Stored
 
 
 def part_of(values: NDArray[np.uint8], labels: ArrayLike) -> Part:
-    """Make a split from images and labels.
+    """Make a split of a data set from images and labels.
 
     Args:
         values: Images, shape ``(N, C, H, W)``, uint8.
@@ -32,7 +32,12 @@ def part_of(values: NDArray[np.uint8], labels: ArrayLike) -> Part:
 
 
 def mnist_like(name: str, kind: str) -> FileSet:
-    """Make a data set with MNIST's file names from torchvision's class ``kind``."""
+    """Make a data set from a torchvision class with MNIST's file names.
+
+    Args:
+        name: Name of the data set.
+        kind: Name of the torchvision class.
+    """
     stems = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     files = tuple(f"{kind}/raw/{stem}-ubyte" for stem in stems)
 
@@ -60,9 +65,9 @@ def _emnist(folder: Path, train: bool, download: bool = False) -> Any:
 
 
 def _read_emnist(folder: Path, _request: Request) -> Parts:
-    """Read the letters.
+    """Read EMNIST's letters: turn the images upright, count labels from 0.
 
-    In the files, each image is transposed and labels start from 1.
+    In the files, each image is transposed, and labels are counted from 1.
     """
     train, test = (_emnist(folder, train) for train in (True, False))
     upright = [half.data[:, None].swapaxes(2, 3).numpy() for half in (train, test)]
@@ -93,9 +98,9 @@ def _cifar10(folder: Path, train: bool, download: bool = False) -> Any:
 
 
 def _read_cifar10(folder: Path, _request: Request) -> Parts:
-    """Read the images, with the channels first.
+    """Read the images of CIFAR-10 and move the channels to the front.
 
-    In torchvision, the channels are last.
+    In torchvision, the channels are the last dimension.
     """
     train, test = (_cifar10(folder, train) for train in (True, False))
     images = [half.data.transpose(0, 3, 1, 2) for half in (train, test)]
