@@ -190,7 +190,7 @@ class Shuffled:
     total: int
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        """See :class:`Order`."""
+        """Draw the row numbers of one epoch, see :class:`Order`."""
         return torch.randperm(self.total, generator=generator, device=generator.device)
 
 
@@ -216,7 +216,7 @@ class Spread:
             self._distance = (self.total - self._last) / (known - 1) if known > 1 else float(self.total)
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        """See :class:`Order`."""
+        """Draw the row numbers of one epoch, see :class:`Order`."""
         known, unknown = _shuffled(self._labelled, generator), _shuffled(self._others, generator)
         start = torch.rand((), generator=generator, device=generator.device).item()
         places = (torch.arange(len(known), dtype=torch.float64) + start) * self._distance
@@ -252,7 +252,7 @@ class Mixed:
         self.total = len(self._others) + self._repeated
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        """See :class:`Order`."""
+        """Draw the row numbers of one epoch, see :class:`Order`."""
         unknown = _shuffled(self._others, generator)
         turns = -(-self._repeated // len(self._labelled))
         known = torch.cat([_shuffled(self._labelled, generator) for _ in range(turns)])[: self._repeated]

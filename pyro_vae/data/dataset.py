@@ -32,7 +32,7 @@ class Split(NamedTuple):
     y: Tensor | None = None
 
     def inputs(self, names: Sequence[str]) -> Inputs:
-        """Select the inputs of a model from the split.
+        """Select the inputs that a model takes.
 
         Args:
             names: Names of the inputs, ``("x",)`` or ``("x", "y")``.
@@ -151,7 +151,7 @@ def _spaced(total: int, count: int) -> Tensor:
 
 
 class Inputs:
-    """The inputs of a model for all data, such as x and y.
+    """The inputs of a model, such as x and y.
 
     ``len(inputs)`` is the number N of data. ``inputs[rows]`` and ``inputs.split(n)`` select rows as on a tensor, and return
     a tuple with the rows of each input. All inputs are on the device of the first input.

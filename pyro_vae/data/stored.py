@@ -100,7 +100,7 @@ class MemoryReader:
         self.shape = self.scaled.shape(values.shape)
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """See :class:`Reader`."""
+        """Read rows as float32, see :class:`Reader`."""
         return self.scaled(self.values[rows])
 
 
@@ -129,7 +129,7 @@ class ArrayFile:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See :class:`Reader`."""
+        """Shape of all data, see :class:`Reader`."""
         return self.scaled.shape(self.stored)
 
     def values(self, rows: NDArray[np.int64] | slice) -> Array:
@@ -140,7 +140,7 @@ class ArrayFile:
         return np.array(values) if isinstance(values, np.memmap) else values  # a slice is a view of the memory map
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """See :class:`Reader`."""
+        """Read rows as float32, see :class:`Reader`."""
         return self.scaled(self.values(rows))
 
 

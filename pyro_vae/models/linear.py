@@ -1,4 +1,4 @@
-"""Probabilistic principal component analysis: a VAE with a known log p(x)."""
+"""Probabilistic principal component analysis: a VAE with an exact log p(x)."""
 
 from __future__ import annotations
 

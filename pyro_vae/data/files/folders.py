@@ -54,11 +54,11 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See :class:`pyro_vae.data.stored.Reader`."""
+        """Shape of all data, see :class:`pyro_vae.data.stored.Reader`."""
         return (len(self.names), *self.data_shape)
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """See :class:`pyro_vae.data.stored.Reader`."""
+        """Read rows as float32, see :class:`pyro_vae.data.stored.Reader`."""
         pixels = np.empty((len(rows), *self.data_shape), np.uint8)
         for k, row in enumerate(rows):
             pixels[k] = self.decode(int(row))

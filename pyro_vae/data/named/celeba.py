@@ -47,11 +47,11 @@ class Faces:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See :class:`pyro_vae.data.stored.Reader`."""
+        """Shape of all data, see :class:`pyro_vae.data.stored.Reader`."""
         return (len(self.names), 3, CROP, CROP)
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """See :class:`pyro_vae.data.stored.Reader`.
+        """Read rows as float32, see :class:`pyro_vae.data.stored.Reader`.
 
         Raises:
             ValueError: If a photograph cannot be read.

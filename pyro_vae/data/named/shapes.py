@@ -143,7 +143,7 @@ class Drawn:
         return (len(self.factors), 1, *self.size)
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """See :class:`pyro_vae.data.stored.Reader`."""
+        """Read rows as float32, see :class:`pyro_vae.data.stored.Reader`."""
         return render(self.factors[torch.from_numpy(rows)], self.size)
 
 

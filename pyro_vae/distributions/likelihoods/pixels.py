@@ -86,8 +86,7 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: \log p(x|z) = \textstyle\sum_d \log C(\lambda_d) + x_d \log\lambda_d + (1-x_d) \log(1-\lambda_d)
 
-    p(x|z) is a density, so log p(x|z) may be positive. C is the normalizer, which a Bernoulli
-    on grey pixels would lack.
+    p(x|z) is a density, so log p(x|z) may be positive. C is the normalizer, which a Bernoulli on grey pixels would lack.
 
     References:
         Loaiza-Ganem, Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders", 2019.

@@ -18,12 +18,11 @@ from pyro_vae.parallel.shared_batch import batch_counts
 class Labels(nn.Module):
     r"""A label y, one of C classes, known for some data.
 
-    The prior is :math:`p(y) = 1/C`; the guide of an unknown label is :math:`q(y|x)`. The label has two sites, with the
-    names that Pyro's ``obs_mask`` would choose. The site ``y_observed`` observes the known labels, and is masked for all other
-    data. The site ``y_unobserved`` is drawn for all data. For a datum with a known label the draw is not used, and the guide
-    draws from the prior: the site then adds log p - log q = 0 to every objective, even to an objective that sums over the
-    values of y. If Pyro's
-    validation is on, a label with another dtype or out of range raises a ``ValueError``.
+    The prior is :math:`p(y) = 1/C`; the guide of an unknown label is :math:`q(y|x)`. The label has two sites, with the names
+    that Pyro's ``obs_mask`` would choose. The site ``y_observed`` observes the known labels, and is masked for all other data.
+    The site ``y_unobserved`` is drawn for all data. For a datum with a known label the draw is not used, and the guide draws
+    from the prior: the site then adds log p - log q = 0 to every objective, even to an objective that sums over the values of
+    y. If Pyro's validation is on, a label with another dtype or out of range raises a ``ValueError``.
 
     Args:
         num_classes: Number C of classes.
