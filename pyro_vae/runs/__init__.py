@@ -1,1 +1,1 @@
-"""Runs, from configuration to evaluation."""
+"""Training runs, from the configuration to the evaluation."""

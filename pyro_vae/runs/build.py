@@ -50,15 +50,15 @@ class Plan:
         config: The configuration, with every default resolved.
         data: The data.
         vae: The model.
-        objective: The objective, untrained; the trial run uses a copy.
+        objective: The objective, before training; the trial run uses a copy of it.
         options: Training options: numbers and names.
-        beta: KL weight: one schedule for all latent sites, or one for each site by name.
+        beta: KL weight: one schedule for all latent sites, or a dict with a schedule for each site, by name.
         callbacks: Callbacks of the training.
         device: Device of the data and the model.
         fingerprint: Shape, sizes and checksums that identify the data.
-        resume: The training state to continue from; None for a new run.
+        resume: The training state that a resumed run continues from; None for a new run.
         seconds: Training time of earlier sessions, seconds.
-        compiling: A phrase for the terminal: whether training steps are compiled, and why.
+        compiling: A phrase for the terminal that says if training steps are compiled, and why.
     """
 
     config: Config
@@ -85,7 +85,7 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Make the parts of a run, on the CPU.
 
-    Parts that need no data come first, so that a wrong flag costs no download.
+    Parts that need no data are made first, so that a wrong flag is refused before data are downloaded.
 
     Raises:
         ValueError: If the configuration has an unknown name, a number out of range or an option without effect.
@@ -119,7 +119,7 @@ def with_objective(config: Config, name: str) -> Config:
 
 
 def make_objective(config: Config) -> ELBO:
-    """Make the objective of a configuration, wrapped by its KL controls.
+    """Make a configuration's objective, wrapped in the KL controls.
 
     Raises:
         TypeError: If a KL control does not suit the objective.
@@ -150,7 +150,10 @@ def _objective_options(given: TrainConfig) -> dict[str, object]:
 
 
 def _check_companions(config: Config) -> None:
-    """Refuse --label-seed without --labels, and total correlation of single data."""
+    """Refuse a flag that does not work with the other flags.
+
+    The cases are --label-seed without --labels, and a total correlation with batches of a single datum.
+    """
     t = config.train
     if config.data.labels is None and config.data.label_seed != DataConfig.label_seed:
         raise ValueError(f"label_seed: {config.data.label_seed} has no effect without --labels; remove --label-seed.")
@@ -191,10 +194,11 @@ def load_data(config: Config) -> Data:
 
 
 def with_num_classes(config: Config, data: Data) -> Config:
-    """Return the configuration with the number of classes in the data.
+    """Return the configuration with the data's number of classes filled in.
 
     Raises:
-        ValueError: If neither the configuration nor the data give the number, or if they disagree.
+        ValueError: If the model needs a number of classes and neither the configuration nor the data have it, or if the
+            configuration's number conflicts with the labels of the data.
     """
     given, counted, name = config.model.num_classes, data.num_classes, Path(data.name).name
     if data.train.y is not None and are_vectors(data.train.y) and classifies(model_class(config.model.model)):
@@ -222,7 +226,8 @@ def make_vae(config: Config, data_shape: tuple[int, ...]) -> PyroModel:
     """Make the model of a configuration.
 
     Raises:
-        ValueError: If the model's name is unknown, or the model does not take a flag or refuses a value.
+        ValueError: If the model's name is unknown, if a flag is set that the model does not take, or if the model refuses a
+            value.
     """
     m = config.model
     values, defaults = dataclasses.asdict(m), dataclasses.asdict(ModelConfig())
@@ -254,8 +259,8 @@ class SavedVae(NamedTuple):
 
     Attributes:
         vae: The model with its best parameters, on the CPU, in eval mode.
-        config: The run's configuration.
-        checkpoint: The run's checkpoint.
+        config: The configuration of the run.
+        checkpoint: The checkpoint of the run.
     """
 
     vae: PyroModel
@@ -266,7 +271,7 @@ class SavedVae(NamedTuple):
 def saved_vae(directory: RunDirectory) -> SavedVae:
     """Load the trained model of a run.
 
-    The model has its best parameters; before the first validation, its last ones.
+    The model has the best parameters of the training. Before the first validation, it has the last parameters.
 
     Raises:
         ValueError: If the folder has no checkpoint, or the checkpoint cannot be read.

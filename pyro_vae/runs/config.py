@@ -1,6 +1,6 @@
 """Configuration of a run: the source of the flags and of ``config.json``.
 
-The string below a field is the help of its flag; ``{names}`` stands for the names in a registry.
+The string below a field is the help text of the field's flag; ``{names}`` in it stands for the names in a registry.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _json_object(name: str, value: object) -> dict[str, object]:
 
 
 def _section(name: str, section: type[S], value: object) -> S:
-    """Make a section of a configuration from JSON."""
+    """Make one section of a configuration from a JSON value."""
     hints = typing.get_type_hints(section)
     fields = _json_object(name, value)
     for key in fields:
@@ -195,9 +195,9 @@ def _section(name: str, section: type[S], value: object) -> S:
 
 
 def _field(name: str, value: object, hint: object) -> object:
-    """Check the type of a JSON value.
+    """Convert the JSON value of a field; refuse a wrong type.
 
-    A list becomes a tuple and a whole number becomes a float, if the field has that type.
+    A list becomes a tuple if the field is a tuple; a whole number becomes a float if the field is a float.
     """
     converted = tuple(value) if isinstance(value, list) else value
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -214,7 +214,7 @@ def _field(name: str, value: object, hint: object) -> object:
 
 
 def _with_own_parts(cls: type[nn.Module], config: ModelConfig) -> ModelConfig:
-    """Fill in the model's defaults for parts that are not named."""
+    """Fill in the model's default parts where the configuration names none."""
     options = {option.partition("=")[0] for option in config.model_options}
     unnamed = [kind for kind in PARTS if not getattr(config, kind) and kind not in options]
     own = {kind: constructor_default(cls, kind) for kind in unnamed}
@@ -292,11 +292,11 @@ class Config:
             raise ValueError(f"configuration {path}: {error}") from None
 
     def differences(self, other: Config, free: frozenset[str] = frozenset()) -> list[str]:
-        """List the fields that differ, such as ``"lr 0.001 (there 0.01)"``.
+        """List differences to another configuration, such as ``"lr 0.001 (there 0.01)"``.
 
         Args:
-            other: The configuration to compare with; its values stand in brackets.
-            free: Keys that may differ.
+            other: The other configuration. Each text names a field, the value here, and in brackets the value of ``other``.
+            free: Fields that may differ; they are not listed.
         """
         mine, theirs = self.to_dict(), other.to_dict()
         return [

@@ -1,4 +1,4 @@
-"""A description of a run, printed before it begins."""
+"""The description of a run that is printed before the run begins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_vae.system.version import package_version
 
 
 def describe(plan: Plan, device_words: str) -> str:
-    """Describe the machine, the data and the model, a line each."""
+    """Describe the machine, the data and the model, one line for each."""
     vae, config = plan.vae, plan.config
     count = sum(p.numel() for p in vae.parameters())
     order = epoch_order(vae, plan.data, plan.options)
@@ -59,7 +59,7 @@ def _model_phrase(plan: Plan) -> str:
 def _widths(plan: Plan) -> tuple[int, ...] | None:
     """Return the widths of the encoder's hidden layers, if there are any.
 
-    The widths may differ from ``--hidden``: m1m2 uses the encoder of the run in ``below``.
+    The widths may differ from ``--hidden``: the model m1m2 uses the encoder of another run, the one in its option ``below``.
     """
     m, vae = plan.config.model, plan.vae
     parts = getattr(vae, "encoder", vae).modules()
@@ -91,7 +91,7 @@ def _data_line(plan: Plan) -> str:
 
 
 def _stopped_line(plan: Plan) -> str:
-    """Say why a resumed run does not use its remaining epochs."""
+    """Say why a resumed run will not train for the remaining epochs."""
     state = plan.resume
     if state is None or state["stop_reason"] is None or len(state["rows"]) >= plan.config.train.epochs:
         return ""

@@ -37,11 +37,11 @@ class Checkpoint(TypedDict):
     """Contents of ``checkpoint.pt``.
 
     Attributes:
-        schema: :data:`SCHEMA`.
+        schema: Version of the checkpoint's format, :data:`SCHEMA`.
         pyro_vae: Version of the package that wrote the checkpoint.
         config: The configuration, from :meth:`Config.to_dict`.
         data: The fingerprint of the data.
-        seconds: Training time in all sessions.
+        seconds: Training time in all sessions, seconds.
         training: The state of the training, from :meth:`Training.state_dict`.
     """
 
@@ -75,7 +75,7 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
-        writes: True if this process writes to the folder; only one data-parallel process does.
+        writes: True if this process writes to the folder. Only one of several data-parallel processes writes.
     """
 
     path: Path
@@ -92,13 +92,13 @@ class RunDirectory:
 
         Args:
             path: The folder; None: ``runs/NAME-DATE-TIME``.
-            name: NAME in the default folder; characters other than letters and digits become hyphens.
-            overwrite: Remove the run files of an existing folder.
-            needed: Bytes that the run will write.
+            name: The NAME in the default folder; characters other than letters and digits become hyphens.
+            overwrite: If the folder exists, remove the files of the run in it.
+            needed: Number of bytes that the run will write.
 
         Raises:
-            ValueError: If the folder has files and ``overwrite`` is False, if it is in use or cannot be made or written, or
-                if its disk is too full.
+            ValueError: If the folder has files and ``overwrite`` is False, if the folder is in use or cannot be made or
+                written, or if the disk is too full.
         """
         with ExitStack() as stack:
             folder = stack.enter_context(dated_folder(Path("runs"), name) if path is None else run_folder(Path(path)))
@@ -125,13 +125,13 @@ class RunDirectory:
             yield
 
     def reopen(self, needed: int = 0) -> None:
-        """Check that a run can continue; remove a killed process's temporary files.
+        """Check that the run can continue; remove temporary files of killed processes.
 
         Args:
-            needed: Bytes that the run will write.
+            needed: Number of bytes that the run will write.
 
         Raises:
-            ValueError: If the folder cannot be written, or its disk is too full.
+            ValueError: If the folder cannot be written, or the disk is too full.
         """
         checkpoint = self.path / "checkpoint.pt"
         check_writable(self.path, needed - (checkpoint.stat().st_size if checkpoint.is_file() else 0))
@@ -144,10 +144,10 @@ class RunDirectory:
         return [path for path in self.path.iterdir() if path not in ours]
 
     def write_json(self, name: str, values: Mapping[str, object]) -> None:
-        """Write a JSON file.
+        """Write values into a JSON file of the run.
 
         Raises:
-            ValueError: If a number is not finite.
+            ValueError: If a number in the values is not finite.
         """
         text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False)
         # A file name may have bytes that are no text; surrogates stand for them.
@@ -165,7 +165,7 @@ class RunDirectory:
         Args:
             training: The training state that ``fit`` passes to its callbacks.
             config: The configuration.
-            seconds: Training time in all sessions.
+            seconds: Training time in all sessions, seconds.
             fingerprint: The fingerprint of the data.
         """
         checkpoint: Checkpoint = {
@@ -183,7 +183,7 @@ class RunDirectory:
         self.write_metrics(training.history.rows)
 
     def write_metrics(self, rows: list[Row]) -> None:
-        """Write ``metrics.csv`` if an epoch is complete."""
+        """Write ``metrics.csv`` if at least one epoch is complete."""
         if rows:
             out = io.StringIO()
             writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
@@ -192,7 +192,7 @@ class RunDirectory:
             self._write("metrics.csv", out.getvalue().encode())
 
     def read_checkpoint(self) -> Checkpoint:
-        """Read ``checkpoint.pt`` onto the CPU, without running code from the file.
+        """Read ``checkpoint.pt`` onto the CPU; no code in the file runs.
 
         Raises:
             ValueError: If the file is missing, cannot be read, or was written by another version.
@@ -226,7 +226,8 @@ class RunDirectory:
     def config_of(self, values: Json) -> Config:
         """Make a configuration from the values in a file of the run.
 
-        A label seed without a number of labels becomes 0, since it has no effect and a new run refuses it.
+        If there is a label seed but no number of labels, the label seed becomes 0. It has no effect, and a new run refuses
+        this combination.
 
         Raises:
             ValueError: If a key or a value is wrong.
@@ -258,7 +259,7 @@ class RunDirectory:
 
 
 def _checked(content: Json, path: Path) -> Checkpoint:
-    """Refuse an incomplete checkpoint, or a checkpoint of another version."""
+    """Return the checkpoint; refuse an incomplete one or another version."""
     if content.get("schema") != SCHEMA:
         raise ValueError(
             f"{path}: expected a checkpoint of schema {SCHEMA} (pyro_vae {package_version()}), got schema "
@@ -281,12 +282,12 @@ def _checked(content: Json, path: Path) -> Checkpoint:
 
 
 def resuming(folder: Path) -> str:
-    """Return the flag to resume a run, quoted for a shell."""
+    """Return the flag that resumes a run, quoted for a shell."""
     return f"--resume {shlex.quote(str(folder))}"
 
 
 def run_name(config: Config) -> str:
-    """Return the name of a new run: data, model and objective."""
+    """Name a new run by its data, model and objective."""
     data, model = config.data.dataset, config.model.model.rpartition(":")[2]
     words = [data if data in NAMED else Path(data).stem, *([] if model == "vae" else [model]), config.train.elbo]
     return "-".join(words)

@@ -70,9 +70,9 @@ def _check_numbers(config: Config) -> None:
 
 
 def start_from_data(plan: Plan) -> None:
-    """Start p(x|z) at the mean of the training data.
+    """Let the decoder start at the mean of the training data.
 
-    The hook ``center_output`` runs before the first training step of a new run, not on resume.
+    The model's hook ``center_output`` runs before the first training step of a new run. It does not run on resume.
 
     Raises:
         ValueError: If the hook of a user's class fails.
@@ -94,7 +94,7 @@ def start_from_data(plan: Plan) -> None:
 
 
 def _continued(plan: Plan, checkpoint: Checkpoint) -> Plan:
-    """Return the plan with the training state of a checkpoint."""
+    """Return the plan, with the training state that the checkpoint holds."""
     check_data(checkpoint["data"], plan.fingerprint, "resume")
     check_state(checkpoint["training"], plan.vae, "resume")
     t, state = plan.config.train, checkpoint["training"]
@@ -127,10 +127,10 @@ def train(
         plan: The run.
         directory: The folder for its files.
         console: Prints a line for each epoch and shows a progress bar, unless quiet.
-        interrupt: Called after every training step; training stops if it returns True.
+        interrupt: Function called after every training step; training stops if the function returns True.
 
     Returns:
-        The history, and the seconds of training in all sessions.
+        The history, and the training time in all sessions, seconds.
     """
     with parallel.shared_errors():
         directory.write_json("config.json", plan.config.to_dict())
@@ -166,7 +166,7 @@ def load_libraries() -> None:
 
 
 def finish(plan: Plan, history: History, directory: RunDirectory, seconds: float, console: Console) -> None:
-    """Evaluate and draw the trained model; write and print its summary."""
+    """Evaluate the trained model; draw its pictures, write and print its summary."""
     from pyro_vae.report import draw_pictures  # brings matplotlib
 
     config, vae, data = plan.config, plan.vae, plan.data

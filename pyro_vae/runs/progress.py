@@ -1,4 +1,4 @@
-"""Console: the lines of text and progress bars of a command."""
+"""The console, where a command prints lines and shows progress bars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Console:
     """Standard output of a command.
 
     Attributes:
-        quiet: Print no lines and show no progress bars.
+        quiet: True to print no lines and show no progress bars.
     """
 
     quiet: bool = False

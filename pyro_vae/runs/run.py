@@ -23,7 +23,7 @@ class Run:
         config: The run's configuration.
         vae: The model with the parameters of the best epoch, on the CPU, in eval mode.
         history: A row for each epoch.
-        seconds: Training time in all sessions.
+        seconds: Training time in all sessions, seconds.
         fingerprint: Shape, sizes and checksums that identify the data.
     """
 
@@ -35,7 +35,7 @@ class Run:
     fingerprint: Mapping[str, object]
 
     def data(self) -> Data:
-        """Load the data of the run: same split, same binarized test images.
+        """Load the data of the run, split and binarized as in training.
 
         Raises:
             ValueError: If the data cannot be found, or have changed since training.
@@ -46,20 +46,20 @@ class Run:
 
     @property
     def summary(self) -> Json:
-        """Contents of ``summary.json``; empty if the run has not been evaluated."""
+        """Contents of ``summary.json``; an empty dict before the first evaluation."""
         return RunDirectory(self.path).read_json("summary.json")
 
 
 def check_data(expected: Mapping[str, object], found: Mapping[str, object], where: str) -> None:
-    """Refuse data that differ from the training data of a run.
+    """Refuse data that differ from the data of a run.
 
     Args:
-        expected: The fingerprint in the run's checkpoint.
-        found: The fingerprint of the data at hand.
-        where: The beginning of the error.
+        expected: The fingerprint of the data in the run's checkpoint.
+        found: The fingerprint of the data that were loaded.
+        where: The first words of the error message.
 
     Raises:
-        ValueError: If the fingerprints differ; the error names the difference.
+        ValueError: If the fingerprints differ; the error message names the difference.
     """
     keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
     if not keys:
@@ -79,10 +79,10 @@ def check_data(expected: Mapping[str, object], found: Mapping[str, object], wher
 
 
 def load(path: str | Path) -> Run:
-    """Load a run onto the CPU, without running code from its files.
+    """Load a run onto the CPU; no code in its files runs.
 
-    User classes named in the configuration are imported from Python's module path. The model has its best parameters;
-    without validation data, or if the first epoch was interrupted, its last ones.
+    If the configuration names a user's class, that class is imported from Python's module path. The model has the best
+    parameters of the training. Without validation data, or if the first epoch was interrupted, it has the last parameters.
 
     Args:
         path: The run's folder.

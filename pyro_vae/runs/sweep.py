@@ -1,4 +1,4 @@
-"""Rate-distortion curve: a run per KL weight, a table and a plot."""
+"""Sweep over the KL weight: runs, and their rate-distortion curve."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ def run(
     console: Console,
     train: Callable[[Config, Path], None],
 ) -> None:
-    """Train one run for each KL weight; write table and plot.
+    """Train a run for each KL weight; write a table and a plot.
+
+    The runs are points of the rate-distortion curve, which the plot shows.
 
     Args:
         betas: The KL weights.
-        config: The configuration of each run, except for the KL weight.
+        config: The configuration of all runs; only the KL weight differs.
         folder: The folder of the sweep; None: a new folder in ``runs``.
-        overwrite: Train finished runs again.
+        overwrite: True to train finished runs again.
         console: Prints the table.
-        train: Function of a configuration and a folder that trains or resumes the run there.
+        train: Function that takes a configuration and a folder, and trains or resumes the run in this folder.
 
     Raises:
         ValueError: If there are several processes, or an error of :func:`check` or :func:`check_folder` occurs.
@@ -66,11 +68,11 @@ def run(
 
 
 def check(betas: Sequence[float], config: Config) -> None:
-    """Refuse KL weights that make no curve.
+    """Refuse KL weights and configurations that give no rate-distortion curve.
 
     Raises:
-        ValueError: If there are fewer than two weights, a weight is repeated, negative or not finite, the model has no
-            bound, or ``beta`` is set too.
+        ValueError: If there are fewer than two weights, if a weight is repeated, negative or not finite, if the model has no
+            bound, or if the configuration also sets ``beta``.
     """
     if len(betas) < 2 or len(set(betas)) < len(betas):
         raise ValueError(
@@ -92,7 +94,10 @@ def check(betas: Sequence[float], config: Config) -> None:
 
 
 def name_of(beta: float) -> str:
-    """Return the folder name of a KL weight: letters, digits and hyphens."""
+    """Return a run's folder name, made from the KL weight.
+
+    The name has only letters, digits and hyphens.
+    """
     return f"beta-{beta:g}".replace(".", "-").replace("+", "")
 
 
@@ -102,10 +107,10 @@ def with_beta(config: Config, beta: float) -> Config:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but a sweep.
+    """Refuse a folder with files that do not belong to a sweep.
 
     Raises:
-        ValueError: If the folder holds another file.
+        ValueError: If the folder holds such a file.
     """
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     strange = [name for name in names if not name.startswith("beta-") and name not in (TABLE, PICTURE)]
@@ -117,10 +122,10 @@ def check_folder(folder: Path) -> None:
 
 
 def finished(folder: Path, config: Config) -> bool:
-    """Return True if the folder holds the finished run of this configuration.
+    """Return True if the folder holds a finished run of this configuration.
 
     Raises:
-        ValueError: If the folder holds a run of another configuration.
+        ValueError: If the folder holds a finished run of another configuration.
     """
     if not (folder / "summary.json").is_file():
         return False
@@ -134,7 +139,7 @@ def finished(folder: Path, config: Config) -> bool:
 
 
 def row_of(beta: float, summary: Json, run: str) -> Json:
-    """Return the table row of a run, from the run's summary.
+    """Return a run's row of the sweep's table, made from the summary.
 
     Rate, distortion and bounds are computed at beta = 1, nats per datum.
     """
@@ -153,7 +158,7 @@ def row_of(beta: float, summary: Json, run: str) -> Json:
 
 
 def write(folder: Path, rows: Sequence[Json], title: str) -> None:
-    """Write the table and the plot."""
+    """Write the sweep's table (CSV) and plot (PNG)."""
     from pyro_vae.report.figures.sweep import rate_distortion
     from pyro_vae.report.pictures import write_figure
 
@@ -166,7 +171,7 @@ def write(folder: Path, rows: Sequence[Json], title: str) -> None:
 
 
 def table(rows: Sequence[Json]) -> str:
-    """Return the table of the curve for the terminal."""
+    """Return the points of the sweep's curve as a text table."""
     head = "     beta       rate   distortion         ELBO     log p(x)   active units"
     unit = "                nats         nats         nats         nats"
     lines = [

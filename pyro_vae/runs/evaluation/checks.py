@@ -1,4 +1,4 @@
-"""Checks of a trained model by name."""
+"""The checks that can be run on a trained model, by name."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Wording = Callable[[str], str]
 
 
 def wording_for(vae: PyroModel, inputs: Inputs) -> Wording:
-    """Return the wording of a model.
+    """Return the function that adapts texts to a model.
 
-    Texts are written for a model of x alone. For a model that needs labels, log p(x) becomes log p(x|y), q(z|x) becomes
-    q(z|x, y), and I(x; z) becomes I(x, y; z).
+    Texts are written for a model of x alone. For a model that needs labels, the function changes log p(x) to log p(x|y), q(z|x)
+    to q(z|x, y), and I(x; z) to I(x, y; z).
 
     Args:
         vae: The model.
@@ -52,10 +52,10 @@ def wording_for(vae: PyroModel, inputs: Inputs) -> Wording:
 
 
 class Findings(NamedTuple):
-    """Findings of a check.
+    """The result of a check in numbers, text and pictures.
 
     Attributes:
-        figures: Numbers in plain containers, for ``summary.json``.
+        figures: The numbers, in plain containers for ``summary.json``.
         text: A text for the terminal.
         pictures: Pictures, by file name without suffix.
     """
@@ -66,7 +66,7 @@ class Findings(NamedTuple):
 
 
 def _gaps(vae: PyroModel, inputs: Inputs, _seed: int, **options: Any) -> evidence.Gaps:
-    """Decompose log p(x) - ELBO into approximation and amortization gap."""
+    """Split log p(x) - ELBO into the approximation and the amortization gap."""
     parts = Inputs(*inputs[:GAPS_DATA]).split(min(50, inputs.chunk))
     return evidence.Gaps.cat([evidence.gaps(vae.model, vae.guide, *part, **options) for part in parts])
 
@@ -83,7 +83,7 @@ def _describe_gaps(gaps: evidence.Gaps, wording: Wording) -> Findings:
 
 
 def _aggregate(vae: PyroModel, inputs: Inputs, _seed: int, **options: Any) -> evidence.AggregatePosterior:
-    """Decompose the rate into I(x; z) and KL(q(z) || p(z))."""
+    """Split the rate into I(x; z) and KL(q(z) || p(z))."""
     return evidence.aggregate_posterior(vae.model, vae.guide, *inputs[:], **options)
 
 
@@ -101,7 +101,7 @@ def _describe_aggregate(result: evidence.AggregatePosterior, wording: Wording) -
 
 
 def _calibration(vae: PyroModel, inputs: Inputs, seed: int, **options: Any) -> evidence.Calibration:
-    """Compare the guide with the latents of data simulated from the model."""
+    """Compare the guide's draws with the true latents of simulated data."""
     options = {"num_simulations": SIMULATIONS} | options
     return evidence.calibrate(vae.model, vae.guide, *inputs[:100], seed=seed, **options)
 
@@ -121,7 +121,7 @@ def _describe_calibration(result: evidence.Calibration, wording: Wording) -> Fin
 
 
 def _predictive(vae: Any, inputs: Inputs, seed: int, **options: Any) -> evidence.PredictiveChecks:
-    """Compare test images with images drawn from the model, given equal labels."""
+    """Compare test images with images that the model draws for their labels."""
     columns = inputs[:CHECKED_DATA]
     if len(columns) == 1 and method_of(vae, "sample") is not None:
         images = evidence.replicates(vae, columns[0])
@@ -148,9 +148,9 @@ class Check:
     """A check of the command line: a row of :data:`CHECKS`.
 
     Attributes:
-        run: Function from a model, its inputs, a seed and options to a result.
-        describe: Function from a result and the model's wording to the findings.
-        least: Options of the cheapest run, to find out if a model suits the check.
+        run: Function that takes a model, its inputs, a seed and options, and returns a result.
+        describe: Function that takes a result and the model's wording, and returns the findings.
+        least: Options that make the check cheapest, for a trial that shows if a model suits the check.
         help: A phrase for ``--help``.
         needs_gradients: True if the check optimizes something.
         routine: True if every evaluation of the whole test set runs the check.
@@ -196,7 +196,7 @@ CHECKS: dict[str, Check] = {
 
 
 def run_check(name: str, vae: PyroModel, inputs: Inputs, seed: int, **options: float) -> Any:
-    """Run a check with a separate random state.
+    """Run a check; the random state of the caller does not change.
 
     Args:
         name: A name from :data:`CHECKS`.
@@ -206,7 +206,7 @@ def run_check(name: str, vae: PyroModel, inputs: Inputs, seed: int, **options: f
         **options: Options of the check.
 
     Returns:
-        The result, an argument of the ``describe`` function of the check.
+        The result, to be passed to the ``describe`` function of the check.
     """
     check = CHECKS[name]
     with own_randomness(seed), nullcontext() if check.needs_gradients else torch.no_grad():
@@ -226,8 +226,8 @@ def run_checks(
     Args:
         names: Names from :data:`CHECKS`.
         vae: The model, in eval mode.
-        data: Test images, shape ``(N, *data_shape)``, or the inputs of the model. Of data stored on disk only the first 10,000
-            are used.
+        data: Test images, shape ``(N, *data_shape)``, or the inputs of the model. If the data are stored on disk, only the
+            first 10,000 are used.
         seed: Seed of the draws.
         folder: The folder for the pictures.
         optional: Checks to skip if they do not suit the model.

@@ -17,10 +17,11 @@ from pyro_vae.system.files import dated_folder
 def check_comparable(subjects: Sequence[Subject]) -> None:
     """Refuse runs whose log p(x) cannot be compared.
 
-    Runs must share the test data, the binarization, and the kind of log p(x): density or probability, of the same variables.
+    All runs must have the same test data and the same binarization. log p(x) must be a density for all runs or a probability
+    for all runs, and of the same variables.
 
     Raises:
-        ValueError: If two runs differ in these, or there is a single test datum.
+        ValueError: If two runs differ in one of these points, or there is only one test datum.
     """
     first = subjects[0]
     if len(first.inputs) < 2:
@@ -48,11 +49,11 @@ def compare(
     Args:
         subjects: The runs.
         results: The estimate of each run.
-        request: The request that the estimates answer.
+        request: The request for which the estimates were made.
         console: Prints the table, unless quiet.
 
     Returns:
-        The new folder with the files, next to the folder of the first run.
+        The folder of both files, a new folder next to that of the first run.
     """
     from pyro_vae.report.figures.comparison import comparison
     from pyro_vae.report.pictures import write_figure
@@ -81,7 +82,7 @@ def compare(
 
 
 def shortest_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest path endings that distinguish the runs.
+    """Return the shortest endings of the paths that distinguish the runs.
 
     Raises:
         ValueError: If a path occurs twice.

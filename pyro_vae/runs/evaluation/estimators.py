@@ -42,15 +42,16 @@ class Estimation:
 
     Attributes:
         estimator: A name from :data:`ESTIMATORS`.
-        num_samples: K, importance samples for each datum.
-        target_se: Standard error to reach for each datum, nats; K then grows until it is reached. None: K is ``num_samples``.
-        max_samples: The largest K with ``target_se``.
-        num_chains: Annealing chains for each datum.
-        num_steps: Annealing steps of a chain.
-        start: The distribution where chains start, ``"prior"`` or ``"guide"``.
+        num_samples: Number of importance samples for each datum.
+        target_se: Standard error to reach for each datum, nats. The number of samples grows until this error is reached; None:
+            it is always ``num_samples``.
+        max_samples: Largest number of samples for a datum if ``target_se`` is set.
+        num_chains: Number of annealing chains for each datum.
+        num_steps: Number of annealing steps of a chain.
+        start: The distribution that chains start from, ``"prior"`` or ``"guide"``.
         path: Spacing of the annealing steps, ``"sigmoid"`` or ``"geometric"``.
-        refine_steps: Optimization steps that refine the guide.
-        compile: Compile the draws or the chains; None: only if the evaluation is long enough to repay compiling.
+        refine_steps: Number of optimization steps that refine the guide.
+        compile: True to compile the draws or the chains; None: compile only if the evaluation is long enough to save time.
 
     Raises:
         ValueError: If a name is unknown or a number is out of range.
@@ -93,18 +94,18 @@ class Estimation:
 
     @property
     def row(self) -> Estimator:
-        """The row of the estimator in :data:`ESTIMATORS`."""
+        """The estimator's row in :data:`ESTIMATORS`."""
         return ESTIMATORS[self.estimator]
 
     @property
     def cost(self) -> str | None:
-        """The chains for each datum in words; None without chains."""
+        """A phrase for the chains of each datum; None without chains."""
         if self.row.kind != "chains":
             return None
         return f"{self.num_chains} chains of {self.num_steps:,} steps from the {self.start}"
 
     def least(self, estimator: str) -> Estimation:
-        """Return the cheapest estimation by an estimator, for a trial."""
+        """Return the cheapest options for a trial of the named estimator."""
         return dataclasses.replace(
             self,
             estimator=estimator,
@@ -119,15 +120,15 @@ class Estimation:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of data, and everything an estimator needs to evaluate it.
+    """A batch of data, with everything that an estimator needs.
 
     Attributes:
         vae: The model.
         inputs: The batch, as inputs of the model.
-        first: Index in the data set of the first datum.
+        first: Index of the batch's first datum in the data set.
         seed: Seed of the draws.
         how: The estimator with its options.
-        captured: Cache of captured graphs; False: nothing is compiled.
+        captured: Cache of captured CUDA graphs; False: nothing is compiled.
     """
 
     vae: PyroModel
@@ -139,7 +140,7 @@ class Batch:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Arguments of an estimator that draws importance samples."""
+        """Arguments for an estimator that draws importance samples."""
         options = {name: getattr(self.how, name) for name in SAMPLING}
         rows = self.first + torch.arange(len(self.inputs[0]))
         chunk = min(CHUNK_ROWS, Inputs(*self.inputs).chunk)
@@ -147,7 +148,7 @@ class Batch:
 
     @property
     def annealing(self) -> dict[str, Any]:
-        """Arguments of an estimator that runs chains."""
+        """Arguments for an estimator that runs annealing chains."""
         options = {name: getattr(self.how, name) for name in ANNEALING}
         return options | {"compile": self.captured, "seed": parallel.stream_seed(self.seed, self.first)}
 
@@ -180,7 +181,7 @@ class Estimator:
     """An estimator of the command line: a row of :data:`ESTIMATORS`.
 
     Attributes:
-        make: Function from a batch to its estimate.
+        make: Function that takes a batch and returns the estimate.
         options: Fields of :class:`Estimation` that the estimator reads.
         kind: Source of the draws: the guide, the prior, a refined guide, or chains.
         help: A phrase for ``--help``.
@@ -195,7 +196,7 @@ class Estimator:
 
     @property
     def slow(self) -> bool:
-        """True if the default number of test data is ``SLOW_DATA``."""
+        """True if the estimator is slow: by default it uses ``SLOW_DATA`` data."""
         return self.kind in ("refined", "chains")
 
     @property
@@ -224,21 +225,21 @@ def estimate(
     seed: int,
     progress: bool = False,
 ) -> Estimate | Bracket:
-    """Estimate log p(x) of data in batches.
+    """Estimate log p(x) of each datum, batch by batch.
 
-    The processes of a job share the batches; the result does not depend on their number.
+    The processes of a job share the batches; the result does not depend on the number of processes.
 
     Args:
         vae: The model.
-        data: Images, shape ``(N, *data_shape)``, or the inputs of the model. ``bidirectional`` takes only their number and
-            shape, and simulates images.
+        data: Images, shape ``(N, *data_shape)``, or the inputs of the model. The estimator ``bidirectional`` uses only the
+            number and the shape of the images, and simulates other images.
         how: The estimator with its options.
-        seed: Seed of the draws. It is combined with the parameters, so that the draws of two models are independent, as a
-            comparison requires.
+        seed: Seed of the draws. The seed is combined with the model's parameters. So the draws of two models are independent,
+            as a comparison requires.
         progress: Show a progress bar on a terminal.
 
     Returns:
-        A row for each image: a ``Bracket`` for ``bidirectional``, else an ``Estimate``.
+        The estimates, with a row for each image: a ``Bracket`` for ``bidirectional``, an ``Estimate`` for all other estimators.
 
     Raises:
         ValueError: If the model's objective is no bound on log p(x).
@@ -277,12 +278,12 @@ def _concatenate(parts: Sequence[Any]) -> Estimate | Bracket:
 
 
 def estimate_batch(vae: PyroModel, inputs: tuple[Tensor, ...], how: Estimation, seed: int = 0) -> Estimate | Bracket:
-    """Estimate log p(x) of one batch, in this process alone; see :func:`estimate`."""
+    """Estimate log p(x) of a batch in this process; see :func:`estimate`."""
     return how.row.make(Batch(vae, inputs, 0, seed, how, captured=False))
 
 
 def _cache(vae: PyroModel, num_data: int, how: Estimation) -> CapturedDraws | CapturedPath | bool:
-    """Return a new cache of captured graphs; False to compile nothing."""
+    """Return a new cache of CUDA graphs; False if nothing is compiled."""
     chains = how.row.kind == "chains"
     calls = 3 * 5 * how.num_chains * how.num_steps if chains else how.num_samples  # backward, and leapfrog steps
     flops = 2.0 * sum(p.numel() for p in vae.parameters()) * num_data * calls

@@ -26,7 +26,7 @@ from pyro_vae.system.files import write_atomically
 
 
 class Evaluated(NamedTuple):
-    """An estimate, all figures of its run, and a table."""
+    """A new estimate, all figures of the run, and a table."""
 
     estimate: Estimate | Bracket
     figures: Json
@@ -34,11 +34,11 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(subject: Subject, request: Request, device: torch.device, console: Console) -> Estimate | Bracket:
-    """Estimate log p(x) for a run's data, and update its files.
+    """Estimate log p(x) for a run's data, and update the run's files.
 
-    The importance estimate of the whole test set replaces the figures under ``test`` in ``summary.json``, ``log-px.png`` and
-    ``worst.png``. Figures of any other estimate go under ``evidence`` in ``summary.json``. The values for each datum go to
-    ``evidence-NAME.nc``.
+    An importance estimate of the whole test set replaces the figures under ``test`` in ``summary.json``, and the pictures
+    ``log-px.png`` and ``worst.png``. The figures of every other estimate are written under ``evidence`` in ``summary.json``.
+    The values for each datum are written to ``evidence-NAME.nc``.
 
     Args:
         subject: The run and its data.
@@ -69,7 +69,7 @@ def evaluate(subject: Subject, request: Request, device: torch.device, console: 
 
 
 def _whole(subject: Subject, _request: Request, how: Estimation, device: torch.device, progress: bool) -> Evaluated:
-    """Make a new summary of a run; keep other estimates and checks."""
+    """Make a run's new summary; keep the old evidence and checks."""
     run = subject.run
     evaluation = dataclasses.replace(run.config.evaluate, num_samples=how.num_samples)
     config = dataclasses.replace(run.config, evaluate=evaluation)
@@ -83,7 +83,7 @@ def _whole(subject: Subject, _request: Request, how: Estimation, device: torch.d
 
 
 def _part(subject: Subject, request: Request, how: Estimation, device: torch.device, progress: bool) -> Evaluated:
-    """Add an estimate to the figures of a run, under ``evidence``."""
+    """Make an estimate; add it to the run's figures, under ``evidence``."""
     run, started = subject.run, time.perf_counter()
     vae: PyroModel = run.vae.to(device)
     result = estimate(vae, subject.inputs.to(device), how, run.config.train.seed, progress)
@@ -99,7 +99,7 @@ def _part(subject: Subject, request: Request, how: Estimation, device: torch.dev
 
 
 def _figures_of_part(result: Estimate, subject: Subject, request: Request, how: Estimation) -> tuple[Json, str]:
-    """Return the figures of an estimate, and their table."""
+    """Return the figures of an estimate, and a table of them."""
     levels = 256 if request.dequantize == "uniform" else None
     dims = None if subject.density and levels is None else subject.inputs.parts[0][:1].numel()
     figures = summary.estimate_figures(result.summary(), dims, levels)
@@ -111,7 +111,7 @@ def _figures_of_part(result: Estimate, subject: Subject, request: Request, how: 
 
 
 def _figures_so_far(run: Run) -> Json:
-    """Return the figures of ``summary.json``; an empty dict if unreadable."""
+    """Return the figures in ``summary.json``; an empty dict if it is unreadable."""
     try:
         return run.summary
     except ValueError:
@@ -119,7 +119,7 @@ def _figures_so_far(run: Run) -> Json:
 
 
 def _make_checks(subject: Subject, request: Request, figures: Json, device: torch.device, console: Console) -> None:
-    """Run the requested and the routine checks; write and print each."""
+    """Run the requested and the routine checks; write and print the findings."""
     run, directory = subject.run, RunDirectory(subject.run.path)
     routine = [name for name, check in CHECKS.items() if check.routine] if request.whole else []
     names, optional = (*dict.fromkeys((*routine, *request.checks)),), set(routine) - set(request.checks)

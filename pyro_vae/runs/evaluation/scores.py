@@ -27,11 +27,11 @@ Figure = dict[str, float | int | None]
 
 @torch.no_grad()
 def scores(model: PyroModel, split: Split, seed: int = 0) -> dict[str, Figure]:
-    """Evaluate the scores that a model has.
+    """Compute the scores that apply to a model.
 
     - ``accuracy``, if the model has ``classify``: the share of correct labels among the data with a known label.
     - ``exact_log_px``, if the model has ``log_px``: log p(x), nats per datum.
-    - ``squared_error``, if the model's objective is no bound: the squared distance between a datum and its reconstruction,
+    - ``squared_error``, if the model's objective is not a bound: the squared distance between a datum and its reconstruction,
       summed over pixels.
 
     Args:
@@ -40,8 +40,8 @@ def scores(model: PyroModel, split: Split, seed: int = 0) -> dict[str, Figure]:
         seed: Seed of the draws, if the model classifies or reconstructs by sampling.
 
     Returns:
-        A dict for each score: ``value``, the mean over data; ``std_error``, the standard error over data, None for one datum;
-        ``num_data``. A non-finite mean is None, with a warning.
+        For each score, by name, a dict with ``value``, the mean over data; ``std_error``, the standard error over data, None
+        for a single datum; and ``num_data``. A non-finite mean becomes None, with a warning.
     """
     inputs, found = evaluation_inputs(model, split), {}
     size = min(1000, inputs.chunk)
@@ -64,7 +64,7 @@ def scores(model: PyroModel, split: Split, seed: int = 0) -> dict[str, Figure]:
 
 
 def _mean(values: Tensor, method: str = "") -> Figure:
-    """Return a mean with its standard error, and warn of non-finite values."""
+    """Compute the mean and its standard error; warn of non-finite values."""
     count = len(values)
     if bad := int((~values.isfinite()).sum()):
         warnings.warn(
@@ -78,7 +78,7 @@ def _mean(values: Tensor, method: str = "") -> Figure:
 
 
 def score_lines(test: Json) -> Iterator[str]:
-    """Yield the scores as lines for the terminal."""
+    """Yield a line for the terminal for each score."""
     if (found := test.get("accuracy")) is not None:
         yield f"accuracy {found['value']:.2%}{_error(found, 100, ' %')} over {found['num_data']:,} labels"
     if (found := test.get("exact_log_px")) is not None:

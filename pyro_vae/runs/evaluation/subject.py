@@ -29,10 +29,11 @@ class Request:
     """A request to evaluate runs.
 
     Attributes:
-        how: The estimator and its options; ``num_samples`` below replaces the one in ``how``.
-        num_samples: Number of importance samples; None: the number in each run's configuration.
-        num_data: Evaluate only this number of test data, from the first; None: all.
-        dequantize: ``"none"``, or ``"uniform"``: 8-bit pixels become (x + u) / 256.
+        how: The estimator and its options. The option ``num_samples`` is ignored.
+        num_samples: Number of importance samples, used in place of ``how.num_samples``; None: the number in each run's
+            configuration.
+        num_data: Number of test data to evaluate, counted from the first; None: all.
+        dequantize: ``"none"``; or ``"uniform"``: a pixel x from 0 to 255 becomes (x + u) / 256 with u uniform in [0, 1).
         checks: Names from ``checks.CHECKS``.
     """
 
@@ -52,12 +53,12 @@ class Request:
 
     @property
     def whole(self) -> bool:
-        """True for the default estimator on the whole test set."""
+        """True if the default estimator evaluates the whole test set."""
         return self.how.estimator == Estimation.estimator and self.num_data is None and self.dequantize == "none"
 
     @property
     def name(self) -> str:
-        """Key of the request's figures in ``summary.json``."""
+        """Key under which ``summary.json`` has the request's figures."""
         parts = [self.how.estimator]
         parts += [] if self.dequantize == "none" else ["dequantized"]
         return "-".join(parts if self.num_data is None else [*parts, str(self.num_data)])
@@ -72,8 +73,8 @@ class Subject:
         data: The data of the run.
         inputs: The test data, as inputs of the model.
         density: True if log p(x) is a log density.
-        name: Name of the evidence, see :func:`evidence_name`.
-        key: Shape, kind and checksum of the data; equal if two runs can be compared.
+        name: Name of the estimated quantity, see :func:`evidence_name`.
+        key: Shape, kind and checksum of the data. If two runs can be compared, their keys are equal.
     """
 
     run: Run
@@ -88,8 +89,8 @@ def load_subject(run: Run, request: Request) -> Subject:
     """Load the data of a run, and check the request.
 
     Raises:
-        ValueError: If the run has no whole epoch, or the model no log p(x); if test data are missing, too few, or cannot be
-            dequantized; or if the estimator or a check does not suit the model.
+        ValueError: If the run has no complete epoch or the model has no log p(x); if the test data are missing, too few, or
+            cannot be dequantized; or if the estimator or a check does not suit the model.
     """
     _check_run(run)
     with parallel.local_main_first():
@@ -113,7 +114,7 @@ def load_subject(run: Run, request: Request) -> Subject:
 
 
 def _check_run(run: Run) -> None:
-    """Refuse a run without a log p(x) or without a whole epoch."""
+    """Refuse a run without a log p(x) or without a complete epoch."""
     if not has_bound(run.vae):
         raise ValueError(
             f"run {run.path}: expected a model with a log p(x) to evaluate, got {run.config.model.model}, which has none; the "
@@ -127,7 +128,7 @@ def _check_run(run: Run) -> None:
 
 
 def _first(split: Split, count: int | None, run: Run) -> Split:
-    """Return the first data of a split."""
+    """Return the first ``count`` data of a split."""
     if count is None:
         return split
     if count > len(split.x):
@@ -136,7 +137,7 @@ def _first(split: Split, count: int | None, run: Run) -> Split:
 
 
 def _dequantized(x: Tensor | Stored) -> Tensor:
-    """Turn pixels k / 255 into (k + u) / 256."""
+    """Dequantize pixels: k / 255 becomes (k + u) / 256, u uniform."""
     if not isinstance(x, Tensor):
         raise ValueError("dequantize: expected test images that fit in memory, got more; pass a smaller --num-data.")
     levels = x.double() * 255
@@ -152,7 +153,7 @@ def _dequantized(x: Tensor | Stored) -> Tensor:
 def _checksum(x: Tensor | Stored) -> int:
     """Return a checksum of the pixels.
 
-    Of data on disk, only about 100 evenly spaced images are read.
+    If the data are on disk, only about 100 evenly spaced images are read.
     """
     some = x if isinstance(x, Tensor) else x[torch.arange(0, len(x), max(1, len(x) // 100))]
     return checksum([some])

@@ -1,4 +1,4 @@
-"""Trials that show if estimators and checks suit a model."""
+"""Trials of estimators and checks on a model: do they suit it?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_suitable(vae: PyroModel, inputs: Inputs, how: Estimation, checks: Sequ
         where: The model's name in the error.
 
     Raises:
-        ValueError: If the estimator or a check does not suit the model; the error lists alternatives that do.
+        ValueError: If the estimator or a check does not suit the model; the error lists estimators or checks that do.
     """
     if not how.row.suits_every_model:
         _check("estimator", [how.estimator], partial(estimator_obstacle, vae, inputs, how), ESTIMATORS, where)
@@ -38,19 +38,19 @@ def check_suitable(vae: PyroModel, inputs: Inputs, how: Estimation, checks: Sequ
 
 
 def estimator_obstacle(vae: PyroModel, inputs: Inputs, how: Estimation, name: str) -> str | None:
-    """Return the reason why an estimator does not suit, or None."""
+    """Return why the named estimator does not suit the model, or None."""
     return _obstacle(vae, inputs, lambda few: estimate_batch(vae, few[:], how.least(name)))
 
 
 def check_obstacle(vae: PyroModel, inputs: Inputs, name: str) -> str | None:
-    """Return the reason why a check does not suit, or None."""
+    """Return why the named check does not suit the model, or None."""
     return _obstacle(vae, inputs, lambda few: run_check(name, vae, few, 0, **CHECKS[name].least))
 
 
 def _obstacle(vae: PyroModel, inputs: Inputs, attempt: Callable[[Inputs], object]) -> str | None:
-    """Run an attempt on few data; return the error without its remedy.
+    """Try a function on few data; return its error's text, or None.
 
-    The remedy in such an error addresses callers from Python, not users of the command line.
+    The text leaves out the remedy in the error, which is for callers from Python, not for users of the command line.
     """
     vae.eval()
     rows = torch.linspace(0, len(inputs) - 1, min(NUM_TRIED, len(inputs))).round().long()
@@ -68,7 +68,7 @@ def _obstacle(vae: PyroModel, inputs: Inputs, attempt: Callable[[Inputs], object
 def _check(
     argument: str, asked: Sequence[str], obstacle: Callable[[str], str | None], names: Iterable[str], where: str
 ) -> None:
-    """Refuse requested names that do not suit; list the names that do."""
+    """Refuse names that do not suit the model; list suitable names."""
     refused = {name: reason for name in asked if (reason := obstacle(name)) is not None}
     if not refused:
         return

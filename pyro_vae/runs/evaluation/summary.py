@@ -45,20 +45,20 @@ def evaluate(
     progress: bool,
     how: Estimation | None = None,
 ) -> tuple[Json, Estimate | None]:
-    """Make the summary of a run, and the estimate behind it.
+    """Make the summary of a run, and its estimate of log p(x).
 
     Args:
         config: The configuration.
         vae: The trained model.
         data: The data, on the model's device.
         history: The history.
-        train_seconds: Training time in all sessions.
+        train_seconds: Training time in all sessions, seconds.
         progress: Show a progress bar on a terminal.
         how: An estimator of log p(x) that draws from the guide; None: importance sampling with the options in ``config``.
 
     Returns:
-        The summary as nested plain containers, with bounds in nats per datum, higher is better; and the estimate, in the
-        order of the data, or None for a model without a bound.
+        Two values. The first is the summary in nested plain containers, with bounds in nats per datum, higher is better. The
+        second is the estimate, in the order of the data; None for a model without a bound.
 
     Raises:
         ValueError: If there are no test data.
@@ -100,10 +100,9 @@ def latent_figures(vae: PyroModel, data: Inputs | Tensor | Stored | tuple[Tensor
         data: Data, shape ``(N, *data_shape)``, or the inputs of the model.
 
     Returns:
-        ``active_units``: the number of latent units that vary with the data, see :func:`evidence.active_units`; None for a
-        single datum, and for a model without ``encode``.
-        ``kl_per_unit``: mean KL(q(z_j|x) || p(z_j)) of each latent unit, nats; None if the KL is no sum over units, or not
-        finite.
+        A dict with two keys. ``active_units``: the number of latent units that vary with the data, see
+        :func:`evidence.active_units`; None for a single datum, and for a model without ``encode``. ``kl_per_unit``: mean
+        KL(q(z_j|x) || p(z_j)) of each latent unit, nats; None if the KL is not a sum over units, or not finite.
     """
     inputs = Inputs.of(data)
     if not encodes(vae):
@@ -124,8 +123,9 @@ def estimate_figures(means: Summary, dims: int | None = None, levels: int | None
     """Return the means of an estimate as plain containers.
 
     Args:
-        means: The means.
-        dims: Pixels times channels, for bits per dimension; None: leave them out, as for a density.
+        means: The means of the estimate.
+        dims: Number of pixels times channels, which gives bits per dimension; None: leave out bits per dimension, as for a
+            density.
         levels: Number of levels of dequantized pixels; None: the pixels were not dequantized.
     """
     figures = {

@@ -10,7 +10,7 @@ from pyro_vae.runs.evaluation.scores import score_lines
 
 
 def summary_table(summary: Json) -> str:
-    """Return a table of the test figures in a summary."""
+    """Return the test figures of a summary as a text table."""
     test = summary["test"]
     if "log_px" in test:
         return estimate_table(test, "Test set", summary["density"], name=summary["evidence_of"])
@@ -20,14 +20,14 @@ def summary_table(summary: Json) -> str:
 
 
 def estimate_table(figures: Json, title: str, density: bool, cost: str | None = None, name: str = "log p(x)") -> str:
-    """Return a table of the figures of an estimate.
+    """Return the figures of an estimate as a text table.
 
     Args:
         figures: The figures, from :func:`pyro_vae.runs.evaluation.summary.estimate_figures`.
         title: Name of the data.
         density: True if log p(x) is a log density.
-        cost: The work for each datum in words; None: the number of importance samples.
-        name: Name of the evidence, see :func:`pyro_vae.models.protocol.evidence_name`.
+        cost: A phrase for the work for each datum; None: the table states the number of importance samples.
+        name: Name of the estimated quantity, see :func:`pyro_vae.models.protocol.evidence_name`.
     """
     px = figures["log_px"]
     kind = "log density" if density else "log probability"
@@ -47,11 +47,11 @@ def estimate_table(figures: Json, title: str, density: bool, cost: str | None = 
 
 
 def bracket_table(means: BracketSummary, cost: str | None) -> str:
-    """Return a table of the means of a bracket.
+    """Return the means of a bracket as a text table.
 
     Args:
-        means: The means.
-        cost: The work for each datum in words.
+        means: The means of the bracket's lower and upper bounds.
+        cost: A phrase for the work for each datum.
     """
     rows = [
         f"Simulated from the model: {means.num_data:,} images, {cost} each way; nats per image",
@@ -105,7 +105,7 @@ def _verdict(num_data: int, px: Json, name: str) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """Format a number without the sign of a zero."""
+    """Format a number; a zero has no minus sign."""
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 

@@ -1,1 +1,1 @@
-"""Checks of a run before it begins."""
+"""Checks that run before a training run begins."""

@@ -1,4 +1,4 @@
-"""Compatibility of model, data and options."""
+"""Checks that a run's model, data and options fit together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_vae.system.randomness import own_randomness
 
 
 def check_compatibility(plan: Plan) -> None:
-    """Refuse model, data and options that do not fit.
+    """Refuse a model, data and options that do not fit together.
 
     Raises:
         ValueError: If the model lacks a part of the protocol, or cannot be trained on the data or with an option.
@@ -34,7 +34,7 @@ def check_compatibility(plan: Plan) -> None:
 
 
 def _check_labels_flag(config: Config, vae: PyroModel, data: Data) -> None:
-    """Refuse ``--labels`` for a model that takes no labels or needs all."""
+    """Refuse ``--labels`` for a model without labels, or that needs every label."""
     labels, name = config.data.labels, config.model.model
     if "y" not in takes(vae):
         raise ValueError(f"labels: --model {name} takes no labels, got {labels:,}; remove --labels.")
@@ -59,9 +59,9 @@ def _check_no_kl_weight(config: Config) -> None:
 def check_network_options(plan: Plan) -> None:
     """Refuse an option of the networks that changes nothing.
 
-    For example, widths change nothing in a guide without layers. For each option a second model is made, with that option
-    at its default, and the networks of both models are compared. A user's network is not checked, since its layers need
-    not show which arguments it reads.
+    For example, widths change nothing in a guide without layers. For each option that is set, a second model is made with the
+    option at its default, and the networks of both models are compared. A user's network is not checked, because its layers
+    may not show which arguments the network reads.
 
     Raises:
         ValueError: If an option changes nothing.
@@ -87,8 +87,8 @@ def check_support(vae: PyroModel, data: Data) -> None:
     """Refuse pixels outside the support of a model's likelihood.
 
     Raises:
-        ValueError: If pixels are grey under a likelihood of binary pixels, or outside [0, 1] under a likelihood of numbers
-            in [0, 1].
+        ValueError: If the likelihood is for binary pixels and pixels are grey, or if the likelihood is for pixels in [0, 1] and
+            pixels are outside.
     """
     support = data_support(vae)
     parts = data.train.x.split(rows_of(data.train.x.shape))

@@ -78,7 +78,7 @@ def _check_probabilities(name: str, vae: PyroModel, probabilities: Tensor) -> No
 
 
 def _call_after_epoch(vae: PyroModel, hook: Callable[..., object], batch: tuple[Tensor, ...]) -> Tensor:
-    """Call the hook, restore the model, and return the data."""
+    """Call the hook ``after_epoch``, restore the model, and return the data."""
     state = {key: value.clone() for key, value in vae.state_dict().items()}
     try:
         hook(*batch)
@@ -88,7 +88,7 @@ def _call_after_epoch(vae: PyroModel, hook: Callable[..., object], batch: tuple[
 
 
 class _Check:
-    """A checked call of a model's method.
+    """Calls methods of a model and checks what they return.
 
     Args:
         name: The model's name in the errors.
@@ -101,13 +101,13 @@ class _Check:
     def __call__(
         self, method: str, call: Callable[[Callable[..., Any]], object], expected: tuple[int, ...], of: str = "tensor"
     ) -> None:
-        """Call a method if it exists, and check the returned value.
+        """Call a method of the model, if present; check the result.
 
         Args:
             method: The method's name.
-            call: A function that receives the method and calls it.
-            expected: The expected shape; -1 allows any size.
-            of: The owner of the shape, a key of ``SHAPE_OF``.
+            call: A function that receives the method, calls it, and returns the value.
+            expected: The expected shape; -1 allows every size.
+            of: The thing that has this shape, such as ``"tensor"`` or ``"draws"``: a key of ``SHAPE_OF``.
 
         Raises:
             ValueError: If the method fails, or returns a wrong type, a wrong shape or non-finite numbers.

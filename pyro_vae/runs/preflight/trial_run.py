@@ -26,7 +26,7 @@ from pyro_vae.system.randomness import own_randomness
 
 @torch.no_grad()
 def run_trial(plan: Plan) -> None:
-    """Run objective, validation and methods of a model on two data.
+    """Try the objective, the validation and the model's methods on two data.
 
     Raises:
         ValueError: If the objective refuses the model, the program fails, or a method returns a wrong value.
@@ -58,7 +58,7 @@ def run_trial(plan: Plan) -> None:
 
 
 def _two_data(plan: Plan) -> tuple[Tensor, ...]:
-    """Two training data, one with and one without a label if possible."""
+    """Choose two training data, if possible one labelled and one unlabelled."""
     x, *others = training_inputs(plan.vae, plan.data.train)[_two_rows(plan.data.train)]
     return (binarize(x, "threshold") if plan.data.redraw else x, *others)
 
@@ -77,7 +77,7 @@ def _filter_warnings() -> None:
 
 
 def _check_registered(name: str, vae: PyroModel, batch: tuple[Tensor, ...]) -> None:
-    """Refuse a model without registered parameters, or with parameters outside its modules."""
+    """Refuse a model with unregistered parameters, or parameters outside its modules."""
     traces = (poutine.trace(part, param_only=True).get_trace(*batch).nodes for part in (vae.guide, vae.model))
     if any(p.requires_grad for p in vae.parameters()) and not any(traces):
         raise ValueError(unregistered_message(name))
@@ -88,7 +88,7 @@ def _check_registered(name: str, vae: PyroModel, batch: tuple[Tensor, ...]) -> N
 
 
 def _no_site_to_enumerate(vae: PyroModel, batch: tuple[Tensor, ...]) -> str:
-    """Return the error of ``enum`` for a model without an enumerated site."""
+    """Return the error text if ``enum`` finds no site to enumerate."""
     trace = poutine.trace(vae.guide).get_trace(*batch)
     names = ", ".join(repr(name) for name, _ in drawn_sites(trace))
     return (

@@ -1,4 +1,4 @@
-"""Errors in a user's classes, as one sentence with file and line."""
+"""Errors in a user's classes, each reported in a single sentence."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PREFLIGHT = Path(__file__).parent
 
 @contextlib.contextmanager
 def program_errors(name: str, vae: PyroModel) -> Iterator[None]:
-    """Turn errors in a user's program into one sentence each.
+    """Turn an error in a user's program into one sentence.
 
     Args:
         name: The model's name in the sentence.
         vae: The model.
 
     Raises:
-        ValueError: In place of an error in the user's program.
+        ValueError: Raised in place of an error in the user's program; its message is the sentence.
     """
     modules = user_modules_of(vae)
     with SiteLines(modules) as lines:
@@ -61,10 +61,10 @@ def _raised_here(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def class_settings_errors(config: Config) -> Iterator[None]:
-    """Name the class in errors about its ``objective`` and ``defaults``.
+    """Name the user's class in errors about its ``objective`` and ``defaults``.
 
     Raises:
-        ValueError: The error, with the class and the attribute in front.
+        ValueError: The original error, with the class and the attribute named at the start of the message.
     """
     try:
         yield
@@ -84,7 +84,7 @@ def class_settings_errors(config: Config) -> Iterator[None]:
 
 
 def method_error(name: str, vae: PyroModel, method: str, error: Exception) -> str | None:
-    """Return the sentence for a failing method of a user's class.
+    """Return the sentence that reports a failing method of a user's class.
 
     Args:
         name: The model's name in the sentence.
@@ -93,7 +93,7 @@ def method_error(name: str, vae: PyroModel, method: str, error: Exception) -> st
         error: The error that the method raised.
 
     Returns:
-        The sentence; None if the class is not a user's, or the device is to blame.
+        The sentence; None if the class is not a user's, or if the device caused the error.
     """
     modules = user_modules_of(vae)
     if not modules or explain_device_error(error) is not None:
@@ -106,14 +106,14 @@ def method_error(name: str, vae: PyroModel, method: str, error: Exception) -> st
 
 
 def in_brackets(where: str | None) -> str:
-    """Return a place in brackets; nothing if it is unknown."""
+    """Return a place in brackets; an empty string if it is unknown."""
     return f" ({where})" if where else ""
 
 
 class SiteLines(Messenger):
-    """A messenger that notes file and line of a user's sites.
+    """A Pyro messenger that records where a user's sites are defined.
 
-    ``lines`` maps a site's name and batch shape to its file and line.
+    The dict ``lines`` holds the file and line of each site, by the site's name and batch shape.
 
     Args:
         modules: Names of the user's modules.
@@ -138,10 +138,10 @@ class PyroError(NamedTuple):
 
     Attributes:
         model: The model's name in the sentence.
-        match: Match of the error's first line.
-        below: The lines below the first, such as a table of shapes.
-        sites: File and line of each site.
-        where: File and line of the error; None if outside the user's modules.
+        match: Regular-expression match of the error's first line.
+        below: The lines of the error below the first line, such as a table of shapes.
+        sites: The record of each site's file and line.
+        where: File and line of the error; None if the error is outside the user's modules.
     """
 
     model: str
@@ -224,7 +224,7 @@ PYRO_ERRORS: tuple[tuple[str, Callable[[PyroError], str]], ...] = (
 
 
 def sentence_for(text: str, name: str, sites: SiteLines, where: str | None) -> str | None:
-    """Return the sentence for an error of Pyro; None for another error."""
+    """Return the sentence that reports a known Pyro error; otherwise None."""
     first, *below = text.strip().splitlines() or [""]
     for pattern, sentence in PYRO_ERRORS:
         if match := re.match(pattern, first):
