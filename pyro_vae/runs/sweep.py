@@ -31,7 +31,7 @@ def run(
     console: Console,
     train: Callable[[Config, Path], None],
 ) -> None:
-    """Train a run for each KL weight; write a table and a plot.
+    """Train a run for each KL weight; write table and plot.
 
     The runs are points of the rate-distortion curve, which the plot shows.
 

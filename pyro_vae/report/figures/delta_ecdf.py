@@ -33,7 +33,7 @@ class Panel(NamedTuple):
 
 
 def delta_ecdf(panels: Sequence[Panel], title: str, xlabel: str, ylabel: str) -> Figure:
-    r"""Draw each sample's distribution function minus the uniform, in a panel.
+    r"""Draw each sample's distribution function minus the uniform one.
 
     .. math:: \Delta(u) = \tfrac1S \textstyle\sum_s [v_s < u] - u
 

@@ -137,7 +137,10 @@ def _first(split: Split, count: int | None, run: Run) -> Split:
 
 
 def _dequantized(x: Tensor | Stored) -> Tensor:
-    """Dequantize pixels: k / 255 becomes (k + u) / 256, u uniform."""
+    """Dequantize pixels: k / 255 becomes (k + u) / 256.
+
+    u is uniform in [0, 1).
+    """
     if not isinstance(x, Tensor):
         raise ValueError("dequantize: expected test images that fit in memory, got more; pass a smaller --num-data.")
     levels = x.double() * 255

@@ -77,7 +77,7 @@ def _filter_warnings() -> None:
 
 
 def _check_registered(name: str, vae: PyroModel, batch: tuple[Tensor, ...]) -> None:
-    """Refuse a model with unregistered parameters, or parameters outside its modules."""
+    """Refuse a model whose parameters are unregistered or outside its modules."""
     traces = (poutine.trace(part, param_only=True).get_trace(*batch).nodes for part in (vae.guide, vae.model))
     if any(p.requires_grad for p in vae.parameters()) and not any(traces):
         raise ValueError(unregistered_message(name))
