@@ -1,6 +1,6 @@
 """Data-parallel training and evaluation by the processes of a ``torchrun`` job.
 
-A process that was not started by a launcher is the only rank, and the functions of this package then cost nothing.
+A process that no launcher started is the only rank. The functions of this package then cost nothing.
 """
 
 from pyro_vae.parallel.collectives import (

@@ -25,7 +25,7 @@ _SHARED = "_pyro_vae_shared"
 
 
 class JobError(ConnectionError):
-    """The error for a lost process, or parameters that differ between ranks."""
+    """The error for a lost process, or for ranks with different parameters."""
 
 
 # Objects and errors. A rank that fails sends a Failure instead of its next object. All other ranks then raise this error.
@@ -35,7 +35,7 @@ _PLAIN = (ValueError, TypeError, OSError, MemoryError, RuntimeError)
 
 
 class Failure(NamedTuple):
-    """An error in a form that every rank can rebuild: ``make(*args)``.
+    """An error in a form that other ranks can rebuild as ``make(*args)``.
 
     Attributes:
         make: The type of the error, or a function that returns the error.
@@ -47,9 +47,10 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Describe an error.
+        """Describe an error so that other ranks can rebuild it.
 
-        An error class of this package is rebuilt exactly. Every other error becomes a built-in type with the same message.
+        An error class of this package is rebuilt exactly. Every other error is rebuilt as an error of a built-in type
+        with the same message.
         """
         plain = next((kind for kind in _PLAIN if isinstance(error, kind)), RuntimeError)
         if type(error).__module__.startswith("pyro_vae.") and plain is RuntimeError:
@@ -59,7 +60,7 @@ class Failure(NamedTuple):
         return cls(plain, (text,))
 
     def error(self, rank: int) -> Exception:
-        """Rebuild the error of the failed rank ``rank`` for another rank."""
+        """Rebuild on this rank the error of the failed rank ``rank``."""
         error = self.make(f"rank {rank}: {self.args[0]}") if self.make in _PLAIN else self.make(*self.args)
         error.__dict__[_SHARED] = True
         return error
@@ -76,7 +77,7 @@ def all_gather(value: T) -> list[T]:
 
     Raises:
         JobError: If the connection to another rank is lost.
-        Exception: The error that another rank has sent by :func:`share_error`.
+        Exception: The error that another rank sent with :func:`share_error`.
     """
     if world().size == 1:
         return [value]
@@ -96,7 +97,7 @@ def _all_gather(value: object) -> list[object]:
 
 @contextlib.contextmanager
 def _job_errors() -> Iterator[None]:
-    """Raise a lost connection as a ``JobError``."""
+    """Raise ``JobError`` if the connection to another rank is lost."""
     try:
         yield
     except (RuntimeError, EOFError) as error:
@@ -106,9 +107,9 @@ def _job_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_errors() -> Iterator[None]:
-    """Raise an error inside the context on all ranks.
+    """Raise an error of one rank's ``with`` block on all ranks.
 
-    Without an error, all ranks wait for each other at the end of the context.
+    Without an error, all ranks wait for each other at the end of the block.
     """
     if world().size == 1:
         yield
@@ -139,7 +140,7 @@ def is_shared(error: Exception) -> bool:
 
 
 def set_device(device: torch.device) -> None:
-    """Set this process's device; all ranks must use one kind of device.
+    """Set this process's device; check that all ranks use the same kind.
 
     Raises:
         ValueError: If ranks use different kinds of devices.
@@ -163,9 +164,10 @@ def first_given(value: T | None) -> T | None:
 
 @contextlib.contextmanager
 def local_main_first() -> Iterator[None]:
-    """Run the context on local rank 0 of each machine first.
+    """Run the ``with`` block on local rank 0 before the other ranks.
 
-    For example, local rank 0 downloads files, and the other ranks of its machine then find these files.
+    Each machine has a local rank 0. For example, local rank 0 downloads files, and the other ranks of the same machine
+    then find these files.
     """
     if world().size > 1 and world().local_rank != 0:
         all_gather(None)
@@ -189,8 +191,8 @@ def local_batches(x: Sliceable[Batch], size: int, seed: int) -> Iterator[Batch |
 
     Batch i goes to rank i modulo the number of ranks.
 
-    With several ranks, each batch has its own stream of random numbers, so the results do not depend on the number of ranks.
-    The stream of the first batch is the one with which a single process starts.
+    With several ranks, each batch has its own stream of random numbers, so the results do not depend on the number of
+    ranks. The first batch uses the same stream as a job with a single process.
 
     Args:
         x: All data to evaluate.
@@ -211,7 +213,7 @@ def local_batches(x: Sliceable[Batch], size: int, seed: int) -> Iterator[Batch |
 
 
 def local_indices(count: int) -> Iterator[int | None]:
-    """Yield this rank's share of ``range(count)``.
+    """Yield this rank's share of the indices in ``range(count)``.
 
     Index i goes to rank i modulo the number of ranks.
 
@@ -224,13 +226,13 @@ def local_indices(count: int) -> Iterator[int | None]:
 
 
 def merge_batches(parts: Sequence[T]) -> list[T]:
-    """Gather the results of all ranks, in the order of the data.
+    """Gather the results of all ranks, and put them in data order.
 
     Args:
         parts: This rank's results, one for each item of :func:`local_batches` or :func:`local_indices` that is not None.
 
     Returns:
-        The results for all batches or indices, on every rank.
+        The results for all batches or indices. Every rank gets all results.
     """
     if world().size == 1:
         return list(parts)
@@ -242,7 +244,7 @@ def merge_batches(parts: Sequence[T]) -> list[T]:
 
 
 def all_reduce_sum(tensor: Tensor) -> None:
-    """Replace this rank's tensor by the sum over all ranks, in place.
+    """Replace each rank's tensor by the sum over ranks, in place.
 
     Raises:
         JobError: If the connection to another rank is lost.
@@ -253,7 +255,7 @@ def all_reduce_sum(tensor: Tensor) -> None:
 
 @torch.no_grad()
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Replace this rank's tensors by the tensors of rank 0, in place.
+    """Replace tensors on every rank by those of rank 0, in place.
 
     Raises:
         JobError: If the connection to another rank is lost.

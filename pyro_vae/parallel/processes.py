@@ -1,4 +1,4 @@
-"""A process of a ``torchrun`` job: rank, output, device and random numbers."""
+"""One process of a ``torchrun`` job: rank, output, device, random numbers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ _world = World()
 def world() -> World:
     """Return the rank and the job size of this process.
 
-    Inside :func:`process_group`, the launcher has set both. Outside, the rank is 0 and the size is 1.
+    Inside :func:`process_group`, these are the numbers that the launcher has set. Outside, the rank is 0 and the size
+    is 1.
     """
     return _world
 
@@ -80,9 +81,9 @@ def launcher_world() -> World:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[World]:
-    """Join the launcher's job inside the context.
+    """Join the launcher's job inside the ``with`` block.
 
-    Inside the context, ``pyro_vae.fit`` splits every batch among all processes.
+    Inside the block, ``pyro_vae.fit`` splits every batch among all processes.
 
     Without a launcher, or with only one process, nothing happens. An existing process group is used and stays open.
 
@@ -110,10 +111,10 @@ def process_group() -> Iterator[World]:
 
 @contextlib.contextmanager
 def only_main_prints() -> Iterator[None]:
-    """Silence all ranks except rank 0 inside the context.
+    """Silence all ranks except rank 0 inside the ``with`` block.
 
-    After the context, every process of the job ignores SIGTERM and SIGINT. ``torchrun`` sends these signals as soon as one
-    process has ended with an error. At that time, all processes already know the error and end by themselves.
+    After the block, every process of the job ignores SIGTERM and SIGINT. ``torchrun`` sends these signals as soon as
+    one process has ended with an error. At that time, all processes already know the error and end by themselves.
     """
     place = launcher_world()
     if place.size == 1:
@@ -133,12 +134,12 @@ def only_main_prints() -> Iterator[None]:
 
 
 def device_name(text: str) -> str:
-    """Resolve ``--device`` for this process of a job.
+    """Return the name of the device that this process uses.
 
-    A process of a job uses the CUDA device with the number of its local rank, or the CPU.
+    In a job, the process with local rank N uses CUDA device N, or the CPU.
 
     Args:
-        text: The value of ``--device``.
+        text: The value of the flag ``--device``.
 
     Returns:
         A name for :func:`pyro_vae.system.devices.resolve_device`. Outside a job, this is ``text``.
@@ -164,9 +165,9 @@ def device_name(text: str) -> str:
 
 
 def stream_seed(seed: int, number: int | None = None) -> int:
-    """Return the seed of a numbered stream of random numbers.
+    """Return the seed for one of several streams of random numbers.
 
-    Stream 0 has the seed ``seed`` itself.
+    The streams are numbered. The seed of stream 0 is ``seed`` itself.
 
     Args:
         seed: The seed of the run.

@@ -1,4 +1,4 @@
-"""Label counts and means over a batch split among all processes."""
+"""Label counts and means for a batch that is split among processes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _active: WholeBatch | None = None
 
 
 class WholeBatch:
-    """A batch split among all processes: its size, labels and means.
+    """A batch split among processes: its size, number of labels, and means.
 
     The counts are tensors that are changed in place. A captured graph therefore sees the counts of the current training
     step.
 
     Args:
         device: Device of the counts.
-        mean: Function that returns the mean over the whole batch. Its arguments are the mean over this process's data, and
-            the sum of the weights of these data.
+        mean: Function that returns the mean over the whole batch. The first argument is the mean over this process's
+            data; the second is the sum of the weights of these data.
     """
 
     def __init__(self, device: torch.device, mean: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -29,7 +29,10 @@ class WholeBatch:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Let :func:`batch_counts` and :func:`batch_mean` use the whole batch inside."""
+        """Make :func:`batch_counts` and :func:`batch_mean` use the whole batch.
+
+        This holds inside the ``with`` block.
+        """
         global _active
         before, _active = _active, self
         try:
@@ -38,7 +41,7 @@ class WholeBatch:
             _active = before
 
     def set_labels(self, y: Tensor) -> None:
-        """Count the labels of the next batch, over all processes.
+        """Count the labels of the next batch in all processes together.
 
         Args:
             y: Labels of the whole batch, shape ``(B,)``, int64, -1 where unknown.
@@ -48,9 +51,9 @@ class WholeBatch:
 
 
 def batch_counts(known: Tensor) -> tuple[int | Tensor, Tensor]:
-    """Return the size of the batch and its number of labels.
+    """Return the size of the batch and its number of labelled data.
 
-    Inside :meth:`WholeBatch.active`, both count the data of all processes.
+    Inside :meth:`WholeBatch.active`, both numbers count the data of all processes.
 
     Args:
         known: True for each datum of this process that has a label, shape ``(B,)``, bool.
@@ -66,8 +69,8 @@ def batch_mean(local: Tensor, scale: Tensor) -> Tensor:
 
     Outside :meth:`WholeBatch.active`, this is ``local`` itself.
 
-    Inside, this function is a collective, and its gradient is the gradient of ``local``. Each rank's gradient, multiplied by
-    the rank's weight and size, sums over ranks to the gradient of the mean over the whole batch.
+    Inside, all ranks must call this function, and the gradient of the result is the gradient of ``local``. To get the gradient
+    of the mean over the whole batch, multiply each rank's gradient by the rank's weight and size, and sum over ranks.
 
     Args:
         local: Mean over this rank's data, any shape, the same shape on every rank.

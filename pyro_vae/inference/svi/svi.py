@@ -32,9 +32,9 @@ Loss = float | tuple[float, ...]
 class SVI(pyro.infer.SVI):
     """Stochastic variational inference for any Pyro program, faster than ``pyro.infer.SVI``.
 
-    ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments become one fused torch optimizer over all parameters.
-    Other optimizers stay one optimizer for each parameter, as in Pyro, with a warning. A parameter without a gradient
-    in a step does not move (in Pyro, momentum would move the parameter).
+    ``pyro.optim.Adam``, ``AdamW`` or ``SGD`` with dict arguments become one fused torch optimizer over all parameters. Other
+    optimizers stay one optimizer for each parameter, as in Pyro, with a warning. A parameter without a gradient in a step does
+    not move (in Pyro, momentum would move the parameter).
 
     With ``compile``, one graph of tensors computes loss and gradients. The graph is captured at the first step with each
     shape of the arguments (docs/speed.md: what is captured, and what a captured step does not see). The noise equals that
@@ -45,10 +45,9 @@ class SVI(pyro.infer.SVI):
         guide: Its guide.
         optim: A ``pyro.optim`` optimizer, or ``functools.partial(torch.optim.Adam, lr=...)``.
         loss: A ``pyro.infer.ELBO`` (of this package or Pyro), or a function ``loss(model, guide, *args)``.
-        loss_and_grads: Function that returns the loss and computes gradients, as in ``pyro.infer.SVI``; only if
-            ``loss`` is a function.
-        clip_norm: Largest Euclidean norm of the gradient of the loss **per datum** (of the summed loss if the program
-            has no data plate). A gradient with a larger norm is scaled down to this norm. None: no clipping.
+        loss_and_grads: As in ``pyro.infer.SVI``; only used if ``loss`` is a function.
+        clip_norm: Largest Euclidean norm of the gradient of the loss **per datum** (of the summed loss if the program has no
+            data plate). Larger gradients are scaled down to this norm. None: no clipping.
         compile: Capture and compile the training step.
         check_every: With ``compile``, compare loss and gradients with an eager step once in this number of steps; if they
             differ, warn and capture the step again. None: compare only when a graph is captured.
@@ -150,8 +149,7 @@ class SVI(pyro.infer.SVI):
     def synchronize(self) -> None:
         """Wait for the compiled steps; check that their losses are finite.
 
-        From the first non-finite loss on, no parameter changes. The step with this loss is repeated eagerly to find the
-        responsible site.
+        After a non-finite loss, no parameter changes. An eager repetition of that step finds the responsible site.
 
         Raises:
             NonFiniteLossError: If a loss was not finite, or, with clipping, if a gradient was not finite.
@@ -267,10 +265,7 @@ class SVI(pyro.infer.SVI):
         return value, evaluated
 
     def _evaluated(self, evaluate: Callable[..., T], args: Args, kwargs: Kwargs, random_state: Tensor) -> T:
-        """Run ``evaluate``; turn Pyro's validation error into ``NonFiniteLossError``.
-
-        The new error names the training step and the non-finite site.
-        """
+        """Run ``evaluate``; on a validation error, name the step and the site."""
         try:
             return evaluate(self.model, self.guide, *args, **kwargs)
         except ValueError as error:

@@ -127,10 +127,7 @@ class Training:
             yield
 
     def interrupted(self) -> bool:
-        """Return True if a process of the job was asked to stop.
-
-        Collective: all processes must call this method.
-        """
+        """Return True if a process must stop; all processes must call this."""
         return any(parallel.all_gather(self.interrupt()))
 
     @property
@@ -176,11 +173,7 @@ class Training:
         return row
 
     def begin_epoch(self) -> EpochProgress:
-        """Draw the order of the data for a new epoch.
-
-        Returns:
-            The progress of this epoch, at its start.
-        """
+        """Draw the data order of a new epoch; return its progress."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
         start = self.order.get_state()
         return EpochProgress(start, self.batches.order(self.order), torch.zeros(3, device=self.device, dtype=dtype))
@@ -254,10 +247,7 @@ class Training:
             raise Paused
 
     def state_dict(self) -> State:
-        """Return the state from which training can continue exactly.
-
-        The state consists of plain containers, numbers and tensors.
-        """
+        """Return the state for exact continuation, in plain containers and tensors."""
         objective = self.svi.objective
         return {
             "model": self.model.state_dict(),
