@@ -1,1 +1,1 @@
-"""The process and the machine: files, signals, devices and threads."""
+"""Tools for the process and the machine: files, signals, devices, threads."""

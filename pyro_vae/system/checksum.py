@@ -1,4 +1,4 @@
-"""A checksum of tensors, used to compare data and parameters."""
+"""Checksum of tensors, to detect changed data or parameters."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-#: Shortest eager training, in seconds, that is worth compiling: about the time that compiling takes.
+#: Compile only if the eager training would take longer than this number of seconds, about the time that compiling
+#: takes.
 WORTH_SECONDS = 120.0
 #: Python's share of an eager training step, in seconds, and flops per second of a CPU and a GPU. These numbers are rough and
 #: fixed, so that every machine makes the same choice.
@@ -28,10 +29,10 @@ _SOURCE = '#include <Python.h>\nextern "C" int pyro_vae_probe() { return PY_MAJO
 
 @functools.cache
 def obstacle() -> str | None:
-    """Return why this machine cannot compile a step; None if it can.
+    """Return the reason why this machine cannot compile; None if it can.
 
-    The check compiles and loads one function. This needs a C++ compiler, the header ``Python.h``, and a temporary folder
-    from which code may be executed.
+    To find out, the function compiles and loads a small program. Compiling needs a C++ compiler, the header
+    ``Python.h``, and a temporary folder from which code may be executed.
     """
     compiler = shutil.which(_compiler_name())
     if compiler is None:
@@ -57,7 +58,7 @@ def obstacle() -> str | None:
 
 
 def _compiler_name() -> str:
-    """Return the compiler that Inductor calls."""
+    """Return the name of the C++ compiler that Inductor calls."""
     return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 
 
@@ -67,7 +68,7 @@ def _last_line(text: str) -> str:
 
 
 def worth_compiling(flops: float, device: torch.device) -> bool:
-    """Return True if compiling an evaluation is possible and saves time.
+    """Return True if an evaluation can be compiled and this saves time.
 
     Args:
         flops: Floating-point operations of the whole evaluation.
@@ -80,7 +81,7 @@ def should_compile(asked: bool | None, steps: int, flops: float, device: torch.d
     """Decide whether to compile the training steps of a run.
 
     Args:
-        asked: The user's choice (``--compile``); None to decide automatically.
+        asked: The user's choice (the flag ``--compile``); None: decide automatically.
         steps: Number of training steps of the run.
         flops: Floating-point operations of one training step.
         device: Device of the model.

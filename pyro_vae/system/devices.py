@@ -20,17 +20,17 @@ _FULL = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC
 
 
 def resolve_device(text: str) -> tuple[torch.device, str]:
-    """Resolve the text of ``--device``.
+    """Return the device for a value of the flag ``--device``.
 
     Args:
-        text: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``auto`` selects the first working device of CUDA, MPS and
-            CPU.
+        text: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``auto`` tries CUDA, MPS and CPU in this order, and
+            selects the first device that works.
 
     Returns:
         The device, and its description, such as ``"cpu (no GPU: this torch is built without CUDA)"``.
 
     Raises:
-        ValueError: If ``text`` is no such name, or the device is missing or does not work.
+        ValueError: If ``text`` has another form, or the device is missing or does not work.
     """
     if text == "cpu":
         return torch.device("cpu"), "cpu (as asked)"
@@ -64,7 +64,7 @@ def _description(device: torch.device) -> str:
 
 
 def _missing(device: torch.device) -> str | None:
-    """Return why a device is missing; None if the machine has it."""
+    """Return the reason why a device is missing; None if it exists."""
     if device.type == "mps":
         if torch.backends.mps.is_available():
             return None
@@ -94,7 +94,7 @@ def _why_no_cuda(caught: list[Warning]) -> str:
 
 
 def _broken(device: torch.device) -> str | None:
-    """Return why a device does not work; None if it does."""
+    """Return the reason why a device fails; None if it works."""
     try:
         with warnings.catch_warnings(record=True):  # torch warns, for example, that a GPU is too old
             warnings.simplefilter("always")
@@ -105,7 +105,7 @@ def _broken(device: torch.device) -> str | None:
 
 
 def explain_device_error(error: BaseException) -> str | None:
-    """Explain an error caused by the device, and name a remedy.
+    """Explain an error that the device caused, and name a remedy.
 
     Args:
         error: An error raised by training or evaluation.
@@ -127,6 +127,9 @@ def explain_device_error(error: BaseException) -> str | None:
 
 
 def _torch_reason(error: BaseException) -> str:
-    """Return the first sentence of torch's message, without advice to developers."""
+    """Return the first sentence of torch's error message.
+
+    The rest of the message is advice to torch's developers.
+    """
     line = re.sub(r"^\[enforce fail at .*?\. ", "", first_line(error))
     return re.sub(r"(?<=[a-z0-9)'])\. .*", "", line).strip(" .")

@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 #: Name of the lock file in the folder of a run.
 LOCK = ".lock"
 
-#: Format of the date and time in the name of a folder.
+#: Format of the date and time at the end of a folder's name.
 CLOCK = "%Y%m%d-%H%M%S"
 
-#: Largest number of characters that a folder's name takes from the name of the run.
+#: Largest number of characters of the run's name that become part of the folder's name.
 NAME_LENGTH = 80
 
 
@@ -49,9 +49,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a folder to the disk, against loss by a power failure.
+    """Flush a folder's entries to disk; they then survive power failures.
 
-    Does nothing on Windows, which cannot open folders.
+    On Windows, which cannot open folders, this function does nothing.
     """
     if hasattr(os, "O_DIRECTORY"):
         with suppress(OSError):  # the file is already renamed; some file systems cannot sync folders
@@ -63,24 +63,24 @@ def _sync_folder(folder: Path) -> None:
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
-    """List temporary files that a killed :func:`write_atomically` has left.
+    """List temporary files left behind by a killed :func:`write_atomically`.
 
     Args:
         folder: The folder to search.
-        names: Names of the files that were to be written.
+        names: Names of the files that :func:`write_atomically` was asked to write.
     """
     return [path for name in names for path in folder.glob(f".{name}.*.tmp")]
 
 
 @contextmanager
 def lock_file(path: Path, timeout: float = -1) -> Iterator[bool]:
-    """Hold a lock file inside the context; other processes wait.
+    """Hold a lock inside the ``with`` block; other processes wait for it.
 
     The lock is released when the process ends, even if it is killed.
 
     Args:
-        path: The lock file, removed at the end.
-        timeout: Seconds to wait for another process; negative for no limit.
+        path: The lock file. It is removed at the end.
+        timeout: Seconds to wait until another process releases the lock; a negative number for no limit.
 
     Yields:
         True if the lock is held; False if the file system has no locks.
@@ -103,7 +103,9 @@ def lock_file(path: Path, timeout: float = -1) -> Iterator[bool]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock the folder of a run, if the file system has locks.
+    """Lock a run's folder inside the ``with`` block.
+
+    On a file system without locks, this does nothing.
 
     Raises:
         ValueError: If another process has locked the folder.
@@ -125,11 +127,11 @@ def locked(folder: Path) -> Iterator[None]:
 def new_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
     """Make a folder and its missing parents.
 
-    At the end, new folders that are still empty are removed.
+    At the end of the ``with`` block, every folder that was made here and is still empty is removed.
 
     Args:
         folder: The folder.
-        exist_ok: Whether the folder may exist already. An existing folder is never removed.
+        exist_ok: If True, the folder may exist already. An existing folder is never removed.
 
     Raises:
         OSError: If the folder cannot be made.
@@ -146,7 +148,7 @@ def new_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def run_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
-    """Make the folder of a run, see :func:`new_folder`.
+    """Make the folder of a run; see :func:`new_folder`.
 
     Raises:
         FileExistsError: If the folder exists and ``exist_ok`` is False.
@@ -164,7 +166,7 @@ def run_folder(folder: Path, exist_ok: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def dated_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Make a new folder ``NAME-DATE-TIME``, see :func:`new_folder`.
+    """Make a new folder ``NAME-DATE-TIME``; see :func:`new_folder`.
 
     All characters of ``name`` except ASCII letters and digits become hyphens.
 

@@ -1,4 +1,4 @@
-"""Imports of packages that write to the home folder or load slowly."""
+"""Import packages that write to the home folder or load slowly."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from unittest.mock import patch
 
 @contextmanager
 def quiet_font_cache() -> Iterator[None]:
-    """Silence matplotlib's warning about a temporary font cache.
+    """Silence matplotlib's warning that its font cache is temporary.
 
-    Matplotlib warns if the home folder cannot be written. The warning can be ignored: matplotlib then uses a temporary
-    folder, and removes this folder at exit.
+    Matplotlib warns if it cannot write to the home folder. It then uses a temporary folder, which it removes at exit,
+    so the warning can be ignored.
     """
     logger = logging.getLogger("matplotlib")
     logger.addFilter(_not_about_caches)
@@ -36,7 +36,7 @@ def import_arviz() -> ModuleType:
     """Import ArviZ, even if the home folder cannot be written.
 
     ArviZ 0.23 announces version 1.0 in a warning, which is silenced. It also writes the day of this announcement to the
-    user's cache folder. If the write fails, so does the import; a temporary cache folder is then used.
+    user's cache folder. If this folder cannot be written, the import would fail. A temporary cache folder is then used.
     """
     with warnings.catch_warnings(), quiet_font_cache():
         warnings.simplefilter("ignore", FutureWarning)
@@ -49,9 +49,9 @@ def import_arviz() -> ModuleType:
 
 
 def capturing() -> bool:
-    """Return True while ``make_fx`` records operations.
+    """Return True while torch's ``make_fx`` is recording operations.
 
-    The check does not import ``make_fx``, which loads slowly.
+    This function does not import ``make_fx``, which loads slowly.
     """
     tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return tracer is not None and tracer.get_proxy_mode() is not None

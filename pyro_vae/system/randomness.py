@@ -1,4 +1,4 @@
-"""Seeding of torch's generators that restores their state afterwards."""
+"""Seed torch's random generators for a block, and restore them afterwards."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 @contextmanager
 def own_randomness(seed: int | None = None) -> Iterator[None]:
-    """Seed torch's generators inside, and restore them afterwards.
+    """Seed torch's generators inside the ``with`` block; restore them afterwards.
 
     Args:
-        seed: The seed; None to continue from the caller's state.
+        seed: The seed; None: the block starts with the caller's state.
     """
     # manual_seed seeds the generators of all devices, so the state of every device in use is restored.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -30,14 +30,14 @@ def own_randomness(seed: int | None = None) -> Iterator[None]:
 
 
 def seeded(seed: int | None) -> AbstractContextManager[None]:
-    """Seed torch's generators inside, and restore them afterwards; with None, change nothing."""
+    """Return :func:`own_randomness` with a seed; with None, change nothing."""
     return nullcontext() if seed is None else own_randomness(seed)
 
 
 def device_state(device: torch.device) -> Tensor | None:
-    """Return the state of a GPU's generator; None for the CPU.
+    """Return the state of a GPU's random generator; None for the CPU.
 
-    The CPU's generator is torch's default generator, whose state ``torch.get_rng_state`` returns.
+    The state of the CPU's generator is returned by ``torch.get_rng_state``.
     """
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)
@@ -45,7 +45,7 @@ def device_state(device: torch.device) -> Tensor | None:
 
 
 def set_device_state(device: torch.device, state: Tensor | None) -> None:
-    """Restore a state that :func:`device_state` returned; None changes nothing."""
+    """Restore a state that :func:`device_state` returned; ignore None."""
     if state is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state.cpu(), device)
     elif state is not None and device.type == "mps":

@@ -1,4 +1,4 @@
-"""Signals that end the process, at once or after the current step."""
+"""Handling of signals that end the process, at once or later."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-#: SIGINT is Ctrl-C. SIGTERM is the request of a system or scheduler to end. SIGUSR1, if the platform has it, is the warning
-#: that batch systems send before SIGTERM.
+#: SIGINT is Ctrl-C. SIGTERM is the request to end that a system or scheduler sends. SIGUSR1, if the platform has it, is
+#: the warning that batch systems send before SIGTERM.
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
     """The exception raised when a signal asks the process to end.
 
     Attributes:
-        signal: The signal.
+        signal: The signal that the process received.
     """
 
     def __init__(self, number: int) -> None:
@@ -28,7 +28,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """Handler of signals; the call returns True after a deferred signal.
+    """Handler of signals that ask the process to end.
+
+    Calling the handler returns True if a deferred signal has been received.
 
     Attributes:
         caught: The first signal received inside :meth:`deferred`, or None.
@@ -43,7 +45,7 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside the context, store the first signal instead of raising.
+        """Inside the ``with`` block, store the first signal instead of raising.
 
         A later Ctrl-C raises :class:`Interrupted`.
         """
@@ -64,10 +66,11 @@ class Signals:
 
 @contextlib.contextmanager
 def handled_signals() -> Iterator[Signals]:
-    """Inside the context, raise :class:`Interrupted` for signals in ``NAMES``.
+    """Raise :class:`Interrupted` for signals received inside the ``with`` block.
 
-    :meth:`Signals.deferred` delays this exception. Signals that the process ignored from its start stay ignored. Outside the
-    main thread, Python allows no signal handlers, and nothing is changed.
+    ``NAMES`` lists the signals. Inside :meth:`Signals.deferred`, the exception is not raised at once. A signal that the
+    process already ignored stays ignored. Outside the main thread, Python allows no signal handlers, so this function
+    does nothing.
 
     Yields:
         The handler of the signals.
@@ -82,18 +85,21 @@ def handled_signals() -> Iterator[Signals]:
 
 
 def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
-    """Return the signal behind an exception; SIGINT for a plain ``KeyboardInterrupt``."""
+    """Return the signal that caused an exception.
+
+    For a ``KeyboardInterrupt`` that is not :class:`Interrupted`, this is SIGINT.
+    """
     return stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
 
 
 def exit_on_signal(command: str) -> None:
-    """Let a signal end the process with a message and exit code.
+    """Set handlers that end the process with a message and exit code.
 
-    These handlers serve while torch is imported, which takes seconds, until other handlers are set. This module itself does
-    not import torch.
+    The handlers are needed while torch is imported, which takes seconds. Later, :func:`handled_signals` replaces them.
+    This module itself does not import torch.
 
     Args:
-        command: The command, which opens the message.
+        command: The name of the command, at the start of the message.
     """
 
     def leave(number: int, _frame: FrameType | None) -> None:

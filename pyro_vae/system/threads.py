@@ -9,7 +9,7 @@ import torch
 
 from pyro_vae.errors import check_count
 
-#: Environment variables with the number of threads of torch's libraries. Torch reads these variables at import.
+#: Environment variables that set how many threads torch's libraries use. Torch reads these variables at import.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -17,7 +17,7 @@ def set_threads(threads: int | None) -> None:
     """Set the number of CPU threads that torch uses.
 
     Args:
-        threads: The number of threads; None for as many as this process may use, see :func:`usable_threads`.
+        threads: The number of threads; None: the number that :func:`usable_threads` returns.
 
     Raises:
         TypeError: If ``threads`` is not a whole number.
@@ -36,10 +36,11 @@ def set_threads(threads: int | None) -> None:
 
 
 def usable_threads() -> int:
-    """Return torch's number of threads, limited to this process's CPUs.
+    """Return torch's number of threads, or fewer if few CPUs are usable.
 
-    The limit counts the CPUs to which the process is bound and the CPU quota of its control group (cgroup); torch ignores
-    this quota. If ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` is set, torch's number is not limited.
+    The process may be bound to some CPUs, and its control group (cgroup) may have a CPU quota, which torch ignores. The
+    number of threads does not exceed either limit. If ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` is set, torch's number
+    is returned unchanged.
     """
     own = torch.get_num_threads()
     if any(os.environ.get(name, "").strip() for name in VARIABLES):

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def package_version() -> str:
-    """Return the installed version, or ``"not installed"`` for a bare clone."""
+    """Return the installed version; ``"not installed"`` if run from a clone."""
     try:
         return version("pyro-vae")
     except PackageNotFoundError:
