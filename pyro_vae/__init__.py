@@ -1,6 +1,6 @@
 """Variational autoencoders on Pyro, with a marginal likelihood and its error.
 
-The public names are loaded when they are first used.
+Each public name is imported when it is first used.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Checks of arguments, and the text of errors."""
+"""Checks of arguments, and functions that shorten the messages of errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_count(name: str, value: object, least: int = 1, remark: str = "") -> N
         name: Name of the argument.
         value: Value of the argument.
         least: The smallest allowed number.
-        remark: Text that follows ``least`` in the error, such as ``" epoch"``.
+        remark: Text that follows the number ``least`` in the error message, such as ``" epoch"``.
 
     Raises:
         TypeError: If ``value`` is not a whole number.
@@ -35,21 +35,21 @@ def check_count(name: str, value: object, least: int = 1, remark: str = "") -> N
 
 
 def check_counts(least: int = 1, /, **counts: object) -> None:
-    """Check that each argument is None or a whole number from ``least``."""
+    """Check that each argument is None or a whole number >= ``least``."""
     for name, value in counts.items():
         if value is not None:
             check_count(name, value, least)
 
 
 def check_number(name: str, value: object, allowed: Callable[[float], bool], expected: str, remark: str = "") -> None:
-    """Check that a value is a number in a range.
+    """Check that a value is a number in an allowed range.
 
     Args:
         name: Name of the argument.
         value: Value of the argument.
-        allowed: Function that returns True for a number in the range.
+        allowed: Function that returns True if a number is in the range.
         expected: Description of the range, such as ``"a finite number"``.
-        remark: Text at the end of the error.
+        remark: Text at the end of the error message.
 
     Raises:
         TypeError: If ``value`` is not a number.
@@ -78,13 +78,14 @@ def check_nats(name: str, value: object) -> None:
 
 
 def check_data(*inputs: object) -> None:
-    """Check that the first tensor with a dimension is not empty.
+    """Check that the data have rows, in the first non-scalar tensor.
 
     Args:
-        *inputs: Tensors, or nested lists, tuples and dicts of tensors; other objects are ignored.
+        *inputs: The data: tensors, or nested lists, tuples and dicts of tensors. Other objects and 0-dim tensors are
+            ignored.
 
     Raises:
-        ValueError: If this tensor has no rows.
+        ValueError: If the first tensor with at least one dimension has no rows.
     """
     tensors = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim() > 0]
     if tensors and len(tensors[0]) == 0:
@@ -92,9 +93,9 @@ def check_data(*inputs: object) -> None:
 
 
 def clear_data_errors(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function to refuse empty data and shorten Pyro's errors.
+    """Decorate a function so that it refuses empty data and shortens errors.
 
-    Pyro's table of trace shapes is removed from the message of an error.
+    Pyro adds a table of trace shapes to error messages; the decorated function removes this table.
     """
 
     @functools.wraps(function)
@@ -114,13 +115,13 @@ def clear_data_errors(function: Callable[P, T]) -> Callable[P, T]:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message.
 
-    For an empty message, the name of the error's type is returned.
+    If the message is empty, return the name of the error's type.
     """
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 
 def error_summary(error: BaseException) -> str:
-    """Return the type and first line of an error, without full stop."""
+    """Return an error's type and first line, without a final full stop."""
     name, line = type(error).__name__, first_line(error).rstrip(".")
     return name if line == name else f"{name}: {line}"

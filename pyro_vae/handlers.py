@@ -1,7 +1,8 @@
-r"""Poutine handlers that weight the KL of any Pyro model and guide.
+r"""Pyro handlers that weight the KL of a model and its guide.
 
-In :math:`\mathcal L_\beta = E_q[\log p(x|z)] - \beta\, KL(q(z|x) \| p(z))` the weight :math:`\beta` multiplies the latent
-sites on **both** sides: log p(z) in the model and log q(z|x) in the guide. :func:`scale_kl_pair` weights both sides.
+In :math:`\mathcal L_\beta = E_q[\log p(x|z)] - \beta\, KL(q(z|x) \| p(z))` the weight :math:`\beta` multiplies two
+log-probabilities: log p(z) at the latent sites of the model, and log q(z|x) at those of the guide. **Both** must be
+weighted; :func:`scale_kl_pair` does so.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 
 def _is_latent(msg: Message) -> bool:
-    """Return True for a latent sample site that enters the bound."""
+    """Return True if a site is a latent variable of the bound."""
     return (
         msg["type"] == "sample"
         and not msg["is_observed"]
@@ -52,11 +53,12 @@ def _check_beta(beta: object) -> Beta:
 
 
 class ScaleKL(Messenger):
-    """The handler behind :func:`scale_kl`.
+    """The handler that :func:`scale_kl` applies.
 
-    The handler multiplies the log-probability of latent sites by beta. An autoguide's auxiliary site gets the weight of the
-    latent site that is computed from it. Each site stores the product of its weights as ``infer["kl_scale"]``. The node of
-    the trace also stores the single weights, as ``kl_scales``; unlike ``infer``, ``kl_scales`` survives ``poutine.replay``.
+    The handler multiplies the log-probability of latent sites by beta. An autoguide's auxiliary site gets the weight of
+    the latent site that is computed from it. ``infer["kl_scale"]`` of a site is the product of all weights that were
+    applied to the site. ``kl_scales`` of the site's node in the trace holds the single weights. Unlike ``infer``,
+    ``kl_scales`` survives ``poutine.replay``.
     """
 
     def __init__(self, beta: Beta, sites: Collection[str] | None = None) -> None:
@@ -79,7 +81,7 @@ class ScaleKL(Messenger):
 
     @property
     def _factor(self) -> Beta:
-        """The factor of the log-probability.
+        """The factor that multiplies the log-probability of a latent site.
 
         While a graph is captured, the factor is a tensor, which the graph reads at every training step.
         """
@@ -130,19 +132,21 @@ def scale_kl(
 ) -> Callable[P, T] | ScaleKL:
     r"""Multiply the log-probability of the latent sites of ``fn`` by :math:`\beta`.
 
-    This is one side of :math:`\beta\, KL(q \| p)`: :math:`\beta \log p(z)` for a model, :math:`\beta \log q(z|x)` for a guide.
-    The objective is a beta-ELBO only if model and guide have the same weight; the objectives of this package refuse other
-    pairs. :func:`scale_kl_pair` weights both sides. Observed sites, subsampling sites and sites marked
-    ``infer={"auxiliary_loss": True}`` are not weighted. Unlike ``poutine.scale``, this handler accepts 0.
+    This weights one of the two terms of :math:`\beta\, KL(q \| p)`: :math:`\beta \log p(z)` if ``fn`` is a model,
+    :math:`\beta \log q(z|x)` if it is a guide. The objective is a beta-ELBO only if model and guide have the same
+    weight; the objectives of this package refuse a pair with different weights. :func:`scale_kl_pair` weights model and
+    guide together. Observed sites, subsampling sites and sites marked ``infer={"auxiliary_loss": True}`` are not
+    weighted. Unlike ``poutine.scale``, this handler accepts 0.
 
     Args:
         fn: A model or a guide.
-        beta: The KL weight, at least 0: a number, a 0-dim tensor (which may be changed in place), or a tensor that broadcasts
-            to the plates of the site, such as shape ``(B,)`` for one weight for each datum.
+        beta: The KL weight, at least 0: a number, a 0-dim tensor (which may be changed in place), or a tensor that
+            broadcasts to the plates of the site, such as shape ``(B,)``, which gives each of B data its own weight.
         sites: Names of the latent sites to weight; None for all latent sites.
 
     Returns:
-        A function that runs ``fn`` with the weight applied; without ``fn``, the handler, a context manager.
+        A function that runs ``fn`` with the weight applied. Without ``fn``, the handler itself, which is a context
+        manager.
 
     Raises:
         TypeError: If ``beta`` is neither a number nor a tensor.
@@ -155,15 +159,16 @@ def scale_kl(
 def scale_kl_pair(
     model: Callable[P, S], guide: Callable[P, T], beta: Beta | Mapping[str, Beta]
 ) -> tuple[Callable[P, S], Callable[P, T]]:
-    r"""Weight the KL of any model and guide.
+    r"""Weight the KL of a Pyro model and its guide.
 
-    The ELBO of the pair is :math:`E_q[\log p(x|z)] - \sum_s \beta_s\, KL_s`.
+    The ELBO of the weighted pair is :math:`E_q[\log p(x|z)] - \sum_s \beta_s\, KL_s`, with a sum over the latent sites
+    s.
 
     Args:
         model: A Pyro model.
         guide: Its guide.
-        beta: The KL weight, as in :func:`scale_kl`; or a dict with the KL weight of each latent site, ``{site: beta}``. Sites
-            that are not in the dict keep weight 1.
+        beta: The KL weight of all latent sites, as in :func:`scale_kl`; or a dict ``{site: beta}`` with the KL weights
+            of single sites. Sites that are not in the dict keep weight 1.
 
     Returns:
         The pair ``(model, guide)``, both with the weight applied.
@@ -183,7 +188,7 @@ def scale_kl_pair(
 
 
 def _same(ours: tuple[Beta, ...], theirs: tuple[Beta, ...]) -> bool:
-    """Return True if the products of two lists of weights agree."""
+    """Return True if two lists of weights have equal products."""
     if len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True)):
         return True
     one, other = (_product(betas) for betas in (ours, theirs))
@@ -207,8 +212,8 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
         guide_trace: Trace of the guide.
 
     Raises:
-        ValueError: If the weight of a latent site differs between model and guide, or the weight of an auxiliary site differs
-            from the weight of a latent site computed from it.
+        ValueError: If the weight of a latent site differs between model and guide, or if a latent site is computed from
+            an auxiliary site with another weight.
     """
     if capturing():
         return  # model and guide were checked just before the capture
@@ -225,7 +230,7 @@ def check_kl_scales(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def _check_auxiliary(model_trace: Trace, guide_trace: Trace) -> None:
-    """Check that auxiliary sites have the KL weight of their latent sites."""
+    """Check that each auxiliary site has its latent site's KL weight."""
     latent = [n for n, s in guide_trace.nodes.items() if n in model_trace.nodes and _is_latent(s)]
     for name, site in guide_trace.nodes.items():
         if name in model_trace.nodes or site["type"] != "sample" or not site["infer"].get("is_auxiliary", False):

@@ -29,12 +29,12 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Return the object with a given name.
+    """Return the object that has a given name in a table.
 
     Args:
         kind: The kind of object, such as ``"objective"``, for the error.
-        name: The name.
-        table: The objects by name.
+        name: The name to look up.
+        table: The objects; the keys are their names.
 
     Raises:
         ValueError: If the name is unknown, see :func:`unknown`.
@@ -45,7 +45,7 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def parse_spec(kind: str, text: str, table: Mapping[str, T]) -> tuple[T, list[str]]:
-    """Read ``NAME:ARG:ARG``.
+    """Look up the object that a text ``NAME:ARG:ARG`` names.
 
     Args:
         kind: The kind of object, such as ``"prior"``, for the error.
@@ -72,13 +72,13 @@ def parse_numbers(
     example: str,
     optional: int = 0,
 ) -> list[float]:
-    """Read the arguments in ``NAME:ARG:ARG`` as numbers.
+    """Convert the arguments of a text ``NAME:ARG:ARG`` to numbers.
 
     Args:
         flag: The name of the flag or option, for the error.
-        text: The whole text, for the error.
+        text: The whole text ``NAME:ARG:ARG``, for the error.
         args: The arguments as text, from :func:`parse_spec`.
-        types: ``int`` or ``float`` for each argument.
+        types: The type of each argument, ``int`` or ``float``.
         form: The expected form, such as ``"linear:START:STEPS"``, for the error.
         example: A valid text, such as ``"linear:0:2000"``, for the error.
         optional: Number of arguments at the end that may be omitted.
@@ -98,7 +98,9 @@ def parse_numbers(
 
 
 def part_form(name: str, cls: type) -> str:
-    """Return ``NAME:ARG:ARG`` for a class that declares its arguments, such as ``mix:COMPONENTS``.
+    """Return the form in which a class is written, such as ``mix:COMPONENTS``.
+
+    The form is ``NAME:ARG:ARG``, with the names of the arguments that the class declares.
 
     Args:
         name: The name of the class in its table.
@@ -108,10 +110,10 @@ def part_form(name: str, cls: type) -> str:
 
 
 def parse_part(kind: str, text: str, table: Mapping[str, type[T]]) -> tuple[type[T], list[float]]:
-    """Read ``NAME:ARG:ARG`` for a class that declares its arguments.
+    """Read a class and its arguments from a text ``NAME:ARG:ARG``.
 
-    The class attribute ``arguments`` maps the names of the arguments to example values. The type of an example value, int or
-    float, is the type of the argument.
+    Each class in the table declares its arguments: the class attribute ``arguments`` maps the names of the arguments to
+    example values. The type of an example value, int or float, is the type of the argument.
 
     Args:
         kind: The kind of part, such as ``"prior"``.
@@ -119,7 +121,8 @@ def parse_part(kind: str, text: str, table: Mapping[str, type[T]]) -> tuple[type
         table: The classes by name.
 
     Returns:
-        The class, and the values of the arguments in ``text``. Omitted arguments have the defaults of the constructor.
+        The class, and the values of the arguments in ``text``. For an omitted argument, the constructor uses its
+        default.
 
     Raises:
         ValueError: If the name is unknown, there are too many arguments, or an argument is not a number of its type.

@@ -1,4 +1,7 @@
-"""A faster ``pyro.module``, without a message for each parameter at each step."""
+"""A faster ``pyro.module`` that sends fewer messages.
+
+``pyro.module`` sends a Pyro message for each parameter at each training step.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from torch import Tensor, nn
 
 
 class Recorder:
-    """The parameters that one SVI has seen, by registered module.
+    """Record of the registered modules and parameters that one SVI uses.
 
     Attributes:
-        known: For each module id, the module and its parameters. A module is known after a step in which all its parameters
-            were seen as ``param`` messages.
-        used: The parameters used in the current step, by id.
+        known: The known modules, each with its parameters; the keys are module ids. A module is known after a training
+            step in which every parameter of it was seen in a ``param`` message.
+        used: The parameters used in the current training step; the keys are parameter ids.
     """
 
     def __init__(self) -> None:
@@ -24,13 +27,13 @@ class Recorder:
         self._registered: list[nn.Module] = []
 
     def begin(self) -> dict[int, Tensor]:
-        """Begin a step; return the dict that collects the step's parameters."""
+        """Begin a training step; return the dict that collects its parameters."""
         self.used, self._registered = {}, []
         return self.used
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record the calls of :func:`register` in one step."""
+        """Record the :func:`register` calls that are made during one training step."""
         _recorders.append(self)
         try:
             yield
@@ -43,10 +46,11 @@ class Recorder:
                 self.known[id(module)] = module, own
 
     def use_known(self, module: nn.Module) -> bool:
-        """Mark the known parameters of ``module`` as used.
+        """Mark the parameters of a known module as used in this step.
 
         Returns:
-            False, and marks nothing, if the module is not known or its parameters have been replaced.
+            True if the parameters were marked. False, with nothing marked, if the module is not known or its parameters
+            have been replaced.
         """
         _, params = self.known.get(id(module), (None, []))
         current = iter(module.parameters())
@@ -56,7 +60,7 @@ class Recorder:
         return True
 
     def note(self, module: nn.Module) -> None:
-        """Record that ``module`` was registered by ``pyro.module`` in this step."""
+        """Record that ``pyro.module`` registered ``module`` in this training step."""
         self._registered.append(module)
 
 
@@ -66,7 +70,7 @@ _collectors: list[list[Tensor]] = []
 
 @contextmanager
 def collecting() -> Iterator[list[Tensor]]:
-    """Collect the parameters of every module registered inside the context."""
+    """Collect the parameters of all modules registered inside the ``with`` block."""
     params: list[Tensor] = []
     _collectors.append(params)
     try:
@@ -78,8 +82,8 @@ def collecting() -> Iterator[list[Tensor]]:
 def register(name: str, module: nn.Module) -> None:
     """Register a module with Pyro, as ``pyro.module`` does.
 
-    If an earlier step of the running :class:`pyro_vae.SVI` has seen the module's parameters, they are recorded at once,
-    without a message for each parameter.
+    If the running :class:`pyro_vae.SVI` has seen the module's parameters in an earlier training step, all of them are
+    recorded together, without a message for each parameter.
 
     Args:
         name: Name of the module in the parameter store.

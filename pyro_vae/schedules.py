@@ -1,7 +1,7 @@
 r"""Schedules for :math:`\beta`, the weight of the KL.
 
-A schedule is an immutable function of the training step, counted from 0. Calling a schedule with a step returns the weight
-as a float. From step ``steps`` on, the weight stays at its end value.
+A schedule is an immutable function of the training step, counted from 0. Calling a schedule with a step returns the
+weight as a float. From step number ``steps`` on, the weight keeps its final value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _check_steps(steps: int) -> None:
 
 @dataclass(frozen=True)
 class Constant:
-    r"""Constant :math:`\beta`.
+    r"""Constant KL weight :math:`\beta`.
 
     .. math:: \beta_t = b
 
@@ -58,13 +58,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    r"""Linear annealing from ``start`` to ``end`` over ``steps`` steps, then ``end``.
+    r"""Linear annealing from ``start`` to ``end`` in ``steps`` steps, then constant.
 
     .. math:: \beta_t = s + (e - s) \min(1, t / T)
 
     Args:
-        start: The first :math:`\beta`, s, at least 0.
-        end: The last :math:`\beta`, e, at least 0.
+        start: The first KL weight, s, at least 0.
+        end: The last KL weight, e, at least 0.
         steps: The number T of optimization steps after which ``end`` is reached, at least 1.
 
     Raises:
@@ -97,8 +97,8 @@ class Cyclical:
         \quad \tau = \frac{t \bmod T/M}{T/M} \quad (t < T)
 
     Args:
-        start: The first :math:`\beta` of each cycle, s, at least 0.
-        end: The last :math:`\beta` of each cycle, e, at least 0.
+        start: The first KL weight of each cycle, s, at least 0.
+        end: The last KL weight of each cycle, e, at least 0.
         steps: The number T of training steps in all cycles together.
         cycles: The number M of cycles, from 1 to ``steps``.
         ratio: The share R of a cycle that the ramp takes, in (0, 1].
@@ -138,13 +138,13 @@ class Cyclical:
 
 @dataclass(frozen=True)
 class Cosine:
-    r"""Annealing along half a cosine wave, slow at both ends.
+    r"""Annealing along half a cosine wave, which is flat at both ends.
 
     .. math:: \beta_t = s + (e - s)\, (1 - \cos(\pi u)) / 2, \quad u = \min(1, t / T)
 
     Args:
-        start: The first :math:`\beta`, s, at least 0.
-        end: The last :math:`\beta`, e, at least 0.
+        start: The first KL weight, s, at least 0.
+        end: The last KL weight, e, at least 0.
         steps: The number T of optimization steps after which ``end`` is reached, at least 1.
 
     Raises:
@@ -165,21 +165,22 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    r"""Annealing along a logistic curve, scaled to run from ``start`` to ``end``.
+    r"""Annealing along a logistic curve that runs from ``start`` to ``end``.
 
     .. math:: \beta_t = s + (e - s)\, \frac{\sigma(k (2u - 1)) - \sigma(-k)}{\sigma(k) - \sigma(-k)},
         \quad u = \min(1, t / T), \quad k = 6
 
     Args:
-        start: The first :math:`\beta`, s, at least 0.
-        end: The last :math:`\beta`, e, at least 0.
+        start: The first KL weight, s, at least 0.
+        end: The last KL weight, e, at least 0.
         steps: The number T of optimization steps after which ``end`` is reached, at least 1.
 
     Raises:
         ValueError: If a weight is negative or not finite, or ``steps`` is below 1.
 
     References:
-        Bowman et al., "Generating Sentences from a Continuous Space", 2016, figure 2 (not rescaled there).
+        Bowman et al., "Generating Sentences from a Continuous Space", 2016, figure 2 (there, the curve is not rescaled
+        to reach both ends).
     """
 
     start: float
@@ -214,7 +215,8 @@ RAMPS: dict[str, Callable[..., Schedule]] = {
 def parse(text: str, end: float) -> Schedule:
     r"""Read ``KIND[:START:STEPS[:CYCLES]]``, the value of the flag ``--anneal``.
 
-    Examples are ``"constant"``, ``"linear:0:2000"`` (from 0, over 2,000 training steps) and ``"cyclical:0:2000:4"``.
+    Examples are ``"constant"``; ``"linear:0:2000"``, which starts at 0 and takes 2,000 training steps; and
+    ``"cyclical:0:2000:4"``, which has 4 cycles.
 
     Args:
         text: The kind of schedule and its numbers, separated by colons.
@@ -240,16 +242,17 @@ def parse(text: str, end: float) -> Schedule:
 
 
 def parse_all(text: str, beta: float | str) -> Schedule | dict[str, Schedule]:
-    r"""Read the flags ``--anneal`` and ``--beta``.
+    r"""Make the schedules that the flags ``--anneal`` and ``--beta`` describe.
 
-    Beta is one number, or a number for each named latent site: ``z1=0.5,z2=2``.
+    The value of ``--beta`` is one number, or a number for each named latent site, such as ``z1=0.5,z2=2``.
 
     Args:
         text: The value of ``--anneal``, see :func:`parse`.
         beta: The final :math:`\beta`, or the text of ``--beta``.
 
     Returns:
-        The schedule; if ``beta`` names latent sites, a schedule for each site, ending at the site's own :math:`\beta`.
+        The schedule. If ``beta`` names latent sites, a dict with a schedule for each named site; each schedule ends at
+        the number given for the site.
 
     Raises:
         ValueError: If :func:`parse` refuses ``text``, a part of ``beta`` is not ``SITE=NUMBER``, or a site appears twice.

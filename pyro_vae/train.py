@@ -61,7 +61,10 @@ def _train(words: Sequence[str], signals: Signals, held: ExitStack) -> int:
 
 
 def _sweep(session: Session, config: Config, options: train_arguments.Options) -> None:
-    """Train one run for each KL weight; resume an interrupted run."""
+    """Train one run for each KL weight of a sweep.
+
+    If a run was interrupted, it is resumed.
+    """
     if options.resume is not None:
         raise ValueError(
             "--beta-sweep: cannot be combined with --resume; to resume a sweep, repeat its command without --resume."
