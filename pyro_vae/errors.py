@@ -78,7 +78,9 @@ def check_nats(name: str, value: object) -> None:
 
 
 def check_data(*inputs: object) -> None:
-    """Check that the data have rows, in the first non-scalar tensor.
+    """Check that data have at least one row.
+
+    The first tensor with a dimension is checked.
 
     Args:
         *inputs: The data: tensors, or nested lists, tuples and dicts of tensors. Other objects and 0-dim tensors are

@@ -37,7 +37,7 @@ def seeded(seed: int | None) -> AbstractContextManager[None]:
 def device_state(device: torch.device) -> Tensor | None:
     """Return the state of a GPU's random generator; None for the CPU.
 
-    The state of the CPU's generator is returned by ``torch.get_rng_state``.
+    For the state of the CPU's generator, call ``torch.get_rng_state``.
     """
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)

@@ -64,14 +64,14 @@ class KLControl(pyro.infer.ELBO):
         self.objective, self.plate = objective, objective.plate
 
     def penalty(self, rates: Tensor) -> Tensor:
-        """Return f of the rates: the mean penalty of a datum.
+        """Return f, the penalty for a batch with the given rates.
 
         Args:
             rates: Rates averaged over the batch, nats. Shape ``(units,)``, ``(sites,)`` or ``(1,)``, depending on
                 ``per``.
 
         Returns:
-            The penalty, 0-dim, nats.
+            The penalty, 0-dim, nats per datum.
         """
         raise NotImplementedError
 
