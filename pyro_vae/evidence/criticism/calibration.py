@@ -261,7 +261,7 @@ def _check_numbers(num_simulations: int, num_draws: int, level: float, chunk_row
     check_counts(num_simulations=num_simulations, num_draws=num_draws, chunk_rows=chunk_rows)
     if num_draws % 2 == 0:
         raise ValueError(
-            f"num_draws: expected an odd number, so that ranks pair up to intervals, got {num_draws}; pass {num_draws + 1}."
+            f"num_draws: expected an odd number, which makes num_draws + 1 ranks even, got {num_draws}; pass {num_draws + 1}."
         )
     if not 0 < level < 1:
         raise ValueError(f"level: expected a probability between 0 and 1, such as 0.95, got {level}.")

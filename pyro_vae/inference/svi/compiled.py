@@ -145,7 +145,7 @@ class CapturedSteps(GraphCache[Entry]):
             return found
         warnings.warn(
             f"SVI: at step {step} the compiled step has another loss or gradient than an eager step; it is captured again. "
-            "The program had read a value outside any tensor (docs/speed.md).",
+            "The program uses a changing value that is not a tensor (docs/speed.md).",
             stacklevel=6,
         )
         self.forget()
