@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pyro_vae import train
 from tests.children import ROOT
 
 
@@ -88,7 +89,15 @@ def test_trust_log_px(monkeypatch, capsys, tmp_path):
     assert len([*tmp_path.glob("*.png")]) == 2
 
 
+@pytest.mark.slow
+def test_the_picture_of_the_readme(monkeypatch, capsys, tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "grid.png"
+    assert train.main(["--epochs", "1", "--quiet", "--device", "cpu", "--run-dir", str(run)]) == 0
+    _run(monkeypatch, capsys, "mnist_grid.py", str(run), str(picture))
+    assert picture.stat().st_size > 10_000
+
+
 def test_each_example_is_run_somewhere():
-    run = {"quickstart.py", "plain_pyro.py", "trust_log_px.py", *QUICK, *WHOLE}
+    run = {"quickstart.py", "plain_pyro.py", "trust_log_px.py", "mnist_grid.py", *QUICK, *WHOLE}
     run |= {"faulty_vae.py"}  # by the tests of the plugin
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == run

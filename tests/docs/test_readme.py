@@ -23,3 +23,7 @@ def test_the_six_lines_print_what_is_quoted_and_end_in_a_picture(tmp_path, monke
     for number, other in zip(re.findall(r"\d+\.\d+", printed), re.findall(r"\d+\.\d+", expected), strict=True):
         assert abs(float(number) - float(other)) < 0.1, (printed, expected)
     assert (tmp_path / "pictures" / "grid.png").stat().st_size > 10_000
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"[A-Z]{8,}", README)
