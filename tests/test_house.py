@@ -8,6 +8,7 @@ import inspect
 import re
 import statistics
 import subprocess
+import sys
 import tomllib
 import zipfile
 
@@ -116,7 +117,9 @@ def test_every_layer_is_named_in_the_contracts():
 @pytest.mark.slow
 def test_the_wheel_holds_every_file(tmp_path):
     """A line of .gitignore that is not anchored would hide a folder of the package from the wheel."""
-    subprocess.run(["python", "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT], check=True, capture_output=True
+    )
     (wheel,) = tmp_path.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("pyro_vae/")}
     tracked = subprocess.run(["git", "ls-files", "pyro_vae"], cwd=ROOT, check=True, capture_output=True, text=True)
