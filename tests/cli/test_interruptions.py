@@ -493,11 +493,11 @@ def test_of_two_processes_with_one_new_folder_exactly_one_trains(tmp_path, nurse
         assert len(metrics(folder)) == 8
         for child, code in zip(children, codes, strict=True):
             assert child.text.count("\n") == (1 if code else 0)
-            assert code == 0 or "in use" in child.text or "files in it" in child.text
+            assert code == 0 or "is using this folder" in child.text or "files in it" in child.text
 
 
 def in_use(child: Child) -> bool:
-    return child.wait() == 2 and child.text.count("\n") == 1 and "got one in use; wait" in child.text
+    return child.wait() == 2 and child.text.count("\n") == 1 and "is using this folder; wait" in child.text
 
 
 @pytest.mark.parametrize("kind", PATCHES)

@@ -144,8 +144,8 @@ class CapturedSteps(GraphCache[Entry]):
         if found is None or not self.differs(*found, args, kwargs):
             return found
         warnings.warn(
-            f"SVI: at step {step} the compiled step has another loss or gradient than an eager step; it is captured again. "
-            "The program uses a changing value that is not a tensor (docs/speed.md).",
+            f"SVI: at step {step} the compiled step differs from an eager step in loss or gradient; it is captured again. "
+            "The program uses a changing value outside tensors (docs/speed.md).",
             stacklevel=6,
         )
         self.forget()
