@@ -346,6 +346,7 @@ def interrupt_step(monkeypatch, call: int) -> None:
         pytest.param("--hidden", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.thin(2)
 def test_an_interrupted_run_goes_on_exactly(tmp_path, monkeypatch, capsys, words):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ["--epochs", "4", *words.split()]

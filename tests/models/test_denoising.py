@@ -85,6 +85,7 @@ def test_noise_in_training_is_reported_like_dropout():
 
 
 @pytest.mark.parametrize("words", WORDS)
+@pytest.mark.thin(3)
 def test_the_weights_in_training_are_those_of_clean_data(words):
     """E[w] = p(x) for the clean data, whatever the noise."""
     vae, x = linear(words), data()

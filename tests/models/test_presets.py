@@ -107,6 +107,7 @@ def test_a_model_without_a_bound_is_pressed_too():
 @pytest.mark.parametrize(
     ("estimator", "size", "warned"), [("even", 8, True), ("weighted", 8, False), ("even", 400, False)]
 )
+@pytest.mark.thin(3)
 def test_fit_says_where_batches_hold_no_neighbours_of_a_code(estimator, size, warned):
     """Far codes of 2 units, one for each of 400 points on a circle, which no batch of 8 has twice."""
     angles = 2 * math.pi * torch.rand(400, 1, generator=torch.Generator().manual_seed(0))

@@ -239,6 +239,7 @@ def test_a_file_that_one_process_cannot_read_is_reported_once(nursery, tmp_path)
     ],  # the last one captured
 )
 @pytest.mark.parametrize("kind", ["nan", "error"])
+@pytest.mark.thin(2)
 def test_what_goes_wrong_on_one_ends_all_at_its_step(nursery, tmp_path, kind, objective, begun):
     codes, texts = run(nursery, 2, tmp_path, kind, objective, begun, str(tmp_path), call="tests.ranks:fail")
     assert codes == [0, 0], texts

@@ -75,6 +75,7 @@ def test_images_give_these_files_and_none_is_blank(
 
 @pytest.mark.parametrize(("latent_dim", "labels"), [(1, False), (1, True), (2, False), (3, True)])
 @pytest.mark.usefixtures("coarse")
+@pytest.mark.thin(2)
 def test_vectors_give_no_images(tmp_path: Path, latent_dim: int, labels: bool) -> None:
     paths = draw_pictures(make_vae(latent_dim, (5,)), vectors(labels=labels), HISTORY, tmp_path)
     assert names(paths) == ["curves", "latents", "units", "tsne"]

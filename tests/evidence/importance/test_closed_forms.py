@@ -182,6 +182,7 @@ def vae_pair(name):
 
 
 @pytest.mark.parametrize("name", ["vae", "independent", "dependent"])
+@pytest.mark.thin(3)
 def test_chunks_batches_rows_and_threads_change_rounding_only(name):
     model, guide = vae_pair(name)
     x = torch.rand(11, 6, generator=torch.Generator().manual_seed(1)).round()

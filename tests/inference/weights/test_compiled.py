@@ -54,6 +54,7 @@ def test_the_same_draws_as_eagerly(name):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_compiled_by_inductor():
     model, guide = PROGRAMS["vae"]()
     captured = CapturedDraws()

@@ -53,6 +53,7 @@ DRAWN = [*SMALL, "--num-samples", 200]
 
 
 @pytest.mark.parametrize("estimator", [name for name, row in estimators.ESTIMATORS.items() if not row.simulates])
+@pytest.mark.thin(2)
 def test_each_estimator_of_a_part_of_the_test_set(runs, capsys, estimator):
     """They agree on log p(x); the main figures of the run do not change."""
     before = summary(runs / "one")

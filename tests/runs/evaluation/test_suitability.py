@@ -53,6 +53,7 @@ LONG = {"m1m2", "auxiliary", "sdgm"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in MODELS])
+@pytest.mark.thin(3)
 def test_what_suits_a_model(name):
     torch.manual_seed(0)
     model = make(name, {"data_shape": (1, 4, 4), "latent_dim": 2, "hidden": (4,), "num_classes": 3})
